@@ -1,0 +1,233 @@
+"""One cluster's configuration: a TOML file, overridden by flags; every knob is documented here."""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from sps2.common.errors import Invalid
+
+Port = Annotated[int, Meta(ge=1, le=65535)]
+Positive = Annotated[int, Meta(ge=1)]
+NotNegative = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+def home() -> Path:
+    """Where models, logs and run files live: `$SPS2_HOME`, else `~/.cache/sps2`."""
+    return Path(os.environ.get("SPS2_HOME") or Path.home() / ".cache" / "sps2").expanduser()
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A table of the file; unknown keys are errors."""
+
+
+class Gateway(Section):
+    """The HTTP and ZeroMQ door of the cluster."""
+
+    port: Annotated[Port, Meta(description="HTTP port of the OpenAI-compatible API")] = 8000
+    bus_port: Annotated[Port, Meta(description="ZeroMQ port of the SDK and spsctl")] = 8001
+    max_body_bytes: Annotated[Positive, Meta(description="largest HTTP body accepted")] = 16 << 20
+    max_requests: Annotated[
+        Positive, Meta(description="requests in work at once; more are refused with 429")
+    ] = 512
+    max_choices: Annotated[Positive, Meta(description="largest `n` of one request")] = 16
+
+
+class Scheduler(Section):
+    """Who runs what, where, and when."""
+
+    bus_port: Annotated[Port, Meta(description="ZeroMQ port")] = 8002
+    policy: Annotated[Literal["fcfs"], Meta(description="scheduling policy")] = "fcfs"
+    max_queue: Annotated[
+        Positive, Meta(description="requests waiting for room; more are refused with 429")
+    ] = 256
+    prefill_span_tokens: Annotated[
+        Positive, Meta(description="the SP degree is the prompt's length over this, rounded up")
+    ] = 256
+    decode_span_tokens: Annotated[
+        Positive, Meta(description="KV of one request is spread so that a shard gets about this")
+    ] = 2048
+
+
+class Directory(Section):
+    """The KV directory."""
+
+    bus_port: Annotated[Port, Meta(description="ZeroMQ port")] = 8003
+
+
+class Telemetry(Section):
+    """Where beats and events of all services meet (in the scheduler's process)."""
+
+    publish_port: Annotated[Port, Meta(description="ZeroMQ port that services publish to")] = 8004
+    subscribe_port: Annotated[Port, Meta(description="ZeroMQ port to subscribe to")] = 8005
+
+
+class Bus(Section):
+    """The control bus."""
+
+    beat_s: Annotated[Seconds, Meta(description="seconds between beats")] = 1.0
+    missed_beats: Annotated[Positive, Meta(description="beats missed before a peer is lost")] = 3
+    max_message_bytes: Annotated[Positive, Meta(description="larger messages are refused")] = (
+        64 << 20
+    )
+
+
+class Kv(Section):
+    """KV pages of a decode shard."""
+
+    page_tokens: Annotated[int, Meta(ge=1, le=1024, description="tokens in one page")] = 32
+    pool_tokens: Annotated[
+        NotNegative, Meta(description="tokens of KV in one shard's pool; 0 sizes it by free memory")
+    ] = 0
+
+
+class Cluster(Section):
+    """The whole file."""
+
+    name: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]+$", description="of this cluster")] = (
+        "default"
+    )
+    model: Annotated[str, Meta(description="as given to `spsctl pull`, or a folder")] = (
+        "smollm2-135m"
+    )
+    dtype: Annotated[
+        Literal["auto", "bfloat16", "float16", "float32"],
+        Meta(description="of weights, activations and KV; auto takes the checkpoint's"),
+    ] = "auto"
+    max_context: Annotated[
+        NotNegative, Meta(description="tokens of prompt and answer; 0 takes the model's limit")
+    ] = 0
+    host: Annotated[str, Meta(description="address that every service binds")] = "127.0.0.1"
+    prefill: Annotated[Positive, Meta(description="prefill shards")] = 1
+    decode: Annotated[Positive, Meta(description="decode shards")] = 1
+    threads: Annotated[
+        NotNegative,
+        Meta(description="compute threads of one shard; 0 shares the cores out"),
+    ] = 0
+    transport: Annotated[
+        Literal["auto", "ucx", "tcp"],
+        Meta(description="data plane; auto takes UCX where it is installed and healthy"),
+    ] = "auto"
+    gateway: Gateway = Gateway()
+    scheduler: Scheduler = Scheduler()
+    kvdir: Directory = Directory()
+    telemetry: Telemetry = Telemetry()
+    bus: Bus = Bus()
+    kv: Kv = Kv()
+
+    @property
+    def shard_threads(self) -> int:
+        """Threads of one shard: prefill and decode shards take turns on the same cores."""
+        cores = len(os.sched_getaffinity(0))
+        return self.threads or max(1, cores // max(self.prefill, self.decode))
+
+    @property
+    def http_url(self) -> str:
+        return f"http://{self.host}:{self.gateway.port}"
+
+    @property
+    def gateway_address(self) -> str:
+        return f"tcp://{self.host}:{self.gateway.bus_port}"
+
+    @property
+    def scheduler_address(self) -> str:
+        return f"tcp://{self.host}:{self.scheduler.bus_port}"
+
+    @property
+    def kvdir_address(self) -> str:
+        return f"tcp://{self.host}:{self.kvdir.bus_port}"
+
+    @property
+    def publish_address(self) -> str:
+        return f"tcp://{self.host}:{self.telemetry.publish_port}"
+
+    @property
+    def subscribe_address(self) -> str:
+        return f"tcp://{self.host}:{self.telemetry.subscribe_port}"
+
+
+def load(path: Path | None = None, **flags: Any) -> Cluster:
+    """Read a configuration file; `flags` that are not None override its top-level keys.
+
+    `port` sets the HTTP port and moves the other ports after it, unless the file names them.
+
+    Raises:
+        Invalid: the file is missing or not TOML, a key is unknown, or a value is out of range.
+    """
+    tables: dict[str, Any] = {}
+    if path is not None:
+        try:
+            tables = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise Invalid(f"cannot read the configuration {path}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise Invalid(f"{path} is not valid TOML: {error}") from error
+    port = flags.pop("port", None)
+    tables |= {name: value for name, value in flags.items() if value is not None}
+    if port is not None:
+        tables = _with_ports(tables, port)
+    try:
+        return msgspec.convert(tables, Cluster)
+    except msgspec.ValidationError as error:
+        where = path or "the command line"
+        raise Invalid(
+            f"{where}: {error}; `spsctl config` prints every key with its meaning"
+        ) from error
+
+
+def _with_ports(tables: dict[str, Any], port: int) -> dict[str, Any]:
+    places = [
+        ("gateway", "port"),
+        ("gateway", "bus_port"),
+        ("scheduler", "bus_port"),
+        ("kvdir", "bus_port"),
+        ("telemetry", "publish_port"),
+        ("telemetry", "subscribe_port"),
+    ]
+    tables = {
+        name: dict(value) if isinstance(value, dict) else value for name, value in tables.items()
+    }
+    for offset, (section, key) in enumerate(places):
+        table = tables.setdefault(section, {})
+        if (section, key) == ("gateway", "port"):
+            table[key] = port
+        else:
+            table.setdefault(key, port + offset)
+    return tables
+
+
+def example() -> str:
+    """A complete configuration file: every key at its default, with its meaning above it."""
+    return dump(Cluster(), "Configuration of an SPS2 cluster: every key, at its default.")
+
+
+def dump(cluster: Cluster, title: str) -> str:
+    """A configuration as the file that `load` reads back, with every key's meaning above it."""
+    return "\n".join([f"# {title}", "", *_table(cluster)]) + "\n"
+
+
+def _table(section: Section, name: str = "") -> list[str]:
+    lines = [f"[{name}]  # {type(section).__doc__}"] if name else []
+    nested: list[str] = []
+    info = msgspec.inspect.type_info(type(section))
+    assert isinstance(info, msgspec.inspect.StructType)
+    for field in info.fields:
+        value = getattr(section, field.name)
+        if isinstance(value, Section):
+            nested += ["", *_table(value, field.name)]
+            continue
+        kind = field.type
+        text = (
+            (kind.extra_json_schema or {}).get("description", "")
+            if isinstance(kind, msgspec.inspect.Metadata)
+            else ""
+        )
+        inner = kind.type if isinstance(kind, msgspec.inspect.Metadata) else kind
+        if isinstance(inner, msgspec.inspect.LiteralType):
+            text += f" ({', '.join(sorted(map(str, inner.values)))})"
+        lines += [f"# {text}", f"{field.name} = {msgspec.json.encode(value).decode()}"]
+    return lines + nested

@@ -1,0 +1,428 @@
+"""Every message between services: the type is the protocol, its class name the method on the wire.
+
+`Request[Reply]` is answered once; `Stream[Item]` is answered by items until either side ends it.
+A stream that stands for a resource (`Register`, `Reserve`, `Hold`) keeps it for as long as the
+stream is open: however its caller ends, the resource is released.
+The public messages (completions, chat) are in `sps2.common.api`.
+"""
+
+from typing import Generic, Literal, TypeVar
+
+import msgspec
+
+from sps2.common.spans import Span
+
+Reply = TypeVar("Reply")
+Item = TypeVar("Item")
+
+Role = Literal["prefill", "decode"]
+FinishReason = Literal["stop", "length"]
+
+
+class Request(msgspec.Struct, Generic[Reply], frozen=True, forbid_unknown_fields=True):
+    """A call with one reply of type `Reply`. Subclass it directly, as `Request[Reply]`."""
+
+
+class Stream(msgspec.Struct, Generic[Item], frozen=True, forbid_unknown_fields=True):
+    """A call answered by any number of `Item`s. Subclass it directly, as `Stream[Item]`."""
+
+
+class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Plain data inside messages and replies."""
+
+
+class Done(Struct):
+    """An empty reply."""
+
+
+# --- what a request is ---
+
+
+class Sampling(Struct):
+    """How tokens are drawn and when to stop. `top_k` 0 and `min_p` 0 mean off."""
+
+    max_tokens: int
+    seed: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    logprobs: int | None = None
+    """How many alternatives to report with each token; None reports no log-probabilities."""
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    """Ends of generation: the model's own (unless ignored) and the caller's."""
+    prompt_logprobs: int | None = None
+    """As `logprobs`, for the prompt's own tokens (`echo` with `logprobs`)."""
+
+
+class TokenLogprobs(Struct):
+    """Log-probability of one token and of the most likely ones at its place, best first."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Token(Struct):
+    """Token number `index` of the answer. The last one says why generation ended."""
+
+    index: int
+    id: int
+    logprobs: TokenLogprobs | None = None
+    finish: FinishReason | None = None
+
+
+# --- the fleet ---
+
+
+class Peer(Struct):
+    """Where a shard's data plane listens. `name` is unique to one life of one process."""
+
+    name: str
+    address: str
+
+
+class Shard(Struct):
+    """A worker as it presents itself. `peer.name` changes with every restart, `id` does not."""
+
+    id: str
+    role: Role
+    pid: int
+    address: str
+    """Of its control bus."""
+    peer: Peer
+    pages: int = 0
+    """Size of its KV pool; 0 on prefill shards, which keep no KV between requests."""
+    page_tokens: int = 0
+
+
+class Register(Stream[Done], frozen=True):
+    """Shard to scheduler: the shard is a member while this is open. One item: accepted."""
+
+    shard: Shard
+
+
+# --- KV directory ---
+
+
+class Placement(Struct):
+    """`span` of a request's tokens lies on shard `shard`, which reserved `pages` pages for it."""
+
+    shard: str
+    span: Span
+    pages: int
+
+
+class Holding(Struct):
+    """What one shard says it holds for one request."""
+
+    request: str
+    epoch: int
+    span: Span
+    pages: int
+
+
+class Announce(Stream[Done], frozen=True):
+    """Shard to directory: pool size and what it holds; its pages count while this is open."""
+
+    shard: str
+    peer: str
+    pages: int
+    page_tokens: int
+    holdings: tuple[Holding, ...] = ()
+
+
+class Report(Request[Done], frozen=True):
+    """Shard to directory, every beat: what it holds now."""
+
+    shard: str
+    peer: str
+    holdings: tuple[Holding, ...]
+
+
+class Room(Struct):
+    """Pages per decode shard: free now, and in all."""
+
+    free: dict[str, int]
+    total: dict[str, int]
+
+
+class Watch(Stream[Room], frozen=True):
+    """Scheduler to directory: the room, at once and after every change."""
+
+
+class Reserve(Stream[Room], frozen=True):
+    """Scheduler to directory: a lease on pages, held while this is open.
+
+    One item once granted. Refused if a shard has too few free pages. `restore` re-takes a lease
+    that a lost directory had granted.
+    """
+
+    request: str
+    epoch: int
+    placements: tuple[Placement, ...]
+    restore: bool = False
+
+
+class Commit(Request[Done], frozen=True):
+    """Scheduler to directory: the request's KV is complete in its places and may be decoded."""
+
+    request: str
+    epoch: int
+
+
+class Lease(Struct):
+    """One request's places as the directory knows them."""
+
+    request: str
+    epoch: int
+    committed: bool
+    placements: tuple[Placement, ...]
+
+
+class Leases(Struct):
+    leases: tuple[Lease, ...]
+    free: dict[str, int]
+    total: dict[str, int]
+    leaked_pages: int
+    """Pages that shards hold for requests nobody leases; 0 unless something was lost."""
+
+
+class ListLeases(Request[Leases], frozen=True):
+    """Anyone to directory: every lease, and the room left."""
+
+
+# --- scheduler ---
+
+
+class Submit(Stream["Placed | FirstToken | Finished"], frozen=True):
+    """Gateway to scheduler: run a request. Closing the stream cancels it everywhere."""
+
+    request: str
+    prompt: bytes
+    """Token ids, little-endian int32."""
+    sampling: Sampling
+    sp_degree: int | None = None
+    """Forces the number of prefill shards; None lets the policy choose."""
+
+
+class Placed(Struct, tag=True):
+    """The request was planned; follow its tokens at the owner."""
+
+    epoch: int
+    owner: str
+    owner_address: str
+    sp_degree: int
+    placements: tuple[Placement, ...]
+
+
+class FirstToken(Struct, tag=True):
+    """Prefill is over."""
+
+    token: Token
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    prefill_s: float = 0.0
+    exchange_bytes: int = 0
+    """KV moved between prefill shards (the ring)."""
+    deposit_bytes: int = 0
+    """KV moved from prefill shards to decode shards."""
+
+
+class Finished(Struct, tag=True):
+    """The owner is done; no token follows."""
+
+    tokens: int
+    q_bytes: int
+    state_bytes: int
+
+
+# --- prefill ---
+
+
+class PrefillRank(Struct):
+    """One member of a prefill group, with the spans of the prompt that it computes."""
+
+    peer: Peer
+    spans: tuple[Span, ...]
+
+
+class Target(Struct):
+    """A decode shard that receives the KV of `span`."""
+
+    peer: Peer
+    span: Span
+
+
+class Prefill(Request["Prefilled"], frozen=True):
+    """Scheduler to each member of a group: run the prompt's layers on your spans."""
+
+    request: str
+    epoch: int
+    prompt: bytes
+    group: tuple[PrefillRank, ...]
+    rank: int
+    targets: tuple[Target, ...]
+    sampling: Sampling
+
+
+class Prefilled(Struct):
+    """`token` comes from the rank that computed the prompt's last position, None from others."""
+
+    token: Token | None
+    prompt_logprobs: tuple[tuple[int, TokenLogprobs], ...]
+    """(position, log-probabilities of the prompt's token at that position), own spans only."""
+    exchange_bytes: int
+    deposit_bytes: int
+    compute_s: float
+
+
+# --- decode ---
+
+
+class Hold(Stream["Held | Filled"], frozen=True):
+    """Scheduler to decode shard: keep pages for `span` while this is open.
+
+    `capacity` is how many tokens may lie here in the end (the owner's span grows).
+    Items: `Held` once frames are accepted, `Filled` once every layer of `span` has arrived.
+    """
+
+    request: str
+    epoch: int
+    span: Span
+    capacity: int
+
+
+class Held(Struct, tag=True):
+    pages: int
+
+
+class Filled(Struct, tag=True):
+    kv_bytes: int
+
+
+class Decode(Request["Decoded"], frozen=True):
+    """Scheduler to owner: join the running batch; answered when generation ends."""
+
+    request: str
+    epoch: int
+    prompt: bytes
+    first: Token
+    holders: tuple[Peer, ...]
+    """The other shards with KV of this request."""
+    sampling: Sampling
+
+
+class Decoded(Struct):
+    tokens: int
+    finish: FinishReason
+    q_bytes: int
+    state_bytes: int
+
+
+class Follow(Stream[Token], frozen=True):
+    """Gateway to owner: the tokens of a request, from number `start`, until the last."""
+
+    request: str
+    epoch: int
+    start: int = 0
+
+
+# --- every service ---
+
+
+class Info(Struct):
+    """What a service says of itself."""
+
+    service: str
+    pid: int
+    version: str
+    state: Literal["starting", "ready", "waiting"]
+    waiting_for: str = ""
+    """What it waits for when it is not ready, in words."""
+    rss_bytes: int = 0
+    up_s: float = 0.0
+    counters: dict[str, float] = {}
+    """Monotonic counts and current gauges, by metric name."""
+
+
+class Describe(Request[Info], frozen=True):
+    """Anyone to any service."""
+
+
+class RequestStatus(Struct):
+    """One request in the cluster. Times are seconds since it was submitted."""
+
+    request: str
+    stage: Literal["queued", "reserving", "prefill", "decode"]
+    prompt_tokens: int
+    age_s: float
+    epoch: int
+    sp_degree: int = 0
+    owner: str = ""
+    placements: tuple[Placement, ...] = ()
+
+
+class ShardStatus(Struct):
+    """One shard as the scheduler sees it; `state` names a loss until the shard is back."""
+
+    id: str
+    role: Role
+    state: Literal["ready", "busy", "lost"]
+    pid: int = 0
+    address: str = ""
+    peer: str = ""
+    transport: str = ""
+    pages: int = 0
+    pages_free: int = 0
+    requests: tuple[str, ...] = ()
+
+
+class FleetStatus(Struct):
+    shards: tuple[ShardStatus, ...]
+    requests: tuple[RequestStatus, ...]
+    waiting_for: str
+    """Empty when requests can be served; else what is missing, in words."""
+
+
+class ShowFleet(Request[FleetStatus], frozen=True):
+    """Anyone to scheduler."""
+
+
+class ServiceStatus(Struct):
+    service: str
+    address: str
+    state: Literal["starting", "ready", "waiting", "lost"]
+    pid: int = 0
+    waiting_for: str = ""
+    rss_bytes: int = 0
+    up_s: float = 0.0
+    counters: dict[str, float] = {}
+
+
+class ClusterStatus(Struct):
+    """`spsctl status --json`."""
+
+    model: str
+    version: str
+    ready: bool
+    waiting_for: str
+    services: tuple[ServiceStatus, ...]
+    shards: tuple[ShardStatus, ...]
+    requests: tuple[RequestStatus, ...]
+    leases: tuple[Lease, ...]
+    leaked_pages: int
+    links: tuple[dict[str, str | int], ...] = ()
+
+
+class ShowCluster(Request[ClusterStatus], frozen=True):
+    """Anyone to gateway: the whole cluster at a glance."""
+
+
+class CancelRequest(Request[Done], frozen=True):
+    """Anyone to gateway: end a request by its id. Invalid if there is none."""
+
+    request: str
