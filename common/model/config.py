@@ -1,0 +1,223 @@
+"""What config.json says, in one shape for every supported family; imports no torch."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from sps2.common.errors import Invalid
+
+RopeKind = Literal["default", "linear", "llama3", "yarn"]
+
+FAMILIES = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+}
+"""Supported `architectures` and their `model_type`."""
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+class Rope(msgspec.Struct, frozen=True):
+    """Rotary embedding; names and defaults are those of transformers' `rope_parameters`."""
+
+    rope_type: RopeKind = "default"
+    rope_theta: float = 10_000.0
+    factor: float = 1.0
+    original_max_position_embeddings: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    attention_factor: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+
+class ModelConfig(msgspec.Struct, frozen=True):
+    """Shape of one Llama-family model. `windows` has one entry per layer; None sees everything."""
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    max_context: int
+    """Tokens of prompt and answer together (`max_position_embeddings`)."""
+    norm_eps: float
+    rope: Rope
+    windows: tuple[int | None, ...]
+    tied: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    dtype: str | None = None
+    """Of the checkpoint, if its config.json says."""
+    eos_ids: tuple[int, ...] = ()
+
+    def window(self, layer: int) -> int | None:
+        """How many keys a query of `layer` sees, itself included; None is all before it."""
+        return self.windows[layer]
+
+    @property
+    def scale(self) -> float:
+        """Of attention scores."""
+        return float(self.head_dim**-0.5)
+
+    def kv_bytes(self, itemsize: int) -> int:
+        """Bytes of keys and values of one token in all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * itemsize
+
+
+def read(folder: Path) -> ModelConfig:
+    """The configuration in `folder`/config.json.
+
+    Raises:
+        Invalid: it is missing or broken, or names something unsupported.
+    """
+    path = folder / "config.json"
+    table = read_json(path)
+    try:
+        return _parse(table, path)
+    except KeyError as error:
+        raise Invalid(f"{path} lacks {error.args[0]!r}") from error
+    except (msgspec.ValidationError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise Invalid(f"{path} is not a usable model configuration: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises Invalid naming the file."""
+    try:
+        table = json.loads(path.read_bytes())
+    except OSError as error:
+        raise Invalid(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise Invalid(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(table, dict):
+        raise Invalid(f"{path} is not a JSON object")
+    return table
+
+
+def _parse(table: dict[str, Any], path: Path) -> ModelConfig:
+    family = _family(table, path)
+    _refuse_unsupported(table, path)
+    heads = table["num_attention_heads"]
+    default_head_dim = 128 if family == "qwen3" else table["hidden_size"] // heads
+    bias = bool(table.get("attention_bias", False)) and family in ("llama", "qwen3")
+    fields = {
+        "family": family,
+        "vocab_size": table["vocab_size"],
+        "hidden_size": table["hidden_size"],
+        "intermediate_size": table["intermediate_size"],
+        "layers": table["num_hidden_layers"],
+        "heads": heads,
+        "kv_heads": table.get("num_key_value_heads") or heads,
+        "head_dim": table.get("head_dim") or default_head_dim,
+        "max_context": table["max_position_embeddings"],
+        "norm_eps": table.get("rms_norm_eps", 1e-6),
+        "rope": _rope(table, path),
+        "windows": _windows(table, family),
+        "tied": table.get("tie_word_embeddings", False),
+        "qkv_bias": bias or family == "qwen2",
+        "output_bias": bias,
+        "mlp_bias": table.get("mlp_bias", False) if family == "llama" else False,
+        "qk_norm": family == "qwen3",
+        "dtype": _dtype(table, path),
+        "eos_ids": eos_ids(table),
+    }
+    config = msgspec.convert(msgspec.to_builtins(fields), ModelConfig)
+    sizes = (config.hidden_size, config.layers, config.heads, config.head_dim, config.max_context)
+    if min(sizes) < 1 or config.heads % config.kv_heads or config.head_dim % 2:
+        raise ValueError("sizes must be positive, heads a multiple of KV heads, head_dim even")
+    return config
+
+
+def _family(table: dict[str, Any], path: Path) -> str:
+    names = table.get("architectures") or []
+    known = [FAMILIES[name] for name in names if name in FAMILIES]
+    if known:
+        return known[0]
+    if not names and table.get("model_type") in FAMILIES.values():
+        return str(table["model_type"])
+    what = ", ".join(map(str, names)) or f"model_type {table.get('model_type')!r}"
+    raise Invalid(f"{path}: {what} is not supported; supported are {', '.join(FAMILIES)}")
+
+
+def _refuse_unsupported(table: dict[str, Any], path: Path) -> None:
+    if table.get("quantization_config"):
+        kind = table["quantization_config"].get("quant_method", "unknown")
+        raise Invalid(
+            f"{path}: quantised weights ({kind}) are not supported; take the model in "
+            f"{', '.join(DTYPES)}, or a .gguf file, which `spsctl pull` converts"
+        )
+    activation = table.get("hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        raise Invalid(f"{path}: hidden_act {activation!r} is not supported; supported is silu")
+
+
+def _rope(table: dict[str, Any], path: Path) -> Rope:
+    """Both spellings: `rope_parameters` (transformers 5), `rope_scaling` + `rope_theta` (4)."""
+    given = dict(table.get("rope_scaling") or table.get("rope_parameters") or {})
+    kind = given.pop("type", "default")
+    kind = given.setdefault("rope_type", kind)
+    if kind not in get_args(RopeKind):
+        supported = ", ".join(get_args(RopeKind))
+        raise Invalid(f"{path}: rope type {kind!r} is not supported; supported are {supported}")
+    if (given.pop("partial_rotary_factor", None) or table.get("partial_rotary_factor") or 1) != 1:
+        raise Invalid(f"{path}: partial_rotary_factor other than 1 is not supported")
+    given.setdefault("rope_theta", table.get("rope_theta") or 10_000.0)
+
+    context = table["max_position_embeddings"]
+    trained = table.get("original_max_position_embeddings")
+    trained = trained or given.get("original_max_position_embeddings") or context
+    given["original_max_position_embeddings"] = trained
+    if kind != "default" and given.get("factor") is None:
+        if kind != "yarn":
+            raise KeyError(f"{kind} rope scaling: factor")
+        given["factor"] = context / trained
+    if kind == "llama3":
+        given |= {name: given[name] for name in ("low_freq_factor", "high_freq_factor")}
+    known = {name: value for name, value in given.items() if value is not None}
+    return msgspec.convert(known, Rope)
+
+
+def _windows(table: dict[str, Any], family: str) -> list[int | None]:
+    layers = table["num_hidden_layers"]
+    window = table.get("sliding_window")
+    if family == "mistral":
+        return [table.get("sliding_window", 4096)] * layers
+    if family == "llama" or not table.get("use_sliding_window") or window is None:
+        return [None] * layers
+    kinds = table.get("layer_types")
+    if kinds is None:
+        first = table.get("max_window_layers", 28)
+        return [window if layer >= first else None for layer in range(layers)]
+    if len(kinds) != layers:
+        raise ValueError(f"layer_types has {len(kinds)} entries for {layers} layers")
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def _dtype(table: dict[str, Any], path: Path) -> str | None:
+    name = table.get("dtype") or table.get("torch_dtype")
+    if name is None:
+        return None
+    name = str(name).removeprefix("torch.")
+    if name not in DTYPES:
+        raise Invalid(f"{path}: dtype {name!r} is not supported; supported are {', '.join(DTYPES)}")
+    return name
+
+
+def eos_ids(table: dict[str, Any]) -> tuple[int, ...]:
+    """`eos_token_id` of a configuration file, which is a number, a list of them, or absent."""
+    given = table.get("eos_token_id")
+    if given is None:
+        return ()
+    return tuple(given) if isinstance(given, list) else (given,)

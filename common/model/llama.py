@@ -1,0 +1,182 @@
+"""The one model: every Llama-family decoder, with attention passed in."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sps2.common.model.attend import Attend, Run, inline
+from sps2.common.model.config import ModelConfig
+from sps2.common.model.rope import Rotary, rotate
+
+QKV = tuple[Tensor, Tensor, Tensor]
+Table = tuple[Tensor, Tensor]
+
+EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+
+NAMES = {
+    "input_norm": "input_layernorm.weight",
+    "q": "self_attn.q_proj.weight",
+    "q_bias": "self_attn.q_proj.bias",
+    "k": "self_attn.k_proj.weight",
+    "k_bias": "self_attn.k_proj.bias",
+    "v": "self_attn.v_proj.weight",
+    "v_bias": "self_attn.v_proj.bias",
+    "q_norm": "self_attn.q_norm.weight",
+    "k_norm": "self_attn.k_norm.weight",
+    "o": "self_attn.o_proj.weight",
+    "o_bias": "self_attn.o_proj.bias",
+    "mlp_norm": "post_attention_layernorm.weight",
+    "gate": "mlp.gate_proj.weight",
+    "gate_bias": "mlp.gate_proj.bias",
+    "up": "mlp.up_proj.weight",
+    "up_bias": "mlp.up_proj.bias",
+    "down": "mlp.down_proj.weight",
+    "down_bias": "mlp.down_proj.bias",
+}
+"""Fields of `Layer`, and what checkpoints call them after `model.layers.N.`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Weights of one layer, [out, in] as in checkpoints; None where the family has none."""
+
+    input_norm: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    o: Tensor
+    mlp_norm: Tensor
+    gate: Tensor
+    up: Tensor
+    down: Tensor
+    q_bias: Tensor | None = None
+    k_bias: Tensor | None = None
+    v_bias: Tensor | None = None
+    o_bias: Tensor | None = None
+    gate_bias: Tensor | None = None
+    up_bias: Tensor | None = None
+    down_bias: Tensor | None = None
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
+
+
+class Llama:
+    """A decoder of the Llama family: Llama 2 and 3, SmolLM2, Mistral, Qwen2, Qwen2.5, Qwen3."""
+
+    def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
+        """Take the weights as they are; `tensors` has exactly the names of `shapes(config)`."""
+        self.config = config
+        self._embedding = tensors[EMBEDDING]
+        self._final_norm = tensors[FINAL_NORM]
+        self._head = tensors[EMBEDDING if config.tied else HEAD]
+        self._rotary = Rotary(config.rope, config.head_dim)
+        self._layers = [_layer(tensors, index) for index in range(config.layers)]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights, activations, keys and values."""
+        return self._embedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._embedding.device
+
+    async def forward(
+        self, ids: Tensor, positions: Tensor, attend: Attend, run: Run = inline
+    ) -> Tensor:
+        """Run all layers over tokens that may lie anywhere in their sequences.
+
+        Args:
+            ids, positions: [tokens] int64; any number of tokens, none included.
+            attend: called once per layer, in order.
+            run: runs the arithmetic between two calls of `attend`.
+
+        Returns:
+            [tokens, hidden_size], after the final norm.
+        """
+        x, table, qkv = await run(partial(self._begin, ids, positions))
+        for index, layer in enumerate(self._layers[:-1]):
+            attended = await attend(index, *qkv)
+            x, qkv = await run(partial(self._advance, layer, index + 1, x, attended, table))
+        attended = await attend(len(self._layers) - 1, *qkv)
+        return await run(partial(self._finish, x, attended))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the next token. hidden: [tokens, hidden_size] -> [tokens, vocab] float32."""
+        return F.linear(hidden, self._head).float()
+
+    def _begin(self, ids: Tensor, positions: Tensor) -> tuple[Tensor, Table, QKV]:
+        x = F.embedding(ids, self._embedding)
+        table = self._rotary.table(positions, x.dtype)
+        return x, table, self._project(self._layers[0], x, table)
+
+    def _advance(
+        self, layer: Layer, following: int, x: Tensor, attended: Tensor, table: Table
+    ) -> tuple[Tensor, QKV]:
+        x = self._complete(layer, x, attended)
+        return x, self._project(self._layers[following], x, table)
+
+    def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        return self._norm(self._complete(self._layers[-1], x, attended), self._final_norm)
+
+    def _project(self, layer: Layer, x: Tensor, table: Table) -> QKV:
+        tokens, dim = x.shape[0], self.config.head_dim
+        x = self._norm(x, layer.input_norm)
+        q = F.linear(x, layer.q, layer.q_bias).view(tokens, self.config.heads, dim)
+        k = F.linear(x, layer.k, layer.k_bias).view(tokens, self.config.kv_heads, dim)
+        v = F.linear(x, layer.v, layer.v_bias).view(tokens, self.config.kv_heads, dim)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q, k = self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)
+        return rotate(q, table), rotate(k, table), v
+
+    def _complete(self, layer: Layer, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + F.linear(attended.reshape(x.shape[0], layer.o.shape[1]), layer.o, layer.o_bias)
+        h = self._norm(x, layer.mlp_norm)
+        gate = F.silu(F.linear(h, layer.gate, layer.gate_bias))
+        up = F.linear(h, layer.up, layer.up_bias)
+        return x + F.linear(gate * up, layer.down, layer.down_bias)
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), weight, self.config.norm_eps)
+
+
+def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a checkpoint by name, with its shape."""
+    hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
+    queries, keys = config.heads * dim, config.kv_heads * dim
+    parts: dict[str, tuple[int, ...]] = {
+        "input_norm": (hidden,),
+        "mlp_norm": (hidden,),
+        "q": (queries, hidden),
+        "k": (keys, hidden),
+        "v": (keys, hidden),
+        "o": (hidden, queries),
+        "gate": (inner, hidden),
+        "up": (inner, hidden),
+        "down": (hidden, inner),
+    }
+    if config.qkv_bias:
+        parts |= {"q_bias": (queries,), "k_bias": (keys,), "v_bias": (keys,)}
+    if config.output_bias:
+        parts |= {"o_bias": (hidden,)}
+    if config.mlp_bias:
+        parts |= {"gate_bias": (inner,), "up_bias": (inner,), "down_bias": (hidden,)}
+    if config.qk_norm:
+        parts |= {"q_norm": (dim,), "k_norm": (dim,)}
+    found = {EMBEDDING: (config.vocab_size, hidden), FINAL_NORM: (hidden,)}
+    if not config.tied:
+        found[HEAD] = (config.vocab_size, hidden)
+    for index in range(config.layers):
+        found |= {f"model.layers.{index}.{NAMES[part]}": shape for part, shape in parts.items()}
+    return found
+
+
+def _layer(tensors: Mapping[str, Tensor], index: int) -> Layer:
+    prefix = f"model.layers.{index}."
+    return Layer(
+        **{part: tensors[prefix + name] for part, name in NAMES.items() if prefix + name in tensors}
+    )

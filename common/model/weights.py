@@ -1,0 +1,80 @@
+"""Weights from safetensors into the model: memory-mapped, so that processes share the pages."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sps2.common.errors import Invalid
+from sps2.common.model.config import DTYPES, ModelConfig, read
+from sps2.common.model.llama import EMBEDDING, HEAD, Llama, shapes
+from sps2.common.models import weight_files
+
+
+def load(folder: Path, dtype: str = "auto", device: str = "cpu") -> Llama:
+    """The model in a Hugging Face folder.
+
+    On the CPU, weights whose dtype is the file's stay mapped from it; others are converted copies.
+
+    Args:
+        dtype: "bfloat16", "float16" or "float32"; "auto" takes the checkpoint's.
+
+    Raises:
+        Invalid: a file is missing or corrupt, a tensor missing, unknown or of the wrong shape, or
+            the model is of an unsupported kind; it says which.
+    """
+    config = read(folder)
+    stored = _read_all(folder)
+    expected = shapes(config)
+    _drop_derived(stored, config)
+    _check(stored, expected, folder)
+
+    name = (config.dtype or _name(stored[EMBEDDING].dtype)) if dtype == "auto" else dtype
+    if name not in DTYPES:
+        raise Invalid(f"dtype {name!r} is not supported; supported are {', '.join(DTYPES)}")
+    wanted: torch.dtype = getattr(torch, name)
+    tensors = {key: stored.pop(key).to(device, wanted).requires_grad_(False) for key in expected}
+    return Llama(config, tensors)
+
+
+def _read_all(folder: Path) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as error:
+            raise Invalid(f"{path} is not a sound safetensors file: {error}") from error
+    return tensors
+
+
+def _drop_derived(stored: dict[str, Tensor], config: ModelConfig) -> None:
+    """Tensors that old checkpoints carry and that follow from the rest."""
+    for name in list(stored):
+        if name.endswith("rotary_emb.inv_freq") or (config.tied and name == HEAD):
+            del stored[name]
+
+
+def _check(stored: dict[str, Tensor], expected: dict[str, tuple[int, ...]], folder: Path) -> None:
+    missing = [name for name in expected if name not in stored]
+    if missing:
+        raise Invalid(f"{folder}: {_few(missing)} missing from the weights")
+    unknown = [name for name in stored if name not in expected]
+    if unknown:
+        raise Invalid(f"{folder}: {_few(unknown)} in the weights, but not in such a model")
+    for name, shape in expected.items():
+        if tuple(stored[name].shape) != shape:
+            found = list(stored[name].shape)
+            raise Invalid(f"{folder}: {name} has shape {found}; config.json says {list(shape)}")
+        if not stored[name].is_floating_point():
+            raise Invalid(f"{folder}: {name} is of dtype {_name(stored[name].dtype)}")
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more + (" is" if len(names) == 1 else " are")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,137 @@
+"""Where models live, and what makes a folder a model; imports no torch."""
+
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from sps2.common.config import home as default_home
+from sps2.common.errors import Invalid
+from sps2.common.model.config import read, read_json
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage in words, how much of it is done, and of how much (0: not known)."""
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+_HUB = re.compile(r"hf:(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+
+
+def locate(ref: str, home: Path | None = None) -> Path:
+    """The folder of a model that was pulled, or of a local one; nothing is downloaded.
+
+    Args:
+        ref: as given to `spsctl pull`: a known name, `hf:ORG/NAME`, a folder, or a .gguf file.
+
+    Raises:
+        Invalid: it is not here; says how to get it.
+    """
+    local = Path(ref).expanduser()
+    if local.is_dir() and (local / "config.json").exists():
+        return local
+    folder = folder_of(ref, home)
+    if not folder.is_dir():
+        raise Invalid(f"model {ref!r} is not in {folder.parent}; get it with `spsctl pull {ref}`")
+    return folder
+
+
+def folder_of(ref: str, home: Path | None = None) -> Path:
+    """Where `spsctl pull` puts a model. Raises Invalid if `ref` cannot name one."""
+    root = (home or default_home()) / "models"
+    if hub := parse_hub(ref):
+        name, revision = hub
+        return root / (name + (f"@{revision}" if revision else "")).replace("/", "--")
+    if ref.endswith(".gguf"):
+        return root / _name_of_file(Path(ref).expanduser().resolve())
+    if Path(ref).expanduser().is_dir():
+        raise Invalid(f"{ref} is a folder without config.json, so not a model")
+    if not re.fullmatch(r"\w[\w.@-]*", ref):
+        raise Invalid(
+            f"{ref!r} names no model: give a known name (smollm2-135m), hf:ORG/NAME, "
+            "a folder with config.json, or a .gguf file"
+        )
+    return root / ref
+
+
+def parse_hub(ref: str) -> tuple[str, str | None] | None:
+    """(ORG/NAME, revision) of an `hf:` reference, None for others. Invalid if it is malformed."""
+    if not ref.startswith("hf:"):
+        return None
+    match = _HUB.fullmatch(ref)
+    if match is None or ".." in ref:
+        raise Invalid(f"{ref!r} is not of the form hf:ORG/NAME or hf:ORG/NAME@REVISION")
+    return match["name"], match["revision"]
+
+
+def validate(folder: Path) -> None:
+    """Check that a folder holds a model that can be served, without reading the weights.
+
+    Raises:
+        Invalid: naming the file that is missing, broken or unsupported.
+    """
+    read(folder)
+    require_tokenizer(folder)
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="np"):
+                pass
+        except (SafetensorError, OSError, ValueError) as error:
+            raise Invalid(f"{path} is not a sound safetensors file: {error}") from error
+
+
+def require_tokenizer(folder: Path) -> Path:
+    """The folder's tokenizer.json. Raises Invalid if there is none."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        hint = ""
+        if (folder / "tokenizer.model").exists():
+            hint = " (tokenizer.model must be converted, for example by transformers)"
+        raise Invalid(f"{folder} lacks tokenizer.json{hint}")
+    return path
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder. Raises Invalid if there are none, or not all."""
+    index = folder / INDEX
+    if index.exists():
+        table = read_json(index).get("weight_map")
+        if not isinstance(table, dict) or not table:
+            raise Invalid(f"{index} has no weight_map")
+        names = sorted({Path(str(name)).name for name in table.values()})
+    elif (folder / SINGLE).exists():
+        names = [SINGLE]
+    else:
+        pickled = " (pytorch_model.bin must be converted)" if any(folder.glob("*.bin")) else ""
+        raise Invalid(f"{folder} has no weights: neither {SINGLE} nor {INDEX}{pickled}")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise Invalid(f"{folder} lacks {', '.join(missing)}, named in {INDEX}")
+    return [folder / name for name in names]
+
+
+def fingerprint(folder: Path) -> str:
+    """Short name of exactly these weights and this configuration, read in milliseconds.
+
+    It covers config.json and, of each weight file, the size, the header and 64 KiB of the data.
+    """
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in weight_files(folder):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(8 + min(int.from_bytes(file.read(8), "little"), 1 << 26)))
+            file.seek(max(0, size - (64 << 10)))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def _name_of_file(path: Path) -> str:
+    """Names a converted file by its contents' identity: a changed file is another model."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise Invalid(f"cannot read {path}: {error.strerror}") from error
+    identity = hashlib.sha256(f"{path}:{stat.st_size}:{stat.st_mtime_ns}".encode())
+    return f"{path.stem}-{identity.hexdigest()[:8]}"

