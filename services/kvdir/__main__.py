@@ -1,0 +1,24 @@
+"""Runs the KV directory: `python -m sps2.services.kvdir --config FILE`."""
+
+import asyncio
+
+from sps2.common.config import Cluster
+from sps2.common.rpc import Server
+from sps2.services.kvdir.directory import Directory
+from sps2.services.kvdir.service import DirectoryService
+from sps2.services.run import About, beating, run
+
+
+async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
+    directory = Directory()
+    about.counters = lambda: {"kv_leaked_pages": float(directory.leases().leaked_pages)}
+    server = Server([DirectoryService(directory), about], cluster.bus)
+    async with beating(about, cluster):
+        await server.start(cluster.kvdir_address)
+        about.started = True
+        await stop.wait()
+        await server.close()
+
+
+if __name__ == "__main__":
+    run("kvdir", serve)

@@ -1,0 +1,106 @@
+"""Leases never exceed the pools; everything comes back; leaks are seen."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sps2.common.errors import Invalid, Refused
+from sps2.common.messages import Holding, Placement
+from sps2.common.spans import Span
+from sps2.services.kvdir.directory import Directory
+
+
+def place(shard: str, pages: int) -> Placement:
+    return Placement(shard, Span(0, pages * 16), pages)
+
+
+def directory(**pools: int) -> Directory:
+    made = Directory()
+    for shard, pages in pools.items():
+        made.announce(shard, f"{shard}/1", pages, 16, ())
+    return made
+
+
+def test_a_lease_takes_pages_and_its_end_gives_them_back() -> None:
+    kv = directory(a=10, b=4)
+    kv.reserve("r", 0, (place("a", 7), place("b", 4)))
+    assert kv.room().free == {"a": 3, "b": 0}
+    kv.commit("r", 0)
+    assert kv.leases().leases[0].committed
+    kv.release("r", 0)
+    kv.release("r", 0)
+    assert kv.room().free == {"a": 10, "b": 4}
+
+
+def test_too_large_a_lease_takes_nothing() -> None:
+    kv = directory(a=10, b=4)
+    with pytest.raises(Refused, match="b has no room"):
+        kv.reserve("r", 0, (place("a", 7), place("b", 5)))
+    with pytest.raises(Refused, match="ghost"):
+        kv.reserve("r", 0, (place("ghost", 1),))
+    assert kv.room().free == {"a": 10, "b": 4}
+    assert kv.leases().leases == ()
+
+
+def test_a_lease_is_granted_once_per_epoch() -> None:
+    kv = directory(a=10)
+    kv.reserve("r", 0, (place("a", 1),))
+    with pytest.raises(Invalid):
+        kv.reserve("r", 0, (place("a", 1),))
+    kv.reserve("r", 1, (place("a", 1),))
+    with pytest.raises(Invalid):
+        kv.commit("r", 2)
+    with pytest.raises(Invalid):
+        kv.reserve("s", 0, ())
+
+
+def test_a_restarted_directory_learns_from_inventories_and_restored_leases() -> None:
+    kv = Directory()
+    kv.announce("a", "a/1", 10, 16, (Holding("r", 0, Span(0, 64), 4),))
+    assert kv.room().free == {"a": 6}
+    kv.reserve("r", 0, (place("a", 4),), restore=True)
+    assert kv.room().free == {"a": 6}
+    kv.release("r", 0)
+    assert kv.room().free == {"a": 10}
+
+
+def test_what_stays_without_a_lease_over_two_reports_has_leaked() -> None:
+    kv = directory(a=10)
+    held = (Holding("r", 0, Span(0, 64), 4),)
+    kv.reserve("r", 0, (place("a", 4),))
+    kv.report("a", "a/1", held)
+    kv.release("r", 0)
+    kv.report("a", "a/1", held)
+    assert kv.leases().leaked_pages == 0
+    kv.report("a", "a/1", held)
+    assert kv.leases().leaked_pages == 4
+    kv.report("a", "a/1", ())
+    assert kv.leases().leaked_pages == 0
+
+
+def test_an_older_life_of_a_shard_changes_nothing() -> None:
+    kv = directory(a=10)
+    kv.announce("a", "a/2", 20, 16, ())
+    kv.withdraw("a", "a/1")
+    assert kv.room().total == {"a": 20}
+    with pytest.raises(Invalid):
+        kv.report("a", "a/1", ())
+    kv.withdraw("a", "a/2")
+    assert kv.room().total == {}
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 6), st.booleans()), max_size=60))
+def test_granted_pages_never_exceed_the_pool(steps: list[tuple[int, int, bool]]) -> None:
+    kv = directory(a=8, b=8)
+    for request, pages, reserve in steps:
+        try:
+            if reserve:
+                kv.reserve(str(request), 0, (place("a", pages), place("b", 1)))
+            else:
+                kv.release(str(request), 0)
+        except (Refused, Invalid):
+            continue
+        assert all(free >= 0 for free in kv.room().free.values())
+    for request in range(10):
+        kv.release(str(request), 0)
+    assert kv.room().free == {"a": 8, "b": 8}
