@@ -1,0 +1,33 @@
+"""Runs the scheduler and the telemetry hub: `python -m sps2.services.scheduler --config FILE`."""
+
+import asyncio
+
+from sps2.common.config import Cluster
+from sps2.common.rpc import Peer, Server
+from sps2.common.telemetry import Hub
+from sps2.services.run import About, beating, run
+from sps2.services.scheduler.service import SchedulerService
+
+
+async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
+    hub = Hub(cluster.publish_address, cluster.subscribe_address)
+    await hub.start()
+    directory = Peer(cluster.kvdir_address, cluster.bus, name="kvdir")
+    async with beating(about, cluster) as telemetry:
+        service = SchedulerService(cluster, directory, telemetry)
+        about.missing, about.counters = service.waiting_for, service.counters
+        server = Server([service, about], cluster.bus)
+        await server.start(cluster.scheduler_address)
+        about.started = True
+        watching = asyncio.create_task(service.watch_room())
+        await stop.wait()
+        watching.cancel()
+        await asyncio.wait({watching})
+        await server.close()
+        await service.close()
+    await directory.close()
+    await hub.close()
+
+
+if __name__ == "__main__":
+    run("scheduler", serve)

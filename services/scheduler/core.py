@@ -1,0 +1,217 @@
+"""The scheduler's decisions as a pure state machine: events and a clock in, actions out."""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Literal
+
+from sps2.common.errors import Invalid, Refused, ServiceError
+from sps2.common.messages import RequestStatus, Room, Shard, ShardStatus
+from sps2.services.scheduler.fleet import Fleet
+from sps2.services.scheduler.policy import Plan, Policy, Work
+
+
+@dataclass(frozen=True)
+class Joined:
+    shard: Shard
+
+
+@dataclass(frozen=True)
+class Lost:
+    """That life (`peer`) of a shard is over."""
+
+    shard: str
+    peer: str
+
+
+@dataclass(frozen=True)
+class RoomSeen:
+    room: Room
+
+
+@dataclass(frozen=True)
+class Submitted:
+    work: Work
+
+
+@dataclass(frozen=True)
+class Granted:
+    """The directory leased the pages of a launched request; `room` is what that left."""
+
+    request: str
+    room: Room
+
+
+@dataclass(frozen=True)
+class Returned:
+    """A launched request could not go on (no lease, or a shard was lost): it is to run again."""
+
+    request: str
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    request: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A request is over, however it ended."""
+
+    request: str
+
+
+Event = Joined | Lost | RoomSeen | Submitted | Granted | Returned | Prefilled | Ended
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Reserve, prefill, decode as planned."""
+
+    request: str
+    epoch: int
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Reject:
+    request: str
+    error: ServiceError
+
+
+Action = Launch | Reject
+
+Stage = Literal["queued", "reserving", "prefill", "decode"]
+
+
+@dataclass
+class Entry:
+    work: Work
+    submitted_s: float
+    epoch: int = 0
+    stage: Stage = "queued"
+    plan: Plan | None = None
+
+
+class Core:
+    """Admission in order of arrival, placement by a policy.
+
+    A request is planned when it is at the head of the queue and the policy finds shards and pages
+    for it; a returned one goes back to the head with its epoch counted up.
+    """
+
+    def __init__(self, policy: Policy, fleet: Fleet, max_queue: int) -> None:
+        self.fleet = fleet
+        self._policy = policy
+        self._max_queue = max_queue
+        self._entries: dict[str, Entry] = {}
+        self._queue: deque[str] = deque()
+
+    def handle(self, event: Event, now_s: float) -> list[Action]:
+        """Apply one event; carry out the returned actions in their order."""
+        match event:
+            case Joined(shard):
+                self.fleet.join(shard)
+            case Lost(shard_id, peer):
+                self.fleet.lose(shard_id, peer)
+            case RoomSeen(room):
+                self.fleet.room = room
+            case Submitted(work):
+                if work.request in self._entries:
+                    return [Reject(work.request, Invalid(f"{work.request} is running already"))]
+                if len(self._queue) >= self._max_queue:
+                    error = Refused(f"{self._max_queue} requests are waiting already; retry later")
+                    return [Reject(work.request, error)]
+                self._entries[work.request] = Entry(work, now_s)
+                self._queue.append(work.request)
+            case Granted(request, room):
+                self.fleet.pending.pop(request, None)
+                self.fleet.room = room
+                self._entries[request].stage = "prefill"
+            case Returned(request):
+                self._leave_shards(request)
+                entry = self._entries[request]
+                entry.epoch, entry.stage, entry.plan = entry.epoch + 1, "queued", None
+                self._queue.appendleft(request)
+            case Prefilled(request):
+                entry = self._entries[request]
+                entry.stage = "decode"
+                for shard_id in entry.plan.group if entry.plan else ():
+                    if member := self.fleet.members.get(shard_id):
+                        member.requests.discard(request)
+            case Ended(request):
+                self._leave_shards(request)
+                if self._entries.pop(request, None) and request in self._queue:
+                    self._queue.remove(request)
+        return self._admit()
+
+    def _admit(self) -> list[Action]:
+        actions: list[Action] = []
+        while self._queue:
+            request = self._queue[0]
+            entry = self._entries[request]
+            try:
+                plan = self._policy.plan(entry.work, self.fleet)
+            except ServiceError as error:
+                self._queue.popleft()
+                del self._entries[request]
+                actions.append(Reject(request, error))
+                continue
+            if plan is None:
+                break
+            self._queue.popleft()
+            entry.plan, entry.stage = plan, "reserving"
+            self._enter_shards(request, plan)
+            actions.append(Launch(request, entry.epoch, plan))
+        return actions
+
+    def _enter_shards(self, request: str, plan: Plan) -> None:
+        self.fleet.pending[request] = {place.shard: place.pages for place in plan.placements}
+        for shard_id in (*plan.group, *(place.shard for place in plan.placements)):
+            self.fleet.members[shard_id].requests.add(request)
+        self.fleet.members[plan.owner].owned.add(request)
+
+    def _leave_shards(self, request: str) -> None:
+        self.fleet.pending.pop(request, None)
+        for member in self.fleet.members.values():
+            member.requests.discard(request)
+            member.owned.discard(request)
+
+    def requests(self, now_s: float) -> tuple[RequestStatus, ...]:
+        """Every request, in order of arrival."""
+        return tuple(
+            RequestStatus(
+                request,
+                entry.stage,
+                entry.work.prompt_tokens,
+                now_s - entry.submitted_s,
+                entry.epoch,
+                len(entry.plan.group) if entry.plan else 0,
+                entry.plan.owner if entry.plan else "",
+                entry.plan.placements if entry.plan else (),
+            )
+            for request, entry in self._entries.items()
+        )
+
+    def shards(self) -> tuple[ShardStatus, ...]:
+        """Every shard, the lost ones too."""
+        here = [
+            ShardStatus(
+                shard.id,
+                shard.role,
+                "busy" if member.requests else "ready",
+                shard.pid,
+                shard.address,
+                shard.peer.name,
+                shard.peer.address.partition(":")[0],
+                shard.pages,
+                self.fleet.room.free.get(shard.id, 0),
+                tuple(sorted(member.requests)),
+            )
+            for member in self.fleet.members.values()
+            for shard in (member.shard,)
+        ]
+        gone = [
+            ShardStatus(shard.id, shard.role, "lost", shard.pid)
+            for shard in self.fleet.lost.values()
+        ]
+        return tuple(sorted(here + gone, key=lambda status: status.id))

@@ -1,0 +1,208 @@
+"""One request carried out: lease, holds, prefill, decode, each for as long as it is needed."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol
+
+from sps2.common.errors import Internal, PeerLost, Refused
+from sps2.common.messages import (
+    Commit,
+    Decode,
+    Decoded,
+    Filled,
+    Finished,
+    FirstToken,
+    Held,
+    Hold,
+    Placed,
+    Placement,
+    Prefill,
+    Prefilled,
+    PrefillRank,
+    Reserve,
+    Room,
+    Shard,
+    Submit,
+    Target,
+    Token,
+    TokenLogprobs,
+)
+from sps2.common.rpc import Peer
+from sps2.common.spans import Span
+from sps2.services.scheduler.policy import Plan
+from sps2.services.tasks import gather_all, root_cause
+
+
+class Listener(Protocol):
+    """Who is told how far a job is."""
+
+    def granted(self, room: Room) -> None: ...
+    def prefilled(self) -> None: ...
+    def lost(self, shard: Shard) -> None: ...
+
+
+Emit = Callable[[Placed | FirstToken | Finished], None]
+
+
+class Job:
+    """Runs one plan of one request; every resource it took is released when `run` ends.
+
+    Args:
+        peers: control-bus peers by shard id, for every shard of the plan.
+        shards: the shards of the plan by id, as they were when it was made.
+    """
+
+    def __init__(
+        self,
+        submit: Submit,
+        epoch: int,
+        plan: Plan,
+        directory: Peer,
+        peers: Mapping[str, Peer],
+        shards: Mapping[str, Shard],
+        listener: Listener,
+    ) -> None:
+        self._submit = submit
+        self._epoch = epoch
+        self._plan = plan
+        self._directory = directory
+        self._peers = peers
+        self._shards = shards
+        self._listener = listener
+
+    async def run(self, emit: Emit) -> None:
+        """Run to the end, emitting what the gateway needs to know.
+
+        Raises:
+            Refused: the directory had no room after all; nothing was started.
+            PeerLost: a shard was lost on the way.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                leased = asyncio.Event()
+                keepers = [group.create_task(self._keep_lease(leased))]
+                await leased.wait()
+                places = self._plan.placements
+                held = [asyncio.Event() for _ in places]
+                filled = [asyncio.Event() for _ in places]
+                keepers += [
+                    group.create_task(self._keep_hold(*each))
+                    for each in zip(places, held, filled, strict=True)
+                ]
+                await gather_all(*(event.wait() for event in held))
+                await self._work(emit, filled)
+                for keeper in reversed(keepers):
+                    keeper.cancel()
+        except BaseExceptionGroup as failures:
+            raise root_cause(failures) from failures
+
+    async def _work(self, emit: Emit, filled: list[asyncio.Event]) -> None:
+        submit, plan = self._submit, self._plan
+        owner = self._shards[plan.owner]
+        emit(Placed(self._epoch, owner.id, owner.address, len(plan.group), plan.placements))
+
+        replies = await gather_all(*(self._prefill(rank) for rank in range(len(plan.group))))
+        first = next(reply.token for reply in replies if reply.token is not None)
+        self._listener.prefilled()
+        emit(
+            FirstToken(
+                first,
+                _prompt_logprobs(submit, replies),
+                max(reply.compute_s for reply in replies),
+                sum(reply.exchange_bytes for reply in replies),
+                sum(reply.deposit_bytes for reply in replies),
+            )
+        )
+        if first.finish is not None:
+            emit(Finished(1, 0, 0))
+            return
+
+        await gather_all(*(event.wait() for event in filled))
+        await self._directory.call(Commit(submit.request, self._epoch))
+        decoded = await self._decode(first)
+        emit(Finished(decoded.tokens, decoded.q_bytes, decoded.state_bytes))
+
+    async def _prefill(self, rank: int) -> Prefilled:
+        submit, plan = self._submit, self._plan
+        members = tuple(
+            PrefillRank(self._shards[shard].peer, spans)
+            for shard, spans in zip(plan.group, plan.spans, strict=True)
+        )
+        targets = tuple(
+            Target(self._shards[place.shard].peer, place.span)
+            for place in plan.placements
+            if place.span.tokens
+        )
+        with self._reporting(plan.group[rank]):
+            return await self._peers[plan.group[rank]].call(
+                Prefill(
+                    submit.request,
+                    self._epoch,
+                    submit.prompt,
+                    members,
+                    rank,
+                    targets,
+                    submit.sampling,
+                )
+            )
+
+    async def _decode(self, first: Token) -> Decoded:
+        submit, plan = self._submit, self._plan
+        holders = tuple(self._shards[place.shard].peer for place in plan.placements[:-1])
+        with self._reporting(plan.owner):
+            return await self._peers[plan.owner].call(
+                Decode(submit.request, self._epoch, submit.prompt, first, holders, submit.sampling)
+            )
+
+    async def _keep_lease(self, leased: asyncio.Event) -> None:
+        """Hold the lease; a directory that was lost is asked to restore it when it is back."""
+        while True:
+            reserve = Reserve(
+                self._submit.request, self._epoch, self._plan.placements, leased.is_set()
+            )
+            try:
+                async with self._directory.stream(reserve) as rooms:
+                    async for room in rooms:
+                        if not leased.is_set():
+                            self._listener.granted(room)
+                            leased.set()
+            except PeerLost:
+                if not leased.is_set():
+                    raise Refused("the KV directory was lost; retry") from None
+
+    async def _keep_hold(
+        self, place: Placement, held: asyncio.Event, filled: asyncio.Event
+    ) -> None:
+        span = Span(*place.span)
+        growth = self._submit.sampling.max_tokens if place.shard == self._plan.owner else 0
+        hold = Hold(self._submit.request, self._epoch, span, span.tokens + growth)
+        with self._reporting(place.shard):
+            async with self._peers[place.shard].stream(hold) as items:
+                async for item in items:
+                    match item:
+                        case Held():
+                            held.set()
+                        case Filled():
+                            filled.set()
+        raise Internal(f"{place.shard} let go of request {self._submit.request}")
+
+    @contextmanager
+    def _reporting(self, shard: str) -> Iterator[None]:
+        """Tell the listener when the call fails for the loss of the very shard that was called."""
+        try:
+            yield
+        except PeerLost as lost:
+            if lost.peer == self._peers[shard].name:
+                self._listener.lost(self._shards[shard])
+            raise
+
+
+def _prompt_logprobs(
+    submit: Submit, replies: list[Prefilled]
+) -> tuple[TokenLogprobs | None, ...] | None:
+    """The ranks' shares in order of position; the first token of a prompt has none."""
+    if submit.sampling.prompt_logprobs is None:
+        return None
+    by_position = dict(pair for reply in replies for pair in reply.prompt_logprobs)
+    return tuple(by_position.get(position) for position in range(len(submit.prompt) // 4))

@@ -1,0 +1,121 @@
+"""Policies: given the head of the queue and the fleet, what to run where."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from sps2.common.config import Scheduler
+from sps2.common.errors import Invalid
+from sps2.common.messages import Placement
+from sps2.common.spans import Span, paged_split, pages_for, zigzag
+from sps2.services.scheduler.fleet import Fleet, Member
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a policy needs to know of a request. `max_tokens` bounds the answer."""
+
+    request: str
+    prompt_tokens: int
+    max_tokens: int
+    sp_degree: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where a request runs: prefill shards with their spans, and KV places, the owner's last."""
+
+    group: tuple[str, ...]
+    spans: tuple[tuple[Span, ...], ...]
+    placements: tuple[Placement, ...]
+
+    @property
+    def owner(self) -> str:
+        return self.placements[-1].shard
+
+
+class Policy(Protocol):
+    """Decides when and where the head of the queue runs."""
+
+    def plan(self, work: Work, fleet: Fleet) -> Plan | None:
+        """A plan, or None to wait.
+
+        Raises:
+            Invalid: the request can never run on this cluster.
+        """
+        ...
+
+
+class Fcfs:
+    """First come, first served: SP degree by prompt length, KV where the most pages are free."""
+
+    def __init__(self, settings: Scheduler) -> None:
+        self._settings = settings
+
+    def plan(self, work: Work, fleet: Fleet) -> Plan | None:
+        group = self._group(work, fleet)
+        placements = self._place(work, fleet)
+        if group is None or placements is None:
+            return None
+        dealt = [spans for spans in zigzag(work.prompt_tokens, len(group)) if _tokens(spans)]
+        return Plan(tuple(group[: len(dealt)]), tuple(dealt), placements)
+
+    def _group(self, work: Work, fleet: Fleet) -> list[str] | None:
+        shards = fleet.expected["prefill"]
+        if work.sp_degree is not None and work.sp_degree > shards:
+            raise Invalid(
+                f"sp_degree {work.sp_degree} is more than the cluster's {shards} prefill shards",
+                "sps2",
+            )
+        present = len(fleet.of("prefill"))
+        wanted = work.sp_degree or min(
+            present, pages_for(work.prompt_tokens, self._settings.prefill_span_tokens)
+        )
+        idle = fleet.idle_prefill()
+        return [member.shard.id for member in idle[:wanted]] if 0 < wanted <= len(idle) else None
+
+    def _place(self, work: Work, fleet: Fleet) -> tuple[Placement, ...] | None:
+        free = fleet.decode_with_room()
+        wanted = pages_for(work.prompt_tokens, self._settings.decode_span_tokens)
+        for holders in range(min(wanted, len(free)), len(free) + 1):
+            if holders and (found := _fit(work, free, holders)):
+                return found
+        if fleet.complete("decode") and len(free) == len(fleet.of("decode")):
+            _check_ever_fits(work, fleet)
+        return None
+
+
+def _fit(work: Work, free: list[tuple[Member, int]], holders: int) -> tuple[Placement, ...] | None:
+    most = sorted(free, key=lambda each: -each[1])[:holders]
+    owner = min(most, key=lambda each: (len(each[0].owned), -each[1]))
+    most.remove(owner)
+    most.append(owner)
+    page_tokens = owner[0].shard.page_tokens
+    spans = paged_split(work.prompt_tokens, [max(1, pages) for _, pages in most], page_tokens)
+    placements = []
+    for (member, pages), span in zip(most, spans, strict=True):
+        tokens = span.tokens + (work.max_tokens if member is owner[0] else 0)
+        needed = pages_for(tokens, page_tokens)
+        if needed > pages:
+            return None
+        if needed:
+            placements.append(Placement(member.shard.id, span, needed))
+    return tuple(placements)
+
+
+def _check_ever_fits(work: Work, fleet: Fleet) -> None:
+    """Raise if an empty cluster would have no room either."""
+    empty = [(member, fleet.room.total[member.shard.id]) for member in fleet.of("decode")]
+    if not any(_fit(work, empty, holders) for holders in range(1, len(empty) + 1)):
+        tokens = sum(pages * member.shard.page_tokens for member, pages in empty)
+        raise Invalid(
+            f"{work.prompt_tokens} tokens of prompt and up to {work.max_tokens} of answer do not "
+            f"fit the cluster's KV pool of {tokens} tokens; ask for fewer tokens or enlarge "
+            "kv.pool_tokens"
+        )
+
+
+def _tokens(spans: tuple[Span, ...]) -> int:
+    return sum(span.tokens for span in spans)
+
+
+POLICIES: dict[str, type[Fcfs]] = {"fcfs": Fcfs}

@@ -1,0 +1,227 @@
+"""The scheduler on the bus: turns messages into events, and carries out the core's actions."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+
+from sps2.common.config import Cluster
+from sps2.common.errors import PeerLost, Refused, ServiceError
+from sps2.common.messages import (
+    Done,
+    Finished,
+    FirstToken,
+    FleetStatus,
+    Placed,
+    Register,
+    Room,
+    Shard,
+    ShowFleet,
+    Submit,
+    Watch,
+)
+from sps2.common.rpc import Peer
+from sps2.common.telemetry import Publisher, RequestEvent
+from sps2.services.scheduler.core import (
+    Core,
+    Ended,
+    Event,
+    Granted,
+    Joined,
+    Launch,
+    Lost,
+    Prefilled,
+    Reject,
+    Returned,
+    RoomSeen,
+    Submitted,
+)
+from sps2.services.scheduler.fleet import Fleet
+from sps2.services.scheduler.job import Job
+from sps2.services.scheduler.policy import POLICIES, Plan, Work
+from sps2.services.tasks import emitted_by, forever
+
+log = logging.getLogger(__name__)
+
+REPLANS = 2
+BACKOFF_S = 0.05
+
+Launched = tuple[int, Plan]
+Emit = Callable[[Placed | FirstToken | Finished], None]
+
+
+class SchedulerService:
+    """Handlers of the scheduler.
+
+    Args:
+        directory: the KV directory on the bus.
+        telemetry: told of every stage of every request.
+    """
+
+    def __init__(self, config: Cluster, directory: Peer, telemetry: Publisher) -> None:
+        self._config = config
+        self._directory = directory
+        self._telemetry = telemetry
+        self._core = Core(
+            POLICIES[config.scheduler.policy](config.scheduler),
+            Fleet(config.prefill, config.decode),
+            config.scheduler.max_queue,
+        )
+        self._launches: dict[str, asyncio.Future[Launched]] = {}
+        self._peers: dict[str, Peer] = {}
+
+    async def watch_room(self) -> None:
+        """Follow the directory's room, for as long as the service runs."""
+        while True:
+            try:
+                async with self._directory.stream(Watch()) as rooms:
+                    async for room in rooms:
+                        self._handle(RoomSeen(room))
+            except PeerLost as lost:
+                log.warning("%s; waiting for it", lost)
+            except ServiceError as error:
+                log.warning("watching the KV directory: %s", error)
+                await asyncio.sleep(self._config.bus.beat_s)
+
+    async def register(self, request: Register) -> AsyncIterator[Done]:
+        shard = request.shard
+        peer = Peer(shard.address, self._config.bus, name=shard.id)
+        previous, self._peers[shard.id] = self._peers.get(shard.id), peer
+        if previous is not None:
+            await previous.close()  # calls to its last life end now
+        log.info("%s joined (%s, pid %d)", shard.id, shard.peer.address, shard.pid)
+        self._handle(Joined(shard))
+        try:
+            yield Done()
+            await forever()
+        finally:
+            self._lose(shard)
+            await peer.close()
+
+    async def submit(self, request: Submit) -> AsyncIterator[Placed | FirstToken | Finished]:
+        async def job(emit: Emit) -> None:
+            await self._run(request, emit)
+
+        async for item in emitted_by(job):
+            yield item
+
+    async def show_fleet(self, request: ShowFleet) -> FleetStatus:
+        return FleetStatus(
+            self._core.shards(), self._core.requests(time.monotonic()), self.waiting_for()
+        )
+
+    def waiting_for(self) -> str:
+        """What is missing to serve requests, in words."""
+        return self._core.fleet.waiting_for()
+
+    def counters(self) -> dict[str, float]:
+        """Requests by stage, for beats."""
+        stages = [status.stage for status in self._core.requests(time.monotonic())]
+        return {
+            "requests_waiting": float(stages.count("queued")),
+            "requests_running": float(len(stages) - stages.count("queued")),
+        }
+
+    async def close(self) -> None:
+        for peer in self._peers.values():
+            await peer.close()
+
+    async def _run(self, submit: Submit, emit: Emit) -> None:
+        work = Work(
+            submit.request,
+            len(submit.prompt) // 4,
+            submit.sampling.max_tokens,
+            submit.sp_degree,
+        )
+        replans = 0
+        answering = False
+
+        def watch(item: Placed | FirstToken | Finished) -> None:
+            nonlocal answering
+            answering = answering or isinstance(item, FirstToken)
+            emit(item)
+
+        self._tell(work.request, "queued")
+        launch = self._expect_launch(work.request)
+        self._handle(Submitted(work))
+        try:
+            while True:
+                epoch, plan = await launch
+                try:
+                    await self._job(submit, epoch, plan).run(watch)
+                except Refused:
+                    await asyncio.sleep(BACKOFF_S)
+                except PeerLost as lost:
+                    if answering or replans == REPLANS:
+                        raise
+                    replans += 1
+                    log.warning("request %s: %s; planning anew", work.request, lost)
+                else:
+                    return
+                launch = self._expect_launch(work.request)
+                self._handle(Returned(work.request))
+        finally:
+            self._launches.pop(work.request, None)
+            self._handle(Ended(work.request))
+            self._tell(work.request, "ended")
+
+    def _job(self, submit: Submit, epoch: int, plan: Plan) -> Job:
+        ids = {*plan.group, *(place.shard for place in plan.placements)}
+        members = self._core.fleet.members
+        shards = {shard: members[shard].shard for shard in ids if shard in members}
+        if missing := ids - shards.keys():
+            raise PeerLost(min(missing))
+        self._tell(submit.request, "reserving")
+        return Job(
+            submit,
+            epoch,
+            plan,
+            self._directory,
+            {shard: self._peers[shard] for shard in ids},
+            shards,
+            _Progress(self, submit.request),
+        )
+
+    def _expect_launch(self, request: str) -> asyncio.Future[Launched]:
+        launch: asyncio.Future[Launched] = asyncio.get_running_loop().create_future()
+        self._launches[request] = launch
+        return launch
+
+    def _lose(self, shard: Shard) -> None:
+        member = self._core.fleet.members.get(shard.id)
+        if member is not None and member.shard.peer == shard.peer:
+            log.warning("%s was lost (%s)", shard.id, shard.peer.name)
+        self._handle(Lost(shard.id, shard.peer.name))
+
+    def _handle(self, event: Event) -> None:
+        for action in self._core.handle(event, time.monotonic()):
+            launch = self._launches[action.request]
+            if launch.done():  # its caller has just left; `Ended` follows
+                continue
+            match action:
+                case Launch(_, epoch, plan):
+                    launch.set_result((epoch, plan))
+                case Reject(_, error):
+                    launch.set_exception(error)
+
+    def _tell(self, request: str, stage: str) -> None:
+        self._telemetry.publish(RequestEvent(request, stage, time.time(), {}))
+
+
+class _Progress:
+    """A job's listener: passes its progress to the core."""
+
+    def __init__(self, service: SchedulerService, request: str) -> None:
+        self._service = service
+        self._request = request
+
+    def granted(self, room: Room) -> None:
+        self._service._handle(Granted(self._request, room))
+        self._service._tell(self._request, "prefill")
+
+    def prefilled(self) -> None:
+        self._service._handle(Prefilled(self._request))
+        self._service._tell(self._request, "decode")
+
+    def lost(self, shard: Shard) -> None:
+        self._service._lose(shard)

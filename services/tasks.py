@@ -1,0 +1,65 @@
+"""Small pieces of structured concurrency that services share."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from sps2.common.errors import Cancelled, Internal, Invalid, PeerLost, Refused, ServiceError
+
+Item = TypeVar("Item")
+
+_WEIGHT: tuple[type[ServiceError], ...] = (Invalid, PeerLost, Refused, Internal, Cancelled)
+
+
+async def forever() -> None:
+    """Wait until cancelled."""
+    await asyncio.Event().wait()
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The error of a (nested) group that says most about what to do; others as they are."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    causes = [root_cause(inner) for inner in error.exceptions]
+    for kind in _WEIGHT:
+        for cause in causes:
+            if isinstance(cause, kind):
+                return cause
+    return causes[0]
+
+
+async def emitted_by(
+    job: Callable[[Callable[[Item], None]], Coroutine[Any, Any, None]],
+) -> AsyncIterator[Item]:
+    """Yield what `job(emit)` emits while it runs; ending the iteration cancels and awaits it."""
+    items: asyncio.Queue[Item] = asyncio.Queue()
+    task = asyncio.create_task(job(items.put_nowait))
+    try:
+        while not task.done() or not items.empty():
+            getting = asyncio.ensure_future(items.get())
+            try:
+                await asyncio.wait({task, getting}, return_when=asyncio.FIRST_COMPLETED)
+                if getting.done():
+                    yield getting.result()
+            finally:
+                getting.cancel()
+        task.result()
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()
+
+
+async def gather_all(*awaitables: Awaitable[Item]) -> list[Item]:
+    """Like `asyncio.gather`, but the first failure cancels the rest and is raised by itself."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_as_coroutine(each)) for each in awaitables]
+    except BaseExceptionGroup as failures:
+        raise root_cause(failures) from None
+    return [task.result() for task in tasks]
+
+
+async def _as_coroutine(awaitable: Awaitable[Item]) -> Item:
+    return await awaitable
