@@ -31,14 +31,14 @@ class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Plain data inside messages and replies."""
 
 
-class Done(Struct):
+class Done(Struct, frozen=True):
     """An empty reply."""
 
 
 # --- what a request is ---
 
 
-class Sampling(Struct):
+class Sampling(Struct, frozen=True):
     """How tokens are drawn and when to stop. `top_k` 0 and `min_p` 0 mean off."""
 
     max_tokens: int
@@ -60,14 +60,14 @@ class Sampling(Struct):
     """As `logprobs`, for the prompt's own tokens (`echo` with `logprobs`)."""
 
 
-class TokenLogprobs(Struct):
+class TokenLogprobs(Struct, frozen=True):
     """Log-probability of one token and of the most likely ones at its place, best first."""
 
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
 
 
-class Token(Struct):
+class Token(Struct, frozen=True):
     """Token number `index` of the answer. The last one says why generation ended."""
 
     index: int
@@ -79,14 +79,14 @@ class Token(Struct):
 # --- the fleet ---
 
 
-class Peer(Struct):
+class Peer(Struct, frozen=True):
     """Where a shard's data plane listens. `name` is unique to one life of one process."""
 
     name: str
     address: str
 
 
-class Shard(Struct):
+class Shard(Struct, frozen=True):
     """A worker as it presents itself. `peer.name` changes with every restart, `id` does not."""
 
     id: str
@@ -109,7 +109,7 @@ class Register(Stream[Done], frozen=True):
 # --- KV directory ---
 
 
-class Placement(Struct):
+class Placement(Struct, frozen=True):
     """`span` of a request's tokens lies on shard `shard`, which reserved `pages` pages for it."""
 
     shard: str
@@ -117,7 +117,7 @@ class Placement(Struct):
     pages: int
 
 
-class Holding(Struct):
+class Holding(Struct, frozen=True):
     """What one shard says it holds for one request."""
 
     request: str
@@ -144,7 +144,7 @@ class Report(Request[Done], frozen=True):
     holdings: tuple[Holding, ...]
 
 
-class Room(Struct):
+class Room(Struct, frozen=True):
     """Pages per decode shard: free now, and in all."""
 
     free: dict[str, int]
@@ -175,7 +175,7 @@ class Commit(Request[Done], frozen=True):
     epoch: int
 
 
-class Lease(Struct):
+class Lease(Struct, frozen=True):
     """One request's places as the directory knows them."""
 
     request: str
@@ -184,7 +184,7 @@ class Lease(Struct):
     placements: tuple[Placement, ...]
 
 
-class Leases(Struct):
+class Leases(Struct, frozen=True):
     leases: tuple[Lease, ...]
     free: dict[str, int]
     total: dict[str, int]
@@ -210,7 +210,7 @@ class Submit(Stream["Placed | FirstToken | Finished"], frozen=True):
     """Forces the number of prefill shards; None lets the policy choose."""
 
 
-class Placed(Struct, tag=True):
+class Placed(Struct, frozen=True, tag=True):
     """The request was planned; follow its tokens at the owner."""
 
     epoch: int
@@ -220,7 +220,7 @@ class Placed(Struct, tag=True):
     placements: tuple[Placement, ...]
 
 
-class FirstToken(Struct, tag=True):
+class FirstToken(Struct, frozen=True, tag=True):
     """Prefill is over."""
 
     token: Token
@@ -232,7 +232,7 @@ class FirstToken(Struct, tag=True):
     """KV moved from prefill shards to decode shards."""
 
 
-class Finished(Struct, tag=True):
+class Finished(Struct, frozen=True, tag=True):
     """The owner is done; no token follows."""
 
     tokens: int
@@ -243,14 +243,14 @@ class Finished(Struct, tag=True):
 # --- prefill ---
 
 
-class PrefillRank(Struct):
+class PrefillRank(Struct, frozen=True):
     """One member of a prefill group, with the spans of the prompt that it computes."""
 
     peer: Peer
     spans: tuple[Span, ...]
 
 
-class Target(Struct):
+class Target(Struct, frozen=True):
     """A decode shard that receives the KV of `span`."""
 
     peer: Peer
@@ -269,7 +269,7 @@ class Prefill(Request["Prefilled"], frozen=True):
     sampling: Sampling
 
 
-class Prefilled(Struct):
+class Prefilled(Struct, frozen=True):
     """`token` comes from the rank that computed the prompt's last position, None from others."""
 
     token: Token | None
@@ -296,11 +296,11 @@ class Hold(Stream["Held | Filled"], frozen=True):
     capacity: int
 
 
-class Held(Struct, tag=True):
+class Held(Struct, frozen=True, tag=True):
     pages: int
 
 
-class Filled(Struct, tag=True):
+class Filled(Struct, frozen=True, tag=True):
     kv_bytes: int
 
 
@@ -316,7 +316,7 @@ class Decode(Request["Decoded"], frozen=True):
     sampling: Sampling
 
 
-class Decoded(Struct):
+class Decoded(Struct, frozen=True):
     tokens: int
     finish: FinishReason
     q_bytes: int
@@ -334,7 +334,16 @@ class Follow(Stream[Token], frozen=True):
 # --- every service ---
 
 
-class Info(Struct):
+class Link(Struct, frozen=True):
+    """What one shard has sent to another over the data plane, headers included."""
+
+    source: str
+    target: str
+    sent_bytes: int
+    frames: int
+
+
+class Info(Struct, frozen=True):
     """What a service says of itself."""
 
     service: str
@@ -347,13 +356,14 @@ class Info(Struct):
     up_s: float = 0.0
     counters: dict[str, float] = {}
     """Monotonic counts and current gauges, by metric name."""
+    links: tuple[Link, ...] = ()
 
 
 class Describe(Request[Info], frozen=True):
     """Anyone to any service."""
 
 
-class RequestStatus(Struct):
+class RequestStatus(Struct, frozen=True):
     """One request in the cluster. Times are seconds since it was submitted."""
 
     request: str
@@ -366,7 +376,7 @@ class RequestStatus(Struct):
     placements: tuple[Placement, ...] = ()
 
 
-class ShardStatus(Struct):
+class ShardStatus(Struct, frozen=True):
     """One shard as the scheduler sees it; `state` names a loss until the shard is back."""
 
     id: str
@@ -381,7 +391,7 @@ class ShardStatus(Struct):
     requests: tuple[str, ...] = ()
 
 
-class FleetStatus(Struct):
+class FleetStatus(Struct, frozen=True):
     shards: tuple[ShardStatus, ...]
     requests: tuple[RequestStatus, ...]
     waiting_for: str
@@ -392,7 +402,7 @@ class ShowFleet(Request[FleetStatus], frozen=True):
     """Anyone to scheduler."""
 
 
-class ServiceStatus(Struct):
+class ServiceStatus(Struct, frozen=True):
     service: str
     address: str
     state: Literal["starting", "ready", "waiting", "lost"]
@@ -403,7 +413,7 @@ class ServiceStatus(Struct):
     counters: dict[str, float] = {}
 
 
-class ClusterStatus(Struct):
+class ClusterStatus(Struct, frozen=True):
     """`spsctl status --json`."""
 
     model: str
@@ -415,7 +425,7 @@ class ClusterStatus(Struct):
     requests: tuple[RequestStatus, ...]
     leases: tuple[Lease, ...]
     leaked_pages: int
-    links: tuple[dict[str, str | int], ...] = ()
+    links: tuple[Link, ...] = ()
 
 
 class ShowCluster(Request[ClusterStatus], frozen=True):

@@ -1,0 +1,181 @@
+"""Events of all services on one PUB/SUB address: beats, and the stages of requests."""
+
+import errno
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+import msgspec
+import psutil
+import zmq
+import zmq.asyncio
+
+from sps2.common import wire
+from sps2.common.config import Bus
+from sps2.common.errors import Invalid
+from sps2.common.messages import Struct
+
+MAX_EVENT_BYTES = 1 << 20
+QUEUE = 1000
+"""Events kept for a slow receiver; more are dropped."""
+
+
+class Beat(Struct, frozen=True, tag=True):
+    """A sign of life of a service, with its counts and gauges by metric name."""
+
+    service: str
+    pid: int
+    at_s: float
+    """Seconds since the epoch."""
+    rss_bytes: int
+    counters: dict[str, float] = msgspec.field(default_factory=dict)
+
+
+class RequestEvent(Struct, frozen=True, tag=True):
+    """A request entered `stage`."""
+
+    request: str
+    stage: str
+    at_s: float
+    detail: dict[str, str | float] = msgspec.field(default_factory=dict)
+
+
+Event = Beat | RequestEvent
+
+
+class Hub:
+    """Forwards what is published at one address to the subscribers of the other, in a thread."""
+
+    def __init__(self, publish_address: str, subscribe_address: str) -> None:
+        self._addresses = (publish_address, subscribe_address)
+
+    async def start(self) -> tuple[str, str]:
+        """Bind and forward until `close`.
+
+        Returns:
+            The bound addresses (to publish to, to subscribe to).
+
+        Raises:
+            Invalid: an address cannot be bound; the message says why.
+        """
+        self._context = zmq.Context()
+        self._entry = self._context.socket(zmq.XSUB)
+        self._exit = self._context.socket(zmq.XPUB)
+        for socket, address in zip((self._entry, self._exit), self._addresses, strict=True):
+            socket.maxmsgsize = MAX_EVENT_BYTES
+            socket.linger = 0
+            socket.sndhwm = socket.rcvhwm = QUEUE
+            try:
+                socket.bind(address)
+            except zmq.ZMQError as error:
+                self._context.destroy(0)
+                why = "the port is in use" if error.errno == errno.EADDRINUSE else str(error)
+                raise Invalid(f"cannot listen on {address}: {why}") from error
+        publish, subscribe = (
+            socket.getsockopt_string(zmq.LAST_ENDPOINT) for socket in (self._entry, self._exit)
+        )
+        self._thread = threading.Thread(target=self._forward, name="telemetry", daemon=True)
+        self._thread.start()
+        return publish, subscribe
+
+    async def close(self) -> None:
+        """Stop forwarding; takes well under a millisecond."""
+        self._context.term()  # ends the proxy, and returns when its thread closed the sockets
+        self._thread.join()
+
+    def _forward(self) -> None:
+        with suppress(zmq.ContextTerminated):
+            zmq.proxy(self._entry, self._exit)
+        self._entry.close(0)
+        self._exit.close(0)
+
+
+class Publisher:
+    """Publishes events of `service` without ever waiting; `dropped` counts what found no room.
+
+    Events are lost, uncounted, while the hub is away or nobody subscribes.
+    """
+
+    def __init__(self, address: str, service: str, bus: Bus) -> None:
+        self.dropped = 0
+        self._service = service
+        self._limit = min(bus.max_message_bytes, MAX_EVENT_BYTES)
+        self._process = psutil.Process()
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.PUB)
+        self._socket.linger = 0
+        self._socket.sndhwm = QUEUE
+        self._socket.setsockopt(zmq.XPUB_NODROP, 1)  # a full queue is an error that can be counted
+        self._socket.connect(address)
+
+    def publish(self, event: Event) -> None:
+        """Send `event`, or drop it where there is no room for it or it is too large."""
+        body = wire.pack(event)
+        if len(body) > self._limit:
+            self.dropped += 1
+            return
+        try:
+            self._socket.send(body, zmq.DONTWAIT)
+        except zmq.Again:
+            self.dropped += 1
+
+    def beat(self, counters: Mapping[str, float]) -> None:
+        """Publish a sign of life of this process."""
+        rss_bytes = self._process.memory_info().rss
+        self.publish(Beat(self._service, os.getpid(), time.time(), rss_bytes, dict(counters)))
+
+    def close(self) -> None:
+        self._socket.close()
+        self._context.term()
+
+
+class Subscriber:
+    """An async iterator over the events of all services, from now on, through losses of the hub.
+
+    `counters` counts what was malformed. An iterator that is not read loses events, not memory.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.counters: Counter[str] = Counter()
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.SUB)
+        self._socket.linger = 0
+        self._socket.rcvhwm = QUEUE
+        self._socket.maxmsgsize = MAX_EVENT_BYTES
+        self._socket.subscribe(b"")
+        self._socket.connect(address)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        while True:
+            frames = await self._socket.recv_multipart()
+            try:
+                if len(frames) != 1:
+                    raise Invalid("an event has one frame")
+                event: Event = wire.unpack(frames[0], Event)  # type: ignore[arg-type]
+            except Invalid:
+                self.counters["bad_events"] += 1
+                continue
+            return event
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._socket.close()
+        self._context.term()
