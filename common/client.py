@@ -1,0 +1,288 @@
+"""The SDK: completions, chat and status of a cluster over its bus; imports no torch."""
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
+
+from sps2.common import api
+from sps2.common.api import (
+    Chat,
+    ChatChunk,
+    ChatRequest,
+    Completion,
+    CompletionChunk,
+    CompletionRequest,
+    Detokenize,
+    ListModels,
+    Model,
+    Tokenize,
+)
+from sps2.common.collect import collect_chat, collect_completion
+from sps2.common.config import Bus
+from sps2.common.messages import CancelRequest, ClusterStatus, ShowCluster
+from sps2.common.rpc import Peer
+
+T = TypeVar("T")
+
+ADDRESS = "tcp://127.0.0.1:8001"
+
+
+class Turn(TypedDict):
+    """A message of a conversation as a dictionary."""
+
+    role: api.ChatRole
+    content: str
+
+
+Messages = Sequence[Turn | api.Message]
+
+
+class Parameters(TypedDict, total=False):
+    """Parameters of both kinds of completion; `sps2.common.api` says what they mean."""
+
+    model: str | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    seed: int | None
+    stop: str | list[str] | None
+    stop_token_ids: list[int] | None
+    n: int | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    repetition_penalty: float | None
+    logit_bias: dict[str, float] | None
+    ignore_eos: bool | None
+    min_tokens: int | None
+    user: str | None
+    sps2: api.Extension | None
+
+
+class CompletionParameters(Parameters, total=False):
+    """Of `complete`."""
+
+    max_tokens: int | None
+    logprobs: int | None
+    echo: bool | None
+
+
+class ChatParameters(Parameters, total=False):
+    """Of `chat`."""
+
+    max_tokens: int | None
+    max_completion_tokens: int | None
+    logprobs: bool | None
+    top_logprobs: int | None
+
+
+class AsyncClient:
+    """A cluster at the address of its gateway's bus. Close it, or use it as a context.
+
+    While the gateway cannot be reached, calls wait for it; `deadline_s` bounds those of `tokenize`,
+    `status` and the like. All raise the errors of `sps2.common.errors`.
+    """
+
+    def __init__(
+        self, address: str = ADDRESS, bus: Bus | None = None, *, deadline_s: float | None = 30.0
+    ) -> None:
+        self._peer = Peer(address, bus or Bus(), "gateway")
+        self._deadline_s = deadline_s
+
+    async def complete(
+        self, prompt: api.Prompt, **parameters: Unpack[CompletionParameters]
+    ) -> Completion:
+        """The whole answer to a prompt; cancelling the caller's task cancels the request.
+
+        Raises:
+            Invalid: a parameter is wrong; `field` names it.
+            Refused: no room now, or the cluster is not ready.
+            PeerLost: the gateway or a part of the cluster was lost.
+        """
+        async with aclosing(self.complete_stream(prompt, **parameters)) as chunks:
+            return await collect_completion(chunks)
+
+    async def complete_stream(
+        self, prompt: api.Prompt, **parameters: Unpack[CompletionParameters]
+    ) -> AsyncGenerator[CompletionChunk, None]:
+        """The answer in chunks, as they come; the last has the usage and no choices.
+
+        Leaving the iteration (`aclose`, or dropping the iterator) cancels the request.
+        """
+        request = api.check({"prompt": prompt, **parameters}, CompletionRequest)
+        async with self._peer.stream(request) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def chat(self, messages: Messages, **parameters: Unpack[ChatParameters]) -> Chat:
+        """The assistant's whole answer; as `complete`."""
+        async with aclosing(self.chat_stream(messages, **parameters)) as chunks:
+            return await collect_chat(chunks)
+
+    async def chat_stream(
+        self, messages: Messages, **parameters: Unpack[ChatParameters]
+    ) -> AsyncGenerator[ChatChunk, None]:
+        """The assistant's answer in chunks; as `complete_stream`."""
+        request = api.check({"messages": messages, **parameters}, ChatRequest)
+        async with self._peer.stream(request) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def tokenize(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text."""
+        request = Tokenize(prompt=text, add_special_tokens=add_special_tokens)
+        return (await self._peer.call(request, self._deadline_s)).tokens
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of token ids."""
+        request = api.check({"tokens": tokens}, Detokenize)
+        return (await self._peer.call(request, self._deadline_s)).prompt
+
+    async def models(self) -> list[Model]:
+        """The models served."""
+        return (await self._peer.call(ListModels(), self._deadline_s)).data
+
+    async def status(self) -> ClusterStatus:
+        """Services, shards, requests and where their KV lies."""
+        return await self._peer.call(ShowCluster(), self._deadline_s)
+
+    async def cancel(self, request_id: str) -> None:
+        """End a request by the id of its answer. Raises Invalid if there is none in work."""
+        await self._peer.call(CancelRequest(request_id), self._deadline_s)
+
+    async def close(self) -> None:
+        """Disconnect; requests in work are cancelled."""
+        await self._peer.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+class Client:
+    """`AsyncClient` for code without asyncio; a thread of its own runs the loop. Thread-safe."""
+
+    def __init__(
+        self, address: str = ADDRESS, bus: Bus | None = None, *, deadline_s: float | None = 30.0
+    ) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="sps2", daemon=True)
+        self._thread.start()
+
+        async def connect() -> AsyncClient:
+            return AsyncClient(address, bus, deadline_s=deadline_s)
+
+        try:
+            self._client = self._wait(connect())
+        except BaseException:
+            self._stop()
+            raise
+
+    def complete(
+        self, prompt: api.Prompt, **parameters: Unpack[CompletionParameters]
+    ) -> Completion:
+        """The whole answer to a prompt; see `AsyncClient.complete`."""
+        return self._wait(self._client.complete(prompt, **parameters))
+
+    def complete_stream(
+        self, prompt: api.Prompt, **parameters: Unpack[CompletionParameters]
+    ) -> Iterator[CompletionChunk]:
+        """The answer in chunks, as they come; leaving the loop cancels the request."""
+        return self._iterate(lambda: self._client.complete_stream(prompt, **parameters))
+
+    def chat(self, messages: Messages, **parameters: Unpack[ChatParameters]) -> Chat:
+        """The assistant's whole answer; as `complete`."""
+        return self._wait(self._client.chat(messages, **parameters))
+
+    def chat_stream(
+        self, messages: Messages, **parameters: Unpack[ChatParameters]
+    ) -> Iterator[ChatChunk]:
+        """The assistant's answer in chunks; as `complete_stream`."""
+        return self._iterate(lambda: self._client.chat_stream(messages, **parameters))
+
+    def tokenize(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text."""
+        return self._wait(self._client.tokenize(text, add_special_tokens))
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of token ids."""
+        return self._wait(self._client.detokenize(tokens))
+
+    def models(self) -> list[Model]:
+        """The models served."""
+        return self._wait(self._client.models())
+
+    def status(self) -> ClusterStatus:
+        """Services, shards, requests and where their KV lies."""
+        return self._wait(self._client.status())
+
+    def cancel(self, request_id: str) -> None:
+        """End a request by the id of its answer. Raises Invalid if there is none in work."""
+        self._wait(self._client.cancel(request_id))
+
+    def close(self) -> None:
+        """Disconnect and end the thread; requests in work are cancelled."""
+        if not self._loop.is_closed():
+            self._wait(self._leave())
+            self._stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:  # KeyboardInterrupt too must cancel the request
+            future.cancel()
+            raise
+
+    def _iterate(self, start: Callable[[], AsyncGenerator[T, None]]) -> Iterator[T]:
+        items: queue.SimpleQueue[tuple[Literal["item"], T] | tuple[Literal["end"], None]]
+        items = queue.SimpleQueue()
+
+        async def pump() -> None:
+            try:
+                async with aclosing(start()) as chunks:
+                    async for chunk in chunks:
+                        items.put(("item", chunk))
+            finally:
+                items.put(("end", None))
+
+        future = asyncio.run_coroutine_threadsafe(pump(), self._loop)
+        try:
+            while (got := items.get())[0] == "item":
+                yield got[1]
+            future.result()
+        finally:
+            future.cancel()
+
+    async def _leave(self) -> None:
+        await self._client.close()
+        mine = asyncio.current_task()
+        await asyncio.gather(*asyncio.all_tasks() - {mine}, return_exceptions=True)
+        await self._loop.shutdown_asyncgens()
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()

@@ -1,0 +1,125 @@
+"""The HTTP routes: bodies to typed requests, chunks to answers."""
+
+from collections.abc import AsyncGenerator, Callable
+from typing import TypeVar
+
+import msgspec
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from sps2.common import api
+from sps2.common.api import ChatChunk, ChatRequest, CompletionChunk, CompletionRequest, Version
+from sps2.common.collect import collect_chat, collect_completion
+from sps2.common.errors import ServiceError
+from sps2.services.gateway import body, metrics
+from sps2.services.gateway.gateway import Gateway
+from sps2.services.gateway.openapi import document, takes
+from sps2.services.gateway.problems import NotReady, TooLarge
+from sps2.services.gateway.request_id import RequestIds, name_of
+from sps2.services.gateway.sse import KEEP_ALIVE_S, Events, Json, Plain, failed
+
+T = TypeVar("T", CompletionChunk, ChatChunk)
+
+
+def application(
+    gateway: Gateway,
+    waiting_for: Callable[[], str],
+    *,
+    version: str,
+    max_body_bytes: int,
+    keep_alive_s: float = KEEP_ALIVE_S,
+) -> ASGIApp:
+    """The gateway as an ASGI application.
+
+    Args:
+        waiting_for: what the cluster waits for, in words; empty when requests can be served.
+        keep_alive_s: silence on a stream after which a comment is sent.
+    """
+    app = FastAPI(title="SPS2", version=version, redoc_url=None)
+    for kind in (HTTPException, ServiceError, TooLarge, NotReady, Exception):
+        app.add_exception_handler(kind, _handler)
+
+    def check_ready() -> None:
+        if reason := waiting_for():
+            raise NotReady(f"the cluster is not ready: it waits for {reason}")
+
+    @app.get("/v1/models")
+    async def list_models() -> Response:
+        return Json(gateway.models())
+
+    @app.get("/v1/models/{model:path}")
+    async def show_model(model: str) -> Response:
+        gateway.served.check_model(model)
+        return Json(gateway.model())
+
+    @app.post("/v1/completions", **takes(CompletionRequest, api.Completion))
+    async def complete(request: Request) -> Response:
+        asked = await body.read(request, CompletionRequest, max_body_bytes)
+        check_ready()
+        chunks = gateway.complete(asked, name_of(request))
+        if asked.stream:
+            return Events(_streamed(chunks, asked), keep_alive_s)
+        return Plain(lambda: collect_completion(chunks))
+
+    @app.post("/v1/chat/completions", **takes(ChatRequest, api.Chat))
+    async def chat(request: Request) -> Response:
+        asked = await body.read(request, ChatRequest, max_body_bytes)
+        check_ready()
+        chunks = gateway.chat(asked, name_of(request))
+        if asked.stream:
+            return Events(_streamed(chunks, asked), keep_alive_s)
+        return Plain(lambda: collect_chat(chunks))
+
+    @app.post("/tokenize", **takes(api.Tokenize, api.Tokens))
+    async def tokenize(request: Request) -> Response:
+        asked = await body.read(request, api.Tokenize, max_body_bytes)
+        return Json(await gateway.tokenize(asked))
+
+    @app.post("/detokenize", **takes(api.Detokenize, api.Text))
+    async def detokenize(request: Request) -> Response:
+        asked = await body.read(request, api.Detokenize, max_body_bytes)
+        return Json(await gateway.detokenize(asked))
+
+    @app.get("/health")
+    async def health() -> Response:
+        return Response()
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        check_ready()
+        return Response()
+
+    @app.get("/version")
+    async def show_version() -> Response:
+        return Json(Version(version))
+
+    @app.get("/metrics")
+    async def show_metrics() -> Response:
+        return Response(gateway.metrics.page(), media_type=metrics.CONTENT_TYPE)
+
+    app.openapi = lambda: document(app)  # type: ignore[method-assign]
+    return RequestIds(app)
+
+
+async def _handler(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        what = f"{request.method} {request.url.path}"
+        error = HTTPException(error.status_code, f"{error.detail}: {what}", error.headers)
+    return failed(error)
+
+
+async def _streamed(
+    chunks: AsyncGenerator[T, None], request: CompletionRequest | ChatRequest
+) -> AsyncGenerator[object, None]:
+    """Chunks as HTTP clients want them: about usage only if they asked for it."""
+    wanted = request.stream_options is not None and request.stream_options.include_usage
+    try:
+        async for chunk in chunks:
+            if chunk.choices:
+                yield msgspec.structs.replace(chunk, usage=None) if wanted else chunk
+            elif wanted:
+                yield chunk
+    finally:
+        await chunks.aclose()

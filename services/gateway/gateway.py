@@ -1,0 +1,192 @@
+"""The API itself, whoever asks over whatever wire: requests in, streams of chunks out."""
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from functools import partial
+
+from sps2.common.api import (
+    ChatChunk,
+    ChatDelta,
+    ChatRequest,
+    CompletionChoice,
+    CompletionChunk,
+    CompletionRequest,
+    Delta,
+    Detokenize,
+    Model,
+    Models,
+    Text,
+    Tokenize,
+    Tokens,
+)
+from sps2.common.errors import Invalid
+from sps2.common.tokens import Tokenizer
+from sps2.services.gateway.echo import echo
+from sps2.services.gateway.generate import Record
+from sps2.services.gateway.limits import Served, Slots
+from sps2.services.gateway.logprobs import chat_logprobs, completion_logprobs
+from sps2.services.gateway.metrics import Metrics
+from sps2.services.gateway.running import Running
+from sps2.services.gateway.text import Piece
+from sps2.services.gateway.usage import usage
+from sps2.services.gateway.validate import (
+    Order,
+    order_chat,
+    order_completion,
+    threaded,
+    tokens_of_chat,
+)
+
+
+class Gateway:
+    """Answers requests; every error is one of `sps2.common.errors`."""
+
+    def __init__(
+        self,
+        served: Served,
+        tokenizer: Tokenizer,
+        running: Running,
+        slots: Slots,
+        metrics: Metrics,
+    ) -> None:
+        self.served = served
+        self.metrics = metrics
+        self.running = running
+        self._tokenizer = tokenizer
+        self._slots = slots
+
+    async def complete(
+        self, request: CompletionRequest, name: str
+    ) -> AsyncGenerator[CompletionChunk, None]:
+        """The chunks of a completion; the last has no choices, but the usage.
+
+        Args:
+            name: 12 hexadecimal digits, unique: the answer's id without its prefix.
+        """
+        with self.metrics.request():
+            since_s = time.monotonic()
+            order = await order_completion(request, name, self.served, self._tokenizer)
+            records = [Record(since_s) for _ in order.jobs]
+            chunk = partial(
+                CompletionChunk,
+                id=f"cmpl-{name}",
+                created=int(time.time()),
+                model=self.served.model,
+                system_fingerprint=self.served.fingerprint,
+            )
+            writer = _CompletionWriter(request, order, records, self._tokenizer)
+            with self._slots.take(len(order.jobs)):
+                pieces = self.running.pieces(name, order, records)
+                async with aclosing(pieces):
+                    async for index, piece in pieces:
+                        if (choice := await writer.choice(index, piece)) is not None:
+                            yield chunk(choices=[choice])
+            total = usage(order.prompts, order.jobs, records, self.served.kv_token_bytes)
+            self.metrics.spent(total)
+            yield chunk(choices=[], usage=total)
+
+    async def chat(self, request: ChatRequest, name: str) -> AsyncGenerator[ChatChunk, None]:
+        """The chunks of an answer in a conversation, as those of `complete`."""
+        with self.metrics.request():
+            since_s = time.monotonic()
+            order = await order_chat(request, name, self.served, self._tokenizer)
+            records = [Record(since_s) for _ in order.jobs]
+            chunk = partial(
+                ChatChunk,
+                id=f"chatcmpl-{name}",
+                created=int(time.time()),
+                model=self.served.model,
+                system_fingerprint=self.served.fingerprint,
+            )
+            begun: set[int] = set()
+            with self._slots.take(len(order.jobs)):
+                pieces = self.running.pieces(name, order, records)
+                async with aclosing(pieces):
+                    async for index, piece in pieces:
+                        if index not in begun:
+                            begun.add(index)
+                            yield chunk(choices=[ChatDelta(index, Delta("assistant", ""))])
+                        if (choice := self._chat_choice(request, index, piece)) is not None:
+                            yield chunk(choices=[choice])
+            total = usage(order.prompts, order.jobs, records, self.served.kv_token_bytes)
+            self.metrics.spent(total)
+            yield chunk(choices=[], usage=total)
+
+    async def tokenize(self, request: Tokenize) -> Tokens:
+        """Token ids of a text or a conversation."""
+        self.served.check_model(request.model)
+        prompt, messages = request.prompt, request.messages
+        if (prompt is None) == (messages is None):
+            raise Invalid("give either `prompt` or `messages`", "prompt", "invalid_value")
+        if messages is not None:
+            ids = list(await tokens_of_chat(messages, self._tokenizer))
+        else:
+            text, special = prompt or "", request.add_special_tokens
+            ids = await threaded(len(text), lambda: self._tokenizer.encode(text, special))
+        return Tokens(ids, len(ids), self.served.max_context)
+
+    async def detokenize(self, request: Detokenize) -> Text:
+        """The text of token ids, special tokens included."""
+        self.served.check_model(request.model)
+        ids = request.tokens
+        return Text(await threaded(len(ids), lambda: self._tokenizer.decode(ids, False)))
+
+    def models(self) -> Models:
+        """The one model served."""
+        return Models([self.model()])
+
+    def model(self) -> Model:
+        """The served model."""
+        served = self.served
+        return Model(id=served.model, created=served.created, max_model_len=served.max_context)
+
+    def _chat_choice(self, request: ChatRequest, index: int, piece: Piece) -> ChatDelta | None:
+        if not (piece.text or piece.tokens or piece.finish):
+            return None
+        logprobs = None
+        if request.logprobs:
+            logprobs = chat_logprobs(piece.tokens, request.top_logprobs or 0, self._tokenizer)
+        return ChatDelta(index, Delta(content=piece.text), logprobs, piece.finish)
+
+
+class _CompletionWriter:
+    """Pieces as choices of a completion; the first of each choice begins with the echo, if any."""
+
+    def __init__(
+        self,
+        request: CompletionRequest,
+        order: Order,
+        records: list[Record],
+        tokenizer: Tokenizer,
+    ) -> None:
+        self._request = request
+        self._order = order
+        self._records = records
+        self._tokenizer = tokenizer
+        self._bases: dict[int, int] = {}
+
+    async def choice(self, index: int, piece: Piece) -> CompletionChoice | None:
+        request = self._request
+        text, tokens, base = piece.text, piece.tokens, self._bases.get(index, 0)
+        prompt_tokens = None
+        if request.echo and index not in self._bases:
+            job = self._order.jobs[index]
+            given = self._order.texts[index // (request.n or 1)]
+            first = self._records[index].first
+            logprobs = first.prompt_logprobs if first is not None else None
+            echoed, prompt_tokens = await threaded(
+                len(job.prompt), lambda: echo(job.prompt, given, logprobs, self._tokenizer)
+            )
+            self._bases[index] = base = len(echoed)
+            text = echoed + text
+        if not (text or tokens or piece.finish):
+            return None
+        if request.logprobs is None:
+            return CompletionChoice(index, text, None, piece.finish)
+
+        listed = completion_logprobs(tokens, request.logprobs, self._tokenizer, base)
+        if prompt_tokens is not None:
+            before = completion_logprobs(prompt_tokens, request.logprobs, self._tokenizer, 0)
+            listed = before + listed
+        return CompletionChoice(index, text, listed, piece.finish)

@@ -1,0 +1,164 @@
+"""One request's way through the cluster: submitted, placed, followed at its owner, in order."""
+
+import asyncio
+import struct
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass
+
+import msgspec
+
+from sps2.common.errors import PeerLost, ServiceError
+from sps2.common.messages import Finished, FirstToken, Follow, Placed, Sampling, Submit, Token
+from sps2.common.rpc import Peer
+from sps2.services.gateway.shards import Shards
+from sps2.services.tasks import emitted_by, root_cause
+
+Event = Placed | FirstToken | Finished
+
+PATIENCE_S = 4.0
+"""How long one side may take to follow when the other has ended: the scheduler to say what becomes
+of a request whose owner is lost, or to give the totals; the owner to deliver what is under way."""
+
+
+class Job(msgspec.Struct, frozen=True):
+    """One choice, ready to be submitted. `silent` drops its only token (`max_tokens` 0)."""
+
+    request: str
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    stops: tuple[str, ...] = ()
+    sp_degree: int | None = None
+    silent: bool = False
+
+
+@dataclass
+class Record:
+    """What became known of a job while it ran."""
+
+    since_s: float
+    placed: Placed | None = None
+    first: FirstToken | None = None
+    finished: Finished | None = None
+    tokens: int = 0
+    ttft_s: float = 0.0
+
+
+class Generation:
+    """The tokens of one job, each once and in order, whatever way and however often they come.
+
+    Args:
+        record: filled in as the job runs; the totals are there when the iteration has ended.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        record: Record,
+        scheduler: Peer,
+        shards: Shards,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self._job = job
+        self._record = record
+        self._scheduler = scheduler
+        self._shards = shards
+        self._patience_s = patience_s
+        self._next = 0
+        self._early: dict[int, Token] = {}
+        self._is_complete = False
+        self._clock: asyncio.Timeout | None = None
+
+    async def tokens(self) -> AsyncGenerator[Token, None]:
+        """Yield the tokens; ending the iteration early cancels the request everywhere.
+
+        Raises:
+            Refused, Invalid: from the scheduler.
+            PeerLost: the scheduler, or a shard that could not be done without.
+        """
+        async with aclosing(emitted_by(self._run)) as tokens:  # type: ignore[type-var]
+            async for token in tokens:
+                yield token
+
+    async def _run(self, emit: Callable[[Token], None]) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                await self._submit(group, emit)
+        except BaseExceptionGroup as failures:
+            raise root_cause(failures) from failures
+
+    async def _submit(self, group: asyncio.TaskGroup, emit: Callable[[Token], None]) -> None:
+        job, record = self._job, self._record
+        prompt = struct.pack(f"<{len(job.prompt)}i", *job.prompt)
+        submit = Submit(job.request, prompt, job.sampling, job.sp_degree)
+        follower: asyncio.Task[None] | None = None
+        try:
+            async with (
+                asyncio.timeout(None) as self._clock,
+                self._submitted(submit) as items,
+            ):
+                async for item in items:
+                    match item:
+                        case Placed():
+                            record.placed = item
+                            if follower is not None:
+                                follower.cancel()
+                            follower = group.create_task(self._follow(item, emit))
+                        case FirstToken():
+                            record.first = item
+                            record.ttft_s = time.monotonic() - record.since_s
+                            self._arrive(item.token, emit)
+                        case Finished():
+                            record.finished = item
+        except TimeoutError:
+            if not self._is_complete:
+                raise
+        finally:
+            self._clock = None
+
+        if follower is not None and not self._is_complete:
+            await asyncio.wait({follower}, timeout=self._patience_s)
+        if not self._is_complete:
+            raise PeerLost(self._scheduler.name, "the request ended before its last token came")
+        if follower is not None:
+            follower.cancel()
+
+    @asynccontextmanager
+    async def _submitted(self, submit: Submit) -> AsyncIterator[AsyncIterator[Event]]:
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(self._patience_s):
+                    items = await stack.enter_async_context(self._scheduler.stream(submit))
+            except TimeoutError:
+                raise PeerLost(self._scheduler.name, "the scheduler cannot be reached") from None
+            yield items
+
+    async def _follow(self, placed: Placed, emit: Callable[[Token], None]) -> None:
+        owner = self._shards.at(placed.owner_address, placed.owner)
+        try:
+            start = max(1, self._next)
+            async with owner.stream(Follow(self._job.request, placed.epoch, start)) as tokens:
+                async for token in tokens:
+                    self._arrive(token, emit)
+            error: ServiceError = PeerLost(placed.owner, f"{placed.owner} sent too few tokens")
+        except ServiceError as failure:
+            error = failure
+            if isinstance(failure, PeerLost):
+                self._shards.drop(owner)
+        if not self._is_complete:
+            # the scheduler knows why: it plans anew, or ends the request with the cause
+            await asyncio.sleep(self._patience_s)
+            raise error
+
+    def _arrive(self, token: Token, emit: Callable[[Token], None]) -> None:
+        if token.index >= self._next:
+            self._early.setdefault(token.index, token)
+        while not self._is_complete and self._next in self._early:
+            token = self._early.pop(self._next)
+            self._next += 1
+            self._record.tokens += 1
+            self._is_complete = token.finish is not None
+            emit(token)
+        if self._is_complete and self._clock is not None:
+            self._clock.reschedule(asyncio.get_running_loop().time() + self._patience_s)

@@ -1,0 +1,62 @@
+"""Log-probabilities in the two forms of OpenAI's API."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from sps2.common.api import ChatLogprob, ChatLogprobs, CompletionLogprobs, TopLogprob
+from sps2.common.messages import TokenLogprobs
+from sps2.services.gateway.text import Spoken
+
+LEAST = -9999.0
+"""Stands for minus infinity, which JSON cannot say."""
+
+
+class Vocabulary(Protocol):
+    """What single tokens look like."""
+
+    def token_text(self, index: int) -> str: ...
+    def token_bytes(self, index: int) -> bytes: ...
+
+
+def completion_logprobs(
+    tokens: Sequence[Spoken], top: int, vocabulary: Vocabulary, base: int
+) -> CompletionLogprobs:
+    """The form of `/v1/completions`; offsets count from `base`.
+
+    With `top` alternatives the token itself is always among them, as one more if need be.
+    """
+    return CompletionLogprobs(
+        [vocabulary.token_text(token.id) for token in tokens],
+        [None if token.logprobs is None else _finite(token.logprobs.logprob) for token in tokens],
+        [_alternatives(token, top, vocabulary) for token in tokens],
+        [base + token.offset for token in tokens],
+    )
+
+
+def chat_logprobs(tokens: Sequence[Spoken], top: int, vocabulary: Vocabulary) -> ChatLogprobs:
+    """The form of `/v1/chat/completions`."""
+
+    def entry(token: int, logprob: float) -> TopLogprob:
+        text, raw = vocabulary.token_text(token), vocabulary.token_bytes(token)
+        return TopLogprob(text, _finite(logprob), list(raw))
+
+    def full(token: Spoken, logprobs: TokenLogprobs) -> ChatLogprob:
+        own = entry(token.id, logprobs.logprob)
+        others = [entry(*each) for each in logprobs.top[:top]]
+        return ChatLogprob(own.token, own.logprob, own.bytes, others)
+
+    return ChatLogprobs([full(each, each.logprobs) for each in tokens if each.logprobs is not None])
+
+
+def _alternatives(token: Spoken, top: int, vocabulary: Vocabulary) -> dict[str, float] | None:
+    if token.logprobs is None or top == 0:
+        return None
+    ranked = {token.id: token.logprobs.logprob} | dict(token.logprobs.top[:top])
+    best: dict[str, float] = {}
+    for each, logprob in sorted(ranked.items(), key=lambda pair: -pair[1]):
+        best.setdefault(vocabulary.token_text(each), _finite(logprob))
+    return best
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, LEAST)

@@ -1,0 +1,141 @@
+"""Wires the gateway from a configuration."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+
+import zmq.asyncio
+from safetensors import safe_open
+
+from sps2.common.config import Cluster
+from sps2.common.errors import Invalid, PeerLost
+from sps2.common.model.config import read
+from sps2.common.models import fingerprint, locate, weight_files
+from sps2.common.rpc import Peer, Server
+from sps2.common.tokens import Tokenizer
+from sps2.services.gateway import http
+from sps2.services.gateway.app import application
+from sps2.services.gateway.cluster import Observer
+from sps2.services.gateway.gateway import Gateway
+from sps2.services.gateway.limits import Served, Slots
+from sps2.services.gateway.memory import give_back
+from sps2.services.gateway.metrics import Metrics
+from sps2.services.gateway.readiness import Readiness
+from sps2.services.gateway.running import Running
+from sps2.services.gateway.service import GatewayService
+from sps2.services.gateway.shards import Shards
+from sps2.services.gateway.sse import KEEP_ALIVE_S
+from sps2.services.run import About, beating
+
+_ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+_STORED = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+
+
+async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
+    """Run until `stop`. Raises Invalid if the model or a port cannot be had."""
+    listener = http.listen(cluster.host, cluster.gateway.port)
+    with listener:
+        folder = locate(cluster.model)
+        parts = Parts(cluster, about, folder)
+        give_back()
+        async with (
+            beating(about, cluster),
+            parts.running(cluster.gateway_address),
+            http.serving(parts.app, listener),
+        ):
+            about.started = True
+            await stop.wait()
+            parts.end(PeerLost("gateway", "the gateway is shutting down"))
+
+
+class Parts:
+    """Everything the gateway is made of, connected but not yet listening.
+
+    Args:
+        folder: of the model.
+        keep_alive_s: silence on a stream after which a comment is sent.
+    """
+
+    def __init__(
+        self, cluster: Cluster, about: About, folder: Path, keep_alive_s: float = KEEP_ALIVE_S
+    ) -> None:
+        tokenizer = Tokenizer(folder)
+        served = served_by(cluster, folder, tokenizer)
+        self._bus = cluster.bus
+        self._context = zmq.asyncio.Context()
+        self._scheduler = Peer(cluster.scheduler_address, cluster.bus, "scheduler", self._context)
+        self._directory = Peer(cluster.kvdir_address, cluster.bus, "kvdir", self._context)
+        self._shards = Shards(cluster.bus, self._context)
+        self.metrics = Metrics()
+        self._running = Running(self._scheduler, self._shards, tokenizer, self.metrics)
+        self.gateway = Gateway(
+            served, tokenizer, self._running, Slots(cluster.gateway.max_requests), self.metrics
+        )
+        self.readiness = Readiness(self._scheduler, self._directory, self.metrics, cluster.bus)
+        about.missing, about.counters = self.readiness.waiting_for, self.metrics.gauges
+        observer = Observer(cluster, served.model, self._scheduler, self._directory, self._shards)
+        self._service = GatewayService(self.gateway, self.readiness, observer, about.describe)
+        self._about = about
+        self.app = application(
+            self.gateway,
+            self.readiness.waiting_for,
+            version=version("sps2"),
+            max_body_bytes=cluster.gateway.max_body_bytes,
+            keep_alive_s=keep_alive_s,
+        )
+
+    @asynccontextmanager
+    async def running(self, address: str) -> AsyncIterator[str]:
+        """On the bus at `address` while the block runs; yields the bound address."""
+        server = Server([self._service, self._about], self._bus, self._context)
+        watch = asyncio.create_task(self.readiness.watch())
+        try:
+            bound = await server.start(address)
+            yield bound
+        finally:
+            watch.cancel()
+            with suppress(asyncio.CancelledError):
+                await watch
+            await server.close()
+            for peer in (self._scheduler, self._directory, self._shards):
+                await peer.close()
+            self._context.destroy(linger=0)
+
+    def end(self, error: PeerLost) -> None:
+        """End every answer in work with `error`."""
+        self._running.abort_all(error)
+
+
+def served_by(cluster: Cluster, folder: Path, tokenizer: Tokenizer) -> Served:
+    """What the model in `folder` serves under this configuration."""
+    config = read(folder)
+    dtype = config.dtype or _stored_dtype(folder) if cluster.dtype == "auto" else cluster.dtype
+    context = min(config.max_context, cluster.max_context or config.max_context)
+    if cluster.max_context > config.max_context:
+        raise Invalid(f"max_context {cluster.max_context} is over the model's {config.max_context}")
+    return Served(
+        model=model_id(cluster.model),
+        max_context=context,
+        vocab_size=config.vocab_size,
+        eos_ids=tokenizer.eos_ids,
+        kv_token_bytes=config.kv_bytes(_ITEM_BYTES[dtype]),
+        max_choices=cluster.gateway.max_choices,
+        fingerprint=f"fp_{fingerprint(folder)}",
+        created=int(time.time()),
+    )
+
+
+def _stored_dtype(folder: Path) -> str:
+    with safe_open(weight_files(folder)[0], framework="np") as weights:
+        stored = weights.get_slice(next(iter(weights.keys()))).get_dtype()
+    return _STORED.get(stored, "float32")
+
+
+def model_id(ref: str) -> str:
+    """The name that clients use: ORG/NAME of the hub, a folder's or file's own name."""
+    if ref.startswith("hf:"):
+        return ref.removeprefix("hf:").partition("@")[0]
+    return Path(ref).expanduser().resolve().name.removesuffix(".gguf") if "/" in ref else ref

@@ -1,0 +1,62 @@
+"""Errors as OpenAI's API tells them: an object, an HTTP status, perhaps when to come back."""
+
+import math
+
+from starlette.exceptions import HTTPException
+
+from sps2.common.api import ErrorBody, Problem
+from sps2.common.errors import Cancelled, Invalid, PeerLost, Refused
+
+
+class TooLarge(Exception):
+    """The body of an HTTP request is over the limit."""
+
+
+class NotReady(Exception):
+    """The cluster cannot serve yet, or not now."""
+
+
+_CLIENT = "invalid_request_error"
+_STATUS_BY_CODE = {"model_not_found": 404}
+_HTTP = {404: "not_found", 405: "method_not_allowed"}
+
+
+class Told:
+    """What is told of an error.
+
+    Attributes:
+        status: of the HTTP answer.
+        headers: to add to it.
+        body: OpenAI's error object.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        self.status, problem = _problem(error)
+        self.body = ErrorBody(problem)
+        self.headers: dict[str, str] = {}
+        if isinstance(error, HTTPException) and error.headers:
+            self.headers |= dict(error.headers)
+        if isinstance(error, Refused):
+            self.headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+        elif self.status == 503:
+            self.headers["retry-after"] = "1"
+
+
+def _problem(error: Exception) -> tuple[int, Problem]:
+    match error:
+        case Invalid(message=message, field=field, code=code):
+            status = _STATUS_BY_CODE.get(code or "", 400)
+            return status, Problem(message, _CLIENT, field, code)
+        case TooLarge():
+            return 413, Problem(str(error), _CLIENT, None, "request_too_large")
+        case Refused():
+            return 429, Problem(str(error), "rate_limit_error", None, "rate_limit_exceeded")
+        case NotReady():
+            return 503, Problem(str(error), "service_unavailable", None, "not_ready")
+        case PeerLost():
+            return 503, Problem(str(error), "service_unavailable", None, "peer_lost")
+        case Cancelled():
+            return 499, Problem(str(error), "cancelled", None, "cancelled")
+        case HTTPException(status_code=status, detail=detail):
+            return status, Problem(str(detail), _CLIENT, None, _HTTP.get(status))
+    return 500, Problem("an internal error; it was logged", "server_error", None, "internal_error")

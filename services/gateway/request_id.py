@@ -1,0 +1,41 @@
+"""Gives every HTTP answer an `x-request-id`: the client's own, or the name of the answer."""
+
+import re
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sps2.services.gateway.service import new_name
+
+HEADER = "x-request-id"
+_SANE = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
+
+
+class RequestIds:
+    """ASGI middleware around everything, so that answers to failures have the header too."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        name = new_name()
+        scope.setdefault("state", {})["name"] = name
+        given = Headers(scope=scope).get(HEADER, "")
+        header = given if _SANE.fullmatch(given) else name
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[HEADER] = header
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+def name_of(request: Request) -> str:
+    """The name given to the answer of `request`."""
+    name: str = request.state.name
+    return name

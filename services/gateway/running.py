@@ -1,0 +1,102 @@
+"""Runs the choices of one answer side by side, and lets them be cancelled by their id."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from sps2.common.errors import Cancelled, Invalid, ServiceError
+from sps2.common.rpc import Peer
+from sps2.common.tokens import Detokenizer, Tokenizer
+from sps2.services.gateway.generate import Generation, Job, Record
+from sps2.services.gateway.metrics import Metrics, Pace
+from sps2.services.gateway.shards import Shards
+from sps2.services.gateway.text import Piece, Writer
+from sps2.services.gateway.validate import Order
+from sps2.services.tasks import emitted_by, root_cause
+
+NAME_CHARS = 12
+"""Of an answer; its scheduler requests add four."""
+
+Emit = Callable[[tuple[int, Piece]], None]
+
+
+class Running:
+    """The answers in work, by name (the hexadecimal part of their id)."""
+
+    def __init__(
+        self, scheduler: Peer, shards: Shards, tokenizer: Tokenizer, metrics: Metrics
+    ) -> None:
+        self._scheduler = scheduler
+        self._shards = shards
+        self._tokenizer = tokenizer
+        self._metrics = metrics
+        self._aborts: dict[str, asyncio.Future[None]] = {}
+
+    async def pieces(
+        self, name: str, order: Order, records: list[Record]
+    ) -> AsyncGenerator[tuple[int, Piece], None]:
+        """(choice, piece) as they come; ending the iteration early cancels all choices.
+
+        Raises:
+            ServiceError: the first failure of a choice; the others are then cancelled.
+        """
+        abort = asyncio.get_running_loop().create_future()
+
+        async def run(emit: Emit) -> None:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    watch = group.create_task(_fail_with(abort))
+                    choices = [
+                        group.create_task(self._choice(index, job, records[index], emit))
+                        for index, job in enumerate(order.jobs)
+                    ]
+                    await asyncio.wait(choices)
+                    watch.cancel()
+            except BaseExceptionGroup as failures:
+                raise root_cause(failures) from failures
+
+        self._aborts[name] = abort
+        try:
+            async with aclosing(emitted_by(run)) as pieces:  # type: ignore[type-var]
+                async for piece in pieces:
+                    yield piece
+        finally:
+            del self._aborts[name]
+
+    def cancel(self, request: str) -> None:
+        """End an answer by its id (`cmpl-..`, `chatcmpl-..`), or one of its scheduler requests.
+
+        Raises:
+            Invalid: there is none.
+        """
+        name = request.rpartition("-")[2][:NAME_CHARS]
+        if name not in self._aborts:
+            raise Invalid(f"no request {request!r} is in work", "request", "request_not_found")
+        self._abort(name, Cancelled(f"request {request} was cancelled"))
+
+    def abort_all(self, error: ServiceError) -> None:
+        """End every answer with `error`."""
+        for name in self._aborts:
+            self._abort(name, error)
+
+    def _abort(self, name: str, error: ServiceError) -> None:
+        if not self._aborts[name].done():
+            self._aborts[name].set_exception(error)
+
+    async def _choice(self, index: int, job: Job, record: Record, emit: Emit) -> None:
+        writer = Writer(
+            Detokenizer(self._tokenizer, job.prompt), job.stops, job.sampling.min_tokens
+        )
+        generation = Generation(job, record, self._scheduler, self._shards)
+        with Pace(self._metrics, record.since_s) as pace:
+            async with aclosing(generation.tokens()) as tokens:
+                async for token in tokens:
+                    pace.token()
+                    piece = Piece(finish=token.finish) if job.silent else writer.add(token)
+                    emit((index, piece))
+                    if piece.finish is not None and token.finish is None:
+                        return  # a stop string: leaving cancels the rest
+
+
+async def _fail_with(abort: asyncio.Future[None]) -> None:
+    await abort

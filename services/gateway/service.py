@@ -1,0 +1,83 @@
+"""The gateway on the bus: what the SDK and spsctl ask."""
+
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+
+from sps2.common.api import (
+    ChatChunk,
+    ChatRequest,
+    CompletionChunk,
+    CompletionRequest,
+    Detokenize,
+    ListModels,
+    Models,
+    Text,
+    Tokenize,
+    Tokens,
+)
+from sps2.common.errors import Refused
+from sps2.common.messages import CancelRequest, ClusterStatus, Describe, Done, Info, ShowCluster
+from sps2.services.gateway.cluster import Observer
+from sps2.services.gateway.gateway import Gateway
+from sps2.services.gateway.readiness import Readiness
+from sps2.services.gateway.running import NAME_CHARS
+
+
+def new_name() -> str:
+    """A name for an answer."""
+    return secrets.token_hex(NAME_CHARS // 2)
+
+
+class GatewayService:
+    """Bus handlers around a `Gateway`.
+
+    Args:
+        describe: what this process says of itself.
+    """
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        readiness: Readiness,
+        observer: Observer,
+        describe: Callable[[Describe], Awaitable[Info]],
+    ) -> None:
+        self._gateway = gateway
+        self._readiness = readiness
+        self._observer = observer
+        self._describe = describe
+
+    async def complete(self, request: CompletionRequest) -> AsyncIterator[CompletionChunk]:
+        self._check_ready()
+        chunks = self._gateway.complete(request, new_name())
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield chunk
+
+    async def chat(self, request: ChatRequest) -> AsyncIterator[ChatChunk]:
+        self._check_ready()
+        chunks = self._gateway.chat(request, new_name())
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield chunk
+
+    async def tokenize(self, request: Tokenize) -> Tokens:
+        return await self._gateway.tokenize(request)
+
+    async def detokenize(self, request: Detokenize) -> Text:
+        return await self._gateway.detokenize(request)
+
+    async def list_models(self, request: ListModels) -> Models:
+        return self._gateway.models()
+
+    async def show_cluster(self, request: ShowCluster) -> ClusterStatus:
+        return await self._observer.status(await self._describe(Describe()))
+
+    async def cancel_request(self, request: CancelRequest) -> Done:
+        self._gateway.running.cancel(request.request)
+        return Done()
+
+    def _check_ready(self) -> None:
+        if reason := self._readiness.waiting_for():
+            raise Refused(f"the cluster is not ready: it waits for {reason}")
