@@ -25,7 +25,7 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A table of the file; unknown keys are errors."""
 
 
-class Gateway(Section):
+class Gateway(Section, frozen=True):
     """The HTTP and ZeroMQ door of the cluster."""
 
     port: Annotated[Port, Meta(description="HTTP port of the OpenAI-compatible API")] = 8000
@@ -37,7 +37,7 @@ class Gateway(Section):
     max_choices: Annotated[Positive, Meta(description="largest `n` of one request")] = 16
 
 
-class Scheduler(Section):
+class Scheduler(Section, frozen=True):
     """Who runs what, where, and when."""
 
     bus_port: Annotated[Port, Meta(description="ZeroMQ port")] = 8002
@@ -53,20 +53,20 @@ class Scheduler(Section):
     ] = 2048
 
 
-class Directory(Section):
+class Directory(Section, frozen=True):
     """The KV directory."""
 
     bus_port: Annotated[Port, Meta(description="ZeroMQ port")] = 8003
 
 
-class Telemetry(Section):
+class Telemetry(Section, frozen=True):
     """Where beats and events of all services meet (in the scheduler's process)."""
 
     publish_port: Annotated[Port, Meta(description="ZeroMQ port that services publish to")] = 8004
     subscribe_port: Annotated[Port, Meta(description="ZeroMQ port to subscribe to")] = 8005
 
 
-class Bus(Section):
+class Bus(Section, frozen=True):
     """The control bus."""
 
     beat_s: Annotated[Seconds, Meta(description="seconds between beats")] = 1.0
@@ -76,7 +76,7 @@ class Bus(Section):
     )
 
 
-class Kv(Section):
+class Kv(Section, frozen=True):
     """KV pages of a decode shard."""
 
     page_tokens: Annotated[int, Meta(ge=1, le=1024, description="tokens in one page")] = 32
@@ -85,7 +85,7 @@ class Kv(Section):
     ] = 0
 
 
-class Cluster(Section):
+class Cluster(Section, frozen=True):
     """The whole file."""
 
     name: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]+$", description="of this cluster")] = (

@@ -1,0 +1,120 @@
+"""q goes to where keys and values are, attention states come back: both sides of it."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sps2.common.errors import PeerLost, ServiceError
+from sps2.common.model.config import ModelConfig
+from sps2.common.model.pages import PagePool
+from sps2.common.transport.frame import Frame, frame_for
+from sps2.common.transport.plane import Plane
+from sps2.kernels import State, paged_attention
+from sps2.services.decode.holding import Holdings, Key
+
+log = logging.getLogger(__name__)
+
+ANSWER_S = 10.0
+"""A holder that is silent for longer counts as lost."""
+
+
+class Exchange:
+    """Remote attention as a stateless operation on pages.
+
+    One frame of q carries all rows that an owner has for a holder, [rows, heads, head_dim], with
+    the positions of the queries; the answer is their state over the holder's keys: the output in
+    the model's dtype and the log-sum-exp in float32. Bytes per row and layer:
+    heads * (2 * head_dim * itemsize + 4), whatever the context.
+    """
+
+    def __init__(
+        self, config: ModelConfig, plane: Plane, pool: PagePool, holdings: Holdings
+    ) -> None:
+        self._config = config
+        self._plane = plane
+        self._pool = pool
+        self._holdings = holdings
+        self._asked: dict[tuple[str, int, int], asyncio.Future[State]] = {}
+        self._answering: set[asyncio.Task[None]] = set()
+        plane.serve("q", self._on_q)
+        plane.serve("state", self._on_state)
+        plane.on_lost(self._on_lost)
+
+    async def ask(
+        self, holder: str, keys: Sequence[Key], positions: Tensor, layer: int, step: int, q: Tensor
+    ) -> State:
+        """The state of `q` over what `holder` keeps of the requests `keys`, row by row.
+
+        Raises:
+            PeerLost: the holder is gone, silent, or no longer holds one of the requests.
+        """
+        requests, epochs = zip(*keys, strict=True)
+        frame = frame_for("q", requests, epochs, layer, step, (q, positions))
+        answer: asyncio.Future[State] = asyncio.get_running_loop().create_future()
+        asked = (holder, layer, step)
+        self._asked[asked] = answer
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await self._plane.send(holder, frame, (q, positions))
+                return await answer
+        except TimeoutError:
+            raise PeerLost(holder, f"{holder} did not answer in {ANSWER_S:.0f} s") from None
+        finally:
+            del self._asked[asked]
+
+    def _on_q(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
+        q, positions = tensors
+        keys = list(zip(frame.requests, frame.epochs, strict=True))
+        held = [self._holdings.get(key) for key in keys]
+        gone = [key for key, holding in zip(keys, held, strict=True) if holding is None]
+        answer: tuple[Tensor, ...] = ()
+        if not gone:
+            runs = [holding.pages.runs(holding.span.stop) for holding in held if holding]
+            window = self._config.window(frame.layer)
+            k, v = self._pool.layer(frame.layer)
+            scale = self._config.scale
+            out, lse = paged_attention(
+                q, k, v, runs, positions.tolist(), scale=scale, window=window
+            )
+            answer = (out.to(q.dtype).contiguous(), lse.contiguous())
+        reply = frame_for(
+            "state",
+            tuple(request for request, _ in gone),
+            tuple(epoch for _, epoch in gone),
+            frame.layer,
+            frame.at,
+            answer,
+        )
+        task = asyncio.get_running_loop().create_task(self._answer(source, reply, answer))
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
+    async def _answer(self, source: str, frame: Frame, state: tuple[Tensor, ...]) -> None:
+        try:
+            await self._plane.send(source, frame, state)
+        except ServiceError as error:
+            log.warning("an answer to %s was not sent: %s", source, error)
+
+    def _on_state(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
+        answer = self._asked.get((source, frame.layer, frame.at))
+        if answer is None or answer.done():
+            return
+        if frame.requests:
+            gone = ", ".join(frame.requests)
+            answer.set_exception(PeerLost(source, f"{source} no longer holds {gone}"))
+        else:
+            out, lse = tensors
+            answer.set_result(State(out, lse))
+
+    def _on_lost(self, peer: str) -> None:
+        for (holder, _, _), answer in self._asked.items():
+            if holder == peer and not answer.done():
+                answer.set_exception(PeerLost(holder))
+
+
+def positions_tensor(positions: Sequence[int]) -> Tensor:
+    """Positions as they travel with q: int32, [rows]."""
+    return torch.tensor(positions, dtype=torch.int32)

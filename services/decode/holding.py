@@ -1,0 +1,111 @@
+"""The KV of requests on this shard: pages taken, filled by prefill shards, given back."""
+
+import asyncio
+import logging
+
+from torch import Tensor
+
+from sps2.common.errors import Refused
+from sps2.common.messages import Hold
+from sps2.common.messages import Holding as Held
+from sps2.common.model.pages import PagePool, SequencePages
+from sps2.common.spans import Span, pages_for
+from sps2.common.transport.frame import Frame
+from sps2.common.transport.inbox import Inbox
+from sps2.common.transport.plane import Plane
+
+log = logging.getLogger(__name__)
+
+Key = tuple[str, int]
+"""(request, epoch)"""
+
+WAIT_FOR_PAGES_S = 5.0
+"""A lease may be granted a moment before its pages' last user has let go of them here."""
+
+
+class Holding:
+    """One request's span on this shard; `filled` is set once every layer of it has arrived."""
+
+    def __init__(self, key: Key, span: Span, pages: SequencePages, layers: int) -> None:
+        self.key = key
+        self.span = span
+        self.pages = pages
+        self.filled = asyncio.Event()
+        self.kv_bytes = 0
+        self._layers = layers
+        self._missing = span.tokens * layers
+        self.inbox: Inbox | None = None
+        if not self._missing:
+            self.filled.set()
+
+    def deposit(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
+        """Write a frame of keys and values, each [tokens, kv_heads, head_dim], to its pages."""
+        k, v = tensors
+        arrived = Span(frame.at, frame.at + k.shape[0])
+        if (arrived & self.span) != arrived or not 0 <= frame.layer < self._layers:
+            log.error("%s sent KV of %s outside its span", source, self.key)
+            return
+        self.pages.write(frame.layer, frame.at, k, v)
+        self.kv_bytes += frame.nbytes
+        self._missing -= arrived.tokens
+        if not self._missing:
+            self.filled.set()
+
+
+class Holdings:
+    """Every holding of this shard, on the data loop.
+
+    Args:
+        layers: of the model.
+    """
+
+    def __init__(self, pool: PagePool, plane: Plane, layers: int) -> None:
+        self._pool = pool
+        self._plane = plane
+        self._layers = layers
+        self._held: dict[Key, Holding] = {}
+        self._freed = asyncio.Event()
+
+    def get(self, key: Key) -> Holding | None:
+        return self._held.get(key)
+
+    async def hold(self, request: Hold) -> Holding:
+        """Take pages for a request and accept its KV from now on.
+
+        Raises:
+            Refused: there are too few pages, and none came free in time.
+        """
+        key = (request.request, request.epoch)
+        span = Span(*request.span)
+        pages = await self._take(pages_for(request.capacity, self._pool.page_tokens), span.start)
+        holding = Holding(key, span, pages, self._layers)
+        holding.inbox = self._plane.open(*key, deliver=holding.deposit)
+        self._held[key] = holding
+        return holding
+
+    async def _take(self, pages: int, start: int) -> SequencePages:
+        try:
+            async with asyncio.timeout(WAIT_FOR_PAGES_S):
+                while self._pool.free_pages < pages:
+                    await self._freed.wait()
+        except TimeoutError:
+            raise Refused(f"{self._pool.free_pages} pages are free, {pages} are needed") from None
+        return self._pool.take(pages, start)
+
+    def release(self, key: Key) -> None:
+        """Give a request's pages back; unknown ones are ignored."""
+        holding = self._held.pop(key, None)
+        if holding is None:
+            return
+        if holding.inbox is not None:
+            holding.inbox.close()
+        self._pool.give_back(holding.pages)
+        self._freed.set()
+        self._freed = asyncio.Event()
+
+    def inventory(self) -> tuple[Held, ...]:
+        """What is held now; safe to call from another thread."""
+        return tuple(
+            Held(*key, holding.span, holding.pages.pages)
+            for key, holding in list(self._held.items())
+        )

@@ -1,0 +1,37 @@
+"""One request in the running batch of its owner."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+from sps2.common.messages import Token
+from sps2.common.model.sample import Sampler
+from sps2.services.decode.holding import Holding
+
+
+@dataclass
+class Sequence:
+    """`last` is the newest token, whose keys and values are computed by the next step."""
+
+    holding: Holding
+    holders: tuple[str, ...]
+    """Data-plane names of the other shards with KV of this request."""
+    prompt_tokens: int
+    last: Token
+    sampler: Sampler
+    ended: asyncio.Future[None]
+    q_bytes: int = field(default=0)
+    state_bytes: int = field(default=0)
+
+    @property
+    def position(self) -> int:
+        """Of the newest token."""
+        return self.prompt_tokens + self.last.index
+
+    @property
+    def slot(self) -> int:
+        """Where the newest token's keys and values go."""
+        return self.holding.pages.slot(self.position)
+
+    def count_exchange(self, q_bytes: int, state_bytes: int) -> None:
+        self.q_bytes += q_bytes
+        self.state_bytes += state_bytes

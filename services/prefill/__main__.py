@@ -1,0 +1,20 @@
+"""Runs one prefill shard: `python -m sps2.services.prefill --config FILE --index I`."""
+
+import asyncio
+
+from sps2.common.config import Cluster
+from sps2.services.prefill.service import PrefillService
+from sps2.services.run import About, run
+from sps2.services.shard import ready_shard
+
+
+async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
+    async with ready_shard(cluster, about, "prefill") as shard:
+        service = PrefillService(shard.model, shard.plane, shard.data)
+        async with shard.member(service, pages=0, page_tokens=0, holdings=tuple):
+            await stop.wait()
+        service.close()
+
+
+if __name__ == "__main__":
+    run("prefill", serve)

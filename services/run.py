@@ -1,0 +1,135 @@
+"""One service process: arguments, log, signals, beats and a graceful stop around its `serve`."""
+
+import argparse
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import uvloop
+
+from sps2.common import config, log
+from sps2.common.config import Cluster
+from sps2.common.errors import ServiceError
+from sps2.common.messages import Describe, Info, Link
+from sps2.common.telemetry import Publisher
+
+State = Literal["starting", "ready", "waiting"]
+VERSION = version("sps2")
+
+
+@dataclass
+class About:
+    """What a service says of itself on the bus; the service sets `missing` and `counters`."""
+
+    service: str
+    missing: Callable[[], str] = lambda: ""
+    """What it waits for, in words; empty when it can work."""
+    counters: Callable[[], dict[str, float]] = dict
+    links: Callable[[], tuple[Link, ...]] = tuple
+    started: bool = False
+
+    def __post_init__(self) -> None:
+        self._process = psutil.Process()
+        self._since_s = time.monotonic()
+
+    @property
+    def state(self) -> State:
+        if not self.started:
+            return "starting"
+        return "waiting" if self.missing() else "ready"
+
+    async def describe(self, request: Describe) -> Info:
+        return Info(
+            self.service,
+            os.getpid(),
+            VERSION,
+            self.state,
+            self.missing(),
+            self.rss_bytes(),
+            time.monotonic() - self._since_s,
+            self.counters(),
+            self.links(),
+        )
+
+    def rss_bytes(self) -> int:
+        """Resident memory of this process."""
+        return int(self._process.memory_info().rss)
+
+
+@asynccontextmanager
+async def beating(about: About, cluster: Cluster) -> AsyncIterator[Publisher]:
+    """A telemetry publisher that carries the service's beats while the context is open."""
+    publisher = Publisher(cluster.publish_address, about.service, cluster.bus)
+
+    async def beats() -> None:
+        while True:
+            publisher.beat(about.counters())
+            await asyncio.sleep(cluster.bus.beat_s)
+
+    task = asyncio.create_task(beats())
+    try:
+        yield publisher
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+        publisher.close()
+
+
+Serve = Callable[[Cluster, About, asyncio.Event], Awaitable[None]]
+
+
+def run(name: str, serve: Serve) -> None:
+    """Run `serve(cluster, about, stop)` until it returns; SIGTERM and SIGINT set `stop`.
+
+    Exits with status 1 and one line on stderr when the service cannot run.
+    """
+    arguments = _arguments(name)
+    service = name if arguments.index is None else f"{name}-{arguments.index}"
+    log.setup(service)
+    _die_with_supervisor()
+    try:
+        cluster = config.load(arguments.config)
+        uvloop.run(_until_stopped(cluster, About(service), serve))
+    except (ServiceError, OSError) as error:
+        logging.getLogger(__name__).error("%s cannot run: %s", service, error)
+        sys.exit(1)
+
+
+def _arguments(name: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=f"python -m sps2.services.{name}")
+    parser.add_argument("--config", type=Path, help="TOML configuration of the cluster")
+    if name in ("prefill", "decode"):
+        parser.add_argument("--index", type=int, default=0, help="which shard this is")
+    arguments = parser.parse_args()
+    arguments.index = getattr(arguments, "index", None)
+    return arguments
+
+
+async def _until_stopped(cluster: Cluster, about: About, serve: Serve) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await serve(cluster, about, stop)
+
+
+def _die_with_supervisor() -> None:
+    """Have the kernel end this process when the supervisor that started it is gone (Linux)."""
+    supervisor = os.environ.get("SPS2_SUPERVISOR_PID")
+    if supervisor is None or not sys.platform.startswith("linux"):
+        return
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+    if os.getppid() != int(supervisor):
+        sys.exit(0)

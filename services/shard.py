@@ -1,0 +1,205 @@
+"""What prefill and decode shards share: a data loop beside the control loop, and membership."""
+
+import asyncio
+import logging
+import os
+import secrets
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import uvloop
+
+from sps2.common.config import Bus, Cluster
+from sps2.common.errors import PeerLost, ServiceError
+from sps2.common.messages import Announce, Holding, Link, Register, Report, Role, Shard
+from sps2.common.messages import Peer as PlanePeer
+from sps2.common.model.llama import Llama
+from sps2.common.model.weights import load as load_model
+from sps2.common.models import locate
+from sps2.common.rpc import Peer, Server
+from sps2.common.transport import choose
+from sps2.common.transport.plane import Plane
+from sps2.services.run import About, beating
+
+Result = TypeVar("Result")
+
+log = logging.getLogger(__name__)
+
+
+class DataLoop:
+    """A thread with its own event loop, where model, attention and transfers run.
+
+    The control loop stays responsive whatever is computed here.
+    """
+
+    def __init__(self) -> None:
+        self._loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="data", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    async def run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Run a coroutine there and await it here; cancelling here cancels there."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    def post(self, work: Callable[[], object]) -> None:
+        """Call a function there soon, without waiting."""
+        self._loop.call_soon_threadsafe(work)
+
+    async def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        await asyncio.to_thread(self._thread.join)
+        self._loop.close()
+
+
+def peer_name(service: str) -> str:
+    """A data-plane name that is unique to this life of this process."""
+    return f"{service}/{os.getpid():x}{secrets.token_hex(2)}"
+
+
+class Membership:
+    """Keeps a shard registered with the scheduler and, if it has pages, with the directory."""
+
+    def __init__(
+        self,
+        shard: Shard,
+        scheduler: Peer,
+        directory: Peer,
+        bus: Bus,
+        holdings: Callable[[], tuple[Holding, ...]],
+    ) -> None:
+        self._shard = shard
+        self._scheduler = scheduler
+        self._directory = directory
+        self._bus = bus
+        self._holdings = holdings
+        self._missing = {"scheduler"} | ({"KV directory"} if shard.pages else set())
+
+    def missing(self) -> str:
+        """Which of the two it waits for, in words."""
+        return ", ".join(f"the {name}" for name in sorted(self._missing))
+
+    @asynccontextmanager
+    async def kept(self) -> AsyncIterator[None]:
+        """A member for as long as the context is open; services that are lost are joined again."""
+        tasks = [asyncio.create_task(self._keep("scheduler", self._register))]
+        if self._shard.pages:
+            tasks.append(asyncio.create_task(self._keep("KV directory", self._announce)))
+            tasks.append(asyncio.create_task(self._report()))
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def _keep(self, name: str, join: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        while True:
+            try:
+                await join()
+            except PeerLost:
+                log.warning("the %s was lost; waiting for it", name)
+            except ServiceError as error:
+                log.warning("the %s: %s", name, error)
+                await asyncio.sleep(self._bus.beat_s)
+            finally:
+                self._missing.add(name)
+
+    async def _register(self) -> None:
+        async with self._scheduler.stream(Register(self._shard)) as accepted:
+            async for _ in accepted:
+                self._missing.discard("scheduler")
+
+    async def _announce(self) -> None:
+        shard = self._shard
+        announce = Announce(
+            shard.id, shard.peer.name, shard.pages, shard.page_tokens, self._holdings()
+        )
+        async with self._directory.stream(announce) as accepted:
+            async for _ in accepted:
+                self._missing.discard("KV directory")
+
+    async def _report(self) -> None:
+        shard = self._shard
+        while True:
+            await asyncio.sleep(self._bus.beat_s)
+            if "KV directory" in self._missing:
+                continue
+            try:
+                await self._directory.call(
+                    Report(shard.id, shard.peer.name, self._holdings()),
+                    deadline_s=self._bus.beat_s * self._bus.missed_beats,
+                )
+            except ServiceError as error:
+                log.warning("reporting to the KV directory: %s", error)
+
+
+@dataclass(frozen=True)
+class ReadyShard:
+    """A shard process with its model loaded and its data plane listening."""
+
+    id: str
+    role: Role
+    cluster: Cluster
+    about: About
+    model: Llama
+    plane: Plane
+    data: DataLoop
+
+    @asynccontextmanager
+    async def member(
+        self,
+        service: object,
+        pages: int,
+        page_tokens: int,
+        holdings: Callable[[], tuple[Holding, ...]],
+    ) -> AsyncIterator[None]:
+        """Serve `service` on the bus and be a member of the cluster while the context is open."""
+        bus = self.cluster.bus
+        server = Server([service, self.about], bus)
+        address = await server.start(f"tcp://{self.cluster.host}:0")
+        peer = PlanePeer(self.plane.name, self.plane.address)
+        shard = Shard(self.id, self.role, os.getpid(), address, peer, pages, page_tokens)
+        scheduler = Peer(self.cluster.scheduler_address, bus, name="scheduler")
+        directory = Peer(self.cluster.kvdir_address, bus, name="kvdir")
+        membership = Membership(shard, scheduler, directory, bus, holdings)
+        self.about.missing = membership.missing
+        self.about.started = True
+        async with beating(self.about, self.cluster), membership.kept():
+            yield
+        await server.close()
+        await scheduler.close()
+        await directory.close()
+
+
+@asynccontextmanager
+async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterator[ReadyShard]:
+    """Load the model and open the data plane; closes both in the end."""
+    torch.set_num_threads(cluster.shard_threads)
+    model = load_model(locate(cluster.model), cluster.dtype)
+    backend, reason = choose(cluster.transport)
+    log.info("data plane: %s", reason)
+    data = DataLoop()
+    data.start()
+    plane = Plane(peer_name(about.service), backend)
+    await data.run(plane.start(cluster.host))
+    about.counters = lambda: {name: float(count) for name, count in dict(plane.counters).items()}
+    about.links = lambda: _links(about.service, plane)
+    try:
+        yield ReadyShard(about.service, role, cluster, about, model, plane, data)
+    finally:
+        await data.run(plane.close())
+        await data.close()
+
+
+def _links(shard: str, plane: Plane) -> tuple[Link, ...]:
+    return tuple(
+        Link(shard, peer.partition("/")[0], totals["sent"], totals["frames_sent"])
+        for peer, totals in dict(plane.links).items()
+        if totals["sent"]
+    )
