@@ -243,6 +243,16 @@ class Finished(Struct, frozen=True, tag=True):
 # --- prefill ---
 
 
+class Join(Stream[Done], frozen=True):
+    """Scheduler to each member of a group: accept the others' frames while this is open.
+
+    One item: accepted. Only when all members have joined may one of them begin.
+    """
+
+    request: str
+    epoch: int
+
+
 class PrefillRank(Struct, frozen=True):
     """One member of a prefill group, with the spans of the prompt that it computes."""
 
@@ -258,7 +268,10 @@ class Target(Struct, frozen=True):
 
 
 class Prefill(Request["Prefilled"], frozen=True):
-    """Scheduler to each member of a group: run the prompt's layers on your spans."""
+    """Scheduler to each member of a group that has joined: run the prompt's layers on your spans.
+
+    Invalid if the member has not joined.
+    """
 
     request: str
     epoch: int

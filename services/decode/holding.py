@@ -76,7 +76,7 @@ class Holdings:
             Refused: there are too few pages, and none came free in time.
         """
         key = (request.request, request.epoch)
-        span = Span(*request.span)
+        span = request.span
         pages = await self._take(pages_for(request.capacity, self._pool.page_tokens), span.start)
         holding = Holding(key, span, pages, self._layers)
         holding.inbox = self._plane.open(*key, deliver=holding.deposit)

@@ -70,9 +70,7 @@ class SplitAttention:
             window=self._config.window(layer),
         )
 
-    async def _ask(
-        self, holder: str, rows: list[int], layer: int, q: Tensor
-    ) -> State:
+    async def _ask(self, holder: str, rows: list[int], layer: int, q: Tensor) -> State:
         keys = [self._batch[row].holding.key for row in rows]
         positions = positions_tensor([self._positions[row] for row in rows])
         mine = q if len(rows) == len(self._batch) else q[rows]

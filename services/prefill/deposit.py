@@ -37,7 +37,7 @@ class Deposit:
         first = 0
         for span in spans:
             for target in targets:
-                common = span & Span(*target.span)
+                common = span & target.span
                 if common.tokens:
                     row = first + common.start - span.start
                     rows = slice(row, row + common.tokens)

@@ -9,7 +9,7 @@ from sps2.common.messages import Prefill, Prefilled, TokenLogprobs
 from sps2.common.model.attend import Run
 from sps2.common.model.llama import Llama
 from sps2.common.model.sample import Sampler, prompt_logprobs
-from sps2.common.spans import Span
+from sps2.common.transport.inbox import Inbox
 from sps2.common.transport.plane import Plane
 from sps2.services.prefill.deposit import Deposit
 from sps2.services.prefill.ring import RingAttention
@@ -19,14 +19,19 @@ LOGITS_ROWS = 256
 """Rows of prompt log-probabilities computed at once: bounds the memory of their logits."""
 
 
-async def run_prompt(model: Llama, plane: Plane, request: Prefill, run: Run) -> Prefilled:
-    """Run `request.rank`'s part; returns once its keys and values are on their way out.
+async def run_prompt(
+    model: Llama, plane: Plane, inbox: Inbox, request: Prefill, run: Run
+) -> Prefilled:
+    """Run `request.rank`'s part; returns once its keys and values have left.
+
+    Args:
+        inbox: of this request, open at every member before any of them begins.
 
     Raises:
         PeerLost: a member of the group or a decode shard is gone.
     """
     started = time.monotonic()
-    spans = tuple(Span(*span) for span in request.group[request.rank].spans)
+    spans = request.group[request.rank].spans
     prompt = torch.frombuffer(bytearray(request.prompt), dtype=torch.int32).long()
     positions = torch.cat([torch.arange(span.start, span.stop) for span in spans])
     for peer in (*(member.peer for member in request.group), *(to.peer for to in request.targets)):
@@ -34,27 +39,26 @@ async def run_prompt(model: Llama, plane: Plane, request: Prefill, run: Run) -> 
 
     key = (request.request, request.epoch)
     try:
-        with plane.open(*key) as inbox:
-            async with asyncio.TaskGroup() as sends:
-                deposit = Deposit(plane, sends, key, spans, request.targets)
-                ring = RingAttention(
-                    model.config,
-                    plane,
-                    inbox,
-                    key,
-                    [member.peer.name for member in request.group],
-                    [tuple(Span(*span) for span in member.spans) for member in request.group],
-                    request.rank,
-                    deposit,
-                    run,
-                )
-                hidden = await model.forward(prompt[positions], positions, ring, run)
-                scored = await _score_prompt(model, request, prompt, positions, hidden, run)
-                token = None
-                if spans[-1].stop == len(prompt):
-                    sampler = Sampler(request.sampling, prompt)
-                    token = await run(lambda: sampler.next(model.logits(hidden[-1:])[0], 0))
-                compute_s = time.monotonic() - started
+        async with asyncio.TaskGroup() as sends:
+            deposit = Deposit(plane, sends, key, spans, request.targets)
+            ring = RingAttention(
+                model.config,
+                plane,
+                inbox,
+                key,
+                [member.peer.name for member in request.group],
+                [member.spans for member in request.group],
+                request.rank,
+                deposit,
+                run,
+            )
+            hidden = await model.forward(prompt[positions], positions, ring, run)
+            scored = await _score_prompt(model, request, prompt, positions, hidden, run)
+            token = None
+            if spans[-1].stop == len(prompt):
+                sampler = Sampler(request.sampling, prompt)
+                token = await run(lambda: sampler.next(model.logits(hidden[-1:])[0], 0))
+            compute_s = time.monotonic() - started
     except BaseExceptionGroup as failures:
         raise root_cause(failures) from failures
     return Prefilled(token, scored, ring.sent_bytes, deposit.sent_bytes, compute_s)

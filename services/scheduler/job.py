@@ -15,6 +15,7 @@ from sps2.common.messages import (
     FirstToken,
     Held,
     Hold,
+    Join,
     Placed,
     Placement,
     Prefill,
@@ -29,7 +30,6 @@ from sps2.common.messages import (
     TokenLogprobs,
 )
 from sps2.common.rpc import Peer
-from sps2.common.spans import Span
 from sps2.services.scheduler.policy import Plan
 from sps2.services.tasks import gather_all, root_cause
 
@@ -86,11 +86,16 @@ class Job:
                 places = self._plan.placements
                 held = [asyncio.Event() for _ in places]
                 filled = [asyncio.Event() for _ in places]
+                joined = [asyncio.Event() for _ in self._plan.group]
                 keepers += [
                     group.create_task(self._keep_hold(*each))
                     for each in zip(places, held, filled, strict=True)
                 ]
-                await gather_all(*(event.wait() for event in held))
+                keepers += [
+                    group.create_task(self._keep_joined(*each))
+                    for each in zip(self._plan.group, joined, strict=True)
+                ]
+                await gather_all(*(event.wait() for event in (*held, *joined)))
                 await self._work(emit, filled)
                 for keeper in reversed(keepers):
                     keeper.cancel()
@@ -174,9 +179,8 @@ class Job:
     async def _keep_hold(
         self, place: Placement, held: asyncio.Event, filled: asyncio.Event
     ) -> None:
-        span = Span(*place.span)
         growth = self._submit.sampling.max_tokens if place.shard == self._plan.owner else 0
-        hold = Hold(self._submit.request, self._epoch, span, span.tokens + growth)
+        hold = Hold(self._submit.request, self._epoch, place.span, place.span.tokens + growth)
         with self._reporting(place.shard):
             async with self._peers[place.shard].stream(hold) as items:
                 async for item in items:
@@ -186,6 +190,14 @@ class Job:
                         case Filled():
                             filled.set()
         raise Internal(f"{place.shard} let go of request {self._submit.request}")
+
+    async def _keep_joined(self, shard: str, joined: asyncio.Event) -> None:
+        join = Join(self._submit.request, self._epoch)
+        with self._reporting(shard):
+            async with self._peers[shard].stream(join) as accepted:
+                async for _ in accepted:
+                    joined.set()
+        raise Internal(f"{shard} left the group of request {self._submit.request}")
 
     @contextmanager
     def _reporting(self, shard: str) -> Iterator[None]:

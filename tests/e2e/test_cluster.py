@@ -1,0 +1,193 @@
+"""Real processes and sockets: answers equal transformers', KV is spread, everything is released."""
+
+import asyncio
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import openai
+import pytest
+import torch
+import transformers
+
+from sps2.common.api import Completion
+from sps2.common.client import AsyncClient, Client
+from sps2.common.errors import Invalid
+from sps2.common.messages import ClusterStatus
+from sps2.common.tokens import Tokenizer
+
+from .conftest import Running
+
+LENGTHS = [1, 2, 5, 17, 64, 150, 333, 440]
+
+
+def prompt_of(length: int) -> list[int]:
+    return [3 + (7 * index + length) % 380 for index in range(length)]
+
+
+@torch.inference_mode()
+def expected(folder: Path, prompt: list[int], tokens: int) -> list[int]:
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.generation_config.eos_token_id = None
+    answer = model.generate(
+        torch.tensor([prompt]), max_new_tokens=tokens, do_sample=False, pad_token_id=0
+    )
+    picked: list[int] = answer[0, len(prompt) :].tolist()
+    return picked
+
+
+def said(answer: Completion) -> list[str]:
+    assert answer.choices[0].logprobs is not None
+    return answer.choices[0].logprobs.tokens
+
+
+async def released(client: AsyncClient) -> ClusterStatus:
+    """The status once nothing is held any more."""
+    async with asyncio.timeout(20):
+        while True:
+            status = await client.status()
+            decode = [shard for shard in status.shards if shard.role == "decode"]
+            if not status.leases and all(shard.pages_free == shard.pages for shard in decode):
+                return status
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_greedy_tokens_equal_transformers(cluster: Running, length: int) -> None:
+    tokenizer = Tokenizer(cluster.folder)
+    wanted = expected(cluster.folder, prompt_of(length), 32)
+    with Client(cluster.bus) as client:
+        answer = client.complete(
+            prompt_of(length), max_tokens=32, temperature=0, ignore_eos=True, logprobs=0
+        )
+    assert said(answer) == [tokenizer.token_text(token) for token in wanted]
+
+
+def test_kv_is_spread_and_bytes_are_those_of_the_formulas(cluster: Running) -> None:
+    with Client(cluster.bus) as client:
+        answer = client.complete(prompt_of(300), max_tokens=11, temperature=0, ignore_eos=True)
+    usage = answer.usage.sps2
+    assert usage is not None
+    layers, heads, kv_heads, head_dim, itemsize = 3, 9, 3, 8, 4
+    assert usage.sp_degree == 2
+    assert {place.shard for place in usage.placements} == {"decode-0", "decode-1"}
+    assert sum(place.span.tokens for place in usage.placements) == 300
+    assert usage.deposit_bytes == 300 * layers * 2 * kv_heads * head_dim * itemsize
+    assert usage.exchange_bytes == usage.deposit_bytes
+    steps = 10
+    assert usage.q_bytes == steps * layers * heads * head_dim * itemsize
+    assert usage.state_bytes == steps * layers * heads * (head_dim * itemsize + 4)
+
+
+async def test_concurrent_requests_equal_their_single_runs(cluster: Running) -> None:
+    sizes = [(3 + 29 * index, 8 + 5 * (index % 4)) for index in range(12)]
+
+    async with AsyncClient(cluster.bus) as client:
+
+        async def ask(length: int, tokens: int) -> Completion:
+            return await client.complete(
+                prompt_of(length), max_tokens=tokens, temperature=0, ignore_eos=True, logprobs=0
+            )
+
+        alone = [said(await ask(*size)) for size in sizes]
+        together = await asyncio.gather(*(ask(*size) for size in sizes))
+        assert [said(answer) for answer in together] == alone
+        assert (await released(client)).leaked_pages == 0
+
+
+@pytest.mark.parametrize("tokens_first", [0, 3])
+async def test_a_client_that_leaves_frees_every_page(cluster: Running, tokens_first: int) -> None:
+    async with AsyncClient(cluster.bus) as client:
+        stream = client.complete_stream(prompt_of(400), max_tokens=100, ignore_eos=True)
+        reading = asyncio.create_task(_read(stream, tokens_first))
+        if not tokens_first:
+            await asyncio.sleep(0.01)
+            reading.cancel()
+        with suppress(asyncio.CancelledError):
+            await reading
+        await stream.aclose()
+        assert (await released(client)).leaked_pages == 0
+
+
+async def _read(stream, chunks: int) -> None:  # type: ignore[no-untyped-def]
+    async for _ in stream:
+        chunks -= 1
+        if chunks == 0:
+            return
+
+
+def test_the_official_client_lists_completes_chats_and_streams(cluster: Running) -> None:
+    with openai.OpenAI(base_url=f"{cluster.url}/v1", api_key="none", max_retries=0) as client:
+        (model,) = client.models.list().data
+        completion = client.completions.create(model=model.id, prompt="A word", max_tokens=5)
+        assert completion.usage is not None
+        assert completion.usage.total_tokens == completion.usage.prompt_tokens + 5
+        messages = [{"role": "user", "content": "Hello"}]
+        chat = client.chat.completions.create(
+            model=model.id, messages=messages, max_tokens=6, temperature=0, seed=1
+        )
+        streamed = client.chat.completions.create(
+            model=model.id,
+            messages=messages,
+            max_tokens=6,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        chunks = list(streamed)
+        text = "".join(each.choices[0].delta.content or "" for each in chunks if each.choices)
+        assert text == chat.choices[0].message.content
+        assert chunks[-1].usage is not None
+        with pytest.raises(openai.BadRequestError, match="max_tokens"):
+            client.completions.create(model=model.id, prompt="x", max_tokens=-1)
+        with pytest.raises(openai.NotFoundError):
+            client.completions.create(model="another", prompt="x")
+        with pytest.raises(openai.BadRequestError, match="512"):
+            client.completions.create(model=model.id, prompt=prompt_of(600))
+
+
+def test_curl_shows_tokens_as_they_come(cluster: Running) -> None:
+    body = '{"prompt": "Once", "max_tokens": 6, "stream": true, "ignore_eos": true}'
+    output = subprocess.run(
+        ["curl", "-sN", f"{cluster.url}/v1/completions", "-d", body],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    events = [line for line in output.splitlines() if line.startswith("data: ")]
+    assert events[-1] == "data: [DONE]"
+    assert len(events) >= 3
+
+
+def test_bad_requests_are_told_apart_and_change_nothing(cluster: Running) -> None:
+    with Client(cluster.bus) as client:
+        with pytest.raises(Invalid, match="sp_degree 3"):
+            client.complete("x", sps2={"sp_degree": 3})
+        with pytest.raises(Invalid):
+            client.complete("")
+        with pytest.raises(Invalid, match="n"):
+            client.complete("x", n=1000)
+        status = client.status()
+    assert status.ready
+    assert {service.state for service in status.services} == {"ready"}
+
+
+@pytest.mark.parametrize("family", ["llama3", "mistral", "qwen2", "qwen3", "yarn"])
+def test_every_family_is_served(launch: Callable[..., Running], family: str) -> None:
+    cluster = launch(
+        f"e2e-{family}",
+        family,
+        dtype="float32",
+        transport="tcp",
+        prefill=2,
+        decode=2,
+        scheduler={"prefill_span_tokens": 16, "decode_span_tokens": 64},
+    )
+    tokenizer = Tokenizer(cluster.folder)
+    wanted = expected(cluster.folder, prompt_of(200), 16)
+    with Client(cluster.bus) as client:
+        answer = client.complete(
+            prompt_of(200), max_tokens=16, temperature=0, ignore_eos=True, logprobs=0
+        )
+    assert said(answer) == [tokenizer.token_text(token) for token in wanted]

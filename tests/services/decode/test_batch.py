@@ -1,0 +1,103 @@
+"""SP decode equals the oracle; requests join and leave at any step; losses touch only their own."""
+
+import asyncio
+
+import pytest
+
+from sps2.common.errors import PeerLost
+from sps2.common.messages import Sampling
+
+from ..world import greedy, oracle, tiny_model, world
+
+
+@pytest.mark.parametrize("decode", [1, 2, 3])
+@pytest.mark.parametrize("length", [1, 6, 50])
+@pytest.mark.parametrize("backend", ["inproc", "tcp", "ucx"])
+async def test_greedy_answers_equal_the_oracles(backend: str, length: int, decode: int) -> None:
+    model, prompt = tiny_model(), [5 * index % 97 for index in range(length)]
+    _, answer = await oracle(model, prompt, 20)
+    async with world(model, 2, decode, backend) as shards:
+        _, tokens = await shards.run("r", prompt, greedy(20))
+    assert [token.id for token in tokens] == answer
+    assert [token.index for token in tokens] == list(range(20))
+    assert [token.finish for token in tokens] == [None] * 19 + ["length"]
+
+
+async def test_requests_join_and_leave_at_any_step() -> None:
+    model = tiny_model()
+    prompts = [[(3 * start + index) % 97 for index in range(2 + 9 * start)] for start in range(6)]
+    lengths = [25, 3, 14, 30, 1, 8]
+    answers = [(await oracle(model, *each))[1] for each in zip(prompts, lengths, strict=True)]
+    async with world(model, 2, 3) as shards:
+
+        async def late(index: int) -> list[int]:
+            for _ in range(40 * index):
+                await asyncio.sleep(0)
+            name = f"r{index}"
+            _, tokens = await shards.run(name, prompts[index], greedy(lengths[index]))
+            return [token.id for token in tokens]
+
+        assert await asyncio.gather(*map(late, range(6))) == answers
+        assert [shard.pool.free_pages for shard in shards.decode] == [64] * 3
+
+
+async def test_stop_ids_end_generation_after_min_tokens() -> None:
+    model, prompt = tiny_model(), [1, 2, 3]
+    _, answer = await oracle(model, prompt, 10)
+    async with world(model, 1, 1) as shards:
+        _, tokens = await shards.run("r", prompt, greedy(10, stop_token_ids=(answer[4],)))
+        stopped = answer.index(answer[4])
+        assert [token.id for token in tokens] == answer[: stopped + 1]
+        assert tokens[-1].finish == "stop"
+        _, longer = await shards.run(
+            "s", prompt, greedy(10, stop_token_ids=(answer[4],), min_tokens=8)
+        )
+        assert len(longer) >= 8
+
+
+async def test_a_seed_draws_the_same_tokens_on_any_layout() -> None:
+    model, prompt = tiny_model(), list(range(40))
+    drawn = []
+    for prefill, decode in ((1, 1), (3, 2)):
+        async with world(model, prefill, decode) as shards:
+            sampling = Sampling(max_tokens=16, seed=11, temperature=0.7, top_p=0.9, top_k=20)
+            _, tokens = await shards.run("r", prompt, sampling)
+            drawn.append([token.id for token in tokens])
+    assert drawn[0] == drawn[1]
+
+
+async def test_a_lost_holder_fails_its_requests_and_no_others() -> None:
+    model = tiny_model()
+    spread, local = list(range(60)), [4]
+    _, answer = await oracle(model, local, 200)
+    async with world(model, 1, 2, "tcp", pages=256) as shards:
+        owner = shards.decode[1]
+
+        async def lose() -> None:
+            while len(owner.tokens) < 20:
+                await asyncio.sleep(0.001)
+            await shards.decode[0].plane.close()
+
+        results = await asyncio.gather(
+            shards.run("spread", spread, greedy(400)),
+            shards.run("local", local, greedy(200)),
+            lose(),
+            return_exceptions=True,
+        )
+        assert isinstance(results[0], PeerLost)
+        assert not isinstance(results[1], BaseException)
+        assert [token.id for token in results[1][1]] == answer
+
+
+async def test_a_cancelled_request_gives_its_pages_back_between_steps() -> None:
+    model = tiny_model()
+    async with world(model, 1, 2) as shards:
+        task = asyncio.create_task(shards.run("r", list(range(30)), greedy(200)))
+        while len(shards.decode[1].tokens) < 5:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.wait({task})
+        assert [shard.pool.free_pages for shard in shards.decode] == [64, 64]
+        _, answer = await oracle(model, [9, 8], 10)
+        _, tokens = await shards.run("s", [9, 8], greedy(10))
+        assert [token.id for token in tokens] == answer

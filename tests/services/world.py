@@ -1,0 +1,204 @@
+"""A whole group of shards in one process: real planes, pools, rings and batches, no bus."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import torch
+
+from sps2.common.messages import (
+    Hold,
+    Peer,
+    Prefill,
+    Prefilled,
+    PrefillRank,
+    Sampling,
+    Target,
+    Token,
+)
+from sps2.common.model.attend import inline
+from sps2.common.model.config import ModelConfig, Rope
+from sps2.common.model.llama import Llama, shapes
+from sps2.common.model.local import LocalAttention
+from sps2.common.model.pages import PagePool
+from sps2.common.model.sample import Sampler
+from sps2.common.spans import paged_split, zigzag
+from sps2.common.transport.plane import Plane
+from sps2.services.decode.batch import Batch
+from sps2.services.decode.exchange import Exchange
+from sps2.services.decode.holding import Holding, Holdings, Key
+from sps2.services.decode.sequence import Sequence
+from sps2.services.prefill.prompt import run_prompt
+from sps2.services.tasks import gather_all
+
+PAGE_TOKENS = 4
+
+
+def tiny_config(window: int | None = None) -> ModelConfig:
+    return ModelConfig(
+        family="llama",
+        vocab_size=97,
+        hidden_size=64,
+        intermediate_size=96,
+        layers=3,
+        heads=6,
+        kv_heads=2,
+        head_dim=16,
+        max_context=512,
+        norm_eps=1e-5,
+        rope=Rope(),
+        windows=(window, None, window),
+    )
+
+
+def tiny_model(window: int | None = None, seed: int = 0) -> Llama:
+    generator = torch.Generator().manual_seed(seed)
+    config = tiny_config(window)
+    tensors = {
+        name: torch.randn(shape, generator=generator) * (0.2 if len(shape) > 1 else 1.0)
+        for name, shape in shapes(config).items()
+    }
+    return Llama(config, tensors)
+
+
+async def oracle(model: Llama, prompt: list[int], tokens: int) -> tuple[torch.Tensor, list[int]]:
+    """Logits of the whole prompt, and the greedy answer, with all KV in one place."""
+    positions = torch.arange(len(prompt))
+    attend = LocalAttention(model.config, positions)
+    logits = model.logits(await model.forward(torch.tensor(prompt), positions, attend))
+    answer = [int(logits[-1].argmax())]
+    while len(answer) < tokens:
+        attend.positions = torch.tensor([len(prompt) + len(answer) - 1])
+        hidden = await model.forward(torch.tensor(answer[-1:]), attend.positions, attend)
+        answer.append(int(model.logits(hidden)[0].argmax()))
+    return logits, answer
+
+
+@dataclass
+class DecodeShard:
+    plane: Plane
+    pool: PagePool
+    holdings: Holdings
+    batch: Batch
+    tokens: list[tuple[Key, Token]]
+
+
+class World:
+    """`prefill` prefill shards and `decode` decode shards around one model."""
+
+    def __init__(self, model: Llama, prefill: list[Plane], decode: list[DecodeShard]) -> None:
+        self.model = model
+        self.prefill = prefill
+        self.decode = decode
+
+    async def run(
+        self, request: str, prompt: list[int], sampling: Sampling, sp_degree: int | None = None
+    ) -> tuple[list[Prefilled], list[Token]]:
+        """Prefill and decode one request; its pages are given back in the end."""
+        key = (request, 0)
+        holdings = await self.hold(request, prompt, sampling)
+        try:
+            replies = await self.fill(request, prompt, sampling, holdings, sp_degree)
+            first = next(reply.token for reply in replies if reply.token)
+            if first.finish is not None:
+                return replies, [first]
+            await gather_all(*(holding.filled.wait() for _, holding in holdings))
+            owner, holding = holdings[-1]
+            for shard, _ in holdings:
+                owner.plane.introduce(Peer(shard.plane.name, shard.plane.address))
+            sampler = Sampler(sampling, torch.tensor(prompt))
+            sampler.seen(first.id)
+            others = tuple(shard.plane.name for shard, _ in holdings[:-1])
+            ended = asyncio.get_running_loop().create_future()
+            sequence = Sequence(holding, others, len(prompt), first, sampler, ended)
+            await owner.batch.generate(sequence)
+            return replies, [first, *(token for name, token in owner.tokens if name == key)]
+        finally:
+            for shard, _ in holdings:
+                await shard.batch.leave(key)
+                shard.holdings.release(key)
+
+    async def hold(
+        self, request: str, prompt: list[int], sampling: Sampling
+    ) -> list[tuple[DecodeShard, Holding]]:
+        spans = paged_split(len(prompt), [1] * len(self.decode), PAGE_TOKENS)
+        found = []
+        for index, (shard, span) in enumerate(zip(self.decode, spans, strict=True)):
+            growth = sampling.max_tokens if index == len(self.decode) - 1 else 0
+            if span.tokens + growth:
+                hold = Hold(request, 0, span, span.tokens + growth)
+                found.append((shard, await shard.holdings.hold(hold)))
+        return found
+
+    async def fill(
+        self,
+        request: str,
+        prompt: list[int],
+        sampling: Sampling,
+        holdings: list[tuple[DecodeShard, Holding]],
+        sp_degree: int | None = None,
+    ) -> list[Prefilled]:
+        group = self.prefill[: sp_degree or len(self.prefill)]
+        dealt = [
+            (plane, spans)
+            for plane, spans in zip(group, zigzag(len(prompt), len(group)), strict=True)
+            if any(span.tokens for span in spans)
+        ]
+        ranks = tuple(PrefillRank(Peer(p.name, p.address), spans) for p, spans in dealt)
+        targets = tuple(
+            Target(Peer(shard.plane.name, shard.plane.address), holding.span)
+            for shard, holding in holdings
+            if holding.span.tokens
+        )
+        ids = torch.tensor(prompt, dtype=torch.int32).numpy().tobytes()
+        with ExitStack() as stack:
+            inboxes = [stack.enter_context(plane.open(request, 0)) for plane, _ in dealt]
+            return await gather_all(
+                *(
+                    run_prompt(
+                        self.model,
+                        plane,
+                        inboxes[rank],
+                        Prefill(request, 0, ids, ranks, rank, targets, sampling),
+                        inline,
+                    )
+                    for rank, (plane, _) in enumerate(dealt)
+                )
+            )
+
+
+@asynccontextmanager
+async def world(
+    model: Llama, prefill: int, decode: int, backend: str = "inproc", pages: int = 64
+) -> AsyncIterator[World]:
+    async with AsyncExitStack() as stack:
+
+        async def plane(name: str) -> Plane:
+            made = Plane(name, backend)
+            await made.start()
+            stack.push_async_callback(made.close)
+            return made
+
+        sources = [await plane(f"prefill-{index}/w") for index in range(prefill)]
+        shards = []
+        for index in range(decode):
+            listening = await plane(f"decode-{index}/w")
+            pool = PagePool(model.config, pages, PAGE_TOKENS, model.dtype)
+            holdings = Holdings(pool, listening, model.config.layers)
+            exchange = Exchange(model.config, listening, pool, holdings)
+            tokens: list[tuple[Key, Token]] = []
+            batch = Batch(model, pool, exchange, tokens.extend)
+            stepping = asyncio.create_task(batch.run())
+            stack.push_async_callback(_cancel, stepping)
+            shards.append(DecodeShard(listening, pool, holdings, batch, tokens))
+        yield World(model, sources, shards)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
+
+
+def greedy(max_tokens: int, **changes: object) -> Sampling:
+    return Sampling(max_tokens=max_tokens, seed=0, temperature=0.0, **changes)  # type: ignore[arg-type]
