@@ -1,0 +1,125 @@
+"""Decode attention over paged KV on the CPU: one query per request, its keys in runs of slots.
+
+torch's flash kernel reads long contexts slowly in bfloat16: for one query, two products by oneDNN
+take half the time from some hundred keys on. They are used where the CPU multiplies bfloat16. Their
+scores come out rounded, so where they are large the products are made again, less the row's peak.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sps2.kernels.attention import fast_bfloat16
+from sps2.kernels.state import State, empty_state, merge_many
+
+LONG = 640
+"""Keys from which on products are faster than the flash kernel."""
+LARGE = 32.0
+"""Scores up to here may be rounded to bfloat16: it costs less than rounding q and k has."""
+
+
+class Run(NamedTuple):
+    """Tokens `start`, `start + 1`, ... of a sequence lie in slots `slot`, `slot + 1`, ..."""
+
+    slot: int
+    start: int
+    tokens: int
+
+
+def paged_attention(
+    q: Tensor,
+    k_pool: Tensor,
+    v_pool: Tensor,
+    runs: Sequence[Sequence[Run]],
+    positions: Sequence[int],
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+) -> State:
+    """Attend each row's query to its own request's keys at or before its position.
+
+    Args:
+        q: [rows, heads, dim].
+        k_pool, v_pool: [slots, kv_heads, dim], one layer's pool; fastest as a transposed view of
+            [kv_heads, slots, dim].
+        runs: where each row's keys lie; none gives an empty state.
+        positions: of the queries.
+        scale: of the scores; None is dim ** -0.5.
+        window: keys that a query sees, itself included; None is all.
+
+    Returns:
+        A state of q's dtype with `rows` rows.
+    """
+    rows, heads, dim = q.shape
+    kv_heads = k_pool.shape[1]
+    scale = dim**-0.5 if scale is None else scale
+    grouped = q.reshape(rows, kv_heads, heads // kv_heads, dim)
+    keys, values = k_pool.transpose(0, 1), v_pool.transpose(0, 1)
+    products = q.dtype == torch.bfloat16 and fast_bfloat16()
+
+    states = []
+    for row, own in enumerate(runs):
+        visible = [_visible(run, positions[row], window) for run in own]
+        slots = [slice(run.slot, run.slot + run.tokens) for run in visible if run.tokens > 0]
+        if slots:
+            pieces = [(keys[:, each], values[:, each]) for each in slots]
+            long = sum(k.shape[1] for k, _ in pieces) >= LONG
+            attend = _products if products and long else _flash
+            out, lse = attend(grouped[row], pieces, scale)
+            states.append(State(out.view(1, heads, dim), lse.view(1, heads)))
+        else:
+            states.append(empty_state(1, heads, dim, q.dtype))
+    if len(states) == 1:
+        return states[0]
+    if not states:
+        return empty_state(0, heads, dim, q.dtype)
+    return State(torch.cat([out for out, _ in states]), torch.cat([lse for _, lse in states]))
+
+
+def _visible(run: Run, position: int, window: int | None) -> Run:
+    stop = min(run.start + run.tokens, position + 1)
+    start = run.start if window is None else max(run.start, position + 1 - window)
+    return Run(run.slot + start - run.start, start, stop - start)
+
+
+def _products(
+    q: Tensor, pieces: list[tuple[Tensor, Tensor]], scale: float
+) -> tuple[Tensor, Tensor]:
+    """q: [kv_heads, group, dim]; pieces of k and v: [kv_heads, tokens, dim]."""
+    columns = q.mT.contiguous()
+    scores = _join([torch.bmm(k, columns) for k, _ in pieces]).mul_(scale)
+    peak = scores.amax(-1)
+    if float(peak.abs().max()) > LARGE:
+        shift = (peak / -scale).to(q.dtype)
+        scores = _join([torch.baddbmm(shift[:, None], k, columns) for k, _ in pieces]).mul_(scale)
+        peak = scores.amax(-1)
+        base = peak - shift.float() * scale
+    else:
+        base = peak
+    weights = scores.softmax(-1)
+    lse = base - weights.amax(-1).log_()
+
+    shares = weights.to(q.dtype).split([k.shape[1] for k, _ in pieces], -1)
+    parts = [torch.bmm(share, v) for share, (_, v) in zip(shares, pieces, strict=True)]
+    out = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0, dtype=torch.float32)
+    return out.to(q.dtype), lse
+
+
+def _join(scores: list[Tensor]) -> Tensor:
+    """[kv_heads, tokens, group] each, to [kv_heads, group, all tokens] in float32."""
+    joined = scores[0] if len(scores) == 1 else torch.cat(scores, 1)
+    return joined.mT.to(torch.float32, memory_format=torch.contiguous_format)
+
+
+def _flash(q: Tensor, pieces: list[tuple[Tensor, Tensor]], scale: float) -> tuple[Tensor, Tensor]:
+    """As `_products`, by torch's own kernel: a KV head's group of queries as one sequence."""
+    states = []
+    for k, v in pieces:
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q[None], k[None], v[None], scale=scale
+        )
+        states.append(State(out[0].flatten(0, 1)[:, None], lse[0].flatten()[:, None]))
+    merged = merge_many(states)
+    return merged.out, merged.lse
