@@ -10,6 +10,7 @@ from sps2.common.errors import Internal, PeerLost
 from sps2.common.messages import Token
 from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool
+from sps2.common.model.sample import draw
 from sps2.services.decode.exchange import Exchange
 from sps2.services.decode.holding import Key
 from sps2.services.decode.sequence import Sequence as Running
@@ -83,18 +84,19 @@ class Batch:
         attend = SplitAttention(self._model.config, self._pool, self._exchange, batch, self._steps)
         hidden = await self._model.forward(ids, positions, attend)
         logits = self._model.logits(hidden)
+        indices = [each.last.index + 1 for each in batch]
+        tokens = draw([each.sampler for each in batch], logits, indices)
 
         emitted = []
-        for row, each in enumerate(batch):
+        for each, token in zip(batch, tokens, strict=True):
             if each.holding.key not in self._running:
                 continue
-            each.last = each.sampler.next(logits[row], each.last.index + 1)
-            emitted.append((each.holding.key, each.last))
-        self._emit(emitted)
-        for each in batch:
-            if each.last.finish is not None and not each.ended.done():
+            each.last = token
+            emitted.append((each.holding.key, token))
+            if token.finish is not None:
                 del self._running[each.holding.key]
                 each.ended.set_result(None)
+        self._emit(emitted)
 
     def _fail(self, batch: Sequence[Running], error: BaseException) -> None:
         """A lost holder fails the requests it holds for; the step is run again for the others."""

@@ -13,7 +13,7 @@ from sps2.common.spans import Span
 from sps2.common.transport.frame import frame_for
 from sps2.common.transport.inbox import Inbox
 from sps2.common.transport.plane import Plane
-from sps2.kernels import State, attention, merge
+from sps2.kernels import State, attention, merge_many
 from sps2.services.prefill.deposit import Deposit
 
 
@@ -61,7 +61,7 @@ class RingAttention:
         self._deposit.put(layer, k, v)
 
         ranks = len(self._spans)
-        seen: list[State | None] = [None] * len(self._spans[self._rank])
+        seen: list[list[State]] = [[] for _ in self._spans[self._rank]]
         for step in range(ranks):
             source = (self._rank - step) % ranks
             work = partial(self._attend, layer, q, k, v, source, seen)
@@ -73,7 +73,7 @@ class RingAttention:
                 arriving = group.create_task(self._inbox.recv("kv", layer, step, self._preceding))
                 await self._run(work)
             k, v = arriving.result()
-        return torch.cat([state[0] for state in seen if state is not None]).to(q.dtype)
+        return await self._run(lambda: torch.cat([merge_many(own).out for own in seen if own]))
 
     async def _send(self, layer: int, step: int, k: Tensor, v: Tensor) -> None:
         request, epoch = self._key
@@ -82,9 +82,9 @@ class RingAttention:
         await self._plane.send(self._following, frame, (k, v))
 
     def _attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, source: int, seen: list[State | None]
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, source: int, seen: list[list[State]]
     ) -> None:
-        """Merge into `seen`, a state for each of this rank's spans, what rank `source` has."""
+        """Add to `seen`, by this rank's spans, the states over rank `source`'s keys."""
         window = self._config.window(layer)
         for index, (q_span, rows) in enumerate(_rows(self._spans[self._rank])):
             for k_span, keys in _rows(self._spans[source]):
@@ -99,8 +99,7 @@ class RingAttention:
                     scale=self._config.scale,
                     window=window,
                 )
-                before = seen[index]
-                seen[index] = state if before is None else merge(before, state)
+                seen[index].append(state)
 
 
 def _rows(spans: tuple[Span, ...]) -> list[tuple[Span, slice]]:

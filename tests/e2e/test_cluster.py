@@ -2,7 +2,6 @@
 
 import asyncio
 import subprocess
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from sps2.common.errors import Invalid
 from sps2.common.messages import ClusterStatus
 from sps2.common.tokens import Tokenizer
 
-from .conftest import Running
+from .conftest import Launch, Running
 
 LENGTHS = [1, 2, 5, 17, 64, 150, 333, 440]
 
@@ -174,19 +173,10 @@ def test_bad_requests_are_told_apart_and_change_nothing(cluster: Running) -> Non
 
 
 @pytest.mark.parametrize("family", ["llama3", "mistral", "qwen2", "qwen3", "yarn"])
-def test_every_family_is_served(launch: Callable[..., Running], family: str) -> None:
-    cluster = launch(
-        f"e2e-{family}",
-        family,
-        dtype="float32",
-        transport="tcp",
-        prefill=2,
-        decode=2,
-        scheduler={"prefill_span_tokens": 16, "decode_span_tokens": 64},
-    )
-    tokenizer = Tokenizer(cluster.folder)
-    wanted = expected(cluster.folder, prompt_of(200), 16)
-    with Client(cluster.bus) as client:
+def test_every_family_is_served(launch: Launch, family: str) -> None:
+    with launch(family, "tcp") as cluster, Client(cluster.bus) as client:
+        tokenizer = Tokenizer(cluster.folder)
+        wanted = expected(cluster.folder, prompt_of(200), 16)
         answer = client.complete(
             prompt_of(200), max_tokens=16, temperature=0, ignore_eos=True, logprobs=0
         )
