@@ -1,0 +1,52 @@
+"""Which way tensors move: the choice of a backend, made before any of them is imported."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from sps2.common.errors import Invalid
+
+if TYPE_CHECKING:
+    from sps2.common.transport.links import Backend, Sink
+
+BackendName = Literal["ucx", "tcp", "inproc"]
+
+
+class Choice(NamedTuple):
+    """A backend, and in words why it was taken."""
+
+    backend: BackendName
+    reason: str
+
+
+def choose(wish: Literal["auto", "ucx", "tcp"]) -> Choice:
+    """Take UCX where it works, TCP elsewhere; a wish other than "auto" is followed or refused.
+
+    Raises:
+        Invalid: UCX was asked for and does not work here.
+    """
+    if wish == "tcp":
+        return Choice("tcp", "tcp was asked for")
+    from sps2.common.transport import ucx
+
+    fault = ucx.find_fault()
+    if not fault:
+        return Choice("ucx", "ucx is installed and passed its loop-back check")
+    if wish == "ucx":
+        raise Invalid(f"UCX does not work here: {fault}; use --transport tcp", "transport")
+    return Choice("tcp", f"ucx does not work here: {fault}")
+
+
+def make_backend(name: BackendName, sink: Sink) -> Backend:
+    """A backend that reports to `sink`; nothing listens before its `start`."""
+    if name == "inproc":
+        from sps2.common.transport.inproc import InprocBackend
+
+        return InprocBackend(sink)
+    if name == "tcp":
+        from sps2.common.transport.tcp import TcpBackend
+
+        return TcpBackend(sink)
+    from sps2.common.transport.ucx import UcxBackend
+
+    return UcxBackend(sink)

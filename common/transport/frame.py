@@ -1,0 +1,113 @@
+"""The header that goes before tensors on the data plane."""
+
+from math import prod
+from typing import Annotated, Literal
+
+import msgspec
+import torch
+from msgspec import Meta
+
+from sps2.common.errors import Invalid
+
+Purpose = Literal["kv", "q", "state", "probe"]
+Dtype = Literal["bfloat16", "float16", "float32", "int8", "uint8", "int32", "int64"]
+Size = Annotated[int, Meta(ge=0)]
+
+VERSION = 1
+MAX_HEADER_BYTES = 8192
+MAX_PAYLOAD_BYTES = 4 << 30
+
+
+class Part(msgspec.Struct, frozen=True, array_like=True):
+    """One tensor of a frame."""
+
+    dtype: Dtype
+    shape: Annotated[tuple[Size, ...], Meta(max_length=8)]
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * int(getattr(torch, self.dtype).itemsize)
+
+
+class Frame(msgspec.Struct, frozen=True, array_like=True):
+    """What the tensors that follow are for.
+
+    `requests` and `epochs` run in parallel: one request for KV, a whole batch for q and state.
+    `at` tells apart frames that are otherwise alike: the ring step of exchanged KV, the first
+    position of deposited KV, the step number of q and state.
+    """
+
+    purpose: Purpose
+    requests: tuple[str, ...]
+    epochs: tuple[int, ...]
+    layer: int
+    at: int
+    parts: Annotated[tuple[Part, ...], Meta(max_length=8)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of payload, header not counted."""
+        return sum(part.nbytes for part in self.parts)
+
+
+def frame_for(
+    purpose: Purpose,
+    requests: tuple[str, ...],
+    epochs: tuple[int, ...],
+    layer: int,
+    at: int,
+    tensors: tuple[torch.Tensor, ...],
+) -> Frame:
+    """The frame that announces `tensors`, in their order."""
+    parts = tuple(
+        Part(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))  # type: ignore[arg-type]
+        for tensor in tensors
+    )
+    return Frame(purpose, requests, epochs, layer, at, parts)
+
+
+_decoder = msgspec.msgpack.Decoder(Frame)
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(frame: Frame) -> bytes:
+    """The header's bytes; at most `MAX_HEADER_BYTES`.
+
+    Raises:
+        Invalid: the header is longer (a batch of too many requests).
+    """
+    data = _encoder.encode(frame)
+    if len(data) > MAX_HEADER_BYTES:
+        raise Invalid(f"a frame header of {len(data)} bytes is over {MAX_HEADER_BYTES}")
+    return data
+
+
+def decode(data: bytes | memoryview) -> Frame:
+    """Read a header that came from a peer.
+
+    Raises:
+        Invalid: not a frame, or its tensors would be larger than `MAX_PAYLOAD_BYTES`.
+    """
+    try:
+        frame = _decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        raise Invalid(f"malformed frame header: {error}") from error
+    if len(frame.requests) != len(frame.epochs) or frame.nbytes > MAX_PAYLOAD_BYTES:
+        raise Invalid("frame header out of limits")
+    return frame
+
+
+def allocate(frame: Frame) -> tuple[torch.Tensor, ...]:
+    """Fresh CPU tensors for the frame's payload."""
+    return tuple(torch.empty(part.shape, dtype=getattr(torch, part.dtype)) for part in frame.parts)
+
+
+def as_bytes(tensor: torch.Tensor) -> memoryview:
+    """The tensor's own memory, without a copy.
+
+    Raises:
+        Invalid: the tensor is not a contiguous CPU tensor.
+    """
+    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+        raise Invalid("only contiguous CPU tensors can be sent; call .contiguous() first")
+    return tensor.detach().view(-1).view(torch.uint8).numpy().data

@@ -1,0 +1,128 @@
+"""Tensors between planes of one process, on the same loop or on those of several threads."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from itertools import count
+from weakref import WeakValueDictionary
+
+from sps2.common.errors import Invalid, PeerLost
+from sps2.common.transport import frame as frames
+from sps2.common.transport.links import Link, Sink
+
+_numbers = count(1)
+_listening: "WeakValueDictionary[str, InprocBackend]" = WeakValueDictionary()
+"""This process's planes by address, as a kernel keeps listening sockets."""
+
+
+class InprocBackend:
+    """Copies tensors, so that sender and receiver own theirs as with the other backends."""
+
+    def __init__(self, sink: Sink) -> None:
+        self.sink = sink
+        self.peers: dict[str, InprocBackend] = {}
+        self._address = ""
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def start(self, host: str) -> str:
+        self._loop = asyncio.get_running_loop()
+        self._address = f"inproc://{next(_numbers)}"
+        _listening[self._address] = self
+        return self._address
+
+    async def dial(self, peer: str, address: str) -> Link:
+        other = _listening.get(address)
+        if other is None:
+            raise PeerLost(peer, f"cannot reach {peer} at {address}: nobody listens")
+        try:
+            await self.ask(other, lambda: other.admit(peer, self))
+        except Invalid as error:
+            raise PeerLost(peer, f"{peer} refused the link: {error}") from error
+        self.peers[peer] = other
+        return InprocLink(peer, self, other)
+
+    def admit(self, asked_for: str, dialler: "InprocBackend") -> None:
+        """Accept a link of `dialler`, on this backend's loop."""
+        if asked_for != self.sink.name:
+            raise Invalid(f"{self.sink.name} listens here, not {asked_for}")
+        self.sink.admit(dialler.sink.name, dialler._address)
+        self.peers[dialler.sink.name] = dialler
+
+    def drop(self, peer: str) -> None:
+        if other := self.peers.pop(peer, None):
+            self._tell(other, "the link broke", goodbye=False)
+
+    async def close(self) -> None:
+        _listening.pop(self._address, None)
+        for peer in list(self.peers):
+            self._tell(self.peers.pop(peer), "it closed", goodbye=True)
+            self.sink.gone(peer, "this side closed", goodbye=True)
+
+    async def ask(self, other: "InprocBackend", work: Callable[[], None]) -> None:
+        """Run `work` on the other's loop and wait for it there.
+
+        Raises:
+            PeerLost: the other's loop is closed.
+            Invalid: by `work`.
+        """
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def settle(error: Exception | None) -> None:
+            if not done.done():
+                done.set_exception(error) if error else done.set_result(None)
+
+        def run() -> None:
+            error: Exception | None = None
+            try:
+                work()
+            except Invalid as refusal:
+                error = refusal
+            loop.call_soon_threadsafe(settle, error)
+
+        try:
+            other._call(run)
+        except RuntimeError as error:
+            raise PeerLost(other.sink.name, f"the loop of {other.sink.name} is closed") from error
+        await done
+
+    def _tell(self, other: "InprocBackend", reason: str, *, goodbye: bool) -> None:
+        try:
+            other._call(lambda: other.sink.gone(self.sink.name, reason, goodbye=goodbye))
+        except RuntimeError:
+            return  # its loop is closed: nobody is left to tell
+
+    def _call(self, work: Callable[[], None]) -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(work)
+
+
+class InprocLink:
+    """Hands copies to the other plane's loop."""
+
+    def __init__(self, peer: str, near: InprocBackend, far: InprocBackend) -> None:
+        self._peer = peer
+        self._near = near
+        self._far = far
+
+    async def send(self, header: bytes, payload: Sequence[memoryview]) -> int:
+        """See `links.Link`."""
+        if self._peer not in self._near.peers:
+            raise PeerLost(self._peer)
+        frame = frames.decode(header)
+        tensors = frames.allocate(frame)
+        for tensor, view in zip(tensors, payload, strict=True):
+            frames.as_bytes(tensor)[:] = view
+        nbytes = len(header) + frame.nbytes
+        source = self._near.sink.name
+
+        def arrive() -> None:
+            if source in self._far.peers:
+                sink = self._far.sink
+                sink.deliver(source, frame, tensors if sink.wants(frame) else None, nbytes)
+
+        try:
+            await self._near.ask(self._far, arrive)
+        except PeerLost as error:
+            self._near.sink.gone(self._peer, str(error))
+            raise
+        return nbytes

@@ -1,0 +1,77 @@
+"""The contract between the plane and its backends: one verb per operation, one file per backend."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from sps2.common.transport.frame import Frame
+
+
+class Link(Protocol):
+    """An established way to one peer, in one direction: whoever dialled sends."""
+
+    async def send(self, header: bytes, payload: Sequence[memoryview]) -> int:
+        """Send one frame after those already queued; the bytes that it took on the wire.
+
+        Returns when the payload's memory may be reused. A cancelled call either leaves the whole
+        frame unsent, or the rest of it follows in the background, marked so that it is dropped.
+
+        Raises:
+            PeerLost: the link broke, or was closed.
+        """
+        ...
+
+
+class Sink(Protocol):
+    """What a backend tells the plane, always on the plane's own loop."""
+
+    name: str
+    counters: Counter[str]
+
+    def admit(self, peer: str, address: str) -> None:
+        """A peer wants to open its link to us.
+
+        Raises:
+            Invalid: it may not: it has such a link already, or was lost.
+        """
+        ...
+
+    def wants(self, frame: Frame) -> bool:
+        """Whether the payload that follows `frame` has a taker."""
+        ...
+
+    def deliver(
+        self, source: str, frame: Frame, tensors: tuple[Tensor, ...] | None, nbytes: int
+    ) -> None:
+        """A whole frame came, `nbytes` on the wire; `tensors` is None if nothing took them."""
+        ...
+
+    def gone(self, peer: str, reason: str, *, goodbye: bool = False) -> None:
+        """A link with `peer` ended; all others with it end too. Later calls change nothing."""
+        ...
+
+
+class Backend(Protocol):
+    """One way of moving tensors between processes."""
+
+    async def start(self, host: str) -> str:
+        """Begin to listen; the address for others to dial."""
+        ...
+
+    async def dial(self, peer: str, address: str) -> Link:
+        """Open the link to `peer`.
+
+        Raises:
+            PeerLost: nobody is there, or it is somebody else, or it refuses.
+        """
+        ...
+
+    def drop(self, peer: str) -> None:
+        """End every link with `peer` at once, without a goodbye."""
+        ...
+
+    async def close(self) -> None:
+        """Say goodbye to all peers, then end everything."""
+        ...

@@ -1,0 +1,93 @@
+"""The door of a process: accepts connections, and lets only proper handshakes through."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from socket import AF_INET, SO_REUSEADDR, SOCK_STREAM, SOL_SOCKET, socket
+
+from sps2.common.errors import Invalid
+from sps2.common.transport import hello
+
+HANDSHAKE_S = 5.0
+HALF_OPEN = 64
+"""Unfinished handshakes at one time; one more evicts the oldest."""
+
+Admit = Callable[[hello.Hello, socket], Awaitable[None]]
+"""Takes over a socket whose HELLO was read, and answers; raises Invalid to refuse it."""
+
+_logger = logging.getLogger(__name__)
+
+
+class Listener:
+    """Shakes hands with whoever connects.
+
+    Args:
+        admit: called with every HELLO; it owns the socket once it returns.
+        counters: "bad_hellos" counts what was not a handshake, or was refused.
+    """
+
+    def __init__(self, admit: Admit, counters: Counter[str]) -> None:
+        self._admit = admit
+        self._counters = counters
+        self._server: socket | None = None
+        self._half_open: dict[asyncio.Task[None], socket] = {}
+        self._accepting: asyncio.Task[None] | None = None
+
+    async def start(self, host: str) -> str:
+        """Listen on a free port of `host`; returns "host:port"."""
+        self._server = socket(AF_INET, SOCK_STREAM)
+        self._server.setblocking(False)
+        self._server.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+        self._server.bind((host, 0))
+        self._server.listen(HALF_OPEN)
+        self._accepting = asyncio.create_task(self._accept(self._server), name="accept links")
+        bound_host, port = self._server.getsockname()
+        return f"{bound_host}:{port}"
+
+    async def close(self) -> None:
+        """Stop listening; unfinished handshakes are closed."""
+        tasks = [*self._half_open, *([self._accepting] if self._accepting else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    async def _accept(self, server: socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                link, _ = await loop.sock_accept(server)
+            except OSError as error:  # out of file descriptors, or the dialler left already
+                self._counters["accept_errors"] += 1
+                _logger.warning("cannot accept a link: %s", error)
+                await asyncio.sleep(0.1)
+                continue
+            if len(self._half_open) >= HALF_OPEN:
+                next(iter(self._half_open)).cancel()
+            task = asyncio.create_task(self._shake(link), name="handshake")
+            self._half_open[task] = link
+            task.add_done_callback(self._finish)
+
+    async def _shake(self, link: socket) -> None:
+        hello.prepare(link)
+        async with asyncio.timeout(HANDSHAKE_S):
+            greeting = await hello.read(link, hello.Hello)
+            try:
+                await self._admit(greeting, link)
+            except Invalid as error:
+                await hello.write(link, hello.Refusal(str(error)[:512]))
+                raise
+
+    def _finish(self, task: asyncio.Task[None]) -> None:
+        link = self._half_open.pop(task)
+        error = None if task.cancelled() else task.exception()
+        if not task.cancelled() and error is None:
+            return
+        link.close()
+        self._counters["bad_hellos"] += 1
+        expected = error is None or isinstance(error, OSError | Invalid)
+        level = logging.INFO if expected else logging.ERROR
+        _logger.log(level, "a connection to the data plane was closed: %r", error)

@@ -1,0 +1,222 @@
+"""The data plane of one process: tensors to peers, and from peers to whoever asked for them."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from sps2.common import messages
+from sps2.common.errors import Invalid, PeerLost
+from sps2.common.transport import frame as frames
+from sps2.common.transport.backends import BackendName, make_backend
+from sps2.common.transport.frame import Frame, Purpose
+from sps2.common.transport.inbox import Deliver, Inbox, Tensors
+from sps2.common.transport.links import Link
+from sps2.common.transport.takers import Takers
+
+MAX_PEERS = 4096
+"""Known at one time; beyond that the longest known of those that are gone are forgotten."""
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Peer:
+    """What is known of one life of one process."""
+
+    address: str = ""
+    dialling: asyncio.Task[Link] | None = None
+    link: Link | None = None
+    inbound: bool = False
+    gone: str = ""
+    """Why nothing more goes to or comes from it."""
+
+
+class Plane:
+    """Sends and receives frames; lives on one asyncio loop, like everything it calls.
+
+    Args:
+        name: unique to this life of this process, e.g. "prefill-0/3f2a91".
+        backend: how bytes move; see `backends.choose`.
+    """
+
+    def __init__(self, name: str, backend: BackendName) -> None:
+        self.name = name
+        self.backend = backend
+        self.address = ""
+        """Where others reach this plane; known after `start`."""
+        self.counters: Counter[str] = Counter()
+        """Bytes on the wire as "kv_sent", "kv_received", ... by purpose; "frames_dropped" had
+        no taker, or were cancelled by their sender on the way; "bad_frames", "bad_hellos",
+        "accept_errors", "handler_errors", "peers_lost", "ucx_rescues"."""
+        self.links: dict[str, Counter[str]] = {}
+        """The same by peer: "sent" and "received" bytes, "frames_sent", "frames_received"."""
+        self._backend = make_backend(backend, self)
+        self._peers: dict[str, _Peer] = {}
+        self._takers = Takers()
+        self._on_lost: list[Callable[[str], None]] = []
+        self._closing = False
+
+    async def start(self, host: str = "127.0.0.1") -> None:
+        """Listen on `host`."""
+        self.address = await self._backend.start(host)
+
+    async def close(self) -> None:
+        """Say goodbye to all peers and end every link; sends under way may fail with PeerLost."""
+        self._closing = True
+        dialling = [peer.dialling for peer in self._peers.values() if peer.dialling is not None]
+        for task in dialling:
+            task.cancel()
+        await asyncio.gather(*dialling, return_exceptions=True)
+        await self._backend.close()
+        for inbox in list(self._takers.inboxes.values()):
+            inbox.close()
+
+    def introduce(self, peer: messages.Peer) -> None:
+        """Learn where a peer listens; cheap, may be repeated."""
+        self._peers.setdefault(peer.name, _Peer()).address = peer.address
+
+    def forget(self, peer: str) -> None:
+        """End all links with a peer and drop what is known of it, save that it is gone."""
+        self._peers.setdefault(peer, _Peer())
+        self.gone(peer, "this side forgot it", goodbye=True)
+        self.links.pop(peer, None)
+
+    def on_lost(self, callback: Callable[[str], None]) -> None:
+        """Call back once for each peer whose established link breaks without a goodbye."""
+        self._on_lost.append(callback)
+
+    def open(self, request: str, epoch: int, deliver: Deliver | None = None) -> Inbox:
+        """From now on keep the frames of this request and epoch, or give them to `deliver`.
+
+        Frames of requests and epochs that are not open are read and dropped. A frame for several
+        requests goes to the first of them that is open.
+        """
+        key = (request, epoch)
+        assert key not in self._takers.inboxes, f"{key} is open already"
+        inbox = Inbox(deliver, self._why_gone, lambda: self._takers.close(key))
+        self._takers.inboxes[key] = inbox
+        return inbox
+
+    def serve(self, purpose: Purpose, handler: Deliver) -> None:
+        """Give every frame of this purpose to `handler`, on the loop, and none to inboxes."""
+        self._takers.handlers[purpose] = handler
+
+    async def send(self, peer: str, frame: Frame, tensors: Sequence[Tensor]) -> None:
+        """Send a frame; returns when `tensors` may be written again. The first send dials.
+
+        Frames to one peer arrive in the order of the calls. After a cancelled call the tensors may
+        be written at once too: the frame arrives whole, or not at all.
+
+        Raises:
+            PeerLost: the peer cannot be reached, was lost, or closed. It stays lost.
+            Invalid: a tensor is not contiguous, not on the CPU, or not what the frame says.
+        """
+        payload = _payload(frame, tensors)
+        header = frames.encode(frame)
+        link = await self._reach(peer)
+        nbytes = await link.send(header, payload)
+        self.counters[f"{frame.purpose}_sent"] += nbytes
+        self._count(peer, "sent", nbytes)
+
+    async def _reach(self, name: str) -> Link:
+        peer = self._peers.get(name)
+        if peer is None or self._closing:
+            raise PeerLost(name, "this side closed" if self._closing else f"{name} is not known")
+        if peer.gone:
+            raise PeerLost(name, peer.gone)
+        if peer.link is not None:
+            return peer.link
+        if peer.dialling is None:
+            peer.dialling = asyncio.create_task(self._dial(name, peer), name=f"dial {name}")
+        dialling = peer.dialling
+        try:
+            return await asyncio.shield(dialling)
+        except asyncio.CancelledError:
+            if dialling.cancelled():
+                raise PeerLost(name, peer.gone or "this side closed") from None
+            raise
+
+    async def _dial(self, name: str, peer: _Peer) -> Link:
+        try:
+            peer.link = await self._backend.dial(name, peer.address)
+            return peer.link
+        finally:
+            peer.dialling = None
+
+    # --- what the backend tells (links.Sink) ---
+
+    def admit(self, peer: str, address: str) -> None:
+        known = self._peers.setdefault(peer, _Peer(address))
+        if self._closing or known.gone:
+            raise Invalid(f"{peer} is gone: {known.gone or 'this side closed'}")
+        if known.inbound:
+            raise Invalid(f"{peer} has a link to {self.name} already")
+        known.address = known.address or address
+        known.inbound = True
+
+    def wants(self, frame: Frame) -> bool:
+        return self._takers.find(frame) is not None
+
+    def deliver(self, source: str, frame: Frame, tensors: Tensors | None, nbytes: int) -> None:
+        self.counters[f"{frame.purpose}_received"] += nbytes
+        self._count(source, "received", nbytes)
+        if tensors is None or not (take := self._takers.find(frame)):
+            self.counters["frames_dropped"] += 1
+            return
+        try:
+            if take(source, frame, tensors) is False:
+                self.counters["frames_dropped"] += 1
+        except Exception:
+            self.counters["handler_errors"] += 1
+            _logger.exception("a %s frame from %s could not be taken", frame.purpose, source)
+
+    def gone(self, peer: str, reason: str, *, goodbye: bool = False) -> None:
+        known = self._peers.get(peer)
+        if known is None or known.gone:
+            return
+        established = known.inbound or known.link is not None
+        known.gone = f"{peer} is gone: {reason}"
+        known.link = None
+        if known.dialling is not None:
+            known.dialling.cancel()
+        self._backend.drop(peer)
+        self._takers.lose(peer, known.gone)
+        self._forget_oldest()
+        if established and not goodbye and not self._closing:
+            self.counters["peers_lost"] += 1
+            _logger.warning("%s", known.gone)
+            for callback in self._on_lost:
+                try:
+                    callback(peer)
+                except Exception:
+                    _logger.exception("the loss of %s could not be handled", peer)
+
+    def _why_gone(self, peer: str) -> str:
+        known = self._peers.get(peer)
+        return known.gone if known else ""
+
+    def _forget_oldest(self) -> None:
+        if len(self._peers) > MAX_PEERS:
+            oldest = next(name for name, peer in self._peers.items() if peer.gone)
+            del self._peers[oldest]
+            self.links.pop(oldest, None)
+
+    def _count(self, peer: str, way: Literal["sent", "received"], nbytes: int) -> None:
+        if peer in self._peers:
+            totals = self.links.setdefault(peer, Counter())
+            totals[way] += nbytes
+            totals[f"frames_{way}"] += 1
+
+
+def _payload(frame: Frame, tensors: Sequence[Tensor]) -> list[memoryview]:
+    if len(frame.parts) != len(tensors):
+        raise Invalid(f"a frame of {len(frame.parts)} parts was given {len(tensors)} tensors")
+    for part, tensor in zip(frame.parts, tensors, strict=True):
+        if part.shape != tuple(tensor.shape) or str(tensor.dtype) != f"torch.{part.dtype}":
+            raise Invalid(f"{tensor.dtype} {tuple(tensor.shape)} is not {part}")
+    return [frames.as_bytes(tensor) for tensor in tensors]

@@ -1,0 +1,77 @@
+"""Tensors over plain TCP: read straight into their memory, written straight from it."""
+
+import asyncio
+from socket import socket
+
+from sps2.common.errors import Invalid
+from sps2.common.transport import hello
+from sps2.common.transport.links import Link, Sink
+from sps2.common.transport.listener import Listener
+from sps2.common.transport.tcp_link import TcpLink
+from sps2.common.transport.tcp_receiver import TcpReceiver
+
+GOODBYE_S = 1.0
+
+
+class TcpBackend:
+    """One listener, and one connection per peer and direction.
+
+    On the wire a frame is a prefix (`tcp_link.PREFIX`), its header, its payload, and one byte that
+    says whether the payload holds (0) or was cancelled on the way (1).
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._listener = Listener(self._admit, sink.counters)
+        self._address = ""
+        self._links: dict[str, TcpLink] = {}
+        self._receivers: dict[str, TcpReceiver] = {}
+        self._dropped = asyncio.Event()
+
+    async def start(self, host: str) -> str:
+        self._address = f"tcp://{await self._listener.start(host)}"
+        return self._address
+
+    async def dial(self, peer: str, address: str) -> Link:
+        greeting = hello.Hello(self._sink.name, self._address, "tcp")
+        connection, _ = await hello.dial(peer, address, greeting)
+        link = self._links[peer] = TcpLink(peer, connection, self._sink)
+        return link
+
+    async def _admit(self, greeting: hello.Hello, connection: socket) -> None:
+        peer = greeting.name
+        if greeting.backend != "tcp":
+            raise Invalid(f"this side speaks tcp, {peer} speaks {greeting.backend}")
+        self._sink.admit(peer, greeting.address)
+        try:
+            await hello.write(connection, hello.Welcome(self._sink.name))
+            receiver = self._receivers[peer] = TcpReceiver(peer, self._sink)
+            loop = asyncio.get_running_loop()
+            await loop.connect_accepted_socket(lambda: receiver, connection)
+        except BaseException:
+            self._sink.gone(peer, "its handshake broke off")
+            raise
+
+    def drop(self, peer: str) -> None:
+        if link := self._links.pop(peer, None):
+            link.close()
+        if receiver := self._receivers.pop(peer, None):
+            receiver.close()
+        self._dropped.set()
+
+    async def close(self) -> None:
+        await self._listener.close()
+        for link in self._links.values():
+            link.goodbye()
+        for receiver in self._receivers.values():
+            receiver.goodbye()
+        try:
+            async with asyncio.timeout(GOODBYE_S):
+                while self._links or self._receivers:  # until the others hang up
+                    self._dropped.clear()
+                    await self._dropped.wait()
+        except TimeoutError:
+            pass
+        for peer in {*self._links, *self._receivers}:
+            self._sink.gone(peer, "this side closed", goodbye=True)
+            self.drop(peer)

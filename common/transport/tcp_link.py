@@ -1,0 +1,124 @@
+"""The sending end of a TCP link: tensors go to the kernel from where they lie."""
+
+import asyncio
+import struct
+from collections import deque
+from collections.abc import Sequence
+from socket import socket
+
+from sps2.common.errors import PeerLost
+from sps2.common.transport.lifeline import Lifeline
+from sps2.common.transport.links import Sink
+
+PREFIX = struct.Struct("<HH")  # kind, length of the header
+FRAME = 0x5350
+GOODBYE = 0x4259
+TURN_BYTES = 4 << 20
+"""Written in one turn of the loop at most, so that others get theirs."""
+
+
+class _Job:
+    """One frame on its way out."""
+
+    __slots__ = ("done", "started", "trailer", "views")
+
+    def __init__(self, views: list[memoryview], trailer: bytearray) -> None:
+        self.views = views
+        self.trailer = trailer
+        self.started = False
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class TcpLink:
+    """Owns a connected non-blocking socket; frames leave in the order of `send`."""
+
+    def __init__(self, peer: str, connection: socket, sink: Sink) -> None:
+        self._peer = peer
+        self._socket = connection
+        self._sink = sink
+        self._loop = asyncio.get_running_loop()
+        self._jobs: deque[_Job] = deque()
+        self._writing = False
+        self._closed = False
+        self._lifeline = Lifeline(connection, self._ended)  # the other end only says goodbye
+
+    async def send(self, header: bytes, payload: Sequence[memoryview]) -> int:
+        """See `links.Link`."""
+        trailer = bytearray(1)
+        prefix = PREFIX.pack(FRAME, len(header)) + header
+        views = [memoryview(prefix), *filter(len, payload), memoryview(trailer)]
+        nbytes = sum(map(len, views))
+        job = self._submit(_Job(views, trailer))
+        try:
+            await job.done
+        except asyncio.CancelledError:
+            if job.started:
+                trailer[0] = 1  # the receiver will drop what the caller may now overwrite
+            elif job in self._jobs:
+                self._jobs.remove(job)
+            raise
+        return nbytes
+
+    def goodbye(self) -> None:
+        """Tell the peer, after all that is queued, that nothing follows."""
+        if not self._closed:
+            self._submit(_Job([memoryview(PREFIX.pack(GOODBYE, 0))], bytearray()))
+
+    def close(self) -> None:
+        """End the link; frames that did not leave fail with PeerLost."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._writing:
+            self._loop.remove_writer(self._socket.fileno())
+        self._lifeline.close()
+        for job in self._jobs:
+            if not job.done.done():
+                job.done.set_exception(PeerLost(self._peer))
+                job.done.exception()  # seen: a goodbye has nobody who waits
+        self._jobs.clear()
+
+    def _submit(self, job: _Job) -> _Job:
+        if self._closed:
+            raise PeerLost(self._peer)
+        self._jobs.append(job)
+        if not self._writing:
+            self._pump()
+        return job
+
+    def _pump(self) -> None:
+        left = TURN_BYTES
+        try:
+            while self._jobs and left > 0:
+                job = self._jobs[0]
+                job.started = True
+                left -= self._write(job)
+                if not job.views:
+                    self._jobs.popleft()
+                    if not job.done.done():
+                        job.done.set_result(None)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._sink.gone(self._peer, f"sending failed: {error}")
+            return
+        if bool(self._jobs) != self._writing:
+            self._writing = bool(self._jobs)
+            if self._writing:
+                self._loop.add_writer(self._socket.fileno(), self._pump)
+            else:
+                self._loop.remove_writer(self._socket.fileno())
+
+    def _write(self, job: _Job) -> int:
+        written = left = self._socket.sendmsg(job.views)
+        while left:
+            view = job.views[0]
+            if left < len(view):
+                job.views[0] = view[left:]
+                break
+            left -= len(view)
+            del job.views[0]
+        return written
+
+    def _ended(self, why: str, goodbye: bool) -> None:
+        self._sink.gone(self._peer, why, goodbye=goodbye)

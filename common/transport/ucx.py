@@ -1,0 +1,150 @@
+"""Tensors over UCX: RDMA and CUDA where the library has them, TCP elsewhere."""
+
+import asyncio
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import count
+from socket import socket
+
+from sps2.common.errors import Invalid, PeerLost
+from sps2.common.transport import hello
+from sps2.common.transport.lifeline import Lifeline
+from sps2.common.transport.links import Link, Sink
+from sps2.common.transport.listener import Listener
+from sps2.common.transport.ucx_driver import Driver, Endpoint
+from sps2.common.transport.ucx_link import UcxLink
+from sps2.common.transport.ucx_receiver import UcxReceiver
+
+GOODBYE_S = 1.0
+MAX_SLOTS = 1 << 24
+
+
+class UcxBackend:
+    """One worker, and one endpoint per peer for both directions.
+
+    A link begins with a TCP handshake that exchanges worker addresses and gives the dialler a slot
+    of tags. That connection stays: its end says that the peer is gone, whatever UCX notices.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._listener = Listener(self._admit, sink.counters)
+        self._address = ""
+        self._driver: Driver | None = None
+        self._slots = count(1)
+        self._endpoints: dict[str, Endpoint] = {}
+        self._links: dict[str, UcxLink] = {}
+        self._receivers: dict[str, UcxReceiver] = {}
+        self._lifelines: dict[str, list[Lifeline]] = {}
+        self._dropped = asyncio.Event()
+
+    async def start(self, host: str) -> str:
+        self._driver = Driver(host, self._sink.counters)
+        self._address = f"ucx://{await self._listener.start(host)}"
+        return self._address
+
+    async def dial(self, peer: str, address: str) -> Link:
+        assert self._driver is not None
+        greeting = hello.Hello(self._sink.name, self._address, "ucx", self._driver.address)
+        connection, welcome = await hello.dial(peer, address, greeting)
+        try:
+            endpoint = self._endpoint(peer, welcome.worker)
+        except ConnectionError as error:
+            connection.close()
+            raise PeerLost(peer, f"cannot reach {peer}: {error}") from error
+        link = self._links[peer] = UcxLink(peer, endpoint, welcome.slot, self._sink)
+        self._watch(peer, connection)
+        return link
+
+    async def _admit(self, greeting: hello.Hello, connection: socket) -> None:
+        assert self._driver is not None
+        peer, slot = greeting.name, next(self._slots)
+        if greeting.backend != "ucx" or slot >= MAX_SLOTS:
+            raise Invalid(f"this side speaks ucx, {peer} speaks {greeting.backend}")
+        self._sink.admit(peer, greeting.address)
+        try:
+            endpoint = self._endpoint(peer, greeting.worker)
+            receiver = self._receivers[peer] = UcxReceiver(peer, endpoint, slot, self._sink)
+            receiver.start()
+            welcome = hello.Welcome(self._sink.name, self._driver.address, slot)
+            await hello.write(connection, welcome)
+        except BaseException:
+            self._sink.gone(peer, "its handshake broke off")
+            raise
+        self._watch(peer, connection)
+
+    def drop(self, peer: str) -> None:
+        if link := self._links.pop(peer, None):
+            link.close()
+        if receiver := self._receivers.pop(peer, None):
+            receiver.close()
+        for lifeline in self._lifelines.pop(peer, ()):
+            lifeline.close()
+        if endpoint := self._endpoints.pop(peer, None):
+            endpoint.close()
+        self._dropped.set()
+
+    async def close(self) -> None:
+        await self._listener.close()
+        for link in self._links.values():
+            link.goodbye()
+        for peer in self._receivers:
+            self._say_goodbye(peer)
+        try:
+            async with asyncio.timeout(GOODBYE_S):
+                while self._endpoints:  # until the others hang up
+                    self._dropped.clear()
+                    await self._dropped.wait()
+        except TimeoutError:
+            pass
+        for peer in list(self._endpoints):
+            self._say_goodbye(peer)
+            self._sink.gone(peer, "this side closed", goodbye=True)
+            self.drop(peer)
+        if self._driver is not None:
+            await self._driver.close()
+
+    def _endpoint(self, peer: str, worker: bytes) -> Endpoint:
+        assert self._driver is not None
+        if peer not in self._endpoints:
+            lost = partial(self._sink.gone, peer, "its UCX endpoint broke")
+            self._endpoints[peer] = self._driver.connect(worker, lost)
+        return self._endpoints[peer]
+
+    def _watch(self, peer: str, connection: socket) -> None:
+        lifeline = Lifeline(connection, lambda why, kind: self._sink.gone(peer, why, goodbye=kind))
+        self._lifelines.setdefault(peer, []).append(lifeline)
+
+    def _say_goodbye(self, peer: str) -> None:
+        for lifeline in self._lifelines.get(peer, ()):
+            lifeline.goodbye()
+
+
+def find_fault() -> str:
+    """Why UCX cannot be used here, or "": sends one message from a worker to itself."""
+    with ThreadPoolExecutor(1, "ucx check") as thread:  # a loop may be running in this one
+        return thread.submit(asyncio.run, _loop_back()).result()
+
+
+async def _loop_back() -> str:
+    try:
+        driver = Driver("127.0.0.1", Counter())
+    except Exception as error:  # whatever keeps the library from loading or starting
+        return f"{type(error).__name__}: {error}"
+    arrived: asyncio.Queue[str] = asyncio.Queue()
+    endpoint = None
+    try:
+        endpoint = driver.connect(driver.address, lambda: arrived.put_nowait("it broke"))
+        memory = memoryview(bytearray(4))
+        async with asyncio.timeout(5):
+            early = endpoint.recv(memory, 1, arrived.put_nowait)
+            endpoint.send(b"sps2", 1, lambda error: None)
+            fault = "" if early else await arrived.get()
+        return fault or ("" if bytes(memory) == b"sps2" else "a message to itself came out wrong")
+    except (ConnectionError, TimeoutError) as error:
+        return f"no message to itself came through: {error!r}"
+    finally:
+        if endpoint is not None:
+            endpoint.close()
+        await driver.close()

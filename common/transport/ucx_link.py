@@ -1,0 +1,169 @@
+"""The sending end of a UCX link: small frames in one message, large ones followed by chunks."""
+
+import asyncio
+import struct
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+
+from sps2.common.errors import PeerLost
+from sps2.common.transport.links import Sink
+from sps2.common.transport.ucx_driver import Done, Endpoint
+
+PREFIX = struct.Struct("<HH")  # kind, length of the header
+INLINE, CHUNKED, COMPLETE, CANCELLED, GOODBYE = range(0x5301, 0x5306)
+"""Kinds of message: a frame with its payload; one whose payload follows in chunks; then, after
+the chunks, whether the payload holds; nothing more."""
+
+MESSAGE_BYTES = 120 << 10
+"""Fits a TCP segment of UCX (`ucx_library.SETTINGS`), and stays under its rendezvous."""
+CHUNK_BYTES = 2 << 20
+WINDOW = 6
+"""Chunks of one link under way at a time."""
+
+_CHUNKS = 1 << 39  # tags: 24 bits slot, 1 bit chunks or messages, 39 bits number of the chunk
+
+
+def message_tag(slot: int) -> int:
+    """Tag of all messages of a link; UCX keeps their order."""
+    return slot << 40
+
+
+def chunk_tag(slot: int, number: int) -> int:
+    """Tag of a link's chunk number `number`, counted over all its frames."""
+    return slot << 40 | _CHUNKS | number % _CHUNKS
+
+
+def cut(views: Iterable[memoryview]) -> Iterator[memoryview]:
+    """The chunks of a payload: both sides cut the same way."""
+    for view in views:
+        for start in range(0, len(view), CHUNK_BYTES):
+            yield view[start : start + CHUNK_BYTES]
+
+
+class _Job:
+    """One frame on its way out."""
+
+    __slots__ = ("cancelled", "done", "message", "payload", "started")
+
+    def __init__(self, message: bytes, payload: Sequence[memoryview] | None) -> None:
+        self.message = message
+        self.payload = payload
+        self.started = self.cancelled = False
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class UcxLink:
+    """Sends through a peer's endpoint with tags of `slot`, which the peer gave out."""
+
+    def __init__(self, peer: str, endpoint: Endpoint, slot: int, sink: Sink) -> None:
+        self._peer = peer
+        self._endpoint = endpoint
+        self._slot = slot
+        self._sink = sink
+        self._jobs: deque[_Job] = deque()
+        self._unfinished: set[_Job] = set()
+        self._current: _Job | None = None
+        self._chunks: Iterator[memoryview] = iter(())
+        self._under_way = 0
+        self._number = 0
+        self._closed = False
+
+    async def send(self, header: bytes, payload: Sequence[memoryview]) -> int:
+        """See `links.Link`."""
+        size = PREFIX.size + len(header) + sum(map(len, payload))
+        if size <= MESSAGE_BYTES:
+            job = _Job(b"".join((PREFIX.pack(INLINE, len(header)), header, *payload)), None)
+        else:
+            job = _Job(PREFIX.pack(CHUNKED, len(header)) + header, payload)
+            size += PREFIX.size
+        self._submit(job)
+        try:
+            await job.done
+        except asyncio.CancelledError:
+            if job.started:
+                job.cancelled = True  # the receiver will drop what the caller may now overwrite
+            elif job in self._jobs:
+                self._jobs.remove(job)
+                self._unfinished.discard(job)
+            raise
+        return size
+
+    def goodbye(self) -> None:
+        """Tell the peer, after all that is queued, that nothing follows."""
+        if not self._closed:
+            self._submit(_Job(PREFIX.pack(GOODBYE, 0), None))
+
+    def close(self) -> None:
+        """Fail what was not sent with PeerLost. Chunks under way belong to the driver."""
+        self._closed = True
+        for job in self._unfinished:
+            if not job.done.done():
+                job.done.set_exception(PeerLost(self._peer))
+                job.done.exception()  # seen: a goodbye has nobody who waits
+        self._unfinished.clear()
+        self._jobs.clear()
+        self._current = None
+
+    def _submit(self, job: _Job) -> None:
+        if self._closed:
+            raise PeerLost(self._peer)
+        self._jobs.append(job)
+        self._unfinished.add(job)
+        self._advance()
+
+    def _finish(self, job: _Job) -> None:
+        self._unfinished.discard(job)
+        if not job.done.done():
+            job.done.set_result(None)
+
+    def _advance(self) -> None:
+        try:
+            while self._jobs and self._current is None:
+                job = self._jobs.popleft()
+                job.started = True
+                if job.payload is None:
+                    if self._post(job.message, partial(self._sent, job)):
+                        self._finish(job)
+                    continue
+                self._current = job
+                self._chunks = cut(job.payload)
+                self._post(job.message, self._check)
+                self._fill(job)
+        except ConnectionError as error:
+            self._sink.gone(self._peer, f"sending failed: {error}")
+
+    def _fill(self, job: _Job) -> None:
+        while self._under_way < WINDOW and (chunk := next(self._chunks, None)) is not None:
+            self._number += 1
+            tag = chunk_tag(self._slot, self._number)
+            if not self._endpoint.send(chunk, tag, partial(self._sent_chunk, job)):
+                self._under_way += 1
+        if self._under_way == 0:
+            kind = CANCELLED if job.cancelled else COMPLETE
+            self._current = None
+            self._post(PREFIX.pack(kind, 0), self._check)
+            self._finish(job)
+
+    def _post(self, message: bytes, done: Done) -> bool:
+        return self._endpoint.send(message, message_tag(self._slot), done)
+
+    def _sent(self, job: _Job, error: str) -> None:
+        self._check(error)
+        if not self._closed:
+            self._finish(job)
+
+    def _sent_chunk(self, job: _Job, error: str) -> None:
+        self._check(error)
+        if self._closed:
+            return
+        self._under_way -= 1
+        try:
+            self._fill(job)
+        except ConnectionError as broken:
+            self._sink.gone(self._peer, f"sending failed: {broken}")
+        self._advance()
+
+    def _check(self, error: str) -> None:
+        if error and not self._closed:
+            self._sink.gone(self._peer, f"sending failed: {error}")

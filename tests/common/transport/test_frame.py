@@ -1,0 +1,59 @@
+import contextlib
+
+import msgspec
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sps2.common.errors import Invalid
+from sps2.common.transport import frame as frames
+from sps2.common.transport.frame import Frame, Part, frame_for
+
+
+def test_header_round_trip() -> None:
+    tensors = (torch.zeros(2, 3, dtype=torch.bfloat16), torch.zeros(0, 4), torch.tensor(1))
+    frame = frame_for("kv", ("a", "b"), (0, 3), 7, 42, tensors)
+    assert frames.decode(frames.encode(frame)) == frame
+    assert frame.nbytes == 12 + 0 + 8
+    assert [(t.dtype, t.shape) for t in frames.allocate(frame)] == [
+        (t.dtype, t.shape) for t in tensors
+    ]
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_invalid_or_a_frame(data: bytes) -> None:
+    with contextlib.suppress(Invalid):
+        assert isinstance(frames.decode(data), Frame)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        Frame("kv", ("a",), (), 0, 0, ()),
+        Frame("kv", ("a",), (0,), 0, 0, (Part("int8", (frames.MAX_PAYLOAD_BYTES + 1,)),)),
+        Frame("kv", ("a",), (0,), 0, 0, (Part("int8", (-1,)),)),
+        Frame("kv", ("a",), (0,), 0, 0, (Part("int8", (1,) * 9),)),
+        Frame("other", ("a",), (0,), 0, 0, ()),  # type: ignore[arg-type]
+    ],
+)
+def test_bad_headers_are_refused(bad: Frame) -> None:
+    with pytest.raises(Invalid):
+        frames.decode(msgspec.msgpack.encode(bad))
+
+
+def test_header_too_long() -> None:
+    with pytest.raises(Invalid, match="over"):
+        frames.encode(Frame("q", ("x" * 9000,), (0,), 0, 0, ()))
+
+
+def test_bytes_are_the_tensors_own() -> None:
+    tensor = torch.zeros(4, dtype=torch.bfloat16)
+    frames.as_bytes(tensor)[:] = b"\x80\x3f" * 4
+    assert tensor.tolist() == [1.0] * 4
+    assert len(frames.as_bytes(torch.zeros(0, 3))) == 0
+
+
+def test_only_contiguous_tensors_are_sent() -> None:
+    with pytest.raises(Invalid, match="contiguous"):
+        frames.as_bytes(torch.zeros(3, 4).T)
