@@ -39,6 +39,8 @@ class Turn(TypedDict):
 
 
 Messages = Sequence[Turn | api.Message]
+Prompt = str | Sequence[str | int | Sequence[int]]
+"""A text, token ids, or several of either."""
 
 
 class Parameters(TypedDict, total=False):
@@ -94,7 +96,7 @@ class AsyncClient:
         self._deadline_s = deadline_s
 
     async def complete(
-        self, prompt: api.Prompt, **parameters: Unpack[CompletionParameters]
+        self, prompt: Prompt, **parameters: Unpack[CompletionParameters]
     ) -> Completion:
         """The whole answer to a prompt; cancelling the caller's task cancels the request.
 
@@ -107,7 +109,7 @@ class AsyncClient:
             return await collect_completion(chunks)
 
     async def complete_stream(
-        self, prompt: api.Prompt, **parameters: Unpack[CompletionParameters]
+        self, prompt: Prompt, **parameters: Unpack[CompletionParameters]
     ) -> AsyncGenerator[CompletionChunk, None]:
         """The answer in chunks, as they come; the last has the usage and no choices.
 
@@ -189,14 +191,12 @@ class Client:
             self._stop()
             raise
 
-    def complete(
-        self, prompt: api.Prompt, **parameters: Unpack[CompletionParameters]
-    ) -> Completion:
+    def complete(self, prompt: Prompt, **parameters: Unpack[CompletionParameters]) -> Completion:
         """The whole answer to a prompt; see `AsyncClient.complete`."""
         return self._wait(self._client.complete(prompt, **parameters))
 
     def complete_stream(
-        self, prompt: api.Prompt, **parameters: Unpack[CompletionParameters]
+        self, prompt: Prompt, **parameters: Unpack[CompletionParameters]
     ) -> Iterator[CompletionChunk]:
         """The answer in chunks, as they come; leaving the loop cancels the request."""
         return self._iterate(lambda: self._client.complete_stream(prompt, **parameters))

@@ -1,11 +1,15 @@
 """Models for tests: tiny random checkpoints of every family, and the real one, pulled once."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# read when torch is loaded: threads that spin while they wait are very slow on a busy machine
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 384,

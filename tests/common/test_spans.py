@@ -8,7 +8,9 @@ from sps2.common.spans import Span, even_split, paged_split, pages_for, zigzag
 
 @given(st.integers(0, 5000), st.integers(1, 8))
 def test_zigzag_deals_every_position_once(tokens: int, ranks: int) -> None:
-    dealt = [position for spans in zigzag(tokens, ranks) for span in spans for position in range(*span)]
+    dealt = [
+        position for spans in zigzag(tokens, ranks) for span in spans for position in range(*span)
+    ]
     assert sorted(dealt) == list(range(tokens))
 
 

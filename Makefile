@@ -1,0 +1,52 @@
+# `make` lists the targets. Each does the set-up it needs, in .venv.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+MODEL := smollm2-135m
+GPU := $(shell { command -v nvidia-smi || test -e /dev/nvidia0; } >/dev/null 2>&1 && echo yes)
+CONSTRAINTS := $(if $(GPU),,-c constraints-cpu.txt)
+TYPED := cli common compose kernels services
+
+.PHONY: help setup demo test lint format bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(READY)  ## install everything into .venv
+
+$(READY): pyproject.toml constraints-cpu.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(if $(GPU),,$(BIN)/python -m pip install --quiet torch $(CONSTRAINTS))
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' $(CONSTRAINTS)
+	@touch $@
+
+demo: $(READY)  ## ask a cluster of four shards about a long document
+	$(BIN)/python examples/demo.py
+
+test: $(READY)  ## pull the test model and run all tests
+	@$(BIN)/spsctl pull $(MODEL)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)  ## check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@mkdir -p build/typed/sps2
+	@for folder in $(TYPED); do ln -sfn ../../../$$folder build/typed/sps2/$$folder; done
+	$(BIN)/mypy -p sps2
+	$(BIN)/mypy --explicit-package-bases examples benchmarks
+
+format: $(READY)  ## fix style and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## compare with transformers on this machine
+	@$(BIN)/spsctl pull $(MODEL)
+	$(BIN)/python benchmarks/bench.py $(ARGS)
+
+clean:  ## remove what was built and installed here
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

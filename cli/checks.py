@@ -1,0 +1,206 @@
+"""What `spsctl doctor` looks at: each check says what it found and, if that is bad, what helps."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import psutil
+
+from sps2.cli import ports, render, runs
+from sps2.common import config, models
+from sps2.common.config import Cluster
+from sps2.common.errors import Invalid, ServiceError
+
+Verdict = Literal["ok", "warning", "broken"]
+GIB = 1 << 30
+
+
+class Finding(msgspec.Struct):
+    """The outcome of one check; `broken` means that a cluster cannot be served."""
+
+    check: str
+    verdict: Verdict
+    detail: str
+
+
+def run_all(cluster: Cluster) -> Iterator[Finding]:
+    """Every check, in an order in which the first that is broken is likely the cause."""
+    yield _python()
+    yield _packages()
+    yield _torch()
+    yield _processor(cluster)
+    yield _memory(cluster)
+    yield _disk()
+    yield from _data_plane(cluster)
+    yield _ports(cluster)
+    yield _model(cluster)
+
+
+def _python() -> Finding:
+    return Finding("python", "ok", f"{platform.python_version()} at {sys.executable}")
+
+
+def _packages() -> Finding:
+    missing = []
+    for requirement in metadata.requires("sps2") or ():
+        name = requirement.split(";")[0].strip()
+        package = name.split(">")[0].split("=")[0].split("~")[0].strip()
+        if ";" in requirement:  # extras and other platforms
+            continue
+        try:
+            metadata.version(package)
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        return Finding("packages", "broken", f"missing {', '.join(missing)}; install sps2 again")
+    return Finding("packages", "ok", f"sps2 {metadata.version('sps2')} and all it needs")
+
+
+def _torch() -> Finding:
+    try:
+        import torch
+    except Exception as error:  # a broken install fails in many ways
+        return Finding("torch", "broken", f"cannot be imported: {error}")
+    cuda = f"CUDA {torch.version.cuda}" if torch.cuda.is_available() else "CPU"
+    return Finding("torch", "ok", f"{torch.__version__}, {cuda}")
+
+
+def _processor(cluster: Cluster) -> Finding:
+    flags = _cpu_flags()
+    wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "bf16", "asimd")
+    found = [flag for flag in wanted if flag in flags]
+    cores = len(os.sched_getaffinity(0))
+    detail = (
+        f"{cores} cores, {cluster.shard_threads} compute threads per shard; "
+        f"{' '.join(found) or 'no vector features known here'}"
+    )
+    native = {"avx512_bf16", "amx_bf16", "bf16"} & flags
+    if not native:
+        detail += "; bfloat16 is emulated, float32 may be faster (--dtype float32)"
+    shards = max(cluster.prefill, cluster.decode)
+    if shards * cluster.shard_threads > cores:
+        return Finding(
+            "processor", "warning", f"{detail}; {shards} shards of a kind share {cores} cores"
+        )
+    return Finding("processor", "ok", detail)
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    names = ("flags", "Features")
+    return {flag for line in lines if line.startswith(names) for flag in line.split(":")[1].split()}
+
+
+def _memory(cluster: Cluster) -> Finding:
+    memory = psutil.virtual_memory()
+    detail = f"{render.size(memory.available)} free of {render.size(memory.total)}"
+    shards = cluster.prefill + cluster.decode
+    try:
+        weights = sum(
+            path.stat().st_size for path in models.weight_files(models.locate(cluster.model))
+        )
+    except ServiceError:
+        weights = 0
+    needed = weights + shards * GIB // 2
+    if memory.available < needed:
+        return Finding(
+            "memory", "warning", f"{detail}; {shards} shards want about {render.size(needed)}"
+        )
+    return Finding("memory", "ok", detail)
+
+
+def _disk() -> Finding:
+    home = config.home()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(home).free
+        probe = home / ".doctor"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        return Finding("disk", "broken", f"{home} cannot be written: {error.strerror}")
+    detail = f"{render.size(free)} free at {home}"
+    if free < GIB:
+        return Finding("disk", "warning", f"{detail}: little for models and logs")
+    return Finding("disk", "ok", detail)
+
+
+def _data_plane(cluster: Cluster) -> Iterator[Finding]:
+    for backend in ("ucx", "tcp"):
+        answer = _loopback(backend)
+        needed = backend in ("tcp", cluster.transport)
+        if "error" in answer:
+            verdict: Verdict = "broken" if needed else "warning"
+            yield Finding(f"data plane, {backend}", verdict, answer["error"])
+        else:
+            version = f"ucxx {_version('ucxx-cu12')}, " if backend == "ucx" else ""
+            detail = f"{version}loop-back check passed at {answer['gb_per_s']:.1f} GB/s"
+            yield Finding(f"data plane, {backend}", "ok", detail)
+    answer = _loopback("auto")
+    if "error" in answer:
+        yield Finding("data plane, auto", "broken", answer["error"])
+    else:
+        detail = f"takes {answer['backend']}: {answer['reason']}"
+        yield Finding("data plane, auto", "ok", detail)
+
+
+def _loopback(wish: str) -> dict[str, Any]:
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "sps2.cli.loopback", wish],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": "the check did not end within 60 s"}
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+        return {"error": f"the check failed: {last}"}
+    return answer
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed as a package"
+
+
+def _ports(cluster: Cluster) -> Finding:
+    numbers = ", ".join(str(use.port) for use in ports.uses(cluster))
+    folder = runs.RunFolder(cluster.name)
+    if folder.is_up() and ports.uses(folder.cluster()) == ports.uses(cluster):
+        return Finding("ports", "ok", f"{numbers} are used by cluster '{cluster.name}', now up")
+    try:
+        ports.require_free(cluster)
+    except Invalid as error:
+        return Finding("ports", "warning", str(error))
+    return Finding("ports", "ok", f"{numbers} are free")
+
+
+def _model(cluster: Cluster) -> Finding:
+    try:
+        folder = models.locate(cluster.model)
+    except Invalid as error:
+        return Finding("model", "warning", str(error))
+    try:
+        models.validate(folder)
+    except Invalid as error:
+        return Finding("model", "broken", str(error))
+    return Finding("model", "ok", f"{cluster.model} in {folder}")

@@ -1,0 +1,250 @@
+"""Bringing one cluster up: its supervisor is started, its services are watched until all work."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sps2.cli import ports
+from sps2.cli.runs import RunFolder
+from sps2.cli.supervise import GRACE_S, service_names
+from sps2.common import config
+from sps2.common.config import Cluster
+from sps2.common.errors import Invalid, Refused, ServiceError
+from sps2.common.messages import ClusterStatus, Describe, ShowCluster
+from sps2.common.models import locate
+from sps2.common.rpc import Peer
+
+POLL_S = 0.1
+STOP_S = GRACE_S + 5.0
+
+
+class ServiceDied(ServiceError):
+    """A service ended before the cluster was ready. `lines` are the last of its log."""
+
+    def __init__(self, service: str, how: str, lines: list[str]) -> None:
+        super().__init__(f"{service} {how} while the cluster was starting")
+        self.service = service
+        self.lines = lines
+
+
+@dataclass
+class Started:
+    """How far one service has come. Times are seconds since the launch."""
+
+    up_after_s: float | None = None
+    state: str = "starting"
+    pid: int = 0
+    rss_bytes: int = 0
+
+
+@dataclass
+class Progress:
+    """How far a cluster has come."""
+
+    services: dict[str, Started] = field(default_factory=dict)
+    ready_after_s: float | None = None
+    waiting_for: str = ""
+
+
+def effective(path: Path | None, **flags: Any) -> Cluster:
+    """The configuration in force: a file, overridden by flags; local model paths made absolute.
+
+    Args:
+        flags: top-level keys of the configuration, `port` and `policy`; None leaves the file's.
+
+    Raises:
+        Invalid: a key, a value or the file is wrong, or the model was not pulled.
+    """
+    policy = flags.pop("policy", None)
+    cluster = config.load(path, **flags)
+    tables = msgspec.to_builtins(cluster)
+    if policy is not None:
+        tables["scheduler"]["policy"] = policy
+    locate(cluster.model)
+    local = Path(cluster.model).expanduser()
+    if local.exists() and (local.is_dir() or local.suffix == ".gguf"):
+        tables["model"] = str(local.resolve())
+    try:
+        return msgspec.convert(tables, Cluster)
+    except msgspec.ValidationError as error:
+        raise Invalid(str(error)) from error
+
+
+class Launch:
+    """A cluster that this process brought up.
+
+    Args:
+        detach: let it outlive this process; else it ends with this process, however that ends.
+    """
+
+    def __init__(self, cluster: Cluster, detach: bool = False) -> None:
+        self.cluster = cluster
+        self.folder = RunFolder(cluster.name)
+        self._detach = detach
+        self._since_s = 0.0
+        self._supervisor: subprocess.Popen[bytes] | None = None
+        self.progress = Progress({name: Started() for name in service_names(cluster)})
+
+    def start(self) -> None:
+        """Start the supervisor. Raises Invalid if the cluster is up or a port is taken."""
+        if self.folder.is_up():
+            raise Invalid(
+                f"cluster '{self.cluster.name}' is already up at {self.folder.cluster().http_url}; "
+                f"stop it with `spsctl down --name {self.cluster.name}`"
+            )
+        ports.require_free(self.cluster)
+        self.folder.prepare(self.cluster)
+        argv = [sys.executable, "-m", "sps2.cli.supervise", self.cluster.name]
+        with self.folder.open_log("supervisor") as output:
+            self._since_s = time.monotonic()
+            self._supervisor = subprocess.Popen(
+                [*argv, *([] if self._detach else ["--attached"])],
+                stdin=subprocess.DEVNULL if self._detach else subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                cwd=self.folder.path,
+                env=os.environ | {"SPS2_HOME": str(config.home().absolute())},
+                start_new_session=True,  # Ctrl-C in a terminal is for us alone
+            )
+
+    async def until_ready(
+        self, timeout_s: float, on_change: Callable[[Progress], None] = lambda _: None
+    ) -> ClusterStatus:
+        """Watch the services until requests can be served; `on_change` sees every step.
+
+        Raises:
+            ServiceDied: one ended, or the supervisor did.
+            Refused: it took longer than `timeout_s`.
+        """
+        cluster = self.cluster
+        doors = {
+            "gateway": cluster.gateway_address,
+            "scheduler": cluster.scheduler_address,
+            "kvdir": cluster.kvdir_address,
+        }
+        peers = {name: Peer(address, cluster.bus, name) for name, address in doors.items()}
+        try:
+            async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as group:
+                guard = group.create_task(self._guard(on_change))
+                for name, peer in peers.items():
+                    group.create_task(self._answering(name, peer))
+                status = await self._served(peers["gateway"])
+                guard.cancel()
+            on_change(self.progress)
+        except TimeoutError:
+            reason = self.progress.waiting_for or "a service does not answer"
+            raise Refused(f"not ready after {timeout_s:.0f} s: {reason}") from None
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        finally:
+            for peer in peers.values():
+                await peer.close()
+        return status
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the supervisor still runs."""
+        return self._supervisor is not None and self._supervisor.poll() is None
+
+    def stop(self) -> None:
+        """End every process of the cluster; returns when all have ended."""
+        supervisor = self._supervisor
+        if supervisor is None:
+            return
+        if supervisor.poll() is None:
+            supervisor.send_signal(signal.SIGTERM)
+            try:
+                supervisor.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                _kill(self.folder)
+                supervisor.kill()
+                supervisor.wait()
+        if supervisor.stdin is not None:
+            supervisor.stdin.close()
+
+    async def _guard(self, on_change: Callable[[Progress], None]) -> None:
+        while True:
+            on_change(self.progress)
+            if not self.is_up:
+                lines = self.folder.tail("supervisor", 5)
+                raise ServiceDied("supervisor", "ended", lines)
+            state = self.folder.state()
+            for name, child in state.services.items() if state else ():
+                self.progress.services[name].pid = child.pid
+                if child.exits:
+                    raise ServiceDied(name, child.last_exit, self.folder.tail(name, 20))
+            await asyncio.sleep(POLL_S)
+
+    async def _answering(self, name: str, peer: Peer) -> None:
+        started = self.progress.services[name]
+        while started.up_after_s is None:
+            try:
+                info = await peer.call(Describe(), deadline_s=2.0)
+                self._note(name, info.state, info.rss_bytes)
+            except ServiceError:
+                pass
+            await asyncio.sleep(POLL_S)
+
+    async def _served(self, gateway: Peer) -> ClusterStatus:
+        while True:
+            try:
+                status = await gateway.call(ShowCluster(), deadline_s=5.0)
+            except ServiceError:
+                await asyncio.sleep(POLL_S)
+                continue
+            self.progress.waiting_for = status.waiting_for
+            for service in status.services:
+                self._note(service.service, service.state, service.rss_bytes)
+            if status.ready and all(
+                each.state == "ready" for each in self.progress.services.values()
+            ):
+                self.progress.ready_after_s = time.monotonic() - self._since_s
+                return status
+            await asyncio.sleep(POLL_S)
+
+    def _note(self, name: str, state: str, rss_bytes: int) -> None:
+        started = self.progress.services.setdefault(name, Started())
+        started.state = state
+        started.rss_bytes = rss_bytes or started.rss_bytes
+        if state in ("ready", "waiting") and started.up_after_s is None:
+            started.up_after_s = time.monotonic() - self._since_s
+
+
+def stop(folder: RunFolder) -> bool:
+    """End a cluster whoever started it; False if it was not up."""
+    if not folder.is_up():
+        return False
+    deadline_s = time.monotonic() + STOP_S
+    while folder.is_up():
+        state = folder.state()
+        if state is not None and state.supervisor:
+            if time.monotonic() > deadline_s:
+                _kill(folder)
+            else:
+                _signal(state.supervisor, signal.SIGTERM)
+        time.sleep(POLL_S)
+    return True
+
+
+def _kill(folder: RunFolder) -> None:
+    """The last resort, where a supervisor does not end its services."""
+    state = folder.state()
+    if state is not None and state.supervisor:
+        for pid in (state.supervisor, *(child.pid for child in state.services.values())):
+            _signal(pid, signal.SIGKILL)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    if pid:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)

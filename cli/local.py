@@ -1,0 +1,34 @@
+"""A cluster for the length of a `with` block: examples, benchmarks and tests use it."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sps2.cli import launch, ports
+from sps2.common.client import Client
+
+
+@contextmanager
+def running_cluster(
+    *, name: str = "embedded", port: int | None = None, timeout_s: float = 300.0, **flags: Any
+) -> Iterator[Client]:
+    """Bring a cluster up on this machine and give a client of it; all of it ends with the block.
+
+    Args:
+        port: of HTTP, the others follow; None takes free ones.
+        flags: top-level keys of the configuration, such as `prefill=2`.
+
+    Raises:
+        ServiceError: the model was not pulled, a port is taken, or a service died at start.
+    """
+    port = ports.free_base() if port is None else port
+    cluster = launch.effective(None, port=port, name=name, **flags)
+    started = launch.Launch(cluster)
+    started.start()
+    try:
+        asyncio.run(started.until_ready(timeout_s))
+        with Client(cluster.gateway_address) as client:
+            yield client
+    finally:
+        started.stop()

@@ -1,0 +1,69 @@
+"""A real exchange over one data plane, in a process of its own: `python -m sps2.cli.loopback ucx`.
+
+`spsctl doctor` runs it, so that a library that crashes or hangs takes only this process with it.
+"""
+
+import asyncio
+import json
+import sys
+import time
+from typing import cast
+
+import torch
+
+from sps2.common import messages
+from sps2.common.errors import ServiceError
+from sps2.common.transport.backends import BackendName, choose
+from sps2.common.transport.frame import frame_for
+from sps2.common.transport.plane import Plane
+
+MEBIBYTES = 8
+ROUNDS = 4
+
+
+async def exchange(backend: BackendName) -> float:
+    """Send tensors between two planes and compare them; GB/s of the best round.
+
+    Raises:
+        ServiceError: the planes cannot be opened, or what arrived is not what was sent.
+    """
+    here, there = Plane("doctor/here", backend), Plane("doctor/there", backend)
+    try:
+        await here.start()
+        await there.start()
+        here.introduce(messages.Peer(there.name, there.address))
+        inbox = there.open("doctor", 0)
+        best_s = float("inf")
+        for round_ in range(ROUNDS):
+            sent = torch.randn(MEBIBYTES << 19).to(torch.bfloat16)
+            frame = frame_for("probe", ("doctor",), (0,), 0, round_, (sent,))
+            since_s = time.perf_counter()
+            _, arrived = await asyncio.gather(
+                here.send(there.name, frame, [sent]), inbox.recv("probe", 0, round_, here.name)
+            )
+            best_s = min(best_s, time.perf_counter() - since_s)
+            if not torch.equal(arrived[0], sent):
+                raise ServiceError("what arrived is not what was sent")
+        return (MEBIBYTES << 20) / best_s / 1e9
+    finally:
+        await here.close()
+        await there.close()
+
+
+def main() -> None:
+    """With `auto`: which data plane it takes, and why. With a backend: whether that one works."""
+    wish = sys.argv[1]
+    try:
+        if wish == "auto":
+            choice = choose("auto")
+            answer: dict[str, object] = {"backend": choice.backend, "reason": choice.reason}
+        else:
+            backend = cast(BackendName, wish)
+            answer = {"gb_per_s": asyncio.run(asyncio.wait_for(exchange(backend), 15.0))}
+    except (ServiceError, ImportError, OSError, TimeoutError) as error:
+        answer = {"error": str(error) or type(error).__name__}
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()

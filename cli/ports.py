@@ -1,0 +1,106 @@
+"""The ports that a cluster binds on this machine: which are taken, by whom, and which are free."""
+
+import errno
+import socket
+from collections import Counter
+from typing import NamedTuple
+
+import psutil
+
+from sps2.cli import runs
+from sps2.common.config import Cluster
+from sps2.common.errors import Invalid, ServiceError
+
+PORTS = 6
+"""How many a cluster binds at known places; shards take any."""
+
+
+class Use(NamedTuple):
+    """A port and the key of the configuration that names it."""
+
+    key: str
+    port: int
+
+
+def uses(cluster: Cluster) -> list[Use]:
+    """Every port of a configuration."""
+    return [
+        Use("gateway.port", cluster.gateway.port),
+        Use("gateway.bus_port", cluster.gateway.bus_port),
+        Use("scheduler.bus_port", cluster.scheduler.bus_port),
+        Use("kvdir.bus_port", cluster.kvdir.bus_port),
+        Use("telemetry.publish_port", cluster.telemetry.publish_port),
+        Use("telemetry.subscribe_port", cluster.telemetry.subscribe_port),
+    ]
+
+
+def require_free(cluster: Cluster) -> None:
+    """Check that every port can be bound.
+
+    Raises:
+        Invalid: two keys name one port, or one is taken (and by whom) or cannot be bound.
+    """
+    counts = Counter(use.port for use in uses(cluster))
+    for port, count in counts.items():
+        if count > 1:
+            keys = " and ".join(use.key for use in uses(cluster) if use.port == port)
+            raise Invalid(f"port {port} is given twice: {keys}")
+    for use in uses(cluster):
+        problem = _problem(cluster.host, use.port)
+        if problem == errno.EADDRINUSE:
+            raise Invalid(
+                f"port {use.port} ({use.key}) is taken by {holder(use.port)}; "
+                "choose others with --port"
+            )
+        if problem == errno.EADDRNOTAVAIL:
+            raise Invalid(f"{cluster.host} is not an address of this machine (--host)")
+        if problem:
+            raise Invalid(
+                f"port {use.port} ({use.key}) cannot be bound: {errno.errorcode[problem]}"
+            )
+
+
+def holder(port: int) -> str:
+    """Who listens on a port, in words: one of our clusters, or a process."""
+    for folder in runs.running():
+        try:
+            ports = [use.port for use in uses(folder.cluster())]
+        except ServiceError:
+            continue
+        if port in ports:
+            return f"cluster '{folder.name}', which is up (`spsctl down --name {folder.name}`)"
+    try:
+        connections = psutil.net_connections("tcp")
+    except psutil.AccessDenied:
+        connections = []
+    for each in connections:
+        if each.pid and each.status == psutil.CONN_LISTEN and each.laddr.port == port:
+            try:
+                return f"process {each.pid} ({psutil.Process(each.pid).name()})"
+            except psutil.NoSuchProcess:
+                break
+    return "another process"
+
+
+def free_base(host: str = "127.0.0.1", start: int = 18000) -> int:
+    """The first of as many consecutive free ports as a cluster needs. Raises Invalid if none."""
+    for base in range(start, 32000, PORTS):
+        if not any(_problem(host, base + offset) for offset in range(PORTS)):
+            return base
+    raise Invalid(f"no {PORTS} consecutive free ports between {start} and 32000 on {host}")
+
+
+def _problem(host: str, port: int) -> int:
+    """The errno of binding the port, 0 if it works."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    except socket.gaierror:
+        return errno.EADDRNOTAVAIL
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except OSError as error:
+            return error.errno or errno.EADDRINUSE
+    return 0

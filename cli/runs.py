@@ -1,0 +1,150 @@
+"""The run folder of a cluster on this machine: configuration, state, logs, and who owns it."""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from sps2.common import config
+from sps2.common.config import Cluster
+from sps2.common.errors import Invalid, Refused
+
+
+class Child(msgspec.Struct):
+    """One service process as its supervisor knows it. `pid` is 0 while none runs."""
+
+    pid: int = 0
+    launched_at: float = 0.0
+    exits: int = 0
+    last_exit: str = ""
+    """How it ended the last time, in words."""
+
+
+class State(msgspec.Struct):
+    """What `state.json` holds. Times are seconds since the epoch."""
+
+    supervisor: int
+    started_at: float
+    services: dict[str, Child] = {}
+
+
+class RunFolder:
+    """`$SPS2_HOME/run/NAME/`.
+
+    A supervisor locks the folder for its whole life, so whether a cluster is up never depends on
+    what a stale file says or on who has got a dead supervisor's process id since.
+    """
+
+    def __init__(self, name: str, home: Path | None = None) -> None:
+        self.name = name
+        self.path = (home or config.home()).absolute() / "run" / name
+        self.config = self.path / "cluster.toml"
+        self.logs = self.path / "logs"
+        self._state = self.path / "state.json"
+        self._lock = self.path / "lock"
+
+    def prepare(self, cluster: Cluster) -> None:
+        """Write the configuration in force and set aside the logs of the last run."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        for log in self.logs.glob("*.log"):
+            log.replace(log.with_suffix(".log.old"))
+        self._state.unlink(missing_ok=True)
+        self.config.write_text(config.dump(cluster, "Written by `spsctl up`: what is in force."))
+
+    def cluster(self) -> Cluster:
+        """The configuration of the last `up`. Raises Invalid if there is none."""
+        return config.load(self.config)
+
+    def log(self, service: str) -> Path:
+        return self.logs / f"{service}.log"
+
+    def open_log(self, service: str) -> IO[bytes]:
+        return self.log(service).open("ab", buffering=0)
+
+    def tail(self, service: str, lines: int) -> list[str]:
+        """The last lines of a service's log."""
+        try:
+            with self.log(service).open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - 400 * lines))
+                return file.read().decode(errors="replace").splitlines()[-lines:]
+        except FileNotFoundError:
+            return []
+
+    def write(self, state: State) -> None:
+        """Replace the state in one step: a reader sees the old one or the new one."""
+        draft = self._state.with_suffix(".new")
+        draft.write_bytes(msgspec.json.encode(state))
+        draft.replace(self._state)
+
+    def state(self) -> State | None:
+        """What the running supervisor wrote; None if the cluster is not up."""
+        if not self.is_up():
+            return None
+        try:
+            return msgspec.json.decode(self._state.read_bytes(), type=State)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return State(0, time.time())  # its supervisor has only just started
+
+    def is_up(self) -> bool:
+        """Whether a supervisor runs this cluster now."""
+        try:
+            with self._lock.open("r+b") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Be the supervisor of this cluster while the block runs. Refused if there is one."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self._lock.open("ab") as lock:
+            for _ in range(20):  # `is_up` of somebody else holds it for an instant
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.02)
+            else:
+                raise Refused(f"cluster '{self.name}' is already up")
+            yield
+
+
+def known(home: Path | None = None) -> list[RunFolder]:
+    """Every cluster that was ever brought up here, the latest first."""
+    root = (home or config.home()) / "run"
+    files = sorted(root.glob("*/cluster.toml"), key=lambda file: -file.stat().st_mtime)
+    return [RunFolder(file.parent.name, home) for file in files]
+
+
+def running(home: Path | None = None) -> list[RunFolder]:
+    """The clusters that are up."""
+    return [folder for folder in known(home) if folder.is_up()]
+
+
+def choose(name: str | None) -> RunFolder:
+    """The cluster that is meant: the one named, or the only one that is up.
+
+    Raises:
+        Invalid: none is up under that name, or none or several are up.
+    """
+    if name is not None:
+        folder = RunFolder(name)
+        if folder.is_up():
+            return folder
+        raise Invalid(f"cluster '{name}' is not up; start it with `spsctl up --name {name}`")
+    folders = running()
+    if not folders:
+        raise Invalid("no cluster is up; start one with `spsctl up`")
+    if len(folders) > 1:
+        names = ", ".join(folder.name for folder in folders)
+        raise Invalid(f"several clusters are up ({names}); choose one with --name")
+    return folders[0]

@@ -1,0 +1,174 @@
+"""The supervisor of one cluster: starts its services, restarts what dies, stops them all.
+
+`python -m sps2.cli.supervise NAME [--attached]`, started by `spsctl up`. Attached, it stops the
+cluster when its standard input ends, that is, when whoever started it is gone.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sps2.cli.runs import Child, RunFolder, State
+from sps2.common import config, log
+from sps2.common.config import Cluster
+from sps2.common.errors import ServiceError
+
+GRACE_S = 5.0
+"""From SIGTERM to SIGKILL."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 10.0
+HEALTHY_S = 30.0
+"""A service that lived as long restarts at once; the pause doubles from one quick death on."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Command:
+    """How to start one service."""
+
+    argv: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def service_names(cluster: Cluster) -> list[str]:
+    """Every process of a cluster, by the name it has in logs and status."""
+    return [
+        "gateway",
+        "scheduler",
+        "kvdir",
+        *(f"prefill-{index}" for index in range(cluster.prefill)),
+        *(f"decode-{index}" for index in range(cluster.decode)),
+    ]
+
+
+def commands(cluster: Cluster, folder: RunFolder) -> dict[str, Command]:
+    """The command of every service of a cluster."""
+    made: dict[str, Command] = {}
+    for name in service_names(cluster):
+        module, _, index = name.partition("-")
+        argv = [sys.executable, "-m", f"sps2.services.{module}", "--config", str(folder.config)]
+        threads = cluster.shard_threads if index else 1
+        environment = {
+            "OMP_NUM_THREADS": str(threads),
+            "SPS2_HOME": str(config.home().absolute()),
+        }
+        made[name] = Command((*argv, *(("--index", index) if index else ())), environment)
+    return made
+
+
+class Supervisor:
+    """Keeps one process of each service alive until it is told to stop."""
+
+    def __init__(
+        self, folder: RunFolder, services: Mapping[str, Command], grace_s: float = GRACE_S
+    ) -> None:
+        self._folder = folder
+        self._services = services
+        self._grace_s = grace_s
+        children = {name: Child() for name in services}
+        self._state = State(os.getpid(), time.time(), children)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Run every service until `stop` is set; none is left when this returns."""
+        self._save()
+        async with asyncio.TaskGroup() as group:
+            keepers = [group.create_task(self._keep(name)) for name in self._services]
+            await stop.wait()
+            logger.info("stopping %d services", len(keepers))
+            for keeper in keepers:
+                keeper.cancel()
+        logger.info("all services have ended")
+
+    async def _keep(self, name: str) -> None:
+        pause_s = FIRST_PAUSE_S
+        while True:
+            since_s = time.monotonic()
+            how = await self._live(name)
+            lived_s = time.monotonic() - since_s
+            pause_s = FIRST_PAUSE_S if lived_s > HEALTHY_S else pause_s
+            child = self._state.services[name]
+            child.pid, child.exits, child.last_exit = 0, child.exits + 1, how
+            self._save()
+            logger.warning("%s %s after %.1f s; restart in %.2f s", name, how, lived_s, pause_s)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    async def _live(self, name: str) -> str:
+        """One life of a service, from its start to its end; says how it ended."""
+        command = self._services[name]
+        environment = os.environ | command.environment | {"SPS2_SUPERVISOR_PID": str(os.getpid())}
+        with self._folder.open_log(name) as output:
+            process = await asyncio.create_subprocess_exec(
+                *command.argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                cwd=self._folder.path,  # not the caller's, whose files could shadow modules
+            )
+        child = self._state.services[name]
+        child.pid, child.launched_at = process.pid, time.time()
+        self._save()
+        logger.info("%s started, pid %d", name, process.pid)
+        try:
+            return _how(await process.wait())
+        finally:
+            if process.returncode is None:
+                await self._end(name, process)
+
+    def _save(self) -> None:
+        try:
+            self._folder.write(self._state)
+        except OSError as error:  # a full disk must not take the cluster down
+            logger.error("cannot write the state: %s", error)
+
+    async def _end(self, name: str, process: asyncio.subprocess.Process) -> None:
+        process.terminate()
+        try:
+            async with asyncio.timeout(self._grace_s):
+                await process.wait()
+        except TimeoutError:
+            logger.warning("%s did not end in %.0f s; killed", name, self._grace_s)
+            process.kill()
+            await process.wait()
+
+
+def _how(status: int) -> str:
+    if status >= 0:
+        return f"exited with status {status}"
+    return f"was ended by {signal.Signals(-status).name}"
+
+
+async def _main(folder: RunFolder, attached: bool) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, stop.set)
+    if attached:
+        loop.add_reader(sys.stdin.fileno(), stop.set)
+    await Supervisor(folder, commands(folder.cluster(), folder)).run(stop)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m sps2.cli.supervise", description=__doc__)
+    parser.add_argument("name", help="of the cluster; its run folder has the configuration")
+    parser.add_argument("--attached", action="store_true", help="stop when standard input ends")
+    arguments = parser.parse_args()
+    log.setup("supervisor")
+    folder = RunFolder(arguments.name)
+    try:
+        with folder.owned():
+            asyncio.run(_main(folder, arguments.attached))
+    except (ServiceError, OSError) as error:
+        logger.error("%s", error)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

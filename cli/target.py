@@ -1,0 +1,38 @@
+"""Which cluster a command talks to, and whether it answers at all."""
+
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sps2.cli import runs
+from sps2.common import config
+from sps2.common.config import Cluster
+from sps2.common.errors import Refused
+
+NameOption = Annotated[
+    str | None, typer.Option("--name", help="of the cluster; not needed if only one is up")
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", help="talk to the cluster of this file, here or elsewhere"),
+]
+
+
+def cluster_of(name: str | None, file: Path | None) -> Cluster:
+    """The configuration of the cluster that is meant. Invalid if there is no telling."""
+    return config.load(file) if file is not None else runs.choose(name).cluster()
+
+
+def reachable(name: str | None, file: Path | None) -> Cluster:
+    """As `cluster_of`, when its gateway answers. Refused if it does not."""
+    cluster = cluster_of(name, file)
+    try:
+        socket.create_connection((cluster.host, cluster.gateway.bus_port), timeout=2.0).close()
+    except OSError as error:
+        raise Refused(
+            f"the gateway at {cluster.gateway_address} does not answer ({error.strerror or error})"
+            "; see `spsctl status`"
+        ) from error
+    return cluster

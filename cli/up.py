@@ -1,0 +1,162 @@
+"""`spsctl up`: brings a cluster up, shows how far it is, and stops it with Ctrl-C."""
+
+import asyncio
+import signal
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.live import Live
+from rich.table import Table
+
+from sps2.cli import render
+from sps2.cli.launch import Launch, Progress, ServiceDied, effective
+from sps2.common.config import Cluster
+from sps2.common.messages import ClusterStatus
+
+LOOPBACK = ("127.", "localhost", "::1")
+
+Text = str | None
+Number = int | None
+
+
+def up(
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file; `spsctl config` prints one", dir_okay=False)
+    ] = None,
+    model: Annotated[Text, typer.Option(help="as given to `spsctl pull`, or a folder")] = None,
+    prefill: Annotated[Number, typer.Option(min=1, help="prefill shards")] = None,
+    decode: Annotated[Number, typer.Option(min=1, help="decode shards")] = None,
+    dtype: Annotated[Text, typer.Option(help="auto, bfloat16, float16 or float32")] = None,
+    policy: Annotated[Text, typer.Option(help="scheduling policy: fcfs")] = None,
+    transport: Annotated[Text, typer.Option(help="data plane: auto, ucx or tcp")] = None,
+    threads: Annotated[Number, typer.Option(min=1, help="compute threads of one shard")] = None,
+    host: Annotated[Text, typer.Option(help="address to bind")] = None,
+    port: Annotated[
+        Number, typer.Option(min=1, max=65530, help="HTTP port; the five after it are used too")
+    ] = None,
+    name: Annotated[Text, typer.Option(help="of the cluster; several can be up at once")] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="return once it is ready; `spsctl down` stops it")
+    ] = False,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="seconds until it must be ready, else it is stopped")
+    ] = 600.0,
+) -> None:
+    """Bring a cluster up on this machine.
+
+    Flags override the file. In the foreground it runs until Ctrl-C, which stops all of it.
+    """
+    cluster = effective(
+        config,
+        policy=policy,
+        model=model,
+        prefill=prefill,
+        decode=decode,
+        dtype=dtype,
+        transport=transport,
+        threads=threads,
+        host=host,
+        port=port,
+        name=name,
+    )
+    launch = Launch(cluster, detach)
+    launch.start()
+    signal.signal(signal.SIGTERM, _interrupt)
+    keep = False
+    try:
+        status = _watch(launch, timeout)
+        _welcome(cluster, status, launch.progress.ready_after_s or 0.0, detach)
+        keep = detach
+        if not detach:
+            _stay(launch)
+    except ServiceDied as died:
+        for line in died.lines:
+            render.err.print(line, markup=False, style="dim")
+        raise
+    finally:
+        if not keep:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave a mess
+            with render.err.status("stopping"):
+                launch.stop()
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _watch(launch: Launch, timeout_s: float) -> ClusterStatus:
+    console = render.out
+    if not console.is_terminal:
+        status = asyncio.run(launch.until_ready(timeout_s))
+        console.print(_table(launch.progress))
+        return status
+    with Live(console=console, refresh_per_second=8) as live:
+        return asyncio.run(
+            launch.until_ready(timeout_s, lambda progress: live.update(_table(progress)))
+        )
+
+
+def _table(progress: Progress) -> Table:
+    table = render.table("SERVICE", "STATE", ">UP AFTER", ">MEMORY", ">PID")
+    for name, started in progress.services.items():
+        after_s = started.up_after_s
+        table.add_row(
+            name,
+            render.state(started.state),
+            "" if after_s is None else f"{after_s:.1f} s",
+            render.size(started.rss_bytes) if started.rss_bytes else "",
+            str(started.pid or ""),
+        )
+    if progress.ready_after_s is not None:
+        total = sum(started.rss_bytes for started in progress.services.values())
+        ready = f"{progress.ready_after_s:.1f} s"
+        table.add_section()
+        table.add_row("cluster", render.state("ready"), ready, render.size(total), style="bold")
+    elif progress.waiting_for:
+        table.caption = f"waits for {progress.waiting_for}"
+    return table
+
+
+def _welcome(cluster: Cluster, status: ClusterStatus, ready_s: float, detached: bool) -> None:
+    transports = "/".join(sorted({each.transport for each in status.shards if each.transport}))
+    option = "" if cluster.name == "default" else f" --name {cluster.name}"
+    render.out.print(
+        f"\n[bold green]{cluster.name}[/] is ready after {ready_s:.1f} s: {status.model} on "
+        f"{cluster.prefill} prefill and {cluster.decode} decode shards"
+        f"{f' over {transports}' if transports else ''}",
+        soft_wrap=True,
+    )
+    if not cluster.host.startswith(LOOPBACK):
+        render.out.print(
+            f"[yellow]{cluster.host} is not a loopback address, and there is no authentication: "
+            "whoever reaches these ports can use the cluster[/]",
+            soft_wrap=True,
+        )
+    render.out.print(f"  OpenAI API  {cluster.http_url}/v1    (try it: {cluster.http_url}/docs)")
+    render.out.print(f"  SDK         {cluster.gateway_address}")
+    render.out.print(f"  next        spsctl chat{option} | spsctl status{option}", end=" | ")
+    render.out.print(f"spsctl down{option}" if detached else f"spsctl logs -f{option}")
+    if not detached:
+        render.out.print("Ctrl-C stops it.")
+
+
+def _stay(launch: Launch) -> None:
+    """Until Ctrl-C, or until somebody else stops the cluster; restarts are told as they happen."""
+    told: dict[str, int] = {}
+    try:
+        while launch.is_up:
+            state = launch.folder.state()
+            for name, child in state.services.items() if state else ():
+                if child.exits > told.get(name, 0):
+                    told[name] = child.exits
+                    render.err.print(
+                        f"{name} {child.last_exit}; it is started again (spsctl logs {name})",
+                        style="yellow",
+                        markup=False,
+                    )
+            time.sleep(0.3)
+    except KeyboardInterrupt:
+        return
+    render.err.print("the cluster was stopped by somebody else", style="yellow")

@@ -1,0 +1,165 @@
+"""The supervisor, with real children of a few lines."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sps2.cli.runs import RunFolder
+from sps2.cli.supervise import Command, Supervisor, commands, service_names
+from sps2.common.config import Cluster
+
+SLEEPER = "import time; print('awake', flush=True); time.sleep(60)"
+STUBBORN = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+    "print('awake', flush=True); time.sleep(60)"
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    folder = RunFolder("test", tmp_path)
+    folder.prepare(Cluster(name="test"))
+    return folder
+
+
+def python(code: str, **environment: str) -> Command:
+    return Command((sys.executable, "-c", code), environment)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def written(folder: RunFolder) -> dict[str, int]:
+    state = folder.state()
+    return {name: child.pid for name, child in state.services.items()} if state else {}
+
+
+def exits(folder: RunFolder, service: str) -> int:
+    state = folder.state()
+    return state.services[service].exits if state and state.services else 0
+
+
+async def test_starts_restarts_and_stops(folder: RunFolder) -> None:
+    stop = asyncio.Event()
+    with folder.owned():
+        supervisor = Supervisor(folder, {"one": python(SLEEPER), "two": python(SLEEPER)})
+        running = asyncio.create_task(supervisor.run(stop))
+        await until(lambda: all(written(folder).values()) and len(written(folder)) == 2)
+        first = written(folder)
+        await until(lambda: folder.tail("one", 5) == ["awake"])
+
+        os.kill(first["one"], 9)
+        await until(lambda: written(folder)["one"] not in (0, first["one"]))
+        state = folder.state()
+        assert state is not None
+        assert state.supervisor == os.getpid()
+        assert state.services["one"].exits == 1
+        assert state.services["one"].last_exit == "was ended by SIGKILL"
+        assert state.services["two"].exits == 0
+        assert written(folder)["two"] == first["two"]
+
+        last = written(folder)
+        stop.set()
+        await running
+        assert not any(psutil.pid_exists(pid) for pid in [*first.values(), *last.values()])
+
+
+async def test_kills_what_ignores_sigterm(folder: RunFolder) -> None:
+    stop = asyncio.Event()
+    with folder.owned():
+        supervisor = Supervisor(folder, {"stubborn": python(STUBBORN)}, grace_s=0.1)
+        running = asyncio.create_task(supervisor.run(stop))
+        await until(lambda: folder.tail("stubborn", 1) == ["awake"])
+        pid = written(folder)["stubborn"]
+        stop.set()
+        await running
+        assert not psutil.pid_exists(pid)
+
+
+async def test_backs_off_from_a_service_that_cannot_start(folder: RunFolder) -> None:
+    stop = asyncio.Event()
+    with folder.owned():
+        running = asyncio.create_task(
+            Supervisor(folder, {"broken": python("raise SystemExit(3)")}).run(stop)
+        )
+        await until(lambda: exits(folder, "broken") >= 2)
+        stop.set()
+        await running
+        state = folder.state()
+        assert state is not None
+        assert state.services["broken"].last_exit == "exited with status 3"
+
+
+async def test_children_get_their_environment_and_the_run_folder(folder: RunFolder) -> None:
+    code = "import os; print(os.environ['SPS2_SUPERVISOR_PID'], os.environ['X'], os.getcwd())"
+    stop = asyncio.Event()
+    with folder.owned():
+        running = asyncio.create_task(Supervisor(folder, {"a": python(code, X="7")}).run(stop))
+        await until(lambda: folder.tail("a", 1))
+        stop.set()
+        await running
+    assert folder.tail("a", 100)[0] == f"{os.getpid()} 7 {folder.path}"
+
+
+def test_names_and_commands_of_a_cluster(folder: RunFolder) -> None:
+    cluster = Cluster(prefill=2, decode=1, threads=3)
+    assert service_names(cluster) == [
+        "gateway",
+        "scheduler",
+        "kvdir",
+        "prefill-0",
+        "prefill-1",
+        "decode-0",
+    ]
+    made = commands(cluster, folder)
+    assert made["prefill-1"].argv[1:] == (
+        "-m",
+        "sps2.services.prefill",
+        "--config",
+        str(folder.config),
+        "--index",
+        "1",
+    )
+    assert made["prefill-1"].environment["OMP_NUM_THREADS"] == "3"
+    assert made["gateway"].environment["OMP_NUM_THREADS"] == "1"
+    assert "--index" not in made["gateway"].argv
+
+
+def test_the_process_ends_with_whoever_it_is_attached_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPS2_HOME", str(tmp_path))
+    folder = RunFolder("test")
+    folder.prepare(Cluster(name="test"))
+    argv = [sys.executable, "-m", "sps2.cli.supervise", "test", "--attached"]
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(30) == 0
+        assert not folder.is_up()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_refuses_a_cluster_that_has_a_supervisor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPS2_HOME", str(tmp_path))
+    folder = RunFolder("test")
+    folder.prepare(Cluster(name="test"))
+    with folder.owned():
+        argv = [sys.executable, "-m", "sps2.cli.supervise", "test"]
+        done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 1
+    assert "already up" in done.stderr
