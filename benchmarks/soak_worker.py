@@ -217,6 +217,8 @@ class Worker:
                 self.dbg=1
                 print([(k,v.gaps.longest,self.clock.now-v.gaps._last,v.unacknowledged) for k,v in self.streams.items()],self.budget._used,list(self.peers),file=sys.stderr)
                 for t in asyncio.all_tasks(): t.print_stack(file=sys.stderr)
+                be_=self.plane._backend
+                print(self.plane.name,[(k,len(l._jobs),l._current is not None,l._under_way,l._number) for k,l in be_._links.items()],[(k,r._frame is not None,r._under_way,r._number,[m.arrived for m in r._messages]) for k,r in be_._receivers.items()], be_._driver.pending, file=sys.stderr)
         process = psutil.Process()
         return {
             "messages": self.messages,

@@ -56,6 +56,8 @@ def commands(cluster: Cluster, folder: RunFolder) -> dict[str, Command]:
         threads = cluster.shard_threads if index else 1
         environment = {
             "OMP_NUM_THREADS": str(threads),
+            # threads that spin while they wait take the cores from the other shards
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
             "SPS2_HOME": str(config.home().absolute()),
         }
         made[name] = Command((*argv, *(("--index", index) if index else ())), environment)

@@ -73,7 +73,7 @@ def up(
             _stay(launch)
     except ServiceDied as died:
         for line in died.lines:
-            render.err.print(line, markup=False, style="dim")
+            render.err.print(line, markup=False, style="dim", soft_wrap=True)
         raise
     finally:
         if not keep:

@@ -181,7 +181,7 @@ class ReadyShard:
 async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterator[ReadyShard]:
     """Load the model and open the data plane; closes both in the end."""
     torch.set_num_threads(cluster.shard_threads)
-    model = load_model(locate(cluster.model), cluster.dtype)
+    model = load_model(locate(cluster.model), cluster.dtype, packed=role == "decode")
     backend, reason = choose(cluster.transport)
     log.info("data plane: %s", reason)
     data = DataLoop()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sps2.common.model.attend import Attend, Run, inline
 from sps2.common.model.config import ModelConfig
+from sps2.common.model.linear import Linear
 from sps2.common.model.rope import Rotary, rotate
 
 QKV = tuple[Tensor, Tensor, Tensor]
@@ -37,44 +38,39 @@ NAMES = {
     "down": "mlp.down_proj.weight",
     "down_bias": "mlp.down_proj.bias",
 }
-"""Fields of `Layer`, and what checkpoints call them after `model.layers.N.`."""
+"""Parts of a layer, and what checkpoints call them after `model.layers.N.`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Weights of one layer, [out, in] as in checkpoints; None where the family has none."""
+    """One layer; `q_norm` and `k_norm` are None where the family has none."""
 
     input_norm: Tensor
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    o: Tensor
+    qkv: Linear
+    o: Linear
     mlp_norm: Tensor
-    gate: Tensor
-    up: Tensor
-    down: Tensor
-    q_bias: Tensor | None = None
-    k_bias: Tensor | None = None
-    v_bias: Tensor | None = None
-    o_bias: Tensor | None = None
-    gate_bias: Tensor | None = None
-    up_bias: Tensor | None = None
-    down_bias: Tensor | None = None
-    q_norm: Tensor | None = None
-    k_norm: Tensor | None = None
+    gate_up: Linear
+    down: Linear
+    q_norm: Tensor | None
+    k_norm: Tensor | None
 
 
 class Llama:
     """A decoder of the Llama family: Llama 2 and 3, SmolLM2, Mistral, Qwen2, Qwen2.5, Qwen3."""
 
-    def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
-        """Take the weights as they are; `tensors` has exactly the names of `shapes(config)`."""
+    def __init__(
+        self, config: ModelConfig, tensors: Mapping[str, Tensor], packed: bool = False
+    ) -> None:
+        """Take the weights; `tensors` has exactly the names of `shapes(config)`.
+
+        With `packed` they are copied into a layout that is faster for a few tokens at a time.
+        """
         self.config = config
         self._embedding = tensors[EMBEDDING]
         self._final_norm = tensors[FINAL_NORM]
-        self._head = tensors[EMBEDDING if config.tied else HEAD]
+        self._head = Linear([tensors[EMBEDDING if config.tied else HEAD]], [None], packed)
         self._rotary = Rotary(config.rope, config.head_dim)
-        self._layers = [_layer(tensors, index) for index in range(config.layers)]
+        self._layers = [_layer(tensors, index, packed) for index in range(config.layers)]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -107,7 +103,7 @@ class Llama:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token. hidden: [tokens, hidden_size] -> [tokens, vocab] float32."""
-        return F.linear(hidden, self._head).float()
+        return self._head.one(hidden).float()
 
     def _begin(self, ids: Tensor, positions: Tensor) -> tuple[Tensor, Table, QKV]:
         x = F.embedding(ids, self._embedding)
@@ -124,21 +120,16 @@ class Llama:
         return self._norm(self._complete(self._layers[-1], x, attended), self._final_norm)
 
     def _project(self, layer: Layer, x: Tensor, table: Table) -> QKV:
-        tokens, dim = x.shape[0], self.config.head_dim
-        x = self._norm(x, layer.input_norm)
-        q = F.linear(x, layer.q, layer.q_bias).view(tokens, self.config.heads, dim)
-        k = F.linear(x, layer.k, layer.k_bias).view(tokens, self.config.kv_heads, dim)
-        v = F.linear(x, layer.v, layer.v_bias).view(tokens, self.config.kv_heads, dim)
+        projected = layer.qkv(self._norm(x, layer.input_norm))
+        q, k, v = (y.unflatten(-1, (-1, self.config.head_dim)) for y in projected)
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)
-        return rotate(q, table), rotate(k, table), v
+        return rotate(q, table), rotate(k, table), v.contiguous()
 
     def _complete(self, layer: Layer, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + F.linear(attended.reshape(x.shape[0], layer.o.shape[1]), layer.o, layer.o_bias)
-        h = self._norm(x, layer.mlp_norm)
-        gate = F.silu(F.linear(h, layer.gate, layer.gate_bias))
-        up = F.linear(h, layer.up, layer.up_bias)
-        return x + F.linear(gate * up, layer.down, layer.down_bias)
+        x = x + layer.o.one(attended.flatten(1))
+        gate, up = layer.gate_up(self._norm(x, layer.mlp_norm))
+        return x + layer.down.one(F.silu(gate).mul_(up))
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), weight, self.config.norm_eps)
@@ -175,8 +166,23 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _layer(tensors: Mapping[str, Tensor], index: int) -> Layer:
+def _layer(tensors: Mapping[str, Tensor], index: int, packed: bool) -> Layer:
     prefix = f"model.layers.{index}."
+
+    def part(name: str) -> Tensor | None:
+        return tensors.get(prefix + NAMES[name])
+
+    def linear(*names: str) -> Linear:
+        weights = [tensors[prefix + NAMES[name]] for name in names]
+        return Linear(weights, [part(f"{name}_bias") for name in names], packed)
+
     return Layer(
-        **{part: tensors[prefix + name] for part, name in NAMES.items() if prefix + name in tensors}
+        input_norm=tensors[prefix + NAMES["input_norm"]],
+        qkv=linear("q", "k", "v"),
+        o=linear("o"),
+        mlp_norm=tensors[prefix + NAMES["mlp_norm"]],
+        gate_up=linear("gate", "up"),
+        down=linear("down"),
+        q_norm=part("q_norm"),
+        k_norm=part("k_norm"),
     )

@@ -147,3 +147,19 @@ async def test_real_model_answers(smollm2: Path) -> None:
     ids = tokenizer.chat([{"role": "user", "content": "What is the capital of France?"}])
     answer = tokenizer.decode(await greedy(load(smollm2, "float32"), ids, 12))
     assert "Paris" in answer
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["smollm2", "qwen2", "llama-linear"])
+async def test_packed_weights_compute_the_same(
+    checkpoint: Callable[[str], Path], family: str, dtype: str
+) -> None:
+    folder = checkpoint(family)
+    ids, positions = torch.arange(20), torch.arange(20)
+    logits = []
+    for packed in (False, True):
+        model = load(folder, dtype, packed=packed)
+        attend = LocalAttention(model.config, positions)
+        logits.append(model.logits(await model.forward(ids, positions, attend)))
+    tolerance = 1e-4 if dtype == "float32" else 0.1
+    torch.testing.assert_close(*logits, rtol=tolerance, atol=tolerance)
