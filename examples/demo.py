@@ -25,7 +25,7 @@ from sps2.common.pull import pull
 
 MODEL = "smollm2-135m"
 DOCUMENT = Path(__file__).parent / "constitution.txt"
-QUESTION = "Who has the power to declare war?"
+QUESTION = "What are the three branches of government in this document, and what does each do?"
 
 console = Console(highlight=False)
 
@@ -46,15 +46,14 @@ def ask(client: Client, question: str) -> tuple[Usage, list[float]]:
     """Stream the answer to the console; returns its usage and when each piece came."""
     times: list[float] = []
     turn: Turn = {"role": "user", "content": question}
-    waiting = console.status("reading the document")
-    waiting.start()
-    for chunk in client.chat_stream([turn], max_tokens=80, temperature=0, repetition_penalty=1.1):
-        for choice in chunk.choices:
-            if choice.delta.content:
-                waiting.stop()
-                times.append(time.perf_counter())
-                console.print(choice.delta.content, end="", markup=False, style="cyan")
-        usage = chunk.usage or None
+    with console.status("reading the document") as waiting:
+        for chunk in client.chat_stream([turn], max_tokens=96, temperature=0):
+            for choice in chunk.choices:
+                if choice.delta.content:
+                    waiting.stop()
+                    times.append(time.perf_counter())
+                    console.print(choice.delta.content, end="", markup=False, style="cyan")
+            usage = chunk.usage or None
     console.print()
     assert usage, "the last chunk has the usage"
     return usage, times
@@ -100,7 +99,7 @@ def main() -> None:
         console.print(f"\n[bold]{QUESTION}[/] (about {DOCUMENT.name})\n")
         usage, times = ask(client, f"{DOCUMENT.read_text()}\n\n{QUESTION}")
         console.print(report(usage, times, client.status()))
-    console.print("everything is stopped again")
+    console.print(f"Everything is stopped again. {MODEL} is small: do not ask it for legal advice.")
 
 
 if __name__ == "__main__":
