@@ -81,7 +81,11 @@ class Kv(Section, frozen=True):
 
     page_tokens: Annotated[int, Meta(ge=1, le=1024, description="tokens in one page")] = 32
     pool_tokens: Annotated[
-        NotNegative, Meta(description="tokens of KV in one shard's pool; 0 sizes it by free memory")
+        NotNegative,
+        Meta(
+            description="tokens of KV in one shard's pool, where a request reserves its prompt "
+            "and its `max_tokens`; 0 sizes it by free memory"
+        ),
     ] = 0
 
 
