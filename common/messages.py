@@ -408,7 +408,9 @@ class FleetStatus(Struct, frozen=True):
     shards: tuple[ShardStatus, ...]
     requests: tuple[RequestStatus, ...]
     waiting_for: str
-    """Empty when requests can be served; else what is missing, in words."""
+    """Empty when every shard is there; else what is missing, in words."""
+    serving: bool = False
+    """Whether shards of both roles are there, so that requests run, if on fewer than configured."""
 
 
 class ShowFleet(Request[FleetStatus], frozen=True):

@@ -25,7 +25,7 @@ T = TypeVar("T", CompletionChunk, ChatChunk)
 
 def application(
     gateway: Gateway,
-    waiting_for: Callable[[], str],
+    obstacle: Callable[[], str],
     *,
     version: str,
     max_body_bytes: int,
@@ -34,7 +34,7 @@ def application(
     """The gateway as an ASGI application.
 
     Args:
-        waiting_for: what the cluster waits for, in words; empty when requests can be served.
+        obstacle: why no request can be taken, in words; empty when they are.
         keep_alive_s: silence on a stream after which a comment is sent.
     """
     app = FastAPI(title="SPS2", version=version, redoc_url=None)
@@ -42,7 +42,7 @@ def application(
         app.add_exception_handler(kind, _handler)
 
     def check_ready() -> None:
-        if reason := waiting_for():
+        if reason := obstacle():
             raise NotReady(f"the cluster is not ready: it waits for {reason}")
 
     @app.get("/v1/models")

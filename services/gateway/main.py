@@ -81,7 +81,7 @@ class Parts:
         self._about = about
         self.app = application(
             self.gateway,
-            self.readiness.waiting_for,
+            self.readiness.obstacle,
             version=version("sps2"),
             max_body_bytes=cluster.gateway.max_body_bytes,
             keep_alive_s=keep_alive_s,

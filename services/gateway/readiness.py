@@ -22,10 +22,15 @@ class Readiness:
         self._metrics = metrics
         self._deadline_s = bus.beat_s * bus.missed_beats
         self._waiting_for = "the scheduler"
+        self._serving = False
 
     def waiting_for(self) -> str:
-        """Empty when requests can be served; else what is missing, in words."""
+        """Empty when every shard is there; else what is missing, in words."""
         return self._waiting_for
+
+    def obstacle(self) -> str:
+        """Empty when requests are taken; else what is missing for that, in words."""
+        return "" if self._serving else self._waiting_for
 
     async def watch(self) -> None:
         """Look again and again, until cancelled."""
@@ -37,9 +42,10 @@ class Readiness:
         while True:
             try:
                 fleet = await self._scheduler.call(ShowFleet(), self._deadline_s)
-                self._waiting_for = fleet.waiting_for
+                self._waiting_for, self._serving = fleet.waiting_for, fleet.serving
             except ServiceError:
                 self._waiting_for = f"the scheduler at {self._scheduler.address}"
+                self._serving = False
             await asyncio.sleep(SOON_S if self._waiting_for else OFTEN_S)
 
     async def _watch_directory(self) -> None:

@@ -79,5 +79,5 @@ class GatewayService:
         return Done()
 
     def _check_ready(self) -> None:
-        if reason := self._readiness.waiting_for():
+        if reason := self._readiness.obstacle():
             raise Refused(f"the cluster is not ready: it waits for {reason}")

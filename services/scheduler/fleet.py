@@ -65,8 +65,13 @@ class Fleet:
             if member.shard.id in self.room.free
         ]
 
+    def serving(self) -> bool:
+        """Whether requests can run, if on fewer shards than configured."""
+        known = [member for member in self.of("decode") if member.shard.id in self.room.total]
+        return bool(known and self.of("prefill"))
+
     def waiting_for(self) -> str:
-        """What is missing to serve requests, in words; empty when nothing is."""
+        """What is missing, in words; empty when every shard is there."""
         missing = [
             f"{self.expected[role] - len(self.of(role))} of {self.expected[role]} {role} shards"
             for role in ("prefill", "decode")

@@ -9,7 +9,6 @@ from sps2.common.errors import Internal, PeerLost, Refused
 from sps2.common.messages import (
     Commit,
     Decode,
-    Decoded,
     Filled,
     Finished,
     FirstToken,
@@ -91,18 +90,21 @@ class Job:
                     group.create_task(self._keep_hold(*each))
                     for each in zip(places, held, filled, strict=True)
                 ]
-                keepers += [
+                joiners = [
                     group.create_task(self._keep_joined(*each))
                     for each in zip(self._plan.group, joined, strict=True)
                 ]
                 await gather_all(*(event.wait() for event in (*held, *joined)))
-                await self._work(emit, filled)
+                first = await self._prefill_all(emit)
+                for joiner in joiners:
+                    joiner.cancel()
+                await self._decode(first, filled, emit)
                 for keeper in reversed(keepers):
                     keeper.cancel()
         except BaseExceptionGroup as failures:
             raise root_cause(failures) from failures
 
-    async def _work(self, emit: Emit, filled: list[asyncio.Event]) -> None:
+    async def _prefill_all(self, emit: Emit) -> Token:
         submit, plan = self._submit, self._plan
         owner = self._shards[plan.owner]
         emit(Placed(self._epoch, owner.id, owner.address, len(plan.group), plan.placements))
@@ -119,14 +121,7 @@ class Job:
                 sum(reply.deposit_bytes for reply in replies),
             )
         )
-        if first.finish is not None:
-            emit(Finished(1, 0, 0))
-            return
-
-        await gather_all(*(event.wait() for event in filled))
-        await self._directory.call(Commit(submit.request, self._epoch))
-        decoded = await self._decode(first)
-        emit(Finished(decoded.tokens, decoded.q_bytes, decoded.state_bytes))
+        return first
 
     async def _prefill(self, rank: int) -> Prefilled:
         submit, plan = self._submit, self._plan
@@ -152,13 +147,19 @@ class Job:
                 )
             )
 
-    async def _decode(self, first: Token) -> Decoded:
+    async def _decode(self, first: Token, filled: list[asyncio.Event], emit: Emit) -> None:
         submit, plan = self._submit, self._plan
+        if first.finish is not None:
+            emit(Finished(1, 0, 0))
+            return
+        await gather_all(*(event.wait() for event in filled))
+        await self._directory.call(Commit(submit.request, self._epoch))
         holders = tuple(self._shards[place.shard].peer for place in plan.placements[:-1])
         with self._reporting(plan.owner):
-            return await self._peers[plan.owner].call(
+            decoded = await self._peers[plan.owner].call(
                 Decode(submit.request, self._epoch, submit.prompt, first, holders, submit.sampling)
             )
+        emit(Finished(decoded.tokens, decoded.q_bytes, decoded.state_bytes))
 
     async def _keep_lease(self, leased: asyncio.Event) -> None:
         """Hold the lease; a directory that was lost is asked to restore it when it is back."""

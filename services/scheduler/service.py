@@ -107,7 +107,10 @@ class SchedulerService:
 
     async def show_fleet(self, request: ShowFleet) -> FleetStatus:
         return FleetStatus(
-            self._core.shards(), self._core.requests(time.monotonic()), self.waiting_for()
+            self._core.shards(),
+            self._core.requests(time.monotonic()),
+            self.waiting_for(),
+            self._core.fleet.serving(),
         )
 
     def waiting_for(self) -> str:

@@ -79,7 +79,7 @@ async def kill_each(text: list[int]) -> bool:
     ):
         before = await status()
         pid = next(each.pid for each in before.services if each.service == service)
-        sizes = [(3000, 100), (600, 300), (5000, 50), (40, 400)]
+        sizes = [(3000, 60), (600, 150), (5000, 30), (40, 200)]
         running_now = [asyncio.create_task(request(text[:size], tokens)) for size, tokens in sizes]
         await asyncio.sleep(1.5)
         os.kill(pid, signal.SIGKILL)

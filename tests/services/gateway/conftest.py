@@ -178,7 +178,8 @@ class TestScheduler:
             for name in self.jobs
             if name not in (*self.play.finished, *self.play.cancelled)
         )
-        return FleetStatus(shards, running, self.play.waiting_for)
+        missing = self.play.waiting_for
+        return FleetStatus(shards, running, missing, not missing)
 
     async def describe(self, request: Describe) -> Info:
         return Info("scheduler", 1, "0", "ready")
