@@ -132,10 +132,11 @@ class Llama:
         return x + layer.down.one(F.silu(gate).mul_(up))
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        """RMSNorm (arXiv 1910.07467), rounded where transformers rounds; twice F.rms_norm's speed."""
+        """RMSNorm (arXiv 1910.07467), rounded as transformers does; F.rms_norm takes twice."""
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         scale = length.square_().div_(x.shape[-1]).add_(self.config.norm_eps).rsqrt_()
-        return (x * scale).to(x.dtype).mul_(weight)
+        normed: Tensor = (x * scale).to(x.dtype).mul_(weight)
+        return normed
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
