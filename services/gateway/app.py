@@ -1,6 +1,6 @@
 """The HTTP routes: bodies to typed requests, chunks to answers."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TypeVar
 
 import msgspec
@@ -25,7 +25,7 @@ T = TypeVar("T", CompletionChunk, ChatChunk)
 
 def application(
     gateway: Gateway,
-    obstacle: Callable[[], str],
+    obstacle: Callable[[], Awaitable[str]],
     *,
     version: str,
     max_body_bytes: int,
@@ -41,8 +41,8 @@ def application(
     for kind in (HTTPException, ServiceError, TooLarge, NotReady, Exception):
         app.add_exception_handler(kind, _handler)
 
-    def check_ready() -> None:
-        if reason := obstacle():
+    async def check_ready() -> None:
+        if reason := await obstacle():
             raise NotReady(f"the cluster is not ready: it waits for {reason}")
 
     @app.get("/v1/models")
@@ -57,7 +57,7 @@ def application(
     @app.post("/v1/completions", **takes(CompletionRequest, api.Completion))
     async def complete(request: Request) -> Response:
         asked = await body.read(request, CompletionRequest, max_body_bytes)
-        check_ready()
+        await check_ready()
         chunks = gateway.complete(asked, name_of(request))
         if asked.stream:
             return Events(_streamed(chunks, asked), keep_alive_s)
@@ -66,7 +66,7 @@ def application(
     @app.post("/v1/chat/completions", **takes(ChatRequest, api.Chat))
     async def chat(request: Request) -> Response:
         asked = await body.read(request, ChatRequest, max_body_bytes)
-        check_ready()
+        await check_ready()
         chunks = gateway.chat(asked, name_of(request))
         if asked.stream:
             return Events(_streamed(chunks, asked), keep_alive_s)
@@ -88,7 +88,7 @@ def application(
 
     @app.get("/ready")
     async def ready() -> Response:
-        check_ready()
+        await check_ready()
         return Response()
 
     @app.get("/version")

@@ -9,6 +9,7 @@ from sps2.common.messages import ListLeases, ShowFleet
 from sps2.common.rpc import Peer
 from sps2.services.gateway.metrics import Metrics
 
+NOW_S = 0.5
 SOON_S = 0.2
 OFTEN_S = 1.0
 
@@ -28,8 +29,10 @@ class Readiness:
         """Empty when every shard is there; else what is missing, in words."""
         return self._waiting_for
 
-    def obstacle(self) -> str:
-        """Empty when requests are taken; else what is missing for that, in words."""
+    async def obstacle(self) -> str:
+        """Empty when requests are taken; else what is missing for that, as of right now."""
+        if not self._serving:
+            await self._ask(NOW_S)
         return "" if self._serving else self._waiting_for
 
     async def watch(self) -> None:
@@ -40,13 +43,16 @@ class Readiness:
 
     async def _watch_scheduler(self) -> None:
         while True:
-            try:
-                fleet = await self._scheduler.call(ShowFleet(), self._deadline_s)
-                self._waiting_for, self._serving = fleet.waiting_for, fleet.serving
-            except ServiceError:
-                self._waiting_for = f"the scheduler at {self._scheduler.address}"
-                self._serving = False
+            await self._ask(self._deadline_s)
             await asyncio.sleep(SOON_S if self._waiting_for else OFTEN_S)
+
+    async def _ask(self, deadline_s: float) -> None:
+        try:
+            fleet = await self._scheduler.call(ShowFleet(), deadline_s)
+            self._waiting_for, self._serving = fleet.waiting_for, fleet.serving
+        except ServiceError:
+            self._waiting_for = f"the scheduler at {self._scheduler.address}"
+            self._serving = False
 
     async def _watch_directory(self) -> None:
         while True:

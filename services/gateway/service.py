@@ -49,14 +49,14 @@ class GatewayService:
         self._describe = describe
 
     async def complete(self, request: CompletionRequest) -> AsyncIterator[CompletionChunk]:
-        self._check_ready()
+        await self._check_ready()
         chunks = self._gateway.complete(request, new_name())
         async with aclosing(chunks):
             async for chunk in chunks:
                 yield chunk
 
     async def chat(self, request: ChatRequest) -> AsyncIterator[ChatChunk]:
-        self._check_ready()
+        await self._check_ready()
         chunks = self._gateway.chat(request, new_name())
         async with aclosing(chunks):
             async for chunk in chunks:
@@ -78,6 +78,6 @@ class GatewayService:
         self._gateway.running.cancel(request.request)
         return Done()
 
-    def _check_ready(self) -> None:
-        if reason := self._readiness.obstacle():
+    async def _check_ready(self) -> None:
+        if reason := await self._readiness.obstacle():
             raise Refused(f"the cluster is not ready: it waits for {reason}")
