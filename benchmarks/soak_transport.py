@@ -181,6 +181,8 @@ class Soak:
         for member in self.members:
             await member.sample()
         result = self.summary() | speed
+        expected = self.processes - 1
+        result["lost_pairs"] = sum(abs(m.last["peers"] - expected) for m in self.members)
         idle = await asyncio.gather(*(m.ask("idle", seconds=idle_s) for m in self.members))
         return result | {
             "minutes": minutes,
@@ -205,7 +207,9 @@ def faults(result: Report) -> list[str]:
     limits = {
         "wrong": 0,
         "longest_gap_s": STALL_S,
+        "longest_gap_after_kill_s": STREAM_STALL_S,
         "longest_stream_gap_s": STREAM_STALL_S,
+        "lost_pairs": 0,
         "rescues": 0,
         "rss_growth_mb": GROWTH_BYTES >> 20,
         "fd_growth": GROWTH_FDS,
