@@ -27,7 +27,7 @@ def chat(
         Path | None,
         typer.Option("--file", "-f", help="a document to talk about", dir_okay=False),
     ] = None,
-    max_tokens: MaxTokens = None,
+    max_tokens: MaxTokens = 512,
     temperature: Temperature = None,
     seed: Seed = None,
     sp_degree: SpDegree = None,
