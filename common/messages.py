@@ -242,6 +242,50 @@ class Finished(Struct, frozen=True, tag=True):
 
 # --- prefill ---
 
+Method = Literal["ring", "gather", "ulysses", "usp", "pass_q", "csa", "strided", "star"]
+"""How a prefill group shares its attention; see `services/prefill`."""
+
+
+class Selection(Struct, frozen=True):
+    """What CSA moves of the keys and values that one rank has and a later one could use.
+
+    An owner keeps a block for a consumer and KV head if its importance is at least `drop`: the
+    share of attention that it gets from the consumer's probes. Below `fine` it travels in 4 bits.
+    """
+
+    drop: tuple[float, ...]
+    """By layer."""
+    fine: tuple[float, ...]
+    """By layer."""
+    probes: int = 8
+    """Query rows of 128 that are probed."""
+    suffix: int = 64
+    """Last rows of the prompt, all of which are probed."""
+    rounds: Literal[1, 2] = 2
+    """1: an owner normalises by what it and the consumer see, 2: by all that the probes see."""
+    held_out: float = 0.05
+    """Mean mass that held-out probes may lose before a KV head fetches everything."""
+    budget: float | None = None
+    """HiRE's selector instead of `drop`: each owner sends this share of its blocks, the best."""
+
+
+class Scheme(Struct, frozen=True):
+    """How a prefill group works together.
+
+    Args:
+        ulysses: ranks that split heads between them, a divisor of the group; only USP has a choice.
+        wire: what keys and values travel as: in the model's dtype, or quantised.
+        selection: of CSA.
+        pipelined: transfers run beside arithmetic; without it, one after the other.
+    """
+
+    method: Method = "ring"
+    ulysses: int = 1
+    wire: Literal["plain", "int8"] = "plain"
+    selection: Selection | None = None
+    pipelined: bool = True
+
+
 
 class Join(Stream[Done], frozen=True):
     """Scheduler to each member of a group: accept the others' frames while this is open.
@@ -267,10 +311,11 @@ class Target(Struct, frozen=True):
     span: Span
 
 
-class Prefill(Request["Prefilled"], frozen=True):
+class Prefill(Stream["Prefilled | Deposited"], frozen=True):
     """Scheduler to each member of a group that has joined: run the prompt's layers on your spans.
 
-    Invalid if the member has not joined.
+    Items: `Prefilled` when they are computed, `Deposited` once their KV has left. Invalid if the
+    member has not joined.
     """
 
     request: str
@@ -280,17 +325,41 @@ class Prefill(Request["Prefilled"], frozen=True):
     rank: int
     targets: tuple[Target, ...]
     sampling: Sampling
+    scheme: Scheme = Scheme()
 
 
-class Prefilled(Struct, frozen=True):
+class Exchanged(Struct, frozen=True):
+    """What a rank's exchange with its group took; seconds are of wall-clock time.
+
+    sent_bytes: payload by purpose: "kv", "q", "state", "probe".
+    exchange_s: while a transfer was awaited or under way. hidden_s: of these, while computing.
+    blocks, kept_blocks: that CSA could have moved to this rank, and moved; per KV head and layer.
+    lost: by layer, the mean mass that held-out probes lost; empty but for CSA.
+    """
+
+    sent_bytes: dict[str, int]
+    compute_s: float
+    exchange_s: float
+    hidden_s: float
+    blocks: int = 0
+    kept_blocks: int = 0
+    lost: tuple[float, ...] = ()
+
+
+class Prefilled(Struct, frozen=True, tag=True):
     """`token` comes from the rank that computed the prompt's last position, None from others."""
 
     token: Token | None
     prompt_logprobs: tuple[tuple[int, TokenLogprobs], ...]
     """(position, log-probabilities of the prompt's token at that position), own spans only."""
-    exchange_bytes: int
+    prefill_s: float
+    exchanged: Exchanged
+
+
+class Deposited(Struct, frozen=True, tag=True):
+    """All of a rank's keys and values have left for the decode shards."""
+
     deposit_bytes: int
-    compute_s: float
 
 
 # --- decode ---

@@ -1,6 +1,7 @@
 """Sequence-parallel arithmetic on token positions: no tensors, no I/O."""
 
 import itertools
+import math
 from typing import NamedTuple
 
 
@@ -26,17 +27,57 @@ def even_split(tokens: int, parts: int) -> list[Span]:
     return [Span(a, b) for a, b in itertools.pairwise(edges)]
 
 
-def zigzag(tokens: int, ranks: int) -> list[tuple[Span, ...]]:
-    """Deal `2 * ranks` chunks so that causal work is even: rank i gets chunks i and 2*ranks-1-i.
+def zigzag(tokens: int, rows: int, columns: int = 1) -> list[tuple[Span, ...]]:
+    """Deal `2 * rows` chunks so that causal work is even: row i gets chunks i and 2*rows-1-i.
 
-    Every position is dealt exactly once, for any `tokens >= 0`; a rank's spans are in rising order,
-    and may be empty when the prompt is shorter than the group.
+    Each chunk is cut evenly among the ranks of its row, rank = row * columns + column. Every
+    position is dealt exactly once, for any `tokens >= 0`; a rank's spans are in rising order, and
+    may be empty when the prompt is short.
     Source: zigzag ring attention, as in "Striped Attention" (arXiv 2311.09431) and Llama 3's CP.
     """
-    if ranks == 1:
-        return [(Span(0, tokens),)]
-    chunks = even_split(tokens, 2 * ranks)
-    return [(chunks[rank], chunks[2 * ranks - 1 - rank]) for rank in range(ranks)]
+    if rows == 1:
+        return [(span,) for span in even_split(tokens, columns)]
+    chunks = even_split(tokens, 2 * rows)
+    return [
+        pair
+        for row in range(rows)
+        for pair in zip(
+            _cut(chunks[row], columns), _cut(chunks[2 * rows - 1 - row], columns), strict=True
+        )
+    ]
+
+
+def consecutive(
+    tokens: int, ranks: int, pair_cost: float, align: int = 1
+) -> list[tuple[Span, ...]]:
+    """One span per rank, each after the other, so long that causal work is even.
+
+    Args:
+        tokens: at least `ranks * align`.
+        pair_cost: of attending to one key, where all else that a token costs is 1.
+        align: spans begin at its multiples.
+    """
+
+    def cost(x: float) -> float:
+        return x + pair_cost * x * x / 2
+
+    def tokens_for(cost: float) -> float:
+        return (math.sqrt(1 + 2 * pair_cost * cost) - 1) / pair_cost if pair_cost else cost
+
+    edges = [0]
+    for rank in range(1, ranks):
+        ideal = tokens_for(cost(tokens) * rank / ranks)
+        least, most = edges[-1] + align, (tokens - (ranks - rank)) // align * align
+        edges.append(max(least, min(round(ideal / align) * align, most)))
+    edges.append(tokens)
+    return [(Span(a, b),) for a, b in itertools.pairwise(edges)]
+
+
+def _cut(span: Span, parts: int) -> list[Span]:
+    return [
+        Span(span.start + piece.start, span.start + piece.stop)
+        for piece in even_split(span.tokens, parts)
+    ]
 
 
 def paged_split(tokens: int, weights: list[int], page_tokens: int) -> list[Span]:

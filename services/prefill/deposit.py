@@ -6,33 +6,35 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from sps2.common.messages import Target
+from sps2.common.model.attend import Attend
 from sps2.common.spans import Span
-from sps2.common.transport.frame import frame_for
-from sps2.common.transport.plane import Plane
+from sps2.services.prefill.group import Group
 
 
 class Deposit:
-    """Ships what `put` is given while the next layer computes; a failed send fails `group`.
+    """The `Attend` of a rank whose keys and values are kept elsewhere: ships them, then attends.
 
-    A frame holds one run of consecutive positions, which its `at` begins.
+    A frame holds one run of consecutive positions of one layer, which its `at` begins. Frames of
+    the group's own exchange go first: a deposit leaves when none of them is under way.
 
     Args:
-        group: the task group that the sends run in; it ends when they are done.
-        spans: the rank's token spans; tensors given to `put` hold their rows in this order.
+        attend: the attention proper.
+        tasks: the sends run in it; it ends when they are done, and a failed one fails it.
+        spans: the rank's token spans; its tensors hold their rows in this order.
         targets: which shard keeps which span of the prompt.
     """
 
     def __init__(
         self,
-        plane: Plane,
-        group: asyncio.TaskGroup,
-        key: tuple[str, int],
+        attend: Attend,
+        group: Group,
+        tasks: asyncio.TaskGroup,
         spans: Sequence[Span],
         targets: Sequence[Target],
     ) -> None:
-        self._plane = plane
+        self._attend = attend
         self._group = group
-        self._key = key
+        self._tasks = tasks
         self._pieces: list[tuple[str, int, slice]] = []
         first = 0
         for span in spans:
@@ -45,13 +47,12 @@ class Deposit:
             first += span.tokens
         self.sent_bytes = 0
 
-    def put(self, layer: int, k: Tensor, v: Tensor) -> None:
-        """Send one layer's k and v, [tokens, kv_heads, head_dim], to where they belong."""
+    async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         for peer, start, rows in self._pieces:
-            self._group.create_task(self._send(peer, layer, start, k[rows], v[rows]))
+            self._tasks.create_task(self._send(peer, layer, start, k[rows], v[rows]))
+        return await self._attend(layer, q, k, v)
 
     async def _send(self, peer: str, layer: int, start: int, k: Tensor, v: Tensor) -> None:
-        request, epoch = self._key
-        frame = frame_for("kv", (request,), (epoch,), layer, start, (k, v))
-        self.sent_bytes += frame.nbytes
-        await self._plane.send(peer, frame, (k, v))
+        await self._group.quiet()
+        nbytes = await self._group.send_to(peer, "kv", layer, start, (k, v))
+        self.sent_bytes += nbytes

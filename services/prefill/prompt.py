@@ -2,17 +2,20 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import torch
 
-from sps2.common.messages import Prefill, Prefilled, TokenLogprobs
-from sps2.common.model.attend import Run
+from sps2.common.messages import Deposited, Exchanged, Prefill, Prefilled, TokenLogprobs
+from sps2.common.model.attend import Attend, Run
 from sps2.common.model.llama import Llama
 from sps2.common.model.sample import Sampler, prompt_logprobs
 from sps2.common.transport.inbox import Inbox
 from sps2.common.transport.plane import Plane
+from sps2.services.prefill.csa import Csa
 from sps2.services.prefill.deposit import Deposit
-from sps2.services.prefill.ring import RingAttention
+from sps2.services.prefill.group import Group
+from sps2.services.prefill.methods import attend_by
 from sps2.services.tasks import root_cause
 
 LOGITS_ROWS = 256
@@ -20,15 +23,22 @@ LOGITS_ROWS = 256
 
 
 async def run_prompt(
-    model: Llama, plane: Plane, inbox: Inbox, request: Prefill, run: Run
-) -> Prefilled:
+    model: Llama,
+    plane: Plane,
+    inbox: Inbox,
+    request: Prefill,
+    run: Run,
+    prefilled: Callable[[Prefilled], None],
+) -> Deposited:
     """Run `request.rank`'s part; returns once its keys and values have left.
 
     Args:
         inbox: of this request, open at every member before any of them begins.
+        prefilled: called once, as soon as everything is computed.
 
     Raises:
         PeerLost: a member of the group or a decode shard is gone.
+        Invalid: the model or the spans do not allow the exchange that is asked for.
     """
     started = time.monotonic()
     spans = request.group[request.rank].spans
@@ -37,31 +47,37 @@ async def run_prompt(
     for peer in (*(member.peer for member in request.group), *(to.peer for to in request.targets)):
         plane.introduce(peer)
 
-    key = (request.request, request.epoch)
     try:
-        async with asyncio.TaskGroup() as sends:
-            deposit = Deposit(plane, sends, key, spans, request.targets)
-            ring = RingAttention(
-                model.config,
-                plane,
-                inbox,
-                key,
-                [member.peer.name for member in request.group],
-                [member.spans for member in request.group],
-                request.rank,
-                deposit,
-                run,
-            )
-            hidden = await model.forward(prompt[positions], positions, ring, run)
-            scored = await _score_prompt(model, request, prompt, positions, hidden, run)
-            token = None
-            if spans[-1].stop == len(prompt):
-                sampler = Sampler(request.sampling, prompt)
-                token = await run(lambda: sampler.next(model.logits(hidden[-1:])[0], 0))
-            compute_s = time.monotonic() - started
+        async with asyncio.TaskGroup() as deposits:
+            async with asyncio.TaskGroup() as sends:
+                group = Group(model.config, plane, inbox, request, run, sends)
+                attend = attend_by(group)
+                deposit = Deposit(attend, group, deposits, spans, request.targets)
+                hidden = await model.forward(prompt[positions], positions, deposit, group.compute)
+                scored = await _score_prompt(model, request, prompt, positions, hidden, run)
+                token = None
+                if spans[-1].stop == len(prompt):
+                    sampler = Sampler(request.sampling, prompt)
+                    token = await run(lambda: sampler.next(model.logits(hidden[-1:])[0], 0))
+            took_s = time.monotonic() - started
+            prefilled(Prefilled(token, scored, took_s, _exchanged(group, attend)))
     except BaseExceptionGroup as failures:
         raise root_cause(failures) from failures
-    return Prefilled(token, scored, ring.sent_bytes, deposit.sent_bytes, compute_s)
+    return Deposited(deposit.sent_bytes)
+
+
+def _exchanged(group: Group, attend: Attend) -> Exchanged:
+    blocks, kept, lost = attend.selected() if isinstance(attend, Csa) else (0, 0, ())
+    timeline = group.timeline
+    return Exchanged(
+        {**group.sent},
+        timeline.compute_s(),
+        timeline.exchange_s(),
+        timeline.hidden_s(),
+        blocks,
+        kept,
+        lost,
+    )
 
 
 async def _score_prompt(

@@ -6,13 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from sps2.common.errors import Invalid
-from sps2.common.messages import Done, Join, Prefill, Prefilled
+from sps2.common.messages import Deposited, Done, Join, Prefill, Prefilled
 from sps2.common.model.llama import Llama
 from sps2.common.transport.inbox import Inbox
 from sps2.common.transport.plane import Plane
 from sps2.services.prefill.prompt import run_prompt
 from sps2.services.shard import DataLoop
-from sps2.services.tasks import forever
+from sps2.services.tasks import emitted_by, forever
 
 Result = TypeVar("Result")
 
@@ -41,17 +41,30 @@ class PrefillService:
         finally:
             self._data.post(lambda: self._close(key))
 
-    async def prefill(self, request: Prefill) -> Prefilled:
-        return await self._data.run(self._prefill(request))
+    async def prefill(self, request: Prefill) -> AsyncIterator[Prefilled | Deposited]:
+        control = asyncio.get_running_loop()
+
+        async def job(emit: Callable[[Prefilled | Deposited], None]) -> None:
+            def prefilled(item: Prefilled) -> None:
+                control.call_soon_threadsafe(emit, item)
+
+            emit(await self._data.run(self._prefill(request, prefilled)))
+
+        async for item in emitted_by(job):
+            yield item
 
     def close(self) -> None:
         self._compute.shutdown(cancel_futures=True)
 
-    async def _prefill(self, request: Prefill) -> Prefilled:
+    async def _prefill(
+        self, request: Prefill, prefilled: Callable[[Prefilled], None]
+    ) -> Deposited:
         inbox = self._inboxes.get((request.request, request.epoch))
         if inbox is None:
             raise Invalid(f"request {request.request} was not joined in epoch {request.epoch}")
-        return await run_prompt(self._model, self._plane, inbox, request, self._run)
+        return await run_prompt(
+            self._model, self._plane, inbox, request, self._run, prefilled
+        )
 
     async def _open(self, key: tuple[str, int]) -> None:
         if key in self._inboxes:

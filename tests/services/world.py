@@ -4,16 +4,20 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 
 from sps2.common.messages import (
+    Deposited,
     Hold,
     Peer,
     Prefill,
     Prefilled,
     PrefillRank,
     Sampling,
+    Scheme,
     Target,
     Token,
 )
@@ -23,8 +27,9 @@ from sps2.common.model.llama import Llama, shapes
 from sps2.common.model.local import LocalAttention
 from sps2.common.model.pages import PagePool
 from sps2.common.model.sample import Sampler
-from sps2.common.spans import paged_split, zigzag
+from sps2.common.spans import Span, consecutive, paged_split, zigzag
 from sps2.common.transport.plane import Plane
+from sps2.kernels.quantize import BLOCK
 from sps2.services.decode.batch import Batch
 from sps2.services.decode.exchange import Exchange
 from sps2.services.decode.holding import Holding, Holdings, Key
@@ -84,6 +89,22 @@ class DecodeShard:
     tokens: list[tuple[Key, Token]]
 
 
+class Filled(NamedTuple):
+    """What one rank answered."""
+
+    prefilled: Prefilled
+    deposited: Deposited
+
+
+def deal(tokens: int, ranks: int, scheme: Scheme) -> list[tuple[Span, ...]]:
+    """Spans as a method wants them; those of ranks that would have none are left out."""
+    if scheme.method in ("ring", "ulysses", "usp", "pass_q"):
+        dealt = zigzag(tokens, ranks // scheme.ulysses, scheme.ulysses)
+        return [spans for spans in dealt if any(span.tokens for span in spans)]
+    align = BLOCK if scheme.method == "csa" else 1
+    return consecutive(tokens, min(tokens // align, ranks), 0.0, align)
+
+
 class World:
     """`prefill` prefill shards and `decode` decode shards around one model."""
 
@@ -93,14 +114,19 @@ class World:
         self.decode = decode
 
     async def run(
-        self, request: str, prompt: list[int], sampling: Sampling, sp_degree: int | None = None
-    ) -> tuple[list[Prefilled], list[Token]]:
+        self,
+        request: str,
+        prompt: list[int],
+        sampling: Sampling,
+        sp_degree: int | None = None,
+        scheme: Scheme = Scheme(),
+    ) -> tuple[list[Filled], list[Token]]:
         """Prefill and decode one request; its pages are given back in the end."""
         key = (request, 0)
         holdings = await self.hold(request, prompt, sampling)
         try:
-            replies = await self.fill(request, prompt, sampling, holdings, sp_degree)
-            first = next(reply.token for reply in replies if reply.token)
+            replies = await self.fill(request, prompt, sampling, holdings, sp_degree, scheme)
+            first = next(reply.prefilled.token for reply in replies if reply.prefilled.token)
             if first.finish is not None:
                 return replies, [first]
             await gather_all(*(holding.filled.wait() for _, holding in holdings))
@@ -138,13 +164,11 @@ class World:
         sampling: Sampling,
         holdings: list[tuple[DecodeShard, Holding]],
         sp_degree: int | None = None,
-    ) -> list[Prefilled]:
+        scheme: Scheme = Scheme(),
+        spans: list[tuple[Span, ...]] | None = None,
+    ) -> list[Filled]:
         group = self.prefill[: sp_degree or len(self.prefill)]
-        dealt = [
-            (plane, spans)
-            for plane, spans in zip(group, zigzag(len(prompt), len(group)), strict=True)
-            if any(span.tokens for span in spans)
-        ]
+        dealt = list(zip(group, spans or deal(len(prompt), len(group), scheme), strict=False))
         ranks = tuple(PrefillRank(Peer(p.name, p.address), spans) for p, spans in dealt)
         targets = tuple(
             Target(Peer(shard.plane.name, shard.plane.address), holding.span)
@@ -154,18 +178,21 @@ class World:
         ids = torch.tensor(prompt, dtype=torch.int32).numpy().tobytes()
         with ExitStack() as stack:
             inboxes = [stack.enter_context(plane.open(request, 0)) for plane, _ in dealt]
-            return await gather_all(
+            replies: dict[int, Prefilled] = {}
+            deposited = await gather_all(
                 *(
                     run_prompt(
                         self.model,
                         plane,
                         inboxes[rank],
-                        Prefill(request, 0, ids, ranks, rank, targets, sampling),
+                        Prefill(request, 0, ids, ranks, rank, targets, sampling, scheme),
                         inline,
+                        partial(replies.__setitem__, rank),
                     )
                     for rank, (plane, _) in enumerate(dealt)
                 )
             )
+            return [Filled(replies[rank], each) for rank, each in enumerate(deposited)]
 
 
 @asynccontextmanager

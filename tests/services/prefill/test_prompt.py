@@ -18,7 +18,7 @@ async def test_first_token_and_prompt_logprobs_equal_the_oracles(ranks: int, len
     async with world(model, ranks, 1) as shards:
         replies, tokens = await shards.run("r", prompt, greedy(1, prompt_logprobs=2, logprobs=5))
     assert [token.id for token in tokens] == [first]
-    scored = dict(pair for reply in replies for pair in reply.prompt_logprobs)
+    scored = dict(pair for reply in replies for pair in reply.prefilled.prompt_logprobs)
     assert sorted(scored) == list(range(1, length))
     for position, found in scored.items():
         assert abs(found.logprob - float(expected[position - 1, prompt[position]])) < 1e-4
@@ -43,8 +43,8 @@ async def test_bytes_are_those_of_the_formulas() -> None:
     kv_token = 2 * config.kv_heads * config.head_dim * 4 * config.layers
     async with world(model, 4, 2) as shards:
         replies, _ = await shards.run("r", prompt, greedy(1))
-    assert sum(reply.deposit_bytes for reply in replies) == 64 * kv_token
-    assert sum(reply.exchange_bytes for reply in replies) == 3 * 64 * kv_token
+    assert sum(reply.deposited.deposit_bytes for reply in replies) == 64 * kv_token
+    assert sum(reply.prefilled.exchanged.sent_bytes["kv"] for reply in replies) == 3 * 64 * kv_token
 
 
 async def test_a_lost_member_is_an_error_for_the_others() -> None:

@@ -1,0 +1,126 @@
+"""Communication-efficient sparse attention: which blocks of keys are worth moving.
+
+A consumer sends a few of its query rows (probes). The owner of earlier keys scores them exactly,
+and a block's importance to a KV head is the share of the probes' attention that it gets: the mean
+over the rows of a segment, the largest over segments, the mean over the heads of the KV head.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sps2.kernels.quantize import BLOCK
+
+SEGMENT = 128
+"""Rows that are judged together."""
+SUFFIX_SEGMENT = 8
+"""The same for the last rows of a prompt, where the question is."""
+HELD_OUT_EVERY = 512
+"""Of so many rows one is a probe that has no say, but measures what the others lost."""
+
+
+class Probes(NamedTuple):
+    """Which rows of a consumer are probed.
+
+    rows: [probes] int64; the held-out ones come last.
+    segments: how many of the rows make up each segment, in their order.
+    held_out: how many belong to none.
+    """
+
+    rows: Tensor
+    segments: tuple[int, ...]
+    held_out: int
+
+
+def choose_probes(tokens: int, per_segment: int, suffix: int) -> Probes:
+    """The probes of a consumer with `tokens` rows.
+
+    Args:
+        per_segment: probes of a segment of `SEGMENT` rows.
+        suffix: how many of the last rows are all probed; 0 unless they end the prompt.
+    """
+    body = max(0, tokens - suffix)
+    stride = max(1, SEGMENT // per_segment)
+    rows: list[Tensor] = []
+    segments: list[int] = []
+    for first in range(0, body, SEGMENT):
+        last = min(first + SEGMENT, body)
+        rows.append(torch.arange(min(first + stride // 2, last - 1), last, stride))
+        segments.append(len(rows[-1]))
+    for first in range(body, tokens, SUFFIX_SEGMENT):
+        rows.append(torch.arange(first, min(first + SUFFIX_SEGMENT, tokens)))
+        segments.append(len(rows[-1]))
+    held_out = range(HELD_OUT_EVERY // 2 + stride // 2 + 1, body, HELD_OUT_EVERY)
+    rows.append(torch.tensor(held_out, dtype=torch.int64))
+    return Probes(torch.cat(rows), tuple(segments), len(held_out))
+
+
+class Scores(NamedTuple):
+    """Probes against keys: exp(score - peak), summed by block.
+
+    weight: [kv_heads, probes, group, blocks] float32.
+    peak: [kv_heads, probes, group] float32.
+    """
+
+    weight: Tensor
+    peak: Tensor
+
+    @property
+    def lse(self) -> Tensor:
+        """Log-sum-exp of each row's scores: [probes, heads]."""
+        lse = self.weight.sum(-1).log_() + self.peak
+        return lse.transpose(0, 1).flatten(1)
+
+    def mass(self, lse: Tensor) -> Tensor:
+        """Each block's share of the attention of rows whose scores add up to `lse`.
+
+        Args:
+            lse: [probes, heads], over all keys that the rows see.
+        """
+        kv_heads, probes, group, _ = self.weight.shape
+        whole = lse.view(probes, kv_heads, group).transpose(0, 1)
+        return self.weight * (self.peak - whole).exp_()[..., None]
+
+
+def score(q: Tensor, k: Tensor, scale: float, positions: Tensor | None = None) -> Scores:
+    """Score probes against keys.
+
+    Args:
+        q: [probes, heads, dim].
+        k: [tokens, kv_heads, dim].
+        positions: of the probes as rows of k, if those are the consumer's own keys; a probe sees
+            keys up to its own. None: all are seen.
+    """
+    probes, heads, dim = q.shape
+    tokens, kv_heads, _ = k.shape
+    group = heads // kv_heads
+    rows = q.view(probes, kv_heads, group, dim).permute(1, 0, 2, 3).reshape(kv_heads, -1, dim)
+    scores = torch.bmm(rows, k.permute(1, 2, 0).to(rows.dtype)).float().mul_(scale)
+    if positions is not None:
+        hidden = torch.arange(tokens) > positions.repeat_interleave(group)[:, None]
+        scores.masked_fill_(hidden, -torch.inf)
+    peak = scores.amax(-1)
+    weight = scores.sub_(peak[..., None]).exp_()
+    if rest := -tokens % BLOCK:
+        weight = torch.nn.functional.pad(weight, (0, rest))
+    summed = weight.unflatten(-1, (-1, BLOCK)).sum(-1)
+    return Scores(
+        summed.view(kv_heads, probes, group, -1), peak.view(kv_heads, probes, group)
+    )
+
+
+def importance(mass: Tensor, segments: Sequence[int]) -> Tensor:
+    """[kv_heads, blocks]: of masses [kv_heads, probes, group, blocks], held-out ones left out."""
+    judged = mass[:, : sum(segments)].split(list(segments), 1)
+    means = torch.stack([segment.mean(1) for segment in judged])
+    return means.amax(0).mean(1)
+
+
+def lost(mass: Tensor, kept: Tensor, held_out: int) -> Tensor:
+    """[kv_heads]: the mean mass of the blocks not `kept`, [kv_heads, blocks], in held-out rows."""
+    if not held_out:
+        return mass.new_zeros(len(mass))
+    dropped = mass[:, -held_out:].masked_fill(kept[:, None, None], 0)
+    return dropped.sum(-1).mean((1, 2))

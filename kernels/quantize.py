@@ -1,0 +1,104 @@
+"""Keys and values in 8 or 4 bits for the wire: K per channel, V per token, in blocks of tokens.
+
+Asymmetric, with a lower edge and a step in float16 for every channel of a block of keys and for
+every token of values. Source: KIVI (arXiv 2402.02750), section 3, for the axes.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+BLOCK = 64
+"""Tokens that share the channel scales of their keys; what CSA keeps or drops."""
+
+Bits = Literal[4, 8]
+
+
+class Packed(NamedTuple):
+    """Blocks of keys and values; in 4 bits two numbers share a byte, and `width` is dim / 2.
+
+    k, v: [blocks, BLOCK, width] uint8.
+    k_scale: [blocks, 2, dim] float16, lower edge and step of a channel.
+    v_scale: [blocks, 2, BLOCK] float16, of a token.
+    """
+
+    k: Tensor
+    k_scale: Tensor
+    v: Tensor
+    v_scale: Tensor
+
+
+def blocks_of(x: Tensor) -> Tensor:
+    """[tokens, kv_heads, dim] -> [kv_heads, blocks, BLOCK, dim]; the last token fills the rest."""
+    tokens, heads, dim = x.shape
+    x = x.transpose(0, 1)
+    if rest := -tokens % BLOCK:
+        x = torch.cat((x, x[:, -1:].expand(heads, rest, dim)), 1)
+    return x.unflatten(1, (-1, BLOCK))
+
+
+def pack(k: Tensor, v: Tensor, bits: Bits = 8) -> Packed:
+    """Quantise blocks of keys and values, [blocks, BLOCK, dim] each, in floating point."""
+    keys, k_scale = _quantise(k, 1, bits)
+    values, v_scale = _quantise(v, 2, bits)
+    if bits == 4:
+        keys, values = _fold(keys), _fold(values)
+    return Packed(keys, k_scale, values, v_scale)
+
+
+def unpack(packed: Packed, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The keys and values of `packed`, [blocks, BLOCK, dim] each, within half a step."""
+    k, v = packed.k, packed.v
+    dim = packed.k_scale.shape[-1]
+    if k.shape[-1] * 2 == dim:
+        k, v = _unfold(k), _unfold(v)
+    return _restore(k, packed.k_scale, 1, dtype), _restore(v, packed.v_scale, 2, dtype)
+
+
+def pack_all(k: Tensor, v: Tensor) -> Packed:
+    """Keys and values, [tokens, kv_heads, dim], in 8 bits."""
+    return pack(blocks_of(k).flatten(0, 1), blocks_of(v).flatten(0, 1))
+
+
+def unpack_all(packed: Packed, tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What `pack_all` was given: [tokens, kv_heads, dim] each, as views of [kv_heads, ...]."""
+    blocks = -(-tokens // BLOCK)
+    k, v = (x.view(-1, blocks * BLOCK, x.shape[-1]) for x in unpack(packed, dtype))
+    return k[:, :tokens].transpose(0, 1), v[:, :tokens].transpose(0, 1)
+
+
+def _quantise(x: Tensor, axis: int, bits: Bits) -> tuple[Tensor, Tensor]:
+    """x [n, BLOCK, dim] in uint8, with edge and step along `axis`, [n, 2, the other axis]."""
+    x = x.float()
+    low, high = x.aminmax(dim=axis)
+    low = low.half()
+    top = 2**bits - 1
+    step = ((high - low.float()) / top).clamp_(min=6e-8).half()
+    scaled = (x - low.float().unsqueeze(axis)) / step.float().unsqueeze(axis)
+    return scaled.round_().clamp_(0, top).to(torch.uint8), torch.stack((low, step), 1)
+
+
+def _restore(x: Tensor, scale: Tensor, axis: int, dtype: torch.dtype) -> Tensor:
+    low, step = scale.float().unbind(1)
+    return torch.addcmul(low.unsqueeze(axis), x.float(), step.unsqueeze(axis)).to(dtype)
+
+
+def _fold(x: Tensor) -> Tensor:
+    low, high = x.chunk(2, -1)
+    return low | (high << 4)
+
+
+def _unfold(x: Tensor) -> Tensor:
+    return torch.cat((x & 15, x >> 4), -1)
+
+
+def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric 8 bits with one scale per row of the last axis: int8 and [...] float16."""
+    scale = (x.float().abs().amax(-1) / 127).clamp_(min=6e-8).half()
+    return (x.float() / scale.float()[..., None]).round_().clamp_(-127, 127).to(torch.int8), scale
+
+
+def restore_rows(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """What `quantise_rows` was given, within half a step."""
+    return (x.float() * scale.float()[..., None]).to(dtype)

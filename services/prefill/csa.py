@@ -1,0 +1,253 @@
+"""CSA: a later rank's probes tell the owners of earlier keys which blocks are worth sending."""
+
+import asyncio
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sps2.common.errors import Invalid
+from sps2.kernels import State, attention
+from sps2.kernels.csa import Probes, Scores, choose_probes, importance, lost, score
+from sps2.kernels.quantize import (
+    BLOCK,
+    Packed,
+    blocks_of,
+    pack,
+    quantise_rows,
+    restore_rows,
+    unpack,
+)
+from sps2.services.prefill.gather import Gather
+from sps2.services.prefill.group import Group
+from sps2.services.prefill.seen import Seen
+from sps2.services.tasks import gather_all
+
+DROPPED, COARSE, FINE = range(3)
+"""How a block travels: not at all, in 4 bits, in 8 bits (or in the model's dtype)."""
+
+PROBES, SUMS, TOTALS = range(3)
+"""`at` of the three kinds of probe frames."""
+
+
+class Kept(NamedTuple):
+    """What one owner sent: how each block travelled, [kv_heads, blocks], and what was lost.
+
+    lost: [kv_heads] float32, the mean mass of dropped blocks in held-out probes.
+    """
+
+    levels: Tensor
+    lost: Tensor
+
+
+class Csa:
+    """The `Attend` of one rank whose span follows those of the ranks before it.
+
+    Per layer: probes leave for the owners of earlier keys; each owner scores them exactly and
+    decides by itself, per KV head, which blocks to push and in how many bits; meanwhile the rank
+    attends to its own keys, then to all that came, and merges the states. The first block of the
+    prompt always comes. Layers with a sliding window exchange everything in it.
+
+    Source: measured in this project; see docs/csa.md. The parts are those of sampled-query block
+    selection, as in SampleAttention (arXiv 2406.15486), with the choice made where the keys are.
+    """
+
+    def __init__(self, group: Group) -> None:
+        selection = group.scheme.selection
+        if selection is None:
+            raise Invalid("csa needs a selection")
+        self._group = group
+        self._selection = selection
+        self._whole = Gather(group)
+        spans = [span for rows in group.rows for span, _ in rows]
+        if len(spans) != group.ranks or any(span.tokens % BLOCK for span in spans[:-1]):
+            raise Invalid(f"csa needs spans that follow each other, in multiples of {BLOCK}")
+        tokens = [span.tokens for span in spans]
+        last = group.ranks - 1
+        self._probes = [
+            choose_probes(count, selection.probes, selection.suffix if rank == last else 0)
+            for rank, count in enumerate(tokens)
+        ]
+        """By rank, as consumer."""
+        self.kept: dict[tuple[int, int], Kept] = {}
+        """By layer and owner: what this rank was sent."""
+
+    async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        group = self._group
+        if group.config.window(layer) is not None:
+            return await self._whole(layer, q, k, v)
+
+        for consumer in range(group.rank + 1, group.ranks):
+            group.background(self._serve(layer, consumer, k, v))
+        seen = Seen(q, group.mine, group.config.scale, None)
+        own = partial(seen.attend, k, v, group.mine)
+        if not group.rank:
+            await group.compute(own, layer)
+        elif group.scheme.pipelined:
+            fetched = asyncio.ensure_future(self._fetch(layer, q, k, seen))
+            try:
+                await asyncio.sleep(0)  # the probes' arithmetic goes first
+                await group.compute(own, layer)
+            finally:
+                await fetched
+        else:
+            await self._fetch(layer, q, k, seen)
+            await group.compute(own, layer)
+        return await group.compute(lambda: seen.state().out, layer)
+
+    def selected(self) -> tuple[int, int, tuple[float, ...]]:
+        """Blocks that could have come, that came, and by layer the mean mass that was lost."""
+        blocks = sum(kept.levels.numel() for kept in self.kept.values())
+        came = sum(int((kept.levels > DROPPED).sum()) for kept in self.kept.values())
+        lost = []
+        for layer in range(self._group.config.layers):
+            gone = [kept.lost for (of, _), kept in self.kept.items() if of == layer]
+            lost.append(float(torch.stack(gone).sum(0).mean()) if gone else 0.0)
+        return blocks, came, tuple(lost)
+
+    # --- as consumer ---
+
+    async def _fetch(self, layer: int, q: Tensor, k: Tensor, seen: Seen) -> None:
+        group = self._group
+        owners = range(group.rank)
+        probes = self._probes[group.rank]
+
+        def probe() -> tuple[tuple[Tensor, Tensor], Tensor]:
+            rows = q[probes.rows]
+            own = score(rows, k, group.config.scale, probes.rows)
+            return quantise_rows(rows), own.lse
+
+        rows, lse = await group.compute(probe, layer)
+        carried = rows if self._selection.rounds > 1 else (*rows, lse.half())
+        await gather_all(*(group.send(of, "probe", layer, PROBES, carried) for of in owners))
+        if self._selection.rounds > 1:
+            sums = await gather_all(*(group.recv(of, "probe", layer, SUMS) for of in owners))
+            for (there,) in sums:
+                lse = torch.logaddexp(lse, there.float())
+            total = lse.half()
+            await gather_all(*(group.send(of, "probe", layer, TOTALS, (total,)) for of in owners))
+        await gather_all(*(self._take(layer, of, q, seen) for of in owners))
+
+    async def _take(self, layer: int, owner: int, q: Tensor, seen: Seen) -> None:
+        group = self._group
+        tensors = await group.recv(owner, "kv", layer, 0)
+
+        def attend() -> None:
+            levels, gone, *carried = tensors
+            self.kept[layer, owner] = Kept(levels, gone)
+            keys, values = _unpacked(levels, carried, q.dtype)
+            size = group.config.heads // group.config.kv_heads
+            states = []
+            for head, (k, v) in enumerate(zip(keys, values, strict=True)):
+                rows = q[:, head * size : (head + 1) * size]
+                past = len(k)  # every kept key lies before every query: no mask
+                states.append(
+                    attention(
+                        rows,
+                        k[:, None],
+                        v[:, None],
+                        q_start=past,
+                        k_start=0,
+                        scale=group.config.scale,
+                    )
+                )
+            seen.add(
+                State(
+                    torch.cat([state.out for state in states], 1),
+                    torch.cat([state.lse for state in states], 1),
+                )
+            )
+
+        await group.compute(attend, layer)
+
+    # --- as owner ---
+
+    async def _serve(self, layer: int, consumer: int, k: Tensor, v: Tensor) -> None:
+        group = self._group
+        rows, scale, *sums = await group.recv(consumer, "probe", layer, PROBES)
+
+        def scored() -> Scores:
+            return score(restore_rows(rows, scale, k.dtype), k, group.config.scale)
+
+        scores = await group.compute(scored, layer)
+        if sums:
+            total = torch.logaddexp(sums[0].float(), scores.lse)
+        else:
+            await group.send(consumer, "probe", layer, SUMS, (scores.lse.half(),))
+            (told,) = await group.recv(consumer, "probe", layer, TOTALS)
+            total = told.float()
+        carried = await group.compute(
+            partial(self._chosen, layer, scores, total, self._probes[consumer], k, v), layer
+        )
+        await group.send(consumer, "kv", layer, 0, carried)
+
+    def _chosen(
+        self, layer: int, scores: Scores, total: Tensor, probes: Probes, k: Tensor, v: Tensor
+    ) -> tuple[Tensor, ...]:
+        selection = self._selection
+        mass = scores.mass(total)
+        worth = importance(mass, probes.segments)
+        if selection.budget is not None:
+            kept = _best(worth, selection.budget)
+        else:
+            kept = worth >= selection.drop[layer]
+        if not self._group.rank:
+            kept[:, 0] = True
+        gone = lost(mass, kept, probes.held_out)
+        bad = gone > selection.held_out
+        kept |= bad[:, None]
+        gone.masked_fill_(bad, 0)
+
+        levels = kept.to(torch.uint8)
+        levels[kept & (worth >= selection.fine[layer])] = FINE
+        if self._group.scheme.wire == "plain":
+            levels[kept] = FINE
+        return levels, gone, *_packed(levels, k, v, self._group.scheme.wire)
+
+
+def _best(worth: Tensor, share: float) -> Tensor:
+    """The best blocks of each KV head, `share` of them. Source: HiRE (arXiv 2402.09360)."""
+    count = max(1, round(share * worth.shape[1]))
+    chosen = worth.topk(count, 1).indices
+    return torch.zeros_like(worth, dtype=torch.bool).scatter_(1, chosen, True)
+
+
+def _packed(levels: Tensor, k: Tensor, v: Tensor, wire: str) -> list[Tensor]:
+    """The kept blocks, KV head by KV head."""
+    keys, values = blocks_of(k), blocks_of(v)
+    fine, coarse = levels == FINE, levels == COARSE
+    if wire == "plain":
+        return [keys[fine], values[fine]]
+    tensors = pack(keys[fine], values[fine])
+    if not coarse.any():
+        return [*tensors]
+    small = pack(keys[coarse], values[coarse], 4)
+    scales = (torch.cat(pair) for pair in zip(tensors[1::2], small[1::2], strict=True))
+    return [tensors.k, tensors.v, small.k, small.v, *scales]
+
+
+def _unpacked(
+    levels: Tensor, carried: list[Tensor], dtype: torch.dtype
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Keys and values of each KV head, [tokens, dim] each, in no order."""
+    if len(carried) == 2:
+        pieces = [(levels == FINE, *carried)]
+    elif len(carried) == 4:
+        pieces = [(levels == FINE, *unpack(Packed(*carried), dtype))]
+    else:
+        k, v, small_k, small_v, k_scale, v_scale = carried
+        fine = Packed(k, k_scale[: len(k)], v, v_scale[: len(k)])
+        small = Packed(small_k, k_scale[len(k) :], small_v, v_scale[len(k) :])
+        pieces = [
+            (levels == FINE, *unpack(fine, dtype)),
+            (levels == COARSE, *unpack(small, dtype)),
+        ]
+    keys: list[list[Tensor]] = [[] for _ in levels]
+    values: list[list[Tensor]] = [[] for _ in levels]
+    for mask, k, v in pieces:
+        counts = mask.sum(1).tolist()
+        for head, (ks, vs) in enumerate(zip(k.split(counts), v.split(counts), strict=True)):
+            keys[head].append(ks.flatten(0, 1))
+            values[head].append(vs.flatten(0, 1))
+    return [torch.cat(each) for each in keys], [torch.cat(each) for each in values]

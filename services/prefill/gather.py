@@ -1,0 +1,72 @@
+"""All-gather of keys and values: each rank pushes its own to every rank that can see them."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from torch import Tensor
+
+from sps2.services.prefill.group import Group
+from sps2.services.prefill.seen import Rows, Seen, cut, needed, rows_of
+from sps2.services.prefill.wire import from_wire, to_wire
+from sps2.services.tasks import gather_all
+
+
+class Gather:
+    """The `Attend` of one rank: its keys leave at once, those of others are used as they come.
+
+    With spans that follow each other a rank needs only the ranks before it, none of which waits for
+    it: half of a ring's bytes, and transfers hide behind all of the layers before. Source: the
+    all-gather context parallelism of Llama 3 (arXiv 2407.21783, section 3.3.2), pushed.
+    """
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+
+    async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        group = self._group
+        window = group.config.window(layer)
+        others = [rank for rank in range(group.ranks) if rank != group.rank]
+        leaving: dict[str, tuple[list[Rows], list[int]]] = {}
+        for to in others:
+            if rows := needed(group.mine, group.rows[to], window):
+                leaving.setdefault(str(rows), (rows, []))[1].append(to)
+        pushes = [self._push(layer, k, v, *each) for each in leaving.values()]
+        coming = [(of, needed(group.rows[of], group.mine, window)) for of in others]
+        sources = [(of, rows) for of, rows in coming if rows]
+        seen = Seen(q, group.mine, group.config.scale, window)
+        own = partial(seen.attend, k, v, group.mine)
+        if group.scheme.pipelined:
+            for push in pushes:
+                group.background(push)
+            took = [self._take(layer, of, rows, seen) for of, rows in sources]
+            await gather_all(group.compute(own, layer), *took)
+        else:
+            receives = [group.recv(of, "kv", layer, 0) for of, _ in sources]
+            _, *came = await gather_all(gather_all(*pushes), *receives)
+            await group.compute(own, layer)
+            for (_, rows), carried in zip(sources, came, strict=True):
+                await self._attend(layer, rows, carried, seen)
+        return await group.compute(lambda: seen.state().out, layer)
+
+    async def _push(
+        self, layer: int, k: Tensor, v: Tensor, rows: Sequence[Rows], to: Sequence[int]
+    ) -> None:
+        group = self._group
+        work = partial(to_wire, cut(k, rows), cut(v, rows), group.scheme.wire)
+        carried = await group.compute(work, layer)
+        await gather_all(*(group.send(rank, "kv", layer, 0, carried) for rank in to))
+
+    async def _take(self, layer: int, of: int, rows: Sequence[Rows], seen: Seen) -> None:
+        await self._attend(layer, rows, await self._group.recv(of, "kv", layer, 0), seen)
+
+    async def _attend(
+        self, layer: int, rows: Sequence[Rows], carried: tuple[Tensor, ...], seen: Seen
+    ) -> None:
+        spans = rows_of(span for span, _ in rows)
+        tokens = sum(span.tokens for span, _ in rows)
+        dtype = seen.dtype
+
+        def work() -> None:
+            seen.attend(*from_wire(carried, tokens, dtype), spans)
+
+        await self._group.compute(work, layer)

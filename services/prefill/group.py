@@ -1,0 +1,106 @@
+"""What the ranks of a prefill group share: who has which tokens, and the way to each other."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from sps2.common.messages import Prefill
+from sps2.common.model.attend import Run
+from sps2.common.model.config import ModelConfig
+from sps2.common.transport.frame import Purpose, frame_for
+from sps2.common.transport.inbox import Inbox
+from sps2.common.transport.plane import Plane
+from sps2.services.prefill.seen import Rows, rows_of
+from sps2.services.prefill.timeline import Timeline
+
+Result = TypeVar("Result")
+
+
+class Group:
+    """One rank's side of one prefill.
+
+    Args:
+        inbox: of this request and epoch.
+        run: where arithmetic is done while the loop moves tensors.
+        sends: sends that nobody waits for; their failure fails the rank.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        plane: Plane,
+        inbox: Inbox,
+        request: Prefill,
+        run: Run,
+        sends: asyncio.TaskGroup,
+    ) -> None:
+        self.config = config
+        self.scheme = request.scheme
+        self.rank = request.rank
+        self.ranks = len(request.group)
+        self.rows = [rows_of(member.spans) for member in request.group]
+        """By rank: its spans, and where they lie in its tensors."""
+        self.timeline = Timeline()
+        self.sent: Counter[Purpose] = Counter()
+        """Bytes of payload."""
+        self._key = (request.request, request.epoch)
+        self._names = [member.peer.name for member in request.group]
+        self._plane = plane
+        self._inbox = inbox
+        self._run = run
+        self._sends = sends
+        self._leaving = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def mine(self) -> list[Rows]:
+        return self.rows[self.rank]
+
+    async def compute(self, work: Callable[[], Result], layer: int = -1) -> Result:
+        """The result of `work`, computed beside the loop, in the order of the calls."""
+
+        def timed() -> Result:
+            with self.timeline.during("compute", layer):
+                return work()
+
+        return await self._run(timed)
+
+    async def send(
+        self, rank: int, purpose: Purpose, layer: int, at: int, tensors: Sequence[Tensor]
+    ) -> None:
+        """Send contiguous tensors to a rank, which gets them by the same three numbers."""
+        self._leaving += 1
+        self._idle.clear()
+        try:
+            with self.timeline.during("out", layer):
+                nbytes = await self.send_to(self._names[rank], purpose, layer, at, tensors)
+            self.sent[purpose] += nbytes
+        finally:
+            self._leaving -= 1
+            if not self._leaving:
+                self._idle.set()
+
+    async def send_to(
+        self, peer: str, purpose: Purpose, layer: int, at: int, tensors: Sequence[Tensor]
+    ) -> int:
+        """Send tensors of this request to a peer outside the group; how many bytes they have."""
+        request, epoch = self._key
+        frame = frame_for(purpose, (request,), (epoch,), layer, at, tuple(tensors))
+        await self._plane.send(peer, frame, tensors)
+        return frame.nbytes
+
+    async def quiet(self) -> None:
+        """Wait until nothing is on its way to the group."""
+        await self._idle.wait()
+
+    async def recv(self, rank: int, purpose: Purpose, layer: int, at: int) -> tuple[Tensor, ...]:
+        with self.timeline.during("in", layer):
+            return await self._inbox.recv(purpose, layer, at, self._names[rank])
+
+    def background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Do `work` beside the layers; the rank is not done before it is."""
+        return self._sends.create_task(work)

@@ -1,0 +1,240 @@
+"""Ulysses, ring, and both together: heads are split in rows of ranks, keys travel between rows."""
+
+import asyncio
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sps2.common.spans import Span, even_split
+from sps2.services.prefill.group import Group
+from sps2.services.prefill.seen import Rows, Seen, rows_of
+from sps2.services.prefill.wire import from_wire, to_wire
+from sps2.services.tasks import gather_all
+
+
+class Part(NamedTuple):
+    """Heads that go through a layer together: a micro-batch.
+
+    heads: query heads. kv_heads: those of keys and values that they use. index: in its column.
+    """
+
+    index: int
+    heads: Span
+    kv_heads: Span
+
+
+class Piece(NamedTuple):
+    """Rows of one rank, where they lie among the tokens of its row of ranks."""
+
+    column: int
+    theirs: slice
+    ours: slice
+
+
+class Usp:
+    """The `Attend` of one rank of R rows and U columns of ranks, rank = row * U + column.
+
+    Tokens are dealt to rows so that causal work is even, and within a row to columns. An all-to-all
+    within the row gives each column all of the row's tokens for its share of the query heads, with
+    the keys and values they need; those travel round the ring of the same column in all rows,
+    R - 1 steps; a second all-to-all brings the outputs home. U = 1 is ring attention
+    (arXiv 2310.01889), R = 1 is Ulysses (arXiv 2309.14509), the two together USP
+    (arXiv 2405.07719).
+
+    Pipelined, every KV head is a micro-batch of its own: one's transfers run beside the
+    arithmetic of another, and an output leaves when it is done.
+    """
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self._columns = group.scheme.ulysses
+        self._row, self._column = divmod(group.rank, self._columns)
+        self._count = group.ranks // self._columns
+        shares = even_split(group.config.heads, self._columns)
+        self._parts = [self._parts_of(share) for share in shares]
+        self._layouts = [self._layout(row) for row in range(self._count)]
+        """By row: the positions of its tokens, put together, and whose they are."""
+
+    async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = torch.empty_like(q)
+        sends = [self._scatter(layer, part, column, q, k, v) for column, part in self._elsewhere()]
+        mine = [self._attend(layer, part, q, k, v, out) for part in self._parts[self._column]]
+        returns = [self._take(layer, part, column, out) for column, part in self._elsewhere()]
+        await gather_all(*sends, *mine, *returns)
+        return out
+
+    def _parts_of(self, heads: Span) -> list[Part]:
+        config = self._group.config
+        size = config.heads // config.kv_heads
+        whole = Span(heads.start // size, -(-heads.stop // size))
+        if not self._group.scheme.pipelined:
+            return [Part(0, heads, whole)]
+        return [
+            Part(index, heads & Span(kv * size, (kv + 1) * size), Span(kv, kv + 1))
+            for index, kv in enumerate(range(*whole))
+        ]
+
+    def _layout(self, row: int) -> tuple[list[Rows], list[Piece]]:
+        owned = [
+            (span, column, rows)
+            for column in range(self._columns)
+            for span, rows in self._group.rows[row * self._columns + column]
+        ]
+        owned.sort()
+        pieces = []
+        first = 0
+        for span, column, rows in owned:
+            pieces.append(Piece(column, rows, slice(first, first + span.tokens)))
+            first += span.tokens
+        return rows_of(span for span, _, _ in owned), pieces
+
+    def _elsewhere(self) -> list[tuple[int, Part]]:
+        """The parts of the other columns of this row."""
+        return [
+            (column, part)
+            for column, parts in enumerate(self._parts)
+            if column != self._column
+            for part in parts
+        ]
+
+    def _rank(self, row: int, column: int) -> int:
+        return row % self._count * self._columns + column
+
+    async def _scatter(
+        self, layer: int, part: Part, column: int, q: Tensor, k: Tensor, v: Tensor
+    ) -> None:
+        group = self._group
+        to = self._rank(self._row, column)
+
+        def cut() -> tuple[Tensor, ...]:
+            return to_wire(_of(k, part.kv_heads), _of(v, part.kv_heads), group.scheme.wire)
+
+        carried = await group.compute(cut, layer)
+        queries = _of(q, part.heads).contiguous()
+        await gather_all(
+            group.send(to, "kv", layer, part.index, carried),
+            group.send(to, "q", layer, part.index, (queries,)),
+        )
+
+    async def _attend(
+        self, layer: int, part: Part, q: Tensor, k: Tensor, v: Tensor, out: Tensor
+    ) -> None:
+        group, config = self._group, self._group.config
+        rows, pieces = self._layouts[self._row]
+        q, k, v = await self._gather(layer, part, q, k, v)
+        window = config.window(layer)
+        seen = [
+            (Seen(q[:, heads], rows, config.scale, window), kv)
+            for heads, kv in _by_kv_head(part, config.heads // config.kv_heads)
+        ]
+
+        def attend(carried: tuple[Tensor, ...] | None, source: int) -> None:
+            there, whose = self._layouts[source]
+            keys, values = k, v
+            if carried is not None:
+                keys, values = from_wire(carried, whose[-1].ours.stop, q.dtype)
+            for each, kv in seen:
+                each.attend(keys[:, kv], values[:, kv], there)
+
+        carried: tuple[Tensor, ...] | None = None
+        for step in range(self._count):
+            work = partial(attend, carried, (self._row - step) % self._count)
+            if step == self._count - 1:
+                await group.compute(work, layer)
+                break
+            leaving = carried or await group.compute(
+                partial(to_wire, k, v, group.scheme.wire), layer
+            )
+            at = step * len(self._parts[self._column]) + part.index
+            passing = self._pass(layer, at, leaving)
+            if group.scheme.pipelined:
+                carried, _ = await gather_all(passing, group.compute(work, layer))
+            else:
+                carried = await passing
+                await group.compute(work, layer)
+
+        def finish() -> Tensor:
+            return torch.cat([each.state().out for each, _ in seen], 1)
+
+        done = await group.compute(finish, layer)
+        await gather_all(
+            *(self._give(layer, part, column, done, out) for column in range(self._columns))
+        )
+
+    async def _gather(
+        self, layer: int, part: Part, q: Tensor, k: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The row's q, k and v for `part`, in order of position."""
+        mine = _of(q, part.heads), _of(k, part.kv_heads), _of(v, part.kv_heads)
+        if self._columns == 1:
+            return mine
+        columns = [column for column in range(self._columns) if column != self._column]
+        came = await gather_all(*(self._receive(layer, part, column) for column in columns))
+        held = {self._column: mine, **dict(zip(columns, came, strict=True))}
+        _, pieces = self._layouts[self._row]
+
+        def assemble() -> list[Tensor]:
+            return [
+                torch.cat([held[piece.column][index][piece.theirs] for piece in pieces])
+                for index in range(3)
+            ]
+
+        q, k, v = await self._group.compute(assemble, layer)
+        return q, k, v
+
+    async def _receive(
+        self, layer: int, part: Part, column: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        rank = self._rank(self._row, column)
+        carried, (q,) = await gather_all(
+            self._group.recv(rank, "kv", layer, part.index),
+            self._group.recv(rank, "q", layer, part.index),
+        )
+        k, v = await self._group.compute(partial(from_wire, carried, len(q), q.dtype), layer)
+        return q, k, v
+
+    async def _pass(
+        self, layer: int, at: int, carried: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """Send to the row below what this one has; what the row above had."""
+        below = self._rank(self._row + 1, self._column)
+        above = self._rank(self._row - 1, self._column)
+        async with asyncio.TaskGroup() as both:
+            both.create_task(self._group.send(below, "kv", layer, at, carried))
+            arriving = both.create_task(self._group.recv(above, "kv", layer, at))
+        return arriving.result()
+
+    async def _give(
+        self, layer: int, part: Part, column: int, done: Tensor, out: Tensor
+    ) -> None:
+        """Bring home the outputs of one column's tokens."""
+        _, pieces = self._layouts[self._row]
+        theirs = torch.cat([done[piece.ours] for piece in pieces if piece.column == column])
+        if column == self._column:
+            _of(out, part.heads).copy_(theirs)
+        else:
+            rank = self._rank(self._row, column)
+            await self._group.send(rank, "state", layer, part.index, (theirs,))
+
+    async def _take(self, layer: int, part: Part, column: int, out: Tensor) -> None:
+        rank = self._rank(self._row, column)
+        (theirs,) = await self._group.recv(rank, "state", layer, part.index)
+        _of(out, part.heads).copy_(theirs)
+
+
+def _of(x: Tensor, heads: Span) -> Tensor:
+    return x[:, heads.start : heads.stop]
+
+
+def _by_kv_head(part: Part, size: int) -> list[tuple[slice, slice]]:
+    """Query heads of a part, as rows of its q, with the KV heads that they use, of its k."""
+    if part.heads.tokens == part.kv_heads.tokens * size:
+        return [(slice(0, part.heads.tokens), slice(0, part.kv_heads.tokens))]
+    found = []
+    for index, kv in enumerate(range(*part.kv_heads)):
+        heads = part.heads & Span(kv * size, (kv + 1) * size)
+        start = part.heads.start
+        found.append((slice(heads.start - start, heads.stop - start), slice(index, index + 1)))
+    return found
