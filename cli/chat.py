@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sps2.cli import render
-from sps2.cli.complete import MaxTokens, Seed, SpDegree, Temperature, footer, parameters, read
+from sps2.cli.complete import (
+    Attention,
+    MaxTokens,
+    Seed,
+    SpDegree,
+    Temperature,
+    footer,
+    parameters,
+    read,
+)
 from sps2.cli.target import ConfigOption, NameOption, reachable
 from sps2.common.errors import ServiceError
 
@@ -31,6 +40,7 @@ def chat(
     temperature: Temperature = None,
     seed: Seed = None,
     sp_degree: SpDegree = None,
+    attention: Attention = None,
     name: NameOption = None,
     config: ConfigOption = None,
 ) -> None:
@@ -38,7 +48,7 @@ def chat(
     from sps2.common.client import Client
 
     cluster = reachable(name, config)
-    settings = parameters(max_tokens, temperature, seed, sp_degree)
+    settings = parameters(max_tokens, temperature, seed, sp_degree, attention)
     turns: list[Turn] = [{"role": "system", "content": system}] if system else []
     with Client(cluster.gateway_address) as client:
         if message is not None:

@@ -21,6 +21,10 @@ Seed = Annotated[int | None, typer.Option("--seed", help="makes sampling repeata
 SpDegree = Annotated[
     int | None, typer.Option("--sp-degree", min=1, help="prefill shards to use, else the policy's")
 ]
+Attention = Annotated[
+    str | None,
+    typer.Option("--attention", help="exact, balanced or fast, else the cluster's setting"),
+]
 
 
 def complete(
@@ -35,6 +39,7 @@ def complete(
     temperature: Temperature = None,
     seed: Seed = None,
     sp_degree: SpDegree = None,
+    attention: Attention = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="the whole answer as one OpenAI object")
     ] = False,
@@ -45,7 +50,7 @@ def complete(
     from sps2.common.client import Client
 
     text = read(prompt, file)
-    settings = parameters(max_tokens, temperature, seed, sp_degree)
+    settings = parameters(max_tokens, temperature, seed, sp_degree, attention)
     with Client(reachable(name, config).gateway_address) as client:
         if as_json:
             print(msgspec.json.encode(client.complete(text, **settings)).decode())
@@ -78,13 +83,18 @@ def read(prompt: str | None, file: Path | None) -> str:
 
 
 def parameters(
-    max_tokens: int | None, temperature: float | None, seed: int | None, sp_degree: int | None
+    max_tokens: int | None,
+    temperature: float | None,
+    seed: int | None,
+    sp_degree: int | None,
+    attention: str | None,
 ) -> dict[str, Any]:
     """What was given of the options that `complete` and `chat` share, as the API names it."""
     given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if sp_degree is not None:
-        settings["sps2"] = {"sp_degree": sp_degree}
+    extension = {"sp_degree": sp_degree, "attention": attention}
+    if asked := {name: value for name, value in extension.items() if value is not None}:
+        settings["sps2"] = asked
     return settings
 
 
@@ -96,6 +106,7 @@ def footer(usage: Any) -> None:
     render.err.print(
         f"{usage.prompt_tokens} + {usage.completion_tokens} tokens, first after "
         f"{usage.sps2.ttft_ms / 1000:.2f} s, SP degree {usage.sps2.sp_degree}, "
+        f"{usage.sps2.attention} attention by {usage.sps2.method}, "
         f"KV on {places} {'shard' if places == 1 else 'shards'}",
         style="dim",
     )

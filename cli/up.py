@@ -29,6 +29,7 @@ def up(
     prefill: Annotated[Number, typer.Option(min=1, help="prefill shards")] = None,
     decode: Annotated[Number, typer.Option(min=1, help="decode shards")] = None,
     dtype: Annotated[Text, typer.Option(help="auto, bfloat16, float16 or float32")] = None,
+    attention: Annotated[Text, typer.Option(help="exact, balanced or fast")] = None,
     policy: Annotated[Text, typer.Option(help="scheduling policy: fcfs")] = None,
     transport: Annotated[Text, typer.Option(help="data plane: auto, ucx or tcp")] = None,
     threads: Annotated[Number, typer.Option(min=1, help="compute threads of one shard")] = None,
@@ -50,6 +51,7 @@ def up(
     """
     cluster = effective(
         config,
+        attention=attention,
         policy=policy,
         model=model,
         prefill=prefill,

@@ -11,8 +11,16 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from sps2.common.errors import Invalid
-from sps2.common.messages import FinishReason, Request, Stream, Struct
-from sps2.common.spans import Span
+from sps2.common.messages import (
+    ExactMethod,
+    FinishReason,
+    Request,
+    Setting,
+    Stream,
+    Struct,
+    Wire,
+)
+from sps2.common.usage import Usage
 
 T = TypeVar("T")
 
@@ -46,6 +54,26 @@ class Extension(Struct, frozen=True):
             Meta(ge=1, le=4096, description="prefill shards to use; the policy chooses if absent"),
         ]
         | None
+    ) = None
+    attention: (
+        Annotated[
+            Setting,
+            Meta(description="exact, or how much CSA may leave out; the cluster's if absent"),
+        ]
+        | None
+    ) = None
+    method: (
+        Annotated[
+            ExactMethod,
+            Meta(description="how the shards share exact attention; predicted if absent"),
+        ]
+        | None
+    ) = None
+    wire: Annotated[Wire, Meta(description="of keys and values between prefill shards")] | None = (
+        None
+    )
+    pipelined: (
+        Annotated[bool, Meta(description="false does transfers and arithmetic by turns")] | None
     ) = None
 
 
@@ -139,43 +167,6 @@ class ListModels(Request["Models"], frozen=True):
 
 
 # --- answers ---
-
-
-class Part(Struct, frozen=True):
-    """`span` of the request's KV lies on shard `shard`."""
-
-    shard: str
-    span: Span
-
-
-class Sps2Usage(Struct, frozen=True):
-    """What really happened. Of several choices bytes are summed, and the places are the first's."""
-
-    sp_degree: int
-    attention: Literal["exact"]
-    prefill_bytes: int
-    """`exchange_bytes` + `deposit_bytes`."""
-    decode_bytes: int | None
-    """`q_bytes` + `state_bytes`; null where a stop string ended a request before its owner told."""
-    kv_bytes_exact: int
-    """KV of the prompts."""
-    kept_fraction: float
-    ttft_ms: float
-    cached_tokens: int
-    exchange_bytes: int
-    deposit_bytes: int
-    q_bytes: int | None
-    state_bytes: int | None
-    owner: str
-    placements: tuple[Part, ...]
-    epoch: int
-
-
-class Usage(Struct, frozen=True):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    sps2: Sps2Usage | None = None
 
 
 class CompletionLogprobs(Struct, frozen=True):

@@ -13,9 +13,9 @@ from sps2.common.api import (
     CompletionChoice,
     CompletionChunk,
     CompletionLogprobs,
-    Usage,
 )
 from sps2.common.errors import Internal
+from sps2.common.usage import Usage
 
 
 async def collect_completion(chunks: AsyncIterable[CompletionChunk]) -> Completion:

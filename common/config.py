@@ -89,6 +89,34 @@ class Kv(Section, frozen=True):
     ] = 0
 
 
+class Sharing(Section, frozen=True):
+    """How prefill shards share one prompt's attention."""
+
+    method: Annotated[
+        Literal["auto", "ring", "gather", "ulysses", "usp", "pass_q"],
+        Meta(description="of exact attention; auto predicts which is the fastest"),
+    ] = "auto"
+    wire: Annotated[
+        Literal["plain", "int8"],
+        Meta(description="keys and values between prefill shards, for exact attention"),
+    ] = "plain"
+    pipelined: Annotated[
+        bool, Meta(description="transfers beside arithmetic; false is there to be compared with")
+    ] = True
+    link_gbit: Annotated[
+        float, Meta(gt=0, description="Gbit/s of one shard's link, each way, for predictions")
+    ] = 10.0
+    link_latency_s: Annotated[
+        float, Meta(ge=0, description="seconds from shard to shard, for predictions")
+    ] = 0.0002
+    gflops: Annotated[
+        float, Meta(gt=0, description="GFLOP/s of one shard's matrix products, for predictions")
+    ] = 300.0
+    attention_rate: Annotated[
+        float, Meta(gt=0, description="speed of attention against that, for predictions")
+    ] = 0.5
+
+
 class Cluster(Section, frozen=True):
     """The whole file."""
 
@@ -116,8 +144,13 @@ class Cluster(Section, frozen=True):
         Literal["auto", "ucx", "tcp"],
         Meta(description="data plane; auto takes UCX where it is installed and healthy"),
     ] = "auto"
+    attention: Annotated[
+        Literal["exact", "balanced", "fast"],
+        Meta(description="exact, or how much CSA may leave out, unless a request says"),
+    ] = "exact"
     gateway: Gateway = Gateway()
     scheduler: Scheduler = Scheduler()
+    sharing: Sharing = Sharing()
     kvdir: Directory = Directory()
     telemetry: Telemetry = Telemetry()
     bus: Bus = Bus()

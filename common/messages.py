@@ -196,54 +196,14 @@ class ListLeases(Request[Leases], frozen=True):
     """Anyone to directory: every lease, and the room left."""
 
 
-# --- scheduler ---
+# --- how a prefill group works together ---
 
-
-class Submit(Stream["Placed | FirstToken | Finished"], frozen=True):
-    """Gateway to scheduler: run a request. Closing the stream cancels it everywhere."""
-
-    request: str
-    prompt: bytes
-    """Token ids, little-endian int32."""
-    sampling: Sampling
-    sp_degree: int | None = None
-    """Forces the number of prefill shards; None lets the policy choose."""
-
-
-class Placed(Struct, frozen=True, tag=True):
-    """The request was planned; follow its tokens at the owner."""
-
-    epoch: int
-    owner: str
-    owner_address: str
-    sp_degree: int
-    placements: tuple[Placement, ...]
-
-
-class FirstToken(Struct, frozen=True, tag=True):
-    """Prefill is over."""
-
-    token: Token
-    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
-    prefill_s: float = 0.0
-    exchange_bytes: int = 0
-    """KV moved between prefill shards (the ring)."""
-    deposit_bytes: int = 0
-    """KV moved from prefill shards to decode shards."""
-
-
-class Finished(Struct, frozen=True, tag=True):
-    """The owner is done; no token follows."""
-
-    tokens: int
-    q_bytes: int
-    state_bytes: int
-
-
-# --- prefill ---
-
-Method = Literal["ring", "gather", "ulysses", "usp", "pass_q", "csa", "strided", "star"]
+Setting = Literal["exact", "balanced", "fast"]
+"""How much attention may be left out."""
+ExactMethod = Literal["ring", "gather", "ulysses", "usp", "pass_q"]
+Method = ExactMethod | Literal["csa", "strided", "star"]
 """How a prefill group shares its attention; see `services/prefill`."""
+Wire = Literal["plain", "int8"]
 
 
 class Selection(Struct, frozen=True):
@@ -281,10 +241,90 @@ class Scheme(Struct, frozen=True):
 
     method: Method = "ring"
     ulysses: int = 1
-    wire: Literal["plain", "int8"] = "plain"
+    wire: Wire = "plain"
     selection: Selection | None = None
     pipelined: bool = True
 
+
+class Wish(Struct, frozen=True):
+    """What a request asks of its prefill; None leaves it to the cluster."""
+
+    sp_degree: int | None = None
+    """Prefill shards."""
+    attention: Setting | None = None
+    method: ExactMethod | None = None
+    wire: Wire | None = None
+    pipelined: bool | None = None
+
+
+class Exchanged(Struct, frozen=True):
+    """What a rank's exchange with its group took; seconds are of wall-clock time.
+
+    sent_bytes: payload by purpose: "kv", "q", "state", "probe".
+    compute_s: while something was computed; attention_s: of these, for attention.
+    exchange_s: while a transfer was awaited or under way. hidden_s: of these, while computing.
+    blocks, kept_blocks: that CSA could have moved to this rank, and moved; per KV head and layer.
+    lost: by layer, the mean mass that held-out probes lost; empty but for CSA.
+    """
+
+    sent_bytes: dict[str, int]
+    compute_s: float
+    attention_s: float
+    exchange_s: float
+    hidden_s: float
+    blocks: int = 0
+    kept_blocks: int = 0
+    lost: tuple[float, ...] = ()
+
+
+# --- scheduler ---
+
+
+class Submit(Stream["Placed | FirstToken | Finished"], frozen=True):
+    """Gateway to scheduler: run a request. Closing the stream cancels it everywhere."""
+
+    request: str
+    prompt: bytes
+    """Token ids, little-endian int32."""
+    sampling: Sampling
+    wish: Wish = Wish()
+
+
+class Placed(Struct, frozen=True, tag=True):
+    """The request was planned; follow its tokens at the owner."""
+
+    epoch: int
+    owner: str
+    owner_address: str
+    sp_degree: int
+    placements: tuple[Placement, ...]
+    attention: Setting
+    scheme: Scheme
+    predicted_bytes: dict[str, int]
+    """Of the exchange between prefill shards, by purpose, from the formulas."""
+
+
+class FirstToken(Struct, frozen=True, tag=True):
+    """Prefill is over."""
+
+    token: Token
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    prefill_s: float = 0.0
+    exchanged: tuple[Exchanged, ...] = ()
+    """By rank."""
+
+
+class Finished(Struct, frozen=True, tag=True):
+    """The owner is done; no token follows."""
+
+    tokens: int
+    q_bytes: int
+    state_bytes: int
+    deposit_bytes: int
+    """KV moved from prefill shards to decode shards."""
+
+
+# --- prefill ---
 
 
 class Join(Stream[Done], frozen=True):
@@ -326,24 +366,6 @@ class Prefill(Stream["Prefilled | Deposited"], frozen=True):
     targets: tuple[Target, ...]
     sampling: Sampling
     scheme: Scheme = Scheme()
-
-
-class Exchanged(Struct, frozen=True):
-    """What a rank's exchange with its group took; seconds are of wall-clock time.
-
-    sent_bytes: payload by purpose: "kv", "q", "state", "probe".
-    exchange_s: while a transfer was awaited or under way. hidden_s: of these, while computing.
-    blocks, kept_blocks: that CSA could have moved to this rank, and moved; per KV head and layer.
-    lost: by layer, the mean mass that held-out probes lost; empty but for CSA.
-    """
-
-    sent_bytes: dict[str, int]
-    compute_s: float
-    exchange_s: float
-    hidden_s: float
-    blocks: int = 0
-    kept_blocks: int = 0
-    lost: tuple[float, ...] = ()
 
 
 class Prefilled(Struct, frozen=True, tag=True):

@@ -9,13 +9,15 @@ from safetensors import SafetensorError, safe_open
 
 from sps2.common.config import home as default_home
 from sps2.common.errors import Invalid
-from sps2.common.model.config import read, read_json
+from sps2.common.model.config import ModelConfig, read, read_json
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage in words, how much of it is done, and of how much (0: not known)."""
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
+_ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+_STORED = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _HUB = re.compile(r"hf:(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
 
@@ -125,6 +127,22 @@ def fingerprint(folder: Path) -> str:
             file.seek(max(0, size - (64 << 10)))
             digest.update(file.read())
     return digest.hexdigest()[:16]
+
+
+def item_bytes(dtype: str, folder: Path, config: ModelConfig) -> int:
+    """Bytes of one activation.
+
+    Args:
+        dtype: as configured; "auto" is what the model in `folder` is stored in.
+    """
+    stored = config.dtype or _stored_dtype(folder) if dtype == "auto" else dtype
+    return _ITEM_BYTES[stored]
+
+
+def _stored_dtype(folder: Path) -> str:
+    with safe_open(weight_files(folder)[0], framework="np") as weights:
+        stored = weights.get_slice(next(iter(weights.keys()))).get_dtype()
+    return _STORED.get(stored, "float32")
 
 
 def _name_of_file(path: Path) -> str:

@@ -17,11 +17,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from sps2.cli.local import running_cluster
-from sps2.common.api import Usage
 from sps2.common.client import Client, Turn
 from sps2.common.errors import ServiceError
 from sps2.common.messages import ClusterStatus
 from sps2.common.pull import pull
+from sps2.common.usage import Usage
 
 MODEL = "smollm2-135m"
 DOCUMENT = Path(__file__).parent / "constitution.txt"

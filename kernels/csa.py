@@ -106,9 +106,7 @@ def score(q: Tensor, k: Tensor, scale: float, positions: Tensor | None = None) -
     if rest := -tokens % BLOCK:
         weight = torch.nn.functional.pad(weight, (0, rest))
     summed = weight.unflatten(-1, (-1, BLOCK)).sum(-1)
-    return Scores(
-        summed.view(kv_heads, probes, group, -1), peak.view(kv_heads, probes, group)
-    )
+    return Scores(summed.view(kv_heads, probes, group, -1), peak.view(kv_heads, probes, group))
 
 
 def importance(mass: Tensor, segments: Sequence[int]) -> Tensor:

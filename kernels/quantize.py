@@ -35,7 +35,7 @@ def blocks_of(x: Tensor) -> Tensor:
     x = x.transpose(0, 1)
     if rest := -tokens % BLOCK:
         x = torch.cat((x, x[:, -1:].expand(heads, rest, dim)), 1)
-    return x.unflatten(1, (-1, BLOCK))
+    return x.reshape(heads, -1, BLOCK, dim)
 
 
 def pack(k: Tensor, v: Tensor, bits: Bits = 8) -> Packed:

@@ -70,7 +70,7 @@ async def read(link: socket, kind: type[Message]) -> Message:
         raise Invalid(f"a handshake of {length} bytes is over {MAX_HELLO_BYTES}")
     try:
         return msgspec.msgpack.decode(await _exactly(link, length), type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Invalid(f"malformed handshake: {error}") from error
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 from sps2.common.errors import PeerLost, ServiceError
-from sps2.common.messages import Finished, FirstToken, Follow, Placed, Sampling, Submit, Token
+from sps2.common.messages import Finished, FirstToken, Follow, Placed, Sampling, Submit, Token, Wish
 from sps2.common.rpc import Peer
 from sps2.services.gateway.shards import Shards
 from sps2.services.tasks import emitted_by, root_cause
@@ -29,7 +29,7 @@ class Job(msgspec.Struct, frozen=True):
     prompt: tuple[int, ...]
     sampling: Sampling
     stops: tuple[str, ...] = ()
-    sp_degree: int | None = None
+    wish: Wish = Wish()
     silent: bool = False
 
 
@@ -91,7 +91,7 @@ class Generation:
     async def _submit(self, group: asyncio.TaskGroup, emit: Callable[[Token], None]) -> None:
         job, record = self._job, self._record
         prompt = struct.pack(f"<{len(job.prompt)}i", *job.prompt)
-        submit = Submit(job.request, prompt, job.sampling, job.sp_degree)
+        submit = Submit(job.request, prompt, job.sampling, job.wish)
         follower: asyncio.Task[None] | None = None
         try:
             async with (

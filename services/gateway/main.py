@@ -8,12 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import zmq.asyncio
-from safetensors import safe_open
 
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, PeerLost
 from sps2.common.model.config import read
-from sps2.common.models import fingerprint, locate, weight_files
+from sps2.common.models import fingerprint, item_bytes, locate
 from sps2.common.rpc import Peer, Server
 from sps2.common.tokens import Tokenizer
 from sps2.services.gateway import http
@@ -29,9 +28,6 @@ from sps2.services.gateway.service import GatewayService
 from sps2.services.gateway.shards import Shards
 from sps2.services.gateway.sse import KEEP_ALIVE_S
 from sps2.services.run import About, beating
-
-_ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-_STORED = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
 async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
@@ -112,7 +108,6 @@ class Parts:
 def served_by(cluster: Cluster, folder: Path, tokenizer: Tokenizer) -> Served:
     """What the model in `folder` serves under this configuration."""
     config = read(folder)
-    dtype = config.dtype or _stored_dtype(folder) if cluster.dtype == "auto" else cluster.dtype
     context = min(config.max_context, cluster.max_context or config.max_context)
     if cluster.max_context > config.max_context:
         raise Invalid(f"max_context {cluster.max_context} is over the model's {config.max_context}")
@@ -121,17 +116,11 @@ def served_by(cluster: Cluster, folder: Path, tokenizer: Tokenizer) -> Served:
         max_context=context,
         vocab_size=config.vocab_size,
         eos_ids=tokenizer.eos_ids,
-        kv_token_bytes=config.kv_bytes(_ITEM_BYTES[dtype]),
+        kv_token_bytes=config.kv_bytes(item_bytes(cluster.dtype, folder, config)),
         max_choices=cluster.gateway.max_choices,
         fingerprint=f"fp_{fingerprint(folder)}",
         created=int(time.time()),
     )
-
-
-def _stored_dtype(folder: Path) -> str:
-    with safe_open(weight_files(folder)[0], framework="np") as weights:
-        stored = weights.get_slice(next(iter(weights.keys()))).get_dtype()
-    return _STORED.get(stored, "float32")
 
 
 def model_id(ref: str) -> str:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from sps2.common.api import Usage
 from sps2.common.errors import Cancelled, Invalid, PeerLost, Refused
+from sps2.common.usage import Usage
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 

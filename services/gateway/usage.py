@@ -1,8 +1,9 @@
 """Adds up what the choices of one answer really took."""
 
+from collections import Counter
 from collections.abc import Sequence
 
-from sps2.common.api import Part, Sps2Usage, Usage
+from sps2.common.usage import Part, Sps2Usage, Usage
 from sps2.services.gateway.generate import Job, Record
 
 
@@ -31,23 +32,39 @@ def _sps2(pairs: Sequence[tuple[Job, Record]], kv: int) -> Sps2Usage | None:
     placed = records[0].placed
     if placed is None:
         return None
-    exchange = sum(record.first.exchange_bytes for record in records if record.first)
-    deposit = sum(record.first.deposit_bytes for record in records if record.first)
+    ranks = [each for record in records if record.first for each in record.first.exchanged]
+    purposes: Counter[str] = Counter()
+    for each in ranks:
+        purposes.update(each.sent_bytes)
+    blocks = sum(each.blocks for each in ranks)
+    lost = [mass for each in ranks for mass in each.lost]
+    exchange_s = sum(each.exchange_s for each in ranks)
     finished = [record.finished for record in records if record.finished]
     is_known = len(finished) == len(records)
     q_bytes = sum(each.q_bytes for each in finished) if is_known else None
     state_bytes = sum(each.state_bytes for each in finished) if is_known else None
-    decode = None if q_bytes is None or state_bytes is None else q_bytes + state_bytes
+    deposit = sum(each.deposit_bytes for each in finished) if is_known else None
     return Sps2Usage(
         sp_degree=max(record.placed.sp_degree for record in records if record.placed),
-        attention="exact",
-        prefill_bytes=exchange + deposit,
-        decode_bytes=decode,
+        attention=placed.attention,
+        method=placed.scheme.method,
+        prefill_bytes=None if deposit is None else purposes.total() + deposit,
+        decode_bytes=None if q_bytes is None or state_bytes is None else q_bytes + state_bytes,
         kv_bytes_exact=sum(len(job.prompt) for job, _ in pairs) * kv,
-        kept_fraction=1.0,
+        kept_fraction=sum(each.kept_blocks for each in ranks) / blocks if blocks else 1.0,
+        lost_mass=sum(lost) / len(lost) if lost else 0.0,
         ttft_ms=round(1000 * min(record.ttft_s for record in records), 3),
         cached_tokens=0,
-        exchange_bytes=exchange,
+        exchange_bytes=purposes.total(),
+        exchange_bytes_by_purpose=dict(purposes),
+        predicted_exchange_bytes=sum(
+            sum(record.placed.predicted_bytes.values()) for record in records if record.placed
+        ),
+        prefill_s=max((record.first.prefill_s for record in records if record.first), default=0.0),
+        compute_s=sum(each.compute_s for each in ranks),
+        attention_s=sum(each.attention_s for each in ranks),
+        exchange_s=exchange_s,
+        hidden_fraction=sum(each.hidden_s for each in ranks) / exchange_s if exchange_s else 0.0,
         deposit_bytes=deposit,
         q_bytes=q_bytes,
         state_bytes=state_bytes,

@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from sps2.common.api import ChatRequest, CompletionRequest, Message, Parameters
+from sps2.common.api import ChatRequest, CompletionRequest, Extension, Message, Parameters
 from sps2.common.errors import Invalid
-from sps2.common.messages import Sampling
+from sps2.common.messages import Sampling, Wish
 from sps2.common.tokens import Tokenizer
 from sps2.services.gateway.generate import Job
 from sps2.services.gateway.limits import Served
@@ -206,12 +206,18 @@ def _jobs(
                 seed=(seed + choice) & (2**63 - 1),
             ),
             stops=stops,
-            sp_degree=request.sps2.sp_degree if request.sps2 else None,
+            wish=_wish(request.sps2),
             silent=limits[index] == 0,
         )
         for index, prompt in enumerate(prompts)
         for choice in range(choices)
     )
+
+
+def _wish(asked: Extension | None) -> Wish:
+    if asked is None:
+        return Wish()
+    return Wish(asked.sp_degree, asked.attention, asked.method, asked.wire, asked.pipelined)
 
 
 def _room(prompt: int, max_tokens: int | None, default: int, served: Served) -> int:

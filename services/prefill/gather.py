@@ -1,5 +1,6 @@
 """All-gather of keys and values: each rank pushes its own to every rank that can see them."""
 
+import asyncio
 from collections.abc import Sequence
 from functools import partial
 
@@ -41,8 +42,11 @@ class Gather:
             took = [self._take(layer, of, rows, seen) for of, rows in sources]
             await gather_all(group.compute(own, layer), *took)
         else:
-            receives = [group.recv(of, "kv", layer, 0) for of, _ in sources]
-            _, *came = await gather_all(gather_all(*pushes), *receives)
+            async with asyncio.TaskGroup() as both:
+                for push in pushes:
+                    both.create_task(push)
+                receives = [group.recv(of, "kv", layer, 0) for of, _ in sources]
+                came = await gather_all(*receives)
             await group.compute(own, layer)
             for (_, rows), carried in zip(sources, came, strict=True):
                 await self._attend(layer, rows, carried, seen)

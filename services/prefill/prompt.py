@@ -70,8 +70,9 @@ def _exchanged(group: Group, attend: Attend) -> Exchanged:
     blocks, kept, lost = attend.selected() if isinstance(attend, Csa) else (0, 0, ())
     timeline = group.timeline
     return Exchanged(
-        {**group.sent},
+        {str(purpose): nbytes for purpose, nbytes in group.sent.items()},
         timeline.compute_s(),
+        timeline.attention_s(),
         timeline.exchange_s(),
         timeline.hidden_s(),
         blocks,

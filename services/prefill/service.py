@@ -56,15 +56,11 @@ class PrefillService:
     def close(self) -> None:
         self._compute.shutdown(cancel_futures=True)
 
-    async def _prefill(
-        self, request: Prefill, prefilled: Callable[[Prefilled], None]
-    ) -> Deposited:
+    async def _prefill(self, request: Prefill, prefilled: Callable[[Prefilled], None]) -> Deposited:
         inbox = self._inboxes.get((request.request, request.epoch))
         if inbox is None:
             raise Invalid(f"request {request.request} was not joined in epoch {request.epoch}")
-        return await run_prompt(
-            self._model, self._plane, inbox, request, self._run, prefilled
-        )
+        return await run_prompt(self._model, self._plane, inbox, request, self._run, prefilled)
 
     async def _open(self, key: tuple[str, int]) -> None:
         if key in self._inboxes:

@@ -50,7 +50,7 @@ class Star:
 
     def _question(self) -> list[Rows]:
         """The last rows of the last rank, numbered from 0."""
-        span, rows = self._group.rows[-1][-1]
+        span = self._group.rows[-1][-1].span
         tokens = min(QUERY_ROWS, span.tokens)
         return [Rows(span._replace(start=span.stop - tokens), slice(0, tokens))]
 

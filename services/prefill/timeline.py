@@ -35,6 +35,13 @@ class Timeline:
     def compute_s(self) -> float:
         return _length(self._stretches("compute"))
 
+    def attention_s(self) -> float:
+        return sum(
+            entry.stop_s - entry.start_s
+            for entry in self.entries
+            if entry.phase == "compute" and entry.layer >= 0
+        )
+
     def exchange_s(self) -> float:
         """How long at least one transfer was awaited or under way."""
         return _length(self._stretches("in", "out"))

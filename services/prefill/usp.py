@@ -17,10 +17,10 @@ from sps2.services.tasks import gather_all
 class Part(NamedTuple):
     """Heads that go through a layer together: a micro-batch.
 
-    heads: query heads. kv_heads: those of keys and values that they use. index: in its column.
+    heads: query heads. kv_heads: those of keys and values that they use. number: in its column.
     """
 
-    index: int
+    number: int
     heads: Span
     kv_heads: Span
 
@@ -114,15 +114,15 @@ class Usp:
         carried = await group.compute(cut, layer)
         queries = _of(q, part.heads).contiguous()
         await gather_all(
-            group.send(to, "kv", layer, part.index, carried),
-            group.send(to, "q", layer, part.index, (queries,)),
+            group.send(to, "kv", layer, part.number, carried),
+            group.send(to, "q", layer, part.number, (queries,)),
         )
 
     async def _attend(
         self, layer: int, part: Part, q: Tensor, k: Tensor, v: Tensor, out: Tensor
     ) -> None:
         group, config = self._group, self._group.config
-        rows, pieces = self._layouts[self._row]
+        rows, _ = self._layouts[self._row]
         q, k, v = await self._gather(layer, part, q, k, v)
         window = config.window(layer)
         seen = [
@@ -130,15 +130,15 @@ class Usp:
             for heads, kv in _by_kv_head(part, config.heads // config.kv_heads)
         ]
 
-        def attend(carried: tuple[Tensor, ...] | None, source: int) -> None:
+        def attend(carried: tuple[Tensor, ...], source: int) -> None:
             there, whose = self._layouts[source]
             keys, values = k, v
-            if carried is not None:
+            if carried:
                 keys, values = from_wire(carried, whose[-1].ours.stop, q.dtype)
             for each, kv in seen:
                 each.attend(keys[:, kv], values[:, kv], there)
 
-        carried: tuple[Tensor, ...] | None = None
+        carried: tuple[Tensor, ...] = ()
         for step in range(self._count):
             work = partial(attend, carried, (self._row - step) % self._count)
             if step == self._count - 1:
@@ -147,13 +147,13 @@ class Usp:
             leaving = carried or await group.compute(
                 partial(to_wire, k, v, group.scheme.wire), layer
             )
-            at = step * len(self._parts[self._column]) + part.index
-            passing = self._pass(layer, at, leaving)
-            if group.scheme.pipelined:
-                carried, _ = await gather_all(passing, group.compute(work, layer))
-            else:
-                carried = await passing
+            at = step * len(self._parts[self._column]) + part.number
+            async with asyncio.TaskGroup() as both:
+                passing = both.create_task(self._pass(layer, at, leaving))
+                if not group.scheme.pipelined:
+                    await passing
                 await group.compute(work, layer)
+            carried = passing.result()
 
         def finish() -> Tensor:
             return torch.cat([each.state().out for each, _ in seen], 1)
@@ -184,20 +184,16 @@ class Usp:
         q, k, v = await self._group.compute(assemble, layer)
         return q, k, v
 
-    async def _receive(
-        self, layer: int, part: Part, column: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    async def _receive(self, layer: int, part: Part, column: int) -> tuple[Tensor, Tensor, Tensor]:
         rank = self._rank(self._row, column)
         carried, (q,) = await gather_all(
-            self._group.recv(rank, "kv", layer, part.index),
-            self._group.recv(rank, "q", layer, part.index),
+            self._group.recv(rank, "kv", layer, part.number),
+            self._group.recv(rank, "q", layer, part.number),
         )
         k, v = await self._group.compute(partial(from_wire, carried, len(q), q.dtype), layer)
         return q, k, v
 
-    async def _pass(
-        self, layer: int, at: int, carried: tuple[Tensor, ...]
-    ) -> tuple[Tensor, ...]:
+    async def _pass(self, layer: int, at: int, carried: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Send to the row below what this one has; what the row above had."""
         below = self._rank(self._row + 1, self._column)
         above = self._rank(self._row - 1, self._column)
@@ -206,9 +202,7 @@ class Usp:
             arriving = both.create_task(self._group.recv(above, "kv", layer, at))
         return arriving.result()
 
-    async def _give(
-        self, layer: int, part: Part, column: int, done: Tensor, out: Tensor
-    ) -> None:
+    async def _give(self, layer: int, part: Part, column: int, done: Tensor, out: Tensor) -> None:
         """Bring home the outputs of one column's tokens."""
         _, pieces = self._layouts[self._row]
         theirs = torch.cat([done[piece.ours] for piece in pieces if piece.column == column])
@@ -216,11 +210,11 @@ class Usp:
             _of(out, part.heads).copy_(theirs)
         else:
             rank = self._rank(self._row, column)
-            await self._group.send(rank, "state", layer, part.index, (theirs,))
+            await self._group.send(rank, "state", layer, part.number, (theirs,))
 
     async def _take(self, layer: int, part: Part, column: int, out: Tensor) -> None:
         rank = self._rank(self._row, column)
-        (theirs,) = await self._group.recv(rank, "state", layer, part.index)
+        (theirs,) = await self._group.recv(rank, "state", layer, part.number)
         _of(out, part.heads).copy_(theirs)
 
 

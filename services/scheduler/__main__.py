@@ -3,9 +3,13 @@
 import asyncio
 
 from sps2.common.config import Cluster
+from sps2.common.model.config import read
+from sps2.common.models import fingerprint, item_bytes, locate
 from sps2.common.rpc import Peer, Server
 from sps2.common.telemetry import Hub
 from sps2.services.run import About, beating, run
+from sps2.services.scheduler.schemes import Schemes
+from sps2.services.scheduler.selections import load
 from sps2.services.scheduler.service import SchedulerService
 
 
@@ -14,7 +18,7 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
     await hub.start()
     directory = Peer(cluster.kvdir_address, cluster.bus, name="kvdir")
     async with beating(about, cluster) as telemetry:
-        service = SchedulerService(cluster, directory, telemetry)
+        service = SchedulerService(cluster, _schemes(cluster), directory, telemetry)
         about.missing, about.counters = service.waiting_for, service.counters
         server = Server([service, about], cluster.bus)
         await server.start(cluster.scheduler_address)
@@ -27,6 +31,18 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
         await service.close()
     await directory.close()
     await hub.close()
+
+
+def _schemes(cluster: Cluster) -> Schemes:
+    folder = locate(cluster.model)
+    config = read(folder)
+    return Schemes(
+        config,
+        item_bytes(cluster.dtype, folder, config),
+        cluster.sharing,
+        cluster.attention,
+        load(folder, fingerprint(folder)),
+    )
 
 
 if __name__ == "__main__":

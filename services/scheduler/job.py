@@ -9,6 +9,7 @@ from sps2.common.errors import Internal, PeerLost, Refused
 from sps2.common.messages import (
     Commit,
     Decode,
+    Deposited,
     Filled,
     Finished,
     FirstToken,
@@ -95,62 +96,89 @@ class Job:
                     for each in zip(self._plan.group, joined, strict=True)
                 ]
                 await gather_all(*(event.wait() for event in (*held, *joined)))
-                first = await self._prefill_all(emit)
+                loop = asyncio.get_running_loop()
+                replied = [loop.create_future() for _ in self._plan.group]
+                prefills = [
+                    group.create_task(self._prefill(rank, future))
+                    for rank, future in enumerate(replied)
+                ]
+                first = await self._first(replied, emit)
+                deposited = sum(await gather_all(*prefills))
                 for joiner in joiners:
                     joiner.cancel()
-                await self._decode(first, filled, emit)
+                await self._decode(first, filled, deposited, emit)
                 for keeper in reversed(keepers):
                     keeper.cancel()
         except BaseExceptionGroup as failures:
             raise root_cause(failures) from failures
 
-    async def _prefill_all(self, emit: Emit) -> Token:
+    async def _first(self, replied: list[asyncio.Future[Prefilled]], emit: Emit) -> Token:
         submit, plan = self._submit, self._plan
         owner = self._shards[plan.owner]
-        emit(Placed(self._epoch, owner.id, owner.address, len(plan.group), plan.placements))
-
-        replies = await gather_all(*(self._prefill(rank) for rank in range(len(plan.group))))
+        emit(
+            Placed(
+                self._epoch,
+                owner.id,
+                owner.address,
+                len(plan.group),
+                plan.placements,
+                plan.dealt.attention,
+                plan.dealt.scheme,
+                plan.dealt.predicted_bytes,
+            )
+        )
+        replies = await gather_all(*replied)
         first = next(reply.token for reply in replies if reply.token is not None)
         self._listener.prefilled()
         emit(
             FirstToken(
                 first,
                 _prompt_logprobs(submit, replies),
-                max(reply.compute_s for reply in replies),
-                sum(reply.exchange_bytes for reply in replies),
-                sum(reply.deposit_bytes for reply in replies),
+                max(reply.prefill_s for reply in replies),
+                tuple(reply.exchanged for reply in replies),
             )
         )
         return first
 
-    async def _prefill(self, rank: int) -> Prefilled:
+    async def _prefill(self, rank: int, replied: asyncio.Future[Prefilled]) -> int:
+        """Run one rank's part; how many bytes of KV it sent to decode shards."""
         submit, plan = self._submit, self._plan
         members = tuple(
             PrefillRank(self._shards[shard].peer, spans)
-            for shard, spans in zip(plan.group, plan.spans, strict=True)
+            for shard, spans in zip(plan.group, plan.dealt.spans, strict=True)
         )
         targets = tuple(
             Target(self._shards[place.shard].peer, place.span)
             for place in plan.placements
             if place.span.tokens
         )
-        with self._reporting(plan.group[rank]):
-            return await self._peers[plan.group[rank]].call(
-                Prefill(
-                    submit.request,
-                    self._epoch,
-                    submit.prompt,
-                    members,
-                    rank,
-                    targets,
-                    submit.sampling,
-                )
-            )
+        prefill = Prefill(
+            submit.request,
+            self._epoch,
+            submit.prompt,
+            members,
+            rank,
+            targets,
+            submit.sampling,
+            plan.dealt.scheme,
+        )
+        shard = plan.group[rank]
+        with self._reporting(shard):
+            async with self._peers[shard].stream(prefill) as items:
+                async for item in items:
+                    match item:
+                        case Prefilled():
+                            replied.set_result(item)
+                        case Deposited(nbytes):
+                            return nbytes
+        raise Internal(f"{shard} ended its part of request {submit.request} early")
 
-    async def _decode(self, first: Token, filled: list[asyncio.Event], emit: Emit) -> None:
+    async def _decode(
+        self, first: Token, filled: list[asyncio.Event], deposited: int, emit: Emit
+    ) -> None:
         submit, plan = self._submit, self._plan
         if first.finish is not None:
-            emit(Finished(1, 0, 0))
+            emit(Finished(1, 0, 0, deposited))
             return
         await gather_all(*(event.wait() for event in filled))
         await self._directory.call(Commit(submit.request, self._epoch))
@@ -159,7 +187,7 @@ class Job:
             decoded = await self._peers[plan.owner].call(
                 Decode(submit.request, self._epoch, submit.prompt, first, holders, submit.sampling)
             )
-        emit(Finished(decoded.tokens, decoded.q_bytes, decoded.state_bytes))
+        emit(Finished(decoded.tokens, decoded.q_bytes, decoded.state_bytes, deposited))
 
     async def _keep_lease(self, leased: asyncio.Event) -> None:
         """Hold the lease; a directory that was lost is asked to restore it when it is back."""

@@ -5,9 +5,12 @@ from typing import Protocol
 
 from sps2.common.config import Scheduler
 from sps2.common.errors import Invalid
-from sps2.common.messages import Placement
-from sps2.common.spans import Span, paged_split, pages_for, zigzag
+from sps2.common.messages import Placement, Wish
+from sps2.common.spans import paged_split, pages_for
 from sps2.services.scheduler.fleet import Fleet, Member
+from sps2.services.scheduler.schemes import Dealt, Schemes
+
+NOTHING = Wish()
 
 
 @dataclass(frozen=True)
@@ -17,15 +20,15 @@ class Work:
     request: str
     prompt_tokens: int
     max_tokens: int
-    sp_degree: int | None = None
+    wish: Wish = NOTHING
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Where a request runs: prefill shards with their spans, and KV places, the owner's last."""
+    """Where a request runs: prefill shards, what each does, and KV places, the owner's last."""
 
     group: tuple[str, ...]
-    spans: tuple[tuple[Span, ...], ...]
+    dealt: Dealt
     placements: tuple[Placement, ...]
 
     @property
@@ -48,26 +51,28 @@ class Policy(Protocol):
 class Fcfs:
     """First come, first served: SP degree by prompt length, KV where the most pages are free."""
 
-    def __init__(self, settings: Scheduler) -> None:
+    def __init__(self, settings: Scheduler, schemes: Schemes) -> None:
         self._settings = settings
+        self._schemes = schemes
 
     def plan(self, work: Work, fleet: Fleet) -> Plan | None:
         group = self._group(work, fleet)
         placements = self._place(work, fleet)
         if group is None or placements is None:
             return None
-        dealt = [spans for spans in zigzag(work.prompt_tokens, len(group)) if _tokens(spans)]
-        return Plan(tuple(group[: len(dealt)]), tuple(dealt), placements)
+        dealt = self._schemes.choose(work.prompt_tokens, len(group), work.wish)
+        return Plan(tuple(group[: len(dealt.spans)]), dealt, placements)
 
     def _group(self, work: Work, fleet: Fleet) -> list[str] | None:
         shards = fleet.expected["prefill"]
-        if work.sp_degree is not None and work.sp_degree > shards:
+        forced = work.wish.sp_degree
+        if forced is not None and forced > shards:
             raise Invalid(
-                f"sp_degree {work.sp_degree} is more than the cluster's {shards} prefill shards",
+                f"sp_degree {forced} is more than the cluster's {shards} prefill shards",
                 "sps2",
             )
         present = len(fleet.of("prefill"))
-        wanted = work.sp_degree or min(
+        wanted = forced or min(
             present, pages_for(work.prompt_tokens, self._settings.prefill_span_tokens)
         )
         idle = fleet.idle_prefill()
@@ -112,10 +117,6 @@ def _check_ever_fits(work: Work, fleet: Fleet) -> None:
             f"fit the cluster's KV pool of {tokens} tokens; ask for fewer tokens or enlarge "
             "kv.pool_tokens"
         )
-
-
-def _tokens(spans: tuple[Span, ...]) -> int:
-    return sum(span.tokens for span in spans)
 
 
 POLICIES: dict[str, type[Fcfs]] = {"fcfs": Fcfs}

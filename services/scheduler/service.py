@@ -39,6 +39,7 @@ from sps2.services.scheduler.core import (
 from sps2.services.scheduler.fleet import Fleet
 from sps2.services.scheduler.job import Job
 from sps2.services.scheduler.policy import POLICIES, Plan, Work
+from sps2.services.scheduler.schemes import Schemes
 from sps2.services.tasks import emitted_by, forever
 
 log = logging.getLogger(__name__)
@@ -54,16 +55,19 @@ class SchedulerService:
     """Handlers of the scheduler.
 
     Args:
+        schemes: how prefill groups may work together.
         directory: the KV directory on the bus.
         telemetry: told of every stage of every request.
     """
 
-    def __init__(self, config: Cluster, directory: Peer, telemetry: Publisher) -> None:
+    def __init__(
+        self, config: Cluster, schemes: Schemes, directory: Peer, telemetry: Publisher
+    ) -> None:
         self._config = config
         self._directory = directory
         self._telemetry = telemetry
         self._core = Core(
-            POLICIES[config.scheduler.policy](config.scheduler),
+            POLICIES[config.scheduler.policy](config.scheduler, schemes),
             Fleet(config.prefill, config.decode),
             config.scheduler.max_queue,
         )
@@ -134,7 +138,7 @@ class SchedulerService:
             submit.request,
             len(submit.prompt) // 4,
             submit.sampling.max_tokens,
-            submit.sp_degree,
+            submit.wish,
         )
         replans = 0
         answering = False

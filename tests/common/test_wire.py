@@ -27,7 +27,7 @@ def test_every_message_names_an_answer() -> None:
     for message in MESSAGES:
         kinds = get_args(wire.answer_type(message)) or (wire.answer_type(message),)
         assert all(issubclass(kind, messages.Struct) for kind in kinds), message
-    assert wire.answer_type(messages.Prefill) is messages.Prefilled
+    assert wire.answer_type(messages.Commit) is messages.Done
     assert get_args(wire.answer_type(messages.Hold)) == (messages.Held, messages.Filled)
 
 
@@ -48,9 +48,9 @@ def test_body_round_trip_keeps_bytes_keys_unions_and_tuples() -> None:
     sampling = messages.Sampling(4, 1, logit_bias={7: -1.5}, stop_token_ids=(1, 2))
     submit = messages.Submit("é\0", b"\x00\xff" * 100, sampling)
     assert wire.unpack(wire.pack(submit), messages.Submit) == submit
-    placed = messages.Placed(
-        1, "decode-0", "tcp://h:1", 2, (messages.Placement("d", Span(0, 9), 1),)
-    )
+    places = (messages.Placement("d", Span(0, 9), 1),)
+    scheme = messages.Scheme("csa", selection=messages.Selection((0.1,), (0.2,)))
+    placed = messages.Placed(1, "decode-0", "tcp://h:1", 2, places, "fast", scheme, {"kv": 7})
     kind: Any = wire.answer_type(messages.Submit)
     back = wire.unpack(wire.pack(placed), kind)
     assert back == placed

@@ -65,7 +65,13 @@ def test_greedy_tokens_equal_transformers(cluster: Running, length: int) -> None
 
 def test_kv_is_spread_and_bytes_are_those_of_the_formulas(cluster: Running) -> None:
     with Client(cluster.bus) as client:
-        answer = client.complete(prompt_of(300), max_tokens=11, temperature=0, ignore_eos=True)
+        answer = client.complete(
+            prompt_of(300),
+            max_tokens=11,
+            temperature=0,
+            ignore_eos=True,
+            sps2={"method": "ring"},
+        )
     usage = answer.usage.sps2
     assert usage is not None
     layers, heads, kv_heads, head_dim, itemsize = 3, 9, 3, 8, 4
@@ -73,7 +79,7 @@ def test_kv_is_spread_and_bytes_are_those_of_the_formulas(cluster: Running) -> N
     assert {place.shard for place in usage.placements} == {"decode-0", "decode-1"}
     assert sum(place.span.tokens for place in usage.placements) == 300
     assert usage.deposit_bytes == 300 * layers * 2 * kv_heads * head_dim * itemsize
-    assert usage.exchange_bytes == usage.deposit_bytes
+    assert usage.exchange_bytes == usage.deposit_bytes == usage.predicted_exchange_bytes
     steps = 10
     assert usage.q_bytes == steps * layers * heads * head_dim * itemsize
     assert usage.state_bytes == steps * layers * heads * (head_dim * itemsize + 4)

@@ -38,6 +38,7 @@ from sps2.services.prefill.prompt import run_prompt
 from sps2.services.tasks import gather_all
 
 PAGE_TOKENS = 4
+RING = Scheme()
 
 
 def tiny_config(window: int | None = None) -> ModelConfig:
@@ -119,7 +120,7 @@ class World:
         prompt: list[int],
         sampling: Sampling,
         sp_degree: int | None = None,
-        scheme: Scheme = Scheme(),
+        scheme: Scheme = RING,
     ) -> tuple[list[Filled], list[Token]]:
         """Prefill and decode one request; its pages are given back in the end."""
         key = (request, 0)
@@ -164,7 +165,7 @@ class World:
         sampling: Sampling,
         holdings: list[tuple[DecodeShard, Holding]],
         sp_degree: int | None = None,
-        scheme: Scheme = Scheme(),
+        scheme: Scheme = RING,
         spans: list[tuple[Span, ...]] | None = None,
     ) -> list[Filled]:
         group = self.prefill[: sp_degree or len(self.prefill)]

@@ -19,6 +19,7 @@ from sps2.common.config import Bus, Cluster, Directory, Gateway, Kv, Scheduler
 from sps2.common.errors import ServiceError
 from sps2.common.messages import (
     Describe,
+    Exchanged,
     Finished,
     FirstToken,
     FleetStatus,
@@ -29,6 +30,7 @@ from sps2.common.messages import (
     Placed,
     Placement,
     RequestStatus,
+    Scheme,
     ShardStatus,
     ShowFleet,
     Submit,
@@ -152,18 +154,31 @@ class TestScheduler:
                 Placement("decode-0", Span(0, prompt // 2), 1),
                 Placement("decode-1", Span(prompt // 2, prompt), 1),
             )
-            yield Placed(1, "decode-1", self.owner_address, request.sp_degree or 2, places)
+            yield Placed(
+                1,
+                "decode-1",
+                self.owner_address,
+                request.wish.sp_degree or 2,
+                places,
+                "exact",
+                Scheme("gather"),
+                {"kv": 90},
+            )
             await play.stage("prefill")
             tokens = play.tokens(request)
             prompt_logprobs = None
             if request.sampling.prompt_logprobs is not None:
                 prompt_logprobs = (None, *[TokenLogprobs(-0.5, ((65, -0.5),))] * (prompt - 1))
-            yield FirstToken(tokens[0], prompt_logprobs, 0.01, 100, 1000)
+            ranks = (
+                Exchanged({"kv": 60}, 2.0, 1.0, 1.0, 0.5),
+                Exchanged({"kv": 40}, 1.0, 0.5, 1.0, 0.5),
+            )
+            yield FirstToken(tokens[0], prompt_logprobs, 0.01, ranks)
             if tokens[0].finish is None:
                 await done.wait()
             await play.stage("finish")
             play.finished.append(request.request)
-            yield Finished(len(tokens), 30, 12)
+            yield Finished(len(tokens), 30, 12, 1000)
         finally:
             if request.request not in play.finished:
                 play.cancelled.append(request.request)

@@ -9,7 +9,16 @@ import pytest
 
 from sps2.common.config import Bus
 from sps2.common.errors import Cancelled, PeerLost
-from sps2.common.messages import Finished, FirstToken, Follow, Placed, Sampling, Submit, Token
+from sps2.common.messages import (
+    Finished,
+    FirstToken,
+    Follow,
+    Placed,
+    Sampling,
+    Scheme,
+    Submit,
+    Token,
+)
 from sps2.common.rpc import Peer, Server
 from sps2.services.gateway.generate import Generation, Job, Record
 from sps2.services.gateway.shards import Shards
@@ -20,7 +29,7 @@ LAST = Token(3, 13, None, "length")
 
 
 def placed(address, epoch=1):
-    return Placed(epoch, "decode-0", address, 1, ())
+    return Placed(epoch, "decode-0", address, 1, (), "exact", Scheme(), {})
 
 
 def first(finish=None):
@@ -38,7 +47,7 @@ class Cast:
     async def script(self, request):
         yield placed(self.owner)
         yield first()
-        yield Finished(4, 5, 6)
+        yield Finished(4, 5, 6, 7)
 
     async def tokens(self, request):
         for index in (1, 2):
@@ -82,7 +91,7 @@ async def all_of(generation):
 async def test_yields_every_token_in_order():
     async with stage(Cast()) as (generation, record, _):
         assert await all_of(generation) == [10, 11, 12, 13]
-    assert record.finished == Finished(4, 5, 6)
+    assert record.finished == Finished(4, 5, 6, 7)
     assert record.tokens == 4
 
 
@@ -92,7 +101,7 @@ async def test_a_first_token_that_is_the_last_needs_no_owner():
     async def script(request):
         yield placed(cast.owner)
         yield first("stop")
-        yield Finished(1, 0, 0)
+        yield Finished(1, 0, 0, 0)
 
     async def tokens(request):
         await asyncio.Event().wait()
@@ -101,7 +110,7 @@ async def test_a_first_token_that_is_the_last_needs_no_owner():
     cast.script, cast.tokens = script, tokens
     async with stage(cast) as (generation, record, _):
         assert await all_of(generation) == [10]
-        assert record.finished == Finished(1, 0, 0)
+        assert record.finished == Finished(1, 0, 0, 0)
 
 
 async def test_tokens_that_come_early_twice_or_in_disorder():
@@ -111,7 +120,7 @@ async def test_tokens_that_come_early_twice_or_in_disorder():
         yield placed(cast.owner)
         await followed.wait()
         yield first()
-        yield Finished(4, 5, 6)
+        yield Finished(4, 5, 6, 7)
 
     async def tokens(request):
         for index in (2, 1, 1, 2):
@@ -133,7 +142,7 @@ async def test_follows_a_new_plan_from_where_it_is():
         await broken.wait()
         yield placed(cast.owner, epoch=2)
         yield first()
-        yield Finished(4, 5, 6)
+        yield Finished(4, 5, 6, 7)
 
     async def tokens(request):
         yield Token(1, 11)

@@ -265,7 +265,7 @@ async def test_a_stop_string_ends_the_request(http, door):
     assert (choice["text"], choice["finish_reason"]) == ("Hell", "stop")
     assert choice["logprobs"]["tokens"] == ["H", "e", "l", "l"]
     assert answer["usage"]["sps2"]["decode_bytes"] is None
-    assert answer["usage"]["sps2"]["prefill_bytes"] == 1100
+    assert answer["usage"]["sps2"]["exchange_bytes"] == 100
     await until(lambda: door.play.cancelled)
 
 

@@ -3,9 +3,10 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sps2.common.config import Scheduler
+from sps2.common.config import Scheduler, Sharing
 from sps2.common.errors import Invalid, Refused
-from sps2.common.messages import Peer, Role, Room, Shard
+from sps2.common.messages import Peer, Role, Room, Shard, Wish
+from sps2.common.model.config import ModelConfig, Rope
 from sps2.services.scheduler.core import (
     Action,
     Core,
@@ -22,8 +23,23 @@ from sps2.services.scheduler.core import (
 )
 from sps2.services.scheduler.fleet import Fleet
 from sps2.services.scheduler.policy import Fcfs, Work
+from sps2.services.scheduler.schemes import Schemes
 
 PAGE = 16
+CONFIG = ModelConfig(
+    family="llama",
+    vocab_size=97,
+    hidden_size=64,
+    intermediate_size=96,
+    layers=3,
+    heads=6,
+    kv_heads=2,
+    head_dim=16,
+    max_context=512,
+    norm_eps=1e-5,
+    rope=Rope(),
+    windows=(None, None, None),
+)
 
 
 def shard(role: Role, index: int, pages: int = 0, life: int = 0) -> Shard:
@@ -34,7 +50,7 @@ def shard(role: Role, index: int, pages: int = 0, life: int = 0) -> Shard:
 
 def cluster(prefill: int = 2, decode: int = 2, pages: int = 64, max_queue: int = 8) -> Core:
     settings = Scheduler(prefill_span_tokens=64, decode_span_tokens=128)
-    core = Core(Fcfs(settings), Fleet(prefill, decode), max_queue)
+    core = Core(Fcfs(settings, Schemes(CONFIG, 2, Sharing())), Fleet(prefill, decode), max_queue)
     for index in range(prefill):
         core.handle(Joined(shard("prefill", index)), 0)
     for index in range(decode):
@@ -51,7 +67,7 @@ def room(decode: int, pages: int) -> Room:
 def submit(
     core: Core, request: str, prompt: int, answer: int = 16, sp: int | None = None
 ) -> list[Action]:
-    return core.handle(Submitted(Work(request, prompt, answer, sp)), 0)
+    return core.handle(Submitted(Work(request, prompt, answer, Wish(sp_degree=sp))), 0)
 
 
 def launched(actions: list[Action]) -> Launch:
@@ -83,7 +99,7 @@ def test_a_forced_sp_degree_is_taken_or_refused_by_name() -> None:
 
 def test_a_prompt_shorter_than_the_group_leaves_ranks_out() -> None:
     plan = launched(submit(cluster(), "r", 1, sp=2)).plan
-    assert len(plan.group) == len(plan.spans) == 1
+    assert len(plan.group) == len(plan.dealt.spans) == 1
 
 
 def test_prefill_shards_run_one_request_each_in_order_of_arrival() -> None:

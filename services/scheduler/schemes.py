@@ -1,0 +1,159 @@
+"""How a prefill group works together: forced by the request, or the cheapest by prediction."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from sps2.common.config import Sharing
+from sps2.common.errors import Invalid
+from sps2.common.messages import ExactMethod, Method, Scheme, Setting, Wire, Wish
+from sps2.common.model.config import ModelConfig
+from sps2.common.spans import Span, consecutive, zigzag
+from sps2.services.scheduler import traffic
+from sps2.services.scheduler.selections import Calibration, Sparse, selection
+
+SHORT = 4096
+"""Prompts up to here gain nothing from CSA: quantised keys and values are all sent."""
+
+EXACT: tuple[ExactMethod, ...] = ("gather", "ring", "ulysses", "usp", "pass_q")
+"""Equal predictions go to the first."""
+
+
+class Dealt(NamedTuple):
+    """A scheme with the spans of each rank, and what it is predicted to take.
+
+    predicted_bytes: by purpose. predicted_s: of the prefill.
+    """
+
+    attention: Setting
+    scheme: Scheme
+    spans: tuple[tuple[Span, ...], ...]
+    predicted_bytes: dict[str, int]
+    predicted_s: float
+
+
+class Schemes:
+    """Chooses schemes for one model on one cluster.
+
+    Args:
+        itemsize: bytes of an activation.
+        attention: where a request does not say.
+        calibration: of CSA, for this model.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        itemsize: int,
+        sharing: Sharing,
+        attention: Setting = "exact",
+        calibration: Calibration | None = None,
+    ) -> None:
+        self._config = config
+        self._itemsize = itemsize
+        self._sharing = sharing
+        self._attention = attention
+        self._calibration = calibration
+        hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
+        heads, kv_heads = config.heads, config.kv_heads
+        products = hidden * dim * (2 * heads + 2 * kv_heads) + 3 * hidden * inner
+        rate = sharing.gflops * 1e9
+        self._token_s = 2 * products * config.layers / rate
+        self._pair_s = 4 * heads * dim * config.layers / (rate * sharing.attention_rate)
+
+    def choose(self, tokens: int, ranks: int, wish: Wish) -> Dealt:
+        """How `ranks` shards, or fewer if the prompt is short, prefill `tokens` tokens.
+
+        Raises:
+            Invalid: the wish cannot be done.
+        """
+        attention = wish.attention or ("exact" if wish.method else self._attention)
+        if attention != "exact" and wish.method is not None:
+            raise Invalid(
+                f"attention {attention} brings its own method; leave out method {wish.method}, "
+                "or ask for attention exact",
+                "sps2",
+            )
+        ranks = max(1, min(ranks, tokens // 2))
+        if attention != "exact":
+            return self._sparse(tokens, ranks, attention, wish)
+        forced = wish.method or self._sharing.method
+        if forced != "auto":
+            return self._cheapest(forced, tokens, ranks, wish)
+        dealt = []
+        for method in EXACT:
+            try:
+                dealt.append(self._cheapest(method, tokens, ranks, wish))
+            except Invalid:
+                continue
+        return min(dealt, key=lambda each: each.predicted_s)
+
+    def _sparse(self, tokens: int, ranks: int, attention: Sparse, wish: Wish) -> Dealt:
+        scheme = self._scheme("gather", 1, wish.wire or "int8", wish)
+        if tokens > SHORT and ranks > 1:
+            chosen = selection(attention, self._config.layers, ranks, self._calibration)
+            scheme = msgspec.structs.replace(scheme, method="csa", selection=chosen)
+        return self._deal(scheme, tokens, ranks)._replace(attention=attention)
+
+    def _cheapest(self, method: Method, tokens: int, ranks: int, wish: Wish) -> Dealt:
+        """The best division into rows and columns, where the method has a choice."""
+        columns: Sequence[int] = [1]
+        if method == "ulysses":
+            columns = [ranks]
+        elif method == "usp":
+            columns = [each for each in range(2, ranks) if ranks % each == 0]
+            if not columns:
+                raise Invalid(
+                    f"usp needs an sp_degree that is a product, as 4, 6 or 8; {ranks} is not",
+                    "sps2",
+                )
+            columns = [each for each in columns if each <= self._config.heads] or columns[:1]
+        wire = wish.wire or self._sharing.wire
+        return min(
+            (self._deal(self._scheme(method, each, wire, wish), tokens, ranks) for each in columns),
+            key=lambda each: each.predicted_s,
+        )
+
+    def _scheme(self, method: Method, columns: int, wire: Wire, wish: Wish) -> Scheme:
+        pipelined = self._sharing.pipelined if wish.pipelined is None else wish.pipelined
+        return Scheme(method, columns, wire, None, pipelined)
+
+    def _deal(self, scheme: Scheme, tokens: int, ranks: int) -> Dealt:
+        traffic.check_degree(self._config, scheme, ranks)
+        spans = self._spans(scheme, tokens, ranks)
+        moved = traffic.transfers(self._config, self._itemsize, scheme, spans)
+        seconds = self._seconds(scheme, spans, traffic.busiest(moved, ranks))
+        return Dealt("exact", scheme, tuple(spans), traffic.by_purpose(moved), seconds)
+
+    def _spans(self, scheme: Scheme, tokens: int, ranks: int) -> list[tuple[Span, ...]]:
+        if scheme.method in ("gather", "csa"):
+            align = traffic.BLOCK if tokens >= 2 * ranks * traffic.BLOCK else 1
+            return consecutive(tokens, ranks, self._pair_s / self._token_s, align)
+        return zigzag(tokens, ranks // scheme.ulysses, scheme.ulysses)
+
+    def _seconds(self, scheme: Scheme, spans: traffic.Spans, nbytes: float) -> float:
+        """A prefill's time: arithmetic, and what of the transfers it cannot hide.
+
+        Ranks of a gather wait for nobody, so transfers hide behind all arithmetic; the other
+        methods exchange within each layer, where only attention hides them, and but for the first.
+        """
+        ranks, layers = len(spans), self._config.layers
+        tokens = sum(span.tokens for each in spans for span in each)
+        linear = max(sum(span.tokens for span in each) for each in spans) * self._token_s
+        share = -(-self._config.heads // scheme.ulysses) * scheme.ulysses / self._config.heads
+        attention = tokens * tokens / 2 / ranks * self._pair_s * share
+        if scheme.method in ("gather", "csa"):
+            even = tokens * self._token_s / ranks + attention
+            linear, attention = even, 0.0
+        moving = nbytes / (self._sharing.link_gbit * 1.25e8)
+        steps = ranks // scheme.ulysses + 2 * (scheme.ulysses > 1)
+        waits = layers * steps * self._sharing.link_latency_s
+        if ranks == 1:
+            return linear + attention
+        if not scheme.pipelined:
+            return linear + attention + moving + waits
+        if scheme.method in ("gather", "csa"):
+            return max(linear, moving) + moving / layers
+        first = moving / steps
+        return linear + max(attention, moving - first) + first + waits

@@ -1,0 +1,69 @@
+"""What `balanced` and `fast` mean: CSA's thresholds, shipped or calibrated for a model."""
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from sps2.common.errors import Invalid
+from sps2.common.messages import Selection
+
+Sparse = Literal["balanced", "fast"]
+
+FILE = "attention.json"
+"""In a model's folder: written by `spsctl profile --attention`, used instead of what is shipped."""
+
+DROP: dict[Sparse, float] = {"balanced": 0.002, "fast": 0.004}
+"""A block whose importance is below stays. Chosen on one document, shown on others: docs/csa.md."""
+FINE: dict[Sparse, float] = {"balanced": 0.02, "fast": 0.02}
+"""A block whose importance is above travels in 8 bits, the others in 4."""
+
+
+class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Selections found for one model.
+
+    model: fingerprint of its weights.
+    selections: by setting, then by SP degree as text.
+    """
+
+    model: str
+    selections: dict[str, dict[str, Selection]]
+
+
+def shipped(setting: Sparse, layers: int) -> Selection:
+    """For a model without a calibration."""
+    return Selection((DROP[setting],) * layers, (FINE[setting],) * layers)
+
+
+def load(folder: Path, fingerprint: str) -> Calibration | None:
+    """The calibration in a model's folder, if there is one.
+
+    Raises:
+        Invalid: it is damaged, or of another model.
+    """
+    path = folder / FILE
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        found = msgspec.json.decode(data, type=Calibration)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Invalid(f"{path} is not a calibration: {error}; remove it or make it anew") from error
+    if found.model != fingerprint:
+        raise Invalid(
+            f"{path} was made for another model ({found.model}, this is {fingerprint}); remove it, "
+            "or make one with `spsctl profile --attention`"
+        )
+    return found
+
+
+def selection(
+    setting: Sparse, layers: int, ranks: int, calibration: Calibration | None
+) -> Selection:
+    """What a setting means for so many ranks: calibrated for the nearest SP degree, or shipped."""
+    by_degree = calibration.selections.get(setting, {}) if calibration else {}
+    if not by_degree:
+        return shipped(setting, layers)
+    nearest = min(by_degree, key=lambda degree: (abs(int(degree) - ranks), -int(degree)))
+    return by_degree[nearest]
