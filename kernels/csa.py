@@ -71,7 +71,7 @@ class Scores(NamedTuple):
     def lse(self) -> Tensor:
         """Log-sum-exp of each row's scores: [probes, heads]."""
         lse = self.weight.sum(-1).log_() + self.peak
-        return lse.transpose(0, 1).flatten(1)
+        return lse.transpose(0, 1).flatten(1).contiguous()
 
     def mass(self, lse: Tensor) -> Tensor:
         """Each block's share of the attention of rows whose scores add up to `lse`.

@@ -2,7 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +22,28 @@ log = logging.getLogger(__name__)
 
 ANSWER_S = 10.0
 """A holder that is silent for longer counts as lost."""
+
+
+Answers = Callable[[], Awaitable[list[State]]]
+
+
+class Question(NamedTuple):
+    """What an owner asks of a holder in every layer of a step, about some of its batch."""
+
+    holder: str
+    requests: tuple[str, ...]
+    epochs: tuple[int, ...]
+    positions: Tensor
+    """Of the queries: [rows] int32."""
+    step: int
+
+    @classmethod
+    def about(
+        cls, holder: str, keys: Sequence[Key], positions: Sequence[int], step: int
+    ) -> "Question":
+        requests, epochs = zip(*keys, strict=True)
+        at = torch.tensor(positions, dtype=torch.int32)
+        return cls(holder, requests, epochs, at, step)
 
 
 class Exchange:
@@ -43,27 +68,37 @@ class Exchange:
         plane.serve("state", self._on_state)
         plane.on_lost(self._on_lost)
 
-    async def ask(
-        self, holder: str, keys: Sequence[Key], positions: Tensor, layer: int, step: int, q: Tensor
-    ) -> State:
-        """The state of `q` over what `holder` keeps of the requests `keys`, row by row.
+    @contextmanager
+    def asking(self, layer: int, questions: Sequence[Question]) -> Iterator[Answers]:
+        """Expect the states of all `questions` in a layer, in their order; see `ask`.
+
+        Calling what the block is given awaits them; it raises PeerLost if a holder is gone,
+        silent, or no longer holds one of the requests.
+        """
+        loop = asyncio.get_running_loop()
+        answers: list[asyncio.Future[State]] = []
+        for question in questions:
+            answers.append(loop.create_future())
+            self._asked[question.holder, layer, question.step] = answers[-1]
+        clock = loop.call_later(ANSWER_S, self._overdue, questions, layer)
+        try:
+            yield partial(_all, answers)
+        finally:
+            clock.cancel()
+            for question, answer in zip(questions, answers, strict=True):
+                del self._asked[question.holder, layer, question.step]
+                if not answer.cancel() and not answer.cancelled():
+                    answer.exception()  # seen, if the block ended for another reason
+
+    async def ask(self, question: Question, layer: int, q: Tensor) -> None:
+        """Send a holder the queries of a layer, [rows, heads, head_dim].
 
         Raises:
-            PeerLost: the holder is gone, silent, or no longer holds one of the requests.
+            PeerLost: the holder is gone.
         """
-        requests, epochs = zip(*keys, strict=True)
-        frame = frame_for("q", requests, epochs, layer, step, (q, positions))
-        answer: asyncio.Future[State] = asyncio.get_running_loop().create_future()
-        asked = (holder, layer, step)
-        self._asked[asked] = answer
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                await self._plane.send(holder, frame, (q, positions))
-                return await answer
-        except TimeoutError:
-            raise PeerLost(holder, f"{holder} did not answer in {ANSWER_S:.0f} s") from None
-        finally:
-            del self._asked[asked]
+        tensors = (q, question.positions)
+        frame = frame_for("q", question.requests, question.epochs, layer, question.step, tensors)
+        await self._plane.send(question.holder, frame, tensors)
 
     def _on_q(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
         q, positions = tensors
@@ -109,12 +144,18 @@ class Exchange:
             out, lse = tensors
             answer.set_result(State(out, lse))
 
+    def _overdue(self, questions: Sequence[Question], layer: int) -> None:
+        for question in questions:
+            answer = self._asked.get((question.holder, layer, question.step))
+            if answer is not None and not answer.done():
+                why = f"{question.holder} did not answer in {ANSWER_S:.0f} s"
+                answer.set_exception(PeerLost(question.holder, why))
+
     def _on_lost(self, peer: str) -> None:
         for (holder, _, _), answer in self._asked.items():
             if holder == peer and not answer.done():
                 answer.set_exception(PeerLost(holder))
 
 
-def positions_tensor(positions: Sequence[int]) -> Tensor:
-    """Positions as they travel with q: int32, [rows]."""
-    return torch.tensor(positions, dtype=torch.int32)
+async def _all(answers: Sequence[asyncio.Future[State]]) -> list[State]:
+    return [await answer for answer in answers]

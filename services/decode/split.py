@@ -8,8 +8,8 @@ from torch import Tensor
 
 from sps2.common.model.config import ModelConfig
 from sps2.common.model.pages import PagePool
-from sps2.kernels import State, merge, paged_attention
-from sps2.services.decode.exchange import Exchange, positions_tensor
+from sps2.kernels import State, merge, merge_many, paged_attention
+from sps2.services.decode.exchange import Exchange, Question
 from sps2.services.decode.sequence import Sequence as Running
 
 
@@ -32,31 +32,50 @@ class SplitAttention:
         self._pool = pool
         self._exchange = exchange
         self._batch = batch
-        self._step = step
         self._positions = [each.position for each in batch]
         self._slots = torch.tensor([each.slot for each in batch])
         self._runs = [each.holding.pages.runs(each.position + 1) for each in batch]
-        self._remote: dict[str, list[int]] = {}
+        remote: dict[str, list[int]] = {}
         for row, each in enumerate(batch):
             for holder in each.holders:
-                self._remote.setdefault(holder, []).append(row)
+                remote.setdefault(holder, []).append(row)
+        self._asked = [
+            (rows, self._question(holder, rows, step)) for holder, rows in remote.items()
+        ]
 
     async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self._pool.append(layer, self._slots, k, v)
-        if not self._remote:
+        if not self._asked:
+            self._pool.append(layer, self._slots, k, v)
             await asyncio.sleep(0)  # holders answer others between the layers of their own steps
             return self._attend(layer, q)[0].to(q.dtype)
 
-        async with asyncio.TaskGroup() as group:
-            asked = [
-                (rows, group.create_task(self._ask(holder, rows, layer, q)))
-                for holder, rows in self._remote.items()
-            ]
-            await asyncio.sleep(0)  # let q leave before attending here
-            out, lse = self._attend(layer, q)
-        for rows, task in asked:
-            out[rows], lse[rows] = merge(State(out[rows], lse[rows]), task.result())
-        return out.to(q.dtype)
+        with self._exchange.asking(layer, [question for _, question in self._asked]) as answers:
+            for rows, question in self._asked:
+                await self._exchange.ask(question, layer, self._of(q, rows))
+            self._pool.append(layer, self._slots, k, v)
+            mine = self._attend(layer, q)
+            theirs = await answers()
+        for (rows, _), state in zip(self._asked, theirs, strict=True):
+            for row in rows:
+                self._batch[row].count_exchange(
+                    q[0].nbytes, state.out[0].nbytes + state.lse[0].nbytes
+                )
+        return self._merged(mine, theirs).out.to(q.dtype)
+
+    def _question(self, holder: str, rows: list[int], step: int) -> Question:
+        keys = [self._batch[row].holding.key for row in rows]
+        return Question.about(holder, keys, [self._positions[row] for row in rows], step)
+
+    def _of(self, q: Tensor, rows: list[int]) -> Tensor:
+        return q if len(rows) == len(self._batch) else q[rows]
+
+    def _merged(self, mine: State, theirs: Sequence[State]) -> State:
+        if all(len(rows) == len(self._batch) for rows, _ in self._asked):
+            return merge_many([mine, *theirs])
+        out, lse = mine
+        for (rows, _), state in zip(self._asked, theirs, strict=True):
+            out[rows], lse[rows] = merge(State(out[rows], lse[rows]), state)
+        return mine
 
     def _attend(self, layer: int, q: Tensor) -> State:
         k, v = self._pool.layer(layer)
@@ -69,12 +88,3 @@ class SplitAttention:
             scale=self._config.scale,
             window=self._config.window(layer),
         )
-
-    async def _ask(self, holder: str, rows: list[int], layer: int, q: Tensor) -> State:
-        keys = [self._batch[row].holding.key for row in rows]
-        positions = positions_tensor([self._positions[row] for row in rows])
-        mine = q if len(rows) == len(self._batch) else q[rows]
-        state = await self._exchange.ask(holder, keys, positions, layer, self._step, mine)
-        for row in rows:
-            self._batch[row].count_exchange(mine[0].nbytes, state[0][0].nbytes + state[1][0].nbytes)
-        return state

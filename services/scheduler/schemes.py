@@ -16,6 +16,10 @@ from sps2.services.scheduler.selections import Calibration, Sparse, selection
 SHORT = 4096
 """Prompts up to here gain nothing from CSA: quantised keys and values are all sent."""
 
+IN_A_ROW = ("gather", "csa")
+"""Methods whose ranks have one span each, after those of the ranks before."""
+WEIGHTS = (1.0, 0.75, 0.5, 0.25, 0.0)
+"""Of attention in dealing such spans: 1 balances arithmetic, 0 makes all spans equally long."""
 EXACT: tuple[ExactMethod, ...] = ("gather", "ring", "ulysses", "usp", "pass_q")
 """Equal predictions go to the first."""
 
@@ -65,6 +69,8 @@ class Schemes:
     def choose(self, tokens: int, ranks: int, wish: Wish) -> Dealt:
         """How `ranks` shards, or fewer if the prompt is short, prefill `tokens` tokens.
 
+        With less than two tokens for each, a forced method makes no difference and is left aside.
+
         Raises:
             Invalid: the wish cannot be done.
         """
@@ -75,10 +81,11 @@ class Schemes:
                 "or ask for attention exact",
                 "sps2",
             )
+        few = tokens < 2 * ranks
         ranks = max(1, min(ranks, tokens // 2))
         if attention != "exact":
             return self._sparse(tokens, ranks, attention, wish)
-        forced = wish.method or self._sharing.method
+        forced = "gather" if few or ranks == 1 else wish.method or self._sharing.method
         if forced != "auto":
             return self._cheapest(forced, tokens, ranks, wish)
         dealt = []
@@ -121,39 +128,48 @@ class Schemes:
 
     def _deal(self, scheme: Scheme, tokens: int, ranks: int) -> Dealt:
         traffic.check_degree(self._config, scheme, ranks)
-        spans = self._spans(scheme, tokens, ranks)
-        moved = traffic.transfers(self._config, self._itemsize, scheme, spans)
-        seconds = self._seconds(scheme, spans, traffic.busiest(moved, ranks))
-        return Dealt("exact", scheme, tuple(spans), traffic.by_purpose(moved), seconds)
+        dealt = []
+        for spans in self._spans(scheme, tokens, ranks):
+            moved = traffic.transfers(self._config, self._itemsize, scheme, spans)
+            seconds = self._seconds(scheme, spans, moved)
+            dealt.append(Dealt("exact", scheme, tuple(spans), traffic.by_purpose(moved), seconds))
+        return min(dealt, key=lambda each: each.predicted_s)
 
-    def _spans(self, scheme: Scheme, tokens: int, ranks: int) -> list[tuple[Span, ...]]:
-        if scheme.method in ("gather", "csa"):
-            align = traffic.BLOCK if tokens >= 2 * ranks * traffic.BLOCK else 1
-            return consecutive(tokens, ranks, self._pair_s / self._token_s, align)
-        return zigzag(tokens, ranks // scheme.ulysses, scheme.ulysses)
+    def _spans(self, scheme: Scheme, tokens: int, ranks: int) -> list[list[tuple[Span, ...]]]:
+        """Ways to deal the tokens; those in a row can be balanced for arithmetic or for links."""
+        if scheme.method not in IN_A_ROW:
+            return [zigzag(tokens, ranks // scheme.ulysses, scheme.ulysses)]
+        align = traffic.BLOCK if tokens >= 2 * ranks * traffic.BLOCK else 1
+        even = self._pair_s / self._token_s
+        return [consecutive(tokens, ranks, even * weight, align) for weight in WEIGHTS]
 
-    def _seconds(self, scheme: Scheme, spans: traffic.Spans, nbytes: float) -> float:
+    def _seconds(
+        self, scheme: Scheme, spans: traffic.Spans, moved: Sequence[traffic.Transfer]
+    ) -> float:
         """A prefill's time: arithmetic, and what of the transfers it cannot hide.
 
-        Ranks of a gather wait for nobody, so transfers hide behind all arithmetic; the other
-        methods exchange within each layer, where only attention hides them, and but for the first.
+        Where spans are in a row, no rank waits for a later one, so that transfers hide behind all
+        arithmetic; the other methods exchange within each layer, where only attention hides them,
+        and all but the first.
         """
         ranks, layers = len(spans), self._config.layers
-        tokens = sum(span.tokens for each in spans for span in each)
-        linear = max(sum(span.tokens for span in each) for each in spans) * self._token_s
+        linear = [self._token_s * sum(span.tokens for span in own) for own in spans]
+        attention = [self._pair_s * sum(_pairs(span) for span in own) for own in spans]
+        if ranks == 1:
+            return linear[0] + attention[0]
+        moving = traffic.busiest(moved, ranks) / (self._sharing.link_gbit * 1.25e8)
+        if scheme.method in IN_A_ROW:
+            busy = max(map(sum, zip(linear, attention, strict=True)))
+            waits = 2 * layers * self._sharing.link_latency_s
+            return busy + moving + waits if not scheme.pipelined else max(busy, moving) + waits
         share = -(-self._config.heads // scheme.ulysses) * scheme.ulysses / self._config.heads
-        attention = tokens * tokens / 2 / ranks * self._pair_s * share
-        if scheme.method in ("gather", "csa"):
-            even = tokens * self._token_s / ranks + attention
-            linear, attention = even, 0.0
-        moving = nbytes / (self._sharing.link_gbit * 1.25e8)
+        busy = sum(attention) / ranks * share
         steps = ranks // scheme.ulysses + 2 * (scheme.ulysses > 1)
         waits = layers * steps * self._sharing.link_latency_s
-        if ranks == 1:
-            return linear + attention
-        if not scheme.pipelined:
-            return linear + attention + moving + waits
-        if scheme.method in ("gather", "csa"):
-            return max(linear, moving) + moving / layers
-        first = moving / steps
-        return linear + max(attention, moving - first) + first + waits
+        hidden = min(busy, moving * (1 - 1 / steps)) if scheme.pipelined else 0.0
+        return max(linear) + busy + moving - hidden + waits
+
+
+def _pairs(span: Span) -> float:
+    """Keys that the queries of a span see, summed."""
+    return (span.stop**2 - span.start**2) / 2

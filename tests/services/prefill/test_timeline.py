@@ -1,0 +1,65 @@
+"""What a rank tells of its time: arithmetic, transfers, and how much of these was hidden."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import pytest
+
+from sps2.common.messages import Method, Scheme, Selection
+from sps2.common.spans import consecutive, zigzag
+from sps2.kernels.quantize import BLOCK
+from sps2.services.prefill.timeline import Entry, Timeline
+
+from .ranks import attended, config, random_qkv
+
+Result = TypeVar("Result")
+
+
+def test_times_are_those_of_the_entries_together() -> None:
+    timeline = Timeline()
+    timeline.entries += [
+        Entry("compute", -1, 0.0, 1.0),
+        Entry("compute", 0, 2.0, 5.0),
+        Entry("in", 0, 0.5, 3.0),
+        Entry("out", 0, 2.5, 4.0),
+        Entry("in", 1, 6.0, 7.0),
+    ]
+    assert timeline.compute_s() == 4.0
+    assert timeline.attention_s() == 3.0
+    assert timeline.exchange_s() == 4.5
+    assert timeline.hidden_s() == 2.5  # 0.5 to 1, and 2 to 4
+
+
+@pytest.mark.parametrize("method", ["ring", "gather", "pass_q", "usp", "csa"])
+async def test_transfers_run_beside_arithmetic_only_when_pipelined(method: Method) -> None:
+    """A layer takes less than the sum of its phases, by what is reported as hidden."""
+    shape = config(8, 4, dim=64)
+    q, k, v = random_qkv(2048, shape, 0)
+    columns = 2 if method == "usp" else 1
+    spans = (
+        consecutive(2048, 4, 0.0, BLOCK)
+        if method in ("gather", "csa")
+        else zigzag(2048, 4 // columns, columns)
+    )
+    selection = Selection((0.0,), (0.0,)) if method == "csa" else None
+    hidden = {}
+    with ThreadPoolExecutor(1) as pool:
+
+        async def run(work: Callable[[], Result]) -> Result:
+            return await asyncio.get_running_loop().run_in_executor(pool, work)
+
+        for pipelined in (True, False):
+            scheme = Scheme(method, columns, "plain", selection, pipelined)
+            _, _, groups = await attended(shape, spans, scheme, q, k, v, "tcp", run)
+            for group in groups:
+                line = group.timeline
+                phases = line.compute_s() + line.exchange_s()
+                wall = max(e.stop_s for e in line.entries) - min(e.start_s for e in line.entries)
+                assert line.hidden_s() <= min(line.compute_s(), line.exchange_s()) + 1e-9
+                assert phases - line.hidden_s() <= wall + 1e-9
+            hidden[pipelined] = sum(group.timeline.hidden_s() for group in groups)
+    assert hidden[True] > 0
+    if method in ("ring", "usp", "gather", "pass_q"):
+        assert hidden[False] < hidden[True]

@@ -1,0 +1,100 @@
+"""The choice of how a prefill group works together."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from sps2.common.config import Sharing
+from sps2.common.errors import Invalid
+from sps2.common.messages import Selection, Wish
+from sps2.services.scheduler.schemes import EXACT, Schemes
+from sps2.services.scheduler.selections import FILE, Calibration, load
+
+from .test_core import CONFIG
+
+WIDE = msgspec.structs.replace(CONFIG, heads=32, kv_heads=32, layers=4)
+
+
+def schemes(config=CONFIG, attention="exact", calibration=None, **sharing):
+    return Schemes(config, 2, Sharing(**sharing), attention, calibration)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 7, 64, 1000, 8192])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("method", [None, "ring", "gather", "pass_q"])
+def test_every_token_is_dealt_once(tokens, ranks, method):
+    dealt = schemes().choose(tokens, ranks, Wish(method=method))
+    positions = sorted(p for own in dealt.spans for span in own for p in range(*span))
+    assert positions == list(range(tokens))
+    assert all(any(span.tokens for span in own) for own in dealt.spans)
+    assert len(dealt.spans) <= ranks
+    if method and len(dealt.spans) > 1 and tokens >= 2 * ranks:
+        assert dealt.scheme.method == method
+
+
+@pytest.mark.parametrize("link", [0.01, 1.0, 1000.0])
+def test_the_prediction_decides(link):
+    chooser = schemes(WIDE, link_gbit=link)
+    chosen = chooser.choose(8192, 8, Wish())
+    forced = [chooser.choose(8192, 8, Wish(method=each)) for each in EXACT]
+    assert chosen.predicted_s == min(each.predicted_s for each in forced)
+
+
+def test_slow_links_take_a_method_that_moves_little():
+    chooser = schemes(WIDE, link_gbit=0.01)
+    assert chooser.choose(8192, 8, Wish()).scheme.method in ("ulysses", "usp")
+
+
+def test_spans_in_a_row_even_out_arithmetic_or_links():
+    fast = schemes(link_gbit=1000.0).choose(8192, 4, Wish(method="gather"))
+    slow = schemes(link_gbit=0.001).choose(8192, 4, Wish(method="gather"))
+    first, *_, last = (own[0].tokens for own in fast.spans)
+    assert first > last
+    assert len({own[0].tokens for own in slow.spans}) == 1
+
+
+@pytest.mark.parametrize(
+    ("wish", "ranks", "message"),
+    [
+        (Wish(method="ulysses"), 8, "at most 6"),
+        (Wish(method="usp"), 3, "4, 6 or 8"),
+        (Wish(method="ring", attention="fast"), 4, "leave out method"),
+    ],
+)
+def test_what_cannot_be_done_says_what_can(wish, ranks, message):
+    with pytest.raises(Invalid, match=message):
+        schemes().choose(8192, ranks, wish)
+
+
+def test_a_method_that_is_asked_for_means_exact_attention():
+    dealt = schemes(attention="fast").choose(8192, 4, Wish(method="ring"))
+    assert (dealt.attention, dealt.scheme.method) == ("exact", "ring")
+
+
+def test_sparse_settings_select_in_long_prompts_only():
+    chosen = schemes(attention="balanced")
+    short, long = chosen.choose(4000, 4, Wish()), chosen.choose(8000, 4, Wish())
+    assert (short.scheme.method, short.scheme.wire) == ("gather", "int8")
+    assert (long.scheme.method, long.scheme.wire) == ("csa", "int8")
+    assert long.scheme.selection is not None
+    assert short.attention == long.attention == "balanced"
+    faster = chosen.choose(8000, 4, Wish(attention="fast")).scheme.selection
+    assert faster is not None
+    assert sum(faster.drop) > sum(long.scheme.selection.drop)
+
+
+def test_a_calibration_is_used_and_one_of_another_model_refused(tmp_path: Path):
+    assert load(tmp_path, "this") is None
+    selection = Selection((0.5,) * 3, (0.6,) * 3)
+    made = Calibration("this", {"fast": {"2": selection, "8": Selection((0.7,) * 3, (0.8,) * 3)}})
+    (tmp_path / FILE).write_bytes(msgspec.json.encode(made))
+    found = load(tmp_path, "this")
+    assert found == made
+    dealt = schemes(calibration=found).choose(8000, 4, Wish(attention="fast"))
+    assert dealt.scheme.selection == selection
+    with pytest.raises(Invalid, match="another model"):
+        load(tmp_path, "that")
+    (tmp_path / FILE).write_bytes(b"{")
+    with pytest.raises(Invalid, match="not a calibration"):
+        load(tmp_path, "this")
