@@ -28,15 +28,18 @@ class Filled(NamedTuple):
 
     hidden: [tokens, hidden_size], after the final norm, in order of position.
     exchanged: by rank; bytes are those of a model in bfloat16, whatever dtype this one has.
-    attention_s: seconds of arithmetic inside attention, all ranks together.
     keys, values: by layer, [tokens, kv_heads, head_dim]; empty unless asked for.
     """
 
     hidden: Tensor
     exchanged: list[Exchanged]
-    attention_s: float
     keys: list[Tensor]
     values: list[Tensor]
+
+    @property
+    def attention_s(self) -> float:
+        """Seconds of arithmetic inside attention, all ranks together."""
+        return sum(each.attention_s for each in self.exchanged)
 
     @property
     def sent_bytes(self) -> dict[str, int]:
@@ -51,29 +54,27 @@ def fill(
     scheme: Scheme,
     ranks: int,
     *,
-    pair_cost: float = 0.0,
+    spans: Sequence[tuple[Span, ...]] | None = None,
     keep: bool = False,
 ) -> Filled:
     """Run the layers over a prompt, as a group of `ranks` prefill shards does.
 
     Args:
-        pair_cost: how spans are cut, see `common.spans.consecutive`; 0 makes them equally long.
+        spans: of each rank; None: as the method wants them, all ranks with as many tokens.
         keep: also return the keys and values that would go to the decode shards.
 
     Raises:
         Invalid: the scheme does not allow this model, prompt or number of ranks.
     """
-    return asyncio.run(_fill(model, ids, scheme, dealt(len(ids), ranks, scheme, pair_cost), keep))
+    return asyncio.run(_fill(model, ids, scheme, spans or even(len(ids), ranks, scheme), keep))
 
 
-def dealt(
-    tokens: int, ranks: int, scheme: Scheme, pair_cost: float = 0.0
-) -> list[tuple[Span, ...]]:
-    """The spans of each rank, as the method wants them."""
+def even(tokens: int, ranks: int, scheme: Scheme) -> list[tuple[Span, ...]]:
+    """Spans of as many tokens for each rank, as the method wants them."""
     if scheme.method in ("ring", "ulysses", "usp", "pass_q"):
         return zigzag(tokens, ranks // scheme.ulysses, scheme.ulysses)
     # the same spans for all the others, so that their bytes and losses compare
-    return consecutive(tokens, ranks, pair_cost, BLOCK if tokens >= ranks * BLOCK else 1)
+    return consecutive(tokens, ranks, 0.0, BLOCK if tokens >= ranks * BLOCK else 1)
 
 
 class _Counted(Group):
@@ -112,12 +113,11 @@ class _Share(NamedTuple):
     positions: Tensor
     hidden: Tensor
     exchanged: Exchanged
-    attention_s: float
     kept: _Kept | None
 
 
 async def _fill(
-    model: Llama, ids: Sequence[int], scheme: Scheme, spans: list[tuple[Span, ...]], keep: bool
+    model: Llama, ids: Sequence[int], scheme: Scheme, spans: Sequence[tuple[Span, ...]], keep: bool
 ) -> Filled:
     prompt = torch.tensor(ids)
     async with AsyncExitStack() as stack:
@@ -146,8 +146,7 @@ async def _fill(
                     )
             except BaseExceptionGroup as failures:
                 raise root_cause(failures) from failures
-            done = side.timeline.compute_s(within_attention=True)
-            return _Share(positions, hidden, exchanged(side, attend), done, kept)
+            return _Share(positions, hidden, exchanged(side, attend), kept)
 
         shares = await gather_all(*map(rank, range(len(spans))))
     return _joined(shares, model.config.layers)
@@ -163,7 +162,6 @@ def _joined(shares: list[_Share], layers: int) -> Filled:
     return Filled(
         ordered([share.hidden for share in shares]),
         [share.exchanged for share in shares],
-        sum(share.attention_s for share in shares),
         [ordered([each.keys[layer] for each in kept]) for layer in range(layers if kept else 0)],
         [ordered([each.values[layer] for each in kept]) for layer in range(layers if kept else 0)],
     )

@@ -32,9 +32,8 @@ class Timeline:
         finally:
             self.entries.append(Entry(phase, layer, start, time.monotonic()))
 
-    def compute_s(self, within_attention: bool = False) -> float:
-        first = 0 if within_attention else -1
-        return _length(self._stretches("compute", first=first))
+    def compute_s(self) -> float:
+        return _length(self._stretches("compute"))
 
     def attention_s(self) -> float:
         return sum(
@@ -52,10 +51,8 @@ class Timeline:
         together = _length(self._stretches("compute", "in", "out"))
         return self.compute_s() + self.exchange_s() - together
 
-    def _stretches(self, *phases: Phase, first: int = -1) -> list[tuple[float, float]]:
-        """When something of these phases happened, from layer `first` on."""
-        entries = [e for e in self.entries if e.phase in phases and e.layer >= first]
-        return _union((e.start_s, e.stop_s) for e in entries)
+    def _stretches(self, *phases: Phase) -> list[tuple[float, float]]:
+        return _union((e.start_s, e.stop_s) for e in self.entries if e.phase in phases)
 
 
 def _union(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
