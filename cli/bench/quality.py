@@ -49,7 +49,9 @@ def quality(
     spans: Annotated[
         str, typer.Option(help="scheduler: as in a cluster; even: as many tokens for each rank")
     ] = "scheduler",
-    json: Annotated[Path | None, typer.Option(help="write everything to this file")] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="write everything to this file, as it is found")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="write PNGs to this folder")] = None,
 ) -> None:
     """Compare prefill settings with exact attention: quality, bytes, needles kept."""
@@ -78,29 +80,28 @@ def quality(
     calibration = selections.load(folder, fingerprint(folder))
     work = Work(load(folder, dtype), wanted, groups, spans == "even", calibration)
     tokenizer = Tokenizer(folder)
-    cases: list[Measured] = []
+    report = Report(version("sps2"), model, dtype, tuple(found), (), ())
     with render.err.status("") as status:
         for length in lengths:
             asked = _prompts(tokenizer, found, length, questions if needles else 0)
-            cases += measure(work, length, asked, status.update)
-    report = Report(
-        version("sps2"),
-        model,
-        dtype,
-        tuple(found),
-        tuple(case for case in cases if case.document),
-        tuple(case for case in cases if not case.document),
-    )
+            for case in measure(work, length, asked, status.update):
+                report = _with(report, case)
+                if json is not None:  # after each case: a run takes long, and may be ended early
+                    json.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
     wide = Console(highlight=False, width=max(render.out.width, WIDTH))
-    for each in tables_of(report):
-        wide.print(each)
-    if json is not None:
-        json.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
+    for block in tables_of(report):
+        wide.print(block)
     if plot is not None:
         from sps2.cli.bench.plots import draw
 
         for path in draw(report, plot):
             print(path)
+
+
+def _with(report: Report, case: Measured) -> Report:
+    if case.document:
+        return msgspec.structs.replace(report, cases=(*report.cases, case))
+    return msgspec.structs.replace(report, pooled=(*report.pooled, case))
 
 
 def _numbers(name: str, text: str) -> list[int]:

@@ -1,0 +1,79 @@
+"""`spsctl bench quality` from the command line."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from typer.testing import CliRunner, Result
+
+from sps2.cli.bench.results import Report
+from sps2.cli.main import app
+
+SETTINGS = "exact,int8,csa:drop=.05,fine=.1,star"
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"Line {number} says nothing.\n" for number in range(500)))
+    return path
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["bench", "quality", *map(str, arguments)])
+
+
+def test_everything_is_reported(folder: Path, document: Path, tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    lengths = ("--tokens", 1600, "--ranks", "2,3", "--settings", SETTINGS, "--questions", 1)
+    result = run("--model", folder, "--documents", document, *lengths, "--json", file)
+    assert result.exit_code == 0, result.output
+    assert "1600 tokens, 3 ranks" in result.stdout
+    report = msgspec.json.decode(file.read_bytes(), type=Report)
+    assert report.documents == ("text.txt",)
+    assert len(report.cases) == len(report.pooled) == 8
+    for case, pooled in zip(report.cases, report.pooled, strict=True):
+        assert case.document
+        assert case.whole == pooled.whole
+        assert sum(case.spans) == 1600
+        assert [found.digits for found in case.needles] == [3]
+    exact, int8, csa, _ = report.cases[:4]
+    assert abs(exact.whole.kl) < 1e-6 < int8.whole.kl < csa.whole.kl
+    assert exact.traffic.total == exact.traffic.causal < exact.traffic.ring
+    assert 0.5 < int8.traffic.total / int8.traffic.causal < 0.7
+    assert 0 < csa.kept_blocks < csa.blocks
+    assert csa.lost > 0
+
+
+def test_pictures(folder: Path, document: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    lengths = ("--tokens", 1600, "--ranks", 2, "--settings", "int8", "--questions", 1)
+    result = run("--model", folder, "--documents", document, *lengths, "--plot", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"quality-2.png", "needles-2.png"}
+
+
+def test_pictures_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sps2.cli.bench.quality.find_spec", lambda name: None)
+    result = run("--plot", tmp_path)
+    assert result.exit_code == 1
+    assert "sps2[bench]" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--settings", "none"], "no setting"),
+        (["--tokens", "many"], "--tokens"),
+        (["--tokens", "100"], "too few"),
+        (["--tokens", "9000"], "4096"),
+        (["--dtype", "int8"], "--dtype"),
+        (["--spans", "odd"], "--spans"),
+        (["--documents", "no-such-file"], "no-such-file"),
+    ],
+)
+def test_wrong_usage(folder: Path, arguments: list[str], said: str) -> None:
+    result = run("--model", folder, *arguments)
+    assert result.exit_code == 1
+    assert said in result.stderr

@@ -1,0 +1,40 @@
+"""Settings by name, and what is said of wrong ones."""
+
+import pytest
+
+from sps2.cli.bench.settings import EXACT, SETTINGS, scheme_of, split
+from sps2.common.errors import Invalid
+from sps2.common.messages import Scheme
+
+
+def test_a_list_may_have_options_with_commas() -> None:
+    settings = "exact,csa:drop=.002,fine=.01,hire:budget=.3,star"
+    assert split(settings) == ["exact", "csa:drop=.002,fine=.01", "hire:budget=.3", "star"]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_can_do_without_options(name: str) -> None:
+    assert isinstance(scheme_of(name, 3, 8000), Scheme)
+
+
+def test_options() -> None:
+    assert scheme_of("exact", 3) == EXACT
+    scheme = scheme_of("csa:drop=.004,fine=.01,probes=4,rounds=1,heldout=.1,wire=plain", 2)
+    selection = scheme.selection
+    assert selection is not None
+    assert (selection.drop, selection.fine) == ((0.004,) * 2, (0.01,) * 2)
+    assert (selection.probes, selection.rounds, selection.held_out) == (4, 1, 0.1)
+    assert (scheme.method, scheme.wire) == ("csa", "plain")
+
+
+def test_balanced_is_what_a_request_gets() -> None:
+    assert scheme_of("balanced", 3, tokens=4096).method == "gather"
+    assert scheme_of("balanced", 3, tokens=8000).method == "csa"
+
+
+@pytest.mark.parametrize(
+    "setting", ["none", "int8:x=1", "csa:drop", "csa:drop=x", "csa:rounds=3", "csa:wire=int4"]
+)
+def test_a_wrong_setting(setting: str) -> None:
+    with pytest.raises(Invalid, match=setting.partition(":")[0]):
+        scheme_of(setting, 3)
