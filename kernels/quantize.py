@@ -76,7 +76,8 @@ def _quantise(x: Tensor, axis: int, bits: Bits) -> tuple[Tensor, Tensor]:
     top = 2**bits - 1
     step = ((high - low.float()) / top).clamp_(min=6e-8).half()
     scaled = (x - low.float().unsqueeze(axis)) / step.float().unsqueeze(axis)
-    return scaled.round_().clamp_(0, top).to(torch.uint8), torch.stack((low, step), 1)
+    packed = scaled.round_().clamp_(0, top).to(torch.uint8)
+    return packed.contiguous(), torch.stack((low, step), 1)
 
 
 def _restore(x: Tensor, scale: Tensor, axis: int, dtype: torch.dtype) -> Tensor:

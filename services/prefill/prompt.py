@@ -60,13 +60,14 @@ async def run_prompt(
                     sampler = Sampler(request.sampling, prompt)
                     token = await run(lambda: sampler.next(model.logits(hidden[-1:])[0], 0))
             took_s = time.monotonic() - started
-            prefilled(Prefilled(token, scored, took_s, _exchanged(group, attend)))
+            prefilled(Prefilled(token, scored, took_s, exchanged(group, attend)))
     except BaseExceptionGroup as failures:
         raise root_cause(failures) from failures
     return Deposited(deposit.sent_bytes)
 
 
-def _exchanged(group: Group, attend: Attend) -> Exchanged:
+def exchanged(group: Group, attend: Attend) -> Exchanged:
+    """What a rank's exchange took, once its sends have ended."""
     blocks, kept, lost = attend.selected() if isinstance(attend, Csa) else (0, 0, ())
     timeline = group.timeline
     return Exchanged(

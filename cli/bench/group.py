@@ -1,0 +1,167 @@
+"""A prefill group in one process: the code of `services/prefill`, its ranks one after another."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sps2.common.messages import Exchanged, Peer, Prefill, PrefillRank, Sampling, Scheme
+from sps2.common.model.attend import Attend, inline
+from sps2.common.model.llama import Llama
+from sps2.common.spans import Span, consecutive, zigzag
+from sps2.common.transport.frame import Purpose
+from sps2.common.transport.plane import Plane
+from sps2.kernels.quantize import BLOCK
+from sps2.services.prefill.group import Group
+from sps2.services.prefill.methods import attend_by
+from sps2.services.prefill.prompt import exchanged
+from sps2.services.tasks import gather_all, root_cause
+
+REQUEST = "quality"
+
+
+class Filled(NamedTuple):
+    """What a group made of a prompt.
+
+    hidden: [tokens, hidden_size], after the final norm, in order of position.
+    exchanged: by rank; bytes are those of a model in bfloat16, whatever dtype this one has.
+    keys, values: by layer, [tokens, kv_heads, head_dim]; empty unless asked for.
+    """
+
+    hidden: Tensor
+    exchanged: list[Exchanged]
+    keys: list[Tensor]
+    values: list[Tensor]
+
+    @property
+    def attention_s(self) -> float:
+        """Seconds of arithmetic inside attention, all ranks together."""
+        return sum(each.attention_s for each in self.exchanged)
+
+    @property
+    def sent_bytes(self) -> dict[str, int]:
+        """By purpose, all ranks together."""
+        purposes = sorted({purpose for each in self.exchanged for purpose in each.sent_bytes})
+        return {p: sum(each.sent_bytes.get(p, 0) for each in self.exchanged) for p in purposes}
+
+
+def fill(
+    model: Llama,
+    ids: Sequence[int],
+    scheme: Scheme,
+    ranks: int,
+    *,
+    spans: Sequence[tuple[Span, ...]] | None = None,
+    keep: bool = False,
+) -> Filled:
+    """Run the layers over a prompt, as a group of `ranks` prefill shards does.
+
+    Args:
+        spans: of each rank; None: as the method wants them, all ranks with as many tokens.
+        keep: also return the keys and values that would go to the decode shards.
+
+    Raises:
+        Invalid: the scheme does not allow this model, prompt or number of ranks.
+    """
+    return asyncio.run(_fill(model, ids, scheme, spans or even(len(ids), ranks, scheme), keep))
+
+
+def even(tokens: int, ranks: int, scheme: Scheme) -> list[tuple[Span, ...]]:
+    """Spans of as many tokens for each rank, as the method wants them."""
+    if scheme.method in ("ring", "ulysses", "usp", "pass_q"):
+        return zigzag(tokens, ranks // scheme.ulysses, scheme.ulysses)
+    # the same spans for all the others, so that their bytes and losses compare
+    return consecutive(tokens, ranks, 0.0, BLOCK if tokens >= ranks * BLOCK else 1)
+
+
+class _Counted(Group):
+    """A member that counts bytes as if the model were in bfloat16: the wire's are what matters."""
+
+    async def send_to(
+        self, peer: str, purpose: Purpose, layer: int, at: int, tensors: Sequence[Tensor]
+    ) -> int:
+        await super().send_to(peer, purpose, layer, at, tensors)
+        # float32 is also the dtype of sums, [rows, heads]; they stay as they are
+        dim = self.config.head_dim
+        return sum(
+            each.nbytes // 2
+            if each.dtype == torch.float32 and each.shape[-1] == dim
+            else each.nbytes
+            for each in tensors
+        )
+
+
+class _Kept:
+    """The `Attend` of a rank that keeps its keys and values."""
+
+    def __init__(self, attend: Attend, layers: int) -> None:
+        self._attend = attend
+        self.keys: list[Tensor] = [torch.empty(0)] * layers
+        self.values: list[Tensor] = [torch.empty(0)] * layers
+
+    async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self.keys[layer], self.values[layer] = k, v
+        return await self._attend(layer, q, k, v)
+
+
+class _Share(NamedTuple):
+    """What one rank made of its part."""
+
+    positions: Tensor
+    hidden: Tensor
+    exchanged: Exchanged
+    kept: _Kept | None
+
+
+async def _fill(
+    model: Llama, ids: Sequence[int], scheme: Scheme, spans: Sequence[tuple[Span, ...]], keep: bool
+) -> Filled:
+    prompt = torch.tensor(ids)
+    async with AsyncExitStack() as stack:
+        planes = [Plane(f"rank-{rank}", "inproc") for rank in range(len(spans))]
+        for plane in planes:
+            await plane.start()
+            stack.push_async_callback(plane.close)
+        members = [Peer(plane.name, plane.address) for plane in planes]
+        group = tuple(PrefillRank(*each) for each in zip(members, spans, strict=True))
+        inboxes = [stack.enter_context(plane.open(REQUEST, 0)) for plane in planes]
+
+        async def rank(index: int) -> _Share:
+            for peer in members:
+                planes[index].introduce(peer)
+            request = Prefill(REQUEST, 0, b"", group, index, (), Sampling(0, 0), scheme)
+            positions = torch.cat([torch.arange(*span) for span in spans[index]])
+            try:
+                async with asyncio.TaskGroup() as sends:
+                    side = _Counted(
+                        model.config, planes[index], inboxes[index], request, inline, sends
+                    )
+                    attend = attend_by(side)
+                    kept = _Kept(attend, model.config.layers) if keep else None
+                    hidden = await model.forward(
+                        prompt[positions], positions, kept or attend, side.compute
+                    )
+            except BaseExceptionGroup as failures:
+                raise root_cause(failures) from failures
+            return _Share(positions, hidden, exchanged(side, attend), kept)
+
+        shares = await gather_all(*map(rank, range(len(spans))))
+    return _joined(shares, model.config.layers)
+
+
+def _joined(shares: list[_Share], layers: int) -> Filled:
+    order = torch.cat([share.positions for share in shares]).argsort()
+
+    def ordered(parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(parts))[order]
+
+    kept = [share.kept for share in shares if share.kept is not None]
+    return Filled(
+        ordered([share.hidden for share in shares]),
+        [share.exchanged for share in shares],
+        [ordered([each.keys[layer] for each in kept]) for layer in range(layers if kept else 0)],
+        [ordered([each.values[layer] for each in kept]) for layer in range(layers if kept else 0)],
+    )
