@@ -21,6 +21,7 @@ from sps2.cli import (
     status,
     up,
 )
+from sps2.cli.bench import quality
 from sps2.common.errors import ServiceError
 
 
@@ -71,6 +72,10 @@ for command in (
     version,
 ):
     app.command()(reported(command))
+
+benchmarks = typer.Typer(help="Measure the model and this machine.", no_args_is_help=True)
+benchmarks.command()(reported(quality.quality))
+app.add_typer(benchmarks, name="bench")
 
 
 if __name__ == "__main__":

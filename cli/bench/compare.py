@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import msgspec
 import torch
 from torch import Tensor
 
+from sps2.cli.bench.results import Quality
 from sps2.common.model.llama import Llama
 
 LOGITS_ROWS = 256
@@ -29,22 +29,6 @@ class Rows(NamedTuple):
         """The last `share` of the rows."""
         first = len(self.nll) - round(share * len(self.nll))
         return Rows(*(each[first:] for each in self))
-
-
-class Quality(msgspec.Struct, frozen=True):
-    """Means over tokens. Standard errors are of paired differences, tokens taken as independent.
-
-    perplexity_change: relative to exact attention's; 0.01 is 1 % worse.
-    agreement: share of positions where both find the same token most likely.
-    """
-
-    tokens: int
-    exact_perplexity: float
-    perplexity_change: float
-    perplexity_change_se: float
-    kl: float
-    kl_se: float
-    agreement: float
 
 
 def compare(

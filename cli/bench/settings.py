@@ -1,10 +1,12 @@
 """Prefill settings by the names that the command line gives them; imports no torch."""
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from sps2.common.errors import Invalid
 from sps2.common.messages import Scheme, Selection
+from sps2.services.scheduler.schemes import SHORT
+from sps2.services.scheduler.selections import Calibration, Sparse, selection
 
 Options = Mapping[str, str]
 
@@ -12,7 +14,33 @@ EXACT = Scheme("gather")
 """Every earlier key once to every later rank: the fewest bytes without loss."""
 
 
-def scheme_of(setting: str, layers: int) -> Scheme:
+def split(settings: str) -> list[str]:
+    """The settings in a list such as `int8,csa:drop=.002,fine=.01,star`."""
+    found: list[str] = []
+    for piece in filter(None, settings.split(",")):
+        if "=" in piece and ":" not in piece and found:
+            found[-1] += f",{piece.strip()}"
+        else:
+            found.append(piece.strip())
+    return found
+
+
+class Case(NamedTuple):
+    """What a setting is for; `calibration` is the model's, if it has one."""
+
+    layers: int
+    tokens: int
+    ranks: int
+    calibration: Calibration | None = None
+
+
+def scheme_of(
+    setting: str,
+    layers: int,
+    tokens: int = SHORT + 1,
+    ranks: int = 4,
+    calibration: Calibration | None = None,
+) -> Scheme:
     """The scheme of a setting such as `int8`, `csa:drop=.002,fine=.01` or `balanced`.
 
     Raises:
@@ -29,28 +57,41 @@ def scheme_of(setting: str, layers: int) -> Scheme:
             raise Invalid(f"{setting!r}: {pair!r} is not of the form NAME=VALUE", "settings")
         options[key.strip()] = value.strip()
     try:
-        return make(options, layers)
+        return make(options, Case(layers, tokens, ranks, calibration))
     except (KeyError, ValueError) as error:
         raise Invalid(f"{setting!r}: {error}", "settings") from error
 
 
-def _plain(scheme: Scheme) -> Callable[[Options, int], Scheme]:
-    def make(options: Options, layers: int) -> Scheme:
+def _plain(scheme: Scheme) -> Callable[[Options, Case], Scheme]:
+    def make(options: Options, case: Case) -> Scheme:
         _only(options)
         return scheme
 
     return make
 
 
-def _csa(options: Options, layers: int) -> Scheme:
+def _named(name: Sparse) -> Callable[[Options, Case], Scheme]:
+    """What a request for `name` gets: see `services/scheduler/schemes.py`."""
+
+    def make(options: Options, case: Case) -> Scheme:
+        _only(options)
+        if case.tokens <= SHORT:
+            return Scheme("gather", wire="int8")
+        chosen = selection(name, case.layers, case.ranks, case.calibration)
+        return Scheme("csa", wire="int8", selection=chosen)
+
+    return make
+
+
+def _csa(options: Options, case: Case) -> Scheme:
     _only(options, "drop", "fine", "probes", "suffix", "rounds", "heldout", "wire")
     drop = float(options.get("drop", 0.002))
     rounds = int(options.get("rounds", 2))
     if rounds not in (1, 2):
         raise ValueError("rounds must be 1 or 2")
     selection = Selection(
-        (drop,) * layers,
-        (float(options.get("fine", 0)),) * layers,
+        (drop,) * case.layers,
+        (float(options.get("fine", 0)),) * case.layers,
         probes=int(options.get("probes", 8)),
         suffix=int(options.get("suffix", 64)),
         rounds=1 if rounds == 1 else 2,
@@ -59,10 +100,10 @@ def _csa(options: Options, layers: int) -> Scheme:
     return Scheme("csa", wire=_wire(options), selection=selection)
 
 
-def _hire(options: Options, layers: int) -> Scheme:
+def _hire(options: Options, case: Case) -> Scheme:
     """HiRE's selector: a fixed share of the blocks, whatever the mass."""
     _only(options, "budget", "probes", "suffix", "wire")
-    none = (0.0,) * layers
+    none = (0.0,) * case.layers
     selection = Selection(
         none,
         none,
@@ -74,7 +115,7 @@ def _hire(options: Options, layers: int) -> Scheme:
     return Scheme("csa", wire=_wire(options), selection=selection)
 
 
-def _strided(options: Options, layers: int) -> Scheme:
+def _strided(options: Options, case: Case) -> Scheme:
     _only(options, "budget")
     budget = float(options.get("budget", 0.25))
     return Scheme("strided", selection=Selection((), (), budget=budget))
@@ -93,9 +134,11 @@ def _only(options: Options, *known: str) -> None:
             raise ValueError(f"no option {name!r}; there are {', '.join(known) or 'none'}")
 
 
-SETTINGS: dict[str, Callable[[Options, int], Scheme]] = {
+SETTINGS: dict[str, Callable[[Options, Case], Scheme]] = {
     "exact": _plain(EXACT),
     "int8": _plain(Scheme("gather", wire="int8")),
+    "balanced": _named("balanced"),
+    "fast": _named("fast"),
     "csa": _csa,
     "hire": _hire,
     "strided": _strided,
@@ -104,4 +147,4 @@ SETTINGS: dict[str, Callable[[Options, int], Scheme]] = {
     "ulysses": _plain(Scheme("ulysses")),
     "pass_q": _plain(Scheme("pass_q")),
 }
-"""What the command line can name; a function from options and the number of layers to a scheme."""
+"""What the command line can name: functions from options and the case to a scheme."""

@@ -1,0 +1,38 @@
+"""The tokens that follow a prefill, by exact attention over its keys and values, as in decoding."""
+
+import asyncio
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sps2.cli.bench.group import Filled
+from sps2.common.model.llama import Llama
+from sps2.kernels import attention
+
+
+def predicted(model: Llama, filled: Filled, answer: Sequence[int]) -> list[int]:
+    """The most likely token at each place of `answer`, given those of it before.
+
+    `filled` must have kept its keys and values.
+    """
+    tokens = len(filled.hidden)
+
+    async def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(
+            q,
+            torch.cat((filled.keys[layer], k)),
+            torch.cat((filled.values[layer], v)),
+            q_start=tokens,
+            k_start=0,
+            scale=model.config.scale,
+            window=model.config.window(layer),
+        ).out
+
+    hidden = filled.hidden[-1:]
+    if given := answer[:-1]:
+        positions = torch.arange(tokens, tokens + len(given))
+        following = asyncio.run(model.forward(torch.tensor(given), positions, attend))
+        hidden = torch.cat((hidden, following))
+    best: list[int] = model.logits(hidden).argmax(-1).tolist()
+    return best

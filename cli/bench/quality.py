@@ -1,0 +1,146 @@
+"""`spsctl bench quality`: what a prefill setting costs in quality, and what it sends."""
+
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import msgspec
+import typer
+from rich.console import Console
+
+from sps2.cli import render
+from sps2.cli.bench import documents as texts
+from sps2.cli.bench import settings as names
+from sps2.cli.bench.needles import TEAMS, Prompt, hidden_in, prompts
+from sps2.cli.bench.results import Measured, Report
+from sps2.cli.bench.table import tables_of
+from sps2.common.errors import Invalid
+from sps2.common.model.config import read
+from sps2.common.models import fingerprint, locate
+from sps2.common.tokens import Tokenizer
+from sps2.services.scheduler import selections
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+DEFAULT_SETTINGS = "exact,int8,balanced,fast,csa:drop=.002,hire:budget=.3,strided:budget=.25,star"
+
+WIDTH = 120
+"""Columns of the tables at least, also where no terminal tells its width."""
+
+
+def quality(
+    model: Annotated[str, typer.Option(help="as given to `spsctl pull`")] = "smollm2-135m",
+    tokens: Annotated[str, typer.Option(help="lengths of prompts")] = "2048",
+    ranks: Annotated[str, typer.Option(help="prefill shards of a group")] = "4",
+    settings: Annotated[
+        str, typer.Option(help=f"of {', '.join(names.SETTINGS)}, with :NAME=VALUE,...")
+    ] = DEFAULT_SETTINGS,
+    documents: Annotated[
+        str, typer.Option(help=f"of {', '.join(texts.BUILT_IN)}, or paths of text files")
+    ] = ",".join(texts.BUILT_IN),
+    needles: Annotated[bool, typer.Option(help="hide facts in the documents, and ask")] = True,
+    questions: Annotated[
+        int,
+        typer.Option(min=1, max=len(TEAMS), help="needles asked for, each by a prefill of its own"),
+    ] = 2,
+    dtype: Annotated[
+        str, typer.Option(help="float32 shows a setting's effect alone; or bfloat16, float16")
+    ] = "float32",
+    spans: Annotated[
+        str, typer.Option(help="scheduler: as in a cluster; even: as many tokens for each rank")
+    ] = "scheduler",
+    json: Annotated[Path | None, typer.Option(help="write everything to this file")] = None,
+    plot: Annotated[Path | None, typer.Option(help="write PNGs to this folder")] = None,
+) -> None:
+    """Compare prefill settings with exact attention: quality, bytes, needles kept."""
+    if plot is not None and find_spec("matplotlib") is None:
+        raise Invalid("--plot needs matplotlib; get it with `pip install 'sps2[bench]'`")
+    lengths, groups = _numbers("tokens", tokens), _numbers("ranks", ranks)
+    if dtype not in get_args(Dtype):
+        raise Invalid(f"--dtype must be one of {', '.join(get_args(Dtype))}, not {dtype!r}")
+    if spans not in ("scheduler", "even"):
+        raise Invalid(f"--spans must be scheduler or even, not {spans!r}")
+    folder = locate(model)
+    config = read(folder)
+    wanted = names.split(settings)
+    for each in wanted:
+        names.scheme_of(each, config.layers)
+    for length in lengths:
+        if length > config.max_context:
+            raise Invalid(f"{model} was made for {config.max_context} tokens, not {length}")
+        if length < 128 * max(groups):
+            raise Invalid(f"{length} tokens are too few for {max(groups)} ranks")
+    found = _read(documents)
+
+    from sps2.cli.bench.measure import Work, measure  # import torch, which --help can do without
+    from sps2.common.model.weights import load
+
+    calibration = selections.load(folder, fingerprint(folder))
+    work = Work(load(folder, dtype), wanted, groups, spans == "even", calibration)
+    tokenizer = Tokenizer(folder)
+    cases: list[Measured] = []
+    with render.err.status("") as status:
+        for length in lengths:
+            asked = _prompts(tokenizer, found, length, questions if needles else 0)
+            cases += measure(work, length, asked, status.update)
+    report = Report(
+        version("sps2"),
+        model,
+        dtype,
+        tuple(found),
+        tuple(case for case in cases if case.document),
+        tuple(case for case in cases if not case.document),
+    )
+    wide = Console(highlight=False, width=max(render.out.width, WIDTH))
+    for each in tables_of(report):
+        wide.print(each)
+    if json is not None:
+        json.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
+    if plot is not None:
+        from sps2.cli.bench.plots import draw
+
+        for path in draw(report, plot):
+            print(path)
+
+
+def _numbers(name: str, text: str) -> list[int]:
+    try:
+        numbers = [int(each) for each in text.split(",")]
+    except ValueError as error:
+        raise Invalid(f"--{name} takes numbers such as 2,4,8, not {text!r}") from error
+    if min(numbers) < 1:
+        raise Invalid(f"--{name} takes numbers of at least 1")
+    return numbers
+
+
+def _read(documents: str) -> dict[str, str]:
+    """Texts by name; one that is built in but not on this machine is named and left out."""
+    found: dict[str, str] = {}
+    for name in filter(None, documents.split(",")):
+        try:
+            found[Path(name).name] = texts.read(name)
+        except Invalid as error:
+            if name not in texts.BUILT_IN:
+                raise
+            render.say_error(f"left out: {error}")
+    if not found:
+        raise Invalid("no document is left to measure on")
+    return found
+
+
+def _prompts(
+    tokenizer: Tokenizer, found: dict[str, str], length: int, questions: int
+) -> dict[str, list[Prompt]]:
+    """Prompts by document; which needles are asked for differs from one to the next."""
+    made: dict[str, list[Prompt]] = {}
+    for place, (name, text) in enumerate(found.items()):
+        hidden = hidden_in(name) if questions else []
+        step = len(TEAMS) // max(1, questions)
+        asked = [hidden[(place + index * step) % len(TEAMS)] for index in range(questions)]
+        try:
+            made[name] = prompts(tokenizer, text, length, hidden, asked)
+        except Invalid as error:
+            render.say_error(f"left out at {length} tokens: {name}: {error}")
+    if not made:
+        raise Invalid(f"no document has {length} tokens")
+    return made
