@@ -18,6 +18,8 @@ CONTROL = "control"
 """The host of whatever is not a shard."""
 READY_S = 300.0
 POLL_S = 0.2
+GRACE_S = 30.0
+"""For services to end by themselves, on cores that all of them share."""
 
 
 class Died(ServiceError):
@@ -86,7 +88,7 @@ async def spread(cluster: Cluster, hosts: Mapping[str, Host]) -> AsyncIterator[S
         folder.prepare(cluster)
         stop = asyncio.Event()
         with folder.owned():
-            supervisor = Supervisor(folder, placed(cluster, folder, hosts))
+            supervisor = Supervisor(folder, placed(cluster, folder, hosts), GRACE_S)
             running = asyncio.create_task(supervisor.run(stop))
             try:
                 async with httpx.AsyncClient(base_url=cluster.http_url, timeout=None) as client:
