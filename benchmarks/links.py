@@ -8,7 +8,7 @@ services are the real ones. Requests go through the HTTP API; what they took is 
 says. In each repeat all methods run in turn on one prompt, so that whatever else the machine does
 hits all; every repeat has a prompt of its own. A ratio is to the exact ring that transfers and
 computes by turns. The table is printed as Markdown, and written with all samples as JSON under
-benchmarks/results/.
+benchmarks/results/; "cores taken" says how many worked for other processes meanwhile.
 
 It needs Linux, root (or the capabilities SYS_ADMIN and NET_ADMIN) and iproute2, and removes all
 that it made however it ends. Hosts share this machine's cores: TTFT falls with the SP degree only
@@ -22,6 +22,7 @@ import inspect
 import itertools
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 
 import httpx
@@ -29,6 +30,7 @@ import msgspec
 from links_cluster import CONTROL, Spread, host_names, spread
 from links_network import Unavailable, inside, network
 from links_report import Sample, Setting, rows, table, write
+from machine import busy_s
 
 from sps2.cli import launch
 from sps2.common.api import Completion, ErrorBody
@@ -94,8 +96,10 @@ async def _repeats(
         prompt = text[start : start + setting.tokens]
         for case in _cases(options):
             wish = CASES[case] | {"sp_degree": setting.sp_degree}
+            since_s, busy, ours = time.monotonic(), busy_s(), up.cpu_s()
             usage, refusal = await _ask(up, prompt, wish)
-            yield Sample(setting, case, number, usage, refusal)
+            took_s, others = time.monotonic() - since_s, busy_s() - busy - (up.cpu_s() - ours)
+            yield Sample(setting, case, number, usage, refusal, max(0.0, others) / took_s)
 
 
 def _cases(options: argparse.Namespace) -> list[str]:

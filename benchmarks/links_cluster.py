@@ -7,9 +7,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import httpx
+import psutil
 from links_network import Host
 
-from sps2.cli.runs import RunFolder
+from sps2.cli.runs import Child, RunFolder
 from sps2.cli.supervise import Command, Supervisor, commands, service_names
 from sps2.common.config import Cluster
 from sps2.common.errors import ServiceError
@@ -68,13 +69,22 @@ class Spread:
         self.check()
         return answer
 
+    def cpu_s(self) -> float:
+        """CPU time that its processes have had."""
+        pids = [child.pid for child in self._services().values() if child.pid]
+        times = [psutil.Process(pid).cpu_times() for pid in pids]
+        return float(sum(each.user + each.system for each in times))
+
     def check(self) -> None:
         """Raises Died if a service has ended since the start."""
-        state = self._folder.state()
-        for name, child in state.services.items() if state else ():
+        for name, child in self._services().items():
             if child.exits:
                 log = "\n".join(self._folder.tail(name, 20))
                 raise Died(f"{name} {child.last_exit}; the last of its log:\n{log}")
+
+    def _services(self) -> dict[str, Child]:
+        state = self._folder.state()
+        return state.services if state else {}
 
 
 @asynccontextmanager

@@ -37,12 +37,14 @@ class Sample:
     case: str
     repeat: int
     usage: Sps2Usage | None
-    refusal: str = ""
+    refusal: str
+    other_cores: float
+    """How many cores worked for somebody else meanwhile, on average."""
 
     def __str__(self) -> str:
         if self.usage is None:
             return f"{self.case}: refused: {self.refusal}"
-        return f"{self.case}: {self.usage.ttft_ms / 1e3:.2f} s"
+        return f"{self.case}: {self.usage.ttft_ms / 1e3:.2f} s ({self.other_cores:.1f} cores taken)"
 
 
 @dataclass(frozen=True)
@@ -59,42 +61,53 @@ class Row:
     predicted_exchange_bytes: float
     hidden_fraction: float
     kept_fraction: float
+    other_cores: float
 
 
 def rows(samples: Sequence[Sample], baseline: str) -> list[Row]:
     """One for each setting and case that was served, in the order in which they were begun."""
-    by_case: dict[tuple[Setting, str], dict[int, Sps2Usage]] = {}
+    bases: dict[tuple[Setting, int], Sps2Usage] = {}
+    cases: dict[tuple[Setting, str], list[tuple[Sample, Sps2Usage]]] = {}
     for sample in samples:
         if sample.usage:
-            by_case.setdefault((sample.setting, sample.case), {})[sample.repeat] = sample.usage
-    made = []
-    for (setting, case), usages in by_case.items():
-        bases = by_case.get((setting, baseline), {})
-        pairs = [(usage, bases[index]) for index, usage in usages.items() if index in bases]
-        if not pairs:  # interrupted
-            continue
-        made.append(
-            Row(
-                setting,
-                case,
-                len(pairs),
-                median(usage.ttft_ms for usage, _ in pairs) / 1e3,
-                median(usage.ttft_ms / base.ttft_ms for usage, base in pairs),
-                median(usage.exchange_bytes for usage, _ in pairs),
-                median(usage.predicted_exchange_bytes for usage, _ in pairs),
-                median(usage.hidden_fraction for usage, _ in pairs),
-                median(usage.kept_fraction for usage, _ in pairs),
-            )
+            cases.setdefault((sample.setting, sample.case), []).append((sample, sample.usage))
+            if sample.case == baseline:
+                bases[sample.setting, sample.repeat] = sample.usage
+    return [
+        Row(
+            setting,
+            case,
+            len(served),
+            median(usage.ttft_ms for _, usage in served) / 1e3,
+            median(
+                usage.ttft_ms / bases[setting, sample.repeat].ttft_ms for sample, usage in served
+            ),
+            median(usage.exchange_bytes for _, usage in served),
+            median(usage.predicted_exchange_bytes for _, usage in served),
+            median(usage.hidden_fraction for _, usage in served),
+            median(usage.kept_fraction for _, usage in served),
+            median(sample.other_cores for sample, _ in served),
         )
-    return made
+        for (setting, case), served in cases.items()
+    ]
 
 
 def table(found: Sequence[Row]) -> str:
     """As Markdown. Bytes are those of the whole group; MB are 10^6 bytes."""
-    lines = [
-        "| link | tokens | SP | case | TTFT | ratio | exchanged | predicted | hidden | kept |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    columns = (
+        "link",
+        "tokens",
+        "SP",
+        "method",
+        "TTFT",
+        "ratio",
+        "exchanged",
+        "predicted",
+        "hidden",
+        "kept",
+        "cores taken",
+    )
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in found:
         rate, tokens, sp_degree = row.setting
         cells = (
@@ -108,6 +121,7 @@ def table(found: Sequence[Row]) -> str:
             f"{row.predicted_exchange_bytes / 1e6:.1f} MB",
             f"{row.hidden_fraction:.0%}",
             f"{row.kept_fraction:.0%}",
+            f"{row.other_cores:.1f}",
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)

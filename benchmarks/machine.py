@@ -1,9 +1,10 @@
-"""What the machine of a measurement was."""
+"""What the machine of a measurement was, and what else it did."""
 
 import os
 import platform
 from pathlib import Path
 
+import psutil
 import torch
 
 
@@ -16,6 +17,12 @@ def machine() -> dict[str, str | int]:
         "python": platform.python_version(),
         "torch": str(torch.__version__),
     }
+
+
+def busy_s() -> float:
+    """CPU time that all processes here have had, and what a hypervisor kept from them."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system + times.steal)
 
 
 def _cpu() -> str:
