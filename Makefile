@@ -10,10 +10,10 @@ GPU := $(shell { command -v nvidia-smi || test -e /dev/nvidia0; } >/dev/null 2>&
 CONSTRAINTS := $(if $(GPU),,-c constraints-cpu.txt)
 TYPED := cli common compose kernels services
 
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo test lint format bench bench-links clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 setup: $(READY)  ## install everything into .venv
 
@@ -47,6 +47,10 @@ format: $(READY)  ## fix style and formatting
 bench: $(READY)  ## compare with transformers on this machine
 	@$(BIN)/spsctl pull $(MODEL)
 	$(BIN)/python benchmarks/bench.py $(ARGS)
+
+bench-links: $(READY)  ## compare prefill methods over slow links (Linux, root)
+	@$(BIN)/spsctl pull $(MODEL)
+	$(BIN)/python benchmarks/links.py $(ARGS)
 
 clean:  ## remove what was built and installed here
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

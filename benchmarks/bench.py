@@ -12,7 +12,6 @@ import argparse
 import datetime
 import itertools
 import json
-import platform
 import random
 import statistics
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import machine
 from transformers import AutoModelForCausalLM
 
 from sps2.cli.local import running_cluster
@@ -116,17 +116,12 @@ def report(arguments: argparse.Namespace, ttft: dict[str, Times], tbt: Times) ->
     record = {
         "date": now.isoformat(timespec="seconds"),
         "arguments": vars(arguments),
-        "machine": {"cpu": _cpu(), "python": platform.python_version(), "torch": torch.__version__},
+        "machine": machine(),
         "ttft_s": ttft,
         "tbt_median_s": tbt,
     }
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"written to {path}")
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from sps2.cli import (
     doctor,
     down,
     logs,
+    profile,
     pull,
     render,
     status,
@@ -66,6 +67,7 @@ for command in (
     chat.chat,
     complete.complete,
     doctor.doctor,
+    profile.profile,
     configuration.config,
     version,
 ):

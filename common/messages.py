@@ -217,7 +217,7 @@ class Selection(Struct, frozen=True):
     """By layer."""
     fine: tuple[float, ...]
     """By layer."""
-    probes: int = 8
+    probes: int = 4
     """Query rows of 128 that are probed."""
     suffix: int = 64
     """Last rows of the prompt, all of which are probed."""
@@ -302,6 +302,8 @@ class Placed(Struct, frozen=True, tag=True):
     scheme: Scheme
     predicted_bytes: dict[str, int]
     """Of the exchange between prefill shards, by purpose, from the formulas."""
+    migration_pays_after: int | None = None
+    """Tokens of answer from which on moving all KV to the owner would have moved fewer bytes."""
 
 
 class FirstToken(Struct, frozen=True, tag=True):

@@ -46,6 +46,9 @@ class Sps2Usage(Struct, frozen=True):
     deposit_bytes: int | None
     q_bytes: int | None
     state_bytes: int | None
+    migration_pays_after: int | None
+    """Tokens of answer from which on it would have moved fewer bytes to bring all KV to the owner
+    than to send q to its holders; null where the owner has it all."""
     owner: str
     placements: tuple[Part, ...]
     epoch: int

@@ -33,6 +33,8 @@ class About:
     """What a service says of itself on the bus; the service sets `missing` and `counters`."""
 
     service: str
+    host: str = "127.0.0.1"
+    """Address that it binds."""
     missing: Callable[[], str] = lambda: ""
     """What it waits for, in words; empty when it can work."""
     counters: Callable[[], dict[str, float]] = dict
@@ -100,7 +102,8 @@ def run(name: str, serve: Serve) -> None:
     _die_with_supervisor()
     try:
         cluster = config.load(arguments.config)
-        uvloop.run(_until_stopped(cluster, About(service), serve))
+        about = About(service, arguments.host or cluster.host)
+        uvloop.run(_until_stopped(cluster, about, serve))
     except (ServiceError, OSError) as error:
         logging.getLogger(__name__).error("%s cannot run: %s", service, error)
         sys.exit(1)
@@ -108,12 +111,16 @@ def run(name: str, serve: Serve) -> None:
 
 def _arguments(name: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"python -m sps2.services.{name}")
+    parser.set_defaults(index=None, host=None)
     parser.add_argument("--config", type=Path, help="TOML configuration of the cluster")
     if name in ("prefill", "decode"):
         parser.add_argument("--index", type=int, default=0, help="which shard this is")
-    arguments = parser.parse_args()
-    arguments.index = getattr(arguments, "index", None)
-    return arguments
+        parser.add_argument(
+            "--host",
+            help="address that this shard binds, where the others reach it; absent, the "
+            "configuration's `host`, where it finds the other services in any case",
+        )
+    return parser.parse_args()
 
 
 async def _until_stopped(cluster: Cluster, about: About, serve: Serve) -> None:

@@ -162,7 +162,7 @@ class ReadyShard:
         """Serve `service` on the bus and be a member of the cluster while the context is open."""
         bus = self.cluster.bus
         server = Server([service, self.about], bus)
-        address = await server.start(f"tcp://{self.cluster.host}:0")
+        address = await server.start(f"tcp://{self.about.host}:0")
         peer = PlanePeer(self.plane.name, self.plane.address)
         shard = Shard(self.id, self.role, os.getpid(), address, peer, pages, page_tokens)
         scheduler = Peer(self.cluster.scheduler_address, bus, name="scheduler")
@@ -187,7 +187,7 @@ async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterat
     data = DataLoop()
     data.start()
     plane = Plane(peer_name(about.service), backend)
-    await data.run(plane.start(cluster.host))
+    await data.run(plane.start(about.host))
     about.counters = lambda: {name: float(count) for name, count in dict(plane.counters).items()}
     about.links = lambda: _links(about.service, plane)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from sps2.common.errors import Invalid
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
 BackendName = Literal["ucx", "tcp", "inproc"]
 
 
+RDMA, CUDA = Path("/sys/class/infiniband"), Path("/dev/nvidiactl")
+"""What UCX drives and TCP does not."""
+
+
 class Choice(NamedTuple):
     """A backend, and in words why it was taken."""
 
@@ -20,13 +25,18 @@ class Choice(NamedTuple):
 
 
 def choose(wish: Literal["auto", "ucx", "tcp"]) -> Choice:
-    """Take UCX where it works, TCP elsewhere; a wish other than "auto" is followed or refused.
+    """Take UCX where it has RDMA or CUDA to drive, and works; TCP elsewhere.
+
+    Without either UCX would use TCP itself, more slowly than we do (README, "Measured"). A wish
+    other than "auto" is followed or refused.
 
     Raises:
         Invalid: UCX was asked for and does not work here.
     """
     if wish == "tcp":
         return Choice("tcp", "tcp was asked for")
+    if wish == "auto" and not (CUDA.exists() or (RDMA.is_dir() and any(RDMA.iterdir()))):
+        return Choice("tcp", "tcp, since there is neither RDMA nor CUDA here for ucx to use")
     from sps2.common.transport import ucx
 
     fault = ucx.find_fault()

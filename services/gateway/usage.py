@@ -68,6 +68,7 @@ def _sps2(pairs: Sequence[tuple[Job, Record]], kv: int) -> Sps2Usage | None:
         deposit_bytes=deposit,
         q_bytes=q_bytes,
         state_bytes=state_bytes,
+        migration_pays_after=placed.migration_pays_after,
         owner=placed.owner,
         placements=tuple(Part(each.shard, each.span) for each in placed.placements),
         epoch=placed.epoch,

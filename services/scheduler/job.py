@@ -125,6 +125,7 @@ class Job:
                 plan.dealt.attention,
                 plan.dealt.scheme,
                 plan.dealt.predicted_bytes,
+                plan.migration_pays_after,
             )
         )
         replies = await gather_all(*replied)

@@ -30,6 +30,8 @@ class Plan:
     group: tuple[str, ...]
     dealt: Dealt
     placements: tuple[Placement, ...]
+    migration_pays_after: int | None
+    """Tokens of answer; see `traffic.migration_pays_after`."""
 
     @property
     def owner(self) -> str:
@@ -61,7 +63,9 @@ class Fcfs:
         if group is None or placements is None:
             return None
         dealt = self._schemes.choose(work.prompt_tokens, len(group), work.wish)
-        return Plan(tuple(group[: len(dealt.spans)]), dealt, placements)
+        held = [place.span.tokens for place in placements[:-1]]
+        pays_after = self._schemes.migration_pays_after(held)
+        return Plan(tuple(group[: len(dealt.spans)]), dealt, placements, pays_after)
 
     def _group(self, work: Work, fleet: Fleet) -> list[str] | None:
         shards = fleet.expected["prefill"]

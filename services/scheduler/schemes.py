@@ -96,6 +96,10 @@ class Schemes:
                 continue
         return min(dealt, key=lambda each: each.predicted_s)
 
+    def migration_pays_after(self, held: Sequence[int]) -> int | None:
+        """See `traffic.migration_pays_after`."""
+        return traffic.migration_pays_after(self._config, self._itemsize, held)
+
     def _sparse(self, tokens: int, ranks: int, attention: Sparse, wish: Wish) -> Dealt:
         scheme = self._scheme("gather", 1, wish.wire or "int8", wish)
         if tokens > SHORT and ranks > 1:

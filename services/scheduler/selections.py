@@ -13,10 +13,12 @@ Sparse = Literal["balanced", "fast"]
 FILE = "attention.json"
 """In a model's folder: written by `spsctl profile --attention`, used instead of what is shipped."""
 
-DROP: dict[Sparse, float] = {"balanced": 0.002, "fast": 0.004}
+DROP: dict[Sparse, float] = {"balanced": 0.0015, "fast": 0.003}
 """A block whose importance is below stays. Chosen on one document, shown on others: docs/csa.md."""
-FINE: dict[Sparse, float] = {"balanced": 0.02, "fast": 0.02}
-"""A block whose importance is above travels in 8 bits, the others in 4."""
+FINE_OVER_DROP = 10.0
+"""A block whose importance is so much above `drop` travels in 8 bits, the others in 4."""
+LIMITS: dict[Sparse, float] = {"balanced": 0.001, "fast": 0.004}
+"""For calibrations: nats of divergence from exact attention, mean over tokens, before 4 bits."""
 
 
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,7 +34,8 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def shipped(setting: Sparse, layers: int) -> Selection:
     """For a model without a calibration."""
-    return Selection((DROP[setting],) * layers, (FINE[setting],) * layers)
+    drop = DROP[setting]
+    return Selection((drop,) * layers, (FINE_OVER_DROP * drop,) * layers)
 
 
 def load(folder: Path, fingerprint: str) -> Calibration | None:

@@ -172,6 +172,22 @@ def _tokens(spans: tuple[Span, ...]) -> int:
     return sum(span.tokens for span in spans)
 
 
+def migration_pays_after(config: ModelConfig, itemsize: int, held: Sequence[int]) -> int | None:
+    """How many tokens a request must decode before moving its KV once costs less than moving q.
+
+    A holder's KV moves at the cost of its tokens; q goes out and a state comes back to every holder
+    for every token, whatever the context. None where all KV lies at the owner.
+
+    Args:
+        held: tokens at each holder, the owner not counted.
+    """
+    if not held:
+        return None
+    sizes = _Sizes(config, itemsize, "plain")
+    step = len(held) * (sizes.q(1, config.heads) + sizes.state(1, config.heads))
+    return -(-sum(sizes.kv(tokens, config.kv_heads) for tokens in held) // step)
+
+
 def check_degree(config: ModelConfig, scheme: Scheme, ranks: int) -> None:
     """Raise Invalid if the method cannot be done by so many ranks with the model's heads."""
     columns = scheme.ulysses

@@ -80,6 +80,9 @@ def test_kv_is_spread_and_bytes_are_those_of_the_formulas(cluster: Running) -> N
     assert sum(place.span.tokens for place in usage.placements) == 300
     assert usage.deposit_bytes == 300 * layers * 2 * kv_heads * head_dim * itemsize
     assert usage.exchange_bytes == usage.deposit_bytes == usage.predicted_exchange_bytes
+    (elsewhere,) = (p.span.tokens for p in usage.placements if p.shard != usage.owner)
+    token = heads * (2 * head_dim * itemsize + 4)
+    assert usage.migration_pays_after == -(-elsewhere * 2 * kv_heads * head_dim * itemsize // token)
     steps = 10
     assert usage.q_bytes == steps * layers * heads * head_dim * itemsize
     assert usage.state_bytes == steps * layers * heads * (head_dim * itemsize + 4)

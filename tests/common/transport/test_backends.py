@@ -2,6 +2,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,14 +10,31 @@ import uvloop
 
 from sps2.common.errors import Invalid
 from sps2.common.messages import Peer
-from sps2.common.transport import choose, ucx
+from sps2.common.transport import backends, choose, ucx
 from sps2.common.transport.backends import BackendName
 from sps2.common.transport.frame import frame_for
 from sps2.common.transport.plane import Plane
 
 
-def test_auto_takes_ucx_where_it_works() -> None:
+@pytest.fixture
+def with_rdma(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A host with one RDMA device, as far as the choice looks."""
+    (tmp_path / "mlx5_0").mkdir()
+    monkeypatch.setattr(backends, "RDMA", tmp_path)
+
+
+@pytest.mark.usefixtures("with_rdma")
+def test_auto_takes_ucx_where_it_has_something_to_drive() -> None:
     assert choose("auto").backend == "ucx"
+
+
+def test_auto_takes_tcp_where_ucx_would_use_tcp(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(backends, "RDMA", tmp_path)
+    monkeypatch.setattr(backends, "CUDA", tmp_path / "none")
+    assert choose("auto").backend == "tcp"
+    assert "RDMA" in choose("auto").reason
     assert choose("tcp") == ("tcp", "tcp was asked for")
 
 
@@ -24,6 +42,7 @@ async def test_the_check_works_beside_a_running_loop() -> None:
     assert choose("ucx").backend == "ucx"
 
 
+@pytest.mark.usefixtures("with_rdma")
 def test_auto_falls_back_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ucxx._lib.libucxx", None)
     assert "libucxx" in ucx.find_fault()

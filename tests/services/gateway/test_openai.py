@@ -57,6 +57,7 @@ async def test_tells_what_it_took(client):
         "deposit_bytes": 1000,
         "q_bytes": 30,
         "state_bytes": 12,
+        "migration_pays_after": None,
         "owner": "decode-1",
         "placements": [
             {"shard": "decode-0", "span": [0, 2]},

@@ -1,0 +1,67 @@
+"""`spsctl profile`: measures a model once, so that its cluster decides better."""
+
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from sps2.cli import render
+from sps2.common.errors import Invalid
+from sps2.common.models import fingerprint, locate
+from sps2.services.scheduler.selections import FILE, Calibration
+
+
+def profile(
+    attention: Annotated[
+        bool, typer.Option("--attention", help="find the thresholds of balanced and fast")
+    ] = False,
+    model: Annotated[
+        str, typer.Option(help="as given to `spsctl pull`, or a folder")
+    ] = "smollm2-135m",
+    tokens: Annotated[int, typer.Option(min=1, help="of the document it is measured on")] = 8000,
+    degrees: Annotated[str, typer.Option(help="SP degrees, separated by commas")] = "4",
+) -> None:
+    """Measure a model. Writes to its folder; a cluster reads it when it comes up."""
+    if not attention:
+        raise typer.BadParameter("say what to measure: --attention")
+    try:
+        wanted = [int(each) for each in degrees.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{degrees!r} is not a list of numbers as 2,4,8") from None
+    if min(wanted) < 2:
+        raise typer.BadParameter("thresholds matter from SP degree 2 on")
+
+    from sps2.cli.bench.calibrate import calibrate, document, load_float32
+    from sps2.common.tokens import Tokenizer
+
+    folder = locate(model)
+    llama = load_float32(model)
+    if tokens > llama.config.max_context:
+        raise Invalid(f"{tokens} tokens are over the model's context, {llama.config.max_context}")
+    ids = document(tokens, Tokenizer(folder).encode)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    found: dict[str, dict[str, object]] = {"balanced": {}, "fast": {}}
+    with Progress(*columns, TimeElapsedColumn(), console=render.err) as bars:
+        for degree in wanted:
+            task = bars.add_task(f"SP degree {degree}", total=None)
+
+            def told(done: int, total: int, task: object = task) -> None:
+                bars.update(task, completed=done, total=total)  # type: ignore[arg-type]
+
+            for setting, selection in calibrate(llama, ids, degree, told).items():
+                found[setting][str(degree)] = selection
+    made = Calibration(fingerprint(folder), found)  # type: ignore[arg-type]
+    path = folder / FILE
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(made)) + b"\n")
+    render.out.print(_table(made))
+    render.err.print(f"written to {path}")
+
+
+def _table(made: Calibration) -> Table:
+    table = Table("setting", "SP degree", "drop, by layer")
+    for setting, by_degree in made.selections.items():
+        for degree, selection in by_degree.items():
+            table.add_row(setting, degree, " ".join(f"{each:g}" for each in selection.drop))
+    return table
