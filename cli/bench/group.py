@@ -1,9 +1,10 @@
 """A prefill group in one process: the code of `services/prefill`, its ranks one after another."""
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,24 +23,23 @@ from sps2.services.tasks import gather_all, root_cause
 
 REQUEST = "quality"
 
+Result = TypeVar("Result")
+
 
 class Filled(NamedTuple):
     """What a group made of a prompt.
 
     hidden: [tokens, hidden_size], after the final norm, in order of position.
     exchanged: by rank; bytes are those of a model in bfloat16, whatever dtype this one has.
+    attention_s: seconds of processor time in attention, all ranks and threads together.
     keys, values: by layer, [tokens, kv_heads, head_dim]; empty unless asked for.
     """
 
     hidden: Tensor
     exchanged: list[Exchanged]
+    attention_s: float
     keys: list[Tensor]
     values: list[Tensor]
-
-    @property
-    def attention_s(self) -> float:
-        """Seconds of arithmetic inside attention, all ranks together."""
-        return sum(each.attention_s for each in self.exchanged)
 
     @property
     def sent_bytes(self) -> dict[str, int]:
@@ -78,7 +78,23 @@ def even(tokens: int, ranks: int, scheme: Scheme) -> list[tuple[Span, ...]]:
 
 
 class _Counted(Group):
-    """A member that counts bytes as if the model were in bfloat16: the wire's are what matters."""
+    """A member that counts bytes as if the model were in bfloat16: the wire's are what matters.
+
+    And processor time of attention: a machine may be busy with something else.
+    """
+
+    attention_s = 0.0
+
+    async def compute(self, work: Callable[[], Result], layer: int = -1) -> Result:
+        def timed() -> Result:
+            started = time.process_time()
+            try:
+                return work()
+            finally:
+                if layer >= 0:
+                    self.attention_s += time.process_time() - started
+
+        return await super().compute(timed, layer)
 
     async def send_to(
         self, peer: str, purpose: Purpose, layer: int, at: int, tensors: Sequence[Tensor]
@@ -113,6 +129,7 @@ class _Share(NamedTuple):
     positions: Tensor
     hidden: Tensor
     exchanged: Exchanged
+    attention_s: float
     kept: _Kept | None
 
 
@@ -146,7 +163,7 @@ async def _fill(
                     )
             except BaseExceptionGroup as failures:
                 raise root_cause(failures) from failures
-            return _Share(positions, hidden, exchanged(side, attend), kept)
+            return _Share(positions, hidden, exchanged(side, attend), side.attention_s, kept)
 
         shares = await gather_all(*map(rank, range(len(spans))))
     return _joined(shares, model.config.layers)
@@ -162,6 +179,7 @@ def _joined(shares: list[_Share], layers: int) -> Filled:
     return Filled(
         ordered([share.hidden for share in shares]),
         [share.exchanged for share in shares],
+        sum(share.attention_s for share in shares),
         [ordered([each.keys[layer] for each in kept]) for layer in range(layers if kept else 0)],
         [ordered([each.values[layer] for each in kept]) for layer in range(layers if kept else 0)],
     )

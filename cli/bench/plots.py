@@ -36,7 +36,11 @@ def draw(report: Report, folder: Path) -> list[Path]:
     made = []
     for ranks in sorted({each.ranks for each in report.pooled}):
         cases = [each for each in report.pooled if each.ranks == ranks]
-        title = f"{report.model}, {report.dtype}, {ranks} ranks: {', '.join(report.documents)}"
+        lengths = " and ".join(str(each) for each in dict.fromkeys(c.tokens for c in cases))
+        title = (
+            f"{report.model}, {report.dtype}, {ranks} ranks, {lengths} tokens of "
+            f"{', '.join(report.documents)}"
+        )
         made.append(_save(_quality(cases, title), folder / f"quality-{ranks}.png"))
         if any(each.needles for each in cases):
             made.append(_save(_needles(cases, title), folder / f"needles-{ranks}.png"))
@@ -62,10 +66,10 @@ def _quality(cases: Sequence[Measured], title: str) -> Figure:
         kl = [max(each.whole.kl, LEAST_KL) for each in points]
         divergence.plot(x, kl, **style)
         for axes, y in ((change, worse), (divergence, kl)):
-            for each, at, height in zip(points, x, y, strict=True):
+            if len(points) > 1:  # where the line of lengths ends
                 axes.annotate(
-                    _thousands(each.tokens),
-                    (at, height),
+                    str(points[-1].tokens),
+                    (x[-1], y[-1]),
                     xytext=(5, 4),
                     textcoords="offset points",
                     fontsize=7,
@@ -113,7 +117,7 @@ def _needles(cases: Sequence[Measured], title: str) -> Figure:
                 axes.text(x, y, f"{kept}/{exact}", ha="center", va="center", fontsize=7)
         axes.set_title(setting, fontsize=8)
         axes.set_facecolor("#dddddd")
-        axes.set_xticks(range(len(lengths)), [_thousands(each) for each in lengths])
+        axes.set_xticks(range(len(lengths)), map(str, lengths))
         axes.set_yticks(range(len(depths)), [f"{each:.0%}" for each in depths])
     for axes in list(grid.flat)[len(settings) :]:
         axes.set_visible(False)
@@ -136,10 +140,6 @@ def _counts(cases: Sequence[Measured], setting: str, tokens: int, depth: float) 
 
 def _settings(cases: Sequence[Measured]) -> list[str]:
     return list(dict.fromkeys(each.setting for each in cases))
-
-
-def _thousands(tokens: int) -> str:
-    return f"{tokens / 1000:.3g}k" if tokens >= 1000 else str(tokens)
 
 
 def _save(figure: Figure, path: Path) -> Path:

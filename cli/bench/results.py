@@ -52,7 +52,7 @@ class Measured(msgspec.Struct, frozen=True):
     spans: tokens of each rank.
     blocks, kept_blocks: that CSA could have moved, and moved.
     lost: the mean mass that CSA's held-out probes lost, over the ranks but the first; 0 for others.
-    attention_s: seconds of arithmetic within attention, all ranks together; exact: of one rank.
+    attention_s: seconds of processor time in attention, all ranks together; exact: of one rank.
     """
 
     setting: str
