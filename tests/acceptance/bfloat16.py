@@ -8,62 +8,25 @@ than 10 %. Exit code 1 if it does.
 """
 
 import argparse
-import asyncio
 import sys
-from contextlib import AsyncExitStack
 
 import torch
 from passage import passage
 from transformers import AutoModelForCausalLM
 
-from sps2.common.messages import Peer
-from sps2.common.model.attend import inline
+from sps2.cli.bench.group import fill
+from sps2.common.messages import Scheme
 from sps2.common.model.llama import Llama
 from sps2.common.model.weights import load
 from sps2.common.models import locate
-from sps2.common.spans import zigzag
 from sps2.common.tokens import Tokenizer
-from sps2.common.transport.plane import Plane
-from sps2.services.prefill.deposit import Deposit
-from sps2.services.prefill.ring import RingAttention
-from sps2.services.tasks import gather_all
 
 ALLOWED = 1.10
 
 
-async def ring_logits(model: Llama, ids: torch.Tensor, ranks: int) -> torch.Tensor:
+def ring_logits(model: Llama, ids: torch.Tensor, ranks: int) -> torch.Tensor:
     """Logits of all positions, [tokens, vocab], in order of position."""
-    dealt = zigzag(len(ids), ranks)
-    logits = torch.empty(len(ids), model.config.vocab_size)
-    async with AsyncExitStack() as stack:
-        planes = [Plane(f"rank-{rank}", "inproc") for rank in range(ranks)]
-        for plane in planes:
-            await plane.start()
-            stack.push_async_callback(plane.close)
-        for plane in planes:
-            for other in planes:
-                plane.introduce(Peer(other.name, other.address))
-        inboxes = [stack.enter_context(plane.open("r", 0)) for plane in planes]
-
-        async def run(rank: int) -> None:
-            positions = torch.cat([torch.arange(*span) for span in dealt[rank]])
-            async with asyncio.TaskGroup() as sends:
-                ring = RingAttention(
-                    model.config,
-                    planes[rank],
-                    inboxes[rank],
-                    ("r", 0),
-                    [plane.name for plane in planes],
-                    dealt,
-                    rank,
-                    Deposit(planes[rank], sends, ("r", 0), dealt[rank], ()),
-                    inline,
-                )
-                hidden = await model.forward(ids[positions], positions, ring)
-            logits[positions] = model.logits(hidden)
-
-        await gather_all(*map(run, range(ranks)))
-    return logits
+    return model.logits(fill(model, ids.tolist(), Scheme("ring"), ranks).hidden)
 
 
 @torch.inference_mode()
@@ -98,7 +61,7 @@ def main() -> int:
     good = True
     model = load(folder, "bfloat16")
     for ranks in arguments.ranks:
-        ours = divergence(exact, asyncio.run(ring_logits(model, ids, ranks)))
+        ours = divergence(exact, ring_logits(model, ids, ranks))
         good &= ours <= ALLOWED * theirs
         print(f"SPS2 bfloat16, {ranks} ranks: {ours:.3e} nats, {ours / theirs:.3f} of theirs")
     return 0 if good else 1
