@@ -8,6 +8,9 @@ from sps2.common.errors import Cancelled, Internal, Invalid, PeerLost, Refused, 
 
 Item = TypeVar("Item")
 
+INSIST_S = 0.2
+"""After which a task that goes on is cancelled again."""
+
 _WEIGHT: tuple[type[ServiceError], ...] = (Invalid, PeerLost, Refused, Internal, Cancelled)
 
 
@@ -28,6 +31,17 @@ def root_cause(error: BaseException) -> BaseException:
     return causes[0]
 
 
+async def end(task: asyncio.Task[Any]) -> None:
+    """Cancel a task until it ends.
+
+    Once may not do: a TaskGroup that is cancelled while one of its tasks fails raises that failure
+    alone, and whoever handles it goes on, as with all else that fails.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=INSIST_S)
+
+
 async def emitted_by(
     job: Callable[[Callable[[Item], None]], Coroutine[Any, Any, None]],
 ) -> AsyncIterator[Item]:
@@ -45,8 +59,7 @@ async def emitted_by(
                 getting.cancel()
         task.result()
     finally:
-        task.cancel()
-        await asyncio.wait({task})
+        await end(task)
         if not task.cancelled():
             task.exception()
 

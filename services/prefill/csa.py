@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from sps2.common.errors import Invalid
-from sps2.kernels import State, attention
 from sps2.kernels.csa import Probes, Scores, choose_probes, importance, lost, score
 from sps2.kernels.quantize import (
     BLOCK,
@@ -80,21 +79,21 @@ class Csa:
 
         for consumer in range(group.rank + 1, group.ranks):
             group.background(self._serve(layer, consumer, k, v))
-        seen = Seen(q, group.mine, group.config.scale, None)
-        own = partial(seen.attend, k, v, group.mine)
-        if not group.rank:
-            await group.compute(own, layer)
-        elif group.scheme.pipelined:
-            fetched = asyncio.ensure_future(self._fetch(layer, q, k, seen))
-            try:
+        size = group.config.heads // group.config.kv_heads
+        seen = [
+            Seen(q[:, head * size : (head + 1) * size], group.mine, group.config.scale, None)
+            for head in range(group.config.kv_heads)
+        ]
+        async with asyncio.TaskGroup() as both:
+            if group.rank:
+                fetched = both.create_task(self._fetch(layer, q, k, seen))
                 await asyncio.sleep(0)  # the probes' arithmetic goes first
-                await group.compute(own, layer)
-            finally:
-                await fetched
-        else:
-            await self._fetch(layer, q, k, seen)
-            await group.compute(own, layer)
-        return await group.compute(lambda: seen.state().out, layer)
+                if not group.scheme.pipelined:
+                    await fetched
+            for head, each in enumerate(seen):  # by turns with what later ranks ask for
+                own = k[:, head : head + 1], v[:, head : head + 1]
+                await group.compute(partial(each.attend, *own, group.mine), layer)
+        return await group.compute(lambda: torch.cat([e.state().out for e in seen], 1), layer)
 
     def selected(self) -> tuple[int, int, tuple[float, ...]]:
         """Blocks that could have come, that came, and by layer the mean mass that was lost."""
@@ -108,7 +107,7 @@ class Csa:
 
     # --- as consumer ---
 
-    async def _fetch(self, layer: int, q: Tensor, k: Tensor, seen: Seen) -> None:
+    async def _fetch(self, layer: int, q: Tensor, k: Tensor, seen: list[Seen]) -> None:
         group = self._group
         owners = range(group.rank)
         probes = self._probes[group.rank]
@@ -129,37 +128,13 @@ class Csa:
             await gather_all(*(group.send(of, "probe", layer, TOTALS, (total,)) for of in owners))
         await gather_all(*(self._take(layer, of, q, seen) for of in owners))
 
-    async def _take(self, layer: int, owner: int, q: Tensor, seen: Seen) -> None:
+    async def _take(self, layer: int, owner: int, q: Tensor, seen: list[Seen]) -> None:
         group = self._group
-        tensors = await group.recv(owner, "kv", layer, 0)
-
-        def attend() -> None:
-            levels, gone, *carried = tensors
-            self.kept[layer, owner] = Kept(levels, gone)
-            keys, values = _unpacked(levels, carried, q.dtype)
-            size = group.config.heads // group.config.kv_heads
-            states = []
-            for head, (k, v) in enumerate(zip(keys, values, strict=True)):
-                rows = q[:, head * size : (head + 1) * size]
-                past = len(k)  # every kept key lies before every query: no mask
-                states.append(
-                    attention(
-                        rows,
-                        k[:, None],
-                        v[:, None],
-                        q_start=past,
-                        k_start=0,
-                        scale=group.config.scale,
-                    )
-                )
-            seen.add(
-                State(
-                    torch.cat([state.out for state in states], 1),
-                    torch.cat([state.lse for state in states], 1),
-                )
-            )
-
-        await group.compute(attend, layer)
+        levels, gone, *carried = await group.recv(owner, "kv", layer, 0)
+        self.kept[layer, owner] = Kept(levels, gone)
+        keys, values = await group.compute(partial(_unpacked, levels, carried, q.dtype), layer)
+        for each, k, v in zip(seen, keys, values, strict=True):
+            await group.compute(partial(each.attend_past, k[:, None], v[:, None]), layer)
 
     # --- as owner ---
 
@@ -170,16 +145,20 @@ class Csa:
         def scored() -> Scores:
             return score(restore_rows(rows, scale, k.dtype), k, group.config.scale)
 
-        scores = await group.compute(scored, layer)
+        def chosen(scores: Scores, total: Tensor) -> tuple[Tensor, ...]:
+            return self._chosen(layer, scores, total, self._probes[consumer], k, v)
+
+        def at_once() -> tuple[Tensor, ...]:
+            scores = scored()
+            return chosen(scores, torch.logaddexp(sums[0].float(), scores.lse))
+
         if sums:
-            total = torch.logaddexp(sums[0].float(), scores.lse)
+            carried = await group.compute(at_once, layer)
         else:
+            scores = await group.compute(scored, layer)
             await group.send(consumer, "probe", layer, SUMS, (scores.lse.half(),))
-            (told,) = await group.recv(consumer, "probe", layer, TOTALS)
-            total = told.float()
-        carried = await group.compute(
-            partial(self._chosen, layer, scores, total, self._probes[consumer], k, v), layer
-        )
+            (total,) = await group.recv(consumer, "probe", layer, TOTALS)
+            carried = await group.compute(partial(chosen, scores, total.float()), layer)
         await group.send(consumer, "kv", layer, 0, carried)
 
     def _chosen(

@@ -93,6 +93,13 @@ class Seen:
                     )
                     self._states[index].append(state)
 
+    def attend_past(self, k: Tensor, v: Tensor) -> None:
+        """Attend to keys and values that every query sees, wherever they were."""
+        for index, (_, queries) in enumerate(self._rows):
+            q = self._q[queries]
+            state = attention(q, k, v, q_start=len(k), k_start=0, scale=self._scale)
+            self._states[index].append(state)
+
     def add(self, state: State) -> None:
         """Take in a state of all rows that somebody else computed."""
         for index, (_, rows) in enumerate(self._rows):

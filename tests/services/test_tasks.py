@@ -1,0 +1,44 @@
+"""Structured concurrency: errors that mean an action, and cancellation that is never lost."""
+
+import asyncio
+
+import pytest
+
+from sps2.common.errors import Internal, PeerLost
+from sps2.services.tasks import end, gather_all, root_cause
+
+
+async def test_the_error_that_says_what_to_do_is_raised() -> None:
+    async def fail(error: Exception) -> None:
+        raise error
+
+    with pytest.raises(PeerLost):
+        await gather_all(fail(Internal("?")), fail(PeerLost("a")))
+
+
+async def test_a_cancelled_task_ends_even_where_its_parts_fail_at_that_moment() -> None:
+    """What the scheduler met when all services were stopped at once: it planned anew, for ever."""
+    stopping = asyncio.Event()
+
+    async def part() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise PeerLost("a shard that was stopped too") from None
+
+    async def job() -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(part())
+                stopping.set()
+                await asyncio.Event().wait()
+        except BaseExceptionGroup as failures:
+            assert isinstance(root_cause(failures), PeerLost)
+            await asyncio.Event().wait()  # for shards to run it on
+
+    task = asyncio.create_task(job())
+    await stopping.wait()
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        await end(task)
+    assert task.cancelled()
