@@ -221,7 +221,7 @@ class Selection(Struct, frozen=True):
     """Query rows of 128 that are probed."""
     suffix: int = 64
     """Last rows of the prompt, all of which are probed."""
-    rounds: Literal[1, 2] = 2
+    rounds: Literal[1, 2] = 1
     """1: an owner normalises by what it and the consumer see, 2: by all that the probes see."""
     held_out: float = 0.05
     """Mean mass that held-out probes may lose before a KV head fetches everything."""

@@ -13,7 +13,7 @@ from sps2.services.scheduler.schemes import SHORT
 from sps2.services.scheduler.selections import FINE_OVER_DROP, LIMITS, Sparse
 
 BANDS = 6
-CANDIDATES = (0.0015, 0.003, 0.006, 0.012)
+CANDIDATES = (0.002, 0.004, 0.008, 0.016)
 
 
 class Tried(NamedTuple):

@@ -86,13 +86,13 @@ def _named(name: Sparse) -> Callable[[Options, Case], Scheme]:
 def _csa(options: Options, case: Case) -> Scheme:
     _only(options, "drop", "fine", "probes", "suffix", "rounds", "heldout", "wire")
     drop = float(options.get("drop", 0.002))
-    rounds = int(options.get("rounds", 2))
+    rounds = int(options.get("rounds", 1))
     if rounds not in (1, 2):
         raise ValueError("rounds must be 1 or 2")
     selection = Selection(
         (drop,) * case.layers,
         (float(options.get("fine", 0)),) * case.layers,
-        probes=int(options.get("probes", 8)),
+        probes=int(options.get("probes", 4)),
         suffix=int(options.get("suffix", 64)),
         rounds=1 if rounds == 1 else 2,
         held_out=float(options.get("heldout", 0.05)),
@@ -107,7 +107,7 @@ def _hire(options: Options, case: Case) -> Scheme:
     selection = Selection(
         none,
         none,
-        probes=int(options.get("probes", 8)),
+        probes=int(options.get("probes", 4)),
         suffix=int(options.get("suffix", 64)),
         held_out=1,  # the share is fixed: no KV head fetches more
         budget=float(options.get("budget", 0.3)),

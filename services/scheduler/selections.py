@@ -13,12 +13,12 @@ Sparse = Literal["balanced", "fast"]
 FILE = "attention.json"
 """In a model's folder: written by `spsctl profile --attention`, used instead of what is shipped."""
 
-DROP: dict[Sparse, float] = {"balanced": 0.0015, "fast": 0.003}
+DROP: dict[Sparse, float] = {"balanced": 0.003, "fast": 0.006}
 """A block whose importance is below stays. Chosen on one document, shown on others: docs/csa.md."""
 DEPTH = (3.0, 1.0, 2.0, 0.5, 1.0, 2.0)
 """`DROP` is multiplied by this in each sixth of the layers: the first hardly suffer, those behind
 the middle do, as trials on SmolLM2-135M showed. `spsctl profile` finds a model's own."""
-FINE_OVER_DROP = 10.0
+FINE_OVER_DROP = 8.0
 """A block whose importance is so much above `drop` travels in 8 bits, the others in 4."""
 LIMITS: dict[Sparse, float] = {"balanced": 0.001, "fast": 0.004}
 """For calibrations: nats of divergence from exact attention, mean over tokens, before 4 bits."""

@@ -141,16 +141,17 @@ def _pass_q(sizes: _Sizes, spans: Spans) -> Iterator[Transfer]:
 
 def _csa(sizes: _Sizes, spans: Spans, selection: Selection | None) -> Iterator[Transfer]:
     config = sizes.config
-    probes = selection.probes if selection else Selection((), ()).probes
+    selection = selection or Selection((), ())
     for owner in range(len(spans)):
         for consumer in range(owner + 1, len(spans)):
-            rows = _tokens(spans[consumer]) * probes / 128
+            rows = _tokens(spans[consumer]) * selection.probes / 128
             probe = rows * config.heads * (config.head_dim + 2 + 2)
             sums = rows * config.heads * 2
             kept = sizes.kv(_tokens(spans[owner]), config.kv_heads) * EXPECTED_KEPT
             kept *= EXPECTED_FINE + (1 - EXPECTED_FINE) * COARSE_SHARE
             yield Transfer(consumer, owner, "probe", config.layers * probe)
-            yield Transfer(owner, consumer, "probe", config.layers * sums)
+            if selection.rounds > 1:
+                yield Transfer(owner, consumer, "probe", config.layers * sums)
             yield Transfer(owner, consumer, "kv", config.layers * kept)
 
 

@@ -33,7 +33,7 @@ async def test_a_cancelled_task_ends_even_where_its_parts_fail_at_that_moment() 
                 stopping.set()
                 await asyncio.Event().wait()
         except BaseExceptionGroup as failures:
-            assert isinstance(root_cause(failures), PeerLost)
+            assert isinstance(root_cause(failures), PeerLost)  # noqa: PT017
             await asyncio.Event().wait()  # for shards to run it on
 
     task = asyncio.create_task(job())

@@ -33,9 +33,9 @@ async def test_threshold_zero_is_exact(ranks: int, pipelined: bool, rounds: int)
 
 
 CASES = [
-    selection(1, 0.08, held_out=1.0),
+    selection(1, 0.08, held_out=1.0, rounds=2),
     selection(1, 0.1, held_out=1.0, rounds=1),
-    selection(1, 0.08, held_out=0.3),
+    selection(1, 0.08, held_out=0.3, rounds=2),
     selection(1, 0.0, held_out=1.0, budget=0.3),
 ]
 
