@@ -1,6 +1,7 @@
 """Shards of several processes, all in one: real planes and gloo groups, no bus."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
@@ -229,39 +230,54 @@ async def teams(
     backend: str = "inproc",
 ) -> AsyncIterator[Teams]:
     """Shards of each role as (how many, processes of each)."""
+
+    async def shards(count: int, size: int) -> list[list[Llama]]:
+        make = partial(shared_out, config, tensors, size)
+        return [await asyncio.to_thread(make) for _ in range(count)]
+
+    groups = await shards(*prefill), await shards(*decode)
+    async with teams_of(*groups, backend) as made:
+        yield made
+    for model in itertools.chain(*groups[0], *groups[1]):
+        if model._collectives is not None:
+            model._collectives.close()
+
+
+@asynccontextmanager
+async def teams_of(
+    prefill: list[list[Llama]], decode: list[list[Llama]], backend: str = "inproc"
+) -> AsyncIterator[Teams]:
+    """Around models: for each shard, those of its processes."""
     made = Teams()
     async with AsyncExitStack() as stack:
 
-        async def process(name: str, model: Llama) -> tuple[Plane, Llama]:
+        async def plane(name: str) -> Plane:
             plane = Plane(name, backend)  # type: ignore[arg-type]
             await plane.start()
             stack.push_async_callback(plane.close)
-            if model._collectives is not None:
-                stack.callback(model._collectives.close)
-            return plane, model
+            return plane
 
-        async def shard(name: str, size: int) -> list[tuple[Plane, Llama]]:
-            models = await asyncio.to_thread(shared_out, config, tensors, size)
-            return [await process(f"{name}.{rank}/t", model) for rank, model in enumerate(models)]
-
-        for index in range(prefill[0]):
-            made.prefill.append(await shard(f"prefill-{index}", prefill[1]))
-        for index in range(decode[0]):
-            processes = await shard(f"decode-{index}", decode[1])
-            peers = [Peer(plane.name, plane.address) for plane, _ in processes]
+        for index, models in enumerate(prefill):
+            names = [f"prefill-{index}.{rank}/t" for rank in range(len(models))]
+            made.prefill.append(
+                [(await plane(name), m) for name, m in zip(names, models, strict=True)]
+            )
+        for index, models in enumerate(decode):
+            planes = [await plane(f"decode-{index}.{rank}/t") for rank in range(len(models))]
+            peers = [Peer(each.name, each.address) for each in planes]
             made.decode.append([])
-            for rank, (plane, model) in enumerate(processes):
+            for rank, (here, model) in enumerate(zip(planes, models, strict=True)):
                 pool = PagePool(model.config, PAGES, PAGE_TOKENS, model.dtype)
-                holdings = Holdings.of(model, pool, plane)
-                exchange = Exchange(model.config, plane, pool, holdings)
-                each = Process(plane, pool, holdings)
+                holdings = Holdings.of(model, pool, here)
+                exchange = Exchange(model.config, here, pool, holdings)
+                each = Process(here, pool, holdings)
                 made.decode[-1].append(each)
                 if rank:
-                    plane.introduce(peers[0])
-                    each.following = Following(model, plane, pool, exchange)
+                    here.introduce(peers[0])
+                    each.following = Following(model, here, pool, exchange)
                     stepping = asyncio.create_task(each.following.run())
                 else:
-                    leading = Leading(plane, peers[1:])
+                    leading = Leading(here, peers[1:])
                     each.batch = Batch(model, pool, exchange, leading, made.tokens.extend)
                     stepping = asyncio.create_task(each.batch.run())
                 stack.push_async_callback(partial(_cancel, stepping))

@@ -1,16 +1,22 @@
 """Shards of several processes answer as one process does, at any TP of prefill and of decode."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import msgspec
 import pytest
 import torch
+import torch.distributed as dist
 
 from sps2.common.errors import PeerLost
 from sps2.common.messages import Scheme
+from sps2.common.model.collectives import Collectives
 from sps2.common.model.llama import Llama
+from sps2.common.model.share import Share
+from sps2.common.model.weights import load
 
-from .teams import PAGES, even_config, random_tensors, teams
+from .teams import PAGES, even_config, random_tensors, teams, teams_of
 from .world import greedy, oracle
 
 CONFIG = even_config()
@@ -127,3 +133,22 @@ async def test_a_prefill_that_fails_in_one_process_ends_in_all_and_the_next_one_
         await cluster.prefill[1][1][0].close()
         with pytest.raises(PeerLost):
             await cluster.run("t", PROMPT, greedy(4))
+
+
+@pytest.mark.model
+async def test_the_real_model_in_three_processes(smollm2: Path) -> None:
+    whole = load(smollm2, "float32")
+    _, answer = await oracle(whole, PROMPT, 16)
+    store = dist.HashStore()
+
+    def part(rank: int) -> Llama:
+        return load(smollm2, "float32", collectives=Collectives(Share(rank, 3), store))
+
+    with ThreadPoolExecutor(3) as threads:
+        models = list(threads.map(part, range(3)))
+    async with teams_of([[whole]], [models]) as cluster:
+        tokens = await cluster.run("r", PROMPT, greedy(16))
+    assert [token.id for token in tokens] == answer
+    async with teams_of([models], [[whole]]) as cluster:
+        tokens = await cluster.run("r", PROMPT, greedy(16))
+    assert [token.id for token in tokens] == answer
