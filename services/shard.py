@@ -163,7 +163,7 @@ class ReadyShard:
     async def following(self, service: object) -> AsyncIterator[None]:
         """Serve `service` to the leader while the context is open."""
         server = Server([service, self.about], self.cluster.bus)
-        address = await server.start(f"tcp://{self.cluster.host}:0")
+        address = await server.start(f"tcp://{self.about.host}:0")
         self.team.present(Follower(address, PlanePeer(self.plane.name, self.plane.address)))
         self.about.started = True
         async with beating(self.about, self.cluster):
@@ -204,7 +204,7 @@ async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterat
     torch.set_num_threads(cluster.shard_threads)
     folder, share = locate(cluster.model), Share(about.rank, cluster.tp_of(role))
     share_of(read(folder), share.size)
-    team = await meet(share, cluster.host, cluster.meeting_port_of(role, about.index))
+    team = await meet(share, about.host, cluster.meeting_port_of(role, about.index))
     model = load_model(folder, cluster.dtype, packed=role == "decode", collectives=team.collectives)
     backend, reason = choose(cluster.transport)
     log.info("data plane: %s", reason)

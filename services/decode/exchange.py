@@ -66,7 +66,7 @@ class Exchange:
         self._answering: set[asyncio.Task[None]] = set()
         plane.serve("q", self._on_q)
         plane.serve("state", self._on_state)
-        plane.on_lost(self._on_lost)
+        plane.on_gone(self._on_gone)
 
     @contextmanager
     def asking(self, layer: int, questions: Sequence[Question]) -> Iterator[Answers]:
@@ -151,7 +151,7 @@ class Exchange:
                 why = f"{question.holder} did not answer in {ANSWER_S:.0f} s"
                 answer.set_exception(PeerLost(question.holder, why))
 
-    def _on_lost(self, peer: str) -> None:
+    def _on_gone(self, peer: str) -> None:
         for (holder, _, _), answer in self._asked.items():
             if holder == peer and not answer.done():
                 answer.set_exception(PeerLost(holder))
