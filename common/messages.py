@@ -115,6 +115,10 @@ class Shard(Struct, frozen=True):
         return (self.peer, *(follower.peer for follower in self.followers))
 
 
+class Lead(Stream[Done], frozen=True):
+    """Leader to follower: both belong to one shard while this is open. One item: accepted."""
+
+
 class Register(Stream[Done], frozen=True):
     """Shard to scheduler: the shard is a member while this is open. One item: accepted."""
 

@@ -26,7 +26,7 @@ from sps2.common.rpc import Peer, Server
 from sps2.common.transport import choose
 from sps2.common.transport.plane import Plane
 from sps2.services.run import About, beating
-from sps2.services.team import Led, Team, connect, meet
+from sps2.services.team import Led, Loyalty, Team, connect, leading, meet
 
 Result = TypeVar("Result")
 
@@ -160,9 +160,9 @@ class ReadyShard:
         return connect(await self.team.followers(), self.id, self.cluster.bus)
 
     @asynccontextmanager
-    async def following(self, service: object) -> AsyncIterator[None]:
-        """Serve `service` to the leader while the context is open."""
-        server = Server([service, self.about], self.cluster.bus)
+    async def following(self, service: object, stop: asyncio.Event) -> AsyncIterator[None]:
+        """Serve `service` to the leader while the context is open; sets `stop` when it is gone."""
+        server = Server([service, Loyalty(stop.set), self.about], self.cluster.bus)
         address = await server.start(f"tcp://{self.about.host}:0")
         self.team.present(Follower(address, PlanePeer(self.plane.name, self.plane.address)))
         self.about.started = True
@@ -191,7 +191,7 @@ class ReadyShard:
         membership = Membership(shard, scheduler, directory, bus, holdings)
         self.about.missing = membership.missing
         self.about.started = True
-        async with beating(self.about, self.cluster), membership.kept():
+        async with beating(self.about, self.cluster), membership.kept(), leading(led):
             yield
         await server.close()
         for each in (scheduler, directory, *(each.bus for each in led)):

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import NamedTuple, TypeVar
@@ -12,11 +12,13 @@ import msgspec
 import torch.distributed as dist
 
 from sps2.common.config import Bus
-from sps2.common.messages import Follower, Stream
+from sps2.common.errors import ServiceError
+from sps2.common.messages import Done, Follower, Lead, Stream
 from sps2.common.messages import Peer as PlanePeer
 from sps2.common.model.collectives import Collectives
 from sps2.common.model.share import Share
 from sps2.common.rpc import Peer
+from sps2.services.tasks import forever
 
 Item = TypeVar("Item")
 
@@ -83,12 +85,6 @@ async def meet(share: Share, host: str, port: int) -> Team:
     return await asyncio.to_thread(join)
 
 
-def _end(error: Exception) -> None:
-    """A shard that lost a process can do nothing; whoever waits for it learns so at once."""
-    log.error("another process of this shard is gone: %s", error)
-    os._exit(1)
-
-
 def connect(followers: Sequence[Follower], shard: str, bus: Bus) -> list[Led]:
     """The leader's ways to its followers, which are called `shard`.1, `shard`.2, ..."""
     return [
@@ -98,9 +94,51 @@ def connect(followers: Sequence[Follower], shard: str, bus: Bus) -> list[Led]:
 
 
 @asynccontextmanager
+async def leading(led: Sequence[Led]) -> AsyncIterator[None]:
+    """Lead while the block runs; this process ends when one that it leads is lost."""
+
+    async def watch(follower: Peer) -> None:
+        try:
+            async with follower.stream(Lead()) as accepted:
+                async for _ in accepted:
+                    pass
+        except ServiceError as error:
+            _end(error)
+        _end(ServiceError(f"{follower.name} has left"))
+
+    watches = [asyncio.create_task(watch(each.bus)) for each in led]
+    try:
+        yield
+    finally:
+        for each in watches:
+            each.cancel()
+        await asyncio.gather(*watches, return_exceptions=True)
+
+
+class Loyalty:
+    """A follower's handler of `Lead`: calls `stop` when its leader is gone."""
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self._stop = stop
+
+    async def lead(self, request: Lead) -> AsyncIterator[Done]:
+        try:
+            yield Done()
+            await forever()
+        finally:
+            self._stop()
+
+
+@asynccontextmanager
 async def opened(
     followers: Sequence[Peer], request: Stream[Item]
 ) -> AsyncIterator[list[AsyncIterator[Item]]]:
     """The same stream to each follower, for as long as the block runs."""
     async with AsyncExitStack() as stack:
         yield [await stack.enter_async_context(each.stream(request)) for each in followers]
+
+
+def _end(error: Exception) -> None:
+    """A shard that lost a process can do nothing; whoever waits for it learns so at once."""
+    log.error("another process of this shard is gone: %s", error)
+    os._exit(1)

@@ -25,7 +25,7 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
         if about.rank:
             follower = FollowerService(model, plane, pool, data)
             await follower.start()
-            async with shard.following(follower):
+            async with shard.following(follower, stop):
                 await stop.wait()
             await follower.close()
             return
