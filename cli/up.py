@@ -37,7 +37,12 @@ def up(
     threads: Annotated[Number, typer.Option(min=1, help="compute threads of one process")] = None,
     host: Annotated[Text, typer.Option(help="address to bind")] = None,
     port: Annotated[
-        Number, typer.Option(min=1, max=65530, help="HTTP port; the five after it are used too")
+        Number,
+        typer.Option(
+            min=1,
+            max=65529,
+            help="HTTP port; the five after it are used too, and with tp one more for each shard",
+        ),
     ] = None,
     name: Annotated[Text, typer.Option(help="of the cluster; several can be up at once")] = None,
     detach: Annotated[

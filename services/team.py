@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
@@ -78,8 +79,18 @@ async def meet(share: Share, host: str, port: int) -> Team:
         return Team(share, None, dist.HashStore())
 
     def join() -> Team:
-        timeout = timedelta(seconds=MEETING_S)
-        store = dist.TCPStore(host, port, share.size, not share.rank, timeout, False)
+        first = not share.rank
+        # a store that binds its port itself does so on every address of the machine
+        listening = socket.create_server((host, port)).detach() if first else None
+        store = dist.TCPStore(
+            host,
+            port,
+            share.size,
+            is_master=first,
+            timeout=timedelta(seconds=MEETING_S),
+            wait_for_workers=False,
+            master_listen_fd=listening,
+        )
         return Team(share, Collectives(share, store, host, _end), store)
 
     return await asyncio.to_thread(join)

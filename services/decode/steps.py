@@ -4,6 +4,8 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
+import msgspec
+import torch
 from torch import Tensor
 
 from sps2.common.errors import Cancelled, PeerLost
@@ -38,8 +40,8 @@ def lost_by(batch: Sequence[Running], error: BaseException) -> list[Key]:
 class Leading:
     """The leader's side; with no followers it does nothing.
 
-    A step travels as one frame: the requests, their newest tokens and these tokens' positions. A
-    follower answers only when a step has failed, with the requests that it cannot go on with.
+    A step travels as one frame: the newest tokens, their positions, and whose they are. A follower
+    answers only when a step has failed, with the requests that it cannot go on with.
     """
 
     def __init__(self, plane: Plane, followers: Sequence[Peer]) -> None:
@@ -55,8 +57,9 @@ class Leading:
         """Have the followers make a step."""
         loop = asyncio.get_running_loop()
         self._failed = {(name, step): loop.create_future() for name in self._names}
-        frame = _frame(keys, step, (ids, positions))
-        await gather_all(*(self._plane.send(name, frame, (ids, positions)) for name in self._names))
+        tensors = (ids, positions, _packed(keys))
+        frame = frame_for("step", (), (), 0, step, tensors)
+        await gather_all(*(self._plane.send(name, frame, tensors) for name in self._names))
 
     async def failed(self) -> list[Key]:
         """After a step whose layers failed: requests that followers cannot go on with."""
@@ -68,10 +71,10 @@ class Leading:
             return []
         return [key for report in reports for key in report]
 
-    def _on_failed(self, source: str, frame: Frame, _: tuple[Tensor, ...]) -> None:
+    def _on_failed(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
         report = self._failed.get((source, frame.at))
         if report is not None and not report.done():
-            report.set_result(list(zip(frame.requests, frame.epochs, strict=True)))
+            report.set_result(_unpacked(tensors[0]))
 
 
 class Following:
@@ -90,14 +93,13 @@ class Following:
     async def run(self) -> None:
         """Make the leader's steps, in their order; never returns."""
         while True:
-            leader, frame, (ids, positions) = await self._steps.get()
-            keys = list(zip(frame.requests, frame.epochs, strict=True))
+            leader, frame, (ids, positions, keys) = await self._steps.get()
             turn = self._model.turn(len(ids), 1)
             assert turn is not None
             batch: list[Running] = []
             try:
                 with turn:
-                    batch = [self.sequences[key] for key in keys]
+                    batch = [self.sequences[key] for key in _unpacked(keys)]
                     for each, *token in zip(batch, ids.tolist(), positions.tolist(), strict=True):
                         each.last = Token(token[1] - each.prompt_tokens, token[0])
                     attend = SplitAttention(
@@ -111,9 +113,14 @@ class Following:
     async def _report(self, leader: str, step: int, lost: list[Key]) -> None:
         if lost:
             log.error("a decode step failed", exc_info=True)
-        await self._plane.send(leader, _frame(lost, step, ()), ())
+        tensors = (_packed(lost),)
+        await self._plane.send(leader, frame_for("step", (), (), 0, step, tensors), tensors)
 
 
-def _frame(keys: Sequence[Key], step: int, tensors: tuple[Tensor, ...]) -> Frame:
-    requests, epochs = zip(*keys, strict=True) if keys else ((), ())
-    return frame_for("step", requests, epochs, 0, step, tensors)
+def _packed(keys: Sequence[Key]) -> Tensor:
+    """As bytes: a header has not room for a large batch."""
+    return torch.frombuffer(bytearray(msgspec.msgpack.encode(keys)), dtype=torch.uint8)
+
+
+def _unpacked(packed: Tensor) -> list[Key]:
+    return msgspec.msgpack.decode(packed.numpy().tobytes(), type=list[Key])
