@@ -32,7 +32,9 @@ class Parts:
             case Prefilled():
                 self._prefilled[rank] = item
                 if len(self._prefilled) == self._processes:
-                    exchanged = merged([part.exchanged for part in self._prefilled.values()])
+                    exchanged = merged(
+                        [self._prefilled[each].exchanged for each in range(self._processes)]
+                    )
                     self._emit(msgspec.structs.replace(self._prefilled[0], exchanged=exchanged))
             case Deposited():
                 self._deposited.append(item)
