@@ -14,7 +14,7 @@ from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool
 from sps2.common.transport.frame import Frame, frame_for
 from sps2.common.transport.plane import Plane
-from sps2.services.decode.exchange import ANSWER_S, Exchange
+from sps2.services.decode.exchange import ANSWER_S, Exchange, NotHeld
 from sps2.services.decode.holding import Key
 from sps2.services.decode.sequence import Sequence as Running
 from sps2.services.decode.split import SplitAttention
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def lost_by(batch: Sequence[Running], error: BaseException) -> list[Key]:
-    """The requests that cannot go on after a step failed: those with KV on a shard that is gone.
+    """The requests that cannot go on after a step failed: those whose KV is gone, in part.
 
     None of them if it was another process of this shard that failed, which knows.
     """
@@ -32,6 +32,8 @@ def lost_by(batch: Sequence[Running], error: BaseException) -> list[Key]:
     match error:
         case Cancelled():
             return []
+        case NotHeld(keys=gone):
+            return gone
         case PeerLost(peer=peer):
             return [each.holding.key for each in batch if peer in each.holders] or keys
     return keys

@@ -59,9 +59,14 @@ class Followers:
         for rank, peer in enumerate(self.peers, 1):
             task = asyncio.create_task(self._ask(peer, request, rank, parts))
             self._asking.add(task)
-            task.add_done_callback(self._asking.discard)
+            task.add_done_callback(self._ended)
             ends.append(asyncio.shield(task))
         return ends
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._asking.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, also where nobody waits any more
 
     async def _ask(self, peer: Peer, request: Prefill, rank: int, parts: Parts) -> None:
         async with peer.stream(request) as items:
