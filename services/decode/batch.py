@@ -125,7 +125,9 @@ class Batch:
         failed = {*lost_by(batch, error), *elsewhere}
         if isinstance(error, Cancelled):
             error = PeerLost("a holder", "a shard with KV of this request was lost")
-        elif not isinstance(error, PeerLost):
+        elif isinstance(error, PeerLost):
+            error = PeerLost(error.peer, error.message)  # kinds of it do not cross the bus
+        else:
             log.error("a decode step failed", exc_info=error)
             error = Internal(f"a decode step failed: {type(error).__name__}")
         for each in batch:

@@ -109,12 +109,13 @@ class Following:
                     )
                     hidden = await self._model.forward(ids, positions, attend, turn=turn)
                     await self._model.scores(hidden, turn=turn)
-            except Exception as error:
-                await self._report(leader, frame.at, lost_by(batch, root_cause(error)))
+            except Exception as failure:
+                error = root_cause(failure)
+                if not isinstance(error, Cancelled | PeerLost):
+                    log.error("a decode step failed", exc_info=error)
+                await self._report(leader, frame.at, lost_by(batch, error))
 
     async def _report(self, leader: str, step: int, lost: list[Key]) -> None:
-        if lost:
-            log.error("a decode step failed", exc_info=True)
         tensors = (_packed(lost),)
         await self._plane.send(leader, frame_for("step", (), (), 0, step, tensors), tensors)
 

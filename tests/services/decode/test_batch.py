@@ -120,6 +120,6 @@ async def test_a_request_that_its_holder_let_go_fails_alone() -> None:
             end_at_the_holder(),
             return_exceptions=True,
         )
-        assert isinstance(results[0], PeerLost)
+        assert type(results[0]) is PeerLost
         assert not isinstance(results[1], BaseException)
         assert [token.id for token in results[1][1]] == answer
