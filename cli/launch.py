@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -20,7 +20,9 @@ from sps2.cli.supervise import GRACE_S, service_names
 from sps2.common import config
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, Refused, ServiceError
-from sps2.common.messages import ClusterStatus, Describe, ShowCluster
+from sps2.common.messages import ClusterStatus, Describe, Role, ShowCluster
+from sps2.common.model.config import read
+from sps2.common.model.share import share_of
 from sps2.common.models import locate
 from sps2.common.rpc import Peer
 
@@ -63,14 +65,17 @@ def effective(path: Path | None, **flags: Any) -> Cluster:
         flags: top-level keys of the configuration, `port` and `policy`; None leaves the file's.
 
     Raises:
-        Invalid: a key, a value or the file is wrong, or the model was not pulled.
+        Invalid: a key, a value or the file is wrong, or the model was not pulled or cannot be
+            split as asked.
     """
     policy = flags.pop("policy", None)
     cluster = config.load(path, **flags)
     tables = msgspec.to_builtins(cluster)
     if policy is not None:
         tables["scheduler"]["policy"] = policy
-    locate(cluster.model)
+    folder = locate(cluster.model)
+    for tp in {cluster.tp_of(role) for role in get_args(Role)} - {1}:
+        share_of(read(folder), tp)
     local = Path(cluster.model).expanduser()
     if local.exists() and (local.is_dir() or local.suffix == ".gguf"):
         tables["model"] = str(local.resolve())

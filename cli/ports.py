@@ -3,16 +3,17 @@
 import errno
 import socket
 from collections import Counter
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import psutil
 
 from sps2.cli import runs
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, ServiceError
+from sps2.common.messages import Role
 
-PORTS = 6
-"""How many a cluster binds at known places; shards take any."""
+PORTS = 16
+"""How many a cluster of up to ten shards binds at known places; the rest are any that are free."""
 
 
 class Use(NamedTuple):
@@ -31,6 +32,12 @@ def uses(cluster: Cluster) -> list[Use]:
         Use("kvdir.bus_port", cluster.kvdir.bus_port),
         Use("telemetry.publish_port", cluster.telemetry.publish_port),
         Use("telemetry.subscribe_port", cluster.telemetry.subscribe_port),
+        *(
+            Use("meeting_port", cluster.meeting_port_of(role, index))
+            for role in get_args(Role)
+            if cluster.tp_of(role) > 1
+            for index in range(cluster.prefill if role == "prefill" else cluster.decode)
+        ),
     ]
 
 

@@ -6,18 +6,20 @@ cluster when its standard input ends, that is, when whoever started it is gone.
 
 import argparse
 import asyncio
+import itertools
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from sps2.cli.runs import Child, RunFolder, State
 from sps2.common import config, log
 from sps2.common.config import Cluster
 from sps2.common.errors import ServiceError
+from sps2.common.messages import Role
 
 GRACE_S = 5.0
 """From SIGTERM to SIGKILL."""
@@ -38,20 +40,32 @@ class Command:
 
 def service_names(cluster: Cluster) -> list[str]:
     """Every process of a cluster, by the name it has in logs and status."""
+    shards = [*_shards(cluster, "prefill"), *_shards(cluster, "decode")]
+    return ["gateway", "scheduler", "kvdir", *shards]
+
+
+def _shards(cluster: Cluster, role: Role) -> list[str]:
+    """A shard's first process has its name; the others have their rank after it."""
+    shards = cluster.prefill if role == "prefill" else cluster.decode
     return [
-        "gateway",
-        "scheduler",
-        "kvdir",
-        *(f"prefill-{index}" for index in range(cluster.prefill)),
-        *(f"decode-{index}" for index in range(cluster.decode)),
+        f"{role}-{index}" + (f".{rank}" if rank else "")
+        for index in range(shards)
+        for rank in range(cluster.tp_of(role))
     ]
+
+
+def units(services: Iterable[str]) -> list[list[str]]:
+    """Processes that live and die together: those of one shard; other services are alone."""
+    grouped = itertools.groupby(services, lambda name: name.partition(".")[0])
+    return [list(names) for _, names in grouped]
 
 
 def commands(cluster: Cluster, folder: RunFolder) -> dict[str, Command]:
     """The command of every service of a cluster."""
     made: dict[str, Command] = {}
     for name in service_names(cluster):
-        module, _, index = name.partition("-")
+        module, _, shard = name.partition("-")
+        index, _, rank = shard.partition(".")
         argv = [sys.executable, "-m", f"sps2.services.{module}", "--config", str(folder.config)]
         threads = cluster.shard_threads if index else 1
         environment = {
@@ -60,7 +74,9 @@ def commands(cluster: Cluster, folder: RunFolder) -> dict[str, Command]:
             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
             "SPS2_HOME": str(config.home().absolute()),
         }
-        made[name] = Command((*argv, *(("--index", index) if index else ())), environment)
+        argv += ["--index", index] if index else []
+        argv += ["--rank", rank] if rank else []
+        made[name] = Command(tuple(argv), environment)
     return made
 
 
@@ -80,29 +96,39 @@ class Supervisor:
         """Run every service until `stop` is set; none is left when this returns."""
         self._save()
         async with asyncio.TaskGroup() as group:
-            keepers = [group.create_task(self._keep(name)) for name in self._services]
+            keepers = [group.create_task(self._keep(names)) for names in units(self._services)]
             await stop.wait()
             logger.info("stopping %d services", len(keepers))
             for keeper in keepers:
                 keeper.cancel()
         logger.info("all services have ended")
 
-    async def _keep(self, name: str) -> None:
+    async def _keep(self, names: list[str]) -> None:
+        """Keep services alive that live and die together."""
         pause_s = FIRST_PAUSE_S
         while True:
             since_s = time.monotonic()
-            how = await self._live(name)
+            await self._live_together(names)
             lived_s = time.monotonic() - since_s
             pause_s = FIRST_PAUSE_S if lived_s > HEALTHY_S else pause_s
-            child = self._state.services[name]
-            child.pid, child.exits, child.last_exit = 0, child.exits + 1, how
-            self._save()
-            logger.warning("%s %s after %.1f s; restart in %.2f s", name, how, lived_s, pause_s)
+            for name in names:
+                how = self._state.services[name].last_exit
+                logger.warning("%s %s after %.1f s; restart in %.2f s", name, how, lived_s, pause_s)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-    async def _live(self, name: str) -> str:
-        """One life of a service, from its start to its end; says how it ended."""
+    async def _live_together(self, names: list[str]) -> None:
+        """One life of each, until the first ends; the others are ended then."""
+        lives = [asyncio.create_task(self._live(name)) for name in names]
+        try:
+            await asyncio.wait(lives, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for life in lives:
+                life.cancel()
+            await asyncio.wait(lives)
+
+    async def _live(self, name: str) -> None:
+        """One life of a service, from its start to its end."""
         command = self._services[name]
         environment = os.environ | command.environment | {"SPS2_SUPERVISOR_PID": str(os.getpid())}
         with self._folder.open_log(name) as output:
@@ -119,10 +145,12 @@ class Supervisor:
         self._save()
         logger.info("%s started, pid %d", name, process.pid)
         try:
-            return _how(await process.wait())
+            await process.wait()
         finally:
             if process.returncode is None:
                 await self._end(name, process)
+            child.pid, child.exits, child.last_exit = 0, child.exits + 1, _how(process)
+            self._save()
 
     def _save(self) -> None:
         try:
@@ -141,7 +169,9 @@ class Supervisor:
             await process.wait()
 
 
-def _how(status: int) -> str:
+def _how(process: asyncio.subprocess.Process) -> str:
+    status = process.returncode
+    assert status is not None
     if status >= 0:
         return f"exited with status {status}"
     return f"was ended by {signal.Signals(-status).name}"

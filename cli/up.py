@@ -13,7 +13,7 @@ from rich.table import Table
 from sps2.cli import render
 from sps2.cli.launch import Launch, Progress, ServiceDied, effective
 from sps2.common.config import Cluster
-from sps2.common.messages import ClusterStatus
+from sps2.common.messages import ClusterStatus, Role
 
 LOOPBACK = ("127.", "localhost", "::1")
 
@@ -32,10 +32,17 @@ def up(
     attention: Annotated[Text, typer.Option(help="exact, balanced or fast")] = None,
     policy: Annotated[Text, typer.Option(help="scheduling policy: fcfs")] = None,
     transport: Annotated[Text, typer.Option(help="data plane: auto, ucx or tcp")] = None,
-    threads: Annotated[Number, typer.Option(min=1, help="compute threads of one shard")] = None,
+    tp: Annotated[Number, typer.Option(min=1, help="processes of one shard")] = None,
+    decode_tp: Annotated[Number, typer.Option(min=1, help="of one decode shard, if not tp")] = None,
+    threads: Annotated[Number, typer.Option(min=1, help="compute threads of one process")] = None,
     host: Annotated[Text, typer.Option(help="address to bind")] = None,
     port: Annotated[
-        Number, typer.Option(min=1, max=65530, help="HTTP port; the five after it are used too")
+        Number,
+        typer.Option(
+            min=1,
+            max=65529,
+            help="HTTP port; the five after it are used too, and with tp one more for each shard",
+        ),
     ] = None,
     name: Annotated[Text, typer.Option(help="of the cluster; several can be up at once")] = None,
     detach: Annotated[
@@ -58,6 +65,8 @@ def up(
         decode=decode,
         dtype=dtype,
         transport=transport,
+        tp=tp,
+        decode_tp=decode_tp,
         threads=threads,
         host=host,
         port=port,
@@ -126,7 +135,7 @@ def _welcome(cluster: Cluster, status: ClusterStatus, ready_s: float, detached: 
     option = "" if cluster.name == "default" else f" --name {cluster.name}"
     render.out.print(
         f"\n[bold green]{cluster.name}[/] is ready after {ready_s:.1f} s: {status.model} on "
-        f"{cluster.prefill} prefill and {cluster.decode} decode shards"
+        f"{_shards(cluster, 'prefill')} and {_shards(cluster, 'decode')} shards"
         f"{f' over {transports}' if transports else ''}",
         soft_wrap=True,
     )
@@ -142,6 +151,12 @@ def _welcome(cluster: Cluster, status: ClusterStatus, ready_s: float, detached: 
     render.out.print(f"spsctl down{option}" if detached else f"spsctl logs -f{option}")
     if not detached:
         render.out.print("Ctrl-C stops it.")
+
+
+def _shards(cluster: Cluster, role: Role) -> str:
+    tp = cluster.tp_of(role)
+    count = cluster.prefill if role == "prefill" else cluster.decode
+    return f"{count} {role}" + (f" (TP {tp})" if tp > 1 else "")
 
 
 def _stay(launch: Launch) -> None:

@@ -136,9 +136,19 @@ class Cluster(Section, frozen=True):
     host: Annotated[str, Meta(description="address that every service binds")] = "127.0.0.1"
     prefill: Annotated[Positive, Meta(description="prefill shards")] = 1
     decode: Annotated[Positive, Meta(description="decode shards")] = 1
+    tp: Annotated[
+        Positive, Meta(description="processes of one shard, which split heads, MLP and vocabulary")
+    ] = 1
+    decode_tp: Annotated[
+        NotNegative, Meta(description="the same for decode shards alone; 0 takes tp")
+    ] = 0
+    meeting_port: Annotated[
+        Port,
+        Meta(description="where the processes of the first shard meet; others take those after it"),
+    ] = 8006
     threads: Annotated[
         NotNegative,
-        Meta(description="compute threads of one shard; 0 shares the cores out"),
+        Meta(description="compute threads of one process of a shard; 0 shares the cores out"),
     ] = 0
     transport: Annotated[
         Literal["auto", "ucx", "tcp"],
@@ -158,9 +168,18 @@ class Cluster(Section, frozen=True):
 
     @property
     def shard_threads(self) -> int:
-        """Threads of one shard: prefill and decode shards take turns on the same cores."""
+        """Threads of one process: prefill and decode shards take turns on the same cores."""
         cores = len(os.sched_getaffinity(0))
-        return self.threads or max(1, cores // max(self.prefill, self.decode))
+        processes = max(self.prefill * self.tp, self.decode * self.tp_of("decode"))
+        return self.threads or max(1, cores // processes)
+
+    def tp_of(self, role: Literal["prefill", "decode"]) -> int:
+        """Processes of one shard."""
+        return self.decode_tp or self.tp if role == "decode" else self.tp
+
+    def meeting_port_of(self, role: Literal["prefill", "decode"], index: int) -> int:
+        """Where the processes of one shard meet."""
+        return self.meeting_port + index + (self.prefill if role == "decode" else 0)
 
     @property
     def http_url(self) -> str:
@@ -234,6 +253,7 @@ def _with_ports(tables: dict[str, Any], port: int) -> dict[str, Any]:
             table[key] = port
         else:
             table.setdefault(key, port + offset)
+    tables.setdefault("meeting_port", port + len(places))
     return tables
 
 

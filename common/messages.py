@@ -86,8 +86,16 @@ class Peer(Struct, frozen=True):
     address: str
 
 
+class Follower(Struct, frozen=True):
+    """A process of a shard other than its leader."""
+
+    address: str
+    """Of its control bus."""
+    peer: Peer
+
+
 class Shard(Struct, frozen=True):
-    """A worker as it presents itself. `peer.name` changes with every restart, `id` does not."""
+    """A worker as its leader presents it. `peer.name` changes with every restart, `id` does not."""
 
     id: str
     role: Role
@@ -98,6 +106,17 @@ class Shard(Struct, frozen=True):
     pages: int = 0
     """Size of its KV pool; 0 on prefill shards, which keep no KV between requests."""
     page_tokens: int = 0
+    followers: tuple[Follower, ...] = ()
+    """The other processes of a tensor-parallel shard, in order of their TP rank."""
+
+    @property
+    def peers(self) -> tuple[Peer, ...]:
+        """The data planes of its processes, by TP rank."""
+        return (self.peer, *(follower.peer for follower in self.followers))
+
+
+class Lead(Stream[Done], frozen=True):
+    """Leader to follower: both belong to one shard while this is open. One item: accepted."""
 
 
 class Register(Stream[Done], frozen=True):
@@ -342,14 +361,16 @@ class Join(Stream[Done], frozen=True):
 class PrefillRank(Struct, frozen=True):
     """One member of a prefill group, with the spans of the prompt that it computes."""
 
-    peer: Peer
+    peers: tuple[Peer, ...]
+    """By TP rank; KV heads are shared out evenly in this order."""
     spans: tuple[Span, ...]
 
 
 class Target(Struct, frozen=True):
     """A decode shard that receives the KV of `span`."""
 
-    peer: Peer
+    peers: tuple[Peer, ...]
+    """By TP rank; each receives its share of the KV heads."""
     span: Span
 
 
@@ -417,9 +438,22 @@ class Decode(Request["Decoded"], frozen=True):
     epoch: int
     prompt: bytes
     first: Token
-    holders: tuple[Peer, ...]
-    """The other shards with KV of this request."""
+    holders: tuple[tuple[Peer, ...], ...]
+    """The other shards with KV of this request: their peers by TP rank."""
     sampling: Sampling
+
+
+class Assist(Request[Done], frozen=True):
+    """Leader of an owner to its followers: be ready for this request's steps while it is held.
+
+    The steps themselves come over the data plane.
+    """
+
+    request: str
+    epoch: int
+    prompt_tokens: int
+    holders: tuple[Peer, ...]
+    """The follower's counterparts in the other shards with KV of this request."""
 
 
 class Decoded(Struct, frozen=True):
@@ -495,6 +529,8 @@ class ShardStatus(Struct, frozen=True):
     pages: int = 0
     pages_free: int = 0
     requests: tuple[str, ...] = ()
+    followers: tuple[str, ...] = ()
+    """Control-bus addresses of its other processes."""
 
 
 class FleetStatus(Struct, frozen=True):

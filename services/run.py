@@ -35,6 +35,10 @@ class About:
     service: str
     host: str = "127.0.0.1"
     """Address that it binds."""
+    index: int = 0
+    """Which shard this is a process of."""
+    rank: int = 0
+    """Which process of the shard; the first leads."""
     missing: Callable[[], str] = lambda: ""
     """What it waits for, in words; empty when it can work."""
     counters: Callable[[], dict[str, float]] = dict
@@ -98,11 +102,14 @@ def run(name: str, serve: Serve) -> None:
     """
     arguments = _arguments(name)
     service = name if arguments.index is None else f"{name}-{arguments.index}"
+    if arguments.rank:
+        service += f".{arguments.rank}"
     log.setup(service)
     _die_with_supervisor()
     try:
         cluster = config.load(arguments.config)
-        about = About(service, arguments.host or cluster.host)
+        host = arguments.host or cluster.host
+        about = About(service, host, arguments.index or 0, arguments.rank)
         uvloop.run(_until_stopped(cluster, about, serve))
     except (ServiceError, OSError) as error:
         logging.getLogger(__name__).error("%s cannot run: %s", service, error)
@@ -111,10 +118,11 @@ def run(name: str, serve: Serve) -> None:
 
 def _arguments(name: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"python -m sps2.services.{name}")
-    parser.set_defaults(index=None, host=None)
+    parser.set_defaults(index=None, rank=0, host=None)
     parser.add_argument("--config", type=Path, help="TOML configuration of the cluster")
     if name in ("prefill", "decode"):
         parser.add_argument("--index", type=int, default=0, help="which shard this is")
+        parser.add_argument("--rank", type=int, default=0, help="which process of the shard")
         parser.add_argument(
             "--host",
             help="address that this shard binds, where the others reach it; absent, the "

@@ -5,7 +5,7 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,15 +15,18 @@ import uvloop
 
 from sps2.common.config import Bus, Cluster
 from sps2.common.errors import PeerLost, ServiceError
-from sps2.common.messages import Announce, Holding, Link, Register, Report, Role, Shard
+from sps2.common.messages import Announce, Follower, Holding, Link, Register, Report, Role, Shard
 from sps2.common.messages import Peer as PlanePeer
+from sps2.common.model.config import read
 from sps2.common.model.llama import Llama
+from sps2.common.model.share import Share, share_of
 from sps2.common.model.weights import load as load_model
 from sps2.common.models import locate
 from sps2.common.rpc import Peer, Server
 from sps2.common.transport import choose
 from sps2.common.transport.plane import Plane
 from sps2.services.run import About, beating
+from sps2.services.team import Led, Loyalty, Team, connect, leading, meet
 
 Result = TypeVar("Result")
 
@@ -141,47 +144,68 @@ class Membership:
 
 @dataclass(frozen=True)
 class ReadyShard:
-    """A shard process with its model loaded and its data plane listening."""
+    """A shard's process with its model, or its share of it, and its data plane listening."""
 
     id: str
     role: Role
     cluster: Cluster
     about: About
+    team: Team
     model: Llama
     plane: Plane
     data: DataLoop
+
+    async def led(self) -> list[Led]:
+        """The processes that this one leads, once all of them serve."""
+        return connect(await self.team.followers(), self.id, self.cluster.bus)
+
+    @asynccontextmanager
+    async def following(self, service: object, stop: asyncio.Event) -> AsyncIterator[None]:
+        """Serve `service` to the leader while the context is open; sets `stop` when it is gone."""
+        server = Server([service, Loyalty(stop.set), self.about], self.cluster.bus)
+        address = await server.start(f"tcp://{self.about.host}:0")
+        self.team.present(Follower(address, PlanePeer(self.plane.name, self.plane.address)))
+        self.about.started = True
+        async with beating(self.about, self.cluster):
+            yield
+        await server.close()
 
     @asynccontextmanager
     async def member(
         self,
         service: object,
-        pages: int,
-        page_tokens: int,
-        holdings: Callable[[], tuple[Holding, ...]],
+        led: Sequence[Led],
+        pages: int = 0,
+        page_tokens: int = 0,
+        holdings: Callable[[], tuple[Holding, ...]] = tuple,
     ) -> AsyncIterator[None]:
         """Serve `service` on the bus and be a member of the cluster while the context is open."""
         bus = self.cluster.bus
         server = Server([service, self.about], bus)
         address = await server.start(f"tcp://{self.about.host}:0")
         peer = PlanePeer(self.plane.name, self.plane.address)
-        shard = Shard(self.id, self.role, os.getpid(), address, peer, pages, page_tokens)
+        followers = tuple(Follower(each.bus.address, each.plane) for each in led)
+        shard = Shard(self.id, self.role, os.getpid(), address, peer, pages, page_tokens, followers)
         scheduler = Peer(self.cluster.scheduler_address, bus, name="scheduler")
         directory = Peer(self.cluster.kvdir_address, bus, name="kvdir")
         membership = Membership(shard, scheduler, directory, bus, holdings)
         self.about.missing = membership.missing
         self.about.started = True
-        async with beating(self.about, self.cluster), membership.kept():
+        async with beating(self.about, self.cluster), membership.kept(), leading(led):
             yield
         await server.close()
-        await scheduler.close()
-        await directory.close()
+        for each in (scheduler, directory, *(each.bus for each in led)):
+            await each.close()
 
 
 @asynccontextmanager
 async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterator[ReadyShard]:
-    """Load the model and open the data plane; closes both in the end."""
+    """Meet the shard's other processes, load the model, open the data plane; closes all of it."""
     torch.set_num_threads(cluster.shard_threads)
-    model = load_model(locate(cluster.model), cluster.dtype, packed=role == "decode")
+    folder, share = locate(cluster.model), Share(about.rank, cluster.tp_of(role))
+    share_of(read(folder), share.size)
+    team = await meet(share, about.host, cluster.meeting_port_of(role, about.index))
+    model = load_model(folder, cluster.dtype, packed=role == "decode", collectives=team.collectives)
     backend, reason = choose(cluster.transport)
     log.info("data plane: %s", reason)
     data = DataLoop()
@@ -191,10 +215,11 @@ async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterat
     about.counters = lambda: {name: float(count) for name, count in dict(plane.counters).items()}
     about.links = lambda: _links(about.service, plane)
     try:
-        yield ReadyShard(about.service, role, cluster, about, model, plane, data)
+        yield ReadyShard(about.service, role, cluster, about, team, model, plane, data)
     finally:
         await data.run(plane.close())
         await data.close()
+        team.close()
 
 
 def _links(shard: str, plane: Plane) -> tuple[Link, ...]:

@@ -97,9 +97,15 @@ class _Counted(Group):
         return await super().compute(timed, layer)
 
     async def send_to(
-        self, peer: str, purpose: Purpose, layer: int, at: int, tensors: Sequence[Tensor]
+        self,
+        peer: str,
+        purpose: Purpose,
+        layer: int,
+        at: int,
+        tensors: Sequence[Tensor],
+        head: int = 0,
     ) -> int:
-        await super().send_to(peer, purpose, layer, at, tensors)
+        await super().send_to(peer, purpose, layer, at, tensors, head)
         # float32 is also the dtype of sums, [rows, heads]; they stay as they are
         dim = self.config.head_dim
         return sum(
@@ -143,7 +149,7 @@ async def _fill(
             await plane.start()
             stack.push_async_callback(plane.close)
         members = [Peer(plane.name, plane.address) for plane in planes]
-        group = tuple(PrefillRank(*each) for each in zip(members, spans, strict=True))
+        group = tuple(PrefillRank((peer,), each) for peer, each in zip(members, spans, strict=True))
         inboxes = [stack.enter_context(plane.open(REQUEST, 0)) for plane in planes]
 
         async def rank(index: int) -> _Share:

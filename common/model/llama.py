@@ -9,11 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sps2.common.model.attend import Attend, Run, inline
+from sps2.common.model.collectives import Collectives, Turn
 from sps2.common.model.config import ModelConfig
 from sps2.common.model.linear import Linear
 from sps2.common.model.rope import Rotary, rotate
+from sps2.common.model.share import WHOLE, Share
 
-QKV = tuple[Tensor, Tensor, Tensor]
+QKV = tuple[Tensor, ...]
+"""q, k and v; nothing after the last layer."""
 Table = tuple[Tensor, Tensor]
 
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
@@ -59,16 +62,28 @@ class Llama:
     """A decoder of the Llama family: Llama 2 and 3, SmolLM2, Mistral, Qwen2, Qwen2.5, Qwen3."""
 
     def __init__(
-        self, config: ModelConfig, tensors: Mapping[str, Tensor], packed: bool = False
+        self,
+        config: ModelConfig,
+        tensors: Mapping[str, Tensor],
+        packed: bool = False,
+        collectives: Collectives | None = None,
     ) -> None:
         """Take the weights; `tensors` has exactly the names of `shapes(config)`.
 
-        With `packed` they are copied into a layout that is faster for a few tokens at a time.
+        Args:
+            packed: copy them into a layout that is faster for a few tokens at a time.
+            collectives: where this is one share of a model (Megatron's, arXiv 1909.08053): what
+                joins it to the others. `config` and `tensors` are then those of the share.
         """
         self.config = config
+        self._collectives = collectives
         self._embedding = tensors[EMBEDDING]
         self._final_norm = tensors[FINAL_NORM]
-        self._head = Linear([tensors[EMBEDDING if config.tied else HEAD]], [None], packed)
+        head = tensors.get(HEAD)
+        if head is None:
+            start, stop = self.share.of(config.vocab_size)
+            head = self._embedding[start:stop]
+        self._head = Linear([head], [None], packed)
         self._rotary = Rotary(config.rope, config.head_dim)
         self._layers = [_layer(tensors, index, packed) for index in range(config.layers)]
 
@@ -81,8 +96,25 @@ class Llama:
     def device(self) -> torch.device:
         return self._embedding.device
 
+    @property
+    def share(self) -> Share:
+        """Which part of the whole model this is."""
+        return WHOLE if self._collectives is None else self._collectives.share
+
+    def turn(self, rows: int, gathers: int) -> Turn | None:
+        """Of a share: the turn of a forward of `rows` tokens and so many `scores`; else None."""
+        if self._collectives is None:
+            return None
+        shape = (rows, self.config.hidden_size)
+        return self._collectives.turn(2 * self.config.layers, gathers, shape, self.dtype)
+
     async def forward(
-        self, ids: Tensor, positions: Tensor, attend: Attend, run: Run = inline
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        run: Run = inline,
+        turn: Turn | None = None,
     ) -> Tensor:
         """Run all layers over tokens that may lie anywhere in their sequences.
 
@@ -90,20 +122,39 @@ class Llama:
             ids, positions: [tokens] int64; any number of tokens, none included.
             attend: called once per layer, in order.
             run: runs the arithmetic between two calls of `attend`.
+            turn: of a share.
 
         Returns:
             [tokens, hidden_size], after the final norm.
         """
         x, table, qkv = await run(partial(self._begin, ids, positions))
-        for index, layer in enumerate(self._layers[:-1]):
+        for index, layer in enumerate(self._layers):
             attended = await attend(index, *qkv)
-            x, qkv = await run(partial(self._advance, layer, index + 1, x, attended, table))
-        attended = await attend(len(self._layers) - 1, *qkv)
-        return await run(partial(self._finish, x, attended))
+            following = self._layers[index + 1] if index + 1 < len(self._layers) else None
+            if turn is None:
+                x, qkv = await run(partial(self._advance, layer, following, x, attended, table))
+                continue
+            mixed = await turn.sum(await run(partial(self._mix, layer, attended)))
+            x, fed = await run(partial(self._feed_after, layer, x, mixed))
+            fed = await turn.sum(fed)
+            x, qkv = await run(partial(self._proceed, following, x, fed, table))
+        return x
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of the next token. hidden: [tokens, hidden_size] -> [tokens, vocab] float32."""
+        """Scores of the next token. hidden: [tokens, hidden_size] -> [tokens, vocab] float32.
+
+        Of a share: for its part of the vocabulary.
+        """
         return self._head.one(hidden).float()
+
+    async def scores(
+        self, hidden: Tensor, run: Run = inline, turn: Turn | None = None
+    ) -> Tensor | None:
+        """`logits` for the whole vocabulary; None where a process leads this one and has them."""
+        logits = await run(partial(self.logits, hidden))
+        if turn is not None:
+            logits = await turn.gather(logits)
+        return None if self.share.rank else logits
 
     def _begin(self, ids: Tensor, positions: Tensor) -> tuple[Tensor, Table, QKV]:
         x = F.embedding(ids, self._embedding)
@@ -111,13 +162,27 @@ class Llama:
         return x, table, self._project(self._layers[0], x, table)
 
     def _advance(
-        self, layer: Layer, following: int, x: Tensor, attended: Tensor, table: Table
+        self, layer: Layer, following: Layer | None, x: Tensor, attended: Tensor, table: Table
     ) -> tuple[Tensor, QKV]:
-        x = self._complete(layer, x, attended)
-        return x, self._project(self._layers[following], x, table)
+        """From a layer's attention to that of the following one, or to the end."""
+        x, fed = self._feed_after(layer, x, self._mix(layer, attended))
+        return self._proceed(following, x, fed, table)
 
-    def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        return self._norm(self._complete(self._layers[-1], x, attended), self._final_norm)
+    def _mix(self, layer: Layer, attended: Tensor) -> Tensor:
+        return layer.o.one(attended.flatten(1))
+
+    def _feed_after(self, layer: Layer, x: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor]:
+        x = x + mixed
+        gate, up = layer.gate_up(self._norm(x, layer.mlp_norm))
+        return x, layer.down.one(F.silu(gate).mul_(up))
+
+    def _proceed(
+        self, following: Layer | None, x: Tensor, fed: Tensor, table: Table
+    ) -> tuple[Tensor, QKV]:
+        x = x + fed
+        if following is None:
+            return self._norm(x, self._final_norm), ()
+        return x, self._project(following, x, table)
 
     def _project(self, layer: Layer, x: Tensor, table: Table) -> QKV:
         projected = layer.qkv(self._norm(x, layer.input_norm))
@@ -125,11 +190,6 @@ class Llama:
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)
         return rotate(q, table), rotate(k, table), v.contiguous()
-
-    def _complete(self, layer: Layer, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + layer.o.one(attended.flatten(1))
-        gate, up = layer.gate_up(self._norm(x, layer.mlp_norm))
-        return x + layer.down.one(F.silu(gate).mul_(up))
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """RMSNorm (arXiv 1910.07467), rounded as transformers does; F.rms_norm takes twice."""

@@ -37,13 +37,14 @@ class SequencePages:
         """The positions from the first up to `stop`, as runs of consecutive slots."""
         return self._between(self._start, stop)
 
-    def write(self, layer: int, start: int, k: Tensor, v: Tensor) -> None:
-        """Put k and v, [tokens, kv_heads, head_dim], at positions `start`, `start + 1`, ..."""
+    def write(self, layer: int, start: int, k: Tensor, v: Tensor, head: int = 0) -> None:
+        """Put k and v, [tokens, heads, head_dim], at positions from `start`, heads from `head`."""
         keys, values = self._pool.layer(layer)
         for run in self._between(start, start + k.shape[0]):
             rows = slice(run.start - start, run.start - start + run.tokens)
             slots = slice(run.slot, run.slot + run.tokens)
-            keys[slots], values[slots] = k[rows], v[rows]
+            heads = slice(head, head + k.shape[1])
+            keys[slots, heads], values[slots, heads] = k[rows], v[rows]
 
     def _between(self, start: int, stop: int) -> list[Run]:
         runs = []

@@ -7,19 +7,34 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sps2.common.errors import Invalid
+from sps2.common.model.collectives import Collectives
 from sps2.common.model.config import DTYPES, ModelConfig, read
 from sps2.common.model.llama import EMBEDDING, HEAD, Llama, shapes
+from sps2.common.model.share import WHOLE, Share, share_of
 from sps2.common.models import weight_files
 
+ROWS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "lm_head")
+"""Shared out by outputs."""
+COLUMNS = ("o_proj", "down_proj")
+"""Shared out by inputs: the outputs of all shares are summed."""
 
-def load(folder: Path, dtype: str = "auto", device: str = "cpu", *, packed: bool = False) -> Llama:
-    """The model in a Hugging Face folder.
+
+def load(
+    folder: Path,
+    dtype: str = "auto",
+    device: str = "cpu",
+    *,
+    packed: bool = False,
+    collectives: Collectives | None = None,
+) -> Llama:
+    """The model in a Hugging Face folder, or one share of it.
 
     On the CPU, weights whose dtype is the file's stay mapped from it; others are converted copies.
 
     Args:
         dtype: "bfloat16", "float16" or "float32"; "auto" takes the checkpoint's.
         packed: copy them into a layout that is faster for a few tokens at a time.
+        collectives: of a share; only its part of the file is read.
 
     Raises:
         Invalid: a file is missing or corrupt, a tensor missing, unknown or of the wrong shape, or
@@ -35,8 +50,28 @@ def load(folder: Path, dtype: str = "auto", device: str = "cpu", *, packed: bool
     if name not in DTYPES:
         raise Invalid(f"dtype {name!r} is not supported; supported are {', '.join(DTYPES)}")
     wanted: torch.dtype = getattr(torch, name)
-    tensors = {key: stored.pop(key).to(device, wanted).requires_grad_(False) for key in expected}
-    return Llama(config, tensors, packed)
+    share = WHOLE if collectives is None else collectives.share
+    tensors = {}
+    for key in expected:
+        part = part_of(stored.pop(key), key, share)
+        tensors[key] = part.to(device, wanted).requires_grad_(False)
+    return Llama(share_of(config, share.size), tensors, packed, collectives)
+
+
+def part_of(tensor: Tensor, name: str, share: Share) -> Tensor:
+    """A share's part of a checkpoint's tensor: a view where it is split by rows, or not at all."""
+    if share.size == 1:
+        return tensor
+    *_, layer, kind = name.split(".")
+    if layer in ROWS:
+        start, stop = share.of(len(tensor))
+        return tensor[start:stop]
+    if layer in COLUMNS and kind == "weight":
+        start, stop = share.of(tensor.shape[1])
+        return tensor[:, start:stop].contiguous()
+    if layer in COLUMNS and share.rank:
+        return torch.zeros_like(tensor)  # a bias is added once
+    return tensor
 
 
 def _read_all(folder: Path) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from sps2.common.errors import Invalid
 
-Purpose = Literal["kv", "q", "state", "probe"]
+Purpose = Literal["kv", "q", "state", "probe", "step"]
 Dtype = Literal["bfloat16", "float16", "float32", "int8", "uint8", "int32", "int64"]
 Size = Annotated[int, Meta(ge=0)]
 
@@ -34,7 +34,8 @@ class Frame(msgspec.Struct, frozen=True, array_like=True):
 
     `requests` and `epochs` run in parallel: one request for KV, a whole batch for q and state.
     `at` tells apart frames that are otherwise alike: the ring step of exchanged KV, the first
-    position of deposited KV, the step number of q and state.
+    position of deposited KV, the step number of q and state. `head` is the first KV head of
+    deposited KV, among those of the whole model.
     """
 
     purpose: Purpose
@@ -43,6 +44,7 @@ class Frame(msgspec.Struct, frozen=True, array_like=True):
     layer: int
     at: int
     parts: Annotated[tuple[Part, ...], Meta(max_length=8)]
+    head: Size = 0
 
     @property
     def nbytes(self) -> int:
@@ -57,13 +59,14 @@ def frame_for(
     layer: int,
     at: int,
     tensors: tuple[torch.Tensor, ...],
+    head: int = 0,
 ) -> Frame:
     """The frame that announces `tensors`, in their order."""
     parts = tuple(
         Part(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))  # type: ignore[arg-type]
         for tensor in tensors
     )
-    return Frame(purpose, requests, epochs, layer, at, parts)
+    return Frame(purpose, requests, epochs, layer, at, parts, head)
 
 
 _decoder = msgspec.msgpack.Decoder(Frame)

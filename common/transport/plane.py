@@ -59,6 +59,7 @@ class Plane:
         self._peers: dict[str, _Peer] = {}
         self._takers = Takers()
         self._on_lost: list[Callable[[str], None]] = []
+        self._on_gone: list[Callable[[str], None]] = []
         self._closing = False
 
     async def start(self, host: str = "127.0.0.1") -> None:
@@ -89,6 +90,10 @@ class Plane:
     def on_lost(self, callback: Callable[[str], None]) -> None:
         """Call back once for each peer whose established link breaks without a goodbye."""
         self._on_lost.append(callback)
+
+    def on_gone(self, callback: Callable[[str], None]) -> None:
+        """Call back once for each peer that sends nothing any more, goodbye or not."""
+        self._on_gone.append(callback)
 
     def open(self, request: str, epoch: int, deliver: Deliver | None = None) -> Inbox:
         """From now on keep the frames of this request and epoch, or give them to `deliver`.
@@ -187,14 +192,16 @@ class Plane:
         self._backend.drop(peer)
         self._takers.lose(peer, known.gone)
         self._forget_oldest()
+        callbacks = list(self._on_gone)
         if established and not goodbye and not self._closing:
             self.counters["peers_lost"] += 1
             _logger.warning("%s", known.gone)
-            for callback in self._on_lost:
-                try:
-                    callback(peer)
-                except Exception:
-                    _logger.exception("the loss of %s could not be handled", peer)
+            callbacks += self._on_lost
+        for callback in callbacks:
+            try:
+                callback(peer)
+            except Exception:
+                _logger.exception("the loss of %s could not be handled", peer)
 
     def _why_gone(self, peer: str) -> str:
         known = self._peers.get(peer)

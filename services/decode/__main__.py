@@ -1,4 +1,4 @@
-"""Runs one decode shard: `python -m sps2.services.decode --config FILE --index I`."""
+"""Runs a process of a decode shard: `python -m sps2.services.decode --config FILE --index I`."""
 
 import asyncio
 
@@ -8,6 +8,7 @@ from sps2.common.config import Cluster
 from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool, page_bytes
 from sps2.common.spans import pages_for
+from sps2.services.decode.follower import FollowerService
 from sps2.services.decode.service import DecodeService
 from sps2.services.run import About, run
 from sps2.services.shard import ready_shard
@@ -18,15 +19,20 @@ POOL_SHARE = 0.4
 
 async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
     async with ready_shard(cluster, about, "decode") as shard:
-        pool = PagePool(
-            shard.model.config,
-            _pages(cluster, shard.model),
-            cluster.kv.page_tokens,
-            shard.model.dtype,
-        )
-        service = DecodeService(shard.model, shard.plane, pool, shard.data)
+        model, plane, data = shard.model, shard.plane, shard.data
+        pages = await shard.team.agreed(_pages(cluster, model))
+        pool = PagePool(model.config, pages, cluster.kv.page_tokens, model.dtype)
+        if about.rank:
+            follower = FollowerService(model, plane, pool, data)
+            await follower.start()
+            async with shard.following(follower, stop):
+                await stop.wait()
+            await follower.close()
+            return
+        led = await shard.led()
+        service = DecodeService(model, plane, pool, data, led)
         await service.start()
-        async with shard.member(service, pool.pages, pool.page_tokens, service.inventory):
+        async with shard.member(service, led, pool.pages, pool.page_tokens, service.inventory):
             await stop.wait()
         await service.close()
 
@@ -36,7 +42,8 @@ def _pages(cluster: Cluster, model: Llama) -> int:
     page_tokens = cluster.kv.page_tokens
     if cluster.kv.pool_tokens:
         return pages_for(cluster.kv.pool_tokens, page_tokens)
-    share = psutil.virtual_memory().available * POOL_SHARE / cluster.decode
+    processes = cluster.decode * cluster.tp_of("decode")
+    share = psutil.virtual_memory().available * POOL_SHARE / processes
     affordable = int(share) // page_bytes(model.config, page_tokens, model.dtype)
     return min(affordable, pages_for(16 * model.config.max_context, page_tokens))
 

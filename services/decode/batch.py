@@ -3,18 +3,21 @@
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
+from torch import Tensor
 
-from sps2.common.errors import Internal, PeerLost
+from sps2.common.errors import Cancelled, Internal, PeerLost
 from sps2.common.messages import Token
 from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool
 from sps2.common.model.sample import draw
 from sps2.services.decode.exchange import Exchange
 from sps2.services.decode.holding import Key
-from sps2.services.decode.sequence import Sequence as Running
+from sps2.services.decode.sequence import Owned
 from sps2.services.decode.split import SplitAttention
+from sps2.services.decode.steps import Leading, lost_by
 from sps2.services.tasks import root_cause
 
 log = logging.getLogger(__name__)
@@ -26,21 +29,25 @@ class Batch:
     """The requests that this shard owns, on the data loop.
 
     Args:
+        leading: makes the other processes of this shard do each step too.
         emit: given the tokens of every step.
     """
 
-    def __init__(self, model: Llama, pool: PagePool, exchange: Exchange, emit: Emit) -> None:
+    def __init__(
+        self, model: Llama, pool: PagePool, exchange: Exchange, leading: Leading, emit: Emit
+    ) -> None:
         self._model = model
         self._pool = pool
         self._exchange = exchange
+        self._leading = leading
         self._emit = emit
-        self._running: dict[Key, Running] = {}
+        self._running: dict[Key, Owned] = {}
         self._in_step: set[Key] = set()
         self._stepping = asyncio.Lock()
         self._occupied = asyncio.Event()
         self._steps = 0
 
-    async def generate(self, sequence: Running) -> None:
+    async def generate(self, sequence: Owned) -> None:
         """Run a request to its end.
 
         Raises:
@@ -70,20 +77,31 @@ class Batch:
             async with self._stepping:
                 batch = list(self._running.values())
                 self._in_step = {each.holding.key for each in batch}
+                logits = None
                 try:
-                    await self._step(batch)
+                    logits = await self._layers(batch)
+                    self._draw(batch, logits)
                 except Exception as error:
-                    self._fail(batch, root_cause(error))
+                    elsewhere = [] if logits is not None else await self._leading.failed()
+                    self._fail(batch, root_cause(error), elsewhere)
                 finally:
                     self._in_step = set()
 
-    async def _step(self, batch: Sequence[Running]) -> None:
+    async def _layers(self, batch: Sequence[Owned]) -> Tensor:
         self._steps += 1
         ids = torch.tensor([each.last.id for each in batch])
         positions = torch.tensor([each.position for each in batch])
         attend = SplitAttention(self._model.config, self._pool, self._exchange, batch, self._steps)
-        hidden = await self._model.forward(ids, positions, attend)
-        logits = self._model.logits(hidden)
+        keys = [each.holding.key for each in batch]
+        turn = self._model.turn(len(batch), 1)
+        with turn or nullcontext():
+            await self._leading.begin(self._steps, keys, ids, positions)
+            hidden = await self._model.forward(ids, positions, attend, turn=turn)
+            logits = await self._model.scores(hidden, turn=turn)
+        assert logits is not None, "only a leader has a batch"
+        return logits
+
+    def _draw(self, batch: Sequence[Owned], logits: Tensor) -> None:
         indices = [each.last.index + 1 for each in batch]
         tokens = draw([each.sampler for each in batch], logits, indices)
 
@@ -98,15 +116,23 @@ class Batch:
                 each.ended.set_result(None)
         self._emit(emitted)
 
-    def _fail(self, batch: Sequence[Running], error: BaseException) -> None:
-        """A lost holder fails the requests it holds for; the step is run again for the others."""
-        failed = list(batch)
-        if isinstance(error, PeerLost):
-            failed = [each for each in batch if error.peer in each.holders] or failed
+    def _fail(self, batch: Sequence[Owned], error: BaseException, elsewhere: list[Key]) -> None:
+        """A lost holder fails the requests it holds for; the step is run again for the others.
+
+        Args:
+            elsewhere: requests that other processes of this shard cannot go on with.
+        """
+        failed = {*lost_by(batch, error), *elsewhere}
+        if isinstance(error, Cancelled):
+            error = PeerLost("a holder", "a shard with KV of this request was lost")
+        elif isinstance(error, PeerLost):
+            error = PeerLost(error.peer, error.message)  # kinds of it do not cross the bus
         else:
             log.error("a decode step failed", exc_info=error)
             error = Internal(f"a decode step failed: {type(error).__name__}")
-        for each in failed:
+        for each in batch:
+            if failed and each.holding.key not in failed:
+                continue
             self._running.pop(each.holding.key, None)
             if not each.ended.done():
                 each.ended.set_exception(error)

@@ -24,6 +24,15 @@ ANSWER_S = 10.0
 """A holder that is silent for longer counts as lost."""
 
 
+class NotHeld(PeerLost):
+    """A holder let go of some requests, most likely because they were ended."""
+
+    def __init__(self, holder: str, keys: Sequence[Key]) -> None:
+        gone = ", ".join(request for request, _ in keys)
+        super().__init__(holder, f"{holder} no longer holds {gone}")
+        self.keys = list(keys)
+
+
 Answers = Callable[[], Awaitable[list[State]]]
 
 
@@ -66,14 +75,14 @@ class Exchange:
         self._answering: set[asyncio.Task[None]] = set()
         plane.serve("q", self._on_q)
         plane.serve("state", self._on_state)
-        plane.on_lost(self._on_lost)
+        plane.on_gone(self._on_gone)
 
     @contextmanager
     def asking(self, layer: int, questions: Sequence[Question]) -> Iterator[Answers]:
         """Expect the states of all `questions` in a layer, in their order; see `ask`.
 
-        Calling what the block is given awaits them; it raises PeerLost if a holder is gone,
-        silent, or no longer holds one of the requests.
+        Calling what the block is given awaits them; it raises PeerLost if a holder is gone or
+        silent, NotHeld if it no longer holds one of the requests.
         """
         loop = asyncio.get_running_loop()
         answers: list[asyncio.Future[State]] = []
@@ -138,8 +147,8 @@ class Exchange:
         if answer is None or answer.done():
             return
         if frame.requests:
-            gone = ", ".join(frame.requests)
-            answer.set_exception(PeerLost(source, f"{source} no longer holds {gone}"))
+            gone = list(zip(frame.requests, frame.epochs, strict=True))
+            answer.set_exception(NotHeld(source, gone))
         else:
             out, lse = tensors
             answer.set_result(State(out, lse))
@@ -151,7 +160,7 @@ class Exchange:
                 why = f"{question.holder} did not answer in {ANSWER_S:.0f} s"
                 answer.set_exception(PeerLost(question.holder, why))
 
-    def _on_lost(self, peer: str) -> None:
+    def _on_gone(self, peer: str) -> None:
         for (holder, _, _), answer in self._asked.items():
             if holder == peer and not answer.done():
                 answer.set_exception(PeerLost(holder))

@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+from typing import Self
 
 from torch import Tensor
 
 from sps2.common.errors import Refused
 from sps2.common.messages import Hold
 from sps2.common.messages import Holding as Held
+from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool, SequencePages
 from sps2.common.spans import Span, pages_for
 from sps2.common.transport.frame import Frame
@@ -26,28 +28,38 @@ WAIT_FOR_PAGES_S = 5.0
 class Holding:
     """One request's span on this shard; `filled` is set once every layer of it has arrived."""
 
-    def __init__(self, key: Key, span: Span, pages: SequencePages, layers: int) -> None:
+    def __init__(
+        self, key: Key, span: Span, pages: SequencePages, layers: int, heads: Span
+    ) -> None:
         self.key = key
         self.span = span
         self.pages = pages
         self.filled = asyncio.Event()
         self.kv_bytes = 0
         self._layers = layers
-        self._missing = span.tokens * layers
+        self._heads = heads
+        self._missing = span.tokens * layers * heads.tokens
         self.inbox: Inbox | None = None
         if not self._missing:
             self.filled.set()
 
+    async def complete(self) -> None:
+        """Wait until every layer has arrived."""
+        await self.filled.wait()
+
     def deposit(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
-        """Write a frame of keys and values, each [tokens, kv_heads, head_dim], to its pages."""
+        """Write a frame of keys and values, each [tokens, heads, head_dim], to its pages."""
         k, v = tensors
-        arrived = Span(frame.at, frame.at + k.shape[0])
-        if (arrived & self.span) != arrived or not 0 <= frame.layer < self._layers:
-            log.error("%s sent KV of %s outside its span", source, self.key)
+        tokens, heads, _ = k.shape
+        arrived = Span(frame.at, frame.at + tokens)
+        of_heads = Span(frame.head, frame.head + heads)
+        inside = (arrived & self.span) == arrived and (of_heads & self._heads) == of_heads
+        if not inside or not 0 <= frame.layer < self._layers:
+            log.error("%s sent KV of %s that does not belong here", source, self.key)
             return
-        self.pages.write(frame.layer, frame.at, k, v)
+        self.pages.write(frame.layer, frame.at, k, v, frame.head - self._heads.start)
         self.kv_bytes += frame.nbytes
-        self._missing -= arrived.tokens
+        self._missing -= tokens * heads
         if not self._missing:
             self.filled.set()
 
@@ -57,14 +69,22 @@ class Holdings:
 
     Args:
         layers: of the model.
+        heads: KV heads that this process has.
     """
 
-    def __init__(self, pool: PagePool, plane: Plane, layers: int) -> None:
+    def __init__(self, pool: PagePool, plane: Plane, layers: int, heads: Span) -> None:
         self._pool = pool
         self._plane = plane
         self._layers = layers
+        self._heads = heads
         self._held: dict[Key, Holding] = {}
         self._freed = asyncio.Event()
+
+    @classmethod
+    def of(cls, model: Llama, pool: PagePool, plane: Plane) -> Self:
+        """Those of a process that has this model, or this share of one."""
+        heads = model.share.of(model.config.kv_heads * model.share.size)
+        return cls(pool, plane, model.config.layers, heads)
 
     def get(self, key: Key) -> Holding | None:
         return self._held.get(key)
@@ -78,7 +98,7 @@ class Holdings:
         key = (request.request, request.epoch)
         span = request.span
         pages = await self._take(pages_for(request.capacity, self._pool.page_tokens), span.start)
-        holding = Holding(key, span, pages, self._layers)
+        holding = Holding(key, span, pages, self._layers, self._heads)
         holding.inbox = self._plane.open(*key, deliver=holding.deposit)
         self._held[key] = holding
         return holding

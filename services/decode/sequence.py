@@ -1,4 +1,4 @@
-"""One request in the running batch of its owner."""
+"""One request in the running batch of its owner, as every process of that shard has it."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -17,10 +17,9 @@ class Sequence:
     """Data-plane names of the other shards with KV of this request."""
     prompt_tokens: int
     last: Token
-    sampler: Sampler
-    ended: asyncio.Future[None]
-    q_bytes: int = field(default=0)
-    state_bytes: int = field(default=0)
+    q_bytes: int = field(default=0, init=False)
+    state_bytes: int = field(default=0, init=False)
+    """Moved by this process."""
 
     @property
     def position(self) -> int:
@@ -35,3 +34,11 @@ class Sequence:
     def count_exchange(self, q_bytes: int, state_bytes: int) -> None:
         self.q_bytes += q_bytes
         self.state_bytes += state_bytes
+
+
+@dataclass
+class Owned(Sequence):
+    """As the leader has it, which draws the tokens."""
+
+    sampler: Sampler
+    ended: asyncio.Future[None]

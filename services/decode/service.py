@@ -1,12 +1,13 @@
 """A decode shard on the bus: holds KV, runs the requests it owns, hands out their tokens."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import torch
 
 from sps2.common.errors import Cancelled, Invalid, ServiceError
 from sps2.common.messages import (
+    Assist,
     Decode,
     Decoded,
     Filled,
@@ -23,10 +24,12 @@ from sps2.common.transport.plane import Plane
 from sps2.services.decode.batch import Batch
 from sps2.services.decode.exchange import Exchange
 from sps2.services.decode.holding import Holdings, Key
-from sps2.services.decode.sequence import Sequence
+from sps2.services.decode.sequence import Owned
+from sps2.services.decode.steps import Leading
 from sps2.services.decode.tokens import TokenLog
 from sps2.services.shard import DataLoop
-from sps2.services.tasks import forever
+from sps2.services.tasks import forever, gather_all
+from sps2.services.team import Led, opened
 
 KEEP_TOKENS_S = 30.0
 """How long the tokens of an ended request can still be fetched."""
@@ -37,16 +40,25 @@ class DecodeService:
 
     Args:
         data: the loop that `plane` lives on.
+        led: the other processes of this shard.
     """
 
-    def __init__(self, model: Llama, plane: Plane, pool: PagePool, data: DataLoop) -> None:
+    def __init__(
+        self,
+        model: Llama,
+        plane: Plane,
+        pool: PagePool,
+        data: DataLoop,
+        led: Sequence[Led] = (),
+    ) -> None:
         self._model = model
         self._plane = plane
         self._pool = pool
         self._data = data
+        self._followers = [each.bus for each in led]
+        self._planes = [each.plane for each in led]
         self._control = asyncio.get_running_loop()
         self._logs: dict[Key, TokenLog] = {}
-        self._releasing: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Build what lives on the data loop and begin stepping."""
@@ -54,9 +66,10 @@ class DecodeService:
 
     async def _build(self) -> None:
         config = self._model.config
-        self._holdings = Holdings(self._pool, self._plane, config.layers)
+        self._holdings = Holdings.of(self._model, self._pool, self._plane)
         exchange = Exchange(config, self._plane, self._pool, self._holdings)
-        self._batch = Batch(self._model, self._pool, exchange, self._emit)
+        leading = Leading(self._plane, self._planes)
+        self._batch = Batch(self._model, self._pool, exchange, leading, self._emit)
         self._stepping = asyncio.get_running_loop().create_task(self._batch.run())
 
     async def close(self) -> None:
@@ -70,13 +83,24 @@ class DecodeService:
         key = (request.request, request.epoch)
         log = self._logs[key] = TokenLog()
         try:
-            holding = await self._data.run(self._holdings.hold(request))
-            yield Held(holding.pages.pages)
-            await self._data.run(_set(holding.filled))
-            yield Filled(holding.kv_bytes)
-            await forever()
+            async with opened(self._followers, request) as streams:
+                try:
+                    holding = await self._data.run(self._holdings.hold(request))
+                    for stream in streams:
+                        await anext(stream)
+                    yield Held(holding.pages.pages)
+                    await self._data.run(holding.complete())
+                    nbytes = holding.kv_bytes
+                    for stream in streams:
+                        match await anext(stream):
+                            case Filled(kv_bytes):
+                                nbytes += kv_bytes
+                    yield Filled(nbytes)
+                    await forever()
+                finally:
+                    # before followers let go: a step that they are about to make may use it
+                    await self._data.run(self._release(key))
         finally:
-            self._data.post(lambda: self._release(key))
             log.fail(Cancelled(f"request {request.request} was ended"))
             self._control.call_later(KEEP_TOKENS_S, self._forget, key, log)
 
@@ -86,13 +110,16 @@ class DecodeService:
         if log is None:
             raise Invalid(f"request {request.request} is not held here in epoch {request.epoch}")
         try:
+            await self._prepare(request)
             sequence = await self._data.run(self._generate(request))
         except ServiceError as error:
             log.fail(error)
             raise
         last = sequence.last
         assert last.finish is not None
-        return Decoded(last.index + 1, last.finish, sequence.q_bytes, sequence.state_bytes)
+        processes = 1 + len(self._followers)  # which all move as much
+        q_bytes, state_bytes = sequence.q_bytes * processes, sequence.state_bytes * processes
+        return Decoded(last.index + 1, last.finish, q_bytes, state_bytes)
 
     async def follow(self, request: Follow) -> AsyncIterator[Token]:
         log = self._logs.get((request.request, request.epoch))
@@ -105,18 +132,35 @@ class DecodeService:
         """What this shard holds, for the directory."""
         return self._holdings.inventory()
 
-    async def _generate(self, request: Decode) -> Sequence:
+    async def _prepare(self, request: Decode) -> None:
+        """Tell the followers what they must know for steps of a request."""
+        await gather_all(
+            *(
+                follower.call(
+                    Assist(
+                        request.request,
+                        request.epoch,
+                        len(request.prompt) // 4,
+                        tuple(peers[rank] for peers in request.holders),
+                    )
+                )
+                for rank, follower in enumerate(self._followers, 1)
+            )
+        )
+
+    async def _generate(self, request: Decode) -> Owned:
         holding = self._holdings.get((request.request, request.epoch))
         if holding is None:
             raise Invalid(f"request {request.request} is not held here in epoch {request.epoch}")
-        for peer in request.holders:
+        holders = [peers[0] for peers in request.holders]
+        for peer in holders:
             self._plane.introduce(peer)
         prompt = torch.frombuffer(bytearray(request.prompt), dtype=torch.int32).long()
         sampler = Sampler(request.sampling, prompt)
         sampler.seen(request.first.id)
-        sequence = Sequence(
+        sequence = Owned(
             holding,
-            tuple(peer.name for peer in request.holders),
+            tuple(peer.name for peer in holders),
             len(prompt),
             request.first,
             sampler,
@@ -125,14 +169,9 @@ class DecodeService:
         await self._batch.generate(sequence)
         return sequence
 
-    def _release(self, key: Key) -> None:
-        async def release() -> None:
-            await self._batch.leave(key)
-            self._holdings.release(key)
-
-        task = asyncio.get_running_loop().create_task(release())
-        self._releasing.add(task)
-        task.add_done_callback(self._releasing.discard)
+    async def _release(self, key: Key) -> None:
+        await self._batch.leave(key)
+        self._holdings.release(key)
 
     def _emit(self, tokens: list[tuple[Key, Token]]) -> None:
         self._control.call_soon_threadsafe(self._log_tokens, tokens)
@@ -145,7 +184,3 @@ class DecodeService:
     def _forget(self, key: Key, log: TokenLog) -> None:
         if self._logs.get(key) is log:
             del self._logs[key]
-
-
-async def _set(event: asyncio.Event) -> None:
-    await event.wait()

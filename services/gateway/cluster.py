@@ -14,6 +14,7 @@ from sps2.common.messages import (
     Link,
     ListLeases,
     ServiceStatus,
+    ShardStatus,
     ShowFleet,
 )
 from sps2.common.rpc import Peer
@@ -52,8 +53,9 @@ class Observer:
             ]
             fleet, leases = await fleet_asked, await leases_asked
             named += [
-                group.create_task(self._describe_shard(shard.id, shard.address))
+                group.create_task(self._describe_shard(process, address))
                 for shard in fleet.shards
+                for process, address in _processes(shard)
             ]
         services = [_status(own.service, self._config.gateway_address, own)]
         described = [each.result() for each in named]
@@ -91,6 +93,12 @@ class Observer:
         if status.state == "lost":
             self._shards.drop(peer)
         return status, links
+
+
+def _processes(shard: ShardStatus) -> list[tuple[str, str]]:
+    """The processes of a shard, with their addresses on the control bus."""
+    followers = enumerate(shard.followers, 1)
+    return [(shard.id, shard.address), *((f"{shard.id}.{rank}", at) for rank, at in followers)]
 
 
 async def _describe(service: str, peer: Peer) -> Described:

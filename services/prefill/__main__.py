@@ -1,4 +1,4 @@
-"""Runs one prefill shard: `python -m sps2.services.prefill --config FILE --index I`."""
+"""Runs a process of a prefill shard: `python -m sps2.services.prefill --config FILE --index I`."""
 
 import asyncio
 
@@ -10,8 +10,9 @@ from sps2.services.shard import ready_shard
 
 async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
     async with ready_shard(cluster, about, "prefill") as shard:
-        service = PrefillService(shard.model, shard.plane, shard.data)
-        async with shard.member(service, pages=0, page_tokens=0, holdings=tuple):
+        led = [] if about.rank else await shard.led()
+        service = PrefillService(shard.model, shard.plane, shard.data, led)
+        async with shard.following(service, stop) if about.rank else shard.member(service, led):
             await stop.wait()
         service.close()
 

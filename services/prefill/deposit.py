@@ -2,26 +2,43 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
 from sps2.common.messages import Target
 from sps2.common.model.attend import Attend
+from sps2.common.model.share import Share
 from sps2.common.spans import Span
 from sps2.services.prefill.group import Group
+
+
+class Piece(NamedTuple):
+    """What of a layer's keys and values goes to one process.
+
+    start: the first position. head: the first KV head, among those of the whole model.
+    """
+
+    peer: str
+    start: int
+    head: int
+    rows: slice
+    heads: slice
 
 
 class Deposit:
     """The `Attend` of a rank whose keys and values are kept elsewhere: ships them, then attends.
 
-    A frame holds one run of consecutive positions of one layer, which its `at` begins. Frames of
-    the group's own exchange go first: a deposit leaves when none of them is under way.
+    A frame holds one run of consecutive positions and heads of one layer, which its `at` and `head`
+    begin. Each process of a decode shard gets the heads that it has. Frames of the group's own
+    exchange go first: a deposit leaves when none of them is under way.
 
     Args:
         attend: the attention proper.
         tasks: the sends run in it; it ends when they are done, and a failed one fails it.
         spans: the rank's token spans; its tensors hold their rows in this order.
         targets: which shard keeps which span of the prompt.
+        share: whose heads these are.
     """
 
     def __init__(
@@ -31,11 +48,13 @@ class Deposit:
         tasks: asyncio.TaskGroup,
         spans: Sequence[Span],
         targets: Sequence[Target],
+        share: Share,
     ) -> None:
         self._attend = attend
         self._group = group
         self._tasks = tasks
-        self._pieces: list[tuple[str, int, slice]] = []
+        self._pieces: list[Piece] = []
+        kv_heads = group.config.kv_heads * share.size
         first = 0
         for span in spans:
             for target in targets:
@@ -43,16 +62,33 @@ class Deposit:
                 if common.tokens:
                     row = first + common.start - span.start
                     rows = slice(row, row + common.tokens)
-                    self._pieces.append((target.peer.name, common.start, rows))
+                    for peer, head, heads in _owners(target, share, kv_heads):
+                        self._pieces.append(Piece(peer, common.start, head, rows, heads))
             first += span.tokens
         self.sent_bytes = 0
 
     async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        for peer, start, rows in self._pieces:
-            self._tasks.create_task(self._send(peer, layer, start, k[rows], v[rows]))
+        for piece in self._pieces:
+            parts = k[piece.rows, piece.heads], v[piece.rows, piece.heads]
+            self._tasks.create_task(self._send(piece, layer, parts))
         return await self._attend(layer, q, k, v)
 
-    async def _send(self, peer: str, layer: int, start: int, k: Tensor, v: Tensor) -> None:
+    async def _send(self, piece: Piece, layer: int, parts: tuple[Tensor, Tensor]) -> None:
         await self._group.quiet()
-        nbytes = await self._group.send_to(peer, "kv", layer, start, (k, v))
+        k, v = (part.contiguous() for part in parts)
+        nbytes = await self._group.send_to(
+            piece.peer, "kv", layer, piece.start, (k, v), head=piece.head
+        )
         self.sent_bytes += nbytes
+
+
+def _owners(target: Target, share: Share, kv_heads: int) -> list[tuple[str, int, slice]]:
+    """The processes of a shard that have heads of this share: which, and where they lie here."""
+    mine = share.of(kv_heads)
+    found = []
+    for rank, peer in enumerate(target.peers):
+        common = mine & Share(rank, len(target.peers)).of(kv_heads)
+        if common.tokens:
+            heads = slice(common.start - mine.start, common.stop - mine.start)
+            found.append((peer.name, common.start, heads))
+    return found

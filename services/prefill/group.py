@@ -26,6 +26,8 @@ class Group:
         inbox: of this request and epoch.
         run: where arithmetic is done while the loop moves tensors.
         sends: sends that nobody waits for; their failure fails the rank.
+        tp_rank: of this process; it exchanges with the processes of the same TP rank, which have
+            the same heads.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Group:
         request: Prefill,
         run: Run,
         sends: asyncio.TaskGroup,
+        tp_rank: int = 0,
     ) -> None:
         self.config = config
         self.scheme = request.scheme
@@ -47,7 +50,7 @@ class Group:
         self.sent: Counter[Purpose] = Counter()
         """Bytes of payload."""
         self._key = (request.request, request.epoch)
-        self._names = [member.peer.name for member in request.group]
+        self._names = [member.peers[tp_rank].name for member in request.group]
         self._plane = plane
         self._inbox = inbox
         self._run = run
@@ -85,11 +88,17 @@ class Group:
                 self._idle.set()
 
     async def send_to(
-        self, peer: str, purpose: Purpose, layer: int, at: int, tensors: Sequence[Tensor]
+        self,
+        peer: str,
+        purpose: Purpose,
+        layer: int,
+        at: int,
+        tensors: Sequence[Tensor],
+        head: int = 0,
     ) -> int:
         """Send tensors of this request to a peer outside the group; how many bytes they have."""
         request, epoch = self._key
-        frame = frame_for(purpose, (request,), (epoch,), layer, at, tuple(tensors))
+        frame = frame_for(purpose, (request,), (epoch,), layer, at, tuple(tensors), head)
         await self._plane.send(peer, frame, tensors)
         return frame.nbytes
 

@@ -1,13 +1,16 @@
 """One rank's share of a prompt: all layers on its spans, and the first token if it is the last."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from sps2.common.messages import Deposited, Exchanged, Prefill, Prefilled, TokenLogprobs
 from sps2.common.model.attend import Attend, Run
+from sps2.common.model.collectives import Turn
 from sps2.common.model.llama import Llama
 from sps2.common.model.sample import Sampler, prompt_logprobs
 from sps2.common.transport.inbox import Inbox
@@ -22,6 +25,15 @@ LOGITS_ROWS = 256
 """Rows of prompt log-probabilities computed at once: bounds the memory of their logits."""
 
 
+def turn_of(model: Llama, request: Prefill) -> Turn | None:
+    """The turn in which the processes of a shard run `request.rank`'s part; None if it is alone."""
+    spans = request.group[request.rank].spans
+    tokens = sum(span.tokens for span in spans)
+    last = spans[-1].stop == len(request.prompt) // 4
+    scored = 0 if request.sampling.prompt_logprobs is None else tokens - last
+    return model.turn(tokens, -(-scored // LOGITS_ROWS) + last)
+
+
 async def run_prompt(
     model: Llama,
     plane: Plane,
@@ -29,12 +41,14 @@ async def run_prompt(
     request: Prefill,
     run: Run,
     prefilled: Callable[[Prefilled], None],
+    turn: Turn | None = None,
 ) -> Deposited:
     """Run `request.rank`'s part; returns once its keys and values have left.
 
     Args:
         inbox: of this request, open at every member before any of them begins.
         prefilled: called once, as soon as everything is computed.
+        turn: as `turn_of` makes it; tokens and log-probabilities are the first process's.
 
     Raises:
         PeerLost: a member of the group or a decode shard is gone.
@@ -44,21 +58,26 @@ async def run_prompt(
     spans = request.group[request.rank].spans
     prompt = torch.frombuffer(bytearray(request.prompt), dtype=torch.int32).long()
     positions = torch.cat([torch.arange(span.start, span.stop) for span in spans])
-    for peer in (*(member.peer for member in request.group), *(to.peer for to in request.targets)):
+    known = [*(member.peers for member in request.group), *(to.peers for to in request.targets)]
+    for peer in itertools.chain(*known):
         plane.introduce(peer)
 
     try:
         async with asyncio.TaskGroup() as deposits:
             async with asyncio.TaskGroup() as sends:
-                group = Group(model.config, plane, inbox, request, run, sends)
+                group = Group(model.config, plane, inbox, request, run, sends, model.share.rank)
                 attend = attend_by(group)
-                deposit = Deposit(attend, group, deposits, spans, request.targets)
-                hidden = await model.forward(prompt[positions], positions, deposit, group.compute)
-                scored = await _score_prompt(model, request, prompt, positions, hidden, run)
+                deposit = Deposit(attend, group, deposits, spans, request.targets, model.share)
+                hidden = await model.forward(
+                    prompt[positions], positions, deposit, group.compute, turn
+                )
+                scored = await _score_prompt(model, request, prompt, positions, hidden, run, turn)
                 token = None
                 if spans[-1].stop == len(prompt):
-                    sampler = Sampler(request.sampling, prompt)
-                    token = await run(lambda: sampler.next(model.logits(hidden[-1:])[0], 0))
+                    logits = await model.scores(hidden[-1:], run, turn)
+                    if logits is not None:
+                        sampler = Sampler(request.sampling, prompt)
+                        token = await run(partial(sampler.next, logits[0], 0))
             took_s = time.monotonic() - started
             prefilled(Prefilled(token, scored, took_s, exchanged(group, attend)))
     except BaseExceptionGroup as failures:
@@ -89,6 +108,7 @@ async def _score_prompt(
     positions: torch.Tensor,
     hidden: torch.Tensor,
     run: Run,
+    turn: Turn | None,
 ) -> tuple[tuple[int, TokenLogprobs], ...]:
     """Log-probabilities of the prompt's tokens that follow this rank's positions."""
     alternatives = request.sampling.prompt_logprobs
@@ -96,11 +116,11 @@ async def _score_prompt(
         return ()
     scored: list[tuple[int, TokenLogprobs]] = []
     rows = (positions < len(prompt) - 1).nonzero()[:, 0]
-    for chunk in rows.split(LOGITS_ROWS):
+    for first in range(0, len(rows), LOGITS_ROWS):
+        chunk = rows[first : first + LOGITS_ROWS]
         following = positions[chunk] + 1
-
-        def score(chunk: torch.Tensor = chunk, following: torch.Tensor = following):  # type: ignore[no-untyped-def]
-            return prompt_logprobs(model.logits(hidden[chunk]), prompt[following], alternatives)
-
-        scored += zip(following.tolist(), await run(score), strict=True)
+        logits = await model.scores(hidden[chunk], run, turn)
+        if logits is not None:
+            work = partial(prompt_logprobs, logits, prompt[following], alternatives)
+            scored += zip(following.tolist(), await run(work), strict=True)
     return tuple(scored)

@@ -1,18 +1,21 @@
 """A prefill shard on the bus."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from sps2.common.errors import Invalid
 from sps2.common.messages import Deposited, Done, Join, Prefill, Prefilled
+from sps2.common.model.collectives import Turn
 from sps2.common.model.llama import Llama
 from sps2.common.transport.inbox import Inbox
 from sps2.common.transport.plane import Plane
-from sps2.services.prefill.prompt import run_prompt
+from sps2.services.prefill.prompt import run_prompt, turn_of
+from sps2.services.prefill.team import Emit, Followers, Parts
 from sps2.services.shard import DataLoop
-from sps2.services.tasks import emitted_by, forever
+from sps2.services.tasks import emitted_by, forever, root_cause
+from sps2.services.team import Led, opened
 
 Result = TypeVar("Result")
 
@@ -22,12 +25,14 @@ class PrefillService:
 
     Args:
         data: the loop that `plane` lives on.
+        led: the other processes of the shard, if this one leads it.
     """
 
-    def __init__(self, model: Llama, plane: Plane, data: DataLoop) -> None:
+    def __init__(self, model: Llama, plane: Plane, data: DataLoop, led: Sequence[Led] = ()) -> None:
         self._model = model
         self._plane = plane
         self._data = data
+        self._followers = Followers([each.bus for each in led])
         self._compute = ThreadPoolExecutor(1, "compute")
         self._inboxes: dict[tuple[str, int], Inbox] = {}
         """On the data loop."""
@@ -36,19 +41,28 @@ class PrefillService:
         key = (request.request, request.epoch)
         try:
             await self._data.run(self._open(key))
-            yield Done()
-            await forever()
+            async with opened(self._followers.peers, request) as streams:
+                for stream in streams:
+                    await anext(stream)
+                yield Done()
+                await forever()
         finally:
             self._data.post(lambda: self._close(key))
 
     async def prefill(self, request: Prefill) -> AsyncIterator[Prefilled | Deposited]:
-        control = asyncio.get_running_loop()
-
-        async def job(emit: Callable[[Prefilled | Deposited], None]) -> None:
-            def prefilled(item: Prefilled) -> None:
-                control.call_soon_threadsafe(emit, item)
-
-            emit(await self._data.run(self._prefill(request, prefilled)))
+        async def job(emit: Emit) -> None:
+            parts = Parts(1 + len(self._followers.peers), emit)
+            turn = turn_of(self._model, request)  # nothing may wait until followers are asked
+            asked = self._followers.prefill(request, parts)
+            try:
+                own = self._part(request, turn, parts)
+                ends = await asyncio.gather(own, *asked, return_exceptions=True)
+            finally:
+                if turn is not None:
+                    self._data.post(turn.stop)
+            failures = [end for end in ends if isinstance(end, Exception)]
+            if failures:
+                raise root_cause(ExceptionGroup("prefill", failures))
 
         async for item in emitted_by(job):
             yield item
@@ -56,11 +70,28 @@ class PrefillService:
     def close(self) -> None:
         self._compute.shutdown(cancel_futures=True)
 
-    async def _prefill(self, request: Prefill, prefilled: Callable[[Prefilled], None]) -> Deposited:
+    async def _part(self, request: Prefill, turn: Turn | None, parts: Parts) -> None:
+        control = asyncio.get_running_loop()
+
+        def prefilled(item: Prefilled) -> None:
+            control.call_soon_threadsafe(parts.take, 0, item)
+
+        try:
+            deposited = await self._data.run(self._prefill(request, turn, prefilled))
+        finally:
+            if turn is not None:
+                self._data.post(turn.stop)
+        parts.take(0, deposited)
+
+    async def _prefill(
+        self, request: Prefill, turn: Turn | None, prefilled: Callable[[Prefilled], None]
+    ) -> Deposited:
         inbox = self._inboxes.get((request.request, request.epoch))
         if inbox is None:
             raise Invalid(f"request {request.request} was not joined in epoch {request.epoch}")
-        return await run_prompt(self._model, self._plane, inbox, request, self._run, prefilled)
+        return await run_prompt(
+            self._model, self._plane, inbox, request, self._run, prefilled, turn
+        )
 
     async def _open(self, key: tuple[str, int]) -> None:
         if key in self._inboxes:

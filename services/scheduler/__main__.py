@@ -42,6 +42,7 @@ def _schemes(cluster: Cluster) -> Schemes:
         cluster.sharing,
         cluster.attention,
         load(folder, fingerprint(folder)),
+        cluster.tp,
     )
 
 

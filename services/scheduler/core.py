@@ -206,6 +206,7 @@ class Core:
                 shard.pages,
                 self.fleet.room.free.get(shard.id, 0),
                 tuple(sorted(member.requests)),
+                tuple(follower.address for follower in shard.followers),
             )
             for member in self.fleet.members.values()
             for shard in (member.shard,)

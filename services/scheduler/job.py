@@ -145,11 +145,11 @@ class Job:
         """Run one rank's part; how many bytes of KV it sent to decode shards."""
         submit, plan = self._submit, self._plan
         members = tuple(
-            PrefillRank(self._shards[shard].peer, spans)
+            PrefillRank(self._shards[shard].peers, spans)
             for shard, spans in zip(plan.group, plan.dealt.spans, strict=True)
         )
         targets = tuple(
-            Target(self._shards[place.shard].peer, place.span)
+            Target(self._shards[place.shard].peers, place.span)
             for place in plan.placements
             if place.span.tokens
         )
@@ -183,7 +183,7 @@ class Job:
             return
         await gather_all(*(event.wait() for event in filled))
         await self._directory.call(Commit(submit.request, self._epoch))
-        holders = tuple(self._shards[place.shard].peer for place in plan.placements[:-1])
+        holders = tuple(self._shards[place.shard].peers for place in plan.placements[:-1])
         with self._reporting(plan.owner):
             decoded = await self._peers[plan.owner].call(
                 Decode(submit.request, self._epoch, submit.prompt, first, holders, submit.sampling)

@@ -9,6 +9,7 @@ from sps2.common.config import Sharing
 from sps2.common.errors import Invalid
 from sps2.common.messages import ExactMethod, Method, Scheme, Setting, Wire, Wish
 from sps2.common.model.config import ModelConfig
+from sps2.common.model.share import share_of
 from sps2.common.spans import Span, consecutive, zigzag
 from sps2.services.scheduler import traffic
 from sps2.services.scheduler.selections import Calibration, Sparse, selection
@@ -44,6 +45,7 @@ class Schemes:
         itemsize: bytes of an activation.
         attention: where a request does not say.
         calibration: of CSA, for this model.
+        tp: processes of a shard, each of which exchanges its own heads.
     """
 
     def __init__(
@@ -53,8 +55,10 @@ class Schemes:
         sharing: Sharing,
         attention: Setting = "exact",
         calibration: Calibration | None = None,
+        tp: int = 1,
     ) -> None:
-        self._config = config
+        self._config = share_of(config, tp)
+        self._tp = tp
         self._itemsize = itemsize
         self._sharing = sharing
         self._attention = attention
@@ -134,7 +138,10 @@ class Schemes:
         traffic.check_degree(self._config, scheme, ranks)
         dealt = []
         for spans in self._spans(scheme, tokens, ranks):
-            moved = traffic.transfers(self._config, self._itemsize, scheme, spans)
+            moved = [
+                each._replace(nbytes=each.nbytes * self._tp)
+                for each in traffic.transfers(self._config, self._itemsize, scheme, spans)
+            ]
             seconds = self._seconds(scheme, spans, moved)
             dealt.append(Dealt("exact", scheme, tuple(spans), traffic.by_purpose(moved), seconds))
         return min(dealt, key=lambda each: each.predicted_s)

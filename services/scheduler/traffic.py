@@ -194,7 +194,7 @@ def check_degree(config: ModelConfig, scheme: Scheme, ranks: int) -> None:
     columns = scheme.ulysses
     if columns > config.heads:
         raise Invalid(
-            f"{scheme.method} splits heads among {columns} shards; the model has {config.heads}: "
+            f"{scheme.method} splits heads among {columns} shards; there are {config.heads}: "
             f"ask for an sp_degree of at most {config.heads}, or another method",
             "sps2",
         )

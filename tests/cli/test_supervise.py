@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from sps2.cli.runs import RunFolder
-from sps2.cli.supervise import Command, Supervisor, commands, service_names
+from sps2.cli.supervise import Command, Supervisor, commands, service_names, units
 from sps2.common.config import Cluster
 
 SLEEPER = "import time; print('awake', flush=True); time.sleep(60)"
@@ -132,6 +132,33 @@ def test_names_and_commands_of_a_cluster(folder: RunFolder) -> None:
     assert made["prefill-1"].environment["OMP_NUM_THREADS"] == "3"
     assert made["gateway"].environment["OMP_NUM_THREADS"] == "1"
     assert "--index" not in made["gateway"].argv
+
+
+def test_a_shard_of_several_processes_is_one_unit(folder: RunFolder) -> None:
+    cluster = Cluster(prefill=2, decode=1, tp=2, decode_tp=3)
+    names = service_names(cluster)
+    assert units(names)[3:] == [
+        ["prefill-0", "prefill-0.1"],
+        ["prefill-1", "prefill-1.1"],
+        ["decode-0", "decode-0.1", "decode-0.2"],
+    ]
+    assert commands(cluster, folder)["decode-0.2"].argv[-4:] == ("--index", "0", "--rank", "2")
+
+
+async def test_processes_of_a_unit_end_and_start_again_together(folder: RunFolder) -> None:
+    stop = asyncio.Event()
+    with folder.owned():
+        services = {name: python(SLEEPER) for name in ("shard", "shard.1", "other")}
+        running = asyncio.create_task(Supervisor(folder, services).run(stop))
+        await until(lambda: all(written(folder).values()) and len(written(folder)) == 3)
+        first = written(folder)
+        os.kill(first["shard.1"], 9)
+        await until(lambda: written(folder)["shard"] not in (0, first["shard"]))
+        await until(lambda: written(folder)["shard.1"] not in (0, first["shard.1"]))
+        assert not psutil.pid_exists(first["shard"])
+        assert written(folder)["other"] == first["other"]
+        stop.set()
+        await running
 
 
 def test_the_process_ends_with_whoever_it_is_attached_to(

@@ -33,7 +33,8 @@ from sps2.kernels.quantize import BLOCK
 from sps2.services.decode.batch import Batch
 from sps2.services.decode.exchange import Exchange
 from sps2.services.decode.holding import Holding, Holdings, Key
-from sps2.services.decode.sequence import Sequence
+from sps2.services.decode.sequence import Owned
+from sps2.services.decode.steps import Leading
 from sps2.services.prefill.prompt import run_prompt
 from sps2.services.tasks import gather_all
 
@@ -138,7 +139,7 @@ class World:
             sampler.seen(first.id)
             others = tuple(shard.plane.name for shard, _ in holdings[:-1])
             ended = asyncio.get_running_loop().create_future()
-            sequence = Sequence(holding, others, len(prompt), first, sampler, ended)
+            sequence = Owned(holding, others, len(prompt), first, sampler, ended)
             await owner.batch.generate(sequence)
             return replies, [first, *(token for name, token in owner.tokens if name == key)]
         finally:
@@ -170,9 +171,9 @@ class World:
     ) -> list[Filled]:
         group = self.prefill[: sp_degree or len(self.prefill)]
         dealt = list(zip(group, spans or deal(len(prompt), len(group), scheme), strict=False))
-        ranks = tuple(PrefillRank(Peer(p.name, p.address), spans) for p, spans in dealt)
+        ranks = tuple(PrefillRank((Peer(p.name, p.address),), spans) for p, spans in dealt)
         targets = tuple(
-            Target(Peer(shard.plane.name, shard.plane.address), holding.span)
+            Target((Peer(shard.plane.name, shard.plane.address),), holding.span)
             for shard, holding in holdings
             if holding.span.tokens
         )
@@ -213,10 +214,10 @@ async def world(
         for index in range(decode):
             listening = await plane(f"decode-{index}/w")
             pool = PagePool(model.config, pages, PAGE_TOKENS, model.dtype)
-            holdings = Holdings(pool, listening, model.config.layers)
+            holdings = Holdings.of(model, pool, listening)
             exchange = Exchange(model.config, listening, pool, holdings)
             tokens: list[tuple[Key, Token]] = []
-            batch = Batch(model, pool, exchange, tokens.extend)
+            batch = Batch(model, pool, exchange, Leading(listening, ()), tokens.extend)
             stepping = asyncio.create_task(batch.run())
             stack.push_async_callback(_cancel, stepping)
             shards.append(DecodeShard(listening, pool, holdings, batch, tokens))

@@ -219,7 +219,9 @@ async def test_a_peer_that_is_not_there(make_planes: MakePlanes) -> None:
 async def test_a_goodbye_is_no_loss_but_ends_the_waiting(make_planes: MakePlanes) -> None:
     a, b = await make_planes()
     lost: list[str] = []
+    gone: list[str] = []
     a.on_lost(lost.append)
+    a.on_gone(gone.append)
     tensor = torch.ones(1)
     inbox = a.open("r", 0)
     b.open("r", 0)
@@ -234,6 +236,7 @@ async def test_a_goodbye_is_no_loss_but_ends_the_waiting(make_planes: MakePlanes
     with pytest.raises(PeerLost):
         await a.send(b.name, kv(tensor), (tensor,))
     assert lost == []
+    assert gone == [b.name]
     assert a.counters["peers_lost"] == 0
 
 

@@ -101,3 +101,25 @@ async def test_a_cancelled_request_gives_its_pages_back_between_steps() -> None:
         _, answer = await oracle(model, [9, 8], 10)
         _, tokens = await shards.run("s", [9, 8], greedy(10))
         assert [token.id for token in tokens] == answer
+
+
+async def test_a_request_that_its_holder_let_go_fails_alone() -> None:
+    model = tiny_model()
+    prompt = list(range(60))
+    _, answer = await oracle(model, prompt, 100)
+    async with world(model, 1, 2, pages=256) as shards:
+
+        async def end_at_the_holder() -> None:
+            while len(shards.decode[1].tokens) < 20:
+                await asyncio.sleep(0.001)
+            shards.decode[0].holdings.release(("ended", 0))
+
+        results = await asyncio.gather(
+            shards.run("ended", prompt, greedy(400)),
+            shards.run("other", prompt, greedy(100)),
+            end_at_the_holder(),
+            return_exceptions=True,
+        )
+        assert type(results[0]) is PeerLost
+        assert not isinstance(results[1], BaseException)
+        assert [token.id for token in results[1][1]] == answer

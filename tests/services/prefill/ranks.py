@@ -64,7 +64,7 @@ async def attended(
             for peer in peers:
                 plane.introduce(peer)
         inboxes = [stack.enter_context(plane.open("r", 0)) for plane in planes]
-        members = tuple(PrefillRank(peer, each) for peer, each in zip(peers, spans, strict=True))
+        members = tuple(PrefillRank((peer,), each) for peer, each in zip(peers, spans, strict=True))
 
         async def rank_of(rank: int) -> tuple[Attend, Group]:
             rows = torch.cat([torch.arange(*span) for span in spans[rank]])

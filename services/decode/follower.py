@@ -1,0 +1,77 @@
+"""A process of a decode shard that does what its leader does, on its own heads."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from sps2.common.errors import Invalid
+from sps2.common.messages import Assist, Done, Filled, Held, Hold, Token
+from sps2.common.model.llama import Llama
+from sps2.common.model.pages import PagePool
+from sps2.common.transport.plane import Plane
+from sps2.services.decode.exchange import Exchange
+from sps2.services.decode.holding import Holdings, Key
+from sps2.services.decode.sequence import Sequence
+from sps2.services.decode.steps import Following
+from sps2.services.shard import DataLoop
+from sps2.services.tasks import forever
+
+
+class FollowerService:
+    """Handlers that the leader calls; `start` it before use.
+
+    Args:
+        data: the loop that `plane` lives on.
+    """
+
+    def __init__(self, model: Llama, plane: Plane, pool: PagePool, data: DataLoop) -> None:
+        self._model = model
+        self._plane = plane
+        self._pool = pool
+        self._data = data
+
+    async def start(self) -> None:
+        """Build what lives on the data loop and begin to follow."""
+        await self._data.run(self._build())
+
+    async def _build(self) -> None:
+        self._holdings = Holdings.of(self._model, self._pool, self._plane)
+        exchange = Exchange(self._model.config, self._plane, self._pool, self._holdings)
+        self._following = Following(self._model, self._plane, self._pool, exchange)
+        self._stepping = asyncio.get_running_loop().create_task(self._following.run())
+
+    async def close(self) -> None:
+        async def stop() -> None:
+            self._stepping.cancel()
+            await asyncio.wait({self._stepping})
+
+        await self._data.run(stop())
+
+    async def hold(self, request: Hold) -> AsyncIterator[Held | Filled]:
+        key = (request.request, request.epoch)
+        try:
+            holding = await self._data.run(self._holdings.hold(request))
+            yield Held(holding.pages.pages)
+            await self._data.run(holding.complete())
+            yield Filled(holding.kv_bytes)
+            await forever()
+        finally:
+            self._data.post(lambda: self._release(key))
+
+    async def assist(self, request: Assist) -> Done:
+        await self._data.run(self._expect(request))
+        return Done()
+
+    async def _expect(self, request: Assist) -> None:
+        key = (request.request, request.epoch)
+        holding = self._holdings.get(key)
+        if holding is None:
+            raise Invalid(f"request {request.request} is not held here in epoch {request.epoch}")
+        for peer in request.holders:
+            self._plane.introduce(peer)
+        holders = tuple(peer.name for peer in request.holders)
+        none_yet = Token(0, 0)
+        self._following.sequences[key] = Sequence(holding, holders, request.prompt_tokens, none_yet)
+
+    def _release(self, key: Key) -> None:
+        self._following.sequences.pop(key, None)
+        self._holdings.release(key)

@@ -1,0 +1,129 @@
+"""A decode step on all processes of a shard: the leader says what it is, the others do it too."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+import msgspec
+import torch
+from torch import Tensor
+
+from sps2.common.errors import Cancelled, PeerLost
+from sps2.common.messages import Peer, Token
+from sps2.common.model.llama import Llama
+from sps2.common.model.pages import PagePool
+from sps2.common.transport.frame import Frame, frame_for
+from sps2.common.transport.plane import Plane
+from sps2.services.decode.exchange import ANSWER_S, Exchange, NotHeld
+from sps2.services.decode.holding import Key
+from sps2.services.decode.sequence import Sequence as Running
+from sps2.services.decode.split import SplitAttention
+from sps2.services.tasks import gather_all, root_cause
+
+log = logging.getLogger(__name__)
+
+
+def lost_by(batch: Sequence[Running], error: BaseException) -> list[Key]:
+    """The requests that cannot go on after a step failed: those whose KV is gone, in part.
+
+    None of them if it was another process of this shard that failed, which knows.
+    """
+    keys = [each.holding.key for each in batch]
+    match error:
+        case Cancelled():
+            return []
+        case NotHeld(keys=gone):
+            return gone
+        case PeerLost(peer=peer):
+            return [each.holding.key for each in batch if peer in each.holders] or keys
+    return keys
+
+
+class Leading:
+    """The leader's side; with no followers it does nothing.
+
+    A step travels as one frame: the newest tokens, their positions, and whose they are. A follower
+    answers only when a step has failed, with the requests that it cannot go on with.
+    """
+
+    def __init__(self, plane: Plane, followers: Sequence[Peer]) -> None:
+        self._plane = plane
+        self._names = [peer.name for peer in followers]
+        self._failed: dict[tuple[str, int], asyncio.Future[list[Key]]] = {}
+        for peer in followers:
+            plane.introduce(peer)
+        if followers:
+            plane.serve("step", self._on_failed)
+
+    async def begin(self, step: int, keys: Sequence[Key], ids: Tensor, positions: Tensor) -> None:
+        """Have the followers make a step."""
+        loop = asyncio.get_running_loop()
+        self._failed = {(name, step): loop.create_future() for name in self._names}
+        tensors = (ids, positions, _packed(keys))
+        frame = frame_for("step", (), (), 0, step, tensors)
+        await gather_all(*(self._plane.send(name, frame, tensors) for name in self._names))
+
+    async def failed(self) -> list[Key]:
+        """After a step whose layers failed: requests that followers cannot go on with."""
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                reports = await gather_all(*self._failed.values())
+        except TimeoutError:
+            log.error("a follower did not say why a step failed")
+            return []
+        return [key for report in reports for key in report]
+
+    def _on_failed(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
+        report = self._failed.get((source, frame.at))
+        if report is not None and not report.done():
+            report.set_result(_unpacked(tensors[0]))
+
+
+class Following:
+    """A follower's side: the same layers on its heads, and its share of the logits."""
+
+    def __init__(self, model: Llama, plane: Plane, pool: PagePool, exchange: Exchange) -> None:
+        self._model = model
+        self._plane = plane
+        self._pool = pool
+        self._exchange = exchange
+        self.sequences: dict[Key, Running] = {}
+        """Requests that a step may be for."""
+        self._steps: asyncio.Queue[tuple[str, Frame, tuple[Tensor, ...]]] = asyncio.Queue()
+        plane.serve("step", lambda *step: self._steps.put_nowait(step))
+
+    async def run(self) -> None:
+        """Make the leader's steps, in their order; never returns."""
+        while True:
+            leader, frame, (ids, positions, keys) = await self._steps.get()
+            turn = self._model.turn(len(ids), 1)
+            assert turn is not None
+            batch: list[Running] = []
+            try:
+                with turn:
+                    batch = [self.sequences[key] for key in _unpacked(keys)]
+                    for each, *token in zip(batch, ids.tolist(), positions.tolist(), strict=True):
+                        each.last = Token(token[1] - each.prompt_tokens, token[0])
+                    attend = SplitAttention(
+                        self._model.config, self._pool, self._exchange, batch, frame.at
+                    )
+                    hidden = await self._model.forward(ids, positions, attend, turn=turn)
+                    await self._model.scores(hidden, turn=turn)
+            except Exception as failure:
+                error = root_cause(failure)
+                if not isinstance(error, Cancelled | PeerLost):
+                    log.error("a decode step failed", exc_info=error)
+                await self._report(leader, frame.at, lost_by(batch, error))
+
+    async def _report(self, leader: str, step: int, lost: list[Key]) -> None:
+        tensors = (_packed(lost),)
+        await self._plane.send(leader, frame_for("step", (), (), 0, step, tensors), tensors)
+
+
+def _packed(keys: Sequence[Key]) -> Tensor:
+    """As bytes: a header has not room for a large batch."""
+    return torch.frombuffer(bytearray(msgspec.msgpack.encode(keys)), dtype=torch.uint8)
+
+
+def _unpacked(packed: Tensor) -> list[Key]:
+    return msgspec.msgpack.decode(packed.numpy().tobytes(), type=list[Key])

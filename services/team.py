@@ -1,0 +1,155 @@
+"""The processes of one tensor-parallel shard: how they meet, and how the first leads the others."""
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from typing import NamedTuple, TypeVar
+
+import msgspec
+import torch.distributed as dist
+
+from sps2.common.config import Bus
+from sps2.common.errors import ServiceError
+from sps2.common.messages import Done, Follower, Lead, Stream
+from sps2.common.messages import Peer as PlanePeer
+from sps2.common.model.collectives import Collectives
+from sps2.common.model.share import Share
+from sps2.common.rpc import Peer
+from sps2.services.tasks import forever
+
+Item = TypeVar("Item")
+
+MEETING_S = 300.0
+"""How long a process waits for the others of its shard to start."""
+
+log = logging.getLogger(__name__)
+
+
+class Led(NamedTuple):
+    """A process as its leader reaches it."""
+
+    bus: Peer
+    plane: PlanePeer
+
+
+class Team:
+    """One process's place among those of its shard; `collectives` is None if it is alone.
+
+    The first leads: it alone is known to the cluster, and repeats to the others what they must do.
+    The loss of one is the loss of the shard, which is started again as a whole.
+    """
+
+    def __init__(self, share: Share, collectives: Collectives | None, store: dist.Store) -> None:
+        self.share = share
+        self.collectives = collectives
+        self._store = store
+
+    def close(self) -> None:
+        if self.collectives is not None:
+            self.collectives.close()
+
+    async def agreed(self, number: int) -> int:
+        """The least of all processes' numbers; every process must call this in the same order."""
+        if self.collectives is None:
+            return number
+        return await asyncio.to_thread(self.collectives.least, number)
+
+    def present(self, follower: Follower) -> None:
+        """Tell the leader where this process is reached."""
+        self._store.set(f"follower/{self.share.rank}", msgspec.json.encode(follower).decode())
+
+    async def followers(self) -> tuple[Follower, ...]:
+        """Where the leader reaches the others, once all of them have said so."""
+        keys = [f"follower/{rank}" for rank in range(1, self.share.size)]
+        told = [await asyncio.to_thread(self._store.get, key) for key in keys]
+        return tuple(msgspec.json.decode(each, type=Follower) for each in told)
+
+
+async def meet(share: Share, host: str, port: int) -> Team:
+    """Meet the other processes of this shard.
+
+    Args:
+        host, port: where the first of them listens.
+    """
+    if share.size == 1:
+        return Team(share, None, dist.HashStore())
+
+    def join() -> Team:
+        first = not share.rank
+        # a store that binds its port itself does so on every address of the machine
+        listening = socket.create_server((host, port)).detach() if first else None
+        store = dist.TCPStore(
+            host,
+            port,
+            share.size,
+            is_master=first,
+            timeout=timedelta(seconds=MEETING_S),
+            wait_for_workers=False,
+            master_listen_fd=listening,
+        )
+        return Team(share, Collectives(share, store, host, _end), store)
+
+    return await asyncio.to_thread(join)
+
+
+def connect(followers: Sequence[Follower], shard: str, bus: Bus) -> list[Led]:
+    """The leader's ways to its followers, which are called `shard`.1, `shard`.2, ..."""
+    return [
+        Led(Peer(follower.address, bus, f"{shard}.{rank}"), follower.peer)
+        for rank, follower in enumerate(followers, 1)
+    ]
+
+
+@asynccontextmanager
+async def leading(led: Sequence[Led]) -> AsyncIterator[None]:
+    """Lead while the block runs; this process ends when one that it leads is lost."""
+
+    async def watch(follower: Peer) -> None:
+        try:
+            async with follower.stream(Lead()) as accepted:
+                async for _ in accepted:
+                    pass
+        except ServiceError as error:
+            _end(error)
+        _end(ServiceError(f"{follower.name} has left"))
+
+    watches = [asyncio.create_task(watch(each.bus)) for each in led]
+    try:
+        yield
+    finally:
+        for each in watches:
+            each.cancel()
+        await asyncio.gather(*watches, return_exceptions=True)
+
+
+class Loyalty:
+    """A follower's handler of `Lead`: calls `stop` when its leader is gone."""
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self._stop = stop
+
+    async def lead(self, request: Lead) -> AsyncIterator[Done]:
+        try:
+            yield Done()
+            await forever()
+        finally:
+            self._stop()
+
+
+@asynccontextmanager
+async def opened(
+    followers: Sequence[Peer], request: Stream[Item]
+) -> AsyncIterator[list[AsyncIterator[Item]]]:
+    """The same stream to each follower, for as long as the block runs."""
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(each.stream(request)) for each in followers]
+
+
+def _end(error: Exception) -> None:
+    """A shard that lost a process can do nothing; whoever waits for it learns so at once."""
+    log.error("another process of this shard is gone: %s", error)
+    os._exit(1)

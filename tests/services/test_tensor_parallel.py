@@ -1,0 +1,154 @@
+"""Shards of several processes answer as one process does, at any TP of prefill and of decode."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+import torch.distributed as dist
+
+from sps2.common.errors import PeerLost
+from sps2.common.messages import Scheme
+from sps2.common.model.collectives import Collectives
+from sps2.common.model.llama import Llama
+from sps2.common.model.share import Share
+from sps2.common.model.weights import load
+
+from .teams import PAGES, even_config, random_tensors, teams, teams_of
+from .world import greedy, oracle
+
+CONFIG = even_config()
+TENSORS = random_tensors(CONFIG)
+WHOLE = Llama(CONFIG, TENSORS)
+PROMPT = torch.randint(96, (75,), generator=torch.Generator().manual_seed(1)).tolist()
+
+
+@pytest.mark.parametrize(("prefill_tp", "decode_tp"), [(1, 1), (2, 2), (1, 2), (2, 1), (3, 2)])
+@pytest.mark.parametrize("shards", [1, 2, 4])
+async def test_greedy_answers_equal_the_oracles(
+    shards: int, prefill_tp: int, decode_tp: int
+) -> None:
+    _, answer = await oracle(WHOLE, PROMPT, 64)
+    async with teams(CONFIG, TENSORS, (shards, prefill_tp), (2, decode_tp)) as cluster:
+        tokens = await cluster.run("r", PROMPT, greedy(64))
+    assert [token.id for token in tokens] == answer
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        Scheme("ring"),
+        Scheme("gather"),
+        Scheme("gather", wire="plain", pipelined=False),
+        Scheme("pass_q"),
+        Scheme("ulysses", ulysses=4),
+        Scheme("usp", ulysses=2),
+    ],
+    ids=str,
+)
+async def test_methods_equal_the_oracle_between_processes_of_the_same_heads(scheme: Scheme) -> None:
+    _, answer = await oracle(WHOLE, PROMPT, 8)
+    async with teams(CONFIG, TENSORS, (4, 2), (2, 2)) as cluster:
+        tokens = await cluster.run("r", PROMPT, greedy(8), scheme)
+    assert [token.id for token in tokens] == answer
+
+
+async def test_biases_are_added_once_and_an_untied_head_is_shared_out() -> None:
+    changes = {"tied": True}, {"qkv_bias": True, "output_bias": True, "mlp_bias": True}
+    for index, change in enumerate(changes):
+        config = msgspec.structs.replace(CONFIG, **change)
+        tensors = random_tensors(config, index)
+        _, answer = await oracle(Llama(config, tensors), PROMPT, 8)
+        async with teams(config, tensors, (1, 2), (1, 3)) as cluster:
+            tokens = await cluster.run("r", PROMPT, greedy(8))
+        assert [token.id for token in tokens] == answer
+
+
+async def test_log_probabilities_are_those_of_the_whole_vocabulary() -> None:
+    logits, _ = await oracle(WHOLE, PROMPT, 1)
+    expected = logits.log_softmax(-1)
+    async with teams(CONFIG, TENSORS, (2, 2), (1, 2)) as cluster:
+        sampling = greedy(2, prompt_logprobs=0, logprobs=3)
+        tokens = await cluster.run("r", PROMPT, sampling)
+        scored = dict(pair for reply in cluster.replies for pair in reply.prompt_logprobs)
+    assert sorted(scored) == list(range(1, len(PROMPT)))
+    for position, found in scored.items():
+        assert abs(found.logprob - float(expected[position - 1, PROMPT[position]])) < 1e-4
+    assert tokens[0].logprobs is not None
+    for token, value in tokens[0].logprobs.top:
+        assert abs(value - float(expected[-1, token])) < 1e-4
+
+
+async def test_requests_join_and_leave_at_any_step() -> None:
+    prompts = [PROMPT[: 2 + 9 * start] for start in range(6)]
+    lengths = [25, 3, 14, 30, 1, 8]
+    answers = [(await oracle(WHOLE, *each))[1] for each in zip(prompts, lengths, strict=True)]
+    async with teams(CONFIG, TENSORS, (2, 2), (2, 2)) as cluster:
+
+        async def late(index: int) -> list[int]:
+            for _ in range(40 * index):
+                await asyncio.sleep(0)
+            tokens = await cluster.run(f"r{index}", prompts[index], greedy(lengths[index]))
+            return [token.id for token in tokens]
+
+        assert await asyncio.gather(*map(late, range(6))) == answers
+        assert {each.pool.free_pages for shard in cluster.decode for each in shard} == {PAGES}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+async def test_a_holder_lost_by_one_process_fails_its_requests_and_no_others(rank: int) -> None:
+    local = [4]
+    _, answer = await oracle(WHOLE, local, 100)
+    async with teams(CONFIG, TENSORS, (1, 1), (2, 2), "tcp") as cluster:
+
+        async def lose() -> None:
+            while len(cluster.tokens) < 20:
+                await asyncio.sleep(0.001)
+            await cluster.decode[0][rank].plane.close()
+
+        results = await asyncio.gather(
+            cluster.run("spread", PROMPT, greedy(400)),
+            cluster.run("local", local, greedy(100)),
+            lose(),
+            return_exceptions=True,
+        )
+    assert isinstance(results[0], PeerLost)
+    assert not isinstance(results[1], BaseException)
+    assert [token.id for token in results[1]] == answer
+
+
+async def test_a_prefill_that_fails_in_one_process_ends_in_all_and_the_next_one_runs() -> None:
+    _, answer = await oracle(WHOLE, PROMPT, 4)
+    async with teams(CONFIG, TENSORS, (2, 2), (1, 2), "tcp") as cluster:
+        for _ in range(3):
+            running = asyncio.create_task(cluster.run("r", PROMPT, greedy(4)))
+            while not any(plane.counters["kv_sent"] for plane, _ in cluster.prefill[1]):
+                await asyncio.sleep(0)
+            running.cancel()
+            await asyncio.wait({running})
+        tokens = await cluster.run("s", PROMPT, greedy(4))
+        assert [token.id for token in tokens] == answer
+        await cluster.prefill[1][1][0].close()
+        with pytest.raises(PeerLost):
+            await cluster.run("t", PROMPT, greedy(4))
+
+
+@pytest.mark.model
+async def test_the_real_model_in_three_processes(smollm2: Path) -> None:
+    whole = load(smollm2, "float32")
+    _, answer = await oracle(whole, PROMPT, 16)
+    store = dist.HashStore()
+
+    def part(rank: int) -> Llama:
+        return load(smollm2, "float32", collectives=Collectives(Share(rank, 3), store))
+
+    with ThreadPoolExecutor(3) as threads:
+        models = list(threads.map(part, range(3)))
+    async with teams_of([[whole]], [models]) as cluster:
+        tokens = await cluster.run("r", PROMPT, greedy(16))
+    assert [token.id for token in tokens] == answer
+    async with teams_of([models], [[whole]]) as cluster:
+        tokens = await cluster.run("r", PROMPT, greedy(16))
+    assert [token.id for token in tokens] == answer
