@@ -5,6 +5,7 @@ and a block's importance to a KV head is the share of the probes' attention that
 over the rows of a segment, the largest over segments, the mean over the heads of the KV head.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,6 +18,10 @@ SEGMENT = 128
 """Rows that are judged together."""
 SUFFIX_SEGMENT = 8
 """The same for the last rows of a prompt, where the question is."""
+LEAST = -120.0
+"""Powers of two below count as this: what is denormal takes ten times as long."""
+CACHED = 256 << 10
+"""Scores that are worked on at a time: they should stay in the L2 cache."""
 HELD_OUT_EVERY = 512
 """Of so many rows one is a probe that has no say, but measures what the others lost."""
 
@@ -97,15 +102,25 @@ def score(q: Tensor, k: Tensor, scale: float, positions: Tensor | None = None) -
     tokens, kv_heads, _ = k.shape
     group = heads // kv_heads
     rows = q.view(probes, kv_heads, group, dim).permute(1, 0, 2, 3).reshape(kv_heads, -1, dim)
-    scores = torch.bmm(rows, k.permute(1, 2, 0).to(rows.dtype)).float().mul_(scale)
-    if positions is not None:
-        hidden = torch.arange(tokens) > positions.repeat_interleave(group)[:, None]
-        scores.masked_fill_(hidden, -torch.inf)
-    peak = scores.amax(-1)
-    weight = scores.sub_(peak[..., None]).exp_()
-    if rest := -tokens % BLOCK:
-        weight = torch.nn.functional.pad(weight, (0, rest))
-    summed = weight.unflatten(-1, (-1, BLOCK)).sum(-1)
+    keys = k.permute(1, 2, 0).to(rows.dtype)
+    seen = None if positions is None else positions.repeat_interleave(group)[:, None]
+    blocks = -(-tokens // BLOCK)
+    summed = torch.empty(kv_heads, probes * group, blocks)
+    peak = torch.empty(kv_heads, probes * group)
+    order = torch.arange(tokens)
+    size = max(1, CACHED // max(1, tokens))
+    padded = torch.zeros(size, blocks * BLOCK)
+    for head in range(kv_heads):
+        for first in range(0, probes * group, size):
+            part = slice(first, min(first + size, probes * group))
+            scores = padded[: part.stop - first, :tokens]
+            scores.copy_(rows[head, part] @ keys[head])
+            if seen is not None:
+                scores.masked_fill_(order > seen[part], -torch.inf)
+            top = scores.amax(-1, keepdim=True)
+            scores.sub_(top).mul_(scale * math.log2(math.e)).clamp_(min=LEAST).exp2_()
+            peak[head, part] = top[:, 0] * scale
+            torch.sum(padded[: len(top)].unflatten(-1, (-1, BLOCK)), -1, out=summed[head, part])
     return Scores(summed.view(kv_heads, probes, group, -1), peak.view(kv_heads, probes, group))
 
 

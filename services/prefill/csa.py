@@ -126,15 +126,19 @@ class Csa:
                 lse = torch.logaddexp(lse, there.float())
             total = lse.half()
             await gather_all(*(group.send(of, "probe", layer, TOTALS, (total,)) for of in owners))
-        await gather_all(*(self._take(layer, of, q, seen) for of in owners))
+        came = await gather_all(*(self._take(layer, of, q.dtype) for of in owners))
+        for head, each in enumerate(seen):
+            k, v = (torch.cat([heads[head] for heads in side]) for side in zip(*came, strict=True))
+            await group.compute(partial(each.attend_past, k[:, None], v[:, None]), layer)
 
-    async def _take(self, layer: int, owner: int, q: Tensor, seen: list[Seen]) -> None:
+    async def _take(
+        self, layer: int, owner: int, dtype: torch.dtype
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values that an owner sends, by KV head: [tokens, dim] each."""
         group = self._group
         levels, gone, *carried = await group.recv(owner, "kv", layer, 0)
         self.kept[layer, owner] = Kept(levels, gone)
-        keys, values = await group.compute(partial(_unpacked, levels, carried, q.dtype), layer)
-        for each, k, v in zip(seen, keys, values, strict=True):
-            await group.compute(partial(each.attend_past, k[:, None], v[:, None]), layer)
+        return await group.compute(partial(_unpacked, levels, carried, dtype), layer)
 
     # --- as owner ---
 

@@ -13,7 +13,7 @@ Sparse = Literal["balanced", "fast"]
 FILE = "attention.json"
 """In a model's folder: written by `spsctl profile --attention`, used instead of what is shipped."""
 
-DROP: dict[Sparse, float] = {"balanced": 0.003, "fast": 0.006}
+DROP: dict[Sparse, float] = {"balanced": 0.002, "fast": 0.004}
 """A block whose importance is below stays. Chosen on one document, shown on others: docs/csa.md."""
 DEPTH = (3.0, 1.0, 2.0, 0.5, 1.0, 2.0)
 """`DROP` is multiplied by this in each sixth of the layers: the first hardly suffer, those behind
