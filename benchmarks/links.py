@@ -72,7 +72,7 @@ async def measure(options: argparse.Namespace, samples: list[Sample]) -> None:
             transport=options.transport,
             kv={"pool_tokens": 2 * max(*options.tokens, WARM_UP_TOKENS)},
         )
-        text = _text(cluster)
+        text = text_of(cluster)
         async with spread(cluster, built.hosts) as up:
             await up.ready()
             print("warm-up", flush=True)
@@ -118,7 +118,7 @@ async def _ask(
     return msgspec.json.decode(answer.content, type=Completion).usage.sps2, ""
 
 
-def _text(cluster: Cluster) -> list[int]:
+def text_of(cluster: Cluster) -> list[int]:
     """Tokens of real text: the source of a module of Python's, which has long docstrings."""
     return Tokenizer(locate(cluster.model)).encode(inspect.getsource(doctest))
 

@@ -69,6 +69,15 @@ class Spread:
         self.check()
         return answer
 
+    async def stream(self, path: str, body: object) -> AsyncIterator[bytes]:
+        """Ask the gateway, and yield the data of each server-sent event but the last."""
+        async with self._client.stream("POST", path, json=body) as answer:
+            answer.raise_for_status()
+            async for line in answer.aiter_lines():
+                if line.startswith("data: ") and line != "data: [DONE]":
+                    yield line.removeprefix("data: ").encode()
+        self.check()
+
     def cpu_s(self) -> float:
         """CPU time that its processes have had."""
         pids = [child.pid for child in self._services().values() if child.pid]

@@ -63,6 +63,34 @@ def test_greedy_tokens_equal_transformers(cluster: Running, length: int) -> None
     assert said(answer) == [tokenizer.token_text(token) for token in wanted]
 
 
+@pytest.mark.parametrize("method", ["ring", "gather", "ulysses", "pass_q"])
+def test_every_exact_method_says_the_same(cluster: Running, method: str) -> None:
+    tokenizer = Tokenizer(cluster.folder)
+    wanted = expected(cluster.folder, prompt_of(300), 64)
+    with Client(cluster.bus) as client:
+        answer = client.complete(
+            prompt_of(300),
+            max_tokens=64,
+            temperature=0,
+            ignore_eos=True,
+            logprobs=0,
+            sps2={"method": method, "sp_degree": 2},
+        )
+    assert said(answer) == [tokenizer.token_text(token) for token in wanted]
+    usage = answer.usage.sps2
+    assert usage is not None
+    assert (usage.method, usage.attention) == (method, "exact")
+    assert usage.exchange_bytes == usage.predicted_exchange_bytes
+
+
+def test_what_heads_and_shards_cannot_do_is_refused(cluster: Running) -> None:
+    with Client(cluster.bus) as client:
+        with pytest.raises(Invalid, match="4, 6 or 8"):
+            client.complete(prompt_of(300), sps2={"method": "usp", "sp_degree": 2})
+        with pytest.raises(Invalid, match="leave out method"):
+            client.complete("x", sps2={"method": "ring", "attention": "fast"})
+
+
 def test_kv_is_spread_and_bytes_are_those_of_the_formulas(cluster: Running) -> None:
     with Client(cluster.bus) as client:
         answer = client.complete(
