@@ -33,7 +33,7 @@ def test_times_are_those_of_the_entries_together() -> None:
 
 
 @pytest.mark.parametrize("method", ["ring", "gather", "pass_q", "usp", "csa"])
-async def test_transfers_run_beside_arithmetic_only_when_pipelined(method: Method) -> None:
+async def test_transfers_run_beside_arithmetic(method: Method) -> None:
     """A layer takes less than the sum of its phases, by what is reported as hidden."""
     shape = config(8, 4, dim=64)
     q, k, v = random_qkv(2048, shape, 0)
@@ -44,7 +44,6 @@ async def test_transfers_run_beside_arithmetic_only_when_pipelined(method: Metho
         else zigzag(2048, 4 // columns, columns)
     )
     selection = Selection((0.0,), (0.0,)) if method == "csa" else None
-    hidden = {}
     with ThreadPoolExecutor(1) as pool:
 
         async def run(work: Callable[[], Result]) -> Result:
@@ -59,7 +58,5 @@ async def test_transfers_run_beside_arithmetic_only_when_pipelined(method: Metho
                 wall = max(e.stop_s for e in line.entries) - min(e.start_s for e in line.entries)
                 assert line.hidden_s() <= min(line.compute_s(), line.exchange_s()) + 1e-9
                 assert phases - line.hidden_s() <= wall + 1e-9
-            hidden[pipelined] = sum(group.timeline.hidden_s() for group in groups)
-    assert hidden[True] > 0
-    if method in ("ring", "usp", "gather", "pass_q"):
-        assert hidden[False] < hidden[True]
+            if pipelined:
+                assert sum(group.timeline.hidden_s() for group in groups) > 0
