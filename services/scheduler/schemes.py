@@ -21,8 +21,10 @@ IN_A_ROW = ("gather", "csa")
 """Methods whose ranks have one span each, after those of the ranks before."""
 WEIGHTS = (1.0, 0.75, 0.5, 0.25, 0.0)
 """Of attention in dealing such spans: 1 balances arithmetic, 0 makes all spans equally long."""
+CLOSE = 1.05
+"""Predictions this near the best are as good: the first method in `EXACT` is taken, whose ranks
+wait for each other least."""
 EXACT: tuple[ExactMethod, ...] = ("gather", "ring", "ulysses", "usp", "pass_q")
-"""Equal predictions go to the first."""
 
 
 class Dealt(NamedTuple):
@@ -98,7 +100,8 @@ class Schemes:
                 dealt.append(self._cheapest(method, tokens, ranks, wish))
             except Invalid:
                 continue
-        return min(dealt, key=lambda each: each.predicted_s)
+        enough = CLOSE * min(each.predicted_s for each in dealt)
+        return next(each for each in dealt if each.predicted_s <= enough)
 
     def migration_pays_after(self, held: Sequence[int]) -> int | None:
         """See `traffic.migration_pays_after`."""

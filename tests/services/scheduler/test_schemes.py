@@ -8,7 +8,7 @@ import pytest
 from sps2.common.config import Sharing
 from sps2.common.errors import Invalid
 from sps2.common.messages import Selection, Wish
-from sps2.services.scheduler.schemes import EXACT, Schemes
+from sps2.services.scheduler.schemes import CLOSE, EXACT, Schemes
 from sps2.services.scheduler.selections import FILE, Calibration, load
 
 from .test_core import CONFIG
@@ -38,7 +38,7 @@ def test_the_prediction_decides(link):
     chooser = schemes(WIDE, link_gbit=link)
     chosen = chooser.choose(8192, 8, Wish())
     forced = [chooser.choose(8192, 8, Wish(method=each)) for each in EXACT]
-    assert chosen.predicted_s == min(each.predicted_s for each in forced)
+    assert chosen.predicted_s <= CLOSE * min(each.predicted_s for each in forced)
 
 
 def test_slow_links_take_a_method_that_moves_little():
