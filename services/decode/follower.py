@@ -13,7 +13,7 @@ from sps2.services.decode.holding import Holdings, Key
 from sps2.services.decode.sequence import Sequence
 from sps2.services.decode.steps import Following
 from sps2.services.shard import DataLoop
-from sps2.services.tasks import forever
+from sps2.services.tasks import end, forever
 
 
 class FollowerService:
@@ -40,11 +40,7 @@ class FollowerService:
         self._stepping = asyncio.get_running_loop().create_task(self._following.run())
 
     async def close(self) -> None:
-        async def stop() -> None:
-            self._stepping.cancel()
-            await asyncio.wait({self._stepping})
-
-        await self._data.run(stop())
+        await self._data.run(end(self._stepping))
 
     async def hold(self, request: Hold) -> AsyncIterator[Held | Filled]:
         key = (request.request, request.epoch)

@@ -28,7 +28,7 @@ from sps2.services.decode.sequence import Owned
 from sps2.services.decode.steps import Leading
 from sps2.services.decode.tokens import TokenLog
 from sps2.services.shard import DataLoop
-from sps2.services.tasks import forever, gather_all
+from sps2.services.tasks import end, forever, gather_all
 from sps2.services.team import Led, opened
 
 KEEP_TOKENS_S = 30.0
@@ -73,11 +73,7 @@ class DecodeService:
         self._stepping = asyncio.get_running_loop().create_task(self._batch.run())
 
     async def close(self) -> None:
-        async def stop() -> None:
-            self._stepping.cancel()
-            await asyncio.wait({self._stepping})
-
-        await self._data.run(stop())
+        await self._data.run(end(self._stepping))
 
     async def hold(self, request: Hold) -> AsyncIterator[Held | Filled]:
         key = (request.request, request.epoch)

@@ -46,7 +46,6 @@ def test_everything_is_reported(folder: Path, document: Path, tmp_path: Path) ->
 
 
 def test_pictures(folder: Path, document: Path, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     lengths = ("--tokens", 1600, "--ranks", 2, "--settings", "int8", "--questions", 1)
     result = run("--model", folder, "--documents", document, *lengths, "--plot", tmp_path / "out")
     assert result.exit_code == 0, result.output

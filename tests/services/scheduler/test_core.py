@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from sps2.common.config import Scheduler, Sharing
 from sps2.common.errors import Invalid, Refused
 from sps2.common.messages import Peer, Role, Room, Shard, Wish
-from sps2.common.model.config import ModelConfig, Rope
 from sps2.services.scheduler.core import (
     Action,
     Core,
@@ -25,21 +24,10 @@ from sps2.services.scheduler.fleet import Fleet
 from sps2.services.scheduler.policy import Fcfs, Work
 from sps2.services.scheduler.schemes import Schemes
 
+from ..world import tiny_config
+
 PAGE = 16
-CONFIG = ModelConfig(
-    family="llama",
-    vocab_size=97,
-    hidden_size=64,
-    intermediate_size=96,
-    layers=3,
-    heads=6,
-    kv_heads=2,
-    head_dim=16,
-    max_context=512,
-    norm_eps=1e-5,
-    rope=Rope(),
-    windows=(None, None, None),
-)
+CONFIG = tiny_config()
 
 
 def shard(role: Role, index: int, pages: int = 0, life: int = 0) -> Shard:
