@@ -134,6 +134,8 @@ class Placement(Struct, frozen=True):
     shard: str
     span: Span
     pages: int
+    shared: tuple[Span, ...] = ()
+    """Of the tokens before, those whose cached pages are there; whole pages."""
 
 
 class Holding(Struct, frozen=True):
@@ -414,13 +416,18 @@ class Hold(Stream["Held | Filled"], frozen=True):
     """Scheduler to decode shard: keep pages for `span` while this is open.
 
     `capacity` is how many tokens may lie here in the end (the owner's span grows).
-    Items: `Held` once frames are accepted, `Filled` once every layer of `span` has arrived.
+    Items: `Held` once frames are accepted, `Filled` once every layer of `span` has arrived; its
+    full pages are cached from then on. Refused if `shared` are not cached here.
     """
 
     request: str
     epoch: int
     span: Span
     capacity: int
+    names: tuple[bytes, ...] = ()
+    """Of the prompt's full pages, from the first on; none are cached without."""
+    shared: tuple[Span, ...] = ()
+    """Tokens whose cached pages the request uses too."""
 
 
 class Held(Struct, frozen=True, tag=True):

@@ -1,6 +1,6 @@
-"""The KV pool of one decode shard: pages, taken for a request's span and given back."""
+"""The KV pool of one decode shard: pages, taken for requests, shared and given back."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -16,26 +16,25 @@ def page_bytes(config: ModelConfig, page_tokens: int, dtype: torch.dtype) -> int
 
 
 class SequencePages:
-    """Pages of one request on this shard, for consecutive positions from `start` on."""
+    """Pages of one request on this shard: number `n` holds the positions from n * page_tokens on.
 
-    def __init__(self, pool: "PagePool", start: int, ids: Sequence[int]) -> None:
-        self.ids = tuple(ids)
+    Args:
+        table: page of the pool by number; whoever gives it keeps them taken.
+    """
+
+    def __init__(self, pool: "PagePool", table: Mapping[int, int]) -> None:
+        self.table = dict(sorted(table.items()))
         self._pool = pool
-        self._start = start
-        self._stretches = _stretches(self.ids)
-
-    @property
-    def pages(self) -> int:
-        return len(self.ids)
+        self._stretches = _stretches(self.table)
 
     def slot(self, position: int) -> int:
         """Where the keys and values of a position lie in the pool."""
-        page, offset = divmod(position - self._start, self._pool.page_tokens)
-        return self.ids[page] * self._pool.page_tokens + offset
+        page, offset = divmod(position, self._pool.page_tokens)
+        return self.table[page] * self._pool.page_tokens + offset
 
     def runs(self, stop: int) -> list[Run]:
-        """The positions from the first up to `stop`, as runs of consecutive slots."""
-        return self._between(self._start, stop)
+        """The positions that lie here, up to `stop`, as runs of consecutive slots."""
+        return self._between(0, stop)
 
     def write(self, layer: int, start: int, k: Tensor, v: Tensor, head: int = 0) -> None:
         """Put k and v, [tokens, heads, head_dim], at positions from `start`, heads from `head`."""
@@ -48,13 +47,12 @@ class SequencePages:
 
     def _between(self, start: int, stop: int) -> list[Run]:
         runs = []
-        first = self._start
-        for page, pages in self._stretches:
-            last = first + pages * self._pool.page_tokens
-            begin, end = max(start, first), min(stop, last)
+        tokens = self._pool.page_tokens
+        for number, page, pages in self._stretches:
+            first = number * tokens
+            begin, end = max(start, first), min(stop, first + pages * tokens)
             if begin < end:
-                runs.append(Run(page * self._pool.page_tokens + begin - first, begin, end - begin))
-            first = last
+                runs.append(Run(page * tokens + begin - first, begin, end - begin))
         return runs
 
 
@@ -75,7 +73,7 @@ class PagePool:
         self._layers = [
             (layer[0].transpose(0, 1), layer[1].transpose(0, 1)) for layer in self._storage
         ]
-        self._free = [True] * pages
+        self._users = [0] * pages
         self.free_pages = pages
 
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
@@ -87,43 +85,51 @@ class PagePool:
         keys, values = self._layers[layer]
         keys[slots], values[slots] = k, v
 
-    def take(self, pages: int, start: int) -> SequencePages:
-        """Take pages for a span that begins at position `start`; in one stretch where possible.
+    def take(self, pages: int) -> list[int]:
+        """Take free pages, each with one user; in one stretch where possible.
 
         Raises:
             Refused: fewer are free.
         """
         if pages > self.free_pages:
             raise Refused(f"{pages} KV pages are needed, {self.free_pages} are free")
-        ids = self._stretch(pages) or [page for page, free in enumerate(self._free) if free][:pages]
-        for page in ids:
-            self._free[page] = False
+        taken = self._stretch(pages) or [
+            page for page, users in enumerate(self._users) if not users
+        ][:pages]
+        for page in taken:
+            self._users[page] = 1
         self.free_pages -= pages
-        return SequencePages(self, start, ids)
+        return taken
 
-    def give_back(self, taken: SequencePages) -> None:
-        """Free the pages of a request; they must not be used any more."""
-        for page in taken.ids:
-            assert not self._free[page], f"page {page} was given back already"
-            self._free[page] = True
-        self.free_pages += taken.pages
+    def share(self, pages: Iterable[int]) -> None:
+        """One more user of pages that are taken."""
+        for page in pages:
+            assert self._users[page], f"page {page} is not taken"
+            self._users[page] += 1
+
+    def give_back(self, pages: Iterable[int]) -> None:
+        """One user less of pages; they are free after their last, who must not use them any more."""
+        for page in pages:
+            assert self._users[page], f"page {page} was given back already"
+            self._users[page] -= 1
+            self.free_pages += not self._users[page]
 
     def _stretch(self, pages: int) -> list[int]:
         """The first stretch of that many free pages; empty if there is none."""
         length = 0
-        for page, free in enumerate(self._free):
-            length = length + 1 if free else 0
+        for page, users in enumerate(self._users):
+            length = 0 if users else length + 1
             if length == pages:
                 return list(range(page - pages + 1, page + 1))
         return []
 
 
-def _stretches(ids: Sequence[int]) -> list[tuple[int, int]]:
-    """Consecutive pages put together: (first page, how many)."""
-    found: list[tuple[int, int]] = []
-    for page in ids:
-        if found and sum(found[-1]) == page:
-            found[-1] = (found[-1][0], found[-1][1] + 1)
+def _stretches(table: Mapping[int, int]) -> list[tuple[int, int, int]]:
+    """Consecutive numbers on consecutive pages put together: (first number, first page, pages)."""
+    found: list[tuple[int, int, int]] = []
+    for number, page in table.items():
+        if found and (number, page) == (found[-1][0] + found[-1][2], found[-1][1] + found[-1][2]):
+            found[-1] = (*found[-1][:2], found[-1][2] + 1)
         else:
-            found.append((page, 1))
+            found.append((number, page, 1))
     return found

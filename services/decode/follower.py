@@ -46,9 +46,8 @@ class FollowerService:
         key = (request.request, request.epoch)
         try:
             holding = await self._data.run(self._holdings.hold(request))
-            yield Held(holding.pages.pages)
-            await self._data.run(holding.complete())
-            yield Filled(holding.kv_bytes)
+            yield Held(len(holding.own))
+            yield Filled(await self._data.run(self._holdings.complete(request)))
             await forever()
         finally:
             self._data.post(lambda: self._release(key))

@@ -1,12 +1,13 @@
-"""The KV of requests on this shard: pages taken, filled by prefill shards, given back."""
+"""The KV of requests on this shard: pages taken or shared, filled by prefill shards, given back."""
 
 import asyncio
 import logging
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 
 from torch import Tensor
 
-from sps2.common.errors import Refused
+from sps2.common.errors import Cancelled, Refused
 from sps2.common.messages import Hold
 from sps2.common.messages import Holding as Held
 from sps2.common.model.llama import Llama
@@ -15,6 +16,7 @@ from sps2.common.spans import Span, pages_for
 from sps2.common.transport.frame import Frame
 from sps2.common.transport.inbox import Inbox
 from sps2.common.transport.plane import Plane
+from sps2.services.decode.cached import CachedPages
 
 log = logging.getLogger(__name__)
 
@@ -26,14 +28,29 @@ WAIT_FOR_PAGES_S = 5.0
 
 
 class Holding:
-    """One request's span on this shard; `filled` is set once every layer of it has arrived."""
+    """One request's KV on this shard; `filled` is set once every layer of `span` has arrived.
+
+    Args:
+        span: what arrives; it follows all that is shared.
+        pages: of the span and its growth, and those of the cache that the request shares.
+        own: those of `pages` that were taken for this request, by number.
+    """
 
     def __init__(
-        self, key: Key, span: Span, pages: SequencePages, layers: int, heads: Span
+        self,
+        key: Key,
+        span: Span,
+        pages: SequencePages,
+        own: Mapping[int, int],
+        layers: int,
+        heads: Span,
     ) -> None:
         self.key = key
         self.span = span
         self.pages = pages
+        self.own = own
+        self.named: list[bytes] = []
+        """Of its own pages, those that are cached."""
         self.filled = asyncio.Event()
         self.kv_bytes = 0
         self._layers = layers
@@ -42,10 +59,6 @@ class Holding:
         self.inbox: Inbox | None = None
         if not self._missing:
             self.filled.set()
-
-    async def complete(self) -> None:
-        """Wait until every layer has arrived."""
-        await self.filled.wait()
 
     def deposit(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
         """Write a frame of keys and values, each [tokens, heads, head_dim], to its pages."""
@@ -79,6 +92,7 @@ class Holdings:
         self._heads = heads
         self._held: dict[Key, Holding] = {}
         self._freed = asyncio.Event()
+        self.cached = CachedPages(pool)
 
     @classmethod
     def of(cls, model: Llama, pool: PagePool, plane: Plane) -> Self:
@@ -93,24 +107,60 @@ class Holdings:
         """Take pages for a request and accept its KV from now on.
 
         Raises:
-            Refused: there are too few pages, and none came free in time.
+            Refused: there are too few pages, and none came free in time; or pages that it would
+                share are not cached here.
         """
-        key = (request.request, request.epoch)
-        span = request.span
-        pages = await self._take(pages_for(request.capacity, self._pool.page_tokens), span.start)
-        holding = Holding(key, span, pages, self._layers, self._heads)
+        key, span, tokens = (request.request, request.epoch), request.span, self._pool.page_tokens
+        taken = await self._take(pages_for(request.capacity, tokens))
+        try:
+            shared = self.cached.share(request.names, request.shared)
+        except Refused:
+            self._give_back(taken)
+            raise
+        own = dict(enumerate(taken, span.start // tokens))
+        pages = SequencePages(self._pool, shared | own)
+        holding = Holding(key, span, pages, own, self._layers, self._heads)
         holding.inbox = self._plane.open(*key, deliver=holding.deposit)
         self._held[key] = holding
         return holding
 
-    async def _take(self, pages: int, start: int) -> SequencePages:
+    async def _take(self, pages: int) -> list[int]:
         try:
             async with asyncio.timeout(WAIT_FOR_PAGES_S):
                 while self._pool.free_pages < pages:
                     await self._freed.wait()
         except TimeoutError:
             raise Refused(f"{self._pool.free_pages} pages are free, {pages} are needed") from None
-        return self._pool.take(pages, start)
+        return self._pool.take(pages)
+
+    async def complete(self, request: Hold) -> int:
+        """Wait until every layer has arrived, and cache the full pages; bytes that came.
+
+        Raises:
+            Cancelled: the request was ended.
+        """
+        key = (request.request, request.epoch)
+        holding = self._held.get(key)
+        if holding is not None:
+            await holding.filled.wait()
+            self.keep(key, request.names)
+        if holding is None or self._held.get(key) is not holding:
+            raise Cancelled(f"request {request.request} was ended")
+        return holding.kv_bytes
+
+    def keep(self, key: Key, names: Sequence[bytes]) -> None:
+        """Cache those own pages of a request that `names`, from its first page on, has names for.
+
+        They must be full, in every layer. Pages whose name is cached already stay the request's.
+        """
+        if holding := self._held.get(key):
+            own = {name: holding.own[n] for n, name in enumerate(names) if n in holding.own}
+            holding.named += self.cached.add(own)
+
+    def evict(self, names: Sequence[bytes]) -> None:
+        """Forget cached pages; they are free once no request uses them."""
+        self.cached.drop(names)
+        self._tell_freed()
 
     def release(self, key: Key) -> None:
         """Give a request's pages back; unknown ones are ignored."""
@@ -119,13 +169,20 @@ class Holdings:
             return
         if holding.inbox is not None:
             holding.inbox.close()
-        self._pool.give_back(holding.pages)
-        self._freed.set()
-        self._freed = asyncio.Event()
+        self.cached.settle(holding.named)
+        self._give_back(holding.pages.table.values())
 
     def inventory(self) -> tuple[Held, ...]:
-        """What is held now; safe to call from another thread."""
+        """What is held now, cached pages not counted; safe to call from another thread."""
         return tuple(
-            Held(*key, holding.span, holding.pages.pages)
+            Held(*key, holding.span, len(holding.own) - len(holding.named))
             for key, holding in list(self._held.items())
         )
+
+    def _give_back(self, pages: Iterable[int]) -> None:
+        self._pool.give_back(pages)
+        self._tell_freed()
+
+    def _tell_freed(self) -> None:
+        self._freed.set()
+        self._freed = asyncio.Event()

@@ -84,9 +84,8 @@ class DecodeService:
                     holding = await self._data.run(self._holdings.hold(request))
                     for stream in streams:
                         await anext(stream)
-                    yield Held(holding.pages.pages)
-                    await self._data.run(holding.complete())
-                    nbytes = holding.kv_bytes
+                    yield Held(len(holding.own))
+                    nbytes = await self._data.run(self._holdings.complete(request))
                     for stream in streams:
                         match await anext(stream):
                             case Filled(kv_bytes):

@@ -1,4 +1,4 @@
-"""Pages are taken, written, read in runs and given back, and never shared."""
+"""Pages are taken, written, read in runs, shared, and free after their last user."""
 
 import pytest
 import torch
@@ -36,65 +36,75 @@ def slots(taken: SequencePages, stop: int) -> list[int]:
     return [run.slot + offset for run in taken.runs(stop) for offset in range(run.tokens)]
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 9)), max_size=40))
+def pages_of(pool: PagePool, start: int, *pages: int) -> SequencePages:
+    return SequencePages(pool, dict(enumerate(pages, start)))
+
+
+@given(st.lists(st.tuples(st.sampled_from(["take", "share", "give"]), st.integers(0, 9))))
 @settings(max_examples=60, deadline=None)
-def test_no_page_is_taken_twice_or_lost(steps: list[tuple[bool, int]]) -> None:
+def test_no_page_is_taken_twice_or_lost(steps: list[tuple[str, int]]) -> None:
     pool = pool_of(16)
-    held: list[SequencePages] = []
-    for give, amount in steps:
-        if give and held:
+    held: list[list[int]] = []
+    for step, amount in steps:
+        if step == "give" and held:
             pool.give_back(held.pop(amount % len(held)))
+        elif step == "share" and held:
+            held.append(held[amount % len(held)])
+            pool.share(held[-1])
         elif amount > pool.free_pages:
             with pytest.raises(Refused):
-                pool.take(amount, 0)
+                pool.take(amount)
         else:
-            held.append(pool.take(amount, 0))
-        ids = [page for taken in held for page in taken.ids]
-        assert len(set(ids)) == len(ids)
-        assert pool.free_pages == 16 - len(ids)
+            taken = pool.take(amount)
+            assert not {page for pages in held for page in pages} & set(taken)
+            held.append(taken)
+        assert pool.free_pages == 16 - len({page for pages in held for page in pages})
 
 
 def test_pages_come_in_one_stretch_where_there_is_one() -> None:
     pool = pool_of(10)
-    first, second, _third = pool.take(2, 0), pool.take(3, 0), pool.take(1, 0)
+    first, second, _third = pool.take(2), pool.take(3), pool.take(1)
     pool.give_back(first)
-    assert pool.take(4, 0).ids == (6, 7, 8, 9)
+    assert pool.take(4) == [6, 7, 8, 9]
     pool.give_back(second)
-    assert pool.take(5, 100).runs(117) == [(0, 100, 17)]
+    assert pages_of(pool, 25, *pool.take(5)).runs(117) == [(0, 100, 17)]
 
 
 def test_scattered_pages_become_several_runs() -> None:
-    pool = pool_of(6)
-    taken = [pool.take(1, 0) for _ in range(6)]
-    for page in (0, 1, 3, 5):
-        pool.give_back(taken[page])
-    scattered = pool.take(4, 50)
-    assert scattered.runs(50 + 14) == [(0, 50, 8), (12, 58, 4), (20, 62, 2)]
-    assert scattered.runs(50) == []
-    assert scattered.slot(57) == 7
-    assert scattered.slot(58) == 12
+    scattered = pages_of(pool_of(6), 12, 0, 1, 3, 5)
+    assert scattered.runs(48 + 14) == [(0, 48, 8), (12, 56, 4), (20, 60, 2)]
+    assert scattered.runs(48) == []
+    assert scattered.slot(55) == 7
+    assert scattered.slot(56) == 12
 
 
-@given(start=st.integers(0, 30), skip=st.integers(0, 20), tokens=st.integers(0, 20))
+def test_a_sequence_may_lie_here_in_several_spans() -> None:
+    spread = SequencePages(pool_of(9), {7: 3, 0: 4, 1: 5, 8: 8})
+    assert spread.runs(34) == [(16, 0, 8), (12, 28, 4), (32, 32, 2)]
+    assert spread.runs(6) == [(16, 0, 6)]
+
+
+@given(start=st.integers(0, 8), skip=st.integers(0, 20), tokens=st.integers(0, 20))
 @settings(max_examples=40, deadline=None)
 def test_what_is_written_is_read(start: int, skip: int, tokens: int) -> None:
     pool = pool_of(21)
-    for page in [pool.take(1, 0) for _ in range(21)][::2]:
-        pool.give_back(page)
-    taken = pool.take(10, start)
+    pool.take(21)
+    pool.give_back(range(0, 21, 2))
+    taken = pages_of(pool, start, *pool.take(10))
+    first = start * PAGE + skip
     shape = (tokens, CONFIG.kv_heads, CONFIG.head_dim)
     k, v = torch.randn(shape), torch.randn(shape)
-    taken.write(1, start + skip, k, v)
+    taken.write(1, first, k, v)
     keys, values = pool.layer(1)
-    written = slots(taken, start + skip + tokens)[skip:]
+    written = slots(taken, first + tokens)[skip:]
     assert torch.equal(keys[written], k)
     assert torch.equal(values[written], v)
-    assert [taken.slot(start + skip + at) for at in range(tokens)] == written
+    assert [taken.slot(first + at) for at in range(tokens)] == written
 
 
 def test_a_batch_appends_one_token_each() -> None:
     pool = pool_of(4)
-    first, second = pool.take(2, 10), pool.take(2, 0)
+    first, second = pages_of(pool, 3, *pool.take(2)), pages_of(pool, 0, *pool.take(2))
     where = torch.tensor([first.slot(13), second.slot(5)])
     k, v = torch.randn(2, 2, CONFIG.kv_heads, CONFIG.head_dim)
     pool.append(0, where, k, v)

@@ -1,0 +1,44 @@
+"""Names of KV pages: equal names have equal keys and values, whoever computed them."""
+
+import hashlib
+from collections.abc import Sequence
+
+NAME_BYTES = 16
+
+
+def root(*settings: str) -> bytes:
+    """What the first page follows: all that keys and values depend on beside the tokens."""
+    digest = hashlib.blake2b(digest_size=NAME_BYTES)
+    for setting in settings:
+        text = setting.encode()
+        digest.update(len(text).to_bytes(4, "little") + text)
+    return digest.digest()
+
+
+def page_names(parent: bytes, tokens: bytes, page_tokens: int) -> tuple[bytes, ...]:
+    """The names of the full pages of `tokens`, each hashed from its tokens and the name before it.
+
+    Args:
+        parent: the name of the page before; of the first, `root`.
+        tokens: ids, little-endian int32.
+    """
+    size = 4 * page_tokens
+    names = []
+    for start in range(0, len(tokens) - size + 1, size):
+        digest = hashlib.blake2b(parent, digest_size=NAME_BYTES)
+        digest.update(tokens[start : start + size])
+        parent = digest.digest()
+        names.append(parent)
+    return tuple(names)
+
+
+def common_pages(a: Sequence[bytes], b: Sequence[bytes]) -> int:
+    """How many pages two prompts share, by the names of their pages from the first on."""
+    least, most = 0, min(len(a), len(b))
+    while least < most:  # a name is equal only where all before it are
+        middle = (least + most + 1) // 2
+        if a[middle - 1] == b[middle - 1]:
+            least = middle
+        else:
+            most = middle - 1
+    return least

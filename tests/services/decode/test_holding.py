@@ -1,0 +1,82 @@
+"""Pages are shared by name, outlive their request, and are free after their last user."""
+
+import pytest
+import torch
+
+from sps2.common.errors import Refused
+from sps2.common.messages import Hold
+from sps2.common.model.pages import PagePool
+from sps2.common.spans import Span
+from sps2.common.transport.plane import Plane
+from sps2.services.decode import holding
+from sps2.services.decode.holding import Holdings
+
+from ..world import PAGE_TOKENS, tiny_config
+
+NAMES = tuple(bytes([number]) for number in range(8))
+
+
+@pytest.fixture
+def pool() -> PagePool:
+    return PagePool(tiny_config(), 10, PAGE_TOKENS, torch.float32)
+
+
+@pytest.fixture
+def holdings(pool: PagePool) -> Holdings:
+    config = tiny_config()
+    return Holdings(pool, Plane("here", "inproc"), config.layers, Span(0, config.kv_heads))
+
+
+def hold(request: str, start: int, stop: int, *shared: Span, growth: int = 0) -> Hold:
+    return Hold(request, 0, Span(start, stop), stop - start + growth, NAMES, shared)
+
+
+async def test_named_pages_stay_and_are_shared(holdings: Holdings, pool: PagePool) -> None:
+    first = await holdings.hold(hold("first", 0, 14, growth=4))
+    assert (len(first.own), pool.free_pages) == (5, 5)
+    holdings.keep(("first", 0), NAMES[:3])
+    assert [held.pages for held in holdings.inventory()] == [2]
+    holdings.release(("first", 0))
+    assert (pool.free_pages, holdings.inventory()) == (7, ())
+    assert holdings.cached.news() == NAMES[:3]
+
+    second = await holdings.hold(hold("second", 20, 23, Span(0, 4), Span(8, 12)))
+    assert second.pages.slot(1) == first.pages.slot(1)
+    assert [run.start for run in second.pages.runs(23)] == [0, 8, 20]
+    holdings.evict(NAMES[:3])
+    assert pool.free_pages == 7, "of three evicted pages two are in use"
+    holdings.release(("second", 0))
+    assert (pool.free_pages, holdings.cached.names(), holdings.cached.news()) == (10, (), ())
+
+
+async def test_what_is_not_cached_is_refused_and_takes_nothing(
+    holdings: Holdings, pool: PagePool
+) -> None:
+    with pytest.raises(Refused, match="not cached"):
+        await holdings.hold(hold("r", 4, 6, Span(0, 4)))
+    assert pool.free_pages == 10
+
+
+async def test_a_second_page_of_a_name_stays_its_requests(
+    holdings: Holdings, pool: PagePool
+) -> None:
+    for request in ("a", "b"):
+        await holdings.hold(hold(request, 0, 8))
+        holdings.keep((request, 0), NAMES[:2])
+    assert [held.pages for held in holdings.inventory()] == [0, 2]
+    for request in ("b", "a"):
+        holdings.release((request, 0))
+    assert pool.free_pages == 8
+
+
+async def test_eviction_makes_room_for_who_waits(
+    holdings: Holdings, pool: PagePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holding, "WAIT_FOR_PAGES_S", 0.05)
+    await holdings.hold(hold("a", 0, 40))
+    holdings.keep(("a", 0), NAMES)
+    holdings.release(("a", 0))
+    with pytest.raises(Refused, match="2 pages are free"):
+        await holdings.hold(hold("b", 0, 12))
+    holdings.evict(NAMES[-1:])
+    assert len((await holdings.hold(hold("b", 0, 12))).own) == 3
