@@ -70,7 +70,10 @@ async def measure(options: argparse.Namespace, samples: list[Sample]) -> None:
             decode=options.decode,
             threads=options.threads,
             transport=options.transport,
-            kv={"pool_tokens": 2 * max(*options.tokens, WARM_UP_TOKENS)},
+            kv={
+                "pool_tokens": 2 * max(*options.tokens, WARM_UP_TOKENS),
+                "prefix_cache": False,  # the same prompts are computed again and again
+            },
         )
         text = text_of(cluster)
         async with spread(cluster, built.hosts) as up:

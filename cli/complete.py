@@ -102,9 +102,11 @@ def footer(usage: Any) -> None:
     """One dim line on stderr about what an answer took."""
     if usage is None or usage.sps2 is None or not render.err.is_terminal:
         return
-    places = len(usage.sps2.placements)
+    places = len({place.shard for place in usage.sps2.placements})
+    cached = usage.prompt_tokens_details.cached_tokens
+    prompt = f"{usage.prompt_tokens} ({cached} cached)" if cached else f"{usage.prompt_tokens}"
     render.err.print(
-        f"{usage.prompt_tokens} + {usage.completion_tokens} tokens, first after "
+        f"{prompt} + {usage.completion_tokens} tokens, first after "
         f"{usage.sps2.ttft_ms / 1000:.2f} s, SP degree {usage.sps2.sp_degree}, "
         f"{usage.sps2.attention} attention by {usage.sps2.method}, "
         f"KV on {places} {'shard' if places == 1 else 'shards'}",

@@ -94,19 +94,22 @@ def show(cluster: Cluster, found: ClusterStatus, children: dict[str, Child]) -> 
 
     if found.requests:
         requests = render.table(
-            "\nREQUEST", "STAGE", ">PROMPT", ">AGE", ">SP", "OWNER", "KV (tokens)"
+            "\nREQUEST", "STAGE", ">PROMPT", ">CACHED", ">AGE", ">SP", "OWNER", "KV (tokens)"
         )
         for request in found.requests:
             requests.add_row(
                 request.request,
                 request.stage,
                 str(request.prompt_tokens),
+                str(request.cached_tokens or ""),
                 render.duration(request.age_s),
                 str(request.sp_degree or ""),
                 request.owner,
                 ", ".join(
-                    f"{place.shard} {place.span.start}-{place.span.stop}"
+                    f"{place.shard} {span.start}-{span.stop}"
                     for place in request.placements
+                    for span in (*place.shared, place.span)
+                    if span.tokens
                 ),
             )
         render.out.print(requests)

@@ -102,6 +102,17 @@ class Parameters(Struct, frozen=True, kw_only=True):
     ignore_eos: bool | None = None
     min_tokens: Count | None = None
     user: Annotated[str, Meta(description="accepted and not used")] | None = None
+    cache_salt: (
+        Annotated[
+            str,
+            Meta(
+                min_length=1,
+                max_length=1024,
+                description="cached KV is shared only with requests of the same salt",
+            ),
+        ]
+        | None
+    ) = None
     sps2: Extension | None = None
 
 

@@ -61,6 +61,7 @@ class Parameters(TypedDict, total=False):
     logit_bias: dict[str, float] | None
     ignore_eos: bool | None
     min_tokens: int | None
+    cache_salt: str | None
     user: str | None
     sps2: api.Extension | None
 

@@ -87,6 +87,9 @@ class Kv(Section, frozen=True):
             "and its `max_tokens`; 0 sizes it by free memory"
         ),
     ] = 0
+    prefix_cache: Annotated[
+        bool, Meta(description="full pages stay for prompts that begin alike, until room is needed")
+    ] = True
 
 
 class Sharing(Section, frozen=True):

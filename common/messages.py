@@ -147,14 +147,23 @@ class Holding(Struct, frozen=True):
     pages: int
 
 
-class Announce(Stream[Done], frozen=True):
-    """Shard to directory: pool size and what it holds; its pages count while this is open."""
+class Announce(Stream["Evicted"], frozen=True):
+    """Shard to directory: pool size and what it holds; its pages count while this is open.
+
+    Items: cached pages to forget. The first, of none, says: accepted.
+    """
 
     shard: str
     peer: str
     pages: int
     page_tokens: int
     holdings: tuple[Holding, ...] = ()
+    cached: tuple[bytes, ...] = ()
+    """Names of all cached pages."""
+
+
+class Evicted(Struct, frozen=True):
+    names: tuple[bytes, ...]
 
 
 class Report(Request[Done], frozen=True):
@@ -163,6 +172,8 @@ class Report(Request[Done], frozen=True):
     shard: str
     peer: str
     holdings: tuple[Holding, ...]
+    cached: tuple[bytes, ...] = ()
+    """Names of pages whose makers have ended since the last report."""
 
 
 class Room(Struct, frozen=True):
@@ -176,24 +187,57 @@ class Watch(Stream[Room], frozen=True):
     """Scheduler to directory: the room, at once and after every change."""
 
 
+class Lookup(Request["Cached"], frozen=True):
+    """Scheduler to directory: which of a prompt's pages are cached."""
+
+    names: tuple[bytes, ...]
+
+
+class CachedRun(Struct, frozen=True):
+    """`pages` pages, one after the other, are cached on `shard`; `idle` of them nobody uses now."""
+
+    shard: str
+    pages: int
+    idle: int
+
+
+class Cached(Struct, frozen=True):
+    """From the prompt's first page on."""
+
+    runs: tuple[CachedRun, ...]
+
+
 class Reserve(Stream[Room], frozen=True):
     """Scheduler to directory: a lease on pages, held while this is open.
 
-    One item once granted. Refused if a shard has too few free pages. `restore` re-takes a lease
-    that a lost directory had granted.
+    One item once granted. Refused if a shard has too few free pages, or no longer has those that
+    are to be shared. `restore` re-takes a lease that a lost directory had granted.
     """
 
     request: str
     epoch: int
     placements: tuple[Placement, ...]
+    shared: dict[str, tuple[bytes, ...]] = {}
+    """By shard, the cached pages that the request uses."""
     restore: bool = False
+    own: dict[str, tuple[bytes, ...]] = {}
+    """To restore: what `Committed` named."""
 
 
-class Commit(Request[Done], frozen=True):
-    """Scheduler to directory: the request's KV is complete in its places and may be decoded."""
+class Commit(Request["Committed"], frozen=True):
+    """Scheduler to directory: the request's KV is complete in its places and may be decoded.
+
+    `names`, by shard, are its own pages that are full now: they are cached, and used by its lease.
+    """
 
     request: str
     epoch: int
+    names: dict[str, tuple[bytes, ...]] = {}
+
+
+class Committed(Struct, frozen=True):
+    names: dict[str, tuple[bytes, ...]]
+    """By shard, those of the names that nobody else had."""
 
 
 class Lease(Struct, frozen=True):
@@ -211,6 +255,10 @@ class Leases(Struct, frozen=True):
     total: dict[str, int]
     leaked_pages: int
     """Pages that shards hold for requests nobody leases; 0 unless something was lost."""
+    cached_pages: int = 0
+    """Of the prefix cache; those that no lease uses count as free too."""
+    evicted_pages: int = 0
+    """Since the directory started."""
 
 
 class ListLeases(Request[Leases], frozen=True):
@@ -281,7 +329,8 @@ class Wish(Struct, frozen=True):
 class Exchanged(Struct, frozen=True):
     """What a rank's exchange with its group took; seconds are of wall-clock time.
 
-    sent_bytes: payload by purpose: "kv", "q", "state", "probe".
+    sent_bytes: payload by purpose: "kv", "q", "state", "probe"; and of what a prefix takes,
+        "prefix_q", and "prefix_state" that came.
     compute_s: while something was computed; attention_s: of these, for attention.
     exchange_s: while a transfer was awaited or under way. hidden_s: of these, while computing.
     blocks, kept_blocks: that CSA could have moved to this rank, and moved; per KV head and layer.
@@ -309,6 +358,8 @@ class Submit(Stream["Placed | FirstToken | Finished"], frozen=True):
     """Token ids, little-endian int32."""
     sampling: Sampling
     wish: Wish = Wish()
+    cache_salt: str = ""
+    """Requests share cached KV only with those of the same salt."""
 
 
 class Placed(Struct, frozen=True, tag=True):
@@ -325,6 +376,8 @@ class Placed(Struct, frozen=True, tag=True):
     """Of the exchange between prefill shards, by purpose, from the formulas."""
     migration_pays_after: int | None = None
     """Tokens of answer from which on moving all KV to the owner would have moved fewer bytes."""
+    cached_tokens: int = 0
+    """From the first on, whose KV was cached."""
 
 
 class FirstToken(Struct, frozen=True, tag=True):
@@ -376,8 +429,18 @@ class Target(Struct, frozen=True):
     span: Span
 
 
+class Source(Struct, frozen=True):
+    """A decode shard that has the KV of `spans`, of the tokens before those to be computed."""
+
+    peers: tuple[Peer, ...]
+    """By TP rank; each has its share of the KV heads."""
+    spans: tuple[Span, ...]
+
+
 class Prefill(Stream["Prefilled | Deposited"], frozen=True):
     """Scheduler to each member of a group that has joined: run the prompt's layers on your spans.
+
+    The group's spans are the end of the prompt; `prefix` has all that comes before.
 
     Items: `Prefilled` when they are computed, `Deposited` once their KV has left. Invalid if the
     member has not joined.
@@ -391,6 +454,7 @@ class Prefill(Stream["Prefilled | Deposited"], frozen=True):
     targets: tuple[Target, ...]
     sampling: Sampling
     scheme: Scheme = Scheme()
+    prefix: tuple[Source, ...] = ()
 
 
 class Prefilled(Struct, frozen=True, tag=True):
@@ -448,6 +512,18 @@ class Decode(Request["Decoded"], frozen=True):
     holders: tuple[tuple[Peer, ...], ...]
     """The other shards with KV of this request: their peers by TP rank."""
     sampling: Sampling
+    parent: bytes = b""
+    """Name of the prompt's last full page, or what the first would follow; none if nothing is to
+    be cached."""
+
+
+class Keep(Request[Done], frozen=True):
+    """Leader of an owner to its followers: cache the request's own pages from number `first` on."""
+
+    request: str
+    epoch: int
+    names: tuple[bytes, ...]
+    first: int
 
 
 class Assist(Request[Done], frozen=True):
@@ -463,11 +539,19 @@ class Assist(Request[Done], frozen=True):
     """The follower's counterparts in the other shards with KV of this request."""
 
 
+class Evict(Request[Done], frozen=True):
+    """Leader of a decode shard to its followers: forget cached pages."""
+
+    names: tuple[bytes, ...]
+
+
 class Decoded(Struct, frozen=True):
     tokens: int
     finish: FinishReason
     q_bytes: int
     state_bytes: int
+    names: tuple[bytes, ...] = ()
+    """Of the pages that the answer filled, which the owner has cached."""
 
 
 class Follow(Stream[Token], frozen=True):
@@ -521,6 +605,7 @@ class RequestStatus(Struct, frozen=True):
     sp_degree: int = 0
     owner: str = ""
     placements: tuple[Placement, ...] = ()
+    cached_tokens: int = 0
 
 
 class ShardStatus(Struct, frozen=True):

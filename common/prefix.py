@@ -2,8 +2,21 @@
 
 import hashlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 NAME_BYTES = 16
+
+
+class PromptNames(NamedTuple):
+    """The names of a prompt's full pages, and `root`, which the first follows; empty: no cache."""
+
+    root: bytes = b""
+    names: tuple[bytes, ...] = ()
+
+    @property
+    def last(self) -> bytes:
+        """What the next page follows."""
+        return self.names[-1] if self.names else self.root
 
 
 def root(*settings: str) -> bytes:

@@ -30,8 +30,9 @@ class Sps2Usage(Struct, frozen=True):
     """Mean attention that the dropped blocks would have had, as held-out probes saw it."""
     ttft_ms: float
     cached_tokens: int
+    """Of the prompts' tokens, those whose KV was cached; of several choices, summed."""
     exchange_bytes: int
-    """Between prefill shards."""
+    """Between prefill shards, and with those that have the cached KV."""
     exchange_bytes_by_purpose: dict[str, int]
     predicted_exchange_bytes: int
     """By the formulas, before it ran; for CSA from the share of blocks that is expected."""
@@ -54,8 +55,14 @@ class Sps2Usage(Struct, frozen=True):
     epoch: int
 
 
+class PromptTokensDetails(Struct, frozen=True):
+    cached_tokens: int = 0
+    """Whose KV was cached when a prompt's first choice was planned."""
+
+
 class Usage(Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails = PromptTokensDetails()
     sps2: Sps2Usage | None = None

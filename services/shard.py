@@ -8,7 +8,8 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import torch
 import uvloop
@@ -65,6 +66,30 @@ def peer_name(service: str) -> str:
     return f"{service}/{os.getpid():x}{secrets.token_hex(2)}"
 
 
+class Inventory(Protocol):
+    """What a shard with pages tells the KV directory, and what it is told."""
+
+    def inventory(self) -> tuple[Holding, ...]:
+        """What it holds for requests."""
+        ...
+
+    def cached(self) -> tuple[bytes, ...]:
+        """Names of all cached pages."""
+        ...
+
+    def news(self) -> tuple[bytes, ...]:
+        """Those of requests that ended since it `told`."""
+        ...
+
+    def told(self, names: tuple[bytes, ...]) -> None:
+        """The directory has heard of these."""
+        ...
+
+    async def evict(self, names: tuple[bytes, ...]) -> None:
+        """Forget these."""
+        ...
+
+
 class Membership:
     """Keeps a shard registered with the scheduler and, if it has pages, with the directory."""
 
@@ -74,14 +99,14 @@ class Membership:
         scheduler: Peer,
         directory: Peer,
         bus: Bus,
-        holdings: Callable[[], tuple[Holding, ...]],
+        inventory: Inventory | None,
     ) -> None:
         self._shard = shard
         self._scheduler = scheduler
         self._directory = directory
         self._bus = bus
-        self._holdings = holdings
-        self._missing = {"scheduler"} | ({"KV directory"} if shard.pages else set())
+        self._inventory = inventory
+        self._missing = {"scheduler"} | ({"KV directory"} if inventory else set())
 
     def missing(self) -> str:
         """Which of the two it waits for, in words."""
@@ -91,9 +116,10 @@ class Membership:
     async def kept(self) -> AsyncIterator[None]:
         """A member for as long as the context is open; services that are lost are joined again."""
         tasks = [asyncio.create_task(self._keep("scheduler", self._register))]
-        if self._shard.pages:
-            tasks.append(asyncio.create_task(self._keep("KV directory", self._announce)))
-            tasks.append(asyncio.create_task(self._report()))
+        if inventory := self._inventory:
+            announce = partial(self._announce, inventory)
+            tasks.append(asyncio.create_task(self._keep("KV directory", announce)))
+            tasks.append(asyncio.create_task(self._report(inventory)))
         try:
             yield
         finally:
@@ -118,26 +144,34 @@ class Membership:
             async for _ in accepted:
                 self._missing.discard("scheduler")
 
-    async def _announce(self) -> None:
+    async def _announce(self, inventory: Inventory) -> None:
         shard = self._shard
         announce = Announce(
-            shard.id, shard.peer.name, shard.pages, shard.page_tokens, self._holdings()
+            shard.id,
+            shard.peer.name,
+            shard.pages,
+            shard.page_tokens,
+            inventory.inventory(),
+            inventory.cached(),
         )
-        async with self._directory.stream(announce) as accepted:
-            async for _ in accepted:
+        async with self._directory.stream(announce) as evictions:
+            async for evicted in evictions:
                 self._missing.discard("KV directory")
+                await inventory.evict(evicted.names)
 
-    async def _report(self) -> None:
+    async def _report(self, inventory: Inventory) -> None:
         shard = self._shard
         while True:
             await asyncio.sleep(self._bus.beat_s)
             if "KV directory" in self._missing:
                 continue
+            news = inventory.news()
             try:
                 await self._directory.call(
-                    Report(shard.id, shard.peer.name, self._holdings()),
+                    Report(shard.id, shard.peer.name, inventory.inventory(), news),
                     deadline_s=self._bus.beat_s * self._bus.missed_beats,
                 )
+                inventory.told(news)
             except ServiceError as error:
                 log.warning("reporting to the KV directory: %s", error)
 
@@ -177,7 +211,7 @@ class ReadyShard:
         led: Sequence[Led],
         pages: int = 0,
         page_tokens: int = 0,
-        holdings: Callable[[], tuple[Holding, ...]] = tuple,
+        inventory: Inventory | None = None,
     ) -> AsyncIterator[None]:
         """Serve `service` on the bus and be a member of the cluster while the context is open."""
         bus = self.cluster.bus
@@ -188,7 +222,7 @@ class ReadyShard:
         shard = Shard(self.id, self.role, os.getpid(), address, peer, pages, page_tokens, followers)
         scheduler = Peer(self.cluster.scheduler_address, bus, name="scheduler")
         directory = Peer(self.cluster.kvdir_address, bus, name="kvdir")
-        membership = Membership(shard, scheduler, directory, bus, holdings)
+        membership = Membership(shard, scheduler, directory, bus, inventory)
         self.about.missing = membership.missing
         self.about.started = True
         async with beating(self.about, self.cluster), membership.kept(), leading(led):

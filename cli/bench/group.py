@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from sps2.common.messages import Exchanged, Peer, Prefill, PrefillRank, Sampling, Scheme
-from sps2.common.model.attend import Attend, inline
+from sps2.common.model.attend import inline
 from sps2.common.model.llama import Llama
 from sps2.common.spans import Span, consecutive, zigzag
 from sps2.common.transport.frame import Purpose
 from sps2.common.transport.plane import Plane
 from sps2.kernels.quantize import BLOCK
-from sps2.services.prefill.group import Group
+from sps2.services.prefill.group import Attention, Group
 from sps2.services.prefill.methods import attend_by
 from sps2.services.prefill.prompt import exchanged
 from sps2.services.tasks import gather_all, root_cause
@@ -117,16 +117,17 @@ class _Counted(Group):
 
 
 class _Kept:
-    """The `Attend` of a rank that keeps its keys and values."""
+    """The `Attend` of a rank; keeps the keys and values of the first `layers` layers."""
 
-    def __init__(self, attend: Attend, layers: int) -> None:
+    def __init__(self, attend: Attention, layers: int) -> None:
         self._attend = attend
         self.keys: list[Tensor] = [torch.empty(0)] * layers
         self.values: list[Tensor] = [torch.empty(0)] * layers
 
     async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self.keys[layer], self.values[layer] = k, v
-        return await self._attend(layer, q, k, v)
+        if layer < len(self.keys):
+            self.keys[layer], self.values[layer] = k, v
+        return (await self._attend(layer, q, k, v)).out
 
 
 class _Share(NamedTuple):
@@ -136,7 +137,7 @@ class _Share(NamedTuple):
     hidden: Tensor
     exchanged: Exchanged
     attention_s: float
-    kept: _Kept | None
+    kept: _Kept
 
 
 async def _fill(
@@ -163,29 +164,28 @@ async def _fill(
                         model.config, planes[index], inboxes[index], request, inline, sends
                     )
                     attend = attend_by(side)
-                    kept = _Kept(attend, model.config.layers) if keep else None
-                    hidden = await model.forward(
-                        prompt[positions], positions, kept or attend, side.compute
-                    )
+                    kept = _Kept(attend, model.config.layers if keep else 0)
+                    hidden = await model.forward(prompt[positions], positions, kept, side.compute)
             except BaseExceptionGroup as failures:
                 raise root_cause(failures) from failures
             return _Share(positions, hidden, exchanged(side, attend), side.attention_s, kept)
 
         shares = await gather_all(*map(rank, range(len(spans))))
-    return _joined(shares, model.config.layers)
+    return _joined(shares)
 
 
-def _joined(shares: list[_Share], layers: int) -> Filled:
+def _joined(shares: list[_Share]) -> Filled:
     order = torch.cat([share.positions for share in shares]).argsort()
 
     def ordered(parts: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(parts))[order]
 
-    kept = [share.kept for share in shares if share.kept is not None]
+    kept = [share.kept for share in shares]
+    layers = len(kept[0].keys)
     return Filled(
         ordered([share.hidden for share in shares]),
         [share.exchanged for share in shares],
         sum(share.attention_s for share in shares),
-        [ordered([each.keys[layer] for each in kept]) for layer in range(layers if kept else 0)],
-        [ordered([each.values[layer] for each in kept]) for layer in range(layers if kept else 0)],
+        [ordered([each.keys[layer] for each in kept]) for layer in range(layers)],
+        [ordered([each.values[layer] for each in kept]) for layer in range(layers)],
     )

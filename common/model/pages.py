@@ -93,9 +93,10 @@ class PagePool:
         """
         if pages > self.free_pages:
             raise Refused(f"{pages} KV pages are needed, {self.free_pages} are free")
-        taken = self._stretch(pages) or [
-            page for page, users in enumerate(self._users) if not users
-        ][:pages]
+        taken = (
+            self._stretch(pages)
+            or [page for page, users in enumerate(self._users) if not users][:pages]
+        )
         for page in taken:
             self._users[page] = 1
         self.free_pages -= pages
@@ -108,7 +109,7 @@ class PagePool:
             self._users[page] += 1
 
     def give_back(self, pages: Iterable[int]) -> None:
-        """One user less of pages; they are free after their last, who must not use them any more."""
+        """One user less of pages, which it must not use any more; they are free after the last."""
         for page in pages:
             assert self._users[page], f"page {page} was given back already"
             self._users[page] -= 1

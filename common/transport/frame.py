@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from sps2.common.errors import Invalid
 
-Purpose = Literal["kv", "q", "state", "probe", "step"]
+Purpose = Literal["kv", "q", "state", "probe", "prefix_q", "prefix_state", "step"]
 Dtype = Literal["bfloat16", "float16", "float32", "int8", "uint8", "int32", "int64"]
 Size = Annotated[int, Meta(ge=0)]
 
@@ -34,8 +34,8 @@ class Frame(msgspec.Struct, frozen=True, array_like=True):
 
     `requests` and `epochs` run in parallel: one request for KV, a whole batch for q and state.
     `at` tells apart frames that are otherwise alike: the ring step of exchanged KV, the first
-    position of deposited KV, the step number of q and state. `head` is the first KV head of
-    deposited KV, among those of the whole model.
+    position of deposited KV and of queries about a prefix, the step number of q and state. `head`
+    is the first KV head of either, among those of the whole model.
     """
 
     purpose: Purpose

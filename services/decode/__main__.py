@@ -32,7 +32,7 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
         led = await shard.led()
         service = DecodeService(model, plane, pool, data, led)
         await service.start()
-        async with shard.member(service, led, pool.pages, pool.page_tokens, service.inventory):
+        async with shard.member(service, led, pool.pages, pool.page_tokens, service):
             await stop.wait()
         await service.close()
 

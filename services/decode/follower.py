@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from sps2.common.errors import Invalid
-from sps2.common.messages import Assist, Done, Filled, Held, Hold, Token
+from sps2.common.messages import Assist, Done, Evict, Filled, Held, Hold, Keep, Token
 from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool
 from sps2.common.transport.plane import Plane
 from sps2.services.decode.exchange import Exchange
 from sps2.services.decode.holding import Holdings, Key
+from sps2.services.decode.prefix import Prefixes
 from sps2.services.decode.sequence import Sequence
 from sps2.services.decode.steps import Following
 from sps2.services.shard import DataLoop
@@ -35,7 +36,9 @@ class FollowerService:
 
     async def _build(self) -> None:
         self._holdings = Holdings.of(self._model, self._pool, self._plane)
-        exchange = Exchange(self._model.config, self._plane, self._pool, self._holdings)
+        config = self._model.config
+        self._prefixes = Prefixes(config, self._plane, self._pool, self._holdings)
+        exchange = Exchange(config, self._plane, self._pool, self._holdings)
         self._following = Following(self._model, self._plane, self._pool, exchange)
         self._stepping = asyncio.get_running_loop().create_task(self._following.run())
 
@@ -51,6 +54,17 @@ class FollowerService:
             await forever()
         finally:
             self._data.post(lambda: self._release(key))
+
+    async def keep(self, request: Keep) -> Done:
+        await self._data.run(self._keep(request))
+        return Done()
+
+    async def _keep(self, request: Keep) -> None:
+        self._holdings.keep((request.request, request.epoch), request.names, request.first)
+
+    async def evict(self, request: Evict) -> Done:
+        self._data.post(lambda: self._holdings.evict(request.names))
+        return Done()
 
     async def assist(self, request: Assist) -> Done:
         await self._data.run(self._expect(request))

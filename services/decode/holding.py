@@ -89,7 +89,7 @@ class Holdings:
         self._pool = pool
         self._plane = plane
         self._layers = layers
-        self._heads = heads
+        self.heads = heads
         self._held: dict[Key, Holding] = {}
         self._freed = asyncio.Event()
         self.cached = CachedPages(pool)
@@ -119,7 +119,7 @@ class Holdings:
             raise
         own = dict(enumerate(taken, span.start // tokens))
         pages = SequencePages(self._pool, shared | own)
-        holding = Holding(key, span, pages, own, self._layers, self._heads)
+        holding = Holding(key, span, pages, own, self._layers, self.heads)
         holding.inbox = self._plane.open(*key, deliver=holding.deposit)
         self._held[key] = holding
         return holding
@@ -148,13 +148,13 @@ class Holdings:
             raise Cancelled(f"request {request.request} was ended")
         return holding.kv_bytes
 
-    def keep(self, key: Key, names: Sequence[bytes]) -> None:
-        """Cache those own pages of a request that `names`, from its first page on, has names for.
+    def keep(self, key: Key, names: Sequence[bytes], first: int = 0) -> None:
+        """Cache those own pages of a request that `names`, from page `first` on, has names for.
 
         They must be full, in every layer. Pages whose name is cached already stay the request's.
         """
         if holding := self._held.get(key):
-            own = {name: holding.own[n] for n, name in enumerate(names) if n in holding.own}
+            own = {name: holding.own[n] for n, name in enumerate(names, first) if n in holding.own}
             holding.named += self.cached.add(own)
 
     def evict(self, names: Sequence[bytes]) -> None:

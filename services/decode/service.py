@@ -1,6 +1,7 @@
 """A decode shard on the bus: holds KV, runs the requests it owns, hands out their tokens."""
 
 import asyncio
+import struct
 from collections.abc import AsyncIterator, Sequence
 
 import torch
@@ -10,20 +11,24 @@ from sps2.common.messages import (
     Assist,
     Decode,
     Decoded,
+    Evict,
     Filled,
     Follow,
     Held,
     Hold,
     Holding,
+    Keep,
     Token,
 )
 from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool
 from sps2.common.model.sample import Sampler
+from sps2.common.prefix import page_names
 from sps2.common.transport.plane import Plane
 from sps2.services.decode.batch import Batch
 from sps2.services.decode.exchange import Exchange
 from sps2.services.decode.holding import Holdings, Key
+from sps2.services.decode.prefix import Prefixes
 from sps2.services.decode.sequence import Owned
 from sps2.services.decode.steps import Leading
 from sps2.services.decode.tokens import TokenLog
@@ -68,6 +73,7 @@ class DecodeService:
         config = self._model.config
         self._holdings = Holdings.of(self._model, self._pool, self._plane)
         exchange = Exchange(config, self._plane, self._pool, self._holdings)
+        self._prefixes = Prefixes(config, self._plane, self._pool, self._holdings)
         leading = Leading(self._plane, self._planes)
         self._batch = Batch(self._model, self._pool, exchange, leading, self._emit)
         self._stepping = asyncio.get_running_loop().create_task(self._batch.run())
@@ -107,6 +113,7 @@ class DecodeService:
         try:
             await self._prepare(request)
             sequence = await self._data.run(self._generate(request))
+            names = await self._keep_answer(request, log)
         except ServiceError as error:
             log.fail(error)
             raise
@@ -114,7 +121,7 @@ class DecodeService:
         assert last.finish is not None
         processes = 1 + len(self._followers)  # which all move as much
         q_bytes, state_bytes = sequence.q_bytes * processes, sequence.state_bytes * processes
-        return Decoded(last.index + 1, last.finish, q_bytes, state_bytes)
+        return Decoded(last.index + 1, last.finish, q_bytes, state_bytes, names)
 
     async def follow(self, request: Follow) -> AsyncIterator[Token]:
         log = self._logs.get((request.request, request.epoch))
@@ -126,6 +133,24 @@ class DecodeService:
     def inventory(self) -> tuple[Holding, ...]:
         """What this shard holds, for the directory."""
         return self._holdings.inventory()
+
+    def cached(self) -> tuple[bytes, ...]:
+        """Names of all its cached pages."""
+        return self._holdings.cached.names()
+
+    def news(self) -> tuple[bytes, ...]:
+        """Names of pages that ended requests cached since the directory was `told`."""
+        return self._holdings.cached.news()
+
+    def told(self, names: tuple[bytes, ...]) -> None:
+        """The directory has heard of these."""
+        self._data.post(lambda: self._holdings.cached.told(names))
+
+    async def evict(self, names: tuple[bytes, ...]) -> None:
+        """Forget cached pages, in all processes of this shard."""
+        if names:
+            self._data.post(lambda: self._holdings.evict(names))
+            await gather_all(*(follower.call(Evict(names)) for follower in self._followers))
 
     async def _prepare(self, request: Decode) -> None:
         """Tell the followers what they must know for steps of a request."""
@@ -167,6 +192,24 @@ class DecodeService:
     async def _release(self, key: Key) -> None:
         await self._batch.leave(key)
         self._holdings.release(key)
+
+    async def _keep_answer(self, request: Decode, log: TokenLog) -> tuple[bytes, ...]:
+        """Cache the pages that the answer filled; their names."""
+        if not request.parent:
+            return ()
+        answer = [request.first.id, *log.ids()]
+        tokens = request.prompt + struct.pack(f"<{len(answer) - 1}i", *answer[:-1])
+        first = len(request.prompt) // (4 * self._pool.page_tokens)
+        rest = tokens[4 * first * self._pool.page_tokens :]
+        names = page_names(request.parent, rest, self._pool.page_tokens)
+        if names:
+            keep = Keep(request.request, request.epoch, names, first)
+            await gather_all(*(follower.call(keep) for follower in self._followers))
+            await self._data.run(self._keep(keep))
+        return names
+
+    async def _keep(self, request: Keep) -> None:
+        self._holdings.keep((request.request, request.epoch), request.names, request.first)
 
     def _emit(self, tokens: list[tuple[Key, Token]]) -> None:
         self._control.call_soon_threadsafe(self._log_tokens, tokens)

@@ -19,6 +19,10 @@ class TokenLog:
         self._tokens.append(token)
         self._tell()
 
+    def ids(self) -> list[int]:
+        """Of the tokens so far."""
+        return [token.id for token in self._tokens]
+
     def fail(self, error: ServiceError) -> None:
         """No token will follow; whoever follows is told why. Ignored after the last token."""
         if not self._complete and self._error is None:

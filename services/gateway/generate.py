@@ -31,6 +31,7 @@ class Job(msgspec.Struct, frozen=True):
     stops: tuple[str, ...] = ()
     wish: Wish = Wish()
     silent: bool = False
+    cache_salt: str = ""
 
 
 @dataclass
@@ -91,7 +92,7 @@ class Generation:
     async def _submit(self, group: asyncio.TaskGroup, emit: Callable[[Token], None]) -> None:
         job, record = self._job, self._record
         prompt = struct.pack(f"<{len(job.prompt)}i", *job.prompt)
-        submit = Submit(job.request, prompt, job.sampling, job.wish)
+        submit = Submit(job.request, prompt, job.sampling, job.wish, job.cache_salt)
         follower: asyncio.Task[None] | None = None
         try:
             async with (

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from sps2.common.errors import Cancelled, Invalid, PeerLost, Refused
+from sps2.common.messages import Leases
 from sps2.common.usage import Usage
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -60,9 +61,23 @@ class Metrics:
         self.bytes = Counter(
             "sps2_bytes_total", "Tensor bytes moved for requests", ["purpose"], registry=registry
         )
+        self.cache_queries = Counter(
+            "sps2_prefix_cache_queries_total",
+            "Prompt tokens that the prefix cache was asked for",
+            registry=registry,
+        )
+        self.cache_hits = Counter(
+            "sps2_prefix_cache_hits_total", "Of these, tokens that were cached", registry=registry
+        )
+        self.cache_evictions = Counter(
+            "sps2_prefix_cache_evicted_pages_total", "KV pages evicted", registry=registry
+        )
+        self.cached = Gauge("sps2_prefix_cache_pages", "KV pages in the cache", registry=registry)
         self.leaked = Gauge(
             "sps2_kv_leaked_pages", "KV pages held for requests nobody leases", registry=registry
         )
+
+        self._evicted_pages = 0
 
     def page(self) -> bytes:
         """The text that Prometheus scrapes."""
@@ -96,10 +111,21 @@ class Metrics:
     def spent(self, usage: Usage) -> None:
         """Counts the tokens of prompts and the bytes of an answer."""
         self.prompt_tokens.inc(usage.prompt_tokens)
+        self.cache_queries.inc(usage.prompt_tokens)
+        self.cache_hits.inc(usage.prompt_tokens_details.cached_tokens)
         if usage.sps2 is not None:
             for purpose in ("exchange", "deposit", "q", "state"):
                 moved = getattr(usage.sps2, f"{purpose}_bytes")
                 self.bytes.labels(purpose).inc(moved or 0)
+
+    def kept(self, leases: Leases) -> None:
+        """Takes over what the directory counts."""
+        self.leaked.set(leases.leaked_pages)
+        self.cached.set(leases.cached_pages)
+        # a directory that was restarted counts from 0 again
+        new = leases.evicted_pages - self._evicted_pages
+        self.cache_evictions.inc(new if new >= 0 else leases.evicted_pages)
+        self._evicted_pages = leases.evicted_pages
 
 
 class Pace:

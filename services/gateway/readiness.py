@@ -57,6 +57,5 @@ class Readiness:
     async def _watch_directory(self) -> None:
         while True:
             with suppress(ServiceError):  # the last value stands
-                leases = await self._directory.call(ListLeases(), self._deadline_s)
-                self._metrics.leaked.set(leases.leaked_pages)
+                self._metrics.kept(await self._directory.call(ListLeases(), self._deadline_s))
             await asyncio.sleep(OFTEN_S)

@@ -3,7 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from sps2.common.usage import Part, Sps2Usage, Usage
+from sps2.common.messages import Placement
+from sps2.common.usage import Part, PromptTokensDetails, Sps2Usage, Usage
 from sps2.services.gateway.generate import Job, Record
 
 
@@ -19,10 +20,12 @@ def usage(
     pairs = list(zip(jobs, records, strict=True))
     prompt_tokens = sum(len(prompt) for prompt in prompts)
     completion_tokens = sum(record.tokens for job, record in pairs if not job.silent)
+    first_choices = records[:: len(records) // len(prompts)]
     return Usage(
         prompt_tokens,
         completion_tokens,
         prompt_tokens + completion_tokens,
+        PromptTokensDetails(_cached_tokens(first_choices)),
         _sps2(pairs, kv),
     )
 
@@ -54,7 +57,7 @@ def _sps2(pairs: Sequence[tuple[Job, Record]], kv: int) -> Sps2Usage | None:
         kept_fraction=sum(each.kept_blocks for each in ranks) / blocks if blocks else 1.0,
         lost_mass=sum(lost) / len(lost) if lost else 0.0,
         ttft_ms=round(1000 * min(record.ttft_s for record in records), 3),
-        cached_tokens=0,
+        cached_tokens=_cached_tokens(records),
         exchange_bytes=purposes.total(),
         exchange_bytes_by_purpose=dict(purposes),
         predicted_exchange_bytes=sum(
@@ -70,6 +73,15 @@ def _sps2(pairs: Sequence[tuple[Job, Record]], kv: int) -> Sps2Usage | None:
         state_bytes=state_bytes,
         migration_pays_after=placed.migration_pays_after,
         owner=placed.owner,
-        placements=tuple(Part(each.shard, each.span) for each in placed.placements),
+        placements=tuple(part for each in placed.placements for part in _parts(each)),
         epoch=placed.epoch,
     )
+
+
+def _cached_tokens(records: Sequence[Record]) -> int:
+    return sum(record.placed.cached_tokens for record in records if record.placed)
+
+
+def _parts(place: Placement) -> list[Part]:
+    own = (place.span,) if place.span.tokens else ()
+    return [Part(place.shard, span) for span in (*place.shared, *own)]

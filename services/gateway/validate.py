@@ -208,6 +208,7 @@ def _jobs(
             stops=stops,
             wish=_wish(request.sps2),
             silent=limits[index] == 0,
+            cache_salt=request.cache_salt or "",
         )
         for index, prompt in enumerate(prompts)
         for choice in range(choices)

@@ -3,6 +3,7 @@
 import asyncio
 
 from sps2.common.config import Cluster
+from sps2.common.messages import Leases
 from sps2.common.rpc import Server
 from sps2.services.kvdir.directory import Directory
 from sps2.services.kvdir.service import DirectoryService
@@ -11,13 +12,21 @@ from sps2.services.run import About, beating, run
 
 async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
     directory = Directory()
-    about.counters = lambda: {"kv_leaked_pages": float(directory.leases().leaked_pages)}
+    about.counters = lambda: _counters(directory.leases())
     server = Server([DirectoryService(directory), about], cluster.bus)
     async with beating(about, cluster):
         await server.start(cluster.kvdir_address)
         about.started = True
         await stop.wait()
         await server.close()
+
+
+def _counters(leases: Leases) -> dict[str, float]:
+    return {
+        "kv_leaked_pages": float(leases.leaked_pages),
+        "kv_cached_pages": float(leases.cached_pages),
+        "kv_evicted_pages": float(leases.evicted_pages),
+    }
 
 
 if __name__ == "__main__":

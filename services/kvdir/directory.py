@@ -1,10 +1,11 @@
-"""Who holds which KV: leases, free pages, leaks. Pure: no clock, no I/O."""
+"""Who holds which KV: leases, free and cached pages, leaks. Pure: no clock, no I/O."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sps2.common.errors import Invalid, Refused
-from sps2.common.messages import Holding, Lease, Leases, Placement, Room
+from sps2.common.messages import CachedRun, Holding, Lease, Leases, Placement, Room
+from sps2.services.kvdir.cache import PageCache
 
 Key = tuple[str, int]
 """(request, epoch)"""
@@ -21,32 +22,64 @@ class Pool:
     unleased: set[Key] = field(default_factory=set)
     """Holdings that had no lease at the report before last: candidates for leaks."""
     leaked: set[Key] = field(default_factory=set)
+    evicted: list[bytes] = field(default_factory=list)
+    """Cached pages that it has yet to be told to forget."""
+
+
+Names = Mapping[str, tuple[bytes, ...]]
+"""Of pages, by shard."""
+NONE: Names = {}
 
 
 @dataclass
 class Grant:
+    """`own` are those of its pages that are cached, `shared` those that others made."""
+
     placements: tuple[Placement, ...]
+    shared: Names
+    own: dict[str, tuple[bytes, ...]]
     committed: bool = False
+
+    def pages(self, place: Placement) -> int:
+        """Pages there that are not cached."""
+        return place.pages - len(self.own.get(place.shard, ()))
 
 
 class Directory:
-    """The one authority for placement and free pages.
+    """The one authority for placement, free pages and the prefix cache.
 
-    A shard's free pages are its pool less what is leased there, less what it reports to hold for
-    requests without a lease (a directory that lost its memory learns of those from the shards).
+    A shard's free pages are its pool less what is leased there, less cached pages that leases use,
+    less what it reports to hold for requests without a lease (a directory that lost its memory
+    learns of those from the shards). Idle cached pages are free: they are evicted when needed.
     """
 
     def __init__(self) -> None:
+        self.cache = PageCache()
         self._pools: dict[str, Pool] = {}
         self._grants: dict[Key, Grant] = {}
 
     def announce(
-        self, shard: str, peer: str, pages: int, page_tokens: int, holdings: Sequence[Holding]
-    ) -> None:
-        """A shard joined, or joined again (`peer` tells its lives apart)."""
-        self._pools[shard] = Pool(peer, pages, page_tokens, _by_key(holdings))
+        self,
+        shard: str,
+        peer: str,
+        pages: int,
+        page_tokens: int,
+        holdings: Sequence[Holding],
+        cached: Sequence[bytes] = (),
+    ) -> list[bytes]:
+        """A shard joined, or joined again (`peer` tells its lives apart).
 
-    def report(self, shard: str, peer: str, holdings: Sequence[Holding]) -> None:
+        Returns:
+            Names of pages that it has to forget: whoever takes them out tells it. It grows.
+        """
+        pool = self._pools[shard] = Pool(peer, pages, page_tokens, _by_key(holdings))
+        self.cache.lose(shard)
+        self._adopt(shard, cached)
+        return pool.evicted
+
+    def report(
+        self, shard: str, peer: str, holdings: Sequence[Holding], cached: Sequence[bytes] = ()
+    ) -> None:
         """Take a shard's inventory; what stays without a lease over two reports has leaked.
 
         Raises:
@@ -59,37 +92,62 @@ class Directory:
         unleased = {key for key in pool.holdings if key not in self._grants}
         pool.leaked = unleased & pool.unleased
         pool.unleased = unleased
+        self._adopt(shard, cached)
 
     def withdraw(self, shard: str, peer: str) -> None:
         """That life of the shard is over; leases on it stay until their holders end them."""
         pool = self._pools.get(shard)
         if pool is not None and pool.peer == peer:
             del self._pools[shard]
+            self.cache.lose(shard)
+
+    def find(self, names: Sequence[bytes]) -> tuple[CachedRun, ...]:
+        """Where a prompt's pages are, from the first on, as far as they are cached."""
+        return self.cache.find(names)
 
     def reserve(
-        self, request: str, epoch: int, placements: tuple[Placement, ...], restore: bool = False
+        self,
+        request: str,
+        epoch: int,
+        placements: tuple[Placement, ...],
+        shared: Names = NONE,
+        restore: bool = False,
+        own: Names = NONE,
     ) -> None:
-        """Grant a lease on the pages that `placements` name.
+        """Grant a lease on the pages that `placements` name, and on cached ones.
+
+        Args:
+            shared: cached pages, which stay as long as the lease.
+            own: of a lease that is restored, its pages that were cached.
 
         Raises:
-            Refused: a shard is not there or has too few free pages.
+            Refused: a shard is not there, has too few free pages, or not those to be shared.
             Invalid: the request holds a lease of this epoch already, or names no pages.
         """
         if (request, epoch) in self._grants:
             raise Invalid(f"request {request} holds a lease in epoch {epoch} already")
-        if not placements or any(place.pages < 1 for place in placements):
+        if not placements or any(place.pages < (not place.shared) for place in placements):
             raise Invalid(f"a lease for {request} must name pages on at least one shard")
-        self._grants[request, epoch] = Grant(placements, committed=restore)
+        if not restore and not all(self.cache.on(*each) for each in shared.items()):
+            raise Refused("the cached prefix is not where it was")
+        grant = self._grants[request, epoch] = Grant(placements, shared, dict(own), restore)
+        for names in (*shared.values(), *own.values()):
+            self.cache.refer(names)
         if restore:
             return
         free = self.room().free
         for place in placements:
             if free.get(place.shard, -1) < 0:
-                del self._grants[request, epoch]
+                self._drop(request, epoch)
                 raise Refused(f"{place.shard} has no room for {place.pages} pages")
+        for place in grant.placements:
+            self._make_room(place.shard)
 
-    def commit(self, request: str, epoch: int) -> None:
-        """The KV is complete in its places.
+    def commit(self, request: str, epoch: int, names: Names = NONE) -> dict[str, tuple[bytes, ...]]:
+        """The KV is complete in its places, and these pages of it are full: they are cached.
+
+        Returns:
+            Those of the names that are new.
 
         Raises:
             Invalid: there is no such lease.
@@ -98,12 +156,42 @@ class Directory:
         if grant is None:
             raise Invalid(f"request {request} has no lease in epoch {epoch}")
         grant.committed = True
+        kept = {}
+        for shard, own in names.items():
+            if shard in self._pools:
+                new = self._take_in(shard, own)
+                self.cache.refer(new)
+                kept[shard] = tuple(new)
+                grant.own[shard] = grant.own.get(shard, ()) + kept[shard]
+        return kept
 
     def release(self, request: str, epoch: int) -> None:
         """End a lease; unknown ones are ignored. Its shards give the pages back by themselves."""
-        self._grants.pop((request, epoch), None)
+        self._drop(request, epoch)
         for pool in self._pools.values():
             pool.holdings.pop((request, epoch), None)
+
+    def _drop(self, request: str, epoch: int) -> None:
+        if grant := self._grants.pop((request, epoch), None):
+            for names in (*grant.own.values(), *grant.shared.values()):
+                self.cache.release(names)
+
+    def _take_in(self, shard: str, names: Sequence[bytes]) -> list[bytes]:
+        """Cache pages; those that another shard has are of no use there. The new ones."""
+        new, elsewhere = self.cache.add(shard, names)
+        self._pools[shard].evicted += elsewhere
+        return new
+
+    def _adopt(self, shard: str, names: Sequence[bytes]) -> None:
+        """Pages that the shard cached by itself."""
+        self._take_in(shard, names)
+        self._make_room(shard)
+
+    def _make_room(self, shard: str) -> None:
+        """Evict until idle pages and all others fit the pool."""
+        pool = self._pools[shard]
+        idle = self.cache.pages(shard) - self.cache.used(shard)
+        pool.evicted += self.cache.evict(shard, max(0, idle - self.room().free[shard]))
 
     def room(self) -> Room:
         """Free and total pages per shard; free is negative where leases exceed the pool."""
@@ -111,8 +199,9 @@ class Directory:
         for grant in self._grants.values():
             for place in grant.placements:
                 if place.shard in free:
-                    free[place.shard] -= place.pages
+                    free[place.shard] -= grant.pages(place)
         for shard, pool in self._pools.items():
+            free[shard] -= self.cache.used(shard)
             free[shard] -= sum(
                 pages for key, pages in pool.holdings.items() if key not in self._grants
             )
@@ -129,6 +218,8 @@ class Directory:
             room.free,
             room.total,
             sum(pool.holdings.get(key, 0) for pool in self._pools.values() for key in pool.leaked),
+            sum(self.cache.pages(shard) for shard in self._pools),
+            self.cache.evicted_pages,
         )
 
 

@@ -5,10 +5,14 @@ from collections.abc import AsyncIterator
 
 from sps2.common.messages import (
     Announce,
+    Cached,
     Commit,
+    Committed,
     Done,
+    Evicted,
     Leases,
     ListLeases,
+    Lookup,
     Report,
     Reserve,
     Room,
@@ -24,27 +28,48 @@ class DirectoryService:
         self._directory = directory
         self._changed = asyncio.Event()
 
-    async def announce(self, request: Announce) -> AsyncIterator[Done]:
-        self._directory.announce(
-            request.shard, request.peer, request.pages, request.page_tokens, request.holdings
+    async def announce(self, request: Announce) -> AsyncIterator[Evicted]:
+        evicted = self._directory.announce(
+            request.shard,
+            request.peer,
+            request.pages,
+            request.page_tokens,
+            request.holdings,
+            request.cached,
         )
         self._tell()
         try:
-            yield Done()
-            await asyncio.Event().wait()
+            yield Evicted(())
+            while True:
+                changed = self._changed
+                if evicted:
+                    names = tuple(evicted)
+                    evicted.clear()
+                    yield Evicted(names)
+                await changed.wait()
         finally:
             self._directory.withdraw(request.shard, request.peer)
             self._tell()
 
     async def report(self, request: Report) -> Done:
         before = self._directory.room()
-        self._directory.report(request.shard, request.peer, request.holdings)
-        if self._directory.room() != before:
+        self._directory.report(request.shard, request.peer, request.holdings, request.cached)
+        if request.cached or self._directory.room() != before:
             self._tell()
         return Done()
 
+    async def lookup(self, request: Lookup) -> Cached:
+        return Cached(self._directory.find(request.names))
+
     async def reserve(self, request: Reserve) -> AsyncIterator[Room]:
-        self._directory.reserve(request.request, request.epoch, request.placements, request.restore)
+        self._directory.reserve(
+            request.request,
+            request.epoch,
+            request.placements,
+            request.shared,
+            request.restore,
+            request.own,
+        )
         self._tell()
         try:
             yield self._directory.room()
@@ -53,9 +78,10 @@ class DirectoryService:
             self._directory.release(request.request, request.epoch)
             self._tell()
 
-    async def commit(self, request: Commit) -> Done:
-        self._directory.commit(request.request, request.epoch)
-        return Done()
+    async def commit(self, request: Commit) -> Committed:
+        kept = self._directory.commit(request.request, request.epoch, request.names)
+        self._tell()
+        return Committed(kept)
 
     async def watch(self, request: Watch) -> AsyncIterator[Room]:
         while True:

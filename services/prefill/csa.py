@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sps2.common.errors import Invalid
+from sps2.kernels import State
 from sps2.kernels.csa import Probes, Scores, choose_probes, importance, lost, score
 from sps2.kernels.quantize import (
     BLOCK,
@@ -20,7 +21,7 @@ from sps2.kernels.quantize import (
 )
 from sps2.services.prefill.gather import Gather
 from sps2.services.prefill.group import Group
-from sps2.services.prefill.seen import Seen
+from sps2.services.prefill.seen import Seen, by_heads
 from sps2.services.tasks import gather_all
 
 DROPPED, COARSE, FINE = range(3)
@@ -41,7 +42,7 @@ class Kept(NamedTuple):
 
 
 class Csa:
-    """The `Attend` of one rank whose span follows those of the ranks before it.
+    """The `Attention` of one rank whose span follows those of the ranks before it.
 
     Per layer: probes leave for the owners of earlier keys; each owner scores them exactly and
     decides by itself, per KV head, which blocks to push and in how many bits; meanwhile the rank
@@ -72,7 +73,7 @@ class Csa:
         self.kept: dict[tuple[int, int], Kept] = {}
         """By layer and owner: what this rank was sent."""
 
-    async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> State:
         group = self._group
         if group.config.window(layer) is not None:
             return await self._whole(layer, q, k, v)
@@ -93,7 +94,7 @@ class Csa:
             for head, each in enumerate(seen):  # by turns with what later ranks ask for
                 own = k[:, head : head + 1], v[:, head : head + 1]
                 await group.compute(partial(each.attend, *own, group.mine), layer)
-        return await group.compute(lambda: torch.cat([e.state().out for e in seen], 1), layer)
+        return await group.compute(partial(by_heads, seen), layer)
 
     def selected(self) -> tuple[int, int, tuple[float, ...]]:
         """Blocks that could have come, that came, and by layer the mean mass that was lost."""

@@ -6,11 +6,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from sps2.common.messages import Target
-from sps2.common.model.attend import Attend
+from sps2.common.messages import Peer, Target
 from sps2.common.model.share import Share
 from sps2.common.spans import Span
-from sps2.services.prefill.group import Group
+from sps2.services.prefill.group import Attention, Group
 
 
 class Piece(NamedTuple):
@@ -43,7 +42,7 @@ class Deposit:
 
     def __init__(
         self,
-        attend: Attend,
+        attend: Attention,
         group: Group,
         tasks: asyncio.TaskGroup,
         spans: Sequence[Span],
@@ -62,7 +61,7 @@ class Deposit:
                 if common.tokens:
                     row = first + common.start - span.start
                     rows = slice(row, row + common.tokens)
-                    for peer, head, heads in _owners(target, share, kv_heads):
+                    for peer, head, heads in owners(target.peers, share, kv_heads):
                         self._pieces.append(Piece(peer, common.start, head, rows, heads))
             first += span.tokens
         self.sent_bytes = 0
@@ -71,7 +70,7 @@ class Deposit:
         for piece in self._pieces:
             parts = k[piece.rows, piece.heads], v[piece.rows, piece.heads]
             self._tasks.create_task(self._send(piece, layer, parts))
-        return await self._attend(layer, q, k, v)
+        return (await self._attend(layer, q, k, v)).out
 
     async def _send(self, piece: Piece, layer: int, parts: tuple[Tensor, Tensor]) -> None:
         await self._group.quiet()
@@ -82,12 +81,16 @@ class Deposit:
         self.sent_bytes += nbytes
 
 
-def _owners(target: Target, share: Share, kv_heads: int) -> list[tuple[str, int, slice]]:
-    """The processes of a shard that have heads of this share: which, and where they lie here."""
+def owners(peers: Sequence[Peer], share: Share, kv_heads: int) -> list[tuple[str, int, slice]]:
+    """The processes of a shard that have KV heads of this share.
+
+    Returns:
+        For each its name, the first of these heads in the whole model, and where they lie here.
+    """
     mine = share.of(kv_heads)
     found = []
-    for rank, peer in enumerate(target.peers):
-        common = mine & Share(rank, len(target.peers)).of(kv_heads)
+    for rank, peer in enumerate(peers):
+        common = mine & Share(rank, len(peers)).of(kv_heads)
         if common.tokens:
             heads = slice(common.start - mine.start, common.stop - mine.start)
             found.append((peer.name, common.start, heads))

@@ -6,6 +6,7 @@ from functools import partial
 
 from torch import Tensor
 
+from sps2.kernels import State
 from sps2.services.prefill.group import Group
 from sps2.services.prefill.seen import Rows, Seen, cut, needed, rows_of
 from sps2.services.prefill.wire import from_wire, to_wire
@@ -13,7 +14,7 @@ from sps2.services.tasks import gather_all
 
 
 class Gather:
-    """The `Attend` of one rank: its keys leave at once, those of others are used as they come.
+    """The `Attention` of one rank: its keys leave at once, those of others are used as they come.
 
     With spans that follow each other a rank needs only the ranks before it, none of which waits for
     it: half of a ring's bytes, and transfers hide behind all of the layers before. Source: the
@@ -23,7 +24,7 @@ class Gather:
     def __init__(self, group: Group) -> None:
         self._group = group
 
-    async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> State:
         group = self._group
         window = group.config.window(layer)
         others = [rank for rank in range(group.ranks) if rank != group.rank]
@@ -50,7 +51,7 @@ class Gather:
             await group.compute(own, layer)
             for (_, rows), carried in zip(sources, came, strict=True):
                 await self._attend(layer, rows, carried, seen)
-        return await group.compute(lambda: seen.state().out, layer)
+        return await group.compute(seen.state, layer)
 
     async def _push(
         self, layer: int, k: Tensor, v: Tensor, rows: Sequence[Rows], to: Sequence[int]

@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -13,10 +13,24 @@ from sps2.common.model.config import ModelConfig
 from sps2.common.transport.frame import Purpose, frame_for
 from sps2.common.transport.inbox import Inbox
 from sps2.common.transport.plane import Plane
+from sps2.kernels import State
 from sps2.services.prefill.seen import Rows, rows_of
 from sps2.services.prefill.timeline import Timeline
 
 Result = TypeVar("Result")
+
+
+class Attention(Protocol):
+    """Attention of one rank, with the help of its group."""
+
+    async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> State:
+        """The state of the rank's queries over all keys of the group that they may see.
+
+        Args:
+            q: [tokens, heads, head_dim], rotated, contiguous.
+            k, v: [tokens, kv_heads, head_dim], contiguous.
+        """
+        ...
 
 
 class Group:
@@ -107,8 +121,13 @@ class Group:
         await self._idle.wait()
 
     async def recv(self, rank: int, purpose: Purpose, layer: int, at: int) -> tuple[Tensor, ...]:
+        return await self.recv_from(self._names[rank], purpose, layer, at)
+
+    async def recv_from(
+        self, peer: str, purpose: Purpose, layer: int, at: int
+    ) -> tuple[Tensor, ...]:
         with self.timeline.during("in", layer):
-            return await self._inbox.recv(purpose, layer, at, self._names[rank])
+            return await self._inbox.recv(purpose, layer, at, peer)
 
     def background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Do `work` beside the layers; the rank is not done before it is."""

@@ -4,16 +4,15 @@ from collections.abc import Callable
 
 from sps2.common.errors import Invalid
 from sps2.common.messages import Method
-from sps2.common.model.attend import Attend
 from sps2.services.prefill.csa import Csa
 from sps2.services.prefill.gather import Gather
-from sps2.services.prefill.group import Group
+from sps2.services.prefill.group import Attention, Group
 from sps2.services.prefill.pass_q import PassQ
 from sps2.services.prefill.star import Star
 from sps2.services.prefill.strided import Strided
 from sps2.services.prefill.usp import Usp
 
-METHODS: dict[Method, Callable[[Group], Attend]] = {
+METHODS: dict[Method, Callable[[Group], Attention]] = {
     "ring": Usp,
     "ulysses": Usp,
     "usp": Usp,
@@ -25,7 +24,7 @@ METHODS: dict[Method, Callable[[Group], Attend]] = {
 }
 
 
-def attend_by(group: Group) -> Attend:
+def attend_by(group: Group) -> Attention:
     """The attention that the group's exchange asks for.
 
     Raises:

@@ -11,7 +11,7 @@ from sps2.services.tasks import gather_all
 
 
 class PassQ:
-    """The `Attend` of one rank: its queries go to every rank that has keys for them.
+    """The `Attention` of one rank: its queries go to every rank that has keys for them.
 
     Source: Context Parallelism for Scalable Million-Token Inference (arXiv 2411.01783), pass-Q,
     with direct sends in place of the ring, so that each state comes back in one hop.
@@ -20,7 +20,7 @@ class PassQ:
     def __init__(self, group: Group) -> None:
         self._group = group
 
-    async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> State:
         group = self._group
         window = group.config.window(layer)
         others = [rank for rank in range(group.ranks) if rank != group.rank]
@@ -37,7 +37,7 @@ class PassQ:
         else:
             await gather_all(*answers, *asks)
             await group.compute(own, layer)
-        return await group.compute(lambda: seen.state().out, layer)
+        return await group.compute(seen.state, layer)
 
     async def _ask(self, layer: int, of: int, q: Tensor, seen: Seen) -> None:
         group = self._group

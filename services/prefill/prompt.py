@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from sps2.common.messages import Deposited, Exchanged, Prefill, Prefilled, TokenLogprobs
-from sps2.common.model.attend import Attend, Run
+from sps2.common.model.attend import Run
 from sps2.common.model.collectives import Turn
 from sps2.common.model.llama import Llama
 from sps2.common.model.sample import Sampler, prompt_logprobs
@@ -17,8 +17,9 @@ from sps2.common.transport.inbox import Inbox
 from sps2.common.transport.plane import Plane
 from sps2.services.prefill.csa import Csa
 from sps2.services.prefill.deposit import Deposit
-from sps2.services.prefill.group import Group
+from sps2.services.prefill.group import Attention, Group
 from sps2.services.prefill.methods import attend_by
+from sps2.services.prefill.prefix import Prefix
 from sps2.services.tasks import root_cause
 
 LOGITS_ROWS = 256
@@ -58,8 +59,11 @@ async def run_prompt(
     spans = request.group[request.rank].spans
     prompt = torch.frombuffer(bytearray(request.prompt), dtype=torch.int32).long()
     positions = torch.cat([torch.arange(span.start, span.stop) for span in spans])
-    known = [*(member.peers for member in request.group), *(to.peers for to in request.targets)]
-    for peer in itertools.chain(*known):
+    for peer in itertools.chain(
+        *(member.peers for member in request.group),
+        *(target.peers for target in request.targets),
+        *(source.peers for source in request.prefix),
+    ):
         plane.introduce(peer)
 
     try:
@@ -67,7 +71,8 @@ async def run_prompt(
             async with asyncio.TaskGroup() as sends:
                 group = Group(model.config, plane, inbox, request, run, sends, model.share.rank)
                 attend = attend_by(group)
-                deposit = Deposit(attend, group, deposits, spans, request.targets, model.share)
+                whole = Prefix(attend, group, request.prefix, model.share)
+                deposit = Deposit(whole, group, deposits, spans, request.targets, model.share)
                 hidden = await model.forward(
                     prompt[positions], positions, deposit, group.compute, turn
                 )
@@ -85,7 +90,7 @@ async def run_prompt(
     return Deposited(deposit.sent_bytes)
 
 
-def exchanged(group: Group, attend: Attend) -> Exchanged:
+def exchanged(group: Group, attend: Attention) -> Exchanged:
     """What a rank's exchange took, once its sends have ended."""
     blocks, kept, lost = attend.selected() if isinstance(attend, Csa) else (0, 0, ())
     timeline = group.timeline

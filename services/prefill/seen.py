@@ -58,6 +58,12 @@ def cut(x: Tensor, rows: Sequence[Rows]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
+def by_heads(seen: Iterable["Seen"]) -> State:
+    """The state of all heads, from those of the same rows with some heads each."""
+    outs, lses = zip(*(each.state() for each in seen), strict=True)
+    return State(torch.cat(outs, 1), torch.cat(lses, 1))
+
+
 class Seen:
     """What queries have seen so far: a state for each piece of keys, merged in the end.
 

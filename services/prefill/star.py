@@ -14,7 +14,7 @@ QUERY_ROWS = 64
 
 
 class Star:
-    """The `Attend` of one rank: its own keys and those of the first rank, the anchor.
+    """The `Attention` of one rank: its own keys and those of the first rank, the anchor.
 
     The last rows of the prompt see all keys: their queries travel. Spans follow each other.
     Source: Star Attention (arXiv 2411.17116); the anchor's keys are sent, where the paper computes
@@ -24,7 +24,7 @@ class Star:
     def __init__(self, group: Group) -> None:
         self._group = group
 
-    async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> State:
         group = self._group
         window = group.config.window(layer)
         last = group.ranks - 1
@@ -46,7 +46,7 @@ class Star:
                 if needed(group.rows[rank], self._question(), window)
             ]
             await gather_all(*(self._ask(layer, rank, q, seen) for rank in between))
-        return await group.compute(lambda: seen.state().out, layer)
+        return await group.compute(seen.state, layer)
 
     def _question(self) -> list[Rows]:
         """The last rows of the last rank, numbered from 0."""

@@ -12,7 +12,7 @@ from sps2.services.tasks import gather_all
 
 
 class Strided:
-    """The `Attend` of one rank: all of its own keys, and of those before it every r-th.
+    """The `Attention` of one rank: all of its own keys, and of those before it every r-th.
 
     Of the tokens x of earlier ranks, KV head h sees those with x = h (mod r), and only from
     queries of the same residue; all others see their own rank's keys alone. Spans follow each
@@ -26,7 +26,7 @@ class Strided:
         share = selection.budget if selection is not None else None
         self._stride = max(1, round(1 / (share or 0.25)))
 
-    async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> State:
         group = self._group
         kv_heads = group.config.kv_heads
 
@@ -42,7 +42,7 @@ class Strided:
                 *(group.recv(owner, "kv", layer, head) for head in range(kv_heads))
             )
             await group.compute(partial(self._far, q, came, seen), layer)
-        return await group.compute(lambda: seen.state().out, layer)
+        return await group.compute(seen.state, layer)
 
     def _rows(self, head: int, rank: int) -> Tensor:
         """Those rows of a rank whose positions have the residue of a head."""

@@ -1,6 +1,7 @@
 """Ulysses, ring, and both together: heads are split in rows of ranks, keys travel between rows."""
 
 import asyncio
+from collections.abc import Iterable
 from functools import partial
 from typing import NamedTuple
 
@@ -8,8 +9,9 @@ import torch
 from torch import Tensor
 
 from sps2.common.spans import Span, even_split
+from sps2.kernels import State
 from sps2.services.prefill.group import Group
-from sps2.services.prefill.seen import Rows, Seen, rows_of
+from sps2.services.prefill.seen import Rows, Seen, by_heads, rows_of
 from sps2.services.prefill.wire import from_wire, to_wire
 from sps2.services.tasks import gather_all
 
@@ -34,17 +36,17 @@ class Piece(NamedTuple):
 
 
 class Usp:
-    """The `Attend` of one rank of R rows and U columns of ranks, rank = row * U + column.
+    """The `Attention` of one rank of R rows and U columns of ranks, rank = row * U + column.
 
     Tokens are dealt to rows so that causal work is even, and within a row to columns. An all-to-all
     within the row gives each column all of the row's tokens for its share of the query heads, with
     the keys and values they need; those travel round the ring of the same column in all rows,
-    R - 1 steps; a second all-to-all brings the outputs home. U = 1 is ring attention
+    R - 1 steps; a second all-to-all brings the states home. U = 1 is ring attention
     (arXiv 2310.01889), R = 1 is Ulysses (arXiv 2309.14509), the two together USP
     (arXiv 2405.07719).
 
     Pipelined, every KV head is a micro-batch of its own: one's transfers run beside the
-    arithmetic of another, and an output leaves when it is done.
+    arithmetic of another, and a state leaves when it is done.
     """
 
     def __init__(self, group: Group) -> None:
@@ -57,8 +59,8 @@ class Usp:
         self._layouts = [self._layout(row) for row in range(self._count)]
         """By row: the positions of its tokens, put together, and whose they are."""
 
-    async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = torch.empty_like(q)
+    async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> State:
+        out = State(torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.float32))
         sends = [self._scatter(layer, part, column, q, k, v) for column, part in self._elsewhere()]
         mine = [self._attend(layer, part, q, k, v, out) for part in self._parts[self._column]]
         returns = [self._take(layer, part, column, out) for column, part in self._elsewhere()]
@@ -119,7 +121,7 @@ class Usp:
         )
 
     async def _attend(
-        self, layer: int, part: Part, q: Tensor, k: Tensor, v: Tensor, out: Tensor
+        self, layer: int, part: Part, q: Tensor, k: Tensor, v: Tensor, out: State
     ) -> None:
         group, config = self._group, self._group.config
         rows, _ = self._layouts[self._row]
@@ -155,10 +157,7 @@ class Usp:
                 await group.compute(work, layer)
             carried = passing.result()
 
-        def finish() -> Tensor:
-            return torch.cat([each.state().out for each, _ in seen], 1)
-
-        done = await group.compute(finish, layer)
+        done = await group.compute(lambda: by_heads(each for each, _ in seen), layer)
         await gather_all(
             *(self._give(layer, part, column, done, out) for column in range(self._columns))
         )
@@ -202,24 +201,29 @@ class Usp:
             arriving = both.create_task(self._group.recv(above, "kv", layer, at))
         return arriving.result()
 
-    async def _give(self, layer: int, part: Part, column: int, done: Tensor, out: Tensor) -> None:
-        """Bring home the outputs of one column's tokens."""
+    async def _give(self, layer: int, part: Part, column: int, done: State, out: State) -> None:
+        """Bring home the states of one column's tokens."""
         _, pieces = self._layouts[self._row]
-        theirs = torch.cat([done[piece.ours] for piece in pieces if piece.column == column])
+        rows = [piece.ours for piece in pieces if piece.column == column]
+        theirs = [torch.cat([side[each] for each in rows]) for side in done]
         if column == self._column:
-            _of(out, part.heads).copy_(theirs)
+            _put(out, part.heads, theirs)
         else:
             rank = self._rank(self._row, column)
-            await self._group.send(rank, "state", layer, part.number, (theirs,))
+            await self._group.send(rank, "state", layer, part.number, theirs)
 
-    async def _take(self, layer: int, part: Part, column: int, out: Tensor) -> None:
+    async def _take(self, layer: int, part: Part, column: int, out: State) -> None:
         rank = self._rank(self._row, column)
-        (theirs,) = await self._group.recv(rank, "state", layer, part.number)
-        _of(out, part.heads).copy_(theirs)
+        _put(out, part.heads, await self._group.recv(rank, "state", layer, part.number))
 
 
 def _of(x: Tensor, heads: Span) -> Tensor:
     return x[:, heads.start : heads.stop]
+
+
+def _put(out: State, heads: Span, theirs: Iterable[Tensor]) -> None:
+    for side, part in zip(out, theirs, strict=True):
+        _of(side, heads).copy_(part)
 
 
 def _by_kv_head(part: Part, size: int) -> list[tuple[slice, slice]]:

@@ -18,7 +18,8 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
     await hub.start()
     directory = Peer(cluster.kvdir_address, cluster.bus, name="kvdir")
     async with beating(about, cluster) as telemetry:
-        service = SchedulerService(cluster, _schemes(cluster), directory, telemetry)
+        model = f"{fingerprint(locate(cluster.model))} {cluster.dtype}"
+        service = SchedulerService(cluster, _schemes(cluster), model, directory, telemetry)
         about.missing, about.counters = service.waiting_for, service.counters
         server = Server([service, about], cluster.bus)
         await server.start(cluster.scheduler_address)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sps2.common.errors import Invalid, Refused, ServiceError
-from sps2.common.messages import RequestStatus, Room, Shard, ShardStatus
+from sps2.common.messages import CachedRun, RequestStatus, Room, Shard, ShardStatus
+from sps2.common.prefix import common_pages
 from sps2.services.scheduler.fleet import Fleet
 from sps2.services.scheduler.policy import Plan, Policy, Work
 
@@ -34,6 +35,14 @@ class Submitted:
 
 
 @dataclass(frozen=True)
+class Found:
+    """What the directory answered to `Find`."""
+
+    request: str
+    cached: tuple[CachedRun, ...]
+
+
+@dataclass(frozen=True)
 class Granted:
     """The directory leased the pages of a launched request; `room` is what that left."""
 
@@ -54,13 +63,28 @@ class Prefilled:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """The full pages of a request's prompt are cached now."""
+
+    request: str
+
+
+@dataclass(frozen=True)
 class Ended:
     """A request is over, however it ended."""
 
     request: str
 
 
-Event = Joined | Lost | RoomSeen | Submitted | Granted | Returned | Prefilled | Ended
+Event = Joined | Lost | RoomSeen | Submitted | Found | Granted | Returned | Prefilled | Kept | Ended
+
+
+@dataclass(frozen=True)
+class Find:
+    """Ask the directory which pages of a prompt are cached."""
+
+    request: str
+    names: tuple[bytes, ...]
 
 
 @dataclass(frozen=True)
@@ -78,7 +102,10 @@ class Reject:
     error: ServiceError
 
 
-Action = Launch | Reject
+Action = Find | Launch | Reject
+
+TRUSTING_EPOCHS = 2
+"""How often a request is planned with what others computed; then it computes all by itself."""
 
 Stage = Literal["queued", "reserving", "prefill", "decode"]
 
@@ -90,13 +117,31 @@ class Entry:
     epoch: int = 0
     stage: Stage = "queued"
     plan: Plan | None = None
+    cached: tuple[CachedRun, ...] | None = None
+    """Pages of the prompt; None until the directory is asked, or where more may be cached since."""
+    is_asked: bool = False
+    is_kept: bool = False
+
+    @property
+    def is_trusting(self) -> bool:
+        return bool(self.work.names) and self.epoch < TRUSTING_EPOCHS
+
+    def gains_from(self, other: "Entry") -> bool:
+        """Whether to wait for pages that the other computes now: most of what it does."""
+        if other.plan is None or other.is_kept or not self.is_trusting:
+            return False
+        prefix = other.plan.prefix
+        wanted = (self.work.prompt_tokens - 1) // prefix.page_tokens
+        shared = min(wanted, common_pages(self.work.names, other.work.names)) - prefix.pages
+        return shared > 0 and 2 * shared >= len(other.work.names) - prefix.pages
 
 
 class Core:
     """Admission in order of arrival, placement by a policy.
 
     A request is planned when it is at the head of the queue and the policy finds shards and pages
-    for it; a returned one goes back to the head with its epoch counted up.
+    for it; a returned one goes back to the head with its epoch counted up. One that begins as
+    another that is being prefilled lets those behind it pass until it can use the other's pages.
     """
 
     def __init__(self, policy: Policy, fleet: Fleet, max_queue: int) -> None:
@@ -123,6 +168,9 @@ class Core:
                     return [Reject(work.request, error)]
                 self._entries[work.request] = Entry(work, now_s)
                 self._queue.append(work.request)
+            case Found(request, cached):
+                if entry := self._entries.get(request):
+                    entry.cached, entry.is_asked = cached, False
             case Granted(request, room):
                 self.fleet.pending.pop(request, None)
                 self.fleet.room = room
@@ -131,6 +179,7 @@ class Core:
                 self._leave_shards(request)
                 entry = self._entries[request]
                 entry.epoch, entry.stage, entry.plan = entry.epoch + 1, "queued", None
+                entry.cached, entry.is_kept = None, False
                 self._queue.appendleft(request)
             case Prefilled(request):
                 entry = self._entries[request]
@@ -138,37 +187,52 @@ class Core:
                 for shard_id in entry.plan.group if entry.plan else ():
                     if member := self.fleet.members.get(shard_id):
                         member.requests.discard(request)
+            case Kept(request):
+                self._entries[request].is_kept = True
+                self._doubt_cached()
             case Ended(request):
                 self._leave_shards(request)
+                self._doubt_cached()
                 if self._entries.pop(request, None) and request in self._queue:
                     self._queue.remove(request)
         return self._admit()
 
     def _admit(self) -> list[Action]:
         actions: list[Action] = []
-        while self._queue:
-            request = self._queue[0]
+        for request in list(self._queue):
             entry = self._entries[request]
+            if any(entry.gains_from(other) for other in self._entries.values()):
+                continue
+            if entry.cached is None and entry.is_trusting:
+                if not entry.is_asked:
+                    entry.is_asked = True
+                    actions.append(Find(request, entry.work.names))
+                break
             try:
-                plan = self._policy.plan(entry.work, self.fleet)
+                plan = self._policy.plan(entry.work, entry.cached or (), self.fleet)
             except ServiceError as error:
-                self._queue.popleft()
+                self._queue.remove(request)
                 del self._entries[request]
                 actions.append(Reject(request, error))
                 continue
             if plan is None:
                 break
-            self._queue.popleft()
+            self._queue.remove(request)
             entry.plan, entry.stage = plan, "reserving"
             self._enter_shards(request, plan)
             actions.append(Launch(request, entry.epoch, plan))
         return actions
 
     def _enter_shards(self, request: str, plan: Plan) -> None:
-        self.fleet.pending[request] = {place.shard: place.pages for place in plan.placements}
+        self.fleet.pending[request] = plan.takes
         for shard_id in (*plan.group, *(place.shard for place in plan.placements)):
             self.fleet.members[shard_id].requests.add(request)
         self.fleet.members[plan.owner].owned.add(request)
+
+    def _doubt_cached(self) -> None:
+        """More may be cached: those who wait ask again when it is their turn."""
+        for request in self._queue:
+            self._entries[request].cached = None
 
     def _leave_shards(self, request: str) -> None:
         self.fleet.pending.pop(request, None)
@@ -188,6 +252,7 @@ class Core:
                 len(entry.plan.group) if entry.plan else 0,
                 entry.plan.owner if entry.plan else "",
                 entry.plan.placements if entry.plan else (),
+                entry.plan.prefix.tokens if entry.plan else 0,
             )
             for request, entry in self._entries.items()
         )

@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
-from sps2.common.errors import Internal, PeerLost, Refused
+from sps2.common.errors import Internal, PeerLost, Refused, ServiceError
 from sps2.common.messages import (
     Commit,
     Decode,
@@ -24,13 +24,16 @@ from sps2.common.messages import (
     Reserve,
     Room,
     Shard,
+    Source,
     Submit,
     Target,
     Token,
     TokenLogprobs,
 )
+from sps2.common.prefix import PromptNames
 from sps2.common.rpc import Peer
 from sps2.services.scheduler.policy import Plan
+from sps2.services.scheduler.prefix import own_names, shared_names
 from sps2.services.tasks import gather_all, root_cause
 
 
@@ -39,6 +42,7 @@ class Listener(Protocol):
 
     def granted(self, room: Room) -> None: ...
     def prefilled(self) -> None: ...
+    def kept(self) -> None: ...
     def lost(self, shard: Shard) -> None: ...
 
 
@@ -49,6 +53,7 @@ class Job:
     """Runs one plan of one request; every resource it took is released when `run` ends.
 
     Args:
+        names: of the pages that the prompt fills; none if nothing is to be cached.
         peers: control-bus peers by shard id, for every shard of the plan.
         shards: the shards of the plan by id, as they were when it was made.
     """
@@ -58,6 +63,7 @@ class Job:
         submit: Submit,
         epoch: int,
         plan: Plan,
+        names: PromptNames,
         directory: Peer,
         peers: Mapping[str, Peer],
         shards: Mapping[str, Shard],
@@ -66,6 +72,9 @@ class Job:
         self._submit = submit
         self._epoch = epoch
         self._plan = plan
+        self._names = names
+        self._own: dict[str, tuple[bytes, ...]] = {}
+        """By shard, the pages that this request has cached."""
         self._directory = directory
         self._peers = peers
         self._shards = shards
@@ -126,6 +135,7 @@ class Job:
                 plan.dealt.scheme,
                 plan.dealt.predicted_bytes,
                 plan.migration_pays_after,
+                plan.prefix.tokens,
             )
         )
         replies = await gather_all(*replied)
@@ -153,6 +163,11 @@ class Job:
             for place in plan.placements
             if place.span.tokens
         )
+        sources = tuple(
+            Source(self._shards[place.shard].peers, place.shared)
+            for place in plan.placements
+            if place.shared
+        )
         prefill = Prefill(
             submit.request,
             self._epoch,
@@ -162,6 +177,7 @@ class Job:
             targets,
             submit.sampling,
             plan.dealt.scheme,
+            sources,
         )
         shard = plan.group[rank]
         with self._reporting(shard):
@@ -178,23 +194,48 @@ class Job:
         self, first: Token, filled: list[asyncio.Event], deposited: int, emit: Emit
     ) -> None:
         submit, plan = self._submit, self._plan
+        await gather_all(*(event.wait() for event in filled))
+        page_tokens = plan.prefix.page_tokens
+        await self._commit(own_names(plan.placements, self._names.names, page_tokens))
+        self._listener.kept()
         if first.finish is not None:
             emit(Finished(1, 0, 0, deposited))
             return
-        await gather_all(*(event.wait() for event in filled))
-        await self._directory.call(Commit(submit.request, self._epoch))
         holders = tuple(self._shards[place.shard].peers for place in plan.placements[:-1])
         with self._reporting(plan.owner):
             decoded = await self._peers[plan.owner].call(
-                Decode(submit.request, self._epoch, submit.prompt, first, holders, submit.sampling)
+                Decode(
+                    submit.request,
+                    self._epoch,
+                    submit.prompt,
+                    first,
+                    holders,
+                    submit.sampling,
+                    self._names.last,
+                )
             )
+        if decoded.names:
+            with suppress(ServiceError):  # the directory will hear of them from the owner
+                await self._commit({plan.owner: decoded.names})
         emit(Finished(decoded.tokens, decoded.q_bytes, decoded.state_bytes, deposited))
+
+    async def _commit(self, names: dict[str, tuple[bytes, ...]]) -> None:
+        committed = await self._directory.call(Commit(self._submit.request, self._epoch, names))
+        for shard, own in committed.names.items():
+            self._own[shard] = self._own.get(shard, ()) + own
 
     async def _keep_lease(self, leased: asyncio.Event) -> None:
         """Hold the lease; a directory that was lost is asked to restore it when it is back."""
+        plan = self._plan
+        shared = shared_names(plan.placements, self._names.names, plan.prefix.page_tokens)
         while True:
             reserve = Reserve(
-                self._submit.request, self._epoch, self._plan.placements, leased.is_set()
+                self._submit.request,
+                self._epoch,
+                plan.placements,
+                shared,
+                leased.is_set(),
+                self._own,
             )
             try:
                 async with self._directory.stream(reserve) as rooms:
@@ -210,7 +251,14 @@ class Job:
         self, place: Placement, held: asyncio.Event, filled: asyncio.Event
     ) -> None:
         growth = self._submit.sampling.max_tokens if place.shard == self._plan.owner else 0
-        hold = Hold(self._submit.request, self._epoch, place.span, place.span.tokens + growth)
+        hold = Hold(
+            self._submit.request,
+            self._epoch,
+            place.span,
+            place.span.tokens + growth,
+            self._names.names,
+            place.shared,
+        )
         with self._reporting(place.shard):
             async with self._peers[place.shard].stream(hold) as items:
                 async for item in items:

@@ -39,6 +39,20 @@ class Dealt(NamedTuple):
     predicted_bytes: dict[str, int]
     predicted_s: float
 
+    def after(self, tokens: int) -> "Dealt":
+        """The same for tokens that follow `tokens` others."""
+        spans = tuple(
+            tuple(Span(start + tokens, stop + tokens) for start, stop in own) for own in self.spans
+        )
+        return self._replace(spans=spans)
+
+
+class Computed(NamedTuple):
+    """What keys and values depend on, beside the model and the tokens."""
+
+    attention: Setting
+    wire: Wire
+
 
 class Schemes:
     """Chooses schemes for one model on one cluster.
@@ -80,7 +94,7 @@ class Schemes:
         Raises:
             Invalid: the wish cannot be done.
         """
-        attention = wish.attention or ("exact" if wish.method else self._attention)
+        attention, wire = self.computed(wish)
         if attention != "exact" and wish.method is not None:
             raise Invalid(
                 f"attention {attention} brings its own method; leave out method {wish.method}, "
@@ -90,7 +104,7 @@ class Schemes:
         few = tokens < 2 * ranks
         ranks = max(1, min(ranks, tokens // 2))
         if attention != "exact":
-            return self._sparse(tokens, ranks, attention, wish)
+            return self._sparse(tokens, ranks, attention, wire, wish)
         forced = "gather" if few or ranks == 1 else wish.method or self._sharing.method
         if forced != "auto":
             return self._cheapest(forced, tokens, ranks, wish)
@@ -103,12 +117,23 @@ class Schemes:
         enough = CLOSE * min(each.predicted_s for each in dealt)
         return next(each for each in dealt if each.predicted_s <= enough)
 
+    def computed(self, wish: Wish) -> Computed:
+        """How a request's keys and values are computed."""
+        attention = wish.attention or ("exact" if wish.method else self._attention)
+        wire: Wire = self._sharing.wire if attention == "exact" else "int8"
+        return Computed(attention, wish.wire or wire)
+
+    def prefix_bytes(self, tokens: int, sources: Sequence[Sequence[Span]]) -> dict[str, int]:
+        """See `traffic.prefix_transfers`; of all processes of the shards."""
+        moved = traffic.prefix_transfers(self._config, self._itemsize, tokens, sources)
+        return {purpose: nbytes * self._tp for purpose, nbytes in moved.items()}
+
     def migration_pays_after(self, held: Sequence[int]) -> int | None:
         """See `traffic.migration_pays_after`."""
         return traffic.migration_pays_after(self._config, self._itemsize, held)
 
-    def _sparse(self, tokens: int, ranks: int, attention: Sparse, wish: Wish) -> Dealt:
-        scheme = self._scheme("gather", 1, wish.wire or "int8", wish)
+    def _sparse(self, tokens: int, ranks: int, attention: Sparse, wire: Wire, wish: Wish) -> Dealt:
+        scheme = self._scheme("gather", 1, wire, wish)
         if tokens > SHORT and ranks > 1:
             chosen = selection(attention, self._config.layers, ranks, self._calibration)
             scheme = msgspec.structs.replace(scheme, method="csa", selection=chosen)
@@ -127,7 +152,7 @@ class Schemes:
                     "sps2",
                 )
             columns = [each for each in columns if each <= self._config.heads] or columns[:1]
-        wire = wish.wire or self._sharing.wire
+        wire = self.computed(wish).wire
         return min(
             (self._deal(self._scheme(method, each, wire, wish), tokens, ranks) for each in columns),
             key=lambda each: each.predicted_s,

@@ -12,6 +12,7 @@ from sps2.common.messages import (
     Finished,
     FirstToken,
     FleetStatus,
+    Lookup,
     Placed,
     Register,
     Room,
@@ -20,14 +21,18 @@ from sps2.common.messages import (
     Submit,
     Watch,
 )
+from sps2.common.prefix import PromptNames, page_names, root
 from sps2.common.rpc import Peer
 from sps2.common.telemetry import Publisher, RequestEvent
 from sps2.services.scheduler.core import (
     Core,
     Ended,
     Event,
+    Find,
+    Found,
     Granted,
     Joined,
+    Kept,
     Launch,
     Lost,
     Prefilled,
@@ -46,6 +51,8 @@ log = logging.getLogger(__name__)
 
 REPLANS = 2
 BACKOFF_S = 0.05
+FIND_S = 2.0
+"""How long the directory may take to say what is cached."""
 
 Launched = tuple[int, Plan]
 Emit = Callable[[Placed | FirstToken | Finished], None]
@@ -56,14 +63,22 @@ class SchedulerService:
 
     Args:
         schemes: how prefill groups may work together.
+        model: what tells its keys and values from another's.
         directory: the KV directory on the bus.
         telemetry: told of every stage of every request.
     """
 
     def __init__(
-        self, config: Cluster, schemes: Schemes, directory: Peer, telemetry: Publisher
+        self,
+        config: Cluster,
+        schemes: Schemes,
+        model: str,
+        directory: Peer,
+        telemetry: Publisher,
     ) -> None:
         self._config = config
+        self._schemes = schemes
+        self._model = model
         self._directory = directory
         self._telemetry = telemetry
         self._core = Core(
@@ -73,6 +88,7 @@ class SchedulerService:
         )
         self._launches: dict[str, asyncio.Future[Launched]] = {}
         self._peers: dict[str, Peer] = {}
+        self._finding: set[asyncio.Task[None]] = set()
 
     async def watch_room(self) -> None:
         """Follow the directory's room, for as long as the service runs."""
@@ -130,15 +146,20 @@ class SchedulerService:
         }
 
     async def close(self) -> None:
+        for task in self._finding:
+            task.cancel()
         for peer in self._peers.values():
             await peer.close()
 
     async def _run(self, submit: Submit, emit: Emit) -> None:
+        names = self._names(submit)
+        is_scored = submit.sampling.prompt_logprobs is not None  # all its tokens must be computed
         work = Work(
             submit.request,
             len(submit.prompt) // 4,
             submit.sampling.max_tokens,
             submit.wish,
+            () if is_scored else names.names,
         )
         replans = 0
         answering = False
@@ -155,7 +176,7 @@ class SchedulerService:
             while True:
                 epoch, plan = await launch
                 try:
-                    await self._job(submit, epoch, plan).run(watch)
+                    await self._job(submit, epoch, plan, names).run(watch)
                 except Refused:
                     await asyncio.sleep(BACKOFF_S)
                 except PeerLost as lost:
@@ -172,7 +193,14 @@ class SchedulerService:
             self._handle(Ended(work.request))
             self._tell(work.request, "ended")
 
-    def _job(self, submit: Submit, epoch: int, plan: Plan) -> Job:
+    def _names(self, submit: Submit) -> PromptNames:
+        """The names of the prompt's pages; none where the cache is off."""
+        if not self._config.kv.prefix_cache:
+            return PromptNames()
+        first = root(self._model, submit.cache_salt, *self._schemes.computed(submit.wish))
+        return PromptNames(first, page_names(first, submit.prompt, self._config.kv.page_tokens))
+
+    def _job(self, submit: Submit, epoch: int, plan: Plan, names: PromptNames) -> Job:
         ids = {*plan.group, *(place.shard for place in plan.placements)}
         members = self._core.fleet.members
         shards = {shard: members[shard].shard for shard in ids if shard in members}
@@ -183,6 +211,7 @@ class SchedulerService:
             submit,
             epoch,
             plan,
+            names,
             self._directory,
             {shard: self._peers[shard] for shard in ids},
             shards,
@@ -202,6 +231,11 @@ class SchedulerService:
 
     def _handle(self, event: Event) -> None:
         for action in self._core.handle(event, time.monotonic()):
+            if isinstance(action, Find):
+                task = asyncio.create_task(self._find(action))
+                self._finding.add(task)
+                task.add_done_callback(self._finding.discard)
+                continue
             launch = self._launches[action.request]
             if launch.done():  # its caller has just left; `Ended` follows
                 continue
@@ -210,6 +244,14 @@ class SchedulerService:
                     launch.set_result((epoch, plan))
                 case Reject(_, error):
                     launch.set_exception(error)
+
+    async def _find(self, action: Find) -> None:
+        try:
+            cached = (await self._directory.call(Lookup(action.names), FIND_S)).runs
+        except ServiceError as error:
+            log.warning("request %s goes without the prefix cache: %s", action.request, error)
+            cached = ()
+        self._handle(Found(action.request, cached))
 
     def _tell(self, request: str, stage: str) -> None:
         self._telemetry.publish(RequestEvent(request, stage, time.time(), {}))
@@ -229,6 +271,9 @@ class _Progress:
     def prefilled(self) -> None:
         self._service._handle(Prefilled(self._request))
         self._service._tell(self._request, "decode")
+
+    def kept(self) -> None:
+        self._service._handle(Kept(self._request))
 
     def lost(self, shard: Shard) -> None:
         self._service._lose(shard)

@@ -51,6 +51,27 @@ def transfers(config: ModelConfig, itemsize: int, scheme: Scheme, spans: Spans) 
     return list(by_method[scheme.method]())
 
 
+def prefix_transfers(
+    config: ModelConfig, itemsize: int, tokens: int, sources: Sequence[Sequence[Span]]
+) -> dict[str, int]:
+    """Bytes between a group and shards that have the tokens before its own, by purpose.
+
+    Args:
+        tokens: how many the group computes.
+        sources: spans of the prefix, by shard.
+    """
+    sizes = _Sizes(config, itemsize, "plain")
+    first = max((span.stop for spans in sources for span in spans), default=0)
+    moved = Counter[str]()
+    for spans in sources:
+        for window in config.windows:
+            last = max(span.stop for span in spans)
+            rows = tokens if window is None else max(0, min(tokens, last + window - 1 - first))
+            moved["prefix_q"] += sizes.q(rows, config.heads)
+            moved["prefix_state"] += sizes.state(rows, config.heads)
+    return dict(moved)
+
+
 def by_purpose(moved: Sequence[Transfer]) -> dict[str, int]:
     """Bytes in all, by purpose."""
     totals: Counter[str] = Counter()
@@ -114,7 +135,7 @@ def _usp(sizes: _Sizes, columns: int, spans: Spans) -> Iterator[Transfer]:
                 continue
             yield Transfer(rank, target, "q", layers * sizes.q(tokens[rank], heads.tokens))
             yield Transfer(rank, target, "kv", layers * sizes.kv(tokens[rank], kv_heads))
-            yield Transfer(target, rank, "state", layers * sizes.q(tokens[rank], heads.tokens))
+            yield Transfer(target, rank, "state", layers * sizes.state(tokens[rank], heads.tokens))
 
 
 def _gather(sizes: _Sizes, spans: Spans) -> Iterator[Transfer]:

@@ -27,7 +27,7 @@ def test_every_message_names_an_answer() -> None:
     for message in MESSAGES:
         kinds = get_args(wire.answer_type(message)) or (wire.answer_type(message),)
         assert all(issubclass(kind, messages.Struct) for kind in kinds), message
-    assert wire.answer_type(messages.Commit) is messages.Done
+    assert wire.answer_type(messages.Commit) is messages.Committed
     assert get_args(wire.answer_type(messages.Hold)) == (messages.Held, messages.Filled)
 
 

@@ -74,6 +74,7 @@ def test_every_exact_method_says_the_same(cluster: Running, method: str) -> None
             temperature=0,
             ignore_eos=True,
             logprobs=0,
+            cache_salt=method,
             sps2={"method": method, "sp_degree": 2},
         )
     assert said(answer) == [tokenizer.token_text(token) for token in wanted]
@@ -98,6 +99,7 @@ def test_kv_is_spread_and_bytes_are_those_of_the_formulas(cluster: Running) -> N
             max_tokens=11,
             temperature=0,
             ignore_eos=True,
+            cache_salt="spread",
             sps2={"method": "ring"},
         )
     usage = answer.usage.sps2

@@ -1,7 +1,8 @@
 """A whole group of shards in one process: real planes, pools, rings and batches, no bus."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import struct
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from sps2.common.messages import (
     PrefillRank,
     Sampling,
     Scheme,
+    Source,
     Target,
     Token,
 )
@@ -27,12 +29,14 @@ from sps2.common.model.llama import Llama, shapes
 from sps2.common.model.local import LocalAttention
 from sps2.common.model.pages import PagePool
 from sps2.common.model.sample import Sampler
+from sps2.common.prefix import page_names
 from sps2.common.spans import Span, consecutive, paged_split, zigzag
 from sps2.common.transport.plane import Plane
 from sps2.kernels.quantize import BLOCK
 from sps2.services.decode.batch import Batch
 from sps2.services.decode.exchange import Exchange
 from sps2.services.decode.holding import Holding, Holdings, Key
+from sps2.services.decode.prefix import Prefixes
 from sps2.services.decode.sequence import Owned
 from sps2.services.decode.steps import Leading
 from sps2.services.prefill.prompt import run_prompt
@@ -40,6 +44,8 @@ from sps2.services.tasks import gather_all
 
 PAGE_TOKENS = 4
 RING = Scheme()
+Shared = Sequence[tuple[int, Span]]
+"""Cached pages that a request uses: number of the decode shard, tokens."""
 
 
 def tiny_config(window: int | None = None) -> ModelConfig:
@@ -87,6 +93,7 @@ class DecodeShard:
     plane: Plane
     pool: PagePool
     holdings: Holdings
+    prefixes: Prefixes
     batch: Batch
     tokens: list[tuple[Key, Token]]
 
@@ -96,6 +103,20 @@ class Filled(NamedTuple):
 
     prefilled: Prefilled
     deposited: Deposited
+
+
+def before(shared: Shared) -> int:
+    """How long the prefix is."""
+    return max((span.stop for _, span in shared), default=0)
+
+
+def after(span: Span, tokens: int) -> Span:
+    """The same span behind so many tokens."""
+    return Span(span.start + tokens, span.stop + tokens)
+
+
+def names_of(prompt: list[int]) -> tuple[bytes, ...]:
+    return page_names(b"", struct.pack(f"<{len(prompt)}i", *prompt), PAGE_TOKENS)
 
 
 def deal(tokens: int, ranks: int, scheme: Scheme) -> list[tuple[Span, ...]]:
@@ -122,16 +143,27 @@ class World:
         sampling: Sampling,
         sp_degree: int | None = None,
         scheme: Scheme = RING,
+        shared: Shared = (),
+        keep: bool = False,
     ) -> tuple[list[Filled], list[Token]]:
-        """Prefill and decode one request; its pages are given back in the end."""
+        """Prefill and decode one request; its pages are given back in the end.
+
+        Args:
+            shared: the cached prefix, by shard.
+            keep: cache its full pages.
+        """
         key = (request, 0)
-        holdings = await self.hold(request, prompt, sampling)
+        holdings = await self.hold(request, prompt, sampling, shared)
         try:
-            replies = await self.fill(request, prompt, sampling, holdings, sp_degree, scheme)
+            replies = await self.fill(
+                request, prompt, sampling, holdings, sp_degree, scheme, None, shared
+            )
             first = next(reply.prefilled.token for reply in replies if reply.prefilled.token)
             if first.finish is not None:
                 return replies, [first]
             await gather_all(*(holding.filled.wait() for _, holding in holdings))
+            for shard, _ in holdings if keep else ():
+                shard.holdings.keep(key, names_of(prompt))
             owner, holding = holdings[-1]
             for shard, _ in holdings:
                 owner.plane.introduce(Peer(shard.plane.name, shard.plane.address))
@@ -148,14 +180,18 @@ class World:
                 shard.holdings.release(key)
 
     async def hold(
-        self, request: str, prompt: list[int], sampling: Sampling
+        self, request: str, prompt: list[int], sampling: Sampling, shared: Shared = ()
     ) -> list[tuple[DecodeShard, Holding]]:
-        spans = paged_split(len(prompt), [1] * len(self.decode), PAGE_TOKENS)
+        first = before(shared)
+        spans = paged_split(len(prompt) - first, [1] * len(self.decode), PAGE_TOKENS)
         found = []
-        for index, (shard, span) in enumerate(zip(self.decode, spans, strict=True)):
+        for index, (shard, own) in enumerate(zip(self.decode, spans, strict=True)):
+            span = after(own, first)
             growth = sampling.max_tokens if index == len(self.decode) - 1 else 0
-            if span.tokens + growth:
-                hold = Hold(request, 0, span, span.tokens + growth)
+            parts = tuple(part for at, part in shared if at == index)
+            if span.tokens + growth or parts:
+                capacity = span.tokens + growth
+                hold = Hold(request, 0, span, capacity, names_of(prompt), parts)
                 found.append((shard, await shard.holdings.hold(hold)))
         return found
 
@@ -168,9 +204,23 @@ class World:
         sp_degree: int | None = None,
         scheme: Scheme = RING,
         spans: list[tuple[Span, ...]] | None = None,
+        shared: Shared = (),
     ) -> list[Filled]:
         group = self.prefill[: sp_degree or len(self.prefill)]
-        dealt = list(zip(group, spans or deal(len(prompt), len(group), scheme), strict=False))
+        first = before(shared)
+        spans = spans or [
+            tuple(after(span, first) for span in own)
+            for own in deal(len(prompt) - first, len(group), scheme)
+        ]
+        dealt = list(zip(group, spans, strict=False))
+        sources = tuple(
+            Source(
+                (Peer(shard.plane.name, shard.plane.address),),
+                tuple(part for at, part in shared if at == index),
+            )
+            for index, shard in enumerate(self.decode)
+            if index in dict(shared)
+        )
         ranks = tuple(PrefillRank((Peer(p.name, p.address),), spans) for p, spans in dealt)
         targets = tuple(
             Target((Peer(shard.plane.name, shard.plane.address),), holding.span)
@@ -187,7 +237,7 @@ class World:
                         self.model,
                         plane,
                         inboxes[rank],
-                        Prefill(request, 0, ids, ranks, rank, targets, sampling, scheme),
+                        Prefill(request, 0, ids, ranks, rank, targets, sampling, scheme, sources),
                         inline,
                         partial(replies.__setitem__, rank),
                     )
@@ -220,7 +270,8 @@ async def world(
             batch = Batch(model, pool, exchange, Leading(listening, ()), tokens.extend)
             stepping = asyncio.create_task(batch.run())
             stack.push_async_callback(_cancel, stepping)
-            shards.append(DecodeShard(listening, pool, holdings, batch, tokens))
+            prefixes = Prefixes(model.config, listening, pool, holdings)
+            shards.append(DecodeShard(listening, pool, holdings, prefixes, batch, tokens))
         yield World(model, sources, shards)
 
 

@@ -72,7 +72,7 @@ async def attended(
             async with asyncio.TaskGroup() as sends:
                 group = Group(config, planes[rank], inboxes[rank], request, run, sends)
                 attend = attend_by(group)
-                out[rows] = await attend(0, q[rows], k[rows], v[rows])
+                out[rows] = (await attend(0, q[rows], k[rows], v[rows])).out
             return attend, group
 
         ran = await gather_all(*(rank_of(rank) for rank in range(len(spans))))

@@ -1,0 +1,111 @@
+"""Attention to a prefix that is cached: q goes to the decode shards that have it, states return."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from sps2.common.errors import PeerLost
+from sps2.common.messages import Source
+from sps2.common.model.share import Share
+from sps2.common.spans import Span
+from sps2.kernels import State, merge_many
+from sps2.services.prefill.deposit import owners
+from sps2.services.prefill.group import Attention, Group
+from sps2.services.prefill.seen import Rows, visible
+from sps2.services.tasks import gather_all
+
+ROWS = 256
+"""Queries in one question: a shard answers one, and decodes, before it answers the next."""
+
+
+class Question(NamedTuple):
+    """Rows and heads of q about which a process is asked.
+
+    spans: of the prefix, there. head: the first KV head, among those of the whole model.
+    """
+
+    peer: str
+    spans: tuple[Span, ...]
+    rows: Rows
+    head: int
+    heads: slice
+
+
+class Prefix:
+    """The `Attention` of one rank to its group's tokens and to those before them.
+
+    Like a decode step, with many rows: no keys or values move, h(2de + 4) bytes per row, layer and
+    shard with some of the prefix. Without `sources` it is the group's attention alone.
+
+    Args:
+        attend: among the group's tokens.
+        share: whose heads these are.
+    """
+
+    def __init__(
+        self, attend: Attention, group: Group, sources: Sequence[Source], share: Share
+    ) -> None:
+        self._attend = attend
+        self._group = group
+        size = group.config.heads // group.config.kv_heads
+        self._questions = [
+            Question(peer, source.spans, rows, head, slice(heads.start * size, heads.stop * size))
+            for source in sources
+            for peer, head, heads in owners(source.peers, share, group.config.kv_heads * share.size)
+            for rows in _pieces(group.mine)
+        ]
+
+    async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> State:
+        group = self._group
+        window = group.config.window(layer)
+        questions = [
+            each
+            for each in self._questions
+            if any(visible(each.rows.span, span, window) for span in each.spans)
+        ]
+        asked = [self._ask(layer, each, q) for each in questions]
+        if group.scheme.pipelined:
+            mine, *theirs = await gather_all(self._attend(layer, q, k, v), *asked)
+        else:
+            theirs = await gather_all(*asked)
+            mine = await self._attend(layer, q, k, v)
+        if not theirs:
+            return mine
+        return await group.compute(lambda: _merged(mine, questions, theirs), layer)
+
+    async def _ask(self, layer: int, question: Question, q: Tensor) -> State:
+        group, at = self._group, question.rows.span.start
+        rows = q[question.rows.rows, question.heads].contiguous()
+        with group.timeline.during("out", layer):
+            await group.send_to(question.peer, "prefix_q", layer, at, (rows,), question.head)
+        group.sent["prefix_q"] += rows.nbytes
+        state = await group.recv_from(question.peer, "prefix_state", layer, at)
+        if not state:
+            raise PeerLost(question.peer, f"{question.peer} no longer holds the prefix")
+        group.sent["prefix_state"] += sum(tensor.nbytes for tensor in state)
+        return State(*state)
+
+
+def _pieces(rows: Sequence[Rows]) -> list[Rows]:
+    pieces = []
+    for span, where in rows:
+        for start in range(0, span.tokens, ROWS):
+            stop = min(start + ROWS, span.tokens)
+            of = Span(span.start + start, span.start + stop)
+            pieces.append(Rows(of, slice(where.start + start, where.start + stop)))
+    return pieces
+
+
+def _merged(mine: State, questions: Sequence[Question], theirs: Sequence[State]) -> State:
+    """`mine`, in which the states of what was asked are merged."""
+    parts: dict[tuple[int, int], list[int]] = {}
+    for index, each in enumerate(questions):
+        parts.setdefault((each.rows.rows.start, each.heads.start), []).append(index)
+    for indices in parts.values():
+        rows, heads = questions[indices[0]].rows.rows, questions[indices[0]].heads
+        own = State(mine.out[rows, heads], mine.lse[rows, heads])
+        merged = merge_many([own, *(theirs[index] for index in indices)])
+        own.out.copy_(merged.out)
+        own.lse.copy_(merged.lse)
+    return mine

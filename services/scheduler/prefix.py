@@ -1,0 +1,81 @@
+"""The beginning of a prompt that is cached: where it lies."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, pairwise
+
+from sps2.common.messages import CachedRun, Placement
+from sps2.common.spans import Span
+from sps2.services.scheduler.fleet import Fleet
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Runs of pages, from the prompt's first on; none where nothing is cached."""
+
+    runs: tuple[CachedRun, ...]
+    page_tokens: int
+
+    @property
+    def pages(self) -> int:
+        return sum(run.pages for run in self.runs)
+
+    @property
+    def tokens(self) -> int:
+        return self.pages * self.page_tokens
+
+    @cached_property
+    def spans(self) -> dict[str, tuple[Span, ...]]:
+        """By shard, the tokens whose pages it has."""
+        found: dict[str, tuple[Span, ...]] = {}
+        edges = accumulate((run.pages * self.page_tokens for run in self.runs), initial=0)
+        for run, (start, stop) in zip(self.runs, pairwise(edges), strict=True):
+            found[run.shard] = (*found.get(run.shard, ()), Span(start, stop))
+        return found
+
+    def idle(self, shard: str) -> int:
+        """How many of its pages there count as free, unless they are used."""
+        return sum(run.idle for run in self.runs if run.shard == shard)
+
+
+def usable(cached: Sequence[CachedRun], prompt_tokens: int, fleet: Fleet) -> Prefix:
+    """As much as is on shards that are there, and leaves a token to compute."""
+    page_tokens = max((member.shard.page_tokens for member in fleet.of("decode")), default=1)
+    left = (prompt_tokens - 1) // page_tokens
+    runs: list[CachedRun] = []
+    for run in cached:
+        pages = min(run.pages, left)
+        if not pages or run.shard not in fleet.room.free or run.shard not in fleet.members:
+            break
+        runs.append(CachedRun(run.shard, pages, min(run.idle, pages)))
+        left -= pages
+    return Prefix(tuple(runs), page_tokens)
+
+
+def shared_names(
+    placements: Sequence[Placement], names: Sequence[bytes], page_tokens: int
+) -> dict[str, tuple[bytes, ...]]:
+    """By shard, the names of the cached pages that a request uses there."""
+    return {
+        place.shard: tuple(
+            name
+            for span in place.shared
+            for name in names[span.start // page_tokens : span.stop // page_tokens]
+        )
+        for place in placements
+        if place.shared
+    }
+
+
+def own_names(
+    placements: Sequence[Placement], names: Sequence[bytes], page_tokens: int
+) -> dict[str, tuple[bytes, ...]]:
+    """By shard, the names of the full pages that a prompt fills there; the owner's come last."""
+    return {
+        place.shard: tuple(
+            names[place.span.start // page_tokens : -(-place.span.stop // page_tokens)]
+        )
+        for place in placements
+        if place.span.tokens
+    }

@@ -1,0 +1,157 @@
+"""Real processes: KV is never computed twice, and nobody can tell from the answers."""
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from sps2.common.api import Completion
+from sps2.common.client import AsyncClient, Client
+from sps2.common.messages import ClusterStatus
+from sps2.common.tokens import Tokenizer
+
+from .conftest import Running
+from .test_cluster import expected, prompt_of, released, said
+
+PAGE = 32
+
+
+def ask(client: Client, prompt: list[int], tokens: int = 8, **changes: object) -> Completion:
+    wish = {"max_tokens": tokens, "temperature": 0, "ignore_eos": True, "logprobs": 0} | changes
+    return client.complete(prompt, **wish)  # type: ignore[arg-type]
+
+
+def cached(answer: Completion) -> int:
+    usage = answer.usage
+    assert usage.sps2 is not None
+    assert usage.sps2.cached_tokens == usage.prompt_tokens_details.cached_tokens
+    return usage.sps2.cached_tokens
+
+
+@pytest.mark.parametrize("degree", [1, 2])
+@pytest.mark.parametrize("attention", ["exact", "balanced"])
+def test_a_second_turn_computes_only_what_is_new(
+    cluster: Running, degree: int, attention: str
+) -> None:
+    salt = f"turns {degree} {attention}"
+    wish = {"sps2": {"sp_degree": degree, "attention": attention}}
+    prompt = prompt_of(150)
+    with Client(cluster.bus) as client:
+        first = ask(client, prompt, 40, cache_salt=salt, logit_bias={"77": 100}, **wish)
+        assert cached(first) == 0
+        prompt = prompt + [77] * 40 + prompt_of(30)
+        second = ask(client, prompt, 24, cache_salt=salt, **wish)
+        without = ask(client, prompt, 24, cache_salt=f"not {salt}", sps2={"sp_degree": 1})
+    assert cached(second) == (150 + 39) // PAGE * PAGE
+    if attention == "exact":
+        assert said(second) == said(without)
+    usage = second.usage.sps2
+    assert usage is not None
+    assert usage.deposit_bytes == (len(prompt) - cached(second)) * 3 * 2 * 3 * 8 * 4
+    if degree == 1:
+        assert usage.exchange_bytes == usage.predicted_exchange_bytes
+
+
+def test_the_last_token_is_always_computed(cluster: Running) -> None:
+    with Client(cluster.bus) as client:
+        answers = [ask(client, prompt_of(4 * PAGE), cache_salt="whole") for _ in range(2)]
+    assert [cached(answer) for answer in answers] == [0, 3 * PAGE]
+    assert said(answers[0]) == said(answers[1])
+
+
+def test_salts_and_settings_are_kept_apart_and_scored_prompts_are_computed(
+    cluster: Running,
+) -> None:
+    prompt = prompt_of(100)
+    with Client(cluster.bus) as client:
+        ask(client, prompt, cache_salt="one")
+        assert cached(ask(client, prompt, cache_salt="other")) == 0
+        assert cached(ask(client, prompt, cache_salt="one", sps2={"attention": "fast"})) == 0
+        assert cached(ask(client, prompt, cache_salt="one", sps2={"wire": "int8"})) == 0
+        assert cached(ask(client, prompt, cache_salt="one", echo=True)) == 0
+        assert cached(ask(client, prompt, cache_salt="one")) == 3 * PAGE
+
+
+async def test_requests_that_begin_alike_wait_for_the_first(cluster: Running) -> None:
+    tokenizer = Tokenizer(cluster.folder)
+    prompts = [prompt_of(300) + [5 + each] * 9 for each in range(8)]
+    async with AsyncClient(cluster.bus) as client:
+        answers = await asyncio.gather(
+            *(
+                client.complete(
+                    prompt,
+                    max_tokens=6,
+                    temperature=0,
+                    ignore_eos=True,
+                    logprobs=0,
+                    cache_salt="alike",
+                )
+                for prompt in prompts
+            )
+        )
+        assert sorted(cached(answer) for answer in answers) == [0] + [9 * PAGE] * 7
+        assert (await released(client)).leaked_pages == 0
+    for prompt, answer in zip(prompts, answers, strict=True):
+        wanted = expected(cluster.folder, prompt, 6)
+        assert said(answer) == [tokenizer.token_text(token) for token in wanted]
+
+
+async def test_a_cancelled_first_lets_the_others_compute(cluster: Running) -> None:
+    prompt = prompt_of(440)
+    wish = {"temperature": 0, "ignore_eos": True, "logprobs": 0, "cache_salt": "cancelled"}
+    async with AsyncClient(cluster.bus) as client:
+        first = asyncio.create_task(client.complete(prompt, max_tokens=60, **wish))  # type: ignore[arg-type]
+        second = asyncio.create_task(client.complete(prompt, max_tokens=5, **wish))  # type: ignore[arg-type]
+        await asyncio.sleep(0.02)
+        first.cancel()
+        async with asyncio.timeout(20):
+            await second
+        assert (await released(client)).leaked_pages == 0
+
+
+async def test_a_restarted_directory_knows_the_cache_again(cluster: Running) -> None:
+    prompt = prompt_of(200)
+    async with AsyncClient(cluster.bus) as client:
+        before = await _ask(client, prompt)
+        await _kill("kvdir", client)
+        after = await _ask(client, prompt)
+        assert (cached(before), cached(after)) == (0, 6 * PAGE)
+        assert said(before) == said(after)
+        assert (await released(client)).leaked_pages == 0
+
+
+async def test_what_a_lost_shard_had_is_computed_again(cluster: Running) -> None:
+    prompt = prompt_of(250)
+    async with AsyncClient(cluster.bus) as client:
+        before = await _ask(client, prompt)
+        assert before.usage.sps2 is not None
+        lost = before.usage.sps2.placements[0].shard
+        await _kill(lost, client)
+        after = await _ask(client, prompt)
+        assert cached(after) < 7 * PAGE
+        assert said(before) == said(after)
+        assert cached(await _ask(client, prompt)) == 7 * PAGE
+        assert (await released(client)).leaked_pages == 0
+
+
+async def _ask(client: AsyncClient, prompt: list[int]) -> Completion:
+    return await client.complete(
+        prompt, max_tokens=8, temperature=0, ignore_eos=True, logprobs=0, cache_salt="restarts"
+    )
+
+
+async def _kill(service: str, client: AsyncClient) -> None:
+    """End a process, and wait until the supervisor's next one has joined."""
+    pid = _pid(await client.status(), service)
+    os.kill(pid, signal.SIGKILL)
+    async with asyncio.timeout(60):
+        while True:
+            await asyncio.sleep(0.2)
+            status = await client.status()
+            if status.ready and _pid(status, service) not in (0, pid):
+                return
+
+
+def _pid(status: ClusterStatus, service: str) -> int:
+    return next((each.pid for each in status.services if each.service == service), 0)

@@ -1,0 +1,104 @@
+"""Prompts whose first pages are cached say what they say without: any degree, spread and method."""
+
+import pytest
+import torch
+
+from sps2.common.errors import PeerLost
+from sps2.common.messages import Scheme, Selection
+from sps2.common.spans import Span, paged_split
+
+from .world import PAGE_TOKENS, Shared, World, greedy, oracle, tiny_model, world
+
+
+def prompt_of(tokens: int, seed: int = 0) -> list[int]:
+    return torch.randint(97, (tokens,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+async def cached(shards: World, prompt: list[int]) -> list[Span]:
+    """Where the prompt lies after a first request has run."""
+    await shards.run("first", prompt, greedy(2), keep=True)
+    return paged_split(len(prompt), [1] * len(shards.decode), PAGE_TOKENS)
+
+
+def shared(spans: list[Span], tokens: int) -> Shared:
+    """The first tokens, as far as pages go."""
+    whole = Span(0, tokens // PAGE_TOKENS * PAGE_TOKENS)
+    return [(index, span & whole) for index, span in enumerate(spans) if (span & whole).tokens]
+
+
+@pytest.mark.parametrize("backend", ["inproc", "tcp", "ucx"])
+@pytest.mark.parametrize("decode", [1, 2, 3])
+@pytest.mark.parametrize("degree", [1, 2, 3])
+async def test_answers_equal_the_oracles(degree: int, decode: int, backend: str) -> None:
+    model, prompt = tiny_model(), prompt_of(90)
+    async with world(model, degree, decode, backend) as shards:
+        spans = await cached(shards, prompt)
+        for request, (common, rest) in {"a": (88, 2), "b": (41, 60), "c": (4, 3)}.items():
+            second = prompt[:common] + prompt_of(rest, 1)
+            _, answer = await oracle(model, second, 12)
+            _, tokens = await shards.run(request, second, greedy(12), shared=shared(spans, common))
+            assert [token.id for token in tokens] == answer
+        named = sum(len(shard.holdings.cached.names()) for shard in shards.decode)
+        assert named == len(prompt) // PAGE_TOKENS
+        assert sum(shard.pool.free_pages for shard in shards.decode) == 64 * decode - named
+
+
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        Scheme("ring"),
+        Scheme("gather"),
+        Scheme("pass_q"),
+        Scheme("ulysses", 4),
+        Scheme("usp", 2),
+        Scheme("gather", pipelined=False),
+        Scheme("csa", selection=Selection((0.0,) * 3, (0.0,) * 3)),
+    ],
+    ids=lambda scheme: f"{scheme.method}-{scheme.pipelined}",
+)
+async def test_every_method_merges_the_prefix(scheme: Scheme, window: int | None) -> None:
+    model, prompt = tiny_model(window), prompt_of(120)
+    second = prompt[:77] + prompt_of(290, 2)
+    _, answer = await oracle(model, second, 8)
+    async with world(model, 4, 2, pages=256) as shards:
+        spans = await cached(shards, prompt)
+        replies, tokens = await shards.run(
+            "r", second, greedy(8), scheme=scheme, shared=shared(spans, 77)
+        )
+    assert [token.id for token in tokens] == answer
+    sent = [reply.prefilled.exchanged.sent_bytes for reply in replies]
+    if window is None:
+        q = sum(each["prefix_q"] for each in sent)
+        layers, heads, dim = 3, 6, 16
+        assert q == 2 * layers * (len(second) - 76) * heads * dim * 4
+        assert sum(each["prefix_state"] for each in sent) == q * (dim + 1) // dim
+
+
+async def test_only_the_rest_is_computed_and_kept() -> None:
+    model, prompt = tiny_model(), prompt_of(60)
+    async with world(model, 1, 1) as shards:
+        spans = await cached(shards, prompt)
+        (reply,), _ = await shards.run("r", prompt, greedy(1), shared=shared(spans, 59))
+        assert reply.deposited.deposit_bytes == (60 - 56) * 3 * 2 * 2 * 16 * 4
+
+
+async def test_a_prefix_that_its_shard_let_go_is_a_loss() -> None:
+    model, prompt = tiny_model(), prompt_of(60)
+    async with world(model, 2, 2) as shards:
+        parts = shared(await cached(shards, prompt), 40)
+        holdings = await shards.hold("r", prompt, greedy(2), parts)
+        shards.decode[0].holdings.release(("r", 0))
+        with pytest.raises(PeerLost, match="no longer holds the prefix"):
+            await shards.fill("r", prompt, greedy(2), holdings, shared=parts)
+
+
+@pytest.mark.parametrize("backend", ["tcp", "ucx"])
+async def test_the_loss_of_who_has_the_prefix_is_noticed(backend: str) -> None:
+    model, prompt = tiny_model(), prompt_of(60)
+    async with world(model, 2, 2, backend) as shards:
+        parts = shared(await cached(shards, prompt), 40)
+        holdings = await shards.hold("r", prompt, greedy(2), parts)
+        await shards.decode[0].plane.close()
+        with pytest.raises(PeerLost):
+            await shards.fill("r", prompt, greedy(2), holdings, shared=parts)
