@@ -82,7 +82,7 @@ async def measure(options: argparse.Namespace) -> list[dict[str, object]]:
                     decode=holders,
                     threads=1,
                     transport="tcp",
-                    kv={"pool_tokens": 2 * options.tokens},
+                    kv={"pool_tokens": 2 * options.tokens, "prefix_cache": False},
                 )
                 sides[holders] = await stack.enter_async_context(spread(cluster, built.hosts))
                 await sides[holders].ready()

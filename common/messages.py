@@ -174,6 +174,8 @@ class Report(Request[Done], frozen=True):
     holdings: tuple[Holding, ...]
     cached: tuple[bytes, ...] = ()
     """Names of pages whose makers have ended since the last report."""
+    missing: tuple[bytes, ...] = ()
+    """Names that requests wanted to share since then, and that are not cached there."""
 
 
 class Room(Struct, frozen=True):

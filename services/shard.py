@@ -81,6 +81,10 @@ class Inventory(Protocol):
         """Those of requests that ended since it `told`."""
         ...
 
+    def missing(self) -> tuple[bytes, ...]:
+        """Those that the directory thinks to be here, wrongly, as far as it has not been `told`."""
+        ...
+
     def told(self, names: tuple[bytes, ...]) -> None:
         """The directory has heard of these."""
         ...
@@ -165,13 +169,13 @@ class Membership:
             await asyncio.sleep(self._bus.beat_s)
             if "KV directory" in self._missing:
                 continue
-            news = inventory.news()
+            news, missing = inventory.news(), inventory.missing()
             try:
                 await self._directory.call(
-                    Report(shard.id, shard.peer.name, inventory.inventory(), news),
+                    Report(shard.id, shard.peer.name, inventory.inventory(), news, missing),
                     deadline_s=self._bus.beat_s * self._bus.missed_beats,
                 )
-                inventory.told(news)
+                inventory.told((*news, *missing))
             except ServiceError as error:
                 log.warning("reporting to the KV directory: %s", error)
 

@@ -18,6 +18,7 @@ class CachedPages:
         self._pool = pool
         self._pages: dict[bytes, int] = {}
         self._news: dict[bytes, None] = {}
+        self._missing: dict[bytes, None] = {}
 
     def names(self) -> tuple[bytes, ...]:
         """All of them, those first that were cached first; safe to call from another thread."""
@@ -27,10 +28,15 @@ class CachedPages:
         """Those of ended requests that `told` has not been told of; safe as `names` is."""
         return tuple(self._news)
 
+    def missing(self) -> tuple[bytes, ...]:
+        """What was to be shared and is not here, since `told`; safe as `names` is."""
+        return tuple(self._missing)
+
     def told(self, names: Iterable[bytes]) -> None:
         """The directory heard of these."""
         for name in names:
             self._news.pop(name, None)
+            self._missing.pop(name, None)
 
     def settle(self, names: Iterable[bytes]) -> None:
         """The request that made these pages is over."""
@@ -52,10 +58,10 @@ class CachedPages:
         """
         tokens = self._pool.page_tokens
         numbers = [n for span in spans for n in range(span.start // tokens, span.stop // tokens)]
-        try:
-            pages = {number: self._pages[names[number]] for number in numbers}
-        except (KeyError, IndexError):
-            raise Refused("the prefix is not cached here any more") from None
+        if missing := [names[n] for n in numbers if names[n] not in self._pages]:
+            self._missing |= dict.fromkeys(missing)
+            raise Refused("the prefix is not cached here any more")
+        pages = {number: self._pages[names[number]] for number in numbers}
         self._pool.share(pages.values())
         return pages
 

@@ -142,6 +142,10 @@ class DecodeService:
         """Names of pages that ended requests cached since the directory was `told`."""
         return self._holdings.cached.news()
 
+    def missing(self) -> tuple[bytes, ...]:
+        """Names of pages that requests were to share and that are not here."""
+        return self._holdings.cached.missing()
+
     def told(self, names: tuple[bytes, ...]) -> None:
         """The directory has heard of these."""
         self._data.post(lambda: self._holdings.cached.told(names))

@@ -78,6 +78,14 @@ class PageCache:
         self.evicted_pages += len(names)
         return names
 
+    def forget(self, shard: str, names: Iterable[bytes]) -> None:
+        """These are not there, idle or not."""
+        for name in names:
+            if self._shard.get(name) == shard:
+                del self._shard[name]
+                self._idle[shard].pop(name, None)
+                self._pages[shard] -= 1
+
     def lose(self, shard: str) -> None:
         """The shard's pages are gone, idle or not."""
         self._shard = {name: at for name, at in self._shard.items() if at != shard}

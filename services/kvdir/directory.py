@@ -78,7 +78,12 @@ class Directory:
         return pool.evicted
 
     def report(
-        self, shard: str, peer: str, holdings: Sequence[Holding], cached: Sequence[bytes] = ()
+        self,
+        shard: str,
+        peer: str,
+        holdings: Sequence[Holding],
+        cached: Sequence[bytes] = (),
+        missing: Sequence[bytes] = (),
     ) -> None:
         """Take a shard's inventory; what stays without a lease over two reports has leaked.
 
@@ -92,6 +97,7 @@ class Directory:
         unleased = {key for key in pool.holdings if key not in self._grants}
         pool.leaked = unleased & pool.unleased
         pool.unleased = unleased
+        self.cache.forget(shard, missing)
         self._adopt(shard, cached)
 
     def withdraw(self, shard: str, peer: str) -> None:

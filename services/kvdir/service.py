@@ -53,7 +53,9 @@ class DirectoryService:
 
     async def report(self, request: Report) -> Done:
         before = self._directory.room()
-        self._directory.report(request.shard, request.peer, request.holdings, request.cached)
+        self._directory.report(
+            request.shard, request.peer, request.holdings, request.cached, request.missing
+        )
         if request.cached or self._directory.room() != before:
             self._tell()
         return Done()

@@ -128,7 +128,7 @@ class Entry:
 
     def gains_from(self, other: "Entry") -> bool:
         """Whether to wait for pages that the other computes now: most of what it does."""
-        if other.plan is None or other.is_kept or not self.is_trusting:
+        if other.plan is None or not self.is_trusting:
             return False
         prefix = other.plan.prefix
         wanted = (self.work.prompt_tokens - 1) // prefix.page_tokens
@@ -199,9 +199,10 @@ class Core:
 
     def _admit(self) -> list[Action]:
         actions: list[Action] = []
+        computing = [each for each in self._entries.values() if each.plan and not each.is_kept]
         for request in list(self._queue):
             entry = self._entries[request]
-            if any(entry.gains_from(other) for other in self._entries.values()):
+            if any(entry.gains_from(other) for other in computing):
                 continue
             if entry.cached is None and entry.is_trusting:
                 if not entry.is_asked:
@@ -219,6 +220,7 @@ class Core:
                 break
             self._queue.remove(request)
             entry.plan, entry.stage = plan, "reserving"
+            computing.append(entry)
             self._enter_shards(request, plan)
             actions.append(Launch(request, entry.epoch, plan))
         return actions

@@ -19,6 +19,7 @@ from sps2.common.messages import (
     PrefillRank,
     Sampling,
     Scheme,
+    Source,
     Target,
     Token,
 )
@@ -35,12 +36,13 @@ from sps2.common.transport.plane import Plane
 from sps2.services.decode.batch import Batch
 from sps2.services.decode.exchange import Exchange
 from sps2.services.decode.holding import Holding, Holdings, Key
+from sps2.services.decode.prefix import Prefixes
 from sps2.services.decode.sequence import Owned, Sequence
 from sps2.services.decode.steps import Following, Leading
 from sps2.services.prefill.prompt import run_prompt, turn_of
 from sps2.services.tasks import gather_all
 
-from .world import PAGE_TOKENS, deal, tiny_config
+from .world import PAGE_TOKENS, Shared, after, before, deal, names_of, tiny_config
 
 PAGES = 192
 
@@ -84,13 +86,15 @@ class Process:
     plane: Plane
     pool: PagePool
     holdings: Holdings
+    prefixes: Prefixes
     batch: Batch | None = None
     following: Following | None = None
 
-    def span_of(self, key: Key) -> Span:
+    def has(self, key: Key) -> bool:
+        """Whether any tokens of the request lie here."""
         holding = self.holdings.get(key)
         assert holding is not None
-        return holding.span
+        return bool(holding.pages.runs(holding.span.stop))
 
     @property
     def peer(self) -> Peer:
@@ -104,20 +108,33 @@ class Teams:
         self.prefill: list[list[tuple[Plane, Llama]]] = []
         self.decode: list[list[Process]] = []
         self.tokens: list[tuple[Key, Token]] = []
+        self.keeps = False
+        """Whether full pages of prompts are cached."""
         self.replies: list[Prefilled] = []
         """Of the last prefill."""
 
     async def run(
-        self, request: str, prompt: list[int], sampling: Sampling, scheme: Scheme | None = None
+        self,
+        request: str,
+        prompt: list[int],
+        sampling: Sampling,
+        scheme: Scheme | None = None,
+        shared: Shared = (),
     ) -> list[Token]:
-        """Prefill and decode one request."""
-        held = await self.hold(request, prompt, sampling)
+        """Prefill and decode one request; its full pages stay.
+
+        Args:
+            shared: the cached prefix, by shard.
+        """
+        held = await self.hold(request, prompt, sampling, shared)
         try:
             spans = [shard[0].span for shard in held]
-            first = await self.fill(request, prompt, sampling, scheme or Scheme(), spans)
+            first = await self.fill(request, prompt, sampling, scheme or Scheme(), spans, shared)
             if first.finish is not None:
                 return [first]
             await gather_all(*(each.filled.wait() for shard in held for each in shard))
+            for process in itertools.chain(*self.decode) if self.keeps else ():
+                process.holdings.keep((request, 0), names_of(prompt))
             return await self.generate(request, prompt, sampling, first)
         finally:
             leader = self.decode[-1][0]
@@ -128,9 +145,13 @@ class Teams:
                     process.holdings.release((request, 0))
 
     async def hold(
-        self, request: str, prompt: list[int], sampling: Sampling
+        self, request: str, prompt: list[int], sampling: Sampling, shared: Shared
     ) -> list[list[Holding]]:
-        spans = paged_split(len(prompt), [1] * len(self.decode), PAGE_TOKENS)
+        first = before(shared)
+        spans = [
+            after(span, first)
+            for span in paged_split(len(prompt) - first, [1] * len(self.decode), PAGE_TOKENS)
+        ]
         last = len(self.decode) - 1
         return [
             [
@@ -140,6 +161,8 @@ class Teams:
                         0,
                         span,
                         span.tokens + (sampling.max_tokens if index == last else 0),
+                        names_of(prompt),
+                        tuple(part for at, part in shared if at == index),
                     )
                 )
                 for process in shard
@@ -154,8 +177,17 @@ class Teams:
         sampling: Sampling,
         scheme: Scheme,
         kept: list[Span],
+        shared: Shared,
     ) -> Token:
-        dealt = deal(len(prompt), len(self.prefill), scheme)
+        dealt = [
+            tuple(after(span, before(shared)) for span in own)
+            for own in deal(len(prompt) - before(shared), len(self.prefill), scheme)
+        ]
+        sources = tuple(
+            Source(tuple(process.peer for process in shard), parts)
+            for index, shard in enumerate(self.decode)
+            if (parts := tuple(part for at, part in shared if at == index))
+        )
         group = list(zip(self.prefill, dealt, strict=False))
         members = tuple(
             PrefillRank(tuple(Peer(plane.name, plane.address) for plane, _ in shard), spans)
@@ -176,7 +208,9 @@ class Teams:
             }
 
             async def part(plane: Plane, model: Llama, rank: int) -> None:
-                prefill = Prefill(request, 0, ids, members, rank, targets, sampling, scheme)
+                prefill = Prefill(
+                    request, 0, ids, members, rank, targets, sampling, scheme, sources
+                )
                 turn = turn_of(model, prefill)
                 inbox = inboxes[plane.name]
                 try:
@@ -201,7 +235,7 @@ class Teams:
         *others, owner = self.decode
         key = (request, 0)
         for rank, process in enumerate(owner):
-            holders = [shard[rank].peer for shard in others if shard[rank].span_of(key).tokens]
+            holders = [shard[rank].peer for shard in others if shard[rank].has(key)]
             for peer in holders:
                 process.plane.introduce(peer)
             holding = process.holdings.get(key)
@@ -270,7 +304,8 @@ async def teams_of(
                 pool = PagePool(model.config, PAGES, PAGE_TOKENS, model.dtype)
                 holdings = Holdings.of(model, pool, here)
                 exchange = Exchange(model.config, here, pool, holdings)
-                each = Process(here, pool, holdings)
+                prefixes = Prefixes(model.config, here, pool, holdings)
+                each = Process(here, pool, holdings, prefixes)
                 made.decode[-1].append(each)
                 if rank:
                     here.introduce(peers[0])

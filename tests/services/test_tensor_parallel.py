@@ -15,6 +15,7 @@ from sps2.common.model.collectives import Collectives
 from sps2.common.model.llama import Llama
 from sps2.common.model.share import Share
 from sps2.common.model.weights import load
+from sps2.common.spans import Span
 
 from .teams import PAGES, even_config, random_tensors, teams, teams_of
 from .world import greedy, oracle
@@ -52,6 +53,20 @@ async def test_methods_equal_the_oracle_between_processes_of_the_same_heads(sche
     _, answer = await oracle(WHOLE, PROMPT, 8)
     async with teams(CONFIG, TENSORS, (4, 2), (2, 2)) as cluster:
         tokens = await cluster.run("r", PROMPT, greedy(8), scheme)
+    assert [token.id for token in tokens] == answer
+
+
+@pytest.mark.parametrize(("prefill_tp", "decode_tp"), [(2, 2), (1, 2), (2, 1), (3, 2), (2, 6)])
+async def test_cached_prefixes_are_asked_process_by_process(
+    prefill_tp: int, decode_tp: int
+) -> None:
+    second = PROMPT[:50] + PROMPT[:30]
+    _, answer = await oracle(WHOLE, second, 16)
+    async with teams(CONFIG, TENSORS, (2, prefill_tp), (2, decode_tp)) as cluster:
+        cluster.keeps = True
+        await cluster.run("first", PROMPT, greedy(2))
+        shared = [(0, Span(0, 36)), (1, Span(36, 48))]
+        tokens = await cluster.run("second", second, greedy(16), shared=shared)
     assert [token.id for token in tokens] == answer
 
 

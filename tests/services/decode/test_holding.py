@@ -55,6 +55,9 @@ async def test_what_is_not_cached_is_refused_and_takes_nothing(
     with pytest.raises(Refused, match="not cached"):
         await holdings.hold(hold("r", 4, 6, Span(0, 4)))
     assert pool.free_pages == 10
+    assert holdings.cached.missing() == NAMES[:1]
+    holdings.cached.told(NAMES)
+    assert holdings.cached.missing() == ()
 
 
 async def test_a_second_page_of_a_name_stays_its_requests(

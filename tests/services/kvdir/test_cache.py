@@ -134,6 +134,14 @@ def test_a_restarted_directory_finds_the_cache_again_in_any_order() -> None:
         assert kv.room().free == {"a": 8}
 
 
+def test_pages_that_a_shard_does_not_have_are_forgotten() -> None:
+    kv, _ = directory(a=4)
+    cached(kv, "a", "abc")
+    kv.report("a", "a/1", (), (), names_of("abc")[1:2])
+    assert kv.find(names_of("abc")) == (CachedRun("a", 1, 1),)
+    assert kv.leases().cached_pages == 2
+
+
 class Run(NamedTuple):
     """A request as its shard and scheduler know it."""
 
