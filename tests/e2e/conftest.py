@@ -21,7 +21,7 @@ class Running:
     url: str
 
 
-Launch = Callable[[str, str], AbstractContextManager[Running]]
+Launch = Callable[..., AbstractContextManager[Running]]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def launch(
     """Brings up two prefill and two decode shards for a family, over a transport."""
 
     @contextmanager
-    def running(family: str, transport: str) -> Iterator[Running]:
+    def running(family: str, transport: str, **more: object) -> Iterator[Running]:
         folder, port = checkpoint(family), ports.free_base()
         flags = {
             "scheduler": {"prefill_span_tokens": 16, "decode_span_tokens": 64},
@@ -39,6 +39,7 @@ def launch(
             "threads": 1,
             "prefill": 2,
             "decode": 2,
+            **more,
         }
         with running_cluster(
             name=f"{family}-{transport}", port=port, model=str(folder), transport=transport, **flags

@@ -2,16 +2,20 @@
 
 import asyncio
 import os
+import re
 import signal
+from collections.abc import Iterator
 
+import httpx
 import pytest
 
 from sps2.common.api import Completion
 from sps2.common.client import AsyncClient, Client
+from sps2.common.errors import ServiceError
 from sps2.common.messages import ClusterStatus
 from sps2.common.tokens import Tokenizer
 
-from .conftest import Running
+from .conftest import Launch, Running
 from .test_cluster import expected, prompt_of, released, said
 
 PAGE = 32
@@ -121,6 +125,23 @@ async def test_a_restarted_directory_knows_the_cache_again(cluster: Running) -> 
         assert (await released(client)).leaked_pages == 0
 
 
+async def test_a_prefix_that_is_lost_at_any_moment_changes_no_answer(cluster: Running) -> None:
+    async with AsyncClient(cluster.bus) as client:
+        wanted = said(await _ask(client, prompt_of(350)))
+        for pause_s in (0.0, 0.01, 0.03):
+            pid = _pid(await client.status(), "decode-1")
+            asking = [asyncio.create_task(_ask(client, prompt_of(350))) for _ in range(3)]
+            await asyncio.sleep(pause_s)
+            os.kill(pid, signal.SIGKILL)
+            async with asyncio.timeout(40):
+                answers = await asyncio.gather(*asking, return_exceptions=True)
+            for answer in answers:  # one that had begun to answer may fail
+                assert isinstance(answer, ServiceError) or said(answer) == wanted
+            assert said(await _ask(client, prompt_of(350))) == wanted
+            await _joined(client, "decode-1", pid)
+        assert (await released(client)).leaked_pages == 0
+
+
 async def test_what_a_lost_shard_had_is_computed_again(cluster: Running) -> None:
     prompt = prompt_of(250)
     async with AsyncClient(cluster.bus) as client:
@@ -135,6 +156,36 @@ async def test_what_a_lost_shard_had_is_computed_again(cluster: Running) -> None
         assert (await released(client)).leaked_pages == 0
 
 
+@pytest.fixture(scope="module")
+def small(launch: Launch) -> Iterator[Running]:
+    """A cluster whose decode shards have 20 pages each."""
+    with launch("llama3", "tcp", kv={"pool_tokens": 20 * PAGE}) as running:
+        yield running
+
+
+async def test_the_least_used_goes_when_room_is_needed(small: Running) -> None:
+    prompts = [[5 + each] * 8 + prompt_of(192) for each in range(8)]
+    async with AsyncClient(small.bus) as client:
+        first = [await _ask(client, prompt) for prompt in prompts]
+        assert [cached(answer) for answer in first] == [0] * 8
+        assert cached(await _ask(client, prompts[-1])) == 6 * PAGE
+        assert cached(await _ask(client, prompts[0])) == 0
+        again = await asyncio.gather(*(_ask(client, prompt) for prompt in prompts * 3))
+        assert [said(answer) for answer in again] == [said(answer) for answer in first] * 3
+        leaving = [asyncio.create_task(_ask(client, prompt)) for prompt in prompts]
+        await asyncio.sleep(0.1)
+        for task in leaving:
+            task.cancel()
+        await asyncio.wait(leaving)
+        status = await released(client)
+    assert status.leaked_pages == 0
+    counters = next(each.counters for each in status.services if each.service == "kvdir")
+    assert counters["kv_evicted_pages"] > 0
+    assert 0 < counters["kv_cached_pages"] <= 40
+    metrics = (await asyncio.to_thread(httpx.get, f"{small.url}/metrics")).text
+    assert re.search(r"^sps2_prefix_cache_hits_total [1-9]", metrics, re.MULTILINE)
+
+
 async def _ask(client: AsyncClient, prompt: list[int]) -> Completion:
     return await client.complete(
         prompt, max_tokens=8, temperature=0, ignore_eos=True, logprobs=0, cache_salt="restarts"
@@ -145,6 +196,11 @@ async def _kill(service: str, client: AsyncClient) -> None:
     """End a process, and wait until the supervisor's next one has joined."""
     pid = _pid(await client.status(), service)
     os.kill(pid, signal.SIGKILL)
+    await _joined(client, service, pid)
+
+
+async def _joined(client: AsyncClient, service: str, pid: int) -> None:
+    """Wait until a service is there that is not `pid`."""
     async with asyncio.timeout(60):
         while True:
             await asyncio.sleep(0.2)
