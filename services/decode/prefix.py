@@ -24,7 +24,7 @@ class Prefixes:
 
     A frame of q, [rows, heads, head_dim], has consecutive positions from its `at` on, and the heads
     of some KV heads from its `head` on. The answer is their state over the shared pages, or nothing
-    if the request is not held here.
+    where it cannot be had: if the request is not held here.
     """
 
     def __init__(
@@ -43,8 +43,12 @@ class Prefixes:
         task.add_done_callback(self._answering.discard)
 
     async def _answer(self, source: str, frame: Frame, q: Tensor) -> None:
-        holding = self._holdings.get((frame.requests[0], frame.epochs[0]))
-        state = await self._attend(holding, frame, q) if holding else ()
+        state: tuple[Tensor, ...] = ()
+        try:
+            if holding := self._holdings.get((frame.requests[0], frame.epochs[0])):
+                state = await self._attend(holding, frame, q)
+        except Exception:  # whoever asked must not wait for ever
+            log.exception("a question of %s could not be answered", source)
         tensors = tuple(tensor.contiguous() for tensor in state)
         reply = frame_for(
             "prefix_state", frame.requests, frame.epochs, frame.layer, frame.at, tensors

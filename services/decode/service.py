@@ -3,6 +3,7 @@
 import asyncio
 import struct
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 
 import torch
 
@@ -64,6 +65,8 @@ class DecodeService:
         self._planes = [each.plane for each in led]
         self._control = asyncio.get_running_loop()
         self._logs: dict[Key, TokenLog] = {}
+        self._generating: dict[Key, Decode] = {}
+        """Requests whose answer is not cached yet."""
 
     async def start(self) -> None:
         """Build what lives on the data loop and begin stepping."""
@@ -99,6 +102,8 @@ class DecodeService:
                     yield Filled(nbytes)
                     await forever()
                 finally:
+                    with suppress(ServiceError):
+                        await self._keep_answer(key)
                     # before followers let go: a step that they are about to make may use it
                     await self._data.run(self._release(key))
         finally:
@@ -112,8 +117,9 @@ class DecodeService:
             raise Invalid(f"request {request.request} is not held here in epoch {request.epoch}")
         try:
             await self._prepare(request)
+            self._generating[key] = request
             sequence = await self._data.run(self._generate(request))
-            names = await self._keep_answer(request, log)
+            names = await self._keep_answer(key)
         except ServiceError as error:
             log.fail(error)
             raise
@@ -197,11 +203,12 @@ class DecodeService:
         await self._batch.leave(key)
         self._holdings.release(key)
 
-    async def _keep_answer(self, request: Decode, log: TokenLog) -> tuple[bytes, ...]:
-        """Cache the pages that the answer filled; their names."""
-        if not request.parent:
+    async def _keep_answer(self, key: Key) -> tuple[bytes, ...]:
+        """Cache the pages that the answer has filled, wherever it ended; their names."""
+        request = self._generating.pop(key, None)
+        if request is None or not request.parent:
             return ()
-        answer = [request.first.id, *log.ids()]
+        answer = [request.first.id, *self._logs[key].ids()]  # the last one has no KV
         tokens = request.prompt + struct.pack(f"<{len(answer) - 1}i", *answer[:-1])
         first = len(request.prompt) // (4 * self._pool.page_tokens)
         rest = tokens[4 * first * self._pool.page_tokens :]
