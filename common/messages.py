@@ -519,7 +519,7 @@ class Decode(Request["Decoded"], frozen=True):
     be cached."""
 
 
-class Keep(Request[Done], frozen=True):
+class Cache(Request[Done], frozen=True):
     """Leader of an owner to its followers: cache the request's own pages from number `first` on."""
 
     request: str

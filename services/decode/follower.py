@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from sps2.common.errors import Invalid
-from sps2.common.messages import Assist, Done, Evict, Filled, Held, Hold, Keep, Token
+from sps2.common.messages import Assist, Cache, Done, Evict, Filled, Held, Hold, Token
 from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool
 from sps2.common.transport.plane import Plane
@@ -55,12 +55,12 @@ class FollowerService:
         finally:
             self._data.post(lambda: self._release(key))
 
-    async def keep(self, request: Keep) -> Done:
-        await self._data.run(self._keep(request))
+    async def cache(self, request: Cache) -> Done:
+        await self._data.run(self._cache(request))
         return Done()
 
-    async def _keep(self, request: Keep) -> None:
-        self._holdings.keep((request.request, request.epoch), request.names, request.first)
+    async def _cache(self, request: Cache) -> None:
+        self._holdings.cache((request.request, request.epoch), request.names, request.first)
 
     async def evict(self, request: Evict) -> Done:
         self._data.post(lambda: self._holdings.evict(request.names))

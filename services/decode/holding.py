@@ -143,12 +143,12 @@ class Holdings:
         holding = self._held.get(key)
         if holding is not None:
             await holding.filled.wait()
-            self.keep(key, request.names)
+            self.cache(key, request.names)
         if holding is None or self._held.get(key) is not holding:
             raise Cancelled(f"request {request.request} was ended")
         return holding.kv_bytes
 
-    def keep(self, key: Key, names: Sequence[bytes], first: int = 0) -> None:
+    def cache(self, key: Key, names: Sequence[bytes], first: int = 0) -> None:
         """Cache those own pages of a request that `names`, from page `first` on, has names for.
 
         They must be full, in every layer. Pages whose name is cached already stay the request's.

@@ -10,6 +10,7 @@ import torch
 from sps2.common.errors import Cancelled, Invalid, ServiceError
 from sps2.common.messages import (
     Assist,
+    Cache,
     Decode,
     Decoded,
     Evict,
@@ -18,7 +19,6 @@ from sps2.common.messages import (
     Held,
     Hold,
     Holding,
-    Keep,
     Token,
 )
 from sps2.common.model.llama import Llama
@@ -214,13 +214,13 @@ class DecodeService:
         rest = tokens[4 * first * self._pool.page_tokens :]
         names = page_names(request.parent, rest, self._pool.page_tokens)
         if names:
-            keep = Keep(request.request, request.epoch, names, first)
-            await gather_all(*(follower.call(keep) for follower in self._followers))
-            await self._data.run(self._keep(keep))
+            cache = Cache(request.request, request.epoch, names, first)
+            await gather_all(*(follower.call(cache) for follower in self._followers))
+            await self._data.run(self._cache(cache))
         return names
 
-    async def _keep(self, request: Keep) -> None:
-        self._holdings.keep((request.request, request.epoch), request.names, request.first)
+    async def _cache(self, request: Cache) -> None:
+        self._holdings.cache((request.request, request.epoch), request.names, request.first)
 
     def _emit(self, tokens: list[tuple[Key, Token]]) -> None:
         self._control.call_soon_threadsafe(self._log_tokens, tokens)

@@ -132,7 +132,11 @@ async def test_a_restarted_directory_knows_the_cache_again(cluster: Running) -> 
     async with AsyncClient(cluster.bus) as client:
         before = await _ask(client, prompt)
         pages = _cached_pages(await client.status())
-        await _kill("kvdir", client)
+        pid = _pid(await client.status(), "kvdir")
+        os.kill(pid, signal.SIGKILL)
+        async with asyncio.timeout(30):
+            assert said(await _ask(client, prompt)) == said(before), "asked while it is down"
+        await _joined(client, "kvdir", pid)
         async with asyncio.timeout(20):
             while _cached_pages(await client.status()) < pages:
                 await asyncio.sleep(0.1)

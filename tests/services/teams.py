@@ -134,7 +134,7 @@ class Teams:
                 return [first]
             await gather_all(*(each.filled.wait() for shard in held for each in shard))
             for process in itertools.chain(*self.decode) if self.keeps else ():
-                process.holdings.keep((request, 0), names_of(prompt))
+                process.holdings.cache((request, 0), names_of(prompt))
             return await self.generate(request, prompt, sampling, first)
         finally:
             leader = self.decode[-1][0]

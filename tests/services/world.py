@@ -163,7 +163,7 @@ class World:
                 return replies, [first]
             await gather_all(*(holding.filled.wait() for _, holding in holdings))
             for shard, _ in holdings if keep else ():
-                shard.holdings.keep(key, names_of(prompt))
+                shard.holdings.cache(key, names_of(prompt))
             owner, holding = holdings[-1]
             for shard, _ in holdings:
                 owner.plane.introduce(Peer(shard.plane.name, shard.plane.address))

@@ -34,7 +34,7 @@ def hold(request: str, start: int, stop: int, *shared: Span, growth: int = 0) ->
 async def test_named_pages_stay_and_are_shared(holdings: Holdings, pool: PagePool) -> None:
     first = await holdings.hold(hold("first", 0, 14, growth=4))
     assert (len(first.own), pool.free_pages) == (5, 5)
-    holdings.keep(("first", 0), NAMES[:3])
+    holdings.cache(("first", 0), NAMES[:3])
     assert [held.pages for held in holdings.inventory()] == [2]
     holdings.release(("first", 0))
     assert (pool.free_pages, holdings.inventory()) == (7, ())
@@ -65,7 +65,7 @@ async def test_a_second_page_of_a_name_stays_its_requests(
 ) -> None:
     for request in ("a", "b"):
         await holdings.hold(hold(request, 0, 8))
-        holdings.keep((request, 0), NAMES[:2])
+        holdings.cache((request, 0), NAMES[:2])
     assert [held.pages for held in holdings.inventory()] == [0, 2]
     for request in ("b", "a"):
         holdings.release((request, 0))
@@ -77,7 +77,7 @@ async def test_eviction_makes_room_for_who_waits(
 ) -> None:
     monkeypatch.setattr(holding, "WAIT_FOR_PAGES_S", 0.05)
     await holdings.hold(hold("a", 0, 40))
-    holdings.keep(("a", 0), NAMES)
+    holdings.cache(("a", 0), NAMES)
     holdings.release(("a", 0))
     with pytest.raises(Refused, match="2 pages are free"):
         await holdings.hold(hold("b", 0, 12))
