@@ -15,7 +15,7 @@ from sps2.common.model.config import ModelConfig
 from sps2.common.model.pages import PagePool
 from sps2.common.transport.frame import Frame, frame_for
 from sps2.common.transport.plane import Plane
-from sps2.kernels import State, paged_attention
+from sps2.kernels import PagedRows, State, paged_attention
 from sps2.services.decode.holding import Holdings, Key
 
 log = logging.getLogger(__name__)
@@ -120,9 +120,8 @@ class Exchange:
             window = self._config.window(frame.layer)
             k, v = self._pool.layer(frame.layer)
             scale = self._config.scale
-            out, lse = paged_attention(
-                q, k, v, runs, positions.tolist(), scale=scale, window=window
-            )
+            rows = PagedRows(runs, positions.tolist())
+            out, lse = paged_attention(q, k, v, rows, scale=scale, window=window)
             answer = (out.to(q.dtype).contiguous(), lse.contiguous())
         reply = frame_for(
             "state",
