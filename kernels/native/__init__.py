@@ -16,6 +16,7 @@ from torch import Tensor
 from sps2.kernels.state import Run, State
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+FLOATING = (torch.float32, torch.bfloat16)
 MOST_DIM = 256
 DIM_STEP = 16
 BLOCK = 64
@@ -76,6 +77,21 @@ class _Decoding(Structure):
     ]
 
 
+class _Quantised(Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("type", "bits", "tokens", "dim", "count")),
+        ("blocks", c_void_p),
+        ("k", c_void_p),
+        ("k_row", c_int64),
+        ("k_head", c_int64),
+        ("v", c_void_p),
+        ("v_row", c_int64),
+        ("v_head", c_int64),
+        *((name, c_void_p) for name in ("packed_k", "k_scale", "packed_v", "v_scale")),
+        ("threads", c_int64),
+    ]
+
+
 def _load() -> ctypes.CDLL | None:
     for path in Path(__file__).parent.glob("_attention*.so"):
         library = ctypes.CDLL(str(path))
@@ -84,6 +100,8 @@ def _load() -> ctypes.CDLL | None:
             ("sps2_attend", _Attention),
             ("sps2_score", _Scoring),
             ("sps2_decode", _Decoding),
+            ("sps2_pack", _Quantised),
+            ("sps2_unpack", _Quantised),
         ):
             function = getattr(library, name)
             function.argtypes, function.restype = [POINTER(call), c_int], None
@@ -102,7 +120,7 @@ def serves(q: Tensor, *others: Tensor) -> bool:
     dim = q.shape[-1]
     return (
         level > 0
-        and q.dtype in (torch.float32, torch.bfloat16)
+        and q.dtype in FLOATING
         and dim % DIM_STEP == 0
         and dim <= MOST_DIM
         and all(x.device.type == "cpu" and x.stride(-1) == 1 for x in (q, *others))
@@ -188,6 +206,51 @@ def decode(
     )
     _call("sps2_decode", call)
     return state
+
+
+Packed = tuple[Tensor, Tensor, Tensor, Tensor]
+"""k, k_scale, v, v_scale, as in `sps2.kernels.quantize`."""
+
+
+def pack(k: Tensor, v: Tensor, blocks: Tensor, bits: int) -> Packed:
+    """`sps2.kernels.quantize.pack`. blocks: [count, 2] int64, KV head and block."""
+    count, dim = len(blocks), k.shape[-1]
+    packed = _room(count, dim, bits)
+    blocks = blocks.contiguous()
+    call = _quantised(k, v, packed, bits)
+    call.tokens, call.blocks = len(k), blocks.data_ptr()
+    call.k_row, call.k_head, call.v_row, call.v_head = *k.stride()[:2], *v.stride()[:2]
+    _call("sps2_pack", call)
+    return packed
+
+
+def unpack(packed: Packed, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`sps2.kernels.quantize.unpack`."""
+    k, v = (torch.empty(len(packed[0]), BLOCK, dim, dtype=dtype) for _ in range(2))
+    _call("sps2_unpack", _quantised(k, v, packed, 8 * packed[0].shape[-1] // dim))
+    return k, v
+
+
+def _room(count: int, dim: int, bits: int) -> Packed:
+    levels = [torch.empty(count, BLOCK, dim * bits // 8, dtype=torch.uint8) for _ in range(2)]
+    scales = [torch.empty(count, 2, of, dtype=torch.float16) for of in (dim, BLOCK)]
+    return levels[0], scales[0], levels[1], scales[1]
+
+
+def _quantised(k: Tensor, v: Tensor, packed: Packed, bits: int) -> _Quantised:
+    return _Quantised(
+        type=TYPES[k.dtype],
+        bits=bits,
+        dim=k.shape[-1],
+        count=len(packed[0]),
+        k=k.data_ptr(),
+        v=v.data_ptr(),
+        packed_k=packed[0].data_ptr(),
+        k_scale=packed[1].data_ptr(),
+        packed_v=packed[2].data_ptr(),
+        v_scale=packed[3].data_ptr(),
+        threads=torch.get_num_threads(),
+    )
 
 
 def positions(runs: Sequence[Run]) -> Tensor:

@@ -22,6 +22,7 @@ namespace {
 
 constexpr long KEYS = 64;       // keys of a block
 constexpr long MOST_DIM = 256;  // of a head
+constexpr float LEAST_STEP = 6e-8f;  // the least that float16 has
 
 enum Type : int64_t { FLOAT32, BFLOAT16, INT8 };
 
@@ -76,6 +77,23 @@ struct Decoding {
     int64_t window;
     float* out;  // [rows, heads, dim]
     float* lse;  // [rows, heads]
+    int64_t threads;
+};
+
+// Blocks of KEYS tokens in 8 or 4 bits. Packing reads blocks[i] = (KV head, block) of k and v;
+// unpacking writes k and v [count, KEYS, dim].
+struct Quantised {
+    int64_t type, bits;
+    int64_t tokens, dim, count;
+    const int64_t* blocks;
+    void* k;
+    int64_t k_row, k_head;
+    void* v;
+    int64_t v_row, v_head;
+    uint8_t* packed_k;   // [count, KEYS, dim, or half of it]
+    uint16_t* k_scale;   // [count, 2, dim]
+    uint8_t* packed_v;
+    uint16_t* v_scale;   // [count, 2, KEYS]
     int64_t threads;
 };
 
@@ -207,7 +225,7 @@ static inline void put_weights(uint32_t* at, long, Vec one, Vec two) {
 #pragma GCC pop_options
 
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma,f16c")
 namespace avx512 {
 constexpr int LANES = 16;
 constexpr bool PAIRS = false;
@@ -222,17 +240,19 @@ static inline void put_weights(float* at, long row, Vec one, Vec two) {
 }
 #include "tile.inc"
 #include "decode.inc"
+#include "quantize.inc"
 }  // namespace avx512
 #pragma GCC pop_options
 
 #pragma GCC push_options
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 namespace avx2 {
 constexpr int LANES = 8;
 constexpr bool PAIRS = false;
 #include "avx2.inc"
 #include "tile.inc"
 #include "decode.inc"
+#include "quantize.inc"
 }  // namespace avx2
 #pragma GCC pop_options
 #endif
@@ -275,6 +295,24 @@ void sps2_decode(const Decoding* call, int level) {
 #ifdef NATIVE
     if (level >= 2) return avx512::decode(*call);
     avx2::decode(*call);
+#else
+    (void)call, (void)level;
+#endif
+}
+
+void sps2_pack(const Quantised* call, int level) {
+#ifdef NATIVE
+    if (level >= 2) return avx512::pack(*call);
+    avx2::pack(*call);
+#else
+    (void)call, (void)level;
+#endif
+}
+
+void sps2_unpack(const Quantised* call, int level) {
+#ifdef NATIVE
+    if (level >= 2) return avx512::unpack(*call);
+    avx2::unpack(*call);
 #else
     (void)call, (void)level;
 #endif
