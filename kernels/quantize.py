@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from sps2.kernels import native
-
-BLOCK = 64
-"""Tokens that share the channel scales of their keys; what CSA keeps or drops."""
+from sps2.kernels.state import BLOCK
 
 Bits = Literal[4, 8]
 
