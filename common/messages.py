@@ -230,16 +230,12 @@ class Selection(Struct, frozen=True):
 
     An owner keeps a block for a consumer and KV head if its importance is at least `drop`: the
     share of attention that it gets from the consumer's probes. Below `fine` it travels in 4 bits.
-    Of the kept blocks, a segment of the consumer's rows attends to those whose share of its own
-    probes is at least `skip * drop`.
     """
 
     drop: tuple[float, ...]
     """By layer."""
     fine: tuple[float, ...]
     """By layer."""
-    skip: float = 0.0
-    """Of `drop`."""
     probes: int = 4
     """Query rows of 128 that are probed."""
     suffix: int = 64

@@ -1,11 +1,9 @@
 """Attention and what it is made of: pure functions from tensors to tensors."""
 
 from sps2.kernels.attention import PagedRows, attention, paged_attention
-from sps2.kernels.state import BLOCK, BlockMask, Run, State, empty_state, merge, merge_many
+from sps2.kernels.state import Run, State, empty_state, merge, merge_many
 
 __all__ = [
-    "BLOCK",
-    "BlockMask",
     "PagedRows",
     "Run",
     "State",

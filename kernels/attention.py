@@ -4,13 +4,13 @@ On CPUs with AVX2 or AVX-512 it is the C++ kernel of `sps2.kernels.native`, else
 has: `sps2.kernels.blocks` for many queries, `sps2.kernels.paged` for one each.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from sps2.kernels import blocks, native, paged
-from sps2.kernels.state import BLOCK, BlockMask, Run, State, empty_state, merge_many
+from sps2.kernels.state import Run, State, empty_state, merge_many
 
 
 def attention(
@@ -23,7 +23,6 @@ def attention(
     scale: float | None = None,
     window: int | None = None,
     state: State | None = None,
-    mask: BlockMask | None = None,
 ) -> State:
     """Causal attention of one sequence's queries to some of its keys.
 
@@ -38,7 +37,6 @@ def attention(
         scale: of the scores; None is dim ** -0.5.
         window: None sees all the past.
         state: of the same queries over other keys; it is changed, and returned.
-        mask: attend to some blocks of the runs in `keys` only.
 
     Returns:
         out [n, heads, dim] float32 and lse; rows that saw nothing have 0 and -inf.
@@ -46,41 +44,18 @@ def attention(
     n, heads, dim = q.shape
     scale = dim**-0.5 if scale is None else scale
     if n and keys and scale > 0 and native.serves(q, k, v):
-        return native.attend(q, k, v, queries, keys, scale, window, state, mask)
+        return native.attend(q, k, v, queries, keys, scale, window, state)
     whole = empty_state(n, heads, dim, q.device) if state is None else state
-    for queried, seen in _pairs(queries, keys, mask):
+    for queried in queries:
         rows = slice(queried.slot, queried.slot + queried.tokens)
         states = [State(whole.out[rows], whole.lse[rows])]
-        for key in seen:
-            there = slice(key.slot, key.slot + key.tokens)
+        for key in keys:
+            seen = slice(key.slot, key.slot + key.tokens)
             states.append(
-                blocks.attend(q[rows], k[there], v[there], queried.start, key.start, scale, window)
+                blocks.attend(q[rows], k[seen], v[seen], queried.start, key.start, scale, window)
             )
         whole.out[rows], whole.lse[rows] = merge_many(states)
     return whole
-
-
-def _pairs(
-    queries: Sequence[Run], keys: Sequence[Run], mask: BlockMask | None
-) -> Iterator[tuple[Run, Sequence[Run]]]:
-    """Runs of queries, and the runs of keys that each attends to."""
-    if mask is None:
-        yield from ((run, keys) for run in queries)
-        return
-    blocks = [
-        Run(run.slot + at, run.start + at, min(BLOCK, run.tokens - at))
-        for run in keys
-        for at in range(0, run.tokens, BLOCK)
-    ]
-    for run in queries:
-        segments = mask.segments[run.slot : run.slot + run.tokens]
-        first = 0
-        found = segments.unique_consecutive(return_counts=True)
-        for segment, count in zip(*(each.tolist() for each in found), strict=True):
-            part = Run(run.slot + first, run.start + first, count)
-            kept = mask.keep[segment].nonzero()[:, 0].tolist()
-            yield part, [blocks[each] for each in kept]
-            first += count
 
 
 class PagedRows:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from sps2.kernels import native
-from sps2.kernels.state import BLOCK, Run
+from sps2.kernels.quantize import BLOCK
+from sps2.kernels.state import Run
 
 SEGMENT = 128
 """Rows that are judged together."""
@@ -31,15 +32,13 @@ class Probes(NamedTuple):
     """Which rows of a consumer are probed.
 
     rows: [probes] int64; the held-out ones come last.
-    segments: how many of the rows are the say of each segment, in their order.
-    held_out: how many have none.
-    of: [tokens] int64, the segment of every row of the consumer.
+    segments: how many of the rows make up each segment, in their order.
+    held_out: how many belong to none.
     """
 
     rows: Tensor
     segments: tuple[int, ...]
     held_out: int
-    of: Tensor
 
 
 def choose_probes(tokens: int, per_segment: int, suffix: int) -> Probes:
@@ -62,10 +61,7 @@ def choose_probes(tokens: int, per_segment: int, suffix: int) -> Probes:
         segments.append(len(rows[-1]))
     held_out = range(HELD_OUT_EVERY // 2 + stride // 2 + 1, body, HELD_OUT_EVERY)
     rows.append(torch.tensor(held_out, dtype=torch.int64))
-    order = torch.arange(tokens)
-    in_suffix = -(-body // SEGMENT) + (order - body).div(SUFFIX_SEGMENT, rounding_mode="floor")
-    of = torch.where(order < body, order // SEGMENT, in_suffix)
-    return Probes(torch.cat(rows), tuple(segments), len(held_out), of)
+    return Probes(torch.cat(rows), tuple(segments), len(held_out))
 
 
 class Scores(NamedTuple):
@@ -144,33 +140,16 @@ def _score(q: Tensor, k: Tensor, scale: float, positions: Tensor | None) -> tupl
     return summed, peak
 
 
-def shares(mass: Tensor, segments: Sequence[int]) -> Tensor:
-    """What each segment's probes give to each block, held-out ones left out.
-
-    Args:
-        mass: [kv_heads, probes, group, blocks].
-
-    Returns:
-        [segments, kv_heads, group, blocks], means over the probes.
-    """
+def importance(mass: Tensor, segments: Sequence[int]) -> Tensor:
+    """[kv_heads, blocks]: of masses [kv_heads, probes, group, blocks], held-out ones left out."""
     judged = mass[:, : sum(segments)].split(list(segments), 1)
-    return torch.stack([segment.mean(1) for segment in judged])
+    means = torch.stack([segment.mean(1) for segment in judged])
+    return means.amax(0).mean(1)
 
 
-def importance(shares: Tensor) -> Tensor:
-    """[kv_heads, blocks]: the largest share of any segment, mean over the heads of a KV head."""
-    return shares.amax(0).mean(1)
-
-
-def lost(mass: Tensor, attended: Tensor, probes: Probes) -> Tensor:
-    """[kv_heads]: the mean mass, in held-out rows, of the blocks that they do not attend to.
-
-    Args:
-        mass: [kv_heads, probes, group, blocks].
-        attended: [segments, kv_heads, blocks] bool.
-    """
-    if not probes.held_out:
+def lost(mass: Tensor, kept: Tensor, held_out: int) -> Tensor:
+    """[kv_heads]: the mean mass of the blocks not `kept`, [kv_heads, blocks], in held-out rows."""
+    if not held_out:
         return mass.new_zeros(len(mass))
-    of = probes.of[probes.rows[-probes.held_out :]]
-    seen = attended[of].transpose(0, 1)[:, :, None]
-    return mass[:, -probes.held_out :].masked_fill(seen, 0).sum(-1).mean((1, 2))
+    dropped = mass[:, -held_out:].masked_fill(kept[:, None, None], 0)
+    return dropped.sum(-1).mean((1, 2))

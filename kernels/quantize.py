@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from sps2.kernels import native
-from sps2.kernels.state import BLOCK
+
+BLOCK = 64
+"""Tokens that share the channel scales of their keys; what CSA keeps or drops."""
 
 Bits = Literal[4, 8]
 

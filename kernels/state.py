@@ -15,21 +15,6 @@ class Run(NamedTuple):
     tokens: int
 
 
-BLOCK = 64
-"""Tokens that are kept or dropped, and quantised, together."""
-
-
-class BlockMask(NamedTuple):
-    """Which queries attend to which keys, in blocks.
-
-    segments: [n], of each query; consecutive queries make up a segment.
-    keep: [segments, blocks] bool; blocks are of `BLOCK` keys, the last of a run may be shorter.
-    """
-
-    segments: Tensor
-    keep: Tensor
-
-
 class State(NamedTuple):
     """Attention over some of the keys.
 

@@ -84,7 +84,7 @@ def _named(name: Sparse) -> Callable[[Options, Case], Scheme]:
 
 
 def _csa(options: Options, case: Case) -> Scheme:
-    _only(options, "drop", "fine", "skip", "probes", "suffix", "rounds", "heldout", "wire")
+    _only(options, "drop", "fine", "probes", "suffix", "rounds", "heldout", "wire")
     drop = float(options.get("drop", 0.002))
     rounds = int(options.get("rounds", 1))
     if rounds not in (1, 2):
@@ -92,7 +92,6 @@ def _csa(options: Options, case: Case) -> Scheme:
     selection = Selection(
         (drop,) * case.layers,
         (float(options.get("fine", 0)),) * case.layers,
-        skip=float(options.get("skip", 0)),
         probes=int(options.get("probes", 4)),
         suffix=int(options.get("suffix", 64)),
         rounds=1 if rounds == 1 else 2,

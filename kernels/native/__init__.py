@@ -13,12 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sps2.kernels.state import BLOCK, BlockMask, Run, State
+from sps2.kernels.state import Run, State
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 FLOATING = (torch.float32, torch.bfloat16)
 MOST_DIM = 256
 DIM_STEP = 16
+BLOCK = 64
+"""Keys of a block in `score`."""
 
 
 class _Attention(Structure):
@@ -43,8 +45,6 @@ class _Attention(Structure):
         ("out", c_void_p),
         ("lse", c_void_p),
         ("fresh", c_int64),
-        ("segments", c_void_p),
-        ("keep", c_void_p),
         ("threads", c_int64),
     ]
 
@@ -136,15 +136,11 @@ def attend(
     scale: float,
     window: int | None,
     state: State | None,
-    mask: BlockMask | None,
 ) -> State:
     """`sps2.kernels.attention`."""
     made = State(torch.empty(q.shape), torch.empty(q.shape[:2])) if state is None else state
     call, _alive = _attention(q, k, v, positions(queries), keys, scale, window)
     call.fresh = state is None
-    if mask is not None:
-        segments, keep = mask.segments.int().contiguous(), mask.keep.contiguous()
-        call.segments, call.keep = segments.data_ptr(), keep.data_ptr()
     call.out, call.lse = made.out.data_ptr(), made.lse.data_ptr()
     _call("sps2_attend", call)
     return made

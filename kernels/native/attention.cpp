@@ -48,8 +48,6 @@ struct Attention {
     float* out;      // [queries, heads, dim]
     float* lse;      // [queries, heads]
     int64_t fresh;   // whether the state is only written
-    const int32_t* segments;  // of the queries, not falling; null: every block is attended to
-    const uint8_t* keep;      // [segments, blocks]: which segment attends to which block
     int64_t threads;
 };
 

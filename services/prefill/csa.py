@@ -1,19 +1,16 @@
 """CSA: a later rank's probes tell the owners of earlier keys which blocks are worth sending."""
 
 import asyncio
-import math
-from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sps2.common.errors import Invalid
-from sps2.kernels import BLOCK, BlockMask
-from sps2.kernels.csa import Probes, Scores, choose_probes, importance, lost, score, shares
+from sps2.kernels.csa import Probes, Scores, choose_probes, importance, lost, score
 from sps2.kernels.quantize import (
+    BLOCK,
     Packed,
     blocks_of,
     pack,
@@ -36,21 +33,11 @@ PROBES, SUMS, TOTALS = range(3)
 class Kept(NamedTuple):
     """What one owner sent: how each block travelled, [kv_heads, blocks], and what was lost.
 
-    attended: [segments, kv_heads, blocks] bool, which segment attends to which block.
-    lost: [kv_heads] float32, the mean mass in held-out probes of blocks they do not attend to.
+    lost: [kv_heads] float32, the mean mass of dropped blocks in held-out probes.
     """
 
     levels: Tensor
-    attended: Tensor
     lost: Tensor
-
-
-class Blocks(NamedTuple):
-    """Blocks of one KV head: k, v [tokens, dim], and who attends to them, [segments, blocks]."""
-
-    k: Tensor
-    v: Tensor
-    keep: Tensor
 
 
 class Csa:
@@ -141,22 +128,17 @@ class Csa:
             await gather_all(*(group.send(of, "probe", layer, TOTALS, (total,)) for of in owners))
         came = await gather_all(*(self._take(layer, of, q.dtype) for of in owners))
         for head, each in enumerate(seen):
-            keys, values, keep = _joined([heads[head] for heads in came])
-            mask = BlockMask(self._probes[group.rank].of, keep)
-            past = partial(each.attend_past, keys[:, None], values[:, None], mask)
-            await group.compute(past, layer)
+            k, v = (torch.cat([heads[head] for heads in side]) for side in zip(*came, strict=True))
+            await group.compute(partial(each.attend_past, k[:, None], v[:, None]), layer)
 
-    async def _take(self, layer: int, owner: int, dtype: torch.dtype) -> list[Blocks]:
-        """What an owner sends, by KV head."""
+    async def _take(
+        self, layer: int, owner: int, dtype: torch.dtype
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values that an owner sends, by KV head: [tokens, dim] each."""
         group = self._group
-        choice, gone, *carried = await group.recv(owner, "kv", layer, 0)
-        (span, _), *_ = group.rows[owner]
-        heads, blocks = group.config.kv_heads, -(-span.tokens // BLOCK)
-        levels = choice[: heads * blocks].view(heads, blocks)
-        segments = len(self._probes[group.rank].segments)
-        attended = _bools(choice[levels.numel() :], (segments, heads, blocks))
-        self.kept[layer, owner] = Kept(levels, attended, gone)
-        return await group.compute(partial(_unpacked, levels, attended, carried, dtype), layer)
+        levels, gone, *carried = await group.recv(owner, "kv", layer, 0)
+        self.kept[layer, owner] = Kept(levels, gone)
+        return await group.compute(partial(_unpacked, levels, carried, dtype), layer)
 
     # --- as owner ---
 
@@ -188,30 +170,23 @@ class Csa:
     ) -> tuple[Tensor, ...]:
         selection = self._selection
         mass = scores.mass(total)
-        share = shares(mass, probes.segments)
-        worth = importance(share)
+        worth = importance(mass, probes.segments)
         if selection.budget is not None:
             kept = _best(worth, selection.budget)
         else:
             kept = worth >= selection.drop[layer]
         if not self._group.rank:
             kept[:, 0] = True
-        attended = share.amax(2) >= selection.skip * selection.drop[layer]
-        attended &= kept
-        if not self._group.rank:
-            attended[..., 0] = True
-        gone = lost(mass, attended, probes)
+        gone = lost(mass, kept, probes.held_out)
         bad = gone > selection.held_out
         kept |= bad[:, None]
-        attended |= bad[:, None]
         gone.masked_fill_(bad, 0)
 
         levels = kept.to(torch.uint8)
         levels[kept & (worth >= selection.fine[layer])] = FINE
         if self._group.scheme.wire == "plain":
             levels[kept] = FINE
-        packed = _packed(levels, k, v, self._group.scheme.wire)
-        return torch.cat((levels.flatten(), _bits(attended))), gone, *packed
+        return levels, gone, *_packed(levels, k, v, self._group.scheme.wire)
 
 
 def _best(worth: Tensor, share: float) -> Tensor:
@@ -235,9 +210,9 @@ def _packed(levels: Tensor, k: Tensor, v: Tensor, wire: str) -> list[Tensor]:
 
 
 def _unpacked(
-    levels: Tensor, attended: Tensor, carried: list[Tensor], dtype: torch.dtype
-) -> list[Blocks]:
-    """By KV head: what came, in no order."""
+    levels: Tensor, carried: list[Tensor], dtype: torch.dtype
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Keys and values of each KV head, [tokens, dim] each, in no order."""
     if len(carried) == 2:
         pieces = [(levels == FINE, *carried)]
     elif len(carried) == 4:
@@ -250,25 +225,11 @@ def _unpacked(
             (levels == FINE, *unpack(fine, dtype)),
             (levels == COARSE, *unpack(small, dtype)),
         ]
-    heads: list[list[Blocks]] = [[] for _ in levels]
+    keys: list[list[Tensor]] = [[] for _ in levels]
+    values: list[list[Tensor]] = [[] for _ in levels]
     for mask, k, v in pieces:
         counts = mask.sum(1).tolist()
         for head, (ks, vs) in enumerate(zip(k.split(counts), v.split(counts), strict=True)):
-            keep = attended[:, head, mask[head]]
-            heads[head].append(Blocks(ks.flatten(0, 1), vs.flatten(0, 1), keep))
-    return [_joined(each) for each in heads]
-
-
-def _joined(parts: Sequence[Blocks]) -> Blocks:
-    k, v, keep = zip(*parts, strict=True)
-    return Blocks(torch.cat(k), torch.cat(v), torch.cat(keep, 1))
-
-
-def _bits(flags: Tensor) -> Tensor:
-    """Eight to a byte."""
-    return torch.from_numpy(np.packbits(flags.numpy()))
-
-
-def _bools(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
-    flags = np.unpackbits(bits.numpy(), count=math.prod(shape))
-    return torch.from_numpy(flags.view(np.bool_)).view(shape)
+            keys[head].append(ks.flatten(0, 1))
+            values[head].append(vs.flatten(0, 1))
+    return [torch.cat(each) for each in keys], [torch.cat(each) for each in values]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sps2.common.spans import Span
-from sps2.kernels import BlockMask, Run, State, attention, empty_state, merge
+from sps2.kernels import Run, State, attention, empty_state, merge
 
 
 class Rows(NamedTuple):
@@ -75,9 +75,9 @@ class Seen:
         """Attend to keys and values, [tokens, kv_heads, dim], whose positions `rows` say."""
         self._attend(k, v, _runs(rows), self._window)
 
-    def attend_past(self, k: Tensor, v: Tensor, mask: BlockMask | None = None) -> None:
-        """Attend to keys and values that lie before every query, or to what `mask` keeps."""
-        self._attend(k, v, [Run(0, -len(k), len(k))], None, mask)
+    def attend_past(self, k: Tensor, v: Tensor) -> None:
+        """Attend to keys and values that every query sees, wherever they were."""
+        self._attend(k, v, [Run(0, -len(k), len(k))], None)
 
     def add(self, state: State) -> None:
         """Take in a state of all rows that somebody else computed."""
@@ -88,14 +88,7 @@ class Seen:
         out, lse = self._so_far()
         return State(out.to(self.dtype), lse)
 
-    def _attend(
-        self,
-        k: Tensor,
-        v: Tensor,
-        keys: list[Run],
-        window: int | None,
-        mask: BlockMask | None = None,
-    ) -> None:
+    def _attend(self, k: Tensor, v: Tensor, keys: list[Run], window: int | None) -> None:
         self._state = attention(
             self._q,
             k,
@@ -105,7 +98,6 @@ class Seen:
             scale=self._scale,
             window=window,
             state=self._state,
-            mask=mask,
         )
 
     def _so_far(self) -> State:

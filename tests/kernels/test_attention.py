@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from sps2.kernels import BLOCK, BlockMask, Run, State, attention
+from sps2.kernels import Run, State, attention
 from sps2.kernels.reference import reference_attention
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -166,42 +166,3 @@ def test_pieces_that_lie_anywhere_add_up(
     asked = torch.cat([torch.arange(run.start, run.start + run.tokens) for run in queries])
     want = reference_attention(q, k[rows], v[rows], asked, torch.arange(tokens), window=window)
     check(state, want, dtype)
-
-
-@given(
-    segments=st.lists(st.integers(1, 60), min_size=1, max_size=6),
-    runs=st.lists(st.integers(1, 200), min_size=1, max_size=3),
-    group=st.integers(1, 5),
-    causal=st.booleans(),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
-    seed=st.integers(0, 1000),
-)
-@settings(max_examples=60, deadline=None)
-def test_a_segment_attends_to_the_blocks_it_keeps(
-    segments: list[int],
-    runs: list[int],
-    group: int,
-    causal: bool,
-    dtype: torch.dtype,
-    seed: int,
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    n, m = sum(segments), sum(runs)
-    q, k, v = tensors(n, m, 1, group, 64, dtype)
-    keys, at = [], 0
-    for length in runs:
-        keys.append(Run(at, at - (0 if causal else 10_000), length))
-        at += length
-    starts = [run.slot + first for run in keys for first in range(0, run.tokens, BLOCK)]
-    keep = torch.rand(len(segments), len(starts), generator=generator) < 0.5
-    of = torch.arange(len(segments)).repeat_interleave(torch.tensor(segments))
-    got = attention(q, k, v, queries=[Run(0, 0, n)], keys=keys, mask=BlockMask(of, keep))
-
-    edges = torch.tensor(starts)
-    for segment in range(len(segments)):
-        rows = (of == segment).nonzero()[:, 0]
-        block = torch.bucketize(torch.arange(m), edges, right=True) - 1
-        seen = keep[segment][block].nonzero()[:, 0]
-        where = seen if causal else torch.full_like(seen, -1)
-        want = reference_attention(q[rows], k[seen], v[seen], rows, where)
-        check(State(got.out[rows], got.lse[rows]), want, dtype)

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from sps2.kernels import BLOCK
-from sps2.kernels.quantize import Bits, blocks_of, pack, pack_all, unpack, unpack_all
+from sps2.kernels.quantize import BLOCK, Bits, blocks_of, pack, pack_all, unpack, unpack_all
 
 
 @pytest.mark.parametrize("tokens", [1, BLOCK, BLOCK + 1, 2 * BLOCK])

@@ -29,7 +29,7 @@ from sps2.common.model.pages import PagePool
 from sps2.common.model.sample import Sampler
 from sps2.common.spans import Span, consecutive, paged_split, zigzag
 from sps2.common.transport.plane import Plane
-from sps2.kernels import BLOCK
+from sps2.kernels.quantize import BLOCK
 from sps2.services.decode.batch import Batch
 from sps2.services.decode.exchange import Exchange
 from sps2.services.decode.holding import Holding, Holdings, Key
