@@ -12,7 +12,13 @@ setup(
             "sps2.kernels.native._attention",
             sources=[str(NATIVE / "attention.cpp")],
             depends=sorted(map(str, NATIVE.glob("*.inc"))),
-            extra_compile_args=["-O3", "-g0", "-std=c++17", "-Wno-maybe-uninitialized"],
+            extra_compile_args=[
+                "-O3",
+                "-g0",
+                "-std=c++17",
+                "-Wno-uninitialized",
+                "-Wno-maybe-uninitialized",
+            ],
             optional=True,  # without a compiler torch does the same, slower
         )
     ]

@@ -114,7 +114,7 @@ class Sharing(Section, frozen=True):
     ] = 300.0
     attention_rate: Annotated[
         float, Meta(gt=0, description="speed of attention against that, for predictions")
-    ] = 0.5
+    ] = 0.75
 
 
 class Cluster(Section, frozen=True):

@@ -205,7 +205,7 @@ async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterat
     folder, share = locate(cluster.model), Share(about.rank, cluster.tp_of(role))
     share_of(read(folder), share.size)
     team = await meet(share, about.host, cluster.meeting_port_of(role, about.index))
-    model = load_model(folder, cluster.dtype, packed=role == "decode", collectives=team.collectives)
+    model = load_model(folder, cluster.dtype, collectives=team.collectives)
     backend, reason = choose(cluster.transport)
     log.info("data plane: %s", reason)
     data = DataLoop()

@@ -7,7 +7,7 @@ time. Callers ask `serves` first, and use torch where it says no.
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import POINTER, Structure, byref, c_float, c_int, c_int64, c_void_p
+from ctypes import Structure, byref, c_float, c_int, c_int64, c_void_p
 from pathlib import Path
 
 import torch
@@ -96,15 +96,9 @@ def _load() -> ctypes.CDLL | None:
     for path in Path(__file__).parent.glob("_attention*.so"):
         library = ctypes.CDLL(str(path))
         library.sps2_level.restype = c_int
-        for name, call in (
-            ("sps2_attend", _Attention),
-            ("sps2_score", _Scoring),
-            ("sps2_decode", _Decoding),
-            ("sps2_pack", _Quantised),
-            ("sps2_unpack", _Quantised),
-        ):
-            function = getattr(library, name)
-            function.argtypes, function.restype = [POINTER(call), c_int], None
+        for name in ("attend", "score", "decode", "pack", "unpack", "layer", "product"):
+            function = getattr(library, f"sps2_{name}")
+            function.argtypes, function.restype = [c_void_p, c_int], None
         return library
     return None
 
@@ -142,7 +136,7 @@ def attend(
     call, _alive = _attention(q, k, v, positions(queries), keys, scale, window)
     call.fresh = state is None
     call.out, call.lse = made.out.data_ptr(), made.lse.data_ptr()
-    _call("sps2_attend", call)
+    invoke("sps2_attend", call)
     return made
 
 
@@ -159,7 +153,7 @@ def score(
     weight = torch.empty(k.shape[1], rows, blocks)
     peak = torch.empty(k.shape[1], rows)
     call, _alive = _attention(q, k, None, at, keys, scale, None)
-    _call("sps2_score", _Scoring(call, weight.data_ptr(), peak.data_ptr()))
+    invoke("sps2_score", _Scoring(call, weight.data_ptr(), peak.data_ptr()))
     return weight, peak
 
 
@@ -204,7 +198,7 @@ def decode(
         lse=state.lse.data_ptr(),
         threads=torch.get_num_threads(),
     )
-    _call("sps2_decode", call)
+    invoke("sps2_decode", call)
     return state
 
 
@@ -220,14 +214,14 @@ def pack(k: Tensor, v: Tensor, blocks: Tensor, bits: int) -> Packed:
     call = _quantised(k, v, packed, bits)
     call.tokens, call.blocks = len(k), blocks.data_ptr()
     call.k_row, call.k_head, call.v_row, call.v_head = *k.stride()[:2], *v.stride()[:2]
-    _call("sps2_pack", call)
+    invoke("sps2_pack", call)
     return packed
 
 
 def unpack(packed: Packed, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """`sps2.kernels.quantize.unpack`."""
     k, v = (torch.empty(len(packed[0]), BLOCK, dim, dtype=dtype) for _ in range(2))
-    _call("sps2_unpack", _quantised(k, v, packed, 8 * packed[0].shape[-1] // dim))
+    invoke("sps2_unpack", _quantised(k, v, packed, 8 * packed[0].shape[-1] // dim))
     return k, v
 
 
@@ -295,5 +289,6 @@ def _attention(
     return call, (runs, at)
 
 
-def _call(name: str, call: Structure) -> None:
-    getattr(_library, name)(byref(call), level)
+def invoke(name: str, arguments: Structure) -> None:
+    """Call a function of attention.cpp."""
+    getattr(_library, name)(byref(arguments), level)

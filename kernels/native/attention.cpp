@@ -9,6 +9,7 @@
 #include <cmath>
 #include <condition_variable>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <immintrin.h>
@@ -97,6 +98,41 @@ struct Quantised {
     int64_t threads;
 };
 
+// A linear layer: weight [outputs, inputs], bias or null, in the model's dtype.
+struct Product {
+    const void* weight;
+    const void* bias;
+    int64_t outputs;
+};
+
+// From a layer's attention to the queries, keys and values of the next, or to the final norm.
+struct Layer {
+    int64_t type, rows, hidden, inner, heads, kv_heads, dim;
+    float eps;
+    int64_t threads;
+    const void* attended;  // [rows, heads * dim]; null before the first layer
+    float* x;              // [rows, hidden], the residual
+    Product o, gate_up[2], down;
+    const void* mlp_norm;
+    const void* next_norm;
+    Product qkv[3];
+    const void* q_norm;    // of a head, or null
+    const void* k_norm;
+    const void* cosines;   // [rows, dim]
+    const void* sines;     // [rows, dim], negative in the first half
+    void* q;               // [rows, heads, dim]; null after the last layer
+    void* k;
+    void* v;
+    void* normed;          // [rows, hidden], after the last layer
+};
+
+struct FewRows {
+    int64_t type, rows, size, threads;
+    const void* x;  // [rows, size]
+    Product product;
+    float* out;     // [rows, outputs]
+};
+
 // A block of at most KEYS consecutive keys.
 struct Staged {
     int64_t row, position, tokens;
@@ -116,6 +152,38 @@ inline float as_float(uint16_t x) {
     std::memcpy(&y, &bits, 4);
     return y;
 }
+
+inline void put(float* at, float x) { *at = x; }
+inline void put(uint16_t* at, float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    *at = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// Floats or halves that grow. No templates of the library's in the parts that are compiled for one
+// instruction set: their code would be shared with the others.
+template <class Number>
+struct Numbers {
+    Number* data = nullptr;
+    long room = 0;
+
+    ~Numbers();
+    void reserve(long count);
+    Number& operator[](long i) { return data[i]; }
+};
+template <class Number>
+Numbers<Number>::~Numbers() {
+    std::free(data);
+}
+template <class Number>
+void Numbers<Number>::reserve(long count) {
+    if (count <= room) return;
+    std::free(data);
+    room = (count + 63) / 64 * 64;
+    data = (Number*)std::aligned_alloc(64, room * sizeof(Number));
+}
+template struct Numbers<float>;
+template struct Numbers<uint16_t>;
 
 // Memory that a thread keeps from call to call.
 char* scratch(size_t nbytes) {
@@ -206,6 +274,7 @@ void in_parallel(long threads, long count, const std::function<void(long)>& work
 
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")
+namespace {
 namespace avx512_bf16 {
 constexpr int LANES = 16;
 constexpr bool PAIRS = true;
@@ -221,11 +290,16 @@ static inline void put_weights(uint32_t* at, long, Vec one, Vec two) {
     _mm512_store_si512(at, _mm512_permutexvar_epi16(_mm512_loadu_si512(order), both));
 }
 #include "tile.inc"
+#define PAIRED 1
+#include "layer.inc"
+#undef PAIRED
 }  // namespace avx512_bf16
+}  // namespace
 #pragma GCC pop_options
 
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma,f16c")
+namespace {
 namespace avx512 {
 constexpr int LANES = 16;
 constexpr bool PAIRS = false;
@@ -241,11 +315,14 @@ static inline void put_weights(float* at, long row, Vec one, Vec two) {
 #include "tile.inc"
 #include "decode.inc"
 #include "quantize.inc"
+#include "layer.inc"
 }  // namespace avx512
+}  // namespace
 #pragma GCC pop_options
 
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
+namespace {
 namespace avx2 {
 constexpr int LANES = 8;
 constexpr bool PAIRS = false;
@@ -253,7 +330,9 @@ constexpr bool PAIRS = false;
 #include "tile.inc"
 #include "decode.inc"
 #include "quantize.inc"
+#include "layer.inc"
 }  // namespace avx2
+}  // namespace
 #pragma GCC pop_options
 #endif
 
@@ -313,6 +392,30 @@ void sps2_unpack(const Quantised* call, int level) {
 #ifdef NATIVE
     if (level >= 2) return avx512::unpack(*call);
     avx2::unpack(*call);
+#else
+    (void)call, (void)level;
+#endif
+}
+
+void sps2_layer(const Layer* call, int level) {
+#ifdef NATIVE
+    if (level == 3 && call->type == BFLOAT16) return avx512_bf16::run_layer<uint16_t>(*call);
+    if (level >= 2)
+        return call->type == BFLOAT16 ? avx512::run_layer<uint16_t>(*call)
+                                      : avx512::run_layer<float>(*call);
+    call->type == BFLOAT16 ? avx2::run_layer<uint16_t>(*call) : avx2::run_layer<float>(*call);
+#else
+    (void)call, (void)level;
+#endif
+}
+
+void sps2_product(const FewRows* call, int level) {
+#ifdef NATIVE
+    if (level == 3 && call->type == BFLOAT16) return avx512_bf16::run_product<uint16_t>(*call);
+    if (level >= 2)
+        return call->type == BFLOAT16 ? avx512::run_product<uint16_t>(*call)
+                                      : avx512::run_product<float>(*call);
+    call->type == BFLOAT16 ? avx2::run_product<uint16_t>(*call) : avx2::run_product<float>(*call);
 #else
     (void)call, (void)level;
 #endif

@@ -1,6 +1,7 @@
 """How a prefill group works together: forced by the request, or the cheapest by prediction."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -19,7 +20,9 @@ SHORT = 4096
 
 IN_A_ROW = ("gather", "csa")
 """Methods whose ranks have one span each, after those of the ranks before."""
-WEIGHTS = (1.0, 0.75, 0.5, 0.25, 0.0)
+EXPECTED_WORK = 0.65
+"""Of attention to earlier ranks' keys, what CSA leaves, with the choice of blocks: docs/csa.md."""
+WEIGHTS = tuple(eighth / 8 for eighth in range(8, -1, -1))
 """Of attention in dealing such spans: 1 balances arithmetic, 0 makes all spans equally long."""
 CLOSE = 1.05
 """Predictions this near the best are as good: the first method in `EXACT` is taken, whose ranks
@@ -168,7 +171,8 @@ class Schemes:
         """
         ranks, layers = len(spans), self._config.layers
         linear = [self._token_s * sum(span.tokens for span in own) for own in spans]
-        attention = [self._pair_s * sum(_pairs(span) for span in own) for own in spans]
+        seen = partial(_pairs, earlier=EXPECTED_WORK if scheme.method == "csa" else 1.0)
+        attention = [self._pair_s * sum(map(seen, own)) for own in spans]
         if ranks == 1:
             return linear[0] + attention[0]
         moving = traffic.busiest(moved, ranks) / (self._sharing.link_gbit * 1.25e8)
@@ -184,6 +188,6 @@ class Schemes:
         return max(linear) + busy + moving - hidden + waits
 
 
-def _pairs(span: Span) -> float:
-    """Keys that the queries of a span see, summed."""
-    return (span.stop**2 - span.start**2) / 2
+def _pairs(span: Span, earlier: float) -> float:
+    """Keys that the queries of a span see, summed; those before it count `earlier`."""
+    return span.tokens * (span.tokens / 2 + span.start * earlier)
