@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -70,6 +71,36 @@ def consecutive(
         least, most = edges[-1] + align, (tokens - (ranks - rank)) // align * align
         edges.append(max(least, min(round(ideal / align) * align, most)))
     edges.append(tokens)
+    return [(Span(a, b),) for a, b in itertools.pairwise(edges)]
+
+
+def fits(tokens: int, room: Sequence[int], align: int = 1) -> bool:
+    """Whether a span for each, in multiples of `align`, has room, and all tokens together."""
+    most = [each // align for each in room]
+    return min(most) > 0 and sum(most) >= pages_for(tokens, align)
+
+
+def within(
+    spans: Sequence[tuple[Span, ...]], room: Sequence[int], align: int = 1
+) -> list[tuple[Span, ...]]:
+    """The spans of `consecutive` made to fit: what one has no room for goes to the others.
+
+    They take it in proportion to the room that they have left.
+
+    Args:
+        room: tokens for each, in which they fit.
+        align: spans begin at its multiples, before and after.
+    """
+    blocks = [pages_for(span.tokens, align) for (span,) in spans]
+    most = [tokens // align for tokens in room]
+    kept = [min(pair) for pair in zip(blocks, most, strict=True)]
+    spare = [each - used for each, used in zip(most, kept, strict=True)]
+    excess = sum(blocks) - sum(kept)
+    edges = [0]
+    for index in range(1, len(spans)):
+        taken = excess * sum(spare[:index]) // max(1, sum(spare))
+        edges.append((sum(kept[:index]) + taken) * align)
+    edges.append(spans[-1][0].stop)
     return [(Span(a, b),) for a, b in itertools.pairwise(edges)]
 
 

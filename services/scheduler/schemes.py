@@ -10,7 +10,7 @@ from sps2.common.errors import Invalid
 from sps2.common.messages import ExactMethod, Method, Scheme, Setting, Wire, Wish
 from sps2.common.model.config import ModelConfig
 from sps2.common.model.share import share_of
-from sps2.common.spans import Span, consecutive, zigzag
+from sps2.common.spans import Span, consecutive, fits, within, zigzag
 from sps2.services.scheduler import traffic
 from sps2.services.scheduler.selections import Calibration, Sparse, selection
 
@@ -19,6 +19,10 @@ SHORT = 4096
 
 IN_A_ROW = ("gather", "csa")
 """Methods whose ranks have one span each, after those of the ranks before."""
+DEALS_TWO = ("ring", "usp")
+"""Methods that need two spans per rank, so that causal work is even."""
+RankRoom = Sequence[int] | None
+"""Tokens that each rank can keep; None where others keep them."""
 WEIGHTS = (1.0, 0.75, 0.5, 0.25, 0.0)
 """Of attention in dealing such spans: 1 balances arithmetic, 0 makes all spans equally long."""
 CLOSE = 1.05
@@ -72,10 +76,18 @@ class Schemes:
         self._token_s = 2 * products * config.layers / rate
         self._pair_s = 4 * heads * dim * config.layers / (rate * sharing.attention_rate)
 
-    def choose(self, tokens: int, ranks: int, wish: Wish) -> Dealt:
+    def degree(self, tokens: int, ranks: int) -> int:
+        """How many of so many shards a prompt gives work to: each gets two tokens."""
+        return max(1, min(ranks, tokens // 2))
+
+    def choose(self, tokens: int, ranks: int, wish: Wish, room: RankRoom = None) -> Dealt:
         """How `ranks` shards, or fewer if the prompt is short, prefill `tokens` tokens.
 
         With less than two tokens for each, a forced method makes no difference and is left aside.
+
+        Args:
+            room: where KV stays with the ranks that compute it: tokens for each of them, `degree`
+                in number, in which the prompt fits. A rank then has one span.
 
         Raises:
             Invalid: the wish cannot be done.
@@ -88,16 +100,16 @@ class Schemes:
                 "sps2",
             )
         few = tokens < 2 * ranks
-        ranks = max(1, min(ranks, tokens // 2))
+        ranks = self.degree(tokens, ranks)
         if attention != "exact":
-            return self._sparse(tokens, ranks, attention, wish)
+            return self._sparse(tokens, ranks, attention, wish, room)
         forced = "gather" if few or ranks == 1 else wish.method or self._sharing.method
         if forced != "auto":
-            return self._cheapest(forced, tokens, ranks, wish)
+            return self._cheapest(forced, tokens, ranks, wish, room)
         dealt = []
         for method in EXACT:
             try:
-                dealt.append(self._cheapest(method, tokens, ranks, wish))
+                dealt.append(self._cheapest(method, tokens, ranks, wish, room))
             except Invalid:
                 continue
         enough = CLOSE * min(each.predicted_s for each in dealt)
@@ -107,14 +119,19 @@ class Schemes:
         """See `traffic.migration_pays_after`."""
         return traffic.migration_pays_after(self._config, self._itemsize, held)
 
-    def _sparse(self, tokens: int, ranks: int, attention: Sparse, wish: Wish) -> Dealt:
+    def _sparse(
+        self, tokens: int, ranks: int, attention: Sparse, wish: Wish, room: RankRoom
+    ) -> Dealt:
         scheme = self._scheme("gather", 1, wish.wire or "int8", wish)
-        if tokens > SHORT and ranks > 1:
+        in_blocks = room is None or fits(tokens, room, traffic.BLOCK)
+        if tokens > SHORT and ranks > 1 and in_blocks:
             chosen = selection(attention, self._config.layers, ranks, self._calibration)
             scheme = msgspec.structs.replace(scheme, method="csa", selection=chosen)
-        return self._deal(scheme, tokens, ranks)._replace(attention=attention)
+        return self._deal(scheme, tokens, ranks, room)._replace(attention=attention)
 
-    def _cheapest(self, method: Method, tokens: int, ranks: int, wish: Wish) -> Dealt:
+    def _cheapest(
+        self, method: Method, tokens: int, ranks: int, wish: Wish, room: RankRoom
+    ) -> Dealt:
         """The best division into rows and columns, where the method has a choice."""
         columns: Sequence[int] = [1]
         if method == "ulysses":
@@ -129,7 +146,10 @@ class Schemes:
             columns = [each for each in columns if each <= self._config.heads] or columns[:1]
         wire = wish.wire or self._sharing.wire
         return min(
-            (self._deal(self._scheme(method, each, wire, wish), tokens, ranks) for each in columns),
+            (
+                self._deal(self._scheme(method, each, wire, wish), tokens, ranks, room)
+                for each in columns
+            ),
             key=lambda each: each.predicted_s,
         )
 
@@ -137,10 +157,10 @@ class Schemes:
         pipelined = self._sharing.pipelined if wish.pipelined is None else wish.pipelined
         return Scheme(method, columns, wire, None, pipelined)
 
-    def _deal(self, scheme: Scheme, tokens: int, ranks: int) -> Dealt:
+    def _deal(self, scheme: Scheme, tokens: int, ranks: int, room: RankRoom) -> Dealt:
         traffic.check_degree(self._config, scheme, ranks)
         dealt = []
-        for spans in self._spans(scheme, tokens, ranks):
+        for spans in self._spans(scheme, tokens, ranks, room):
             moved = [
                 each._replace(nbytes=each.nbytes * self._tp)
                 for each in traffic.transfers(self._config, self._itemsize, scheme, spans)
@@ -149,13 +169,28 @@ class Schemes:
             dealt.append(Dealt("exact", scheme, tuple(spans), traffic.by_purpose(moved), seconds))
         return min(dealt, key=lambda each: each.predicted_s)
 
-    def _spans(self, scheme: Scheme, tokens: int, ranks: int) -> list[list[tuple[Span, ...]]]:
+    def _spans(
+        self, scheme: Scheme, tokens: int, ranks: int, room: RankRoom
+    ) -> list[list[tuple[Span, ...]]]:
         """Ways to deal the tokens; those in a row can be balanced for arithmetic or for links."""
-        if scheme.method not in IN_A_ROW:
-            return [zigzag(tokens, ranks // scheme.ulysses, scheme.ulysses)]
-        align = traffic.BLOCK if tokens >= 2 * ranks * traffic.BLOCK else 1
-        even = self._pair_s / self._token_s
-        return [consecutive(tokens, ranks, even * weight, align) for weight in WEIGHTS]
+        if scheme.method in IN_A_ROW:
+            align = traffic.BLOCK if tokens >= 2 * ranks * traffic.BLOCK else 1
+            even = self._pair_s / self._token_s
+            ways = [consecutive(tokens, ranks, even * weight, align) for weight in WEIGHTS]
+        elif room is not None and scheme.method == "pass_q":
+            ways = [consecutive(tokens, ranks, 0)]
+        else:
+            ways = [zigzag(tokens, ranks // scheme.ulysses, scheme.ulysses)]
+        if room is None:
+            return ways
+        if scheme.method in DEALS_TWO:
+            raise Invalid(
+                f"{scheme.method} deals every shard two spans of the prompt, and the shards of "
+                "this cluster keep the KV of one: ask for gather, ulysses or pass_q",
+                "sps2",
+            )
+        unit = traffic.BLOCK if scheme.method == "csa" else 1
+        return [within(spans, room, unit) for spans in ways]
 
     def _seconds(
         self, scheme: Scheme, spans: traffic.Spans, moved: Sequence[traffic.Transfer]
@@ -177,7 +212,10 @@ class Schemes:
             waits = 2 * layers * self._sharing.link_latency_s
             return busy + moving + waits if not scheme.pipelined else max(busy, moving) + waits
         share = -(-self._config.heads // scheme.ulysses) * scheme.ulysses / self._config.heads
-        busy = sum(attention) / ranks * share
+        if scheme.method == "pass_q":  # whoever has the keys attends
+            busy = max(self._pair_s * sum(_queries(span, spans) for span in own) for own in spans)
+        else:
+            busy = sum(attention) / ranks * share
         steps = ranks // scheme.ulysses + 2 * (scheme.ulysses > 1)
         waits = layers * steps * self._sharing.link_latency_s
         hidden = min(busy, moving * (1 - 1 / steps)) if scheme.pipelined else 0.0
@@ -187,3 +225,9 @@ class Schemes:
 def _pairs(span: Span) -> float:
     """Keys that the queries of a span see, summed."""
     return (span.stop**2 - span.start**2) / 2
+
+
+def _queries(span: Span, spans: traffic.Spans) -> float:
+    """Queries that see the keys of a span, summed."""
+    tokens = max(own[-1].stop for own in spans)
+    return ((tokens - span.start) ** 2 - (tokens - span.stop) ** 2) / 2
