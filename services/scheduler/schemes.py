@@ -133,6 +133,12 @@ class Schemes:
         self, method: Method, tokens: int, ranks: int, wish: Wish, room: RankRoom
     ) -> Dealt:
         """The best division into rows and columns, where the method has a choice."""
+        if room is not None and method in DEALS_TWO:
+            raise Invalid(
+                f"{method} deals every shard two spans of the prompt, and the shards of this "
+                "cluster keep the KV of one: ask for gather, ulysses or pass_q",
+                "sps2",
+            )
         columns: Sequence[int] = [1]
         if method == "ulysses":
             columns = [ranks]
@@ -183,12 +189,6 @@ class Schemes:
             ways = [zigzag(tokens, ranks // scheme.ulysses, scheme.ulysses)]
         if room is None:
             return ways
-        if scheme.method in DEALS_TWO:
-            raise Invalid(
-                f"{scheme.method} deals every shard two spans of the prompt, and the shards of "
-                "this cluster keep the KV of one: ask for gather, ulysses or pass_q",
-                "sps2",
-            )
         unit = traffic.BLOCK if scheme.method == "csa" else 1
         return [within(spans, room, unit) for spans in ways]
 
