@@ -101,9 +101,12 @@ class Fcfs:
         return None
 
     def _in_place(self, work: Work, fleet: Fleet) -> Plan | None:
-        wanted = max(1, self._degree(work, fleet))
         known = fleet.with_room()
-        free = [each for each in known if each[1] > 0 and not each[0].prefilled]
+        usable = [each for each in known if each[1] > 0]
+        wanted = self._degree(work, fleet)
+        if work.wish.sp_degree is None:  # a shard can be full for long
+            wanted = max(1, min(wanted, len(usable)))
+        free = [each for each in usable if not each[0].prefilled]
         ranks = self._ranks(work, free, wanted)
         if not ranks:
             empty = [(member, fleet.room.total[member.shard.id]) for member, _ in known]
