@@ -50,7 +50,7 @@ class Scheduler(Section, frozen=True):
         Positive, Meta(description="the SP degree is the prompt's length over this, rounded up")
     ] = 256
     decode_span_tokens: Annotated[
-        Positive, Meta(description="KV of one request is spread so that a shard gets about this")
+        Positive, Meta(description="KV is spread over decode shards so that one gets about this")
     ] = 2048
 
 
@@ -78,7 +78,7 @@ class Bus(Section, frozen=True):
 
 
 class Kv(Section, frozen=True):
-    """KV pages of a decode shard."""
+    """KV pages of a shard."""
 
     page_tokens: Annotated[int, Meta(ge=1, le=1024, description="tokens in one page")] = 32
     pool_tokens: Annotated[

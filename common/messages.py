@@ -412,7 +412,7 @@ class Deposited(Struct, frozen=True, tag=True):
 
 
 class Hold(Stream["Held | Filled"], frozen=True):
-    """Scheduler to decode shard: keep pages for `span` while this is open.
+    """Scheduler to a shard: keep pages for the KV of `span` while this is open.
 
     `capacity` is how many tokens may lie here in the end (the owner's span grows).
     Items: `Held` once frames are accepted, `Filled` once every layer of `span` has arrived.
