@@ -165,7 +165,7 @@ class Report(Request[Done], frozen=True):
 
 
 class Room(Struct, frozen=True):
-    """Pages per decode shard: free now, and in all."""
+    """Pages per shard that keeps KV: free now, and in all."""
 
     free: dict[str, int]
     total: dict[str, int]

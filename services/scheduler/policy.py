@@ -111,7 +111,7 @@ class Fcfs:
         if not ranks:
             empty = [(member, fleet.room.total[member.shard.id]) for member, _ in known]
             if len(known) >= fleet.expected["any"] and not self._ranks(work, empty, wanted):
-                raise _never_fits(work, empty)
+                raise _never_fits(work, empty[: work.wish.sp_degree])
             return None
         members, room = zip(*ranks, strict=True)
         degree = max(wanted, len(members))
@@ -182,8 +182,8 @@ def _never_fits(work: Work, empty: list[tuple[Member, int]]) -> Invalid:
     tokens = sum(pages * member.shard.page_tokens for member, pages in empty)
     return Invalid(
         f"{work.prompt_tokens} tokens of prompt and up to {work.max_tokens} of answer do not "
-        f"fit the cluster's KV pool of {tokens} tokens; ask for fewer tokens or enlarge "
-        "kv.pool_tokens"
+        f"fit the KV pools of the shards that may keep them, {tokens} tokens; ask for fewer tokens "
+        "or enlarge kv.pool_tokens"
     )
 
 

@@ -115,7 +115,9 @@ def test_waiting_ends_when_pages_come_free_and_is_not_begun_in_vain() -> None:
     assert submit(core, "r", 100) == []
     assert launched(core.handle(RoomSeen(room(8, 8, total=8)), 0)).request == "r"
     error = rejected(submit(cluster(8, 8, total=8), "r", 241)).error
-    assert "KV pool of 256 tokens" in str(error)
+    assert "may keep them, 256 tokens" in str(error)
+    error = rejected(submit(cluster(8, 8, total=8), "r", 120, sp=1)).error
+    assert "may keep them, 128 tokens" in str(error)
     launched(submit(cluster(8, 8, total=8), "r", 240))
     assert isinstance(rejected(submit(cluster(8, 8, total=8), "r", 1, 128)).error, Invalid)
 
