@@ -75,8 +75,8 @@ def consecutive(
 
 
 def fits(tokens: int, room: Sequence[int], align: int = 1) -> bool:
-    """Whether a span for each, in multiples of `align`, has room, and all tokens together."""
-    most = [each // align for each in room]
+    """Whether consecutive spans, one for each room, that begin at multiples of `align` can fit."""
+    most = _blocks(tokens, room, align)
     return min(most) > 0 and sum(most) >= pages_for(tokens, align)
 
 
@@ -91,8 +91,9 @@ def within(
         room: tokens for each, in which they fit.
         align: spans begin at its multiples, before and after.
     """
+    tokens = spans[-1][0].stop
+    most = _blocks(tokens, room, align)
     blocks = [pages_for(span.tokens, align) for (span,) in spans]
-    most = [tokens // align for tokens in room]
     kept = [min(pair) for pair in zip(blocks, most, strict=True)]
     spare = [each - used for each, used in zip(most, kept, strict=True)]
     excess = sum(blocks) - sum(kept)
@@ -100,8 +101,15 @@ def within(
     for index in range(1, len(spans)):
         taken = excess * sum(spare[:index]) // max(1, sum(spare))
         edges.append((sum(kept[:index]) + taken) * align)
-    edges.append(spans[-1][0].stop)
+    edges.append(tokens)
     return [(Span(a, b),) for a, b in itertools.pairwise(edges)]
+
+
+def _blocks(tokens: int, room: Sequence[int], align: int) -> list[int]:
+    """How many blocks of `align` tokens each can have at most; the last one's last may be short."""
+    *others, last = room
+    short = (tokens - 1) % align + 1
+    return [*(each // align for each in others), max(0, (last - short) // align + 1)]
 
 
 def _cut(span: Span, parts: int) -> list[Span]:

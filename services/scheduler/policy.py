@@ -8,7 +8,7 @@ from sps2.common.errors import Invalid
 from sps2.common.messages import Placement, Wish
 from sps2.common.spans import fits, paged_split, pages_for
 from sps2.services.scheduler.fleet import Fleet, Member
-from sps2.services.scheduler.schemes import Dealt, Schemes
+from sps2.services.scheduler.schemes import Dealt, Schemes, Seats
 
 NOTHING = Wish()
 
@@ -113,20 +113,21 @@ class Fcfs:
             if len(known) >= fleet.expected["any"] and not self._ranks(work, empty, wanted):
                 raise _never_fits(work, empty[: work.wish.sp_degree])
             return None
-        members, room = zip(*ranks, strict=True)
-        degree = max(wanted, len(members))
-        dealt = self._schemes.choose(work.prompt_tokens, degree, work.wish, room)
+        shards = [member.shard for member, _ in ranks]
+        seats = Seats(tuple(tokens for _, tokens in ranks), shards[0].page_tokens)
+        degree = max(wanted, len(shards))
+        dealt = self._schemes.choose(work.prompt_tokens, degree, work.wish, seats)
         placements = [
-            Placement(member.shard.id, span, pages_for(span.tokens, member.shard.page_tokens))
-            for member, (span,) in zip(members, dealt.spans, strict=True)
+            Placement(shard.id, span, pages_for(span.tokens, shard.page_tokens))
+            for shard, (span,) in zip(shards, dealt.spans, strict=True)
         ]
-        owner, last = members[-1].shard, placements[-1].span
+        owner, last = shards[-1], placements[-1].span
         pages = pages_for(last.tokens + work.max_tokens, owner.page_tokens)
         placements[-1] = Placement(owner.id, last, pages)
         pays_after = self._schemes.migration_pays_after(
             [place.span.tokens for place in placements[:-1]]
         )
-        group = tuple(member.shard.id for member in members)
+        group = tuple(shard.id for shard in shards)
         return Plan(group, dealt, tuple(placements), pays_after)
 
     def _ranks(
@@ -136,19 +137,21 @@ class Fcfs:
 
         Empty where they have too little room together.
         """
+        page_tokens = free[0][0].shard.page_tokens if free else 1
+        last = (work.prompt_tokens - 1) % page_tokens + 1  # at least what is on the last page
         for asked in range(wanted, (work.wish.sp_degree or len(free)) + 1):
-            degree = self._schemes.degree(work.prompt_tokens, asked)
+            degree = self._schemes.degree(work.prompt_tokens, asked, page_tokens)
             if degree > len(free):
                 break
             most = sorted(free, key=lambda each: -each[1])[:degree]
-            kept = [(member, pages * member.shard.page_tokens) for member, pages in most]
-            able = [each for each in kept if each[1] > work.max_tokens]
+            kept = [(member, pages * page_tokens) for member, pages in most]
+            able = [each for each in kept if each[1] >= work.max_tokens + last]
             if not able:
                 break
             owner = min(able, key=lambda each: (len(each[0].owned), -each[1]))
             kept.remove(owner)
             kept.append((owner[0], owner[1] - work.max_tokens))
-            if fits(work.prompt_tokens, [tokens for _, tokens in kept]):
+            if fits(work.prompt_tokens, [tokens for _, tokens in kept], page_tokens):
                 return kept
         return []
 

@@ -28,10 +28,10 @@ Launch = Callable[..., AbstractContextManager[Running]]
 def launch(
     checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Launch]:
-    """Brings up a family over a transport: two prefill and two decode shards, or as is said."""
+    """Brings up a family over a transport: two prefill and two decode shards, or `shards`."""
 
     @contextmanager
-    def running(family: str, transport: str, **shards: int) -> Iterator[Running]:
+    def running(family: str, transport: str, **shards: object) -> Iterator[Running]:
         folder, port = checkpoint(family), ports.free_base()
         flags = {
             "scheduler": {"prefill_span_tokens": 16, "decode_span_tokens": 64},

@@ -19,8 +19,8 @@ from .test_cluster import expected, prompt_of, released, said
 
 @pytest.fixture(scope="module", params=["ucx", "tcp"])
 def cluster(request: pytest.FixtureRequest, launch: Launch) -> Iterator[Running]:
-    """Three shards of role `any` over each transport."""
-    with launch("smollm2", request.param, any=3) as running:
+    """Three shards of role `any` over each transport; pages so small that 7 tokens fill three."""
+    with launch("smollm2", request.param, any=3, kv={"page_tokens": 2}) as running:
         yield running
 
 
@@ -37,6 +37,9 @@ def test_greedy_tokens_equal_transformers(
             prompt_of(length), max_tokens=32, temperature=0, ignore_eos=True, logprobs=0, sps2=wish
         )
     assert said(answer) == [tokenizer.token_text(token) for token in wanted]
+    assert answer.usage.sps2 is not None
+    if sp_degree:
+        assert answer.usage.sps2.sp_degree == max(1, min(sp_degree, length // 2))
 
 
 @pytest.mark.parametrize("method", ["gather", "ulysses", "pass_q"])
