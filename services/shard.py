@@ -1,4 +1,4 @@
-"""What prefill and decode shards share: a data loop beside the control loop, and membership."""
+"""What shards of every role share: a data loop beside the control loop, and membership."""
 
 import asyncio
 import logging
@@ -173,15 +173,15 @@ class ReadyShard:
     @asynccontextmanager
     async def member(
         self,
-        service: object,
+        services: Sequence[object],
         led: Sequence[Led],
         pages: int = 0,
         page_tokens: int = 0,
         holdings: Callable[[], tuple[Holding, ...]] = tuple,
     ) -> AsyncIterator[None]:
-        """Serve `service` on the bus and be a member of the cluster while the context is open."""
+        """Serve `services` on the bus and be a member of the cluster while the context is open."""
         bus = self.cluster.bus
-        server = Server([service, self.about], bus)
+        server = Server([*services, self.about], bus)
         address = await server.start(f"tcp://{self.about.host}:0")
         peer = PlanePeer(self.plane.name, self.plane.address)
         followers = tuple(Follower(each.bus.address, each.plane) for each in led)

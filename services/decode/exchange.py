@@ -73,8 +73,8 @@ class Exchange:
         self._holdings = holdings
         self._asked: dict[tuple[str, int, int], asyncio.Future[State]] = {}
         self._answering: set[asyncio.Task[None]] = set()
-        plane.serve("q", self._on_q)
-        plane.serve("state", self._on_state)
+        plane.serve("question", self._on_question)
+        plane.serve("answer", self._on_answer)
         plane.on_gone(self._on_gone)
 
     @contextmanager
@@ -106,10 +106,11 @@ class Exchange:
             PeerLost: the holder is gone.
         """
         tensors = (q, question.positions)
-        frame = frame_for("q", question.requests, question.epochs, layer, question.step, tensors)
+        keys = question.requests, question.epochs
+        frame = frame_for("question", *keys, layer, question.step, tensors)
         await self._plane.send(question.holder, frame, tensors)
 
-    def _on_q(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
+    def _on_question(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
         q, positions = tensors
         keys = list(zip(frame.requests, frame.epochs, strict=True))
         held = [self._holdings.get(key) for key in keys]
@@ -124,7 +125,7 @@ class Exchange:
             out, lse = paged_attention(q, k, v, rows, scale=scale, window=window)
             answer = (out.to(q.dtype).contiguous(), lse.contiguous())
         reply = frame_for(
-            "state",
+            "answer",
             tuple(request for request, _ in gone),
             tuple(epoch for _, epoch in gone),
             frame.layer,
@@ -141,7 +142,7 @@ class Exchange:
         except ServiceError as error:
             log.warning("an answer to %s was not sent: %s", source, error)
 
-    def _on_state(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
+    def _on_answer(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
         answer = self._asked.get((source, frame.layer, frame.at))
         if answer is None or answer.done():
             return

@@ -1,4 +1,4 @@
-"""The KV of requests on this shard: pages taken, filled by prefill shards, given back."""
+"""The KV of requests on this shard: pages taken, filled, given back."""
 
 import asyncio
 import logging
@@ -6,7 +6,7 @@ from typing import Self
 
 from torch import Tensor
 
-from sps2.common.errors import Refused
+from sps2.common.errors import Cancelled, Refused
 from sps2.common.messages import Hold
 from sps2.common.messages import Holding as Held
 from sps2.common.model.llama import Llama
@@ -57,8 +57,13 @@ class Holding:
         if not inside or not 0 <= frame.layer < self._layers:
             log.error("%s sent KV of %s that does not belong here", source, self.key)
             return
-        self.pages.write(frame.layer, frame.at, k, v, frame.head - self._heads.start)
+        self.put(frame.layer, frame.at, frame.head, k, v)
         self.kv_bytes += frame.nbytes
+
+    def put(self, layer: int, at: int, head: int, k: Tensor, v: Tensor) -> None:
+        """Write keys and values, [tokens, heads, head_dim], from position and KV head on."""
+        self.pages.write(layer, at, k, v, head - self._heads.start)
+        tokens, heads, _ = k.shape
         self._missing -= tokens * heads
         if not self._missing:
             self.filled.set()
@@ -90,7 +95,7 @@ class Holdings:
         return self._held.get(key)
 
     async def hold(self, request: Hold) -> Holding:
-        """Take pages for a request and accept its KV from now on.
+        """Take pages for a request and accept its KV from now on, over the data plane or by `keep`.
 
         Raises:
             Refused: there are too few pages, and none came free in time.
@@ -99,9 +104,21 @@ class Holdings:
         span = request.span
         pages = await self._take(pages_for(request.capacity, self._pool.page_tokens), span.start)
         holding = Holding(key, span, pages, self._layers, self._heads)
-        holding.inbox = self._plane.open(*key, deliver=holding.deposit)
+        if not request.in_place:
+            holding.inbox = self._plane.open(*key, deliver=holding.deposit)
         self._held[key] = holding
         return holding
+
+    def keep(self, key: Key, layer: int, at: int, head: int, k: Tensor, v: Tensor) -> None:
+        """Write what this process computed itself; as `Holding.put`.
+
+        Raises:
+            Cancelled: the request is not held any more.
+        """
+        holding = self._held.get(key)
+        if holding is None:
+            raise Cancelled(f"request {key[0]} is not held in epoch {key[1]} any more")
+        holding.put(layer, at, head, k, v)
 
     async def _take(self, pages: int, start: int) -> SequencePages:
         try:

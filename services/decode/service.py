@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 import torch
+from torch import Tensor
 
 from sps2.common.errors import Cancelled, Invalid, ServiceError
 from sps2.common.messages import (
@@ -123,6 +124,10 @@ class DecodeService:
             raise Invalid(f"request {request.request} is not here in epoch {request.epoch}")
         async for token in log.follow(request.start):
             yield token
+
+    def keep(self, key: Key, layer: int, at: int, head: int, k: Tensor, v: Tensor) -> None:
+        """As `Holdings.keep`, on the data loop."""
+        self._holdings.keep(key, layer, at, head, k, v)
 
     def inventory(self) -> tuple[Holding, ...]:
         """What this shard holds, for the directory."""

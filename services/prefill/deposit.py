@@ -1,16 +1,41 @@
-"""Sends a prefill rank's keys and values to decode shards, layer by layer, in the background."""
+"""Brings a prefill rank's keys and values, layer by layer, to the shards that keep them."""
 
 import asyncio
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from sps2.common.errors import Invalid
 from sps2.common.messages import Target
 from sps2.common.model.attend import Attend
 from sps2.common.model.share import Share
 from sps2.common.spans import Span
 from sps2.services.prefill.group import Group
+
+
+class Keep(Protocol):
+    """Takes in keys and values that this very process is to keep."""
+
+    def __call__(
+        self, key: tuple[str, int], layer: int, at: int, head: int, k: Tensor, v: Tensor, /
+    ) -> None:
+        """Copy k and v, [tokens, heads, head_dim], from position `at` and KV head `head` on.
+
+        Args:
+            key: request and epoch.
+
+        Raises:
+            Cancelled: the request is not held here any more.
+        """
+        ...
+
+
+def keep_none(
+    key: tuple[str, int], layer: int, at: int, head: int, k: Tensor, v: Tensor, /
+) -> None:
+    """The `Keep` of a shard without pages."""
+    raise Invalid(f"the KV of request {key[0]} cannot stay here: this shard has no pages")
 
 
 class Piece(NamedTuple):
@@ -27,11 +52,12 @@ class Piece(NamedTuple):
 
 
 class Deposit:
-    """The `Attend` of a rank whose keys and values are kept elsewhere: ships them, then attends.
+    """The `Attend` of a rank: sees to it that its keys and values are kept, and attends.
 
     A frame holds one run of consecutive positions and heads of one layer, which its `at` and `head`
     begin. Each process of a decode shard gets the heads that it has. Frames of the group's own
-    exchange go first: a deposit leaves when none of them is under way.
+    exchange go first: a deposit leaves when none of them is under way. What this process keeps
+    itself goes nowhere.
 
     Args:
         attend: the attention proper.
@@ -39,6 +65,7 @@ class Deposit:
         spans: the rank's token spans; its tensors hold their rows in this order.
         targets: which shard keeps which span of the prompt.
         share: whose heads these are.
+        keep: takes what stays here.
     """
 
     def __init__(
@@ -49,7 +76,9 @@ class Deposit:
         spans: Sequence[Span],
         targets: Sequence[Target],
         share: Share,
+        keep: Keep,
     ) -> None:
+        self._keep = keep
         self._attend = attend
         self._group = group
         self._tasks = tasks
@@ -70,6 +99,9 @@ class Deposit:
     async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         for piece in self._pieces:
             parts = k[piece.rows, piece.heads], v[piece.rows, piece.heads]
+            if piece.peer == self._group.name:
+                self._keep(self._group.key, layer, piece.start, piece.head, *parts)
+                continue
             self._tasks.create_task(self._send(piece, layer, parts))
         return await self._attend(layer, q, k, v)
 

@@ -16,7 +16,7 @@ from sps2.common.model.sample import Sampler, prompt_logprobs
 from sps2.common.transport.inbox import Inbox
 from sps2.common.transport.plane import Plane
 from sps2.services.prefill.csa import Csa
-from sps2.services.prefill.deposit import Deposit
+from sps2.services.prefill.deposit import Deposit, Keep, keep_none
 from sps2.services.prefill.group import Group
 from sps2.services.prefill.methods import attend_by
 from sps2.services.tasks import root_cause
@@ -42,13 +42,15 @@ async def run_prompt(
     run: Run,
     prefilled: Callable[[Prefilled], None],
     turn: Turn | None = None,
+    keep: Keep = keep_none,
 ) -> Deposited:
-    """Run `request.rank`'s part; returns once its keys and values have left.
+    """Run `request.rank`'s part; returns once its keys and values are kept, or have left.
 
     Args:
         inbox: of this request, open at every member before any of them begins.
         prefilled: called once, as soon as everything is computed.
         turn: as `turn_of` makes it; tokens and log-probabilities are the first process's.
+        keep: takes keys and values of spans whose target is this process.
 
     Raises:
         PeerLost: a member of the group or a decode shard is gone.
@@ -67,7 +69,8 @@ async def run_prompt(
             async with asyncio.TaskGroup() as sends:
                 group = Group(model.config, plane, inbox, request, run, sends, model.share.rank)
                 attend = attend_by(group)
-                deposit = Deposit(attend, group, deposits, spans, request.targets, model.share)
+                targets, share = request.targets, model.share
+                deposit = Deposit(attend, group, deposits, spans, targets, share, keep)
                 hidden = await model.forward(
                     prompt[positions], positions, deposit, group.compute, turn
                 )

@@ -137,7 +137,7 @@ class Core:
                 entry.stage = "decode"
                 for shard_id in entry.plan.group if entry.plan else ():
                     if member := self.fleet.members.get(shard_id):
-                        member.requests.discard(request)
+                        member.prefilled.discard(request)
             case Ended(request):
                 self._leave_shards(request)
                 if self._entries.pop(request, None) and request in self._queue:
@@ -166,15 +166,16 @@ class Core:
 
     def _enter_shards(self, request: str, plan: Plan) -> None:
         self.fleet.pending[request] = {place.shard: place.pages for place in plan.placements}
-        for shard_id in (*plan.group, *(place.shard for place in plan.placements)):
-            self.fleet.members[shard_id].requests.add(request)
+        for shard_id in plan.group:
+            self.fleet.members[shard_id].prefilled.add(request)
+        for place in plan.placements:
+            self.fleet.members[place.shard].held.add(request)
         self.fleet.members[plan.owner].owned.add(request)
 
     def _leave_shards(self, request: str) -> None:
         self.fleet.pending.pop(request, None)
         for member in self.fleet.members.values():
-            member.requests.discard(request)
-            member.owned.discard(request)
+            member.leave(request)
 
     def requests(self, now_s: float) -> tuple[RequestStatus, ...]:
         """Every request, in order of arrival."""

@@ -210,7 +210,13 @@ class Job:
         self, place: Placement, held: asyncio.Event, filled: asyncio.Event
     ) -> None:
         growth = self._submit.sampling.max_tokens if place.shard == self._plan.owner else 0
-        hold = Hold(self._submit.request, self._epoch, place.span, place.span.tokens + growth)
+        hold = Hold(
+            self._submit.request,
+            self._epoch,
+            place.span,
+            place.span.tokens + growth,
+            in_place=place.shard in self._plan.group,
+        )
         with self._reporting(place.shard):
             async with self._peers[place.shard].stream(hold) as items:
                 async for item in items:

@@ -68,7 +68,7 @@ class SchedulerService:
         self._telemetry = telemetry
         self._core = Core(
             POLICIES[config.scheduler.policy](config.scheduler, schemes),
-            Fleet(config.prefill, config.decode),
+            Fleet(config.prefill, config.decode, config.any),
             config.scheduler.max_queue,
         )
         self._launches: dict[str, asyncio.Future[Launched]] = {}

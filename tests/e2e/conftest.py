@@ -21,25 +21,23 @@ class Running:
     url: str
 
 
-Launch = Callable[[str, str], AbstractContextManager[Running]]
+Launch = Callable[..., AbstractContextManager[Running]]
 
 
 @pytest.fixture(scope="module")
 def launch(
     checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Launch]:
-    """Brings up two prefill and two decode shards for a family, over a transport."""
+    """Brings up a family over a transport: two prefill and two decode shards, or `shards`."""
 
     @contextmanager
-    def running(family: str, transport: str) -> Iterator[Running]:
+    def running(family: str, transport: str, **shards: object) -> Iterator[Running]:
         folder, port = checkpoint(family), ports.free_base()
         flags = {
             "scheduler": {"prefill_span_tokens": 16, "decode_span_tokens": 64},
             "dtype": "float32",
             "threads": 1,
-            "prefill": 2,
-            "decode": 2,
-        }
+        } | (shards or {"prefill": 2, "decode": 2})
         with running_cluster(
             name=f"{family}-{transport}", port=port, model=str(folder), transport=transport, **flags
         ):
