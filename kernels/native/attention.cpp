@@ -6,18 +6,26 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <condition_variable>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
-#include <immintrin.h>
 #include <memory>
 #include <mutex>
 #include <thread>
 #include <type_traits>
 #include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define NATIVE 1
+#endif
 
 namespace {
 
@@ -208,7 +216,8 @@ Stage staged(const Attention& call, size_t block_bytes) {
     return stage;
 }
 
-// Threads that wait for work. One call at a time has them; others meanwhile work alone.
+// Threads that wait for work, a moment awake and then asleep. One call at a time has them; others
+// meanwhile work alone.
 class Pool {
   public:
     void run(long threads, long count, const std::function<void(long)>& work) {
@@ -220,7 +229,9 @@ class Pool {
         {
             std::lock_guard<std::mutex> lock(mutex_);
             while (long(workers_.size()) < threads - 1)
-                workers_.emplace_back([this, index = long(workers_.size())] { wait(index); });
+                workers_.emplace_back([this, index = long(workers_.size()), seen = round_.load()] {
+                    serve(index, seen);
+                });
             work_ = &work;
             count_ = count;
             next_ = 0;
@@ -230,6 +241,7 @@ class Pool {
         }
         wake_.notify_all();
         drain();
+        if (awake([this] { return left_ == 0; })) return;
         std::unique_lock<std::mutex> lock(mutex_);
         done_.wait(lock, [this] { return left_ == 0; });
     }
@@ -238,18 +250,36 @@ class Pool {
     void drain() {
         for (long i = next_++; i < count_; i = next_++) (*work_)(i);
     }
-    void wait(long index) {
-        uint64_t seen = 0;
+    // Waits for a moment: a step of decoding has work for the threads every few microseconds.
+    template <class Ready>
+    static bool awake(Ready ready) {
+        const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(50);
+        do {
+            for (int i = 0; i < 32; i++) {
+                if (ready()) return true;
+#ifdef NATIVE
+                _mm_pause();
+#endif
+            }
+        } while (std::chrono::steady_clock::now() < until);
+        return ready();
+    }
+    void serve(long index, uint64_t seen) {
         for (;;) {
-            {
+            if (!awake([&] { return round_ != seen; })) {
                 std::unique_lock<std::mutex> lock(mutex_);
                 wake_.wait(lock, [&] { return round_ != seen; });
+            }
+            {
+                std::lock_guard<std::mutex> lock(mutex_);
                 seen = round_;
                 if (index >= invited_) continue;
             }
             drain();
-            std::lock_guard<std::mutex> lock(mutex_);
-            if (--left_ == 0) done_.notify_one();
+            if (--left_ == 0) {
+                std::lock_guard<std::mutex> lock(mutex_);
+                done_.notify_one();
+            }
         }
     }
 
@@ -257,9 +287,9 @@ class Pool {
     std::condition_variable wake_, done_;
     std::vector<std::thread> workers_;
     const std::function<void(long)>* work_ = nullptr;
-    std::atomic<long> next_{0};
-    long count_ = 0, invited_ = 0, left_ = 0;
-    uint64_t round_ = 0;
+    std::atomic<long> next_{0}, left_{0};
+    std::atomic<uint64_t> round_{0};
+    long count_ = 0, invited_ = 0;
 };
 
 void in_parallel(long threads, long count, const std::function<void(long)>& work) {
@@ -269,9 +299,7 @@ void in_parallel(long threads, long count, const std::function<void(long)>& work
 
 }  // namespace
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define NATIVE 1
-
+#ifdef NATIVE
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")
 namespace {
