@@ -17,7 +17,7 @@ help:  ## list the targets
 
 setup: $(READY)  ## install everything into .venv
 
-$(READY): pyproject.toml constraints-cpu.txt
+$(READY): pyproject.toml setup.py constraints-cpu.txt $(wildcard kernels/native/*.cpp kernels/native/*.inc)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

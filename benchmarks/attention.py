@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sps2.kernels import Run, attention, paged_attention
+from sps2.kernels import PagedRows, Run, attention, paged_attention
 
 HEADS, KV_HEADS, DIM, LAYERS = 9, 3, 64, 30
 GEMM = 2048
@@ -50,16 +50,17 @@ def prefill(tokens: int, dtype: torch.dtype, repeat: int) -> str:
         for x in (q, k, v)
     ]
     a, b = (torch.randn(GEMM, GEMM).to(dtype) for _ in range(2))
+    runs = [Run(0, 0, tokens)]
     times = best(
         {
-            "sps2": lambda: attention(q, k, v, q_start=0, k_start=0),
+            "sps2": lambda: attention(q, k, v, queries=runs, keys=runs),
             "flash": lambda: flash(*wide),
             "gemm": lambda: a @ b,
         },
         repeat,
     )
     exact = flash(*(x.float() for x in wide))[0].transpose(0, 1)
-    ours = error(attention(q, k, v, q_start=0, k_start=0).out, exact)
+    ours = error(attention(q, k, v, queries=runs, keys=runs).out, exact)
     theirs = error(flash(*wide)[0].transpose(0, 1), exact)
 
     work = 2 * tokens * (tokens + 1) * HEADS * DIM / 1e9
@@ -78,10 +79,11 @@ def decode(context: int, batch: int, dtype: torch.dtype, repeat: int) -> float:
     layers = [(layer[0].transpose(0, 1), layer[1].transpose(0, 1)) for layer in pool]
     q = torch.randn(batch, HEADS, DIM).to(dtype)
     runs = [[Run(row * context, 0, context)] for row in range(batch)]
+    rows = PagedRows(runs, [context - 1] * batch)
 
     def step() -> None:
         for k, v in layers:
-            paged_attention(q, k, v, runs, [context - 1] * batch)
+            paged_attention(q, k, v, rows)
 
     return best({"step": step}, repeat)["step"]
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 import psutil
@@ -18,6 +18,7 @@ from sps2.cli import ports, render, runs
 from sps2.common import config, models
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, ServiceError
+from sps2.common.messages import Role
 
 Verdict = Literal["ok", "warning", "broken"]
 GIB = 1 << 30
@@ -85,7 +86,7 @@ def _processor(cluster: Cluster) -> Finding:
     native = {"avx512_bf16", "amx_bf16", "bf16"} & flags
     if not native:
         detail += "; bfloat16 is emulated, float32 may be faster (--dtype float32)"
-    shards = max(cluster.prefill, cluster.decode)
+    shards = max(cluster.shards_of(role) for role in get_args(Role))
     if shards * cluster.shard_threads > cores:
         return Finding(
             "processor", "warning", f"{detail}; {shards} shards of a kind share {cores} cores"
@@ -105,7 +106,7 @@ def _cpu_flags() -> set[str]:
 def _memory(cluster: Cluster) -> Finding:
     memory = psutil.virtual_memory()
     detail = f"{render.size(memory.available)} free of {render.size(memory.total)}"
-    shards = cluster.prefill + cluster.decode
+    shards = sum(cluster.shards_of(role) for role in get_args(Role))
     try:
         weights = sum(
             path.stat().st_size for path in models.weight_files(models.locate(cluster.model))

@@ -36,7 +36,7 @@ def uses(cluster: Cluster) -> list[Use]:
             Use("meeting_port", cluster.meeting_port_of(role, index))
             for role in get_args(Role)
             if cluster.tp_of(role) > 1
-            for index in range(cluster.prefill if role == "prefill" else cluster.decode)
+            for index in range(cluster.shards_of(role))
         ),
     ]
 

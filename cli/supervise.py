@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import get_args
 
 from sps2.cli.runs import Child, RunFolder, State
 from sps2.common import config, log
@@ -40,16 +41,15 @@ class Command:
 
 def service_names(cluster: Cluster) -> list[str]:
     """Every process of a cluster, by the name it has in logs and status."""
-    shards = [*_shards(cluster, "prefill"), *_shards(cluster, "decode")]
+    shards = [name for role in get_args(Role) for name in _shards(cluster, role)]
     return ["gateway", "scheduler", "kvdir", *shards]
 
 
 def _shards(cluster: Cluster, role: Role) -> list[str]:
     """A shard's first process has its name; the others have their rank after it."""
-    shards = cluster.prefill if role == "prefill" else cluster.decode
     return [
         f"{role}-{index}" + (f".{rank}" if rank else "")
-        for index in range(shards)
+        for index in range(cluster.shards_of(role))
         for rank in range(cluster.tp_of(role))
     ]
 

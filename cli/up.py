@@ -4,7 +4,7 @@ import asyncio
 import signal
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 from rich.live import Live
@@ -28,6 +28,9 @@ def up(
     model: Annotated[Text, typer.Option(help="as given to `spsctl pull`, or a folder")] = None,
     prefill: Annotated[Number, typer.Option(min=1, help="prefill shards")] = None,
     decode: Annotated[Number, typer.Option(min=1, help="decode shards")] = None,
+    any_: Annotated[
+        Number, typer.Option("--any", min=1, help="shards that do both, instead of these")
+    ] = None,
     dtype: Annotated[Text, typer.Option(help="auto, bfloat16, float16 or float32")] = None,
     attention: Annotated[Text, typer.Option(help="exact, balanced or fast")] = None,
     policy: Annotated[Text, typer.Option(help="scheduling policy: fcfs")] = None,
@@ -63,6 +66,7 @@ def up(
         model=model,
         prefill=prefill,
         decode=decode,
+        any=any_,
         dtype=dtype,
         transport=transport,
         tp=tp,
@@ -135,7 +139,7 @@ def _welcome(cluster: Cluster, status: ClusterStatus, ready_s: float, detached: 
     option = "" if cluster.name == "default" else f" --name {cluster.name}"
     render.out.print(
         f"\n[bold green]{cluster.name}[/] is ready after {ready_s:.1f} s: {status.model} on "
-        f"{_shards(cluster, 'prefill')} and {_shards(cluster, 'decode')} shards"
+        f"{_shards(cluster)} shards"
         f"{f' over {transports}' if transports else ''}",
         soft_wrap=True,
     )
@@ -153,10 +157,13 @@ def _welcome(cluster: Cluster, status: ClusterStatus, ready_s: float, detached: 
         render.out.print("Ctrl-C stops it.")
 
 
-def _shards(cluster: Cluster, role: Role) -> str:
-    tp = cluster.tp_of(role)
-    count = cluster.prefill if role == "prefill" else cluster.decode
-    return f"{count} {role}" + (f" (TP {tp})" if tp > 1 else "")
+def _shards(cluster: Cluster) -> str:
+    return " and ".join(
+        f"{cluster.shards_of(role)} {role}"
+        + (f" (TP {cluster.tp_of(role)})" if cluster.tp_of(role) > 1 else "")
+        for role in get_args(Role)
+        if cluster.shards_of(role)
+    )
 
 
 def _stay(launch: Launch) -> None:

@@ -3,12 +3,13 @@
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta
 
 from sps2.common.errors import Invalid
+from sps2.common.messages import Role
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
@@ -49,7 +50,7 @@ class Scheduler(Section, frozen=True):
         Positive, Meta(description="the SP degree is the prompt's length over this, rounded up")
     ] = 256
     decode_span_tokens: Annotated[
-        Positive, Meta(description="KV of one request is spread so that a shard gets about this")
+        Positive, Meta(description="KV is spread over decode shards so that one gets about this")
     ] = 2048
 
 
@@ -77,7 +78,7 @@ class Bus(Section, frozen=True):
 
 
 class Kv(Section, frozen=True):
-    """KV pages of a decode shard."""
+    """KV pages of a shard."""
 
     page_tokens: Annotated[int, Meta(ge=1, le=1024, description="tokens in one page")] = 32
     pool_tokens: Annotated[
@@ -117,7 +118,7 @@ class Sharing(Section, frozen=True):
     ] = 300.0
     attention_rate: Annotated[
         float, Meta(gt=0, description="speed of attention against that, for predictions")
-    ] = 0.5
+    ] = 0.75
 
 
 class Cluster(Section, frozen=True):
@@ -137,8 +138,15 @@ class Cluster(Section, frozen=True):
         NotNegative, Meta(description="tokens of prompt and answer; 0 takes the model's limit")
     ] = 0
     host: Annotated[str, Meta(description="address that every service binds")] = "127.0.0.1"
-    prefill: Annotated[Positive, Meta(description="prefill shards")] = 1
-    decode: Annotated[Positive, Meta(description="decode shards")] = 1
+    prefill: Annotated[NotNegative, Meta(description="prefill shards")] = 1
+    decode: Annotated[NotNegative, Meta(description="decode shards")] = 1
+    any: Annotated[
+        NotNegative,
+        Meta(
+            description="shards that do both and keep what they compute, in place of prefill and "
+            "decode shards, which are 0 then"
+        ),
+    ] = 0
     tp: Annotated[
         Positive, Meta(description="processes of one shard, which split heads, MLP and vocabulary")
     ] = 1
@@ -169,18 +177,40 @@ class Cluster(Section, frozen=True):
     bus: Bus = Bus()
     kv: Kv = Kv()
 
+    def __post_init__(self) -> None:
+        if not self.any:
+            if not (self.prefill and self.decode):
+                raise ValueError("there must be prefill and decode shards, or shards that do both")
+            return
+        if self.prefill or self.decode:
+            raise ValueError(
+                f"`any` shards are for prefill and decoding: besides {self.any} of them there can "
+                f"be no others, here {self.prefill} prefill and {self.decode} decode shards"
+            )
+        if self.tp > 1 or self.decode_tp > 1:
+            raise ValueError("`any` shards have one process: leave out `tp` and `decode_tp`")
+        if self.sharing.method in ("ring", "usp"):
+            raise ValueError(
+                f"`any` shards keep the keys and values of one span; {self.sharing.method} deals "
+                "each of them two: take another sharing.method, or prefill and decode shards"
+            )
+
     @property
     def shard_threads(self) -> int:
         """Threads of one process: prefill and decode shards take turns on the same cores."""
         cores = len(os.sched_getaffinity(0))
-        processes = max(self.prefill * self.tp, self.decode * self.tp_of("decode"))
+        processes = max(self.shards_of(role) * self.tp_of(role) for role in get_args(Role))
         return self.threads or max(1, cores // processes)
 
-    def tp_of(self, role: Literal["prefill", "decode"]) -> int:
+    def shards_of(self, role: Role) -> int:
+        """How many shards of a role there are."""
+        return {"prefill": self.prefill, "decode": self.decode, "any": self.any}[role]
+
+    def tp_of(self, role: Role) -> int:
         """Processes of one shard."""
         return self.decode_tp or self.tp if role == "decode" else self.tp
 
-    def meeting_port_of(self, role: Literal["prefill", "decode"], index: int) -> int:
+    def meeting_port_of(self, role: Role, index: int) -> int:
         """Where the processes of one shard meet."""
         return self.meeting_port + index + (self.prefill if role == "decode" else 0)
 
@@ -212,7 +242,8 @@ class Cluster(Section, frozen=True):
 def load(path: Path | None = None, **flags: Any) -> Cluster:
     """Read a configuration file; `flags` that are not None override its top-level keys.
 
-    `port` sets the HTTP port and moves the other ports after it, unless the file names them.
+    `port` sets the HTTP port and moves the other ports after it, unless the file names them. With
+    `any` shards there are no prefill and decode shards unless either says so.
 
     Raises:
         Invalid: the file is missing or not TOML, a key is unknown, or a value is out of range.
@@ -229,6 +260,8 @@ def load(path: Path | None = None, **flags: Any) -> Cluster:
     tables |= {name: value for name, value in flags.items() if value is not None}
     if port is not None:
         tables = _with_ports(tables, port)
+    if tables.get("any"):
+        tables = {"prefill": 0, "decode": 0} | tables
     try:
         return msgspec.convert(tables, Cluster)
     except msgspec.ValidationError as error:

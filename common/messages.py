@@ -15,7 +15,8 @@ from sps2.common.spans import Span
 Reply = TypeVar("Reply")
 Item = TypeVar("Item")
 
-Role = Literal["prefill", "decode"]
+Role = Literal["prefill", "decode", "any"]
+"""`any` does both: what it computes of a prompt's KV stays with it."""
 FinishReason = Literal["stop", "length"]
 
 
@@ -104,7 +105,7 @@ class Shard(Struct, frozen=True):
     """Of its control bus."""
     peer: Peer
     pages: int = 0
-    """Size of its KV pool; 0 on prefill shards, which keep no KV between requests."""
+    """Size of its KV pool; 0 on prefill shards, which keep no KV."""
     page_tokens: int = 0
     followers: tuple[Follower, ...] = ()
     """The other processes of a tensor-parallel shard, in order of their TP rank."""
@@ -179,7 +180,7 @@ class Report(Request[Done], frozen=True):
 
 
 class Room(Struct, frozen=True):
-    """Pages per decode shard: free now, and in all."""
+    """Pages per shard that keeps KV: free now, and in all."""
 
     free: dict[str, int]
     total: dict[str, int]
@@ -399,7 +400,7 @@ class Finished(Struct, frozen=True, tag=True):
     q_bytes: int
     state_bytes: int
     deposit_bytes: int
-    """KV moved from prefill shards to decode shards."""
+    """KV moved from prefill shards to decode shards; 0 where it stayed."""
 
 
 # --- prefill ---
@@ -424,10 +425,10 @@ class PrefillRank(Struct, frozen=True):
 
 
 class Target(Struct, frozen=True):
-    """A decode shard that receives the KV of `span`."""
+    """A shard that keeps the KV of `span`; a member of the group keeps only what it computes."""
 
     peers: tuple[Peer, ...]
-    """By TP rank; each receives its share of the KV heads."""
+    """By TP rank; each keeps its share of the KV heads."""
     span: Span
 
 
@@ -470,7 +471,7 @@ class Prefilled(Struct, frozen=True, tag=True):
 
 
 class Deposited(Struct, frozen=True, tag=True):
-    """All of a rank's keys and values have left for the decode shards."""
+    """All of a rank's keys and values are where they are kept, or have left for there."""
 
     deposit_bytes: int
 
@@ -479,7 +480,7 @@ class Deposited(Struct, frozen=True, tag=True):
 
 
 class Hold(Stream["Held | Filled"], frozen=True):
-    """Scheduler to decode shard: keep pages for `span` while this is open.
+    """Scheduler to a shard: keep pages for the KV of `span` while this is open.
 
     `capacity` is how many tokens may lie here in the end (the owner's span grows).
     Items: `Held` once frames are accepted, `Filled` once every layer of `span` has arrived; its
@@ -494,6 +495,8 @@ class Hold(Stream["Held | Filled"], frozen=True):
     """Of the prompt's full pages, from the first on; none are cached without."""
     shared: tuple[Span, ...] = ()
     """Tokens whose cached pages the request uses too."""
+    in_place: bool = False
+    """This shard computes the KV of `span` itself, as a member of the prefill group."""
 
 
 class Held(Struct, frozen=True, tag=True):
@@ -633,7 +636,7 @@ class FleetStatus(Struct, frozen=True):
     waiting_for: str
     """Empty when every shard is there; else what is missing, in words."""
     serving: bool = False
-    """Whether shards of both roles are there, so that requests run, if on fewer than configured."""
+    """Whether prompts are prefilled and decoded, if on fewer shards than configured."""
 
 
 class ShowFleet(Request[FleetStatus], frozen=True):

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -71,6 +72,44 @@ def consecutive(
         edges.append(max(least, min(round(ideal / align) * align, most)))
     edges.append(tokens)
     return [(Span(a, b),) for a, b in itertools.pairwise(edges)]
+
+
+def fits(tokens: int, room: Sequence[int], align: int = 1) -> bool:
+    """Whether consecutive spans, one for each room, that begin at multiples of `align` can fit."""
+    most = _blocks(tokens, room, align)
+    return min(most) > 0 and sum(most) >= pages_for(tokens, align)
+
+
+def within(
+    spans: Sequence[tuple[Span, ...]], room: Sequence[int], align: int = 1
+) -> list[tuple[Span, ...]]:
+    """The spans of `consecutive` made to fit: what one has no room for goes to the others.
+
+    They take it in proportion to the room that they have left.
+
+    Args:
+        room: tokens for each, in which they fit.
+        align: spans begin at its multiples, before and after.
+    """
+    tokens = spans[-1][0].stop
+    most = _blocks(tokens, room, align)
+    blocks = [pages_for(span.tokens, align) for (span,) in spans]
+    kept = [min(pair) for pair in zip(blocks, most, strict=True)]
+    spare = [each - used for each, used in zip(most, kept, strict=True)]
+    excess = sum(blocks) - sum(kept)
+    edges = [0]
+    for index in range(1, len(spans)):
+        taken = excess * sum(spare[:index]) // max(1, sum(spare))
+        edges.append((sum(kept[:index]) + taken) * align)
+    edges.append(tokens)
+    return [(Span(a, b),) for a, b in itertools.pairwise(edges)]
+
+
+def _blocks(tokens: int, room: Sequence[int], align: int) -> list[int]:
+    """How many blocks of `align` tokens each can have at most; the last one's last may be short."""
+    *others, last = room
+    short = (tokens - 1) % align + 1
+    return [*(each // align for each in others), max(0, (last - short) // align + 1)]
 
 
 def _cut(span: Span, parts: int) -> list[Span]:

@@ -1,10 +1,10 @@
 """Attention and what it is made of: pure functions from tensors to tensors."""
 
-from sps2.kernels.attention import attention
-from sps2.kernels.paged import Run, paged_attention
-from sps2.kernels.state import State, empty_state, merge, merge_many
+from sps2.kernels.attention import PagedRows, attention, paged_attention
+from sps2.kernels.state import Run, State, empty_state, merge, merge_many
 
 __all__ = [
+    "PagedRows",
     "Run",
     "State",
     "attention",

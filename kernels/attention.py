@@ -1,37 +1,16 @@
-"""Prefill attention on the CPU, as a few large matrix products per block of queries.
+"""Attention of queries and keys that lie anywhere: one contract, the best kernel for the device.
 
-A block of queries, with all heads of one KV head stacked, meets all its visible keys at once:
-product, exp2, product. Two things make that fast and keep it exact:
-
-- A bfloat16 product rounds the scores, too coarsely where they are large. Softmax ignores a shift
-  per row, so the product itself subtracts an estimate of the row's peak before it rounds (one more
-  column: `-peak` in q, 1 in k): the scores that matter come out small, and exp2 needs no maximum.
-- The estimate is the peak over a sample: every `NEAR`th of the latest keys, every `FAR`th before.
-  A block where it is off by `DRIFT` is computed again in the plain way, in float32.
-
-float32 takes oneDNN's product, which is twice as fast as the one behind `torch.mm`; float16, and
-bfloat16 on a CPU without such products, are computed in float32.
+On CPUs with AVX2 or AVX-512 it is the C++ kernel of `sps2.kernels.native`, elsewhere what torch
+has: `sps2.kernels.blocks` for many queries, `sps2.kernels.paged` for one each.
 """
 
-import math
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from sps2.kernels.state import State, empty_state
-
-ROWS = 768
-"""Rows of one block: queries times heads per KV head."""
-QUERIES = 32, 256
-"""The least and the most queries of one block."""
-KEYS = 1024
-"""Keys in one product: their scores should fit the L2 cache, or nearly."""
-ALIGN = 128
-"""Columns come in multiples of this, since oneDNN compiles a product for every shape it meets."""
-NEAR, FAR = 2, 32
-DRIFT = 24.0
-"""In powers of two."""
+from sps2.kernels import blocks, native, paged
+from sps2.kernels.state import Run, State, empty_state, merge_many
 
 
 def attention(
@@ -39,211 +18,86 @@ def attention(
     k: Tensor,
     v: Tensor,
     *,
-    q_start: int,
-    k_start: int,
+    queries: Sequence[Run],
+    keys: Sequence[Run],
     scale: float | None = None,
     window: int | None = None,
+    state: State | None = None,
 ) -> State:
-    """Causal attention between two runs of consecutive positions, either of which may be empty.
+    """Causal attention of one sequence's queries to some of its keys.
 
     The key at position p is visible to the query at s iff p <= s and s - p < window.
     Deterministic for a given number of threads.
 
     Args:
-        q: [n, heads, dim], at positions from `q_start`.
-        k, v: [m, kv_heads, dim], at positions from `k_start`; kv_heads divides heads.
+        q: [n, heads, dim].
+        k, v: [rows, kv_heads, dim]; kv_heads divides heads.
+        queries: the positions of q, as runs that cover its rows in their order.
+        keys: which rows of k and v to attend to, and where they are in the sequence.
         scale: of the scores; None is dim ** -0.5.
         window: None sees all the past.
+        state: of the same queries over other keys; it is changed, and returned.
 
     Returns:
-        out [n, heads, dim] in the dtype of q, and lse; rows that see nothing have 0 and -inf.
+        out [n, heads, dim] float32 and lse; rows that saw nothing have 0 and -inf.
     """
     n, heads, dim = q.shape
     scale = dim**-0.5 if scale is None else scale
-    first = k_start if window is None else max(k_start, q_start - window + 1)
-    stop = min(k_start + len(k), q_start + n)
-    if not n or first >= stop:
-        return empty_state(n, heads, dim, q.dtype, q.device)
-    seen = slice(first - k_start, stop - k_start)
-    return _Blocks(q_start, first, scale, window).attend(q, k[seen], v[seen])
+    if n and keys and scale > 0 and native.serves(q, k, v):
+        return native.attend(q, k, v, queries, keys, scale, window, state)
+    whole = empty_state(n, heads, dim, q.device) if state is None else state
+    for queried in queries:
+        rows = slice(queried.slot, queried.slot + queried.tokens)
+        states = [State(whole.out[rows], whole.lse[rows])]
+        for key in keys:
+            seen = slice(key.slot, key.slot + key.tokens)
+            states.append(
+                blocks.attend(q[rows], k[seen], v[seen], queried.start, key.start, scale, window)
+            )
+        whole.out[rows], whole.lse[rows] = merge_many(states)
+    return whole
 
 
-class _Keys(NamedTuple):
-    """Keys of one KV head at positions from `start`, padded with keys nobody may see.
+class PagedRows:
+    """Where the keys of each row of a decode batch lie: made once, used in every layer.
 
-    k: [padded, dim + 1], ending in 1.
-    v: [padded, dim].
+    Args:
+        runs: of each row's own sequence, as slots of the pool.
+        positions: of the queries.
     """
 
-    start: int
-    stop: int
-    k: Tensor
-    v: Tensor
-
-    def sampled(self, first: int, turn: int, stop: int) -> Tensor:
-        """Of k: every `FAR`th key from `first` up to `turn`, then every `NEAR`th to `stop`."""
-        first, turn, stop = (position - self.start for position in (first, turn, stop))
-        return torch.cat((self.k[first:turn:FAR], self.k[turn:stop:NEAR]))
-
-
-class _Blocks:
-    """Attention of queries from `q_start` to keys from `k_start`."""
-
-    def __init__(self, q_start: int, k_start: int, scale: float, window: int | None) -> None:
-        self.q_start = q_start
-        self.k_start = k_start
-        self.scale = scale * math.log2(math.e)
-        self.window = window
-        self.hidden: dict[tuple[int, int, int], Tensor] = {}
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> State:
-        n, heads, dim = q.shape
-        m, kv_heads, _ = k.shape
-        group = heads // kv_heads
-        size = min(n, max(QUERIES[0], min(ROWS // group, QUERIES[1])))
-        compute = q.dtype if q.dtype == torch.bfloat16 and fast_bfloat16() else torch.float32
-        scratch = torch.empty(size * group * min(KEYS, m + ALIGN), dtype=compute)
-
-        out = torch.empty(n, heads, dim, dtype=q.dtype)
-        lse = torch.empty(n, heads)
-        rows = torch.empty(n, group, dim + 1, dtype=compute)
-        for kv_head in range(kv_heads):
-            keys = self._keys(k[:, kv_head].to(compute), v[:, kv_head].to(compute))
-            mine = slice(kv_head * group, (kv_head + 1) * group)
-            rows[..., :dim] = q[:, mine]
-            for first in range(0, n, size):
-                block = slice(first, min(first + size, n))
-                state = self._block(rows[block], self.q_start + first, keys, scratch)
-                out[block, mine], lse[block, mine] = state
-        return State(out, lse)
-
-    def _keys(self, k: Tensor, v: Tensor) -> _Keys:
-        m, dim = k.shape
-        wide, values = k.new_zeros(m + ALIGN, dim + 1), v.new_zeros(m + ALIGN, dim)
-        wide[:m, :dim] = k
-        wide[:m, dim] = 1
-        values[:m] = v
-        return _Keys(self.k_start, self.k_start + m, wide, values)
-
-    def _block(self, rows: Tensor, start: int, keys: _Keys, scratch: Tensor) -> State:
-        """rows: [queries, group, dim + 1], of queries from position `start` on; left changed."""
-        queries, group, width = rows.shape
-        first = keys.start if self.window is None else max(keys.start, start - self.window + 1)
-        last = min(keys.stop, start + queries)
-        if first >= last:
-            return empty_state(queries, group, width - 1)
-
-        state, safe = self._estimated(
-            rows.flatten(0, 1), start, queries, keys, first, last, scratch
-        )
-        if not safe:
-            state = self._exact(rows.flatten(0, 1).float(), start, queries, keys, first, last)
-        return State(*(tensor.unflatten(0, (queries, group)) for tensor in state))
-
-    def _estimated(
-        self,
-        flat: Tensor,
-        start: int,
-        queries: int,
-        keys: _Keys,
-        first: int,
-        last: int,
-        scratch: Tensor,
-    ) -> tuple[State, bool]:
-        """The state of `flat` over keys from `first` to `last`, and if its peak was well chosen."""
-        flat[:, -1] = 0
-        sample = keys.sampled(first, max(first, last - queries), last)
-        peak = _scores(sample, flat, self.scale).amax(0)
-        flat[:, -1] = peak / -self.scale
-
-        parts = []
-        for begin in range(first, last, KEYS):
-            end = min(begin + KEYS, begin + -(-(last - begin) // ALIGN) * ALIGN)
-            columns = slice(begin - keys.start, end - keys.start)
-            weights = scratch[: len(flat) * (end - begin)].view(len(flat), end - begin)
-            weights = _scores(flat, keys.k[columns], self.scale, weights)
-            self._hide(weights, queries, begin - start)
-            weights[:, keys.stop - begin :] = -torch.inf
-            weight = weights.exp2_().sum(-1, dtype=torch.float32)
-            parts.append((_mix(weights, keys.v[columns]).float(), weight))
-
-        out, weight = parts[0]
-        for more, heavier in parts[1:]:
-            out += more
-            weight += heavier
-        blind = self._blind(start, queries, first, last).repeat_interleave(len(flat) // queries)
-        out /= weight.masked_fill(blind, 1)[:, None]
-        above = weight.log2_()
-        lse = (above - flat[:, -1].float() * self.scale) * math.log(2)
-        safe = (above.abs_() <= DRIFT) | blind
-        return State(out, lse), bool(safe.all())
-
-    def _exact(
-        self, flat: Tensor, start: int, queries: int, keys: _Keys, first: int, last: int
-    ) -> State:
-        """As `_estimated`, in the plain way."""
-        columns = slice(first - keys.start, last - keys.start)
-        flat[:, -1] = 0
-        scores = _scores(flat, keys.k[columns].float(), self.scale)
-        self._hide(scores, queries, first - start)
-        peak = scores.amax(-1).clamp_(min=torch.finfo(torch.float32).min)
-        weights = scores.sub_(peak[:, None]).exp2_()
-        weight = weights.sum(-1)
-        out = _mix(weights, keys.v[columns].float()) / weight.clamp(min=1)[:, None]
-        return State(out, (weight.log2_() + peak) * math.log(2))
-
-    def _blind(self, start: int, queries: int, first: int, last: int) -> Tensor:
-        """Which of the queries from `start` on see none of the keys from `first` to `last`."""
-        positions = torch.arange(start, start + queries)
-        blind = positions < first
-        return blind if self.window is None else blind | (positions - self.window >= last - 1)
-
-    def _hide(self, scores: Tensor, queries: int, ahead: int) -> None:
-        """Set invisible keys' scores to -inf; column 0 lies `ahead` of the first query."""
-        scores = scores.unflatten(0, (queries, -1))
-        columns = scores.shape[-1]
-        seen_by_all = max(0, 1 - ahead)
-        if seen_by_all < columns:
-            hidden = self._hidden(queries, columns - seen_by_all, ahead + seen_by_all)
-            scores[..., seen_by_all:].masked_fill_(hidden, -torch.inf)
-        if self.window is not None:
-            beyond = min(columns, queries - self.window - ahead)
-            if beyond > 0:
-                hidden = self._hidden(queries, beyond, ahead)
-                scores[..., :beyond].masked_fill_(hidden, -torch.inf)
-
-    def _hidden(self, queries: int, columns: int, ahead: int) -> Tensor:
-        """[queries, 1, columns]: whether the query may not see the key."""
-        key = (queries, columns, ahead)
-        if key not in self.hidden:
-            distance = torch.arange(queries)[:, None] - torch.arange(columns) - ahead
-            hidden = (distance < 0) | (distance >= (self.window or math.inf))
-            self.hidden[key] = hidden[:, None]
-        return self.hidden[key]
+    def __init__(self, runs: Sequence[Sequence[Run]], positions: Sequence[int]) -> None:
+        self.runs = runs
+        self.positions = positions
+        flat = [run for own in runs for run in own]
+        self.flat = torch.tensor(flat, dtype=torch.int64).view(-1, 3)
+        counts = [0, *(len(own) for own in runs)]
+        self.offsets = torch.tensor(counts).cumsum(0)
+        self.at = torch.tensor(positions, dtype=torch.int64)
 
 
-def _scores(q: Tensor, k: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
-    """scale * q @ k.T: [rows, keys]; in `out` where that saves time."""
-    if q.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        return _linear(q * scale, k)
-    if out is None:
-        out = torch.empty(len(q), len(k), dtype=q.dtype)
-    return torch.addmm(out, q, k.T, beta=0, alpha=scale, out=out)
+def paged_attention(
+    q: Tensor,
+    k_pool: Tensor,
+    v_pool: Tensor,
+    rows: PagedRows,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+) -> State:
+    """Attend each row's query to its own sequence's keys at or before its position.
 
+    Args:
+        q: [rows, heads, dim].
+        k_pool, v_pool: [slots, kv_heads, dim], one layer's pool; fastest as a transposed view of
+            [kv_heads, slots, dim].
+        scale: of the scores; None is dim ** -0.5.
+        window: keys that a query sees, itself included; None is all.
 
-def _mix(weights: Tensor, v: Tensor) -> Tensor:
-    """weights @ v: [rows, dim]."""
-    if v.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        return _linear(weights, v.T)
-    return weights @ v
-
-
-def _linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x @ weight.T by oneDNN, whose float32 product torch has only as a fused linear layer."""
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-    return product
-
-
-def fast_bfloat16() -> bool:
-    """Whether matrix products in bfloat16 are faster here than in float32."""
-    return torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
+    Returns:
+        A float32 state with as many rows; those without keys see nothing.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if scale > 0 and native.serves(q, k_pool, v_pool):
+        return native.decode(q, k_pool, v_pool, rows.flat, rows.offsets, rows.at, scale, window)
+    return paged.attend(q, k_pool, v_pool, rows.runs, rows.positions, scale, window)

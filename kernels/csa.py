@@ -12,7 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sps2.kernels import native
 from sps2.kernels.quantize import BLOCK
+from sps2.kernels.state import Run
 
 SEGMENT = 128
 """Rows that are judged together."""
@@ -66,7 +68,7 @@ class Scores(NamedTuple):
     """Probes against keys: exp(score - peak), summed by block.
 
     weight: [kv_heads, probes, group, blocks] float32.
-    peak: [kv_heads, probes, group] float32.
+    peak: [kv_heads, probes, group] float32, near the largest score.
     """
 
     weight: Tensor
@@ -98,6 +100,20 @@ def score(q: Tensor, k: Tensor, scale: float, positions: Tensor | None = None) -
         positions: of the probes as rows of k, if those are the consumer's own keys; a probe sees
             keys up to its own. None: all are seen.
     """
+    probes, heads, _ = q.shape
+    tokens, kv_heads, _ = k.shape
+    group = heads // kv_heads
+    if probes and tokens and native.serves(q, k):
+        at = torch.full((probes,), tokens) if positions is None else positions
+        weight, peak = native.score(q, k, at.int(), [Run(0, 0, tokens)], scale)
+    else:
+        weight, peak = _score(q, k, scale, positions)
+    shape = (kv_heads, probes, group)
+    return Scores(weight.view(*shape, -1), peak.view(shape))
+
+
+def _score(q: Tensor, k: Tensor, scale: float, positions: Tensor | None) -> tuple[Tensor, Tensor]:
+    """In torch operations: weight [kv_heads, probes * group, blocks], peak without blocks."""
     probes, heads, dim = q.shape
     tokens, kv_heads, _ = k.shape
     group = heads // kv_heads
@@ -121,7 +137,7 @@ def score(q: Tensor, k: Tensor, scale: float, positions: Tensor | None = None) -
             scores.sub_(top).mul_(scale * math.log2(math.e)).clamp_(min=LEAST).exp2_()
             peak[head, part] = top[:, 0] * scale
             torch.sum(padded[: len(top)].unflatten(-1, (-1, BLOCK)), -1, out=summed[head, part])
-    return Scores(summed.view(kv_heads, probes, group, -1), peak.view(kv_heads, probes, group))
+    return summed, peak
 
 
 def importance(mass: Tensor, segments: Sequence[int]) -> Tensor:

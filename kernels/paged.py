@@ -1,4 +1,4 @@
-"""Decode attention over paged KV on the CPU: one query per request, its keys in runs of slots.
+"""Decode attention over paged KV in torch operations: one query per request.
 
 torch's flash kernel reads long contexts slowly in bfloat16: for one query, two products by oneDNN
 take half the time from some hundred keys on. They are used where the CPU multiplies bfloat16. Their
@@ -6,13 +6,12 @@ scores come out rounded, so where they are large the products are made again, le
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sps2.kernels.attention import fast_bfloat16
-from sps2.kernels.state import State, empty_state, merge_many
+from sps2.kernels.blocks import fast_bfloat16
+from sps2.kernels.state import Run, State, empty_state, merge_many
 
 LONG = 640
 """Keys from which on products are faster than the flash kernel."""
@@ -20,46 +19,23 @@ LARGE = 32.0
 """Scores up to here may be rounded to bfloat16: it costs less than rounding q and k has."""
 
 
-class Run(NamedTuple):
-    """Tokens `start`, `start + 1`, ... of a sequence lie in slots `slot`, `slot + 1`, ..."""
-
-    slot: int
-    start: int
-    tokens: int
-
-
-def paged_attention(
+def attend(
     q: Tensor,
     k_pool: Tensor,
     v_pool: Tensor,
     runs: Sequence[Sequence[Run]],
     positions: Sequence[int],
-    *,
-    scale: float | None = None,
-    window: int | None = None,
+    scale: float,
+    window: int | None,
 ) -> State:
-    """Attend each row's query to its own request's keys at or before its position.
-
-    Args:
-        q: [rows, heads, dim].
-        k_pool, v_pool: [slots, kv_heads, dim], one layer's pool; fastest as a transposed view of
-            [kv_heads, slots, dim].
-        runs: where each row's keys lie; none gives an empty state.
-        positions: of the queries.
-        scale: of the scores; None is dim ** -0.5.
-        window: keys that a query sees, itself included; None is all.
-
-    Returns:
-        A state of q's dtype with `rows` rows.
-    """
+    """`sps2.kernels.paged_attention`."""
     rows, heads, dim = q.shape
     kv_heads = k_pool.shape[1]
-    scale = dim**-0.5 if scale is None else scale
     grouped = q.reshape(rows, kv_heads, heads // kv_heads, dim)
     keys, values = k_pool.transpose(0, 1), v_pool.transpose(0, 1)
     products = q.dtype == torch.bfloat16 and fast_bfloat16()
 
-    states = []
+    whole = empty_state(rows, heads, dim)
     for row, own in enumerate(runs):
         visible = [_visible(run, positions[row], window) for run in own]
         slots = [slice(run.slot, run.slot + run.tokens) for run in visible if run.tokens > 0]
@@ -68,14 +44,8 @@ def paged_attention(
             long = sum(k.shape[1] for k, _ in pieces) >= LONG
             attend = _products if products and long else _flash
             out, lse = attend(grouped[row], pieces, scale)
-            states.append(State(out.view(1, heads, dim), lse.view(1, heads)))
-        else:
-            states.append(empty_state(1, heads, dim, q.dtype))
-    if len(states) == 1:
-        return states[0]
-    if not states:
-        return empty_state(0, heads, dim, q.dtype)
-    return State(torch.cat([out for out, _ in states]), torch.cat([lse for _, lse in states]))
+            whole.out[row], whole.lse[row] = out.view(heads, dim), lse.view(heads)
+    return whole
 
 
 def _visible(run: Run, position: int, window: int | None) -> Run:

@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from sps2.kernels import native
+
 BLOCK = 64
 """Tokens that share the channel scales of their keys; what CSA keeps or drops."""
 
@@ -38,10 +40,16 @@ def blocks_of(x: Tensor) -> Tensor:
     return x.reshape(heads, -1, BLOCK, dim)
 
 
-def pack(k: Tensor, v: Tensor, bits: Bits = 8) -> Packed:
-    """Quantise blocks of keys and values, [blocks, BLOCK, dim] each, in floating point."""
-    keys, k_scale = _quantise(k, 1, bits)
-    values, v_scale = _quantise(v, 2, bits)
+def pack(k: Tensor, v: Tensor, which: Tensor, bits: Bits = 8) -> Packed:
+    """Quantise some of the blocks of k and v, [tokens, kv_heads, dim], KV head by KV head.
+
+    Args:
+        which: [kv_heads, blocks] bool; the last block is filled up with the last token.
+    """
+    if native.serves(k, v):
+        return Packed(*native.pack(k, v, which.nonzero(), bits))
+    keys, k_scale = _quantise(blocks_of(k)[which], 1, bits)
+    values, v_scale = _quantise(blocks_of(v)[which], 2, bits)
     if bits == 4:
         keys, values = _fold(keys), _fold(values)
     return Packed(keys, k_scale, values, v_scale)
@@ -51,6 +59,8 @@ def unpack(packed: Packed, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The keys and values of `packed`, [blocks, BLOCK, dim] each, within half a step."""
     k, v = packed.k, packed.v
     dim = packed.k_scale.shape[-1]
+    if native.level and dtype in native.FLOATING and dim <= native.MOST_DIM:
+        return native.unpack(packed, dim, dtype)
     if k.shape[-1] * 2 == dim:
         k, v = _unfold(k), _unfold(v)
     return _restore(k, packed.k_scale, 1, dtype), _restore(v, packed.v_scale, 2, dtype)
@@ -58,7 +68,8 @@ def unpack(packed: Packed, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def pack_all(k: Tensor, v: Tensor) -> Packed:
     """Keys and values, [tokens, kv_heads, dim], in 8 bits."""
-    return pack(blocks_of(k).flatten(0, 1), blocks_of(v).flatten(0, 1))
+    tokens, kv_heads, _ = k.shape
+    return pack(k, v, torch.ones(kv_heads, -(-tokens // BLOCK), dtype=torch.bool))
 
 
 def unpack_all(packed: Packed, tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

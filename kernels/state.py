@@ -7,10 +7,18 @@ import torch
 from torch import Tensor
 
 
+class Run(NamedTuple):
+    """Tokens `start`, `start + 1`, ... of a sequence lie in rows `slot`, `slot + 1`, ..."""
+
+    slot: int
+    start: int
+    tokens: int
+
+
 class State(NamedTuple):
     """Attention over some of the keys.
 
-    out: [tokens, heads, dim], the softmax-weighted mean of the values.
+    out: [tokens, heads, dim] float32, the softmax-weighted mean of the values.
     lse: [tokens, heads] float32, the natural log of the sum of exp(score).
     A row that saw no key has out 0 and lse -inf; merging it changes nothing.
     """
@@ -19,29 +27,22 @@ class State(NamedTuple):
     lse: Tensor
 
 
-def empty_state(
-    tokens: int,
-    heads: int,
-    dim: int,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-) -> State:
+def empty_state(tokens: int, heads: int, dim: int, device: torch.device | str = "cpu") -> State:
     """The neutral element of `merge`: rows that saw nothing."""
-    out = torch.zeros(tokens, heads, dim, dtype=dtype, device=device)
+    out = torch.zeros(tokens, heads, dim, device=device)
     return State(out, torch.full((tokens, heads), -torch.inf, device=device))
 
 
 def merge(a: State, b: State) -> State:
     """The state over the keys of both, which must be disjoint; associative and commutative.
 
-    Computed in float32, returned in the dtype of `a.out`.
     Source: FlashInfer's cascade (arXiv 2501.01005), section 2.2.
     """
     return merge_many([a, b])
 
 
 def merge_many(states: Sequence[State]) -> State:
-    """As `merge`, for one or more states at once, with one rounding instead of one per merge."""
+    """As `merge`, for one or more states at once; `out` may be of any floating dtype."""
     first, *others = states
     if not others:
         return first
@@ -54,4 +55,4 @@ def merge_many(states: Sequence[State]) -> State:
     out = first.out * weights[0, ..., None]
     for weight, state in zip(weights[1:], others, strict=True):
         out.addcmul_(state.out.to(out.dtype), weight[..., None])
-    return State(out.to(first.out.dtype), total.log_().add_(top))
+    return State(out, total.log_().add_(top))

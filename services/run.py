@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import psutil
 import uvloop
@@ -21,7 +21,7 @@ import uvloop
 from sps2.common import config, log
 from sps2.common.config import Cluster
 from sps2.common.errors import ServiceError
-from sps2.common.messages import Describe, Info, Link
+from sps2.common.messages import Describe, Info, Link, Role
 from sps2.common.telemetry import Publisher
 
 State = Literal["starting", "ready", "waiting"]
@@ -120,7 +120,7 @@ def _arguments(name: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"python -m sps2.services.{name}")
     parser.set_defaults(index=None, rank=0, host=None)
     parser.add_argument("--config", type=Path, help="TOML configuration of the cluster")
-    if name in ("prefill", "decode"):
+    if name in get_args(Role):
         parser.add_argument("--index", type=int, default=0, help="which shard this is")
         parser.add_argument("--rank", type=int, default=0, help="which process of the shard")
         parser.add_argument(

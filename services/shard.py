@@ -1,4 +1,4 @@
-"""What prefill and decode shards share: a data loop beside the control loop, and membership."""
+"""What shards of every role share: a data loop beside the control loop, and membership."""
 
 import asyncio
 import logging
@@ -211,15 +211,15 @@ class ReadyShard:
     @asynccontextmanager
     async def member(
         self,
-        service: object,
+        services: Sequence[object],
         led: Sequence[Led],
         pages: int = 0,
         page_tokens: int = 0,
         inventory: Inventory | None = None,
     ) -> AsyncIterator[None]:
-        """Serve `service` on the bus and be a member of the cluster while the context is open."""
+        """Serve `services` on the bus and be a member of the cluster while the context is open."""
         bus = self.cluster.bus
-        server = Server([service, self.about], bus)
+        server = Server([*services, self.about], bus)
         address = await server.start(f"tcp://{self.about.host}:0")
         peer = PlanePeer(self.plane.name, self.plane.address)
         followers = tuple(Follower(each.bus.address, each.plane) for each in led)
@@ -243,7 +243,7 @@ async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterat
     folder, share = locate(cluster.model), Share(about.rank, cluster.tp_of(role))
     share_of(read(folder), share.size)
     team = await meet(share, about.host, cluster.meeting_port_of(role, about.index))
-    model = load_model(folder, cluster.dtype, packed=role == "decode", collectives=team.collectives)
+    model = load_model(folder, cluster.dtype, collectives=team.collectives)
     backend, reason = choose(cluster.transport)
     log.info("data plane: %s", reason)
     data = DataLoop()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sps2.cli.bench.group import Filled
 from sps2.common.model.llama import Llama
-from sps2.kernels import attention
+from sps2.kernels import Run, attention
 
 
 def predicted(model: Llama, filled: Filled, answer: Sequence[int]) -> list[int]:
@@ -23,11 +23,11 @@ def predicted(model: Llama, filled: Filled, answer: Sequence[int]) -> list[int]:
             q,
             torch.cat((filled.keys[layer], k)),
             torch.cat((filled.values[layer], v)),
-            q_start=tokens,
-            k_start=0,
+            queries=[Run(0, tokens, len(q))],
+            keys=[Run(0, 0, tokens + len(k))],
             scale=model.config.scale,
             window=model.config.window(layer),
-        ).out
+        ).out.to(q.dtype)
 
     hidden = filled.hidden[-1:]
     if given := answer[:-1]:

@@ -1,4 +1,4 @@
-"""Products with weights: as they lie in the checkpoint, or packed for a few rows at a time."""
+"""Products with weights, which stay as they lie in the checkpoint: processes share its pages."""
 
 from collections.abc import Sequence
 
@@ -6,40 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sps2.kernels.native import layer as native
+
+Weights = tuple[Tensor, Tensor | None]
+"""[outputs, inputs], and a bias [outputs] or None."""
+
 
 class Linear:
-    """Linear layers that share their input.
+    """Linear layers that share their input."""
 
-    Packed, they are one product in oneDNN's own layout: for the few rows of a decode batch it is
-    more than twice as fast, at the price of a private copy. Unpacked, the weights are used where
-    they are, and processes that map the same file share them.
-
-    Args:
-        weights: [out, in] each.
-        biases: [out] or None, for each weight.
-        packed: pack if this build of torch and the dtype allow it.
-    """
-
-    def __init__(
-        self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], packed: bool
-    ) -> None:
-        self._sizes = [len(weight) for weight in weights]
-        self._packed: Tensor | None = None
-        self._pairs = list(zip(weights, biases, strict=True))
-        if packed and _packs(weights[0]):
-            whole = torch.cat(list(weights)) if len(weights) > 1 else weights[0]
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(whole)
-            present = [bias for bias in biases if bias is not None]
-            self._bias = torch.cat(present) if present else None
-            self._pairs = []
+    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+        self.weights: Sequence[Weights] = tuple(zip(weights, biases, strict=True))
 
     def __call__(self, x: Tensor) -> Sequence[Tensor]:
-        """The outputs for x: [rows, in], [rows, out] each; rows may lie apart in memory."""
-        if self._packed is None:
-            return [_product(x, weight, bias) for weight, bias in self._pairs]
-        y = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
-        outputs: Sequence[Tensor] = y.split(self._sizes, -1)
-        return outputs
+        """The outputs for x: [rows, inputs], [rows, outputs] each, in the dtype of x."""
+        return [_product(x, weight, bias) for weight, bias in self.weights]
 
     def one(self, x: Tensor) -> Tensor:
         """The output, where there is one."""
@@ -47,18 +28,19 @@ class Linear:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """In float32 oneDNN's product, which torch has under another name, beats the default."""
-    if x.dtype == torch.float32 and len(x) and _packs(weight):
+    """A few rows by the C++ kernel; in float32 oneDNN's product beats torch's default."""
+    if 0 < len(x) <= native.MOST_ROWS and x.dtype == weight.dtype and native.serves(weight):
+        return native.product(x, (weight, bias)).to(x.dtype)
+    if x.dtype == torch.float32 and len(x) and _has_onednn(weight):
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return product
     return F.linear(x, weight, bias)
 
 
-def _packs(weight: Tensor) -> bool:
+def _has_onednn(weight: Tensor) -> bool:
     return (
         weight.device.type == "cpu"
-        and weight.dtype in (torch.float32, torch.bfloat16)
+        and weight.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )

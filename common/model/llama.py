@@ -14,6 +14,8 @@ from sps2.common.model.config import ModelConfig
 from sps2.common.model.linear import Linear
 from sps2.common.model.rope import Rotary, rotate
 from sps2.common.model.share import WHOLE, Share
+from sps2.kernels.native import MOST_DIM
+from sps2.kernels.native import layer as native
 
 QKV = tuple[Tensor, ...]
 """q, k and v; nothing after the last layer."""
@@ -65,13 +67,11 @@ class Llama:
         self,
         config: ModelConfig,
         tensors: Mapping[str, Tensor],
-        packed: bool = False,
         collectives: Collectives | None = None,
     ) -> None:
         """Take the weights; `tensors` has exactly the names of `shapes(config)`.
 
         Args:
-            packed: copy them into a layout that is faster for a few tokens at a time.
             collectives: where this is one share of a model (Megatron's, arXiv 1909.08053): what
                 joins it to the others. `config` and `tensors` are then those of the share.
         """
@@ -83,9 +83,10 @@ class Llama:
         if head is None:
             start, stop = self.share.of(config.vocab_size)
             head = self._embedding[start:stop]
-        self._head = Linear([head], [None], packed)
+        self._head = Linear([head], [None])
         self._rotary = Rotary(config.rope, config.head_dim)
-        self._layers = [_layer(tensors, index, packed) for index in range(config.layers)]
+        self._layers = [_layer(tensors, index) for index in range(config.layers)]
+        self._native = self._fused()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -127,6 +128,8 @@ class Llama:
         Returns:
             [tokens, hidden_size], after the final norm.
         """
+        if self._native is not None and turn is None and 0 < len(ids) <= native.MOST_ROWS:
+            return await self._few(self._native, ids, positions, attend, run)
         x, table, qkv = await run(partial(self._begin, ids, positions))
         for index, layer in enumerate(self._layers):
             attended = await attend(index, *qkv)
@@ -139,6 +142,41 @@ class Llama:
             fed = await turn.sum(fed)
             x, qkv = await run(partial(self._proceed, following, x, fed, table))
         return x
+
+    async def _few(
+        self, layers: native.Layers, ids: Tensor, positions: Tensor, attend: Attend, run: Run
+    ) -> Tensor:
+        """`forward` for a few tokens: between two attentions, the kernels do everything."""
+        x = F.embedding(ids, self._embedding).float()
+        table = self._rotary.table(positions, self.dtype)
+        qkv = await run(partial(layers.queries, 0, x, None, table))
+        for index in range(1, self.config.layers):
+            attended = await attend(index - 1, *qkv)
+            qkv = await run(partial(layers.queries, index, x, attended, table))
+        attended = await attend(self.config.layers - 1, *qkv)
+        return await run(partial(layers.finish, x, attended))
+
+    def _fused(self) -> native.Layers | None:
+        """The layers for the C++ kernels, where these can do with the weights."""
+        config = self.config
+        weights = [
+            native.LayerWeights(
+                each.input_norm,
+                each.qkv.weights,
+                each.o.weights[0],
+                each.mlp_norm,
+                each.gate_up.weights,
+                each.down.weights[0],
+                each.q_norm,
+                each.k_norm,
+            )
+            for each in self._layers
+        ]
+        matrices = [weight for each in weights for weight, _ in each.products]
+        if config.head_dim > MOST_DIM or not native.serves(*matrices):
+            return None
+        heads, kv_heads, dim = config.heads, config.kv_heads, config.head_dim
+        return native.Layers(weights, self._final_norm, heads, kv_heads, dim, config.norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token. hidden: [tokens, hidden_size] -> [tokens, vocab] float32.
@@ -230,7 +268,7 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _layer(tensors: Mapping[str, Tensor], index: int, packed: bool) -> Layer:
+def _layer(tensors: Mapping[str, Tensor], index: int) -> Layer:
     prefix = f"model.layers.{index}."
 
     def part(name: str) -> Tensor | None:
@@ -238,7 +276,7 @@ def _layer(tensors: Mapping[str, Tensor], index: int, packed: bool) -> Layer:
 
     def linear(*names: str) -> Linear:
         weights = [tensors[prefix + NAMES[name]] for name in names]
-        return Linear(weights, [part(f"{name}_bias") for name in names], packed)
+        return Linear(weights, [part(f"{name}_bias") for name in names])
 
     return Layer(
         input_norm=tensors[prefix + NAMES["input_norm"]],

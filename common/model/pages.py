@@ -32,20 +32,8 @@ class SequencePages:
         page, offset = divmod(position, self._pool.page_tokens)
         return self.table[page] * self._pool.page_tokens + offset
 
-    def runs(self, stop: int) -> list[Run]:
-        """The positions that lie here, up to `stop`, as runs of consecutive slots."""
-        return self._between(0, stop)
-
-    def write(self, layer: int, start: int, k: Tensor, v: Tensor, head: int = 0) -> None:
-        """Put k and v, [tokens, heads, head_dim], at positions from `start`, heads from `head`."""
-        keys, values = self._pool.layer(layer)
-        for run in self._between(start, start + k.shape[0]):
-            rows = slice(run.start - start, run.start - start + run.tokens)
-            slots = slice(run.slot, run.slot + run.tokens)
-            heads = slice(head, head + k.shape[1])
-            keys[slots, heads], values[slots, heads] = k[rows], v[rows]
-
-    def _between(self, start: int, stop: int) -> list[Run]:
+    def runs(self, stop: int, start: int = 0) -> list[Run]:
+        """The positions from `start` to `stop` that lie here, as runs of consecutive slots."""
         runs = []
         tokens = self._pool.page_tokens
         for number, page, pages in self._stretches:
@@ -54,6 +42,15 @@ class SequencePages:
             if begin < end:
                 runs.append(Run(page * tokens + begin - first, begin, end - begin))
         return runs
+
+    def write(self, layer: int, start: int, k: Tensor, v: Tensor, head: int = 0) -> None:
+        """Put k and v, [tokens, heads, head_dim], at positions from `start`, heads from `head`."""
+        keys, values = self._pool.layer(layer)
+        for run in self.runs(start + k.shape[0], start):
+            rows = slice(run.start - start, run.start - start + run.tokens)
+            slots = slice(run.slot, run.slot + run.tokens)
+            heads = slice(head, head + k.shape[1])
+            keys[slots, heads], values[slots, heads] = k[rows], v[rows]
 
 
 class PagePool:

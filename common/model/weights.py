@@ -24,7 +24,6 @@ def load(
     dtype: str = "auto",
     device: str = "cpu",
     *,
-    packed: bool = False,
     collectives: Collectives | None = None,
 ) -> Llama:
     """The model in a Hugging Face folder, or one share of it.
@@ -33,7 +32,6 @@ def load(
 
     Args:
         dtype: "bfloat16", "float16" or "float32"; "auto" takes the checkpoint's.
-        packed: copy them into a layout that is faster for a few tokens at a time.
         collectives: of a share; only its part of the file is read.
 
     Raises:
@@ -55,7 +53,7 @@ def load(
     for key in expected:
         part = part_of(stored.pop(key), key, share)
         tensors[key] = part.to(device, wanted).requires_grad_(False)
-    return Llama(share_of(config, share.size), tensors, packed, collectives)
+    return Llama(share_of(config, share.size), tensors, collectives)
 
 
 def part_of(tensor: Tensor, name: str, share: Share) -> Tensor:

@@ -9,7 +9,11 @@ from msgspec import Meta
 
 from sps2.common.errors import Invalid
 
-Purpose = Literal["kv", "q", "state", "probe", "prefix_q", "prefix_state", "step"]
+Purpose = Literal[
+    "kv", "q", "state", "probe", "prefix_q", "prefix_state", "question", "answer", "step"
+]
+"""The first four are among the ranks of a prefill, the next two between it and whoever has its
+prefix, the others of decoding; a shard may do all of it at once."""
 Dtype = Literal["bfloat16", "float16", "float32", "int8", "uint8", "int32", "int64"]
 Size = Annotated[int, Meta(ge=0)]
 
@@ -32,10 +36,10 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
 class Frame(msgspec.Struct, frozen=True, array_like=True):
     """What the tensors that follow are for.
 
-    `requests` and `epochs` run in parallel: one request for KV, a whole batch for q and state.
+    `requests` and `epochs` run in parallel: one request of a prefill, the batch of a decode step.
     `at` tells apart frames that are otherwise alike: the ring step of exchanged KV, the first
-    position of deposited KV and of queries about a prefix, the step number of q and state. `head`
-    is the first KV head of either, among those of the whole model.
+    position of deposited KV and of queries about a prefix, the number of a decode step. `head` is
+    the first KV head of deposited KV and of such queries, among those of the whole model.
     """
 
     purpose: Purpose

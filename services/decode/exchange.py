@@ -15,7 +15,7 @@ from sps2.common.model.config import ModelConfig
 from sps2.common.model.pages import PagePool
 from sps2.common.transport.frame import Frame, frame_for
 from sps2.common.transport.plane import Plane
-from sps2.kernels import State, paged_attention
+from sps2.kernels import PagedRows, State, paged_attention
 from sps2.services.decode.holding import Holdings, Key
 
 log = logging.getLogger(__name__)
@@ -73,8 +73,8 @@ class Exchange:
         self._holdings = holdings
         self._asked: dict[tuple[str, int, int], asyncio.Future[State]] = {}
         self._answering: set[asyncio.Task[None]] = set()
-        plane.serve("q", self._on_q)
-        plane.serve("state", self._on_state)
+        plane.serve("question", self._on_question)
+        plane.serve("answer", self._on_answer)
         plane.on_gone(self._on_gone)
 
     @contextmanager
@@ -106,10 +106,11 @@ class Exchange:
             PeerLost: the holder is gone.
         """
         tensors = (q, question.positions)
-        frame = frame_for("q", question.requests, question.epochs, layer, question.step, tensors)
+        keys = question.requests, question.epochs
+        frame = frame_for("question", *keys, layer, question.step, tensors)
         await self._plane.send(question.holder, frame, tensors)
 
-    def _on_q(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
+    def _on_question(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
         q, positions = tensors
         keys = list(zip(frame.requests, frame.epochs, strict=True))
         held = [self._holdings.get(key) for key in keys]
@@ -120,12 +121,11 @@ class Exchange:
             window = self._config.window(frame.layer)
             k, v = self._pool.layer(frame.layer)
             scale = self._config.scale
-            out, lse = paged_attention(
-                q, k, v, runs, positions.tolist(), scale=scale, window=window
-            )
+            rows = PagedRows(runs, positions.tolist())
+            out, lse = paged_attention(q, k, v, rows, scale=scale, window=window)
             answer = (out.to(q.dtype).contiguous(), lse.contiguous())
         reply = frame_for(
-            "state",
+            "answer",
             tuple(request for request, _ in gone),
             tuple(epoch for _, epoch in gone),
             frame.layer,
@@ -142,7 +142,7 @@ class Exchange:
         except ServiceError as error:
             log.warning("an answer to %s was not sent: %s", source, error)
 
-    def _on_state(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
+    def _on_answer(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
         answer = self._asked.get((source, frame.layer, frame.at))
         if answer is None or answer.done():
             return

@@ -1,4 +1,4 @@
-"""The KV of requests on this shard: pages taken or shared, filled by prefill shards, given back."""
+"""The KV of requests on this shard: pages taken or shared, filled, given back."""
 
 import asyncio
 import logging
@@ -70,8 +70,13 @@ class Holding:
         if not inside or not 0 <= frame.layer < self._layers:
             log.error("%s sent KV of %s that does not belong here", source, self.key)
             return
-        self.pages.write(frame.layer, frame.at, k, v, frame.head - self._heads.start)
+        self.put(frame.layer, frame.at, frame.head, k, v)
         self.kv_bytes += frame.nbytes
+
+    def put(self, layer: int, at: int, head: int, k: Tensor, v: Tensor) -> None:
+        """Write keys and values, [tokens, heads, head_dim], from position and KV head on."""
+        self.pages.write(layer, at, k, v, head - self._heads.start)
+        tokens, heads, _ = k.shape
         self._missing -= tokens * heads
         if not self._missing:
             self.filled.set()
@@ -104,7 +109,7 @@ class Holdings:
         return self._held.get(key)
 
     async def hold(self, request: Hold) -> Holding:
-        """Take pages for a request and accept its KV from now on.
+        """Take pages for a request and accept its KV from now on, over the data plane or by `keep`.
 
         Raises:
             Refused: there are too few pages, and none came free in time; or pages that it would
@@ -120,9 +125,21 @@ class Holdings:
         own = dict(enumerate(taken, span.start // tokens))
         pages = SequencePages(self._pool, shared | own)
         holding = Holding(key, span, pages, own, self._layers, self.heads)
-        holding.inbox = self._plane.open(*key, deliver=holding.deposit)
+        if not request.in_place:
+            holding.inbox = self._plane.open(*key, deliver=holding.deposit)
         self._held[key] = holding
         return holding
+
+    def keep(self, key: Key, layer: int, at: int, head: int, k: Tensor, v: Tensor) -> None:
+        """Write what this process computed itself; as `Holding.put`.
+
+        Raises:
+            Cancelled: the request is not held any more.
+        """
+        holding = self._held.get(key)
+        if holding is None:
+            raise Cancelled(f"request {key[0]} is not held in epoch {key[1]} any more")
+        holding.put(layer, at, head, k, v)
 
     async def _take(self, pages: int) -> list[int]:
         try:

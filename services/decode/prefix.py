@@ -2,16 +2,17 @@
 
 import asyncio
 import logging
+from collections.abc import Iterator
 
 from torch import Tensor
 
-from sps2.common.errors import ServiceError
+from sps2.common.errors import Cancelled, ServiceError
 from sps2.common.model.config import ModelConfig
 from sps2.common.model.pages import PagePool
 from sps2.common.transport.frame import Frame, frame_for
 from sps2.common.transport.plane import Plane
-from sps2.kernels import State, attention, empty_state, merge_many
-from sps2.services.decode.holding import Holding, Holdings
+from sps2.kernels import Run, State, attention, empty_state
+from sps2.services.decode.holding import Holding, Holdings, Key
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +43,28 @@ class Prefixes:
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
 
+    def attend(self, key: Key, layer: int, at: int, head: int, q: Tensor) -> State:
+        """The answer to who computes in this process; on any thread.
+
+        Raises:
+            Cancelled: the request is not held here any more.
+        """
+        holding = self._holdings.get(key)
+        if holding is None:
+            raise Cancelled(f"request {key[0]} is not held in epoch {key[1]} any more")
+        *_, state = self._attended(holding, layer, at, head, q)
+        return state
+
     async def _answer(self, source: str, frame: Frame, q: Tensor) -> None:
         state: tuple[Tensor, ...] = ()
         try:
             if holding := self._holdings.get((frame.requests[0], frame.epochs[0])):
-                state = await self._attend(holding, frame, q)
+                for so_far in self._attended(holding, frame.layer, frame.at, frame.head, q):
+                    state = (so_far.out.to(q.dtype), so_far.lse)
+                    await asyncio.sleep(0)
         except Exception:  # whoever asked must not wait for ever
             log.exception("a question of %s could not be answered", source)
+            state = ()
         tensors = tuple(tensor.contiguous() for tensor in state)
         reply = frame_for(
             "prefix_state", frame.requests, frame.epochs, frame.layer, frame.at, tensors
@@ -58,25 +74,31 @@ class Prefixes:
         except ServiceError as error:
             log.warning("an answer to %s was not sent: %s", source, error)
 
-    async def _attend(self, holding: Holding, frame: Frame, q: Tensor) -> State:
-        keys, values = self._pool.layer(frame.layer)
+    def _attended(
+        self, holding: Holding, layer: int, at: int, head: int, q: Tensor
+    ) -> Iterator[State]:
+        """The state of q over more and more of the pages, in the end over all."""
+        keys, values = self._pool.layer(layer)
         rows, count, dim = q.shape
         size = self._config.heads // self._config.kv_heads
-        first = frame.head - self._holdings.heads.start
+        first = head - self._holdings.heads.start
         heads = slice(first, first + count // size)
-        states = [empty_state(rows, count, dim, q.dtype)]
-        for run in holding.pages.runs(holding.span.start):
-            for start in range(0, run.tokens, KEYS):
-                slots = slice(run.slot + start, run.slot + min(start + KEYS, run.tokens))
-                state = attention(
-                    q,
-                    keys[slots, heads],
-                    values[slots, heads],
-                    q_start=frame.at,
-                    k_start=run.start + start,
-                    scale=self._config.scale,
-                    window=self._config.window(frame.layer),
-                )
-                states.append(state)
-                await asyncio.sleep(0)
-        return merge_many(states)
+        window = self._config.window(layer)
+        start = 0 if window is None else max(0, at - window + 1)
+        state = empty_state(rows, count, dim)
+        yield state
+        for end in range(start + KEYS, holding.span.start + KEYS, KEYS):
+            runs = holding.pages.runs(min(end, holding.span.start), end - KEYS)
+            if not runs:
+                continue
+            state = attention(
+                q,
+                keys[:, heads],
+                values[:, heads],
+                queries=[Run(0, at, rows)],
+                keys=runs,
+                scale=self._config.scale,
+                window=window,
+                state=state,
+            )
+            yield state

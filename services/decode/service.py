@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 
 import torch
+from torch import Tensor
 
 from sps2.common.errors import Cancelled, Invalid, ServiceError
 from sps2.common.messages import (
@@ -26,6 +27,7 @@ from sps2.common.model.pages import PagePool
 from sps2.common.model.sample import Sampler
 from sps2.common.prefix import page_names
 from sps2.common.transport.plane import Plane
+from sps2.kernels import State
 from sps2.services.decode.batch import Batch
 from sps2.services.decode.exchange import Exchange
 from sps2.services.decode.holding import Holdings, Key
@@ -103,7 +105,7 @@ class DecodeService:
                     await forever()
                 finally:
                     with suppress(ServiceError):
-                        await self._keep_answer(key)
+                        await self._cache_answer(key)
                     # before followers let go: a step that they are about to make may use it
                     await self._data.run(self._release(key))
         finally:
@@ -119,7 +121,7 @@ class DecodeService:
             await self._prepare(request)
             self._generating[key] = request
             sequence = await self._data.run(self._generate(request))
-            names = await self._keep_answer(key)
+            names = await self._cache_answer(key)
         except ServiceError as error:
             log.fail(error)
             raise
@@ -135,6 +137,14 @@ class DecodeService:
             raise Invalid(f"request {request.request} is not here in epoch {request.epoch}")
         async for token in log.follow(request.start):
             yield token
+
+    def keep(self, key: Key, layer: int, at: int, head: int, k: Tensor, v: Tensor) -> None:
+        """As `Holdings.keep`, on the data loop."""
+        self._holdings.keep(key, layer, at, head, k, v)
+
+    def attend(self, key: Key, layer: int, at: int, head: int, q: Tensor) -> State:
+        """As `Prefixes.attend`, on any thread."""
+        return self._prefixes.attend(key, layer, at, head, q)
 
     def inventory(self) -> tuple[Holding, ...]:
         """What this shard holds, for the directory."""
@@ -203,7 +213,7 @@ class DecodeService:
         await self._batch.leave(key)
         self._holdings.release(key)
 
-    async def _keep_answer(self, key: Key) -> tuple[bytes, ...]:
+    async def _cache_answer(self, key: Key) -> tuple[bytes, ...]:
         """Cache the pages that the answer has filled, wherever it ended; their names."""
         request = self._generating.pop(key, None)
         if request is None or not request.parent:

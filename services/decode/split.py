@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sps2.common.model.config import ModelConfig
 from sps2.common.model.pages import PagePool
-from sps2.kernels import State, merge, merge_many, paged_attention
+from sps2.kernels import PagedRows, State, merge, merge_many, paged_attention
 from sps2.services.decode.exchange import Exchange, Question
 from sps2.services.decode.sequence import Sequence as Running
 
@@ -34,7 +34,8 @@ class SplitAttention:
         self._batch = batch
         self._positions = [each.position for each in batch]
         self._slots = torch.tensor([each.slot for each in batch])
-        self._runs = [each.holding.pages.runs(each.position + 1) for each in batch]
+        runs = [each.holding.pages.runs(each.position + 1) for each in batch]
+        self._rows = PagedRows(runs, self._positions)
         remote: dict[str, list[int]] = {}
         for row, each in enumerate(batch):
             for holder in each.holders:
@@ -47,7 +48,7 @@ class SplitAttention:
         if not self._asked:
             self._pool.append(layer, self._slots, k, v)
             await asyncio.sleep(0)  # holders answer others between the layers of their own steps
-            return self._attend(layer, q)[0].to(q.dtype)
+            return self._attend(layer, q).out.to(q.dtype)
 
         with self._exchange.asking(layer, [question for _, question in self._asked]) as answers:
             for rows, question in self._asked:
@@ -83,8 +84,7 @@ class SplitAttention:
             q,
             k,
             v,
-            self._runs,
-            self._positions,
+            self._rows,
             scale=self._config.scale,
             window=self._config.window(layer),
         )

@@ -13,7 +13,7 @@ Key = tuple[str, int]
 
 @dataclass
 class Pool:
-    """One decode shard's pages; `holdings` is what it last reported."""
+    """One shard's pages; `holdings` is what it last reported."""
 
     peer: str
     pages: int

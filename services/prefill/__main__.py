@@ -12,7 +12,7 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
     async with ready_shard(cluster, about, "prefill") as shard:
         led = [] if about.rank else await shard.led()
         service = PrefillService(shard.model, shard.plane, shard.data, led)
-        async with shard.following(service, stop) if about.rank else shard.member(service, led):
+        async with shard.following(service, stop) if about.rank else shard.member([service], led):
             await stop.wait()
         service.close()
 

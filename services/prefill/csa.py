@@ -199,14 +199,13 @@ def _best(worth: Tensor, share: float) -> Tensor:
 
 def _packed(levels: Tensor, k: Tensor, v: Tensor, wire: str) -> list[Tensor]:
     """The kept blocks, KV head by KV head."""
-    keys, values = blocks_of(k), blocks_of(v)
     fine, coarse = levels == FINE, levels == COARSE
     if wire == "plain":
-        return [keys[fine], values[fine]]
-    tensors = pack(keys[fine], values[fine])
+        return [blocks_of(k)[fine], blocks_of(v)[fine]]
+    tensors = pack(k, v, fine)
     if not coarse.any():
         return [*tensors]
-    small = pack(keys[coarse], values[coarse], 4)
+    small = pack(k, v, coarse, 4)
     scales = (torch.cat(pair) for pair in zip(tensors[1::2], small[1::2], strict=True))
     return [tensors.k, tensors.v, small.k, small.v, *scales]
 

@@ -1,4 +1,4 @@
-"""Sends a prefill rank's keys and values to decode shards, layer by layer, in the background."""
+"""Brings a prefill rank's keys and values, layer by layer, to the shards that keep them."""
 
 import asyncio
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from sps2.common.messages import Peer, Target
 from sps2.common.model.share import Share
 from sps2.common.spans import Span
 from sps2.services.prefill.group import Attention, Group
+from sps2.services.prefill.own import OwnPages
 
 
 class Piece(NamedTuple):
@@ -26,11 +27,12 @@ class Piece(NamedTuple):
 
 
 class Deposit:
-    """The `Attend` of a rank whose keys and values are kept elsewhere: ships them, then attends.
+    """The `Attend` of a rank: sees to it that its keys and values are kept, and attends.
 
     A frame holds one run of consecutive positions and heads of one layer, which its `at` and `head`
     begin. Each process of a decode shard gets the heads that it has. Frames of the group's own
-    exchange go first: a deposit leaves when none of them is under way.
+    exchange go first: a deposit leaves when none of them is under way. What this process keeps
+    itself goes nowhere.
 
     Args:
         attend: the attention proper.
@@ -38,6 +40,7 @@ class Deposit:
         spans: the rank's token spans; its tensors hold their rows in this order.
         targets: which shard keeps which span of the prompt.
         share: whose heads these are.
+        pages: of this process, which take what stays here.
     """
 
     def __init__(
@@ -48,7 +51,9 @@ class Deposit:
         spans: Sequence[Span],
         targets: Sequence[Target],
         share: Share,
+        pages: OwnPages,
     ) -> None:
+        self._own = pages
         self._attend = attend
         self._group = group
         self._tasks = tasks
@@ -69,6 +74,9 @@ class Deposit:
     async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         for piece in self._pieces:
             parts = k[piece.rows, piece.heads], v[piece.rows, piece.heads]
+            if piece.peer == self._group.name:
+                self._own.keep(self._group.key, layer, piece.start, piece.head, *parts)
+                continue
             self._tasks.create_task(self._send(piece, layer, parts))
         return (await self._attend(layer, q, k, v)).out
 

@@ -63,7 +63,7 @@ class Group:
         self.timeline = Timeline()
         self.sent: Counter[Purpose] = Counter()
         """Bytes of payload."""
-        self._key = (request.request, request.epoch)
+        self.key = (request.request, request.epoch)
         self._names = [member.peers[tp_rank].name for member in request.group]
         self._plane = plane
         self._inbox = inbox
@@ -76,6 +76,11 @@ class Group:
     @property
     def mine(self) -> list[Rows]:
         return self.rows[self.rank]
+
+    @property
+    def name(self) -> str:
+        """Of this process, on the data plane."""
+        return self._names[self.rank]
 
     async def compute(self, work: Callable[[], Result], layer: int = -1) -> Result:
         """The result of `work`, computed beside the loop, in the order of the calls."""
@@ -111,7 +116,7 @@ class Group:
         head: int = 0,
     ) -> int:
         """Send tensors of this request to a peer outside the group; how many bytes they have."""
-        request, epoch = self._key
+        request, epoch = self.key
         frame = frame_for(purpose, (request,), (epoch,), layer, at, tuple(tensors), head)
         await self._plane.send(peer, frame, tensors)
         return frame.nbytes

@@ -1,6 +1,7 @@
-"""Attention to a prefix that is cached: q goes to the decode shards that have it, states return."""
+"""Attention to a prefix that is cached: q goes to the shards that have it, states return."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from sps2.common.spans import Span
 from sps2.kernels import State, merge_many
 from sps2.services.prefill.deposit import owners
 from sps2.services.prefill.group import Attention, Group
+from sps2.services.prefill.own import OwnPages
 from sps2.services.prefill.seen import Rows, visible
 from sps2.services.tasks import gather_all
 
@@ -36,16 +38,24 @@ class Prefix:
     """The `Attention` of one rank to its group's tokens and to those before them.
 
     Like a decode step, with many rows: no keys or values move, h(2de + 4) bytes per row, layer and
-    shard with some of the prefix. Without `sources` it is the group's attention alone.
+    shard with some of the prefix; none for what lies in this very process. Without `sources` it is
+    the group's attention alone.
 
     Args:
         attend: among the group's tokens.
         share: whose heads these are.
+        pages: of this process.
     """
 
     def __init__(
-        self, attend: Attention, group: Group, sources: Sequence[Source], share: Share
+        self,
+        attend: Attention,
+        group: Group,
+        sources: Sequence[Source],
+        share: Share,
+        pages: OwnPages,
     ) -> None:
+        self._own = pages
         self._attend = attend
         self._group = group
         size = group.config.heads // group.config.kv_heads
@@ -77,6 +87,9 @@ class Prefix:
     async def _ask(self, layer: int, question: Question, q: Tensor) -> State:
         group, at = self._group, question.rows.span.start
         rows = q[question.rows.rows, question.heads].contiguous()
+        if question.peer == group.name:
+            own = partial(self._own.attend, group.key, layer, at, question.head, rows)
+            return await group.compute(own, layer)
         with group.timeline.during("out", layer):
             await group.send_to(question.peer, "prefix_q", layer, at, (rows,), question.head)
         group.sent["prefix_q"] += rows.nbytes

@@ -19,6 +19,7 @@ from sps2.services.prefill.csa import Csa
 from sps2.services.prefill.deposit import Deposit
 from sps2.services.prefill.group import Attention, Group
 from sps2.services.prefill.methods import attend_by
+from sps2.services.prefill.own import NO_PAGES, OwnPages
 from sps2.services.prefill.prefix import Prefix
 from sps2.services.tasks import root_cause
 
@@ -43,13 +44,15 @@ async def run_prompt(
     run: Run,
     prefilled: Callable[[Prefilled], None],
     turn: Turn | None = None,
+    pages: OwnPages = NO_PAGES,
 ) -> Deposited:
-    """Run `request.rank`'s part; returns once its keys and values have left.
+    """Run `request.rank`'s part; returns once its keys and values are kept, or have left.
 
     Args:
         inbox: of this request, open at every member before any of them begins.
         prefilled: called once, as soon as everything is computed.
         turn: as `turn_of` makes it; tokens and log-probabilities are the first process's.
+        pages: of this process, for what is to stay in it and the prefixes that lie in it.
 
     Raises:
         PeerLost: a member of the group or a decode shard is gone.
@@ -71,8 +74,9 @@ async def run_prompt(
             async with asyncio.TaskGroup() as sends:
                 group = Group(model.config, plane, inbox, request, run, sends, model.share.rank)
                 attend = attend_by(group)
-                whole = Prefix(attend, group, request.prefix, model.share)
-                deposit = Deposit(whole, group, deposits, spans, request.targets, model.share)
+                targets, share = request.targets, model.share
+                whole = Prefix(attend, group, request.prefix, share, pages)
+                deposit = Deposit(whole, group, deposits, spans, targets, share, pages)
                 hidden = await model.forward(
                     prompt[positions], positions, deposit, group.compute, turn
                 )

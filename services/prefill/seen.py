@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sps2.common.spans import Span
-from sps2.kernels import State, attention, empty_state, merge_many
+from sps2.kernels import Run, State, attention, empty_state, merge
 
 
 class Rows(NamedTuple):
@@ -65,7 +65,7 @@ def by_heads(seen: Iterable["Seen"]) -> State:
 
 
 class Seen:
-    """What queries have seen so far: a state for each piece of keys, merged in the end.
+    """What queries have seen so far: one state, to which every piece of keys is added.
 
     Args:
         q: [tokens, heads, dim], whose rows are `rows`.
@@ -73,10 +73,10 @@ class Seen:
 
     def __init__(self, q: Tensor, rows: Sequence[Rows], scale: float, window: int | None) -> None:
         self._q = q
-        self._rows = rows
+        self._queries = _runs(rows)
         self._scale = scale
         self._window = window
-        self._states: list[list[State]] = [[] for _ in rows]
+        self._state: State | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -85,43 +85,37 @@ class Seen:
 
     def attend(self, k: Tensor, v: Tensor, rows: Sequence[Rows]) -> None:
         """Attend to keys and values, [tokens, kv_heads, dim], whose positions `rows` say."""
-        for index, (q_span, queries) in enumerate(self._rows):
-            for k_span, keys in rows:
-                if visible(q_span, k_span, self._window):
-                    state = attention(
-                        self._q[queries],
-                        k[keys],
-                        v[keys],
-                        q_start=q_span.start,
-                        k_start=k_span.start,
-                        scale=self._scale,
-                        window=self._window,
-                    )
-                    self._states[index].append(state)
+        self._attend(k, v, _runs(rows), self._window)
 
     def attend_past(self, k: Tensor, v: Tensor) -> None:
         """Attend to keys and values that every query sees, wherever they were."""
-        for index, (_, queries) in enumerate(self._rows):
-            q = self._q[queries]
-            state = attention(q, k, v, q_start=len(k), k_start=0, scale=self._scale)
-            self._states[index].append(state)
+        self._attend(k, v, [Run(0, -len(k), len(k))], None)
 
     def add(self, state: State) -> None:
         """Take in a state of all rows that somebody else computed."""
-        for index, (_, rows) in enumerate(self._rows):
-            self._states[index].append(State(state.out[rows], state.lse[rows]))
+        self._state = merge(self._so_far(), state)
 
     def state(self) -> State:
-        """Of all rows, over all keys so far."""
-        _, heads, dim = self._q.shape
-        parts = [
-            merge_many(states)
-            if states
-            else empty_state(span.tokens, heads, dim, self._q.dtype, self._q.device)
-            for (span, _), states in zip(self._rows, self._states, strict=True)
-        ]
-        if not parts:
-            return empty_state(0, heads, dim, self._q.dtype, self._q.device)
-        if len(parts) == 1:
-            return parts[0]
-        return State(torch.cat([each.out for each in parts]), torch.cat([p.lse for p in parts]))
+        """Of all rows, over all keys so far; `out` in the dtype of the queries."""
+        out, lse = self._so_far()
+        return State(out.to(self.dtype), lse)
+
+    def _attend(self, k: Tensor, v: Tensor, keys: list[Run], window: int | None) -> None:
+        self._state = attention(
+            self._q,
+            k,
+            v,
+            queries=self._queries,
+            keys=keys,
+            scale=self._scale,
+            window=window,
+            state=self._state,
+        )
+
+    def _so_far(self) -> State:
+        tokens, heads, dim = self._q.shape
+        return self._state or empty_state(tokens, heads, dim, self._q.device)
+
+
+def _runs(rows: Sequence[Rows]) -> list[Run]:
+    return [Run(lie.start, span.start, span.tokens) for span, lie in rows]

@@ -11,6 +11,7 @@ from sps2.common.model.collectives import Turn
 from sps2.common.model.llama import Llama
 from sps2.common.transport.inbox import Inbox
 from sps2.common.transport.plane import Plane
+from sps2.services.prefill.own import NO_PAGES, OwnPages
 from sps2.services.prefill.prompt import run_prompt, turn_of
 from sps2.services.prefill.team import Emit, Followers, Parts
 from sps2.services.shard import DataLoop
@@ -26,12 +27,21 @@ class PrefillService:
     Args:
         data: the loop that `plane` lives on.
         led: the other processes of the shard, if this one leads it.
+        pages: of this process, if it has any.
     """
 
-    def __init__(self, model: Llama, plane: Plane, data: DataLoop, led: Sequence[Led] = ()) -> None:
+    def __init__(
+        self,
+        model: Llama,
+        plane: Plane,
+        data: DataLoop,
+        led: Sequence[Led] = (),
+        pages: OwnPages = NO_PAGES,
+    ) -> None:
         self._model = model
         self._plane = plane
         self._data = data
+        self._pages = pages
         self._followers = Followers([each.bus for each in led])
         self._compute = ThreadPoolExecutor(1, "compute")
         self._inboxes: dict[tuple[str, int], Inbox] = {}
@@ -90,7 +100,7 @@ class PrefillService:
         if inbox is None:
             raise Invalid(f"request {request.request} was not joined in epoch {request.epoch}")
         return await run_prompt(
-            self._model, self._plane, inbox, request, self._run, prefilled, turn
+            self._model, self._plane, inbox, request, self._run, prefilled, turn, self._pages
         )
 
     async def _open(self, key: tuple[str, int]) -> None:

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sps2.kernels import State, attention, empty_state
+from sps2.kernels import Run, State, attention, empty_state
 from sps2.services.prefill.group import Group
 from sps2.services.prefill.seen import Rows, Seen
 from sps2.services.tasks import gather_all
@@ -52,7 +52,7 @@ class Strided:
     def _far(self, q: Tensor, came: list[tuple[Tensor, ...]], seen: Seen) -> None:
         tokens, heads, dim = q.shape
         size = heads // self._group.config.kv_heads
-        out, lse = empty_state(tokens, heads, dim, q.dtype)
+        out, lse = empty_state(tokens, heads, dim)
         for head, (k, v) in enumerate(came):
             rows = self._rows(head, self._group.rank)
             mine = slice(head * size, (head + 1) * size)
@@ -60,8 +60,8 @@ class Strided:
                 q[rows, mine],
                 k[:, None],
                 v[:, None],
-                q_start=len(k),
-                k_start=0,
+                queries=[Run(0, 0, len(rows))],
+                keys=[Run(0, -len(k), len(k))],
                 scale=self._group.config.scale,
             )
         seen.add(State(out, lse))

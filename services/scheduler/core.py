@@ -63,7 +63,7 @@ class Prefilled:
 
 
 @dataclass(frozen=True)
-class Kept:
+class Shareable:
     """The full pages of a request's prompt are cached now."""
 
     request: str
@@ -76,7 +76,18 @@ class Ended:
     request: str
 
 
-Event = Joined | Lost | RoomSeen | Submitted | Found | Granted | Returned | Prefilled | Kept | Ended
+Event = (
+    Joined
+    | Lost
+    | RoomSeen
+    | Submitted
+    | Found
+    | Granted
+    | Returned
+    | Prefilled
+    | Shareable
+    | Ended
+)
 
 
 @dataclass(frozen=True)
@@ -120,7 +131,7 @@ class Entry:
     cached: tuple[CachedRun, ...] | None = None
     """Pages of the prompt; None until the directory is asked, or where more may be cached since."""
     is_asked: bool = False
-    is_kept: bool = False
+    is_shareable: bool = False
 
     @property
     def is_trusting(self) -> bool:
@@ -179,16 +190,16 @@ class Core:
                 self._leave_shards(request)
                 entry = self._entries[request]
                 entry.epoch, entry.stage, entry.plan = entry.epoch + 1, "queued", None
-                entry.cached, entry.is_kept = None, False
+                entry.cached, entry.is_shareable = None, False
                 self._queue.appendleft(request)
             case Prefilled(request):
                 entry = self._entries[request]
                 entry.stage = "decode"
                 for shard_id in entry.plan.group if entry.plan else ():
                     if member := self.fleet.members.get(shard_id):
-                        member.requests.discard(request)
-            case Kept(request):
-                self._entries[request].is_kept = True
+                        member.prefilled.discard(request)
+            case Shareable(request):
+                self._entries[request].is_shareable = True
                 self._doubt_cached()
             case Ended(request):
                 self._leave_shards(request)
@@ -199,7 +210,7 @@ class Core:
 
     def _admit(self) -> list[Action]:
         actions: list[Action] = []
-        computing = [each for each in self._entries.values() if each.plan and not each.is_kept]
+        computing = [each for each in self._entries.values() if each.plan and not each.is_shareable]
         for request in list(self._queue):
             entry = self._entries[request]
             if any(entry.gains_from(other) for other in computing):
@@ -227,8 +238,10 @@ class Core:
 
     def _enter_shards(self, request: str, plan: Plan) -> None:
         self.fleet.pending[request] = plan.takes
-        for shard_id in (*plan.group, *(place.shard for place in plan.placements)):
-            self.fleet.members[shard_id].requests.add(request)
+        for shard_id in plan.group:
+            self.fleet.members[shard_id].prefilled.add(request)
+        for place in plan.placements:
+            self.fleet.members[place.shard].held.add(request)
         self.fleet.members[plan.owner].owned.add(request)
 
     def _doubt_cached(self) -> None:
@@ -239,8 +252,7 @@ class Core:
     def _leave_shards(self, request: str) -> None:
         self.fleet.pending.pop(request, None)
         for member in self.fleet.members.values():
-            member.requests.discard(request)
-            member.owned.discard(request)
+            member.leave(request)
 
     def requests(self, now_s: float) -> tuple[RequestStatus, ...]:
         """Every request, in order of arrival."""

@@ -7,23 +7,42 @@ from sps2.common.messages import Role, Room, Shard
 
 @dataclass
 class Member:
-    """One shard that is there; `requests` are those it works for now."""
+    """One shard that is there, and the requests that it works for now."""
 
     shard: Shard
-    requests: set[str] = field(default_factory=set)
+    prefilled: set[str] = field(default_factory=set)
+    """Requests whose prefill it takes part in."""
+    held: set[str] = field(default_factory=set)
+    """Requests with KV there, or with pages for it."""
     owned: set[str] = field(default_factory=set)
     """Requests whose layers it runs while decoding."""
+
+    @property
+    def requests(self) -> set[str]:
+        return self.prefilled | self.held
+
+    def leave(self, request: str) -> None:
+        """Forget a request."""
+        for each in (self.prefilled, self.held, self.owned):
+            each.discard(request)
 
 
 class Fleet:
     """Members by id, those that were lost, and the room of the directory less what is on its way.
 
     Args:
-        prefill, decode: how many shards of each role the cluster is configured to have.
+        prefill, decode, any: how many shards of each role the cluster is configured to have: of the
+            first two, or of the last.
     """
 
-    def __init__(self, prefill: int, decode: int) -> None:
-        self.expected: dict[Role, int] = {"prefill": prefill, "decode": decode}
+    def __init__(self, prefill: int = 0, decode: int = 0, any: int = 0) -> None:
+        self.expected: dict[Role, int] = {"prefill": prefill, "decode": decode, "any": any}
+        self.in_place = any > 0
+        """Whether prompts are decoded where they were prefilled."""
+        self.prefilling: Role = "any" if self.in_place else "prefill"
+        """The role of the shards that prefill."""
+        self.keeping: Role = "any" if self.in_place else "decode"
+        """The role of the shards that keep KV."""
         self.members: dict[str, Member] = {}
         self.lost: dict[str, Shard] = {}
         self.room = Room({}, {})
@@ -50,36 +69,37 @@ class Fleet:
     def complete(self, role: Role) -> bool:
         return len(self.of(role)) >= self.expected[role]
 
-    def idle_prefill(self) -> list[Member]:
-        return [member for member in self.of("prefill") if not member.requests]
+    def idle(self) -> list[Member]:
+        """Members that could prefill now."""
+        return [member for member in self.of(self.prefilling) if not member.prefilled]
 
-    def decode_with_room(self) -> list[tuple[Member, int]]:
-        """Decode members that the directory knows, with their free pages."""
+    def with_room(self) -> list[tuple[Member, int]]:
+        """Members that keep KV and that the directory knows, with their free pages."""
         taken: dict[str, int] = {}
         for pages in self.pending.values():
             for shard, count in pages.items():
                 taken[shard] = taken.get(shard, 0) + count
         return [
             (member, self.room.free[member.shard.id] - taken.get(member.shard.id, 0))
-            for member in self.of("decode")
+            for member in self.of(self.keeping)
             if member.shard.id in self.room.free
         ]
 
     def serving(self) -> bool:
         """Whether requests can run, if on fewer shards than configured."""
-        known = [member for member in self.of("decode") if member.shard.id in self.room.total]
-        return bool(known and self.of("prefill"))
+        known = [m for m in self.of(self.keeping) if m.shard.id in self.room.total]
+        return bool(known and self.of(self.prefilling))
 
     def waiting_for(self) -> str:
         """What is missing, in words; empty when every shard is there."""
         missing = [
             f"{self.expected[role] - len(self.of(role))} of {self.expected[role]} {role} shards"
-            for role in ("prefill", "decode")
+            for role in self.expected
             if not self.complete(role)
         ]
         unknown = [
             member.shard.id
-            for member in self.of("decode")
+            for member in self.of(self.keeping)
             if member.shard.id not in self.room.total
         ]
         if unknown:

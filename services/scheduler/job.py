@@ -42,7 +42,7 @@ class Listener(Protocol):
 
     def granted(self, room: Room) -> None: ...
     def prefilled(self) -> None: ...
-    def kept(self) -> None: ...
+    def shareable(self) -> None: ...
     def lost(self, shard: Shard) -> None: ...
 
 
@@ -197,7 +197,7 @@ class Job:
         await gather_all(*(event.wait() for event in filled))
         page_tokens = plan.prefix.page_tokens
         await self._commit(own_names(plan.placements, self._names.names, page_tokens))
-        self._listener.kept()
+        self._listener.shareable()
         if first.finish is not None:
             emit(Finished(1, 0, 0, deposited))
             return
@@ -258,6 +258,7 @@ class Job:
             place.span.tokens + growth,
             self._names.names,
             place.shared,
+            in_place=place.shard in self._plan.group,
         )
         with self._reporting(place.shard):
             async with self._peers[place.shard].stream(hold) as items:

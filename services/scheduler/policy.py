@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from sps2.common.config import Scheduler
 from sps2.common.errors import Invalid
 from sps2.common.messages import CachedRun, Placement, Wish
-from sps2.common.spans import Span, paged_split, pages_for
+from sps2.common.spans import Span, fits, paged_split, pages_for
 from sps2.services.scheduler.fleet import Fleet, Member
 from sps2.services.scheduler.prefix import Prefix, usable
-from sps2.services.scheduler.schemes import Dealt, Schemes
+from sps2.services.scheduler.schemes import Dealt, Schemes, Seats
+from sps2.services.scheduler.traffic import Asked
 
 NOTHING = Wish()
 
@@ -71,52 +73,69 @@ class Policy(Protocol):
 
 
 class Fcfs:
-    """First come, first served: SP degree by prompt length, KV where the most pages are free."""
+    """First come, first served: SP degree by prompt length, KV where the most pages are free.
+
+    Where shards do both, those with the most free pages prefill, and keep what they compute.
+    """
 
     def __init__(self, settings: Scheduler, schemes: Schemes) -> None:
         self._settings = settings
         self._schemes = schemes
 
     def plan(self, work: Work, cached: Sequence[CachedRun], fleet: Fleet) -> Plan | None:
+        plan = self._in_place if fleet.in_place else self._apart
         prefix = usable(cached, work.prompt_tokens, fleet)
-        if prefix.runs and (plan := self._plan(work, prefix, fleet)):
-            return plan
-        return self._plan(work, Prefix((), prefix.page_tokens), fleet)
+        if prefix.runs and (found := plan(work, prefix, fleet)):
+            return found
+        return plan(work, Prefix((), prefix.page_tokens), fleet)
 
-    def _plan(self, work: Work, prefix: Prefix, fleet: Fleet) -> Plan | None:
+    def _apart(self, work: Work, prefix: Prefix, fleet: Fleet) -> Plan | None:
         tokens = work.prompt_tokens - prefix.tokens
         group = self._group(tokens, work.wish, fleet)
         placements = self._place(work, prefix, fleet)
         if group is None or placements is None:
             return None
-        dealt = self._schemes.choose(tokens, len(group), work.wish).after(prefix.tokens)
+        dealt = self._schemes.choose(tokens, len(group), work.wish)
+        return self._planned(group[: len(dealt.spans)], dealt, placements, prefix)
+
+    def _planned(
+        self, group: Sequence[str], dealt: Dealt, placements: Sequence[Placement], prefix: Prefix
+    ) -> Plan:
+        """Of what is dealt to a group for the tokens after a prefix."""
+        dealt = dealt.after(prefix.tokens)
         if prefix.runs:
-            moved = self._schemes.prefix_bytes(tokens, list(prefix.spans.values()))
+            asked = [
+                Asked(own, theirs)
+                for rank, own in zip(group, dealt.spans, strict=True)
+                for shard, theirs in prefix.spans.items()
+                if shard != rank
+            ]
+            moved = self._schemes.prefix_bytes(asked)
             dealt = dealt._replace(predicted_bytes=dealt.predicted_bytes | moved)
         held = [
             sum(span.tokens for span in (*place.shared, place.span)) for place in placements[:-1]
         ]
         pays_after = self._schemes.migration_pays_after(held)
-        return Plan(tuple(group[: len(dealt.spans)]), dealt, placements, pays_after, prefix)
+        return Plan(tuple(group), dealt, tuple(placements), pays_after, prefix)
 
     def _group(self, tokens: int, wish: Wish, fleet: Fleet) -> list[str] | None:
-        shards = fleet.expected["prefill"]
+        wanted, idle = self._degree(tokens, wish, fleet), fleet.idle()
+        return [member.shard.id for member in idle[:wanted]] if 0 < wanted <= len(idle) else None
+
+    def _degree(self, tokens: int, wish: Wish, fleet: Fleet) -> int:
+        """How many shards are to prefill; 0 where there is none."""
+        shards = fleet.expected[fleet.prefilling]
         forced = wish.sp_degree
         if forced is not None and forced > shards:
             raise Invalid(
-                f"sp_degree {forced} is more than the cluster's {shards} prefill shards",
+                f"sp_degree {forced} is more than the cluster's {shards} {fleet.prefilling} shards",
                 "sps2",
             )
-        present = len(fleet.of("prefill"))
-        wanted = forced or min(present, pages_for(tokens, self._settings.prefill_span_tokens))
-        idle = fleet.idle_prefill()
-        return [member.shard.id for member in idle[:wanted]] if 0 < wanted <= len(idle) else None
+        present = len(fleet.of(fleet.prefilling))
+        return forced or min(present, pages_for(tokens, self._settings.prefill_span_tokens))
 
     def _place(self, work: Work, prefix: Prefix, fleet: Fleet) -> tuple[Placement, ...] | None:
-        free = [
-            (member, pages - prefix.idle(member.shard.id))
-            for member, pages in fleet.decode_with_room()
-        ]
+        free = _room(prefix, fleet)
         tokens = work.prompt_tokens - prefix.tokens
         wanted = pages_for(tokens, self._settings.decode_span_tokens)
         for holders in range(min(wanted, len(free)), len(free) + 1):
@@ -126,18 +145,79 @@ class Fcfs:
             _check_ever_fits(work, fleet)
         return None
 
+    def _in_place(self, work: Work, prefix: Prefix, fleet: Fleet) -> Plan | None:
+        tokens = work.prompt_tokens - prefix.tokens
+        known = _room(prefix, fleet)
+        roomy = [each for each in known if each[1] > 0]
+        wanted = self._degree(tokens, work.wish, fleet)
+        if work.wish.sp_degree is None:  # a shard can be full for long
+            wanted = max(1, min(wanted, len(roomy)))
+        free = [each for each in roomy if not each[0].prefilled]
+        ranks = self._ranks(work, prefix, free, wanted)
+        if not ranks:
+            empty = [(member, fleet.room.total[member.shard.id]) for member, _ in known]
+            is_whole = not prefix.runs and len(known) >= fleet.expected["any"]
+            if is_whole and not self._ranks(work, prefix, empty, wanted):
+                raise _never_fits(work, empty[: work.wish.sp_degree])
+            return None
+        group = [member.shard.id for member, _ in ranks]
+        seats = Seats(tuple(room for _, room in ranks), prefix.page_tokens)
+        dealt = self._schemes.choose(tokens, max(wanted, len(group)), work.wish, seats)
+        placements = []
+        for shard, (own,) in zip(group, dealt.spans, strict=True):
+            grown = own.tokens + (work.max_tokens if shard == group[-1] else 0)
+            span = Span(own.start + prefix.tokens, own.stop + prefix.tokens)
+            pages = pages_for(grown, prefix.page_tokens)
+            placements.append(Placement(shard, span, pages, prefix.spans.get(shard, ())))
+        return self._planned(group, dealt, [*prefix.besides(group), *placements], prefix)
+
+    def _ranks(
+        self, work: Work, prefix: Prefix, free: list[tuple[Member, int]], wanted: int
+    ) -> list[tuple[Member, int]]:
+        """At least so many members, the owner last, with the tokens of prompt that each can keep.
+
+        Empty where they have too little room together.
+        """
+        tokens, page_tokens = work.prompt_tokens - prefix.tokens, prefix.page_tokens
+        last = (tokens - 1) % page_tokens + 1  # at least what is on the last page
+        for asked in range(wanted, (work.wish.sp_degree or len(free)) + 1):
+            degree = self._schemes.degree(tokens, asked, page_tokens)
+            if degree > len(free):
+                break
+            best = sorted(free, key=partial(_preference, prefix))[:degree]
+            kept = [(member, pages * page_tokens) for member, pages in best]
+            able = [each for each in kept if each[1] >= work.max_tokens + last]
+            if not able:
+                continue
+            owner = min(able, key=partial(_burden, prefix))
+            kept.remove(owner)
+            kept.append((owner[0], owner[1] - work.max_tokens))
+            if fits(tokens, [room for _, room in kept], page_tokens):
+                return kept
+        return []
+
+
+def _room(prefix: Prefix, fleet: Fleet) -> list[tuple[Member, int]]:
+    """Members that keep KV, with the pages that are free beside those of the prefix."""
+    return [(member, pages - prefix.idle(member.shard.id)) for member, pages in fleet.with_room()]
+
+
+def _burden(prefix: Prefix, each: tuple[Member, int]) -> tuple[int, int]:
+    """What speaks against an owner; who has the prefix is asked in every step, unless it owns."""
+    member, room = each
+    return len(member.owned) - (member.shard.id in prefix.spans), -room
+
+
+def _preference(prefix: Prefix, each: tuple[Member, int]) -> tuple[int, int]:
+    """Who is to keep KV: those with the most room, or those that should own what has a prefix."""
+    return _burden(prefix, each) if prefix.runs else (0, -each[1])
+
 
 def _fit(
     work: Work, prefix: Prefix, free: list[tuple[Member, int]], holders: int
 ) -> tuple[Placement, ...] | None:
-    def preference(each: tuple[Member, int]) -> tuple[int, int]:
-        member, pages = each
-        # who has the prefix is asked in every step, unless it owns
-        owned = len(member.owned) - (member.shard.id in prefix.spans) if prefix.runs else 0
-        return owned, -pages
-
-    most = sorted(free, key=preference)[:holders]
-    owner = min(most, key=lambda each: (len(each[0].owned), -each[1]))
+    most = sorted(free, key=partial(_preference, prefix))[:holders]
+    owner = min(most, key=partial(_burden, prefix))
     most.remove(owner)
     most.append(owner)
     page_tokens, first = owner[0].shard.page_tokens, prefix.tokens
@@ -153,13 +233,7 @@ def _fit(
             span = Span(own.start + first, own.stop + first)
             shared = prefix.spans.get(member.shard.id, ())
             placements.append(Placement(member.shard.id, span, needed, shared))
-    taken = {place.shard for place in placements}
-    others = [
-        Placement(shard, Span(first, first), 0, shared)
-        for shard, shared in prefix.spans.items()
-        if shard not in taken
-    ]
-    return (*others, *placements)
+    return (*prefix.besides([place.shard for place in placements]), *placements)
 
 
 def _check_ever_fits(work: Work, fleet: Fleet) -> None:
@@ -167,12 +241,16 @@ def _check_ever_fits(work: Work, fleet: Fleet) -> None:
     empty = [(member, fleet.room.total[member.shard.id]) for member in fleet.of("decode")]
     nothing = Prefix((), 0)
     if not any(_fit(work, nothing, empty, holders) for holders in range(1, len(empty) + 1)):
-        tokens = sum(pages * member.shard.page_tokens for member, pages in empty)
-        raise Invalid(
-            f"{work.prompt_tokens} tokens of prompt and up to {work.max_tokens} of answer do not "
-            f"fit the cluster's KV pool of {tokens} tokens; ask for fewer tokens or enlarge "
-            "kv.pool_tokens"
-        )
+        raise _never_fits(work, empty)
+
+
+def _never_fits(work: Work, empty: list[tuple[Member, int]]) -> Invalid:
+    tokens = sum(pages * member.shard.page_tokens for member, pages in empty)
+    return Invalid(
+        f"{work.prompt_tokens} tokens of prompt and up to {work.max_tokens} of answer do not "
+        f"fit the KV pools of the shards that may keep them, {tokens} tokens; ask for fewer tokens "
+        "or enlarge kv.pool_tokens"
+    )
 
 
 POLICIES: dict[str, type[Fcfs]] = {"fcfs": Fcfs}

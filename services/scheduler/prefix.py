@@ -38,10 +38,19 @@ class Prefix:
         """How many of its pages there count as free, unless they are used."""
         return sum(run.idle for run in self.runs if run.shard == shard)
 
+    def besides(self, shards: Sequence[str]) -> list[Placement]:
+        """Places on other shards than these, which share its pages and keep nothing else."""
+        nothing = Span(self.tokens, self.tokens)
+        return [
+            Placement(shard, nothing, 0, spans)
+            for shard, spans in self.spans.items()
+            if shard not in shards
+        ]
+
 
 def usable(cached: Sequence[CachedRun], prompt_tokens: int, fleet: Fleet) -> Prefix:
     """As much as is on shards that are there, and leaves a token to compute."""
-    page_tokens = max((member.shard.page_tokens for member in fleet.of("decode")), default=1)
+    page_tokens = max((member.shard.page_tokens for member in fleet.of(fleet.keeping)), default=1)
     left = (prompt_tokens - 1) // page_tokens
     runs: list[CachedRun] = []
     for run in cached:

@@ -1,6 +1,8 @@
 """How a prefill group works together: forced by the request, or the cheapest by prediction."""
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -10,7 +12,7 @@ from sps2.common.errors import Invalid
 from sps2.common.messages import ExactMethod, Method, Scheme, Setting, Wire, Wish
 from sps2.common.model.config import ModelConfig
 from sps2.common.model.share import share_of
-from sps2.common.spans import Span, consecutive, zigzag
+from sps2.common.spans import Span, consecutive, fits, within, zigzag
 from sps2.services.scheduler import traffic
 from sps2.services.scheduler.selections import Calibration, Sparse, selection
 
@@ -19,12 +21,26 @@ SHORT = 4096
 
 IN_A_ROW = ("gather", "csa")
 """Methods whose ranks have one span each, after those of the ranks before."""
-WEIGHTS = (1.0, 0.75, 0.5, 0.25, 0.0)
+EXPECTED_WORK = 0.65
+"""Of attention to earlier ranks' keys, what CSA leaves, with the choice of blocks: docs/csa.md."""
+DEALS_TWO = ("ring", "usp")
+"""Methods that need two spans per rank, so that causal work is even."""
+WEIGHTS = tuple(eighth / 8 for eighth in range(8, -1, -1))
 """Of attention in dealing such spans: 1 balances arithmetic, 0 makes all spans equally long."""
 CLOSE = 1.05
 """Predictions this near the best are as good: the first method in `EXACT` is taken, whose ranks
 wait for each other least."""
 EXACT: tuple[ExactMethod, ...] = ("gather", "ring", "ulysses", "usp", "pass_q")
+
+
+class Seats(NamedTuple):
+    """Room for KV at the ranks that compute it, where it is to stay.
+
+    room: tokens of prompt that each rank can keep. page_tokens: spans begin at its multiples.
+    """
+
+    room: tuple[int, ...]
+    page_tokens: int
 
 
 class Dealt(NamedTuple):
@@ -86,10 +102,19 @@ class Schemes:
         self._token_s = 2 * products * config.layers / rate
         self._pair_s = 4 * heads * dim * config.layers / (rate * sharing.attention_rate)
 
-    def choose(self, tokens: int, ranks: int, wish: Wish) -> Dealt:
+    def degree(self, tokens: int, ranks: int, page_tokens: int = 1) -> int:
+        """How many of so many shards a prompt gives work to: each gets a page, or two tokens."""
+        return max(1, min(ranks, tokens // max(2, page_tokens)))
+
+    def choose(self, tokens: int, ranks: int, wish: Wish, seats: Seats | None = None) -> Dealt:
         """How `ranks` shards, or fewer if the prompt is short, prefill `tokens` tokens.
 
-        With less than two tokens for each, a forced method makes no difference and is left aside.
+        Where the prompt is too short for so many a forced method makes no difference and is left
+        aside.
+
+        Args:
+            seats: where KV stays with the ranks that compute it, each of which then has one span:
+                `degree` seats, in which the prompt fits.
 
         Raises:
             Invalid: the wish cannot be done.
@@ -101,17 +126,16 @@ class Schemes:
                 "or ask for attention exact",
                 "sps2",
             )
-        few = tokens < 2 * ranks
-        ranks = max(1, min(ranks, tokens // 2))
+        asked, ranks = ranks, self.degree(tokens, ranks, seats.page_tokens if seats else 1)
         if attention != "exact":
-            return self._sparse(tokens, ranks, attention, wire, wish)
-        forced = "gather" if few or ranks == 1 else wish.method or self._sharing.method
+            return self._sparse(tokens, ranks, attention, wire, wish, seats)
+        forced = "gather" if ranks < max(2, asked) else wish.method or self._sharing.method
         if forced != "auto":
-            return self._cheapest(forced, tokens, ranks, wish)
+            return self._cheapest(forced, tokens, ranks, wish, seats)
         dealt = []
         for method in EXACT:
             try:
-                dealt.append(self._cheapest(method, tokens, ranks, wish))
+                dealt.append(self._cheapest(method, tokens, ranks, wish, seats))
             except Invalid:
                 continue
         enough = CLOSE * min(each.predicted_s for each in dealt)
@@ -123,24 +147,44 @@ class Schemes:
         wire: Wire = self._sharing.wire if attention == "exact" else "int8"
         return Computed(attention, wish.wire or wire)
 
-    def prefix_bytes(self, tokens: int, sources: Sequence[Sequence[Span]]) -> dict[str, int]:
+    def prefix_bytes(self, asked: Sequence[traffic.Asked]) -> dict[str, int]:
         """See `traffic.prefix_transfers`; of all processes of the shards."""
-        moved = traffic.prefix_transfers(self._config, self._itemsize, tokens, sources)
+        moved = traffic.prefix_transfers(self._config, self._itemsize, asked)
         return {purpose: nbytes * self._tp for purpose, nbytes in moved.items()}
 
     def migration_pays_after(self, held: Sequence[int]) -> int | None:
         """See `traffic.migration_pays_after`."""
         return traffic.migration_pays_after(self._config, self._itemsize, held)
 
-    def _sparse(self, tokens: int, ranks: int, attention: Sparse, wire: Wire, wish: Wish) -> Dealt:
+    def _sparse(
+        self,
+        tokens: int,
+        ranks: int,
+        attention: Sparse,
+        wire: Wire,
+        wish: Wish,
+        seats: Seats | None,
+    ) -> Dealt:
         scheme = self._scheme("gather", 1, wire, wish)
-        if tokens > SHORT and ranks > 1:
+        block = _block(seats)
+        in_blocks = tokens >= 2 * ranks * block
+        if seats is not None:
+            in_blocks = in_blocks and fits(tokens, seats.room, block)
+        if tokens > SHORT and ranks > 1 and in_blocks:
             chosen = selection(attention, self._config.layers, ranks, self._calibration)
             scheme = msgspec.structs.replace(scheme, method="csa", selection=chosen)
-        return self._deal(scheme, tokens, ranks)._replace(attention=attention)
+        return self._deal(scheme, tokens, ranks, seats)._replace(attention=attention)
 
-    def _cheapest(self, method: Method, tokens: int, ranks: int, wish: Wish) -> Dealt:
+    def _cheapest(
+        self, method: Method, tokens: int, ranks: int, wish: Wish, seats: Seats | None
+    ) -> Dealt:
         """The best division into rows and columns, where the method has a choice."""
+        if seats is not None and method in DEALS_TWO:
+            raise Invalid(
+                f"{method} deals every shard two spans of the prompt, and the shards of this "
+                "cluster keep the KV of one: ask for gather, ulysses or pass_q",
+                "sps2",
+            )
         columns: Sequence[int] = [1]
         if method == "ulysses":
             columns = [ranks]
@@ -154,7 +198,10 @@ class Schemes:
             columns = [each for each in columns if each <= self._config.heads] or columns[:1]
         wire = self.computed(wish).wire
         return min(
-            (self._deal(self._scheme(method, each, wire, wish), tokens, ranks) for each in columns),
+            (
+                self._deal(self._scheme(method, each, wire, wish), tokens, ranks, seats)
+                for each in columns
+            ),
             key=lambda each: each.predicted_s,
         )
 
@@ -162,10 +209,10 @@ class Schemes:
         pipelined = self._sharing.pipelined if wish.pipelined is None else wish.pipelined
         return Scheme(method, columns, wire, None, pipelined)
 
-    def _deal(self, scheme: Scheme, tokens: int, ranks: int) -> Dealt:
+    def _deal(self, scheme: Scheme, tokens: int, ranks: int, seats: Seats | None) -> Dealt:
         traffic.check_degree(self._config, scheme, ranks)
         dealt = []
-        for spans in self._spans(scheme, tokens, ranks):
+        for spans in self._spans(scheme, tokens, ranks, seats):
             moved = [
                 each._replace(nbytes=each.nbytes * self._tp)
                 for each in traffic.transfers(self._config, self._itemsize, scheme, spans)
@@ -174,13 +221,23 @@ class Schemes:
             dealt.append(Dealt("exact", scheme, tuple(spans), traffic.by_purpose(moved), seconds))
         return min(dealt, key=lambda each: each.predicted_s)
 
-    def _spans(self, scheme: Scheme, tokens: int, ranks: int) -> list[list[tuple[Span, ...]]]:
+    def _spans(
+        self, scheme: Scheme, tokens: int, ranks: int, seats: Seats | None
+    ) -> list[list[tuple[Span, ...]]]:
         """Ways to deal the tokens; those in a row can be balanced for arithmetic or for links."""
-        if scheme.method not in IN_A_ROW:
-            return [zigzag(tokens, ranks // scheme.ulysses, scheme.ulysses)]
-        align = traffic.BLOCK if tokens >= 2 * ranks * traffic.BLOCK else 1
-        even = self._pair_s / self._token_s
-        return [consecutive(tokens, ranks, even * weight, align) for weight in WEIGHTS]
+        page, block = seats.page_tokens if seats else 1, _block(seats)
+        if scheme.method in IN_A_ROW:
+            align = block if tokens >= 2 * ranks * block else page
+            even = self._pair_s / self._token_s
+            ways = [consecutive(tokens, ranks, even * weight, align) for weight in WEIGHTS]
+        elif seats is not None:
+            ways = [consecutive(tokens, ranks, 0, page)]
+        else:
+            ways = [zigzag(tokens, ranks // scheme.ulysses, scheme.ulysses)]
+        if seats is None:
+            return ways
+        unit = block if scheme.method == "csa" else page
+        return [within(spans, seats.room, unit) for spans in ways]
 
     def _seconds(
         self, scheme: Scheme, spans: traffic.Spans, moved: Sequence[traffic.Transfer]
@@ -193,7 +250,8 @@ class Schemes:
         """
         ranks, layers = len(spans), self._config.layers
         linear = [self._token_s * sum(span.tokens for span in own) for own in spans]
-        attention = [self._pair_s * sum(_pairs(span) for span in own) for own in spans]
+        seen = partial(_pairs, earlier=EXPECTED_WORK if scheme.method == "csa" else 1.0)
+        attention = [self._pair_s * sum(map(seen, own)) for own in spans]
         if ranks == 1:
             return linear[0] + attention[0]
         moving = traffic.busiest(moved, ranks) / (self._sharing.link_gbit * 1.25e8)
@@ -202,13 +260,27 @@ class Schemes:
             waits = 2 * layers * self._sharing.link_latency_s
             return busy + moving + waits if not scheme.pipelined else max(busy, moving) + waits
         share = -(-self._config.heads // scheme.ulysses) * scheme.ulysses / self._config.heads
-        busy = sum(attention) / ranks * share
+        if scheme.method == "pass_q":  # whoever has the keys attends
+            busy = max(self._pair_s * sum(_queries(span, spans) for span in own) for own in spans)
+        else:
+            busy = sum(attention) / ranks * share
         steps = ranks // scheme.ulysses + 2 * (scheme.ulysses > 1)
         waits = layers * steps * self._sharing.link_latency_s
         hidden = min(busy, moving * (1 - 1 / steps)) if scheme.pipelined else 0.0
         return max(linear) + busy + moving - hidden + waits
 
 
-def _pairs(span: Span) -> float:
-    """Keys that the queries of a span see, summed."""
-    return (span.stop**2 - span.start**2) / 2
+def _block(seats: Seats | None) -> int:
+    """Tokens that begin at a block of CSA and, where KV stays, at a page."""
+    return math.lcm(traffic.BLOCK, seats.page_tokens) if seats else traffic.BLOCK
+
+
+def _pairs(span: Span, earlier: float) -> float:
+    """Keys that the queries of a span see, summed; those before it count `earlier`."""
+    return span.tokens * (span.tokens / 2 + span.start * earlier)
+
+
+def _queries(span: Span, spans: traffic.Spans) -> float:
+    """Queries that see the keys of a span, summed."""
+    tokens = max(own[-1].stop for own in spans)
+    return ((tokens - span.start) ** 2 - (tokens - span.stop) ** 2) / 2

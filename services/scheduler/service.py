@@ -32,13 +32,13 @@ from sps2.services.scheduler.core import (
     Found,
     Granted,
     Joined,
-    Kept,
     Launch,
     Lost,
     Prefilled,
     Reject,
     Returned,
     RoomSeen,
+    Shareable,
     Submitted,
 )
 from sps2.services.scheduler.fleet import Fleet
@@ -83,7 +83,7 @@ class SchedulerService:
         self._telemetry = telemetry
         self._core = Core(
             POLICIES[config.scheduler.policy](config.scheduler, schemes),
-            Fleet(config.prefill, config.decode),
+            Fleet(config.prefill, config.decode, config.any),
             config.scheduler.max_queue,
         )
         self._launches: dict[str, asyncio.Future[Launched]] = {}
@@ -272,8 +272,8 @@ class _Progress:
         self._service._handle(Prefilled(self._request))
         self._service._tell(self._request, "decode")
 
-    def kept(self) -> None:
-        self._service._handle(Kept(self._request))
+    def shareable(self) -> None:
+        self._service._handle(Shareable(self._request))
 
     def lost(self, shard: Shard) -> None:
         self._service._lose(shard)

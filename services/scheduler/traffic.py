@@ -30,6 +30,13 @@ class Transfer(NamedTuple):
     nbytes: float
 
 
+class Asked(NamedTuple):
+    """Queries of a rank, and what of the tokens before its group's lies on a shard that it asks."""
+
+    queries: Sequence[Span]
+    keys: Sequence[Span]
+
+
 def transfers(config: ModelConfig, itemsize: int, scheme: Scheme, spans: Spans) -> list[Transfer]:
     """Everything that the ranks of a group send each other.
 
@@ -51,22 +58,15 @@ def transfers(config: ModelConfig, itemsize: int, scheme: Scheme, spans: Spans) 
     return list(by_method[scheme.method]())
 
 
-def prefix_transfers(
-    config: ModelConfig, itemsize: int, tokens: int, sources: Sequence[Sequence[Span]]
-) -> dict[str, int]:
-    """Bytes between a group and shards that have the tokens before its own, by purpose.
-
-    Args:
-        tokens: how many the group computes.
-        sources: spans of the prefix, by shard.
-    """
+def prefix_transfers(config: ModelConfig, itemsize: int, asked: Sequence[Asked]) -> dict[str, int]:
+    """Bytes of questions about a prefix and of their answers, by purpose."""
     sizes = _Sizes(config, itemsize, "plain")
-    first = max((span.stop for spans in sources for span in spans), default=0)
     moved = Counter[str]()
-    for spans in sources:
+    for queries, keys in asked:
+        last = max(span.stop for span in keys)
         for window in config.windows:
-            last = max(span.stop for span in spans)
-            rows = tokens if window is None else max(0, min(tokens, last + window - 1 - first))
+            end = queries[-1].stop if window is None else last + window - 1
+            rows = sum((span & Span(0, end)).tokens for span in queries)
             moved["prefix_q"] += sizes.q(rows, config.heads)
             moved["prefix_state"] += sizes.state(rows, config.heads)
     return dict(moved)

@@ -62,6 +62,35 @@ def test_up_with_wrong_usage(arguments: list[str]) -> None:
     assert run("up", *arguments).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("file", "flags", "message"),
+    [
+        ("", ["--any", "2", "--prefill", "1"], "1 prefill and 0 decode shards"),
+        ("prefill = 4\ndecode = 3", ["--any", "2"], "4 prefill and 3 decode shards"),
+        ("any = 2", ["--decode", "1"], "besides 2 of them there can be no others"),
+        ("any = 2", ["--tp", "2"], "one process"),
+        ("any = 2\n[sharing]\nmethod = 'ring'", [], "another sharing.method"),
+        ("prefill = 0", [], "or shards that do both"),
+    ],
+)
+def test_shards_that_do_both_stand_alone(
+    tmp_path: Path, file: str, flags: list[str], message: str
+) -> None:
+    path = tmp_path / "cluster.toml"
+    path.write_text(file)
+    result = run("up", "--config", str(path), *flags)
+    assert result.exit_code == 1
+    assert message in " ".join(result.stderr.split())
+
+
+def test_any_alone_is_a_whole_cluster(tmp_path: Path) -> None:
+    cluster = config.load(any=2)
+    assert (cluster.prefill, cluster.decode, cluster.any) == (0, 0, 2)
+    path = tmp_path / "cluster.toml"
+    path.write_text(config.dump(cluster, "test"))
+    assert config.load(path) == cluster
+
+
 def test_up_with_a_policy_there_is_none_of(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")

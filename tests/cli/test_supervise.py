@@ -12,7 +12,7 @@ import pytest
 
 from sps2.cli.runs import RunFolder
 from sps2.cli.supervise import Command, Supervisor, commands, service_names, units
-from sps2.common.config import Cluster
+from sps2.common.config import Cluster, load
 
 SLEEPER = "import time; print('awake', flush=True); time.sleep(60)"
 STUBBORN = (
@@ -143,6 +143,13 @@ def test_a_shard_of_several_processes_is_one_unit(folder: RunFolder) -> None:
         ["decode-0", "decode-0.1", "decode-0.2"],
     ]
     assert commands(cluster, folder)["decode-0.2"].argv[-4:] == ("--index", "0", "--rank", "2")
+
+
+def test_shards_that_do_both_are_services_of_their_own(folder: RunFolder) -> None:
+    cluster = load(any=2)
+    assert service_names(cluster)[3:] == ["any-0", "any-1"]
+    argv = commands(cluster, folder)["any-1"].argv
+    assert (argv[2], argv[-2:]) == ("sps2.services.any", ("--index", "1"))
 
 
 async def test_processes_of_a_unit_end_and_start_again_together(folder: RunFolder) -> None:

@@ -3,7 +3,16 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sps2.common.spans import Span, even_split, paged_split, pages_for, zigzag
+from sps2.common.spans import (
+    Span,
+    consecutive,
+    even_split,
+    fits,
+    paged_split,
+    pages_for,
+    within,
+    zigzag,
+)
 
 
 @given(st.integers(0, 5000), st.integers(1, 8))
@@ -41,6 +50,22 @@ def test_paged_split_cuts_at_pages(tokens: int, weights: list[int], page_tokens:
     spans = paged_split(tokens, weights, page_tokens)
     assert [position for span in spans for position in range(*span)] == list(range(tokens))
     assert all(span.stop % page_tokens == 0 for span in spans if span.stop != tokens)
+
+
+@given(
+    st.integers(6, 5000),
+    st.lists(st.integers(0, 2000), min_size=1, max_size=6),
+    st.sampled_from([1, 64]),
+)
+def test_spans_are_made_to_fit_and_no_more(tokens: int, room: list[int], align: int) -> None:
+    if not fits(tokens, room, align) or tokens < len(room) * align:
+        return
+    even = consecutive(tokens, len(room), 0.01, align)
+    spans = [span for (span,) in within(even, room, align)]
+    assert [position for span in spans for position in range(*span)] == list(range(tokens))
+    assert all(0 < span.tokens <= most for span, most in zip(spans, room, strict=True))
+    assert all(span.start % align == 0 for span in spans)
+    assert within(even, [5120] * len(room), align) == even
 
 
 @given(st.integers(0, 100), st.integers(0, 100), st.integers(0, 100), st.integers(0, 100))

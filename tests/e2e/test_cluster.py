@@ -46,8 +46,7 @@ async def released(client: AsyncClient) -> ClusterStatus:
     async with asyncio.timeout(20):
         while True:
             status = await client.status()
-            decode = [shard for shard in status.shards if shard.role == "decode"]
-            if not status.leases and all(shard.pages_free == shard.pages for shard in decode):
+            if not status.leases and all(each.pages_free == each.pages for each in status.shards):
                 return status
             await asyncio.sleep(0.05)
 

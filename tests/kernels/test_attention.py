@@ -1,5 +1,7 @@
 """Prefill attention agrees with its definition wherever it is asked for."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from sps2.kernels import State, attention
+from sps2.kernels import Run, State, attention
 from sps2.kernels.reference import reference_attention
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -21,8 +23,13 @@ def expected(
     return reference_attention(q, k, v, q_positions, k_positions, **options)  # type: ignore[arg-type]
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, q_start: int, k_start: int, **options: Any) -> State:
+    queries, keys = [Run(0, q_start, len(q))], [Run(0, k_start, len(k))]
+    return attention(q, k, v, queries=queries, keys=keys, **options)
+
+
 def check(got: State, want: State, dtype: torch.dtype) -> None:
-    assert got.out.dtype == dtype
+    assert got.out.dtype == torch.float32
     assert got.lse.dtype == torch.float32
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     assert_close(got.out.float(), want.out, atol=tolerance, rtol=tolerance)
@@ -63,7 +70,7 @@ def test_it_agrees_with_the_definition(
     dtype: torch.dtype,
 ) -> None:
     q, k, v = tensors(n, m, kv_heads, group, dim, dtype)
-    got = attention(q, k, v, q_start=q_start, k_start=k_start, window=window)
+    got = attend(q, k, v, q_start, k_start, window=window)
     options = {} if window is None else {"window": window}
     check(got, expected(q, k, v, q_start, k_start, **options), dtype)
 
@@ -71,9 +78,9 @@ def test_it_agrees_with_the_definition(
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_several_blocks_of_queries(dtype: torch.dtype) -> None:
     q, k, v = tensors(700, 700, 3, 3, 64, dtype)
-    got = attention(q, k, v, q_start=0, k_start=0)
+    got = attend(q, k, v, 0, 0)
     check(got, expected(q, k, v, 0, 0), dtype)
-    again = attention(q, k, v, q_start=0, k_start=0)
+    again = attend(q, k, v, 0, 0)
     assert torch.equal(got.out, again.out)
     assert torch.equal(got.lse, again.lse)
 
@@ -83,7 +90,7 @@ def test_several_blocks_of_queries(dtype: torch.dtype) -> None:
 def test_more_keys_than_are_met_at_once(dtype: torch.dtype, window: int | None) -> None:
     q, k, v = tensors(33, 9000, 1, 2, 64, dtype)
     options = {} if window is None else {"window": window}
-    got = attention(q, k, v, q_start=8900, k_start=0, window=window)
+    got = attend(q, k, v, 8900, 0, window=window)
     check(got, expected(q, k, v, 8900, 0, **options), dtype)
 
 
@@ -95,7 +102,7 @@ def test_large_scores_are_as_good_as_those_of_the_reference(
     """Scores of several hundred, peaks that no sample of the keys shows."""
     q, k, v = tensors(300, 300, 2, 3, 64, dtype, size)
     k[77] = q[200, ::3] * 2
-    got, want = attention(q, k, v, q_start=0, k_start=0), expected(q, k, v, 0, 0)
+    got, want = attend(q, k, v, 0, 0), expected(q, k, v, 0, 0)
     tolerance = 1e-3 if dtype == torch.float32 else 4e-2
     wrong = (got.out.float() - want.out).abs() > tolerance * (1 + want.out.abs())
     assert wrong.float().mean() < 0.002
@@ -107,7 +114,7 @@ def test_an_offset_common_to_all_keys_costs_no_precision() -> None:
     q, k, v = tensors(400, 400, 2, 2, 64, torch.bfloat16)
     offset = torch.randn(64) * 4
     q, k = (q + offset).bfloat16(), (k + offset).bfloat16()
-    got, want = attention(q, k, v, q_start=0, k_start=0), expected(q, k, v, 0, 0)
+    got, want = attend(q, k, v, 0, 0), expected(q, k, v, 0, 0)
     error = (got.out.float() - want.out).pow(2).mean().sqrt() / want.out.pow(2).mean().sqrt()
     assert error < 8e-3
 
@@ -116,5 +123,46 @@ def test_an_offset_common_to_all_keys_costs_no_precision() -> None:
 def test_a_scale_and_strided_views(dtype: torch.dtype) -> None:
     q, k, v = tensors(50, 60, 2, 2, 64, dtype)
     wide = torch.stack((k, v), 1).transpose(0, 2).contiguous().transpose(0, 2)
-    got = attention(q, wide[:, 0], wide[:, 1], q_start=20, k_start=0, scale=0.3)
+    got = attend(q, wide[:, 0], wide[:, 1], 20, 0, scale=0.3)
     check(got, expected(q, k, v, 20, 0, scale=0.3), dtype)
+
+
+@given(
+    pieces=st.lists(st.integers(1, 90), min_size=1, max_size=4),
+    spans=st.lists(st.integers(1, 70), min_size=1, max_size=3),
+    gap=st.integers(0, 100),
+    group=st.integers(1, 8),
+    window=st.one_of(st.none(), st.integers(1, 200)),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=60, deadline=None)
+def test_pieces_that_lie_anywhere_add_up(
+    pieces: list[int],
+    spans: list[int],
+    gap: int,
+    group: int,
+    window: int | None,
+    dtype: torch.dtype,
+    seed: int,
+) -> None:
+    """Queries in several runs, keys in several calls of several runs, rows in any order."""
+    tokens = sum(pieces)
+    q, k, v = tensors(sum(spans), tokens + 5, 2, group, 64, dtype)
+    queries, start, row = [], seed % 50, 0
+    for length in spans:
+        queries.append(Run(row, start, length))
+        row, start = row + length, start + length + gap
+    keys, at, slot = [], 0, tokens
+    for length in pieces:
+        slot -= length
+        keys.append(Run(slot, at, length))
+        at += length
+    state = None
+    for half in (keys[::2], keys[1::2]):
+        state = attention(q, k, v, queries=queries, keys=half, window=window, state=state)
+    assert state is not None
+    rows = torch.cat([torch.arange(run.slot, run.slot + run.tokens) for run in keys])
+    asked = torch.cat([torch.arange(run.start, run.start + run.tokens) for run in queries])
+    want = reference_attention(q, k[rows], v[rows], asked, torch.arange(tokens), window=window)
+    check(state, want, dtype)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from sps2.kernels import Run, paged_attention
+from sps2.kernels import PagedRows, Run, paged_attention
 from sps2.kernels.reference import reference_attention
 
 PAGE = 4
@@ -66,9 +66,9 @@ def test_pages_in_any_order_give_what_contiguous_keys_give(
             )
         )
 
-    out, lse = paged_attention(q, k_pool, v_pool, runs, positions, window=window)
+    out, lse = paged_attention(q, k_pool, v_pool, PagedRows(runs, positions), window=window)
     assert out.shape == q.shape
-    assert out.dtype == dtype
+    assert out.dtype == torch.float32
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2 * size
     for row, want in enumerate(wanted):
         assert_close(out[row].float(), want.out[0], atol=tolerance, rtol=tolerance)
@@ -81,7 +81,7 @@ def test_an_offset_common_to_all_keys_costs_no_precision(dtype: torch.dtype) -> 
     offset = torch.randn(64) * 4
     k, v = (torch.randn(700, 2, 64) + offset).to(dtype), torch.randn(700, 2, 64).to(dtype)
     q = (torch.randn(1, 4, 64) + offset).to(dtype)
-    got = paged_attention(q, k, v, [[Run(0, 0, 500), Run(500, 500, 200)]], [699])
+    got = paged_attention(q, k, v, PagedRows([[Run(0, 0, 500), Run(500, 500, 200)]], [699]))
     want = reference_attention(q, k, v, torch.tensor([699]), torch.arange(700))
     error = (got.out.float() - want.out).pow(2).mean().sqrt() / want.out.pow(2).mean().sqrt()
     assert error < (1e-4 if dtype == torch.float32 else 1e-2)
@@ -93,7 +93,7 @@ def test_more_keys_than_one_run() -> None:
     k, v, q = (torch.randn(3000, 3, 64).bfloat16() for _ in range(3))
     q = q[:1].repeat_interleave(3, 1)
     runs = [[Run(0, 0, 1000), Run(2000, 1000, 1000), Run(1000, 2000, 1000)]]
-    got = paged_attention(q, k, v, runs, [2999])
+    got = paged_attention(q, k, v, PagedRows(runs, [2999]))
     order = torch.cat([torch.arange(run.slot, run.slot + run.tokens) for run in runs[0]])
     want = reference_attention(q, k[order], v[order], torch.tensor([2999]), torch.arange(3000))
     assert_close(got.out.float(), want.out, atol=5e-3, rtol=2e-2)

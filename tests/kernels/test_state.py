@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from sps2.kernels import State, attention, empty_state, merge, merge_many
+from sps2.kernels import Run, State, attention, empty_state, merge, merge_many
 from sps2.kernels.reference import reference_attention
 
 
@@ -43,20 +43,21 @@ def test_states_over_parts_of_the_keys_merge_to_attention_over_all() -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(40, 6, 16), torch.randn(40, 2, 16), torch.randn(40, 2, 16)
     parts = [
-        attention(q, k[a:b], v[a:b], q_start=0, k_start=a) for a, b in ((30, 40), (0, 7), (7, 30))
+        attention(q, k, v, queries=[Run(0, 0, 40)], keys=[Run(a, a, b - a)])
+        for a, b in ((30, 40), (0, 7), (7, 30))
     ]
     positions = torch.arange(40)
     expected = reference_attention(q, k, v, positions, positions)
     assert_close(merge_many(parts), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_merging_keeps_the_dtype_and_far_apart_weights() -> None:
+def test_merging_is_in_float32_and_keeps_far_apart_weights() -> None:
     near, far = random_state(1), random_state(2)
     near = State(near.out.bfloat16(), torch.full_like(near.lse, 1e4))
     far = State(far.out.bfloat16(), torch.full_like(far.lse, -1e4))
     merged = merge(far, near)
-    assert merged.out.dtype == torch.bfloat16
-    assert_close(merged, near)
+    assert merged.out.dtype == torch.float32
+    assert_close(merged, State(near.out.float(), near.lse))
 
 
 def test_one_state_is_its_own_merge() -> None:

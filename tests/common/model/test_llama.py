@@ -13,6 +13,7 @@ from sps2.common.model.llama import Llama
 from sps2.common.model.local import LocalAttention
 from sps2.common.model.weights import load
 from sps2.common.tokens import Tokenizer
+from sps2.kernels import native
 
 Result = TypeVar("Result")
 Checkpoint = Callable[[str], Path]
@@ -149,17 +150,27 @@ async def test_real_model_answers(smollm2: Path) -> None:
     assert "Paris" in answer
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", ["smollm2", "qwen2", "llama-linear"])
-async def test_packed_weights_compute_the_same(
-    checkpoint: Callable[[str], Path], family: str, dtype: str
+@pytest.mark.parametrize("rows", [1, 3, 16])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama-linear"])
+@pytest.mark.parametrize("level", range(1, native.level + 1), ids=native.LEVELS.__getitem__)
+async def test_fused_layers_are_as_exact_as_separate_ones(
+    checkpoint: Callable[[str], Path],
+    family: str,
+    rows: int,
+    level: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = checkpoint(family)
-    ids, positions = torch.arange(20), torch.arange(20)
-    logits = []
-    for packed in (False, True):
-        model = load(folder, dtype, packed=packed)
-        attend = LocalAttention(model.config, positions)
-        logits.append(model.logits(await model.forward(ids, positions, attend)))
-    tolerance = 1e-4 if dtype == "float32" else 0.1
-    torch.testing.assert_close(*logits, rtol=tolerance, atol=tolerance)
+    ids = torch.arange(rows)
+
+    async def at(level: int, dtype: str) -> Tensor:
+        monkeypatch.setattr(native, "level", level)
+        model = load(folder, dtype)
+        assert (model._native is None) == (level == 0)
+        attend = LocalAttention(model.config, ids)
+        return model.logits(await model.forward(ids, ids, attend))
+
+    exact = await at(0, "float32")
+    torch.testing.assert_close(await at(level, "float32"), exact, rtol=1e-4, atol=1e-4)
+    separate, fused = [(await at(of, "bfloat16") - exact).abs().mean() for of in (0, level)]
+    assert fused < 1.3 * separate

@@ -15,13 +15,13 @@ from sps2.services.scheduler.core import (
     Found,
     Granted,
     Joined,
-    Kept,
     Launch,
     Lost,
     Prefilled,
     Reject,
     Returned,
     RoomSeen,
+    Shareable,
     Submitted,
 )
 from sps2.services.scheduler.fleet import Fleet
@@ -247,7 +247,7 @@ def test_requests_wait_for_a_prefix_that_is_computed_now() -> None:
     assert sought(ask(core, "other", "xyz")) == ["other"], "others pass"
     launched(found(core, "other"))
     assert core.handle(Prefilled("first"), 0) == []
-    assert sought(core.handle(Kept("first"), 0)) == ["second"]
+    assert sought(core.handle(Shareable("first"), 0)) == ["second"]
     pages = CachedRun("decode-0", 8, 0)
     launch, *more = found(core, "second", pages)
     assert isinstance(launch, Launch)
@@ -310,11 +310,11 @@ def test_nothing_hangs_whatever_shares_a_prefix(script: list[tuple[str, str]]) -
             state[request] = "prefilled"
             take(core.handle(Granted(request, room(1, 10_000)), 0))
         elif stage == "prefilled":
-            state[request] = "kept"
+            state[request] = "shareable"
             take(core.handle(Prefilled(request), 0))
-        elif stage == "kept":
+        elif stage == "shareable":
             state[request] = "ended"
-            take(core.handle(Kept(request), 0))
+            take(core.handle(Shareable(request), 0))
         elif stage == "ended":
             del state[request]
             take(core.handle(Ended(request), 0))
@@ -332,7 +332,7 @@ def test_nothing_hangs_whatever_shares_a_prefix(script: list[tuple[str, str]]) -
         elif step == "end":
             del state[chosen]
             take(core.handle(Ended(chosen), 0))
-        elif state[chosen] in ("granted", "prefilled", "kept"):
+        elif state[chosen] in ("granted", "prefilled", "shareable"):
             state[chosen] = "queued"
             take(core.handle(Returned(chosen), 0))
     for _ in range(10 * len(script) + 1):

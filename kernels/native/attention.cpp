@@ -1,0 +1,451 @@
+// Attention on the CPU with a state in and out; the contract is in kernels/attention.py.
+//
+// The method is FlashAttention's (arXiv 2205.14135, 2307.08691): keys in blocks, a running sum per
+// row. The reference of the exponents rises only when a score exceeds it by 2^20, as rescaling by
+// less changes nothing in floating point.
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <condition_variable>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define NATIVE 1
+#endif
+
+namespace {
+
+constexpr long KEYS = 64;       // keys of a block
+constexpr long MOST_DIM = 256;  // of a head
+constexpr float LEAST_STEP = 6e-8f;  // the least that float16 has
+
+enum Type : int64_t { FLOAT32, BFLOAT16, INT8 };
+
+struct Run {
+    int64_t row, position, tokens;
+};
+
+// Sizes in elements. Mirrored by kernels/native/__init__.py.
+struct Attention {
+    int64_t type;
+    int64_t queries, heads, kv_heads, dim;
+    const void* q;
+    int64_t q_row, q_head;
+    const int32_t* positions;  // of the queries
+    const void* k;
+    int64_t k_row, k_head;
+    const void* v;
+    int64_t v_row, v_head;
+    const Run* runs;
+    int64_t run_count;
+    float scale;
+    int64_t window;  // 0: none
+    float* out;      // [queries, heads, dim]
+    float* lse;      // [queries, heads]
+    int64_t fresh;   // whether the state is only written
+    int64_t threads;
+};
+
+// How much queries attend to blocks of KEYS keys of each run; `v`, `out` and `lse` are not used.
+struct Scoring {
+    Attention of;
+    float* weight;  // [kv_heads, queries * group, blocks]
+    float* peak;    // [kv_heads, queries * group]
+};
+
+// One query per row, to keys and values in slots of a pool.
+struct Decoding {
+    int64_t type, kv_type;
+    int64_t rows, heads, kv_heads, dim;
+    const void* q;
+    int64_t q_row, q_head;
+    const int64_t* positions;  // of the queries
+    const void* k;
+    const void* v;
+    int64_t kv_slot, kv_head;
+    const float* k_scale;  // of int8: [kv_heads, slots]
+    const float* v_scale;
+    int64_t scale_head;
+    const Run* runs;
+    const int64_t* offsets;  // [rows + 1], into runs
+    float scale;
+    int64_t window;
+    float* out;  // [rows, heads, dim]
+    float* lse;  // [rows, heads]
+    int64_t threads;
+};
+
+// Blocks of KEYS tokens in 8 or 4 bits. Packing reads blocks[i] = (KV head, block) of k and v;
+// unpacking writes k and v [count, KEYS, dim].
+struct Quantised {
+    int64_t type, bits;
+    int64_t tokens, dim, count;
+    const int64_t* blocks;
+    void* k;
+    int64_t k_row, k_head;
+    void* v;
+    int64_t v_row, v_head;
+    uint8_t* packed_k;   // [count, KEYS, dim, or half of it]
+    uint16_t* k_scale;   // [count, 2, dim]
+    uint8_t* packed_v;
+    uint16_t* v_scale;   // [count, 2, KEYS]
+    int64_t threads;
+};
+
+// A linear layer: weight [outputs, inputs], bias or null, in the model's dtype.
+struct Product {
+    const void* weight;
+    const void* bias;
+    int64_t outputs;
+};
+
+// From a layer's attention to the queries, keys and values of the next, or to the final norm.
+struct Layer {
+    int64_t type, rows, hidden, inner, heads, kv_heads, dim;
+    float eps;
+    int64_t threads;
+    const void* attended;  // [rows, heads * dim]; null before the first layer
+    float* x;              // [rows, hidden], the residual
+    Product o, gate_up[2], down;
+    const void* mlp_norm;
+    const void* next_norm;
+    Product qkv[3];
+    const void* q_norm;    // of a head, or null
+    const void* k_norm;
+    const void* cosines;   // [rows, dim]
+    const void* sines;     // [rows, dim], negative in the first half
+    void* q;               // [rows, heads, dim]; null after the last layer
+    void* k;
+    void* v;
+    void* normed;          // [rows, hidden], after the last layer
+};
+
+struct FewRows {
+    int64_t type, rows, size, threads;
+    const void* x;  // [rows, size]
+    Product product;
+    float* out;     // [rows, outputs]
+};
+
+// A block of at most KEYS consecutive keys.
+struct Staged {
+    int64_t row, position, tokens;
+};
+
+struct Stage {
+    std::vector<Staged> keys;
+    long blocks;
+    char* k;
+    char* v;
+};
+
+inline float as_float(float x) { return x; }
+inline float as_float(uint16_t x) {
+    const uint32_t bits = uint32_t(x) << 16;
+    float y;
+    std::memcpy(&y, &bits, 4);
+    return y;
+}
+
+inline void put(float* at, float x) { *at = x; }
+inline void put(uint16_t* at, float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    *at = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// Floats or halves that grow. No templates of the library's in the parts that are compiled for one
+// instruction set: their code would be shared with the others.
+template <class Number>
+struct Numbers {
+    Number* data = nullptr;
+    long room = 0;
+
+    ~Numbers();
+    void reserve(long count);
+    Number& operator[](long i) { return data[i]; }
+};
+template <class Number>
+Numbers<Number>::~Numbers() {
+    std::free(data);
+}
+template <class Number>
+void Numbers<Number>::reserve(long count) {
+    if (count <= room) return;
+    std::free(data);
+    room = (count + 63) / 64 * 64;
+    data = (Number*)std::aligned_alloc(64, room * sizeof(Number));
+}
+template struct Numbers<float>;
+template struct Numbers<uint16_t>;
+
+// Memory that a thread keeps from call to call.
+char* scratch(size_t nbytes) {
+    static thread_local std::unique_ptr<char[]> memory;
+    static thread_local size_t size = 0;
+    if (nbytes + 64 > size) {
+        memory.reset(new char[nbytes + 64]);
+        size = nbytes + 64;
+    }
+    return (char*)(((uintptr_t)memory.get() + 63) / 64 * 64);
+}
+
+Stage staged(const Attention& call, size_t block_bytes) {
+    Stage stage;
+    for (int64_t i = 0; i < call.run_count; i++)
+        for (int64_t at = 0; at < call.runs[i].tokens; at += KEYS)
+            stage.keys.push_back({call.runs[i].row + at, call.runs[i].position + at,
+                                  std::min<int64_t>(KEYS, call.runs[i].tokens - at)});
+    stage.blocks = long(stage.keys.size());
+    stage.k = scratch(2 * stage.blocks * block_bytes);
+    stage.v = stage.k + stage.blocks * block_bytes;
+    return stage;
+}
+
+// Threads that wait for work, a moment awake and then asleep. One call at a time has them; others
+// meanwhile work alone.
+class Pool {
+  public:
+    void run(long threads, long count, const std::function<void(long)>& work) {
+        std::unique_lock<std::mutex> mine(busy_, std::try_to_lock);
+        if (threads < 2 || count < 2 || !mine.owns_lock()) {
+            for (long i = 0; i < count; i++) work(i);
+            return;
+        }
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            while (long(workers_.size()) < threads - 1)
+                workers_.emplace_back([this, index = long(workers_.size()), seen = round_.load()] {
+                    serve(index, seen);
+                });
+            work_ = &work;
+            count_ = count;
+            next_ = 0;
+            invited_ = threads - 1;
+            left_ = threads - 1;
+            round_++;
+        }
+        wake_.notify_all();
+        drain();
+        if (awake([this] { return left_ == 0; })) return;
+        std::unique_lock<std::mutex> lock(mutex_);
+        done_.wait(lock, [this] { return left_ == 0; });
+    }
+
+  private:
+    void drain() {
+        for (long i = next_++; i < count_; i = next_++) (*work_)(i);
+    }
+    // Waits for a moment: a step of decoding has work for the threads every few microseconds.
+    template <class Ready>
+    static bool awake(Ready ready) {
+        const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(50);
+        do {
+            for (int i = 0; i < 32; i++) {
+                if (ready()) return true;
+#ifdef NATIVE
+                _mm_pause();
+#endif
+            }
+        } while (std::chrono::steady_clock::now() < until);
+        return ready();
+    }
+    void serve(long index, uint64_t seen) {
+        for (;;) {
+            if (!awake([&] { return round_ != seen; })) {
+                std::unique_lock<std::mutex> lock(mutex_);
+                wake_.wait(lock, [&] { return round_ != seen; });
+            }
+            {
+                std::lock_guard<std::mutex> lock(mutex_);
+                seen = round_;
+                if (index >= invited_) continue;
+            }
+            drain();
+            if (--left_ == 0) {
+                std::lock_guard<std::mutex> lock(mutex_);
+                done_.notify_one();
+            }
+        }
+    }
+
+    std::mutex busy_, mutex_;
+    std::condition_variable wake_, done_;
+    std::vector<std::thread> workers_;
+    const std::function<void(long)>* work_ = nullptr;
+    std::atomic<long> next_{0}, left_{0};
+    std::atomic<uint64_t> round_{0};
+    long count_ = 0, invited_ = 0;
+};
+
+void in_parallel(long threads, long count, const std::function<void(long)>& work) {
+    static Pool* pool = new Pool;  // never destroyed: its threads wait until the process ends
+    pool->run(threads, count, work);
+}
+
+}  // namespace
+
+#ifdef NATIVE
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")
+namespace {
+namespace avx512_bf16 {
+constexpr int LANES = 16;
+constexpr bool PAIRS = true;
+#include "avx512.inc"
+using Operand = __m512bh;
+static inline Operand operand(const uint32_t* at) { return (__m512bh)_mm512_load_si512(at); }
+static inline Operand spread(const uint32_t* at) { return (__m512bh)_mm512_set1_epi32(int(*at)); }
+static inline Vec multiply(Vec sum, Operand a, Operand b) { return _mm512_dpbf16_ps(sum, a, b); }
+static inline void put_weights(uint32_t* at, long, Vec one, Vec two) {
+    static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                       8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(two, one);
+    _mm512_store_si512(at, _mm512_permutexvar_epi16(_mm512_loadu_si512(order), both));
+}
+#include "tile.inc"
+#define PAIRED 1
+#include "layer.inc"
+#undef PAIRED
+}  // namespace avx512_bf16
+}  // namespace
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma,f16c")
+namespace {
+namespace avx512 {
+constexpr int LANES = 16;
+constexpr bool PAIRS = false;
+#include "avx512.inc"
+using Operand = Vec;
+static inline Operand operand(const float* at) { return load(at); }
+static inline Operand spread(const float* at) { return spread_float(*at); }
+static inline Vec multiply(Vec sum, Operand a, Operand b) { return _mm512_fmadd_ps(a, b, sum); }
+static inline void put_weights(float* at, long row, Vec one, Vec two) {
+    store(at, one);
+    store(at + row, two);
+}
+#include "tile.inc"
+#include "decode.inc"
+#include "quantize.inc"
+#include "layer.inc"
+}  // namespace avx512
+}  // namespace
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+namespace {
+namespace avx2 {
+constexpr int LANES = 8;
+constexpr bool PAIRS = false;
+#include "avx2.inc"
+#include "tile.inc"
+#include "decode.inc"
+#include "quantize.inc"
+#include "layer.inc"
+}  // namespace avx2
+}  // namespace
+#pragma GCC pop_options
+#endif
+
+extern "C" {
+
+// 0: no attention on this CPU; 1: AVX2; 2: AVX-512; 3: AVX-512 with bfloat16.
+int sps2_level() {
+#ifdef NATIVE
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw")) return 3;
+    if (__builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")) return 2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+#endif
+    return 0;
+}
+
+// `level` as above, at most what the CPU has.
+void sps2_attend(const Attention* call, int level) {
+#ifdef NATIVE
+    if (level == 3 && call->type == BFLOAT16) return avx512_bf16::attend(*call);
+    if (level >= 2) return avx512::attend(*call);
+    avx2::attend(*call);
+#else
+    (void)call, (void)level;
+#endif
+}
+
+void sps2_score(const Scoring* call, int level) {
+#ifdef NATIVE
+    if (level == 3 && call->of.type == BFLOAT16) return avx512_bf16::score(*call);
+    if (level >= 2) return avx512::score(*call);
+    avx2::score(*call);
+#else
+    (void)call, (void)level;
+#endif
+}
+
+void sps2_decode(const Decoding* call, int level) {
+#ifdef NATIVE
+    if (level >= 2) return avx512::decode(*call);
+    avx2::decode(*call);
+#else
+    (void)call, (void)level;
+#endif
+}
+
+void sps2_pack(const Quantised* call, int level) {
+#ifdef NATIVE
+    if (level >= 2) return avx512::pack(*call);
+    avx2::pack(*call);
+#else
+    (void)call, (void)level;
+#endif
+}
+
+void sps2_unpack(const Quantised* call, int level) {
+#ifdef NATIVE
+    if (level >= 2) return avx512::unpack(*call);
+    avx2::unpack(*call);
+#else
+    (void)call, (void)level;
+#endif
+}
+
+void sps2_layer(const Layer* call, int level) {
+#ifdef NATIVE
+    if (level == 3 && call->type == BFLOAT16) return avx512_bf16::run_layer<uint16_t>(*call);
+    if (level >= 2)
+        return call->type == BFLOAT16 ? avx512::run_layer<uint16_t>(*call)
+                                      : avx512::run_layer<float>(*call);
+    call->type == BFLOAT16 ? avx2::run_layer<uint16_t>(*call) : avx2::run_layer<float>(*call);
+#else
+    (void)call, (void)level;
+#endif
+}
+
+void sps2_product(const FewRows* call, int level) {
+#ifdef NATIVE
+    if (level == 3 && call->type == BFLOAT16) return avx512_bf16::run_product<uint16_t>(*call);
+    if (level >= 2)
+        return call->type == BFLOAT16 ? avx512::run_product<uint16_t>(*call)
+                                      : avx512::run_product<float>(*call);
+    call->type == BFLOAT16 ? avx2::run_product<uint16_t>(*call) : avx2::run_product<float>(*call);
+#else
+    (void)call, (void)level;
+#endif
+}
+}

@@ -1,0 +1,183 @@
+"""Decoder layers for a few rows at a time: one call from one attention to the next."""
+
+from collections.abc import Sequence
+from ctypes import Structure, c_float, c_int64, c_void_p
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sps2.kernels import native
+
+MOST_ROWS = 16
+"""With more a matrix product by torch is faster."""
+INPUT_STEP = 32
+
+Weights = tuple[Tensor, Tensor | None]
+"""Of a linear layer: [outputs, inputs], and [outputs] or None."""
+
+
+class LayerWeights(NamedTuple):
+    """Of one decoder layer of the Llama family."""
+
+    input_norm: Tensor
+    qkv: Sequence[Weights]
+    o: Weights
+    mlp_norm: Tensor
+    gate_up: Sequence[Weights]
+    down: Weights
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+
+    @property
+    def products(self) -> list[Weights]:
+        return [*self.qkv, self.o, *self.gate_up, self.down]
+
+
+class _Product(Structure):
+    """As in attention.cpp."""
+
+    _fields_ = [("weight", c_void_p), ("bias", c_void_p), ("outputs", c_int64)]
+
+
+class _Layer(Structure):
+    _fields_ = [
+        *((n, c_int64) for n in ("type", "rows", "hidden", "inner", "heads", "kv_heads", "dim")),
+        ("eps", c_float),
+        ("threads", c_int64),
+        ("attended", c_void_p),
+        ("x", c_void_p),
+        ("o", _Product),
+        ("gate_up", _Product * 2),
+        ("down", _Product),
+        ("mlp_norm", c_void_p),
+        ("next_norm", c_void_p),
+        ("qkv", _Product * 3),
+        *((n, c_void_p) for n in ("q_norm", "k_norm", "cosines", "sines", "q", "k", "v", "normed")),
+    ]
+
+
+class _FewRows(Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("type", "rows", "size", "threads")),
+        ("x", c_void_p),
+        ("product", _Product),
+        ("out", c_void_p),
+    ]
+
+
+def serves(*weights: Tensor) -> bool:
+    """Whether products with these weights can be made here."""
+    return native.level > 0 and all(
+        each.device.type == "cpu"
+        and each.dtype in native.FLOATING
+        and each.is_contiguous()
+        and each.shape[-1] % INPUT_STEP == 0
+        for each in weights
+    )
+
+
+def product(x: Tensor, weights: Weights) -> Tensor:
+    """x [rows, inputs] times the weights, plus the bias: [rows, outputs] float32."""
+    rows, size = x.shape
+    out = torch.empty(rows, len(weights[0]))
+    call = _FewRows(
+        type=native.TYPES[x.dtype],
+        rows=rows,
+        size=size,
+        threads=torch.get_num_threads(),
+        x=x.contiguous().data_ptr(),
+        product=_product(weights),
+        out=out.data_ptr(),
+    )
+    native.invoke("sps2_product", call)
+    return out
+
+
+class Layers:
+    """All layers of a model, ready to be called.
+
+    Args:
+        final_norm: [hidden].
+        heads, kv_heads, dim: of attention.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[LayerWeights],
+        final_norm: Tensor,
+        heads: int,
+        kv_heads: int,
+        dim: int,
+        eps: float,
+    ) -> None:
+        self._kept = (layers, final_norm)  # the calls only have addresses
+        self._shape = heads, kv_heads, dim
+        self._dtype = final_norm.dtype
+        shape = {
+            "type": native.TYPES[final_norm.dtype],
+            "hidden": len(final_norm),
+            "inner": len(layers[0].gate_up[0][0]),
+            "heads": heads,
+            "kv_heads": kv_heads,
+            "dim": dim,
+            "eps": eps,
+        }
+        self._calls = [_Layer(**shape) for _ in range(len(layers) + 1)]
+        """From before each layer's attention; the last one ends the model."""
+        for call, layer in zip(self._calls[1:], layers, strict=True):
+            call.o, call.down = _product(layer.o), _product(layer.down)
+            call.gate_up = (_Product * 2)(*map(_product, layer.gate_up))
+            call.mlp_norm = layer.mlp_norm.data_ptr()
+        for call, layer in zip(self._calls, layers, strict=False):
+            call.next_norm = layer.input_norm.data_ptr()
+            call.qkv = (_Product * 3)(*map(_product, layer.qkv))
+            call.q_norm, call.k_norm = _address(layer.q_norm), _address(layer.k_norm)
+        self._calls[-1].next_norm = final_norm.data_ptr()
+
+    def queries(
+        self, layer: int, x: Tensor, attended: Tensor | None, table: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What a layer attends with and adds, rotated.
+
+        Args:
+            layer: whose attention comes next.
+            x: [rows, hidden] float32, contiguous, the residual; it is changed.
+            attended: [rows, heads, dim] of the layer before, if there is one.
+            table: cosines and signed sines, [rows, 1, dim] each, contiguous.
+
+        Returns:
+            q [rows, heads, dim], k and v [rows, kv_heads, dim].
+        """
+        heads, kv_heads, dim = self._shape
+        rows = len(x)
+        q = torch.empty(rows, heads, dim, dtype=self._dtype)
+        k, v = torch.empty(2, rows, kv_heads, dim, dtype=self._dtype)
+        call = self._calls[layer]
+        call.cosines, call.sines = table[0].data_ptr(), table[1].data_ptr()
+        call.q, call.k, call.v = q.data_ptr(), k.data_ptr(), v.data_ptr()
+        self._run(call, x, attended)
+        return q, k, v
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """[rows, hidden] after the final norm; arguments as for `queries`."""
+        normed = torch.empty(x.shape, dtype=self._dtype)
+        self._calls[-1].normed = normed.data_ptr()
+        self._run(self._calls[-1], x, attended)
+        return normed
+
+    def _run(self, call: _Layer, x: Tensor, attended: Tensor | None) -> None:
+        if attended is not None:
+            attended = attended.contiguous()
+        call.rows, call.threads = len(x), torch.get_num_threads()
+        call.x, call.attended = x.data_ptr(), _address(attended)
+        native.invoke("sps2_layer", call)
+
+
+def _product(weights: Weights) -> _Product:
+    weight, bias = weights
+    return _Product(weight.data_ptr(), _address(bias), len(weight))
+
+
+def _address(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()

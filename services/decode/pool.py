@@ -1,0 +1,28 @@
+"""A shard's KV pool, sized by the configuration or by the memory that is free."""
+
+import psutil
+
+from sps2.common.model.pages import PagePool, page_bytes
+from sps2.common.spans import pages_for
+from sps2.services.shard import ReadyShard
+
+POOL_SHARE = 0.4
+"""Of the memory available at start, for the pools of all shards of one machine."""
+
+
+async def pool_for(shard: ReadyShard) -> PagePool:
+    """The pool of this process; all processes of a shard have equally many pages."""
+    pages = await shard.team.agreed(_pages(shard))
+    return PagePool(shard.model.config, pages, shard.cluster.kv.page_tokens, shard.model.dtype)
+
+
+def _pages(shard: ReadyShard) -> int:
+    """As configured, else a share of the free memory, and no more than 16 longest prompts."""
+    cluster, model = shard.cluster, shard.model
+    page_tokens = cluster.kv.page_tokens
+    if cluster.kv.pool_tokens:
+        return pages_for(cluster.kv.pool_tokens, page_tokens)
+    processes = cluster.shards_of(shard.role) * cluster.tp_of(shard.role)
+    share = psutil.virtual_memory().available * POOL_SHARE / processes
+    affordable = int(share) // page_bytes(model.config, page_tokens, model.dtype)
+    return min(affordable, pages_for(16 * model.config.max_context, page_tokens))

@@ -1,0 +1,158 @@
+"""Real processes that prefill and decode: KV stays where it was computed, answers are the same."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from sps2.common.api import Completion
+from sps2.common.client import AsyncClient, Client
+from sps2.common.errors import Invalid, PeerLost
+from sps2.common.spans import Span
+from sps2.common.tokens import Tokenizer
+
+from .conftest import Launch, Running
+from .test_cluster import expected, prompt_of, released, said
+
+
+@pytest.fixture(scope="module", params=["ucx", "tcp"])
+def cluster(request: pytest.FixtureRequest, launch: Launch) -> Iterator[Running]:
+    """Three shards of role `any` over each transport; pages so small that 7 tokens fill three."""
+    with launch("smollm2", request.param, any=3, kv={"page_tokens": 2}) as running:
+        yield running
+
+
+@pytest.mark.parametrize("length", [1, 3, 7, 300])
+@pytest.mark.parametrize("sp_degree", [None, 3])
+def test_greedy_tokens_equal_transformers(
+    cluster: Running, length: int, sp_degree: int | None
+) -> None:
+    tokenizer = Tokenizer(cluster.folder)
+    wanted = expected(cluster.folder, prompt_of(length), 32)
+    wish = {"sp_degree": sp_degree} if sp_degree else {}
+    with Client(cluster.bus) as client:
+        answer = client.complete(
+            prompt_of(length),
+            max_tokens=32,
+            temperature=0,
+            ignore_eos=True,
+            logprobs=0,
+            cache_salt=f"{length} {sp_degree}",
+            sps2=wish,
+        )
+    assert said(answer) == [tokenizer.token_text(token) for token in wanted]
+    assert answer.usage.sps2 is not None
+    if sp_degree:
+        assert answer.usage.sps2.sp_degree == max(1, min(sp_degree, length // 2))
+
+
+@pytest.mark.parametrize("method", ["gather", "ulysses", "pass_q"])
+def test_kv_stays_with_the_ranks_that_computed_it(cluster: Running, method: str) -> None:
+    tokenizer = Tokenizer(cluster.folder)
+    wanted = expected(cluster.folder, prompt_of(300), 16)
+    with Client(cluster.bus) as client:
+        answer = client.complete(
+            prompt_of(300),
+            max_tokens=16,
+            temperature=0,
+            ignore_eos=True,
+            logprobs=0,
+            cache_salt=method,
+            sps2={"method": method, "sp_degree": 3},
+        )
+    assert said(answer) == [tokenizer.token_text(token) for token in wanted]
+    usage = answer.usage.sps2
+    assert usage is not None
+    assert usage.method == method
+    assert usage.deposit_bytes == 0
+    assert usage.prefill_bytes == usage.exchange_bytes == usage.predicted_exchange_bytes
+    assert {place.shard for place in usage.placements} == {"any-0", "any-1", "any-2"}
+    assert usage.owner == usage.placements[-1].shard
+    spans = [place.span for place in usage.placements]
+    assert all(span.tokens for span in spans)
+    assert [span.start for span in spans[1:]] == [span.stop for span in spans[:-1]]
+    assert (spans[0].start, spans[-1].stop) == Span(0, 300)
+    layers, heads, head_dim, itemsize = 3, 9, 8, 4
+    assert usage.q_bytes == 2 * 15 * layers * heads * head_dim * itemsize
+
+
+@pytest.mark.parametrize("method", ["ring", "usp"])
+def test_methods_that_need_two_spans_of_a_shard_are_refused(cluster: Running, method: str) -> None:
+    with Client(cluster.bus) as client, pytest.raises(Invalid, match="gather, ulysses or pass_q"):
+        client.complete(prompt_of(300), sps2={"method": method, "sp_degree": 2})
+
+
+async def test_requests_prefill_and_decode_side_by_side(cluster: Running) -> None:
+    sizes = [(3 + 29 * index, 8 + 5 * (index % 4)) for index in range(12)]
+
+    async with AsyncClient(cluster.bus) as client:
+
+        async def ask(length: int, tokens: int) -> Completion:
+            return await client.complete(
+                prompt_of(length), max_tokens=tokens, temperature=0, ignore_eos=True, logprobs=0
+            )
+
+        alone = [said(await ask(*size)) for size in sizes]
+        together = await asyncio.gather(*(ask(*size) for size in sizes))
+        assert [said(answer) for answer in together] == alone
+        assert (await released(client)).leaked_pages == 0
+
+
+@pytest.mark.parametrize("pauses", range(12))
+async def test_a_cancel_at_any_moment_frees_every_page(cluster: Running, pauses: int) -> None:
+    async with AsyncClient(cluster.bus) as client:
+        stream = client.complete_stream(
+            prompt_of(400), max_tokens=100, ignore_eos=True, cache_salt=f"pauses {pauses // 2}"
+        )
+        reading = asyncio.create_task(anext(stream))
+        await asyncio.sleep(0.004 * pauses)
+        reading.cancel()
+        await asyncio.wait({reading})
+        await stream.aclose()
+        assert (await released(client)).leaked_pages == 0
+        again = await client.complete(prompt_of(400), max_tokens=4, temperature=0, ignore_eos=True)
+    assert again.usage.completion_tokens == 4
+
+
+@pytest.fixture
+def doomed(launch: Launch) -> Iterator[Running]:
+    """A cluster that loses shards."""
+    with launch("llama3", "tcp", any=3) as running:
+        yield running
+
+
+async def test_a_lost_shard_is_a_lost_rank_and_a_lost_holder(doomed: Running) -> None:
+    tokenizer = Tokenizer(doomed.folder)
+    wanted = expected(doomed.folder, prompt_of(300), 16)
+    right = [tokenizer.token_text(token) for token in wanted]
+    async with AsyncClient(doomed.bus) as client:
+        stream = client.complete_stream(prompt_of(300), max_tokens=200, ignore_eos=True)
+        await anext(stream)
+        status = await client.status()
+        (request,) = status.requests
+        holder = request.placements[0].shard
+        assert holder != request.owner
+        waiting = [asyncio.create_task(_said_by(client, 300, 16)) for _ in range(4)]
+        (pid,) = (shard.pid for shard in status.shards if shard.id == holder)
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(PeerLost):
+            await _exhaust(stream)
+        for answer in await asyncio.gather(*waiting, return_exceptions=True):
+            assert answer == right or isinstance(answer, PeerLost)
+        assert await _said_by(client, 300, 16) == right
+        assert (await released(client)).leaked_pages == 0
+
+
+async def _said_by(client: AsyncClient, length: int, tokens: int) -> list[str]:
+    return said(
+        await client.complete(
+            prompt_of(length), max_tokens=tokens, temperature=0, ignore_eos=True, logprobs=0
+        )
+    )
+
+
+async def _exhaust(stream: AsyncIterator[object]) -> None:
+    async for _ in stream:
+        pass

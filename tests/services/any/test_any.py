@@ -1,0 +1,197 @@
+"""One process prefills and decodes: neither waits for the other, and pages are written by one."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from sps2.common.errors import Cancelled
+from sps2.common.messages import (
+    Decode,
+    Decoded,
+    Deposited,
+    Follow,
+    Hold,
+    Join,
+    Peer,
+    Prefill,
+    Prefilled,
+    PrefillRank,
+    Target,
+    Token,
+)
+from sps2.common.model.llama import Llama
+from sps2.common.model.pages import PagePool
+from sps2.common.spans import Span
+from sps2.common.transport.plane import Plane
+from sps2.services.decode.service import DecodeService
+from sps2.services.prefill.service import PrefillService
+from sps2.services.shard import DataLoop
+
+from ..world import PAGE_TOKENS, greedy, oracle, tiny_model
+
+GIVE_UP_S = 60.0
+"""Only a test that fails waits so long."""
+
+
+@dataclass
+class Shard:
+    """The two services of a shard of role `any`, on its own data loop."""
+
+    plane: Plane
+    pool: PagePool
+    data: DataLoop
+    prefill: PrefillService
+    decode: DecodeService
+
+    @property
+    def peer(self) -> Peer:
+        return Peer(self.plane.name, self.plane.address)
+
+    async def run(self, request: str, prompt: list[int], tokens: int) -> list[Token]:
+        """Prefill and decode alone, as the scheduler has it done."""
+        hold = Hold(request, 0, Span(0, len(prompt)), len(prompt) + tokens, in_place=True)
+        holding, joining = self.decode.hold(hold), self.prefill.join(Join(request, 0))
+        try:
+            await anext(holding)
+            await anext(joining)
+            first, deposited = [item async for item in self.prefill.prefill(self.part(hold))]
+            assert isinstance(first, Prefilled)
+            assert first.token is not None
+            assert deposited == Deposited(0)
+            await anext(holding)
+            await joining.aclose()
+            ids = ids_of(prompt)
+            following = asyncio.create_task(self.follow(request))
+            done = await self.decode.decode(
+                Decode(request, 0, ids, first.token, (), greedy(tokens))
+            )
+            assert done == Decoded(tokens, "length", 0, 0)
+            return [first.token, *await following]
+        finally:
+            await joining.aclose()
+            await holding.aclose()
+
+    def part(self, hold: Hold) -> Prefill:
+        peers, span = (self.peer,), hold.span
+        ranks = (PrefillRank(peers, (span,)),)
+        prompt = prompt_of(span.tokens)
+        targets = (Target(peers, span),)
+        return Prefill(hold.request, 0, ids_of(prompt), ranks, 0, targets, greedy(1000))
+
+    async def follow(self, request: str) -> list[Token]:
+        return [token async for token in self.decode.follow(Follow(request, 0))]
+
+
+def prompt_of(length: int) -> list[int]:
+    return [(5 * index + length) % 97 for index in range(length)]
+
+
+def ids_of(prompt: list[int]) -> bytes:
+    return torch.tensor(prompt, dtype=torch.int32).numpy().tobytes()
+
+
+@asynccontextmanager
+async def shard(model: Llama, pages: int = 256) -> AsyncIterator[Shard]:
+    data = DataLoop()
+    data.start()
+    plane = Plane("any-0/t", "tcp")
+    await data.run(plane.start())
+    pool = PagePool(model.config, pages, PAGE_TOKENS, model.dtype)
+    decode = DecodeService(model, plane, pool, data)
+    await decode.start()
+    prefill = PrefillService(model, plane, data, pages=decode)
+    try:
+        async with asyncio.timeout(GIVE_UP_S):
+            yield Shard(plane, pool, data, prefill, decode)
+    finally:
+        prefill.close()
+        await decode.close()
+        await data.run(plane.close())
+        await data.close()
+
+
+def before_each_prefill_layer(model: Llama, wait: Callable[[], object]) -> None:
+    """Have `wait()` called, on the compute thread, in every layer of a prefill."""
+    advance = model._advance
+
+    def waiting(*arguments: Any) -> Any:
+        if threading.current_thread().name.startswith("compute"):
+            wait()
+        return advance(*arguments)
+
+    model._advance = waiting  # type: ignore[method-assign]
+    model._native = None  # short prompts would do without it
+
+
+@pytest.mark.parametrize("length", [1, 3, 7, 300])
+async def test_answers_equal_the_oracles_and_pages_come_back(length: int) -> None:
+    model = tiny_model()
+    _, answer = await oracle(model, prompt_of(length), 20)
+    async with shard(model) as own:
+        tokens = await own.run("r", prompt_of(length), 20)
+        assert [token.id for token in tokens] == answer
+        assert own.pool.free_pages == 256
+
+
+async def test_tokens_come_during_every_layer_of_a_prefill() -> None:
+    model = tiny_model()
+    _, short = await oracle(model, prompt_of(5), 300)
+    _, long = await oracle(model, prompt_of(200), 5)
+    came = threading.Semaphore(0)
+    async with shard(model) as own:
+        decoding = asyncio.create_task(own.run("short", prompt_of(5), 300))
+        emit = own.decode._batch._emit
+
+        def emitting(tokens: Any) -> None:
+            came.release()
+            emit(tokens)
+
+        own.decode._batch._emit = emitting
+        while not own.decode._batch._running:
+            await asyncio.sleep(0.001)
+
+        def wait_for_three_tokens() -> None:
+            for _ in range(3):
+                assert came.acquire(timeout=GIVE_UP_S / 3)
+
+        before_each_prefill_layer(model, wait_for_three_tokens)
+        tokens = await own.run("long", prompt_of(200), 5)
+        assert not decoding.done()
+        assert [token.id for token in tokens] == long
+        assert [token.id for token in await decoding] == short
+
+
+async def test_a_prefill_that_goes_on_a_moment_after_its_end_touches_no_pages() -> None:
+    model = tiny_model()
+    reached, go_on = threading.Event(), threading.Event()
+
+    def pause() -> None:
+        reached.set()
+        assert go_on.wait(GIVE_UP_S)
+
+    async with shard(model, pages=2) as own:
+        before_each_prefill_layer(model, pause)
+        hold = Hold("ended", 0, Span(0, 6), 8, in_place=True)
+        holding, joining = own.decode.hold(hold), own.prefill.join(Join("ended", 0))
+        await anext(holding)
+        await anext(joining)
+        part = asyncio.ensure_future(anext(own.prefill.prefill(own.part(hold))))
+        assert await asyncio.to_thread(reached.wait, GIVE_UP_S)
+        await holding.aclose()
+        taken = own.pool.take(2)
+        for layer in range(model.config.layers):
+            for tensor in own.pool.layer(layer):
+                tensor.fill_(7.0)
+        go_on.set()
+        with pytest.raises(Cancelled):
+            await part
+        for layer in range(model.config.layers):
+            assert all(bool((tensor == 7.0).all()) for tensor in own.pool.layer(layer))
+        await joining.aclose()
+        own.pool.give_back(taken)

@@ -1,0 +1,216 @@
+"""Where shards do both: KV stays where it is computed, the last rank is the owner."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sps2.common.config import Scheduler, Sharing
+from sps2.common.errors import Invalid
+from sps2.common.messages import ExactMethod, Room, Wish
+from sps2.services.scheduler.core import (
+    Core,
+    Ended,
+    Granted,
+    Joined,
+    Launch,
+    Lost,
+    Prefilled,
+    Returned,
+    RoomSeen,
+    Submitted,
+)
+from sps2.services.scheduler.fleet import Fleet
+from sps2.services.scheduler.policy import Fcfs, Plan, Work
+from sps2.services.scheduler.schemes import Schemes
+
+from .test_core import CONFIG, PAGE, launched, rejected, shard, submit
+
+
+def room(*free: int, total: int = 64) -> Room:
+    named = {f"any-{index}": pages for index, pages in enumerate(free)}
+    return Room(named, dict.fromkeys(named, total))
+
+
+def cluster(*free: int, total: int = 64, **sharing: object) -> Core:
+    settings = Scheduler(prefill_span_tokens=64)
+    schemes = Schemes(CONFIG, 2, Sharing(**sharing))  # type: ignore[arg-type]
+    core = Core(Fcfs(settings, schemes), Fleet(any=len(free)), 100)
+    for index in range(len(free)):
+        core.handle(Joined(shard("any", index, total)), 0)
+    core.handle(RoomSeen(room(*free, total=total)), 0)
+    return core
+
+
+def check(plan: Plan, prompt: int, answer: int, free: dict[str, int]) -> None:
+    """Every rank keeps its own span, all of them fit, and the owner has room for the answer."""
+    assert plan.group == tuple(place.shard for place in plan.placements)
+    assert len(set(plan.group)) == len(plan.group)
+    assert plan.dealt.spans == tuple((place.span,) for place in plan.placements)
+    assert all(place.span.tokens for place in plan.placements)
+    assert all(place.span.start % PAGE == 0 for place in plan.placements)
+    positions = [position for place in plan.placements for position in range(*place.span)]
+    assert positions == list(range(prompt))
+    for place in plan.placements:
+        grows = answer if place.shard == plan.owner else 0
+        assert 0 <= place.pages * PAGE - place.span.tokens - grows < PAGE
+        assert place.pages <= free[place.shard]
+
+
+@given(
+    st.integers(1, 900),
+    st.integers(1, 200),
+    st.lists(st.integers(0, 64), min_size=1, max_size=5),
+    st.none() | st.integers(1, 5),
+    st.sampled_from([None, "gather", "ulysses", "pass_q"]),
+)
+def test_any_prompt_is_placed_wherever_it_fits(
+    prompt: int, answer: int, free: list[int], degree: int | None, method: ExactMethod | None
+) -> None:
+    core = cluster(*free)
+    wish = Wish(sp_degree=None if degree is None else min(degree, len(free)), method=method)
+    actions = core.handle(Submitted(Work("r", prompt, answer, wish)), 0)
+    if actions and isinstance(actions[0], Launch):
+        check(actions[0].plan, prompt, answer, room(*free).free)
+    elif degree is None and method in (None, "gather"):  # else heads or shards may not do
+        usable = sum(free) * PAGE - answer
+        on_last_page = (prompt - 1) % PAGE + 1
+        assert prompt > usable or max(free) * PAGE < answer + on_last_page
+
+
+def test_spans_shift_from_shards_that_are_nearly_full() -> None:
+    plan = launched(submit(cluster(64, 2, 64), "r", 600, sp=3)).plan
+    check(plan, 600, 16, {"any-0": 64, "any-1": 2, "any-2": 64})
+    assert {place.shard: place.span.tokens for place in plan.placements}["any-1"] == 2 * PAGE
+
+
+def test_more_shards_prefill_where_fewer_have_no_room() -> None:
+    assert len(launched(submit(cluster(64, 64, 64), "r", 60)).plan.group) == 1
+    assert len(launched(submit(cluster(3, 3, 3), "r", 60)).plan.group) == 2
+
+
+def test_the_owner_is_the_one_that_owns_least_and_has_room_for_the_answer() -> None:
+    core = cluster(64, 64)
+    first = launched(submit(core, "a", 200)).plan
+    core.handle(Granted("a", room(50, 50)), 0)
+    core.handle(Prefilled("a"), 0)
+    assert launched(submit(core, "b", 200)).plan.owner != first.owner
+    assert launched(submit(cluster(3, 30), "r", 100, 200)).plan.owner == "any-1"
+
+
+def test_a_shard_prefills_one_prompt_at_a_time_beside_what_it_decodes() -> None:
+    core = cluster(64)
+    launched(submit(core, "a", 100))
+    assert submit(core, "b", 100) == []
+    core.handle(Granted("a", room(50)), 0)
+    assert [action.request for action in core.handle(Prefilled("a"), 0)] == ["b"]
+    (status,) = core.shards()
+    assert (status.role, status.state, status.requests) == ("any", "busy", ("a", "b"))
+    core.handle(Ended("a"), 0)
+    core.handle(Ended("b"), 0)
+    assert core.shards()[0].state == "ready"
+
+
+def test_waiting_ends_when_pages_come_free_and_is_not_begun_in_vain() -> None:
+    core = cluster(2, 2, total=8)
+    assert submit(core, "r", 100) == []
+    assert launched(core.handle(RoomSeen(room(8, 8, total=8)), 0)).request == "r"
+    error = rejected(submit(cluster(8, 8, total=8), "r", 241)).error
+    assert "may keep them, 256 tokens" in str(error)
+    error = rejected(submit(cluster(8, 8, total=8), "r", 120, sp=1)).error
+    assert "may keep them, 128 tokens" in str(error)
+    launched(submit(cluster(8, 8, total=8), "r", 240))
+    assert isinstance(rejected(submit(cluster(8, 8, total=8), "r", 1, 128)).error, Invalid)
+
+
+def test_a_loss_runs_the_request_again_on_those_that_are_left() -> None:
+    core = cluster(64, 64, 64)
+    plan = launched(submit(core, "r", 300)).plan
+    core.handle(Granted("r", room(50, 50, 50)), 0)
+    lost = plan.group[0]
+    core.handle(Lost(lost, f"{lost}/0"), 0)
+    assert core.fleet.waiting_for() == "1 of 3 any shards"
+    assert core.fleet.serving()
+    again = launched(core.handle(Returned("r"), 0))
+    assert (again.epoch, set(again.plan.group)) == (1, set(plan.group) - {lost})
+
+
+def test_a_prompt_that_needs_the_lost_shard_waits_for_it() -> None:
+    core = cluster(8, 8, total=8)
+    core.handle(Lost("any-1", "any-1/0"), 0)
+    core.handle(RoomSeen(room(8, total=8)), 0)
+    assert submit(core, "r", 200) == []
+    core.handle(Joined(shard("any", 1, 8, life=1)), 0)
+    assert launched(core.handle(RoomSeen(room(8, 8, total=8)), 0)).request == "r"
+
+
+@pytest.mark.parametrize("method", ["ring", "usp"])
+def test_methods_with_two_spans_per_rank_are_refused(method: ExactMethod) -> None:
+    core = cluster(64, 64, 64, 64)
+    error = rejected(
+        core.handle(Submitted(Work("r", 300, 16, Wish(sp_degree=4, method=method))), 0)
+    ).error
+    assert isinstance(error, Invalid)
+    assert error.field == "sps2"
+    assert "gather, ulysses or pass_q" in str(error)
+
+
+@pytest.mark.parametrize("pages", [[256, 256], [256, 150], [12, 256]])
+def test_sparse_attention_keeps_whole_blocks_or_sends_all(pages: list[int]) -> None:
+    core = cluster(*pages, total=256)
+    wish = Wish(sp_degree=2, attention="fast")
+    plan = launched(core.handle(Submitted(Work("r", 4200, 16, wish)), 0)).plan
+    check(plan, 4200, 16, room(*pages).free)
+    assert plan.dealt.scheme.method == "csa"
+    assert all(place.span.start % 64 == 0 for place in plan.placements)
+    tight = cluster(11, 253, total=256)
+    plan = launched(tight.handle(Submitted(Work("r", 4200, 16, wish)), 0)).plan
+    assert (plan.dealt.attention, plan.dealt.scheme.method) == ("fast", "gather")
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 400), st.integers(1, 100)), min_size=1, max_size=12),
+    st.data(),
+)
+def test_pages_are_never_promised_twice_and_everything_runs(
+    sizes: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    core = cluster(40, 40, 40, total=40)
+    free = Counter({f"any-{index}": 40 for index in range(3)})
+    running: dict[str, tuple[str, Plan]] = {}
+    launches: list[Launch] = []
+    ended = 0
+
+    def tell(actions: list[object]) -> None:
+        for action in actions:
+            assert isinstance(action, Launch)
+            launches.append(action)
+
+    def seen() -> Room:
+        return Room(dict(free), dict.fromkeys(free, 40))
+
+    for index, (prompt, answer) in enumerate(sizes):
+        tell([*submit(core, str(index), prompt, answer)])
+    while launches or running:
+        if launches and (not running or data.draw(st.booleans())):
+            launch = launches.pop(0)
+            for place in launch.plan.placements:
+                free[place.shard] -= place.pages
+                assert free[place.shard] >= 0
+            tell([*core.handle(Granted(launch.request, seen()), 0)])
+            running[launch.request] = ("prefill", launch.plan)
+            continue
+        request = data.draw(st.sampled_from(sorted(running)))
+        stage, plan = running.pop(request)
+        if stage == "prefill":
+            running[request] = ("decode", plan)
+            tell([*core.handle(Prefilled(request), 0)])
+            continue
+        for place in plan.placements:
+            free[place.shard] += place.pages
+        tell([*core.handle(RoomSeen(seen()), 0), *core.handle(Ended(request), 0)])
+        ended += 1
+    assert ended == len(sizes)
+    assert not core.requests(0)
+    assert {status.state for status in core.shards()} == {"ready"}
