@@ -68,7 +68,7 @@ def consecutive(
     edges = [0]
     for rank in range(1, ranks):
         ideal = tokens_for(cost(tokens) * rank / ranks)
-        least, most = edges[-1] + align, (tokens - (ranks - rank)) // align * align
+        least, most = edges[-1] + align, ((tokens - 1) // align - (ranks - 1 - rank)) * align
         edges.append(max(least, min(round(ideal / align) * align, most)))
     edges.append(tokens)
     return [(Span(a, b),) for a, b in itertools.pairwise(edges)]

@@ -1,6 +1,6 @@
 """Every position is dealt exactly once, and evenly."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sps2.common.spans import (
@@ -57,6 +57,7 @@ def test_paged_split_cuts_at_pages(tokens: int, weights: list[int], page_tokens:
     st.lists(st.integers(0, 2000), min_size=1, max_size=6),
     st.sampled_from([1, 64]),
 )
+@example(440, [128, 64, 128, 64, 64, 56], 64)
 def test_spans_are_made_to_fit_and_no_more(tokens: int, room: list[int], align: int) -> None:
     if not fits(tokens, room, align) or tokens < len(room) * align:
         return
