@@ -433,7 +433,7 @@ class Target(Struct, frozen=True):
 
 
 class Source(Struct, frozen=True):
-    """A decode shard that has the KV of `spans`, of the tokens before those to be computed."""
+    """A shard that has the KV of `spans`, of the tokens before those to be computed."""
 
     peers: tuple[Peer, ...]
     """By TP rank; each has its share of the KV heads."""

@@ -132,11 +132,11 @@ async def test_a_restarted_directory_knows_the_cache_again(cluster: Running) -> 
     async with AsyncClient(cluster.bus) as client:
         before = await _ask(client, prompt)
         pages = _cached_pages(await client.status())
-        pid = _pid(await client.status(), "kvdir")
+        pid = pid_of(await client.status(), "kvdir")
         os.kill(pid, signal.SIGKILL)
         async with asyncio.timeout(30):
             assert said(await _ask(client, prompt)) == said(before), "asked while it is down"
-        await _joined(client, "kvdir", pid)
+        await joined(client, "kvdir", pid)
         async with asyncio.timeout(20):
             while _cached_pages(await client.status()) < pages:
                 await asyncio.sleep(0.1)
@@ -150,7 +150,7 @@ async def test_a_prefix_that_is_lost_at_any_moment_changes_no_answer(cluster: Ru
     async with AsyncClient(cluster.bus) as client:
         wanted = said(await _ask(client, prompt_of(350)))
         for pause_s in (0.0, 0.01, 0.03):
-            pid = _pid(await client.status(), "decode-1")
+            pid = pid_of(await client.status(), "decode-1")
             asking = [asyncio.create_task(_ask(client, prompt_of(350))) for _ in range(3)]
             await asyncio.sleep(pause_s)
             os.kill(pid, signal.SIGKILL)
@@ -159,7 +159,7 @@ async def test_a_prefix_that_is_lost_at_any_moment_changes_no_answer(cluster: Ru
             for answer in answers:  # one that had begun to answer may fail
                 assert isinstance(answer, ServiceError) or said(answer) == wanted
             assert said(await _ask(client, prompt_of(350))) == wanted
-            await _joined(client, "decode-1", pid)
+            await joined(client, "decode-1", pid)
         assert (await released(client)).leaked_pages == 0
 
 
@@ -213,18 +213,18 @@ async def _ask(client: AsyncClient, prompt: list[int]) -> Completion:
 
 async def _kill(service: str, client: AsyncClient) -> None:
     """End a process, and wait until the supervisor's next one has joined."""
-    pid = _pid(await client.status(), service)
+    pid = pid_of(await client.status(), service)
     os.kill(pid, signal.SIGKILL)
-    await _joined(client, service, pid)
+    await joined(client, service, pid)
 
 
-async def _joined(client: AsyncClient, service: str, pid: int) -> None:
+async def joined(client: AsyncClient, service: str, pid: int) -> None:
     """Wait until a service is there that is not `pid`."""
     async with asyncio.timeout(60):
         while True:
             await asyncio.sleep(0.2)
             status = await client.status()
-            if status.ready and _pid(status, service) not in (0, pid):
+            if status.ready and pid_of(status, service) not in (0, pid):
                 return
 
 
@@ -236,5 +236,5 @@ def _cached_pages(status: ClusterStatus) -> float:
     )
 
 
-def _pid(status: ClusterStatus, service: str) -> int:
+def pid_of(status: ClusterStatus, service: str) -> int:
     return next((each.pid for each in status.services if each.service == service), 0)

@@ -22,11 +22,13 @@ from sps2.common.messages import (
     Prefill,
     Prefilled,
     PrefillRank,
+    Source,
     Target,
     Token,
 )
 from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool
+from sps2.common.prefix import page_names
 from sps2.common.spans import Span
 from sps2.common.transport.plane import Plane
 from sps2.services.decode.service import DecodeService
@@ -53,15 +55,21 @@ class Shard:
     def peer(self) -> Peer:
         return Peer(self.plane.name, self.plane.address)
 
-    async def run(self, request: str, prompt: list[int], tokens: int) -> list[Token]:
-        """Prefill and decode alone, as the scheduler has it done."""
-        hold = Hold(request, 0, Span(0, len(prompt)), len(prompt) + tokens, in_place=True)
+    async def run(
+        self, request: str, prompt: list[int], tokens: int, cached: int = 0
+    ) -> list[Token]:
+        """Prefill and decode alone, as the scheduler has it done, after so many cached tokens."""
+        span, names = Span(cached, len(prompt)), page_names(b"", ids_of(prompt), PAGE_TOKENS)
+        shared = (Span(0, cached),) if cached else ()
+        hold = Hold(request, 0, span, span.tokens + tokens, names, shared, in_place=True)
         holding, joining = self.decode.hold(hold), self.prefill.join(Join(request, 0))
         try:
             await anext(holding)
             await anext(joining)
-            first, deposited = [item async for item in self.prefill.prefill(self.part(hold))]
+            part = self.part(hold, prompt)
+            first, deposited = [item async for item in self.prefill.prefill(part)]
             assert isinstance(first, Prefilled)
+            assert not first.exchanged.sent_bytes
             assert first.token is not None
             assert deposited == Deposited(0)
             await anext(holding)
@@ -77,12 +85,18 @@ class Shard:
             await joining.aclose()
             await holding.aclose()
 
-    def part(self, hold: Hold) -> Prefill:
+    def part(self, hold: Hold, prompt: list[int]) -> Prefill:
         peers, span = (self.peer,), hold.span
-        ranks = (PrefillRank(peers, (span,)),)
-        prompt = prompt_of(span.tokens)
-        targets = (Target(peers, span),)
-        return Prefill(hold.request, 0, ids_of(prompt), ranks, 0, targets, greedy(1000))
+        return Prefill(
+            hold.request,
+            0,
+            ids_of(prompt),
+            (PrefillRank(peers, (span,)),),
+            0,
+            (Target(peers, span),),
+            greedy(1000),
+            prefix=(Source(peers, hold.shared),) if hold.shared else (),
+        )
 
     async def follow(self, request: str) -> list[Token]:
         return [token async for token in self.decode.follow(Follow(request, 0))]
@@ -136,7 +150,28 @@ async def test_answers_equal_the_oracles_and_pages_come_back(length: int) -> Non
     async with shard(model) as own:
         tokens = await own.run("r", prompt_of(length), 20)
         assert [token.id for token in tokens] == answer
-        assert own.pool.free_pages == 256
+        await own.decode.evict(own.decode.cached())
+        assert await own.data.run(free_pages(own)) == 256
+
+
+@pytest.mark.parametrize("window", [None, 20])
+async def test_a_prefix_in_the_same_process_is_attended_to_there(window: int | None) -> None:
+    model = tiny_model(window)
+    async with shard(model) as own:
+        await own.run("first", prompt_of(90), 2)
+        named = len(own.decode.cached())
+        for request, (cached, rest) in {"a": (88, 2), "b": (40, 60), "c": (4, 3)}.items():
+            prompt = prompt_of(90)[:cached] + [7] * rest
+            _, answer = await oracle(model, prompt, 12)
+            tokens = await own.run(request, prompt, 12, cached)
+            assert [token.id for token in tokens] == answer
+        await own.decode.evict(own.decode.cached())
+        assert await own.data.run(free_pages(own)) == 256
+        assert named == 22
+
+
+async def free_pages(own: Shard) -> int:
+    return own.pool.free_pages
 
 
 async def test_tokens_come_during_every_layer_of_a_prefill() -> None:
@@ -181,7 +216,7 @@ async def test_a_prefill_that_goes_on_a_moment_after_its_end_touches_no_pages() 
         holding, joining = own.decode.hold(hold), own.prefill.join(Join("ended", 0))
         await anext(holding)
         await anext(joining)
-        part = asyncio.ensure_future(anext(own.prefill.prefill(own.part(hold))))
+        part = asyncio.ensure_future(anext(own.prefill.prefill(own.part(hold, prompt_of(6)))))
         assert await asyncio.to_thread(reached.wait, GIVE_UP_S)
         await holding.aclose()
         taken = own.pool.take(2)

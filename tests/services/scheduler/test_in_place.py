@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from sps2.common.config import Scheduler, Sharing
 from sps2.common.errors import Invalid
-from sps2.common.messages import ExactMethod, Room, Wish
+from sps2.common.messages import CachedRun, ExactMethod, Room, Wish
+from sps2.common.spans import Span
 from sps2.services.scheduler.core import (
     Core,
     Ended,
@@ -45,17 +46,20 @@ def cluster(*free: int, total: int = 64, **sharing: object) -> Core:
 
 def check(plan: Plan, prompt: int, answer: int, free: dict[str, int]) -> None:
     """Every rank keeps its own span, all of them fit, and the owner has room for the answer."""
-    assert plan.group == tuple(place.shard for place in plan.placements)
-    assert len(set(plan.group)) == len(plan.group)
-    assert plan.dealt.spans == tuple((place.span,) for place in plan.placements)
-    assert all(place.span.tokens for place in plan.placements)
+    ranks = plan.placements[-len(plan.group) :]
+    assert plan.group == tuple(place.shard for place in ranks)
+    assert len({place.shard for place in plan.placements}) == len(plan.placements)
+    assert plan.dealt.spans == tuple((place.span,) for place in ranks)
+    assert all(place.span.tokens for place in ranks)
     assert all(place.span.start % PAGE == 0 for place in plan.placements)
     positions = [position for place in plan.placements for position in range(*place.span)]
-    assert positions == list(range(prompt))
+    assert positions == list(range(plan.prefix.tokens, prompt))
+    spans = sorted(span for place in plan.placements for span in place.shared)
+    assert [each for span in spans for each in range(*span)] == list(range(plan.prefix.tokens))
     for place in plan.placements:
         grows = answer if place.shard == plan.owner else 0
         assert 0 <= place.pages * PAGE - place.span.tokens - grows < PAGE
-        assert place.pages <= free[place.shard]
+        assert plan.takes[place.shard] <= free[place.shard]
 
 
 @given(
@@ -77,6 +81,63 @@ def test_any_prompt_is_placed_wherever_it_fits(
         usable = sum(free) * PAGE - answer
         on_last_page = (prompt - 1) % PAGE + 1
         assert prompt > usable or max(free) * PAGE < answer + on_last_page
+
+
+@given(
+    st.integers(1, 900),
+    st.integers(1, 200),
+    st.lists(st.integers(0, 64), min_size=1, max_size=4),
+    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 12), st.booleans()), max_size=4),
+    st.none() | st.integers(1, 4),
+)
+def test_a_prefix_stays_where_it_is_and_the_rest_is_dealt_after_it(
+    prompt: int,
+    answer: int,
+    free: list[int],
+    runs: list[tuple[int, int, bool]],
+    degree: int | None,
+) -> None:
+    cached = [
+        CachedRun(f"any-{index % len(free)}", pages, pages * idle) for index, pages, idle in runs
+    ]
+    for index in range(len(free)):
+        free[index] += sum(run.idle for run in cached if run.shard == f"any-{index}")
+    core = cluster(*free, total=200)
+    wish = Wish(sp_degree=None if degree is None else min(degree, len(free)))
+    work = Work("r", prompt, answer, wish)
+    try:
+        plan = core._policy.plan(work, cached, core.fleet)
+    except Invalid:
+        return
+    if plan is not None:
+        check(plan, prompt, answer, room(*free).free)
+        assert plan.prefix.pages <= sum(run.pages for run in cached)
+
+
+def test_who_has_the_prefix_computes_the_rest_unless_it_owns_more() -> None:
+    core = cluster(64, 64, 64)
+    cached = (CachedRun("any-1", 4, 4),)
+    plan = core._policy.plan(Work("r", 100, 16), cached, core.fleet)
+    assert plan is not None
+    assert plan.group == ("any-1",)
+    assert plan.placements[0].shared == (Span(0, 64),)
+    assert plan.dealt.spans == ((Span(64, 100),),)
+    assert plan.dealt.predicted_bytes == {}
+    core.fleet.members["any-1"].owned |= {"a", "b"}
+    plan = core._policy.plan(Work("r", 100, 16), cached, core.fleet)
+    assert plan is not None
+    prefix, owner = plan.placements
+    assert (prefix.shard, prefix.span, prefix.pages) == ("any-1", Span(64, 64), 0)
+    assert (plan.group, owner.shared) == ((owner.shard,), ())
+    assert plan.dealt.predicted_bytes["prefix_q"] == 36 * 3 * 6 * 16 * 2
+
+
+def test_who_has_the_prefix_is_asked_while_it_prefills_another() -> None:
+    core = cluster(64, 64)
+    core.fleet.members["any-0"].prefilled.add("other")
+    plan = core._policy.plan(Work("r", 100, 16), (CachedRun("any-0", 6, 6),), core.fleet)
+    assert plan is not None
+    assert (plan.prefix.pages, plan.group) == (6, ("any-1",))
 
 
 def test_spans_shift_from_shards_that_are_nearly_full() -> None:
