@@ -15,6 +15,10 @@ from torch import Tensor
 
 from sps2.kernels.state import Run, State
 
+FUNCTIONS = (
+    *("attend", "score", "decode", "pack", "unpack"),
+    *("layer", "product", "swiglu", "add_norm", "rotate"),
+)
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 FLOATING = (torch.float32, torch.bfloat16)
 MOST_DIM = 256
@@ -96,7 +100,7 @@ def _load() -> ctypes.CDLL | None:
     for path in Path(__file__).parent.glob("_attention*.so"):
         library = ctypes.CDLL(str(path))
         library.sps2_level.restype = c_int
-        for name in ("attend", "score", "decode", "pack", "unpack", "layer", "product"):
+        for name in FUNCTIONS:
             function = getattr(library, f"sps2_{name}")
             function.argtypes, function.restype = [c_void_p, c_int], None
         return library
