@@ -134,6 +134,15 @@ struct Layer {
     void* normed;          // [rows, hidden], after the last layer
 };
 
+// Takes a state in: rows are all heads of all tokens.
+struct Merged {
+    int64_t type, rows, dim, threads;  // type of `more`
+    float* out;
+    float* lse;
+    const void* more;
+    const float* more_lse;
+};
+
 // All with rows of `size` numbers; `*_row` are strides.
 struct Gated {
     int64_t type, rows, size, threads;
@@ -505,6 +514,16 @@ void sps2_rotate(const Rotated* call, int level) {
     if (level >= 2)
         return call->type == BFLOAT16 ? avx512::rotate<uint16_t>(*call) : avx512::rotate<float>(*call);
     call->type == BFLOAT16 ? avx2::rotate<uint16_t>(*call) : avx2::rotate<float>(*call);
+#else
+    (void)call, (void)level;
+#endif
+}
+
+void sps2_merge(const Merged* call, int level) {
+#ifdef NATIVE
+    if (level >= 2)
+        return call->type == BFLOAT16 ? avx512::merge<uint16_t>(*call) : avx512::merge<float>(*call);
+    call->type == BFLOAT16 ? avx2::merge<uint16_t>(*call) : avx2::merge<float>(*call);
 #else
     (void)call, (void)level;
 #endif
