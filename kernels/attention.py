@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sps2.kernels import blocks, native, paged
-from sps2.kernels.state import Run, State, empty_state, merge_many
+from sps2.kernels.merge import merge_many
+from sps2.kernels.state import Run, State, empty_state
 
 
 def attention(

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sps2.kernels.blocks import fast_bfloat16
-from sps2.kernels.state import Run, State, empty_state, merge_many
+from sps2.kernels.merge import merge_many
+from sps2.kernels.state import Run, State, empty_state
 
 LONG = 640
 """Keys from which on products are faster than the flash kernel."""

@@ -12,10 +12,11 @@ from sps2.common.model.attend import Attend, Run, inline
 from sps2.common.model.collectives import Collectives, Turn
 from sps2.common.model.config import ModelConfig
 from sps2.common.model.linear import Linear
-from sps2.common.model.rope import Rotary, rotate
+from sps2.common.model.rope import Rotary
 from sps2.common.model.share import WHOLE, Share
 from sps2.kernels.native import MOST_DIM
 from sps2.kernels.native import layer as native
+from sps2.kernels.rows import add_norm, rotate, swiglu
 
 QKV = tuple[Tensor, ...]
 """q, k and v; nothing after the last layer."""
@@ -210,31 +211,28 @@ class Llama:
         return layer.o.one(attended.flatten(1))
 
     def _feed_after(self, layer: Layer, x: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor]:
-        x = x + mixed
-        gate, up = layer.gate_up(self._norm(x, layer.mlp_norm))
-        return x, layer.down.one(F.silu(gate).mul_(up))
+        gate, up = layer.gate_up(self._norm(x, layer.mlp_norm, mixed))
+        return x, layer.down.one(swiglu(gate, up))
 
     def _proceed(
         self, following: Layer | None, x: Tensor, fed: Tensor, table: Table
     ) -> tuple[Tensor, QKV]:
-        x = x + fed
         if following is None:
-            return self._norm(x, self._final_norm), ()
-        return x, self._project(following, x, table)
+            return self._norm(x, self._final_norm, fed), ()
+        return x, self._project(following, x, table, fed)
 
-    def _project(self, layer: Layer, x: Tensor, table: Table) -> QKV:
-        projected = layer.qkv(self._norm(x, layer.input_norm))
+    def _project(self, layer: Layer, x: Tensor, table: Table, fed: Tensor | None = None) -> QKV:
+        projected = layer.qkv(self._norm(x, layer.input_norm, fed))
         q, k, v = (y.unflatten(-1, (-1, self.config.head_dim)) for y in projected)
         if layer.q_norm is not None and layer.k_norm is not None:
-            q, k = self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)
+            q, k = (
+                self._norm(y.flatten(0, 1), weight).view(y.shape)
+                for y, weight in ((q, layer.q_norm), (k, layer.k_norm))
+            )
         return rotate(q, table), rotate(k, table), v.contiguous()
 
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        """RMSNorm (arXiv 1910.07467), rounded as transformers does; F.rms_norm takes twice."""
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        scale = length.square_().div_(x.shape[-1]).add_(self.config.norm_eps).rsqrt_()
-        normed: Tensor = (x * scale).to(x.dtype).mul_(weight)
-        return normed
+    def _norm(self, x: Tensor, weight: Tensor, plus: Tensor | None = None) -> Tensor:
+        return add_norm(x, plus, weight, self.config.norm_eps)
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -35,12 +35,6 @@ class Rotary:
         )
 
 
-def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate x: [tokens, heads, head_dim] by the table of its tokens' positions."""
-    cosines, signed_sines = table
-    return torch.addcmul(x * cosines, x.roll(x.shape[-1] // 2, -1), signed_sines)
-
-
 def frequencies(rope: Rope, head_dim: int) -> tuple[Tensor, float]:
     """Inverse frequencies [head_dim / 2] in float32, and the amplitude of cosines and sines."""
     powers = rope.rope_theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)

@@ -15,6 +15,10 @@ from torch import Tensor
 
 from sps2.kernels.state import Run, State
 
+FUNCTIONS = (
+    *("attend", "score", "decode", "pack", "unpack"),
+    *("layer", "product", "swiglu", "add_norm", "rotate", "merge"),
+)
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 FLOATING = (torch.float32, torch.bfloat16)
 MOST_DIM = 256
@@ -77,6 +81,13 @@ class _Decoding(Structure):
     ]
 
 
+class _Merged(Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("type", "rows", "dim", "threads")),
+        *((name, c_void_p) for name in ("out", "lse", "more", "more_lse")),
+    ]
+
+
 class _Quantised(Structure):
     _fields_ = [
         *((name, c_int64) for name in ("type", "bits", "tokens", "dim", "count")),
@@ -96,7 +107,7 @@ def _load() -> ctypes.CDLL | None:
     for path in Path(__file__).parent.glob("_attention*.so"):
         library = ctypes.CDLL(str(path))
         library.sps2_level.restype = c_int
-        for name in ("attend", "score", "decode", "pack", "unpack", "layer", "product"):
+        for name in FUNCTIONS:
             function = getattr(library, f"sps2_{name}")
             function.argtypes, function.restype = [c_void_p, c_int], None
         return library
@@ -200,6 +211,21 @@ def decode(
     )
     invoke("sps2_decode", call)
     return state
+
+
+def merge(state: State, more: State) -> None:
+    """Take `more` into `state`, which is float32; both contiguous, [n, heads, dim]."""
+    call = _Merged(
+        type=TYPES[more.out.dtype],
+        rows=state.lse.numel(),
+        dim=state.out.shape[-1],
+        threads=torch.get_num_threads(),
+        out=state.out.data_ptr(),
+        lse=state.lse.data_ptr(),
+        more=more.out.data_ptr(),
+        more_lse=more.lse.data_ptr(),
+    )
+    invoke("sps2_merge", call)
 
 
 Packed = tuple[Tensor, Tensor, Tensor, Tensor]

@@ -134,6 +134,44 @@ struct Layer {
     void* normed;          // [rows, hidden], after the last layer
 };
 
+// Takes a state in: rows are all heads of all tokens.
+struct Merged {
+    int64_t type, rows, dim, threads;  // type of `more`
+    float* out;
+    float* lse;
+    const void* more;
+    const float* more_lse;
+};
+
+// All with rows of `size` numbers; `*_row` are strides.
+struct Gated {
+    int64_t type, rows, size, threads;
+    const void* gate;
+    int64_t gate_row;
+    const void* up;
+    int64_t up_row;
+    void* out;
+};
+
+struct Normed {
+    int64_t type, rows, size, threads;
+    void* x;
+    int64_t x_row;
+    const void* plus;  // or null
+    const void* weight;
+    float eps;
+    void* out;
+};
+
+struct Rotated {
+    int64_t type, rows, heads, dim, threads;
+    const void* x;  // [rows, heads, dim]
+    int64_t x_row;
+    const void* cosines;  // [rows, dim]
+    const void* sines;    // [rows, dim], negative in the first half
+    void* out;
+};
+
 struct FewRows {
     int64_t type, rows, size, threads;
     const void* x;  // [rows, size]
@@ -343,6 +381,7 @@ static inline void put_weights(float* at, long row, Vec one, Vec two) {
 #include "tile.inc"
 #include "decode.inc"
 #include "quantize.inc"
+#include "rows.inc"
 #include "layer.inc"
 }  // namespace avx512
 }  // namespace
@@ -358,6 +397,7 @@ constexpr bool PAIRS = false;
 #include "tile.inc"
 #include "decode.inc"
 #include "quantize.inc"
+#include "rows.inc"
 #include "layer.inc"
 }  // namespace avx2
 }  // namespace
@@ -444,6 +484,46 @@ void sps2_product(const FewRows* call, int level) {
         return call->type == BFLOAT16 ? avx512::run_product<uint16_t>(*call)
                                       : avx512::run_product<float>(*call);
     call->type == BFLOAT16 ? avx2::run_product<uint16_t>(*call) : avx2::run_product<float>(*call);
+#else
+    (void)call, (void)level;
+#endif
+}
+
+void sps2_swiglu(const Gated* call, int level) {
+#ifdef NATIVE
+    if (level >= 2)
+        return call->type == BFLOAT16 ? avx512::swiglu<uint16_t>(*call) : avx512::swiglu<float>(*call);
+    call->type == BFLOAT16 ? avx2::swiglu<uint16_t>(*call) : avx2::swiglu<float>(*call);
+#else
+    (void)call, (void)level;
+#endif
+}
+
+void sps2_add_norm(const Normed* call, int level) {
+#ifdef NATIVE
+    if (level >= 2)
+        return call->type == BFLOAT16 ? avx512::add_norm<uint16_t>(*call) : avx512::add_norm<float>(*call);
+    call->type == BFLOAT16 ? avx2::add_norm<uint16_t>(*call) : avx2::add_norm<float>(*call);
+#else
+    (void)call, (void)level;
+#endif
+}
+
+void sps2_rotate(const Rotated* call, int level) {
+#ifdef NATIVE
+    if (level >= 2)
+        return call->type == BFLOAT16 ? avx512::rotate<uint16_t>(*call) : avx512::rotate<float>(*call);
+    call->type == BFLOAT16 ? avx2::rotate<uint16_t>(*call) : avx2::rotate<float>(*call);
+#else
+    (void)call, (void)level;
+#endif
+}
+
+void sps2_merge(const Merged* call, int level) {
+#ifdef NATIVE
+    if (level >= 2)
+        return call->type == BFLOAT16 ? avx512::merge<uint16_t>(*call) : avx512::merge<float>(*call);
+    call->type == BFLOAT16 ? avx2::merge<uint16_t>(*call) : avx2::merge<float>(*call);
 #else
     (void)call, (void)level;
 #endif

@@ -8,7 +8,8 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from sps2.common.model.config import Rope
-from sps2.common.model.rope import Rotary, frequencies, rotate
+from sps2.common.model.rope import Rotary, frequencies
+from sps2.kernels.rows import rotate
 
 YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 4096}
 SCALINGS: list[dict[str, Any]] = [

@@ -1,0 +1,45 @@
+"""What a decoder does to each row of activations between matrix products."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sps2.kernels.native import rows as native
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, both [rows, size]. Source: arXiv 2002.05202."""
+    if native.serves(gate.shape[-1], gate, up):
+        return native.swiglu(gate, up)
+    return F.silu(gate).mul_(up)
+
+
+def add_norm(x: Tensor, plus: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm (arXiv 1910.07467) of x + plus, which is what x is afterwards.
+
+    Args:
+        x: [rows, size], in memory of its own; changed unless `plus` is None.
+        weight: [size].
+    """
+    if native.serves(x.shape[-1], x, weight):
+        return native.add_norm(x, plus, weight, eps)
+    if plus is not None:
+        x += plus
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    scale = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    normed: Tensor = (x * scale).to(x.dtype).mul_(weight)
+    return normed
+
+
+def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary embedding (arXiv 2104.09864) of x [rows, heads, dim].
+
+    Args:
+        table: cosines, and sines that are negative in the first half, [rows, 1, dim] each.
+    """
+    cosines, signed_sines = table
+    dim = x.shape[-1]
+    apart = x.stride(1) == dim or x.shape[1] == 1
+    if apart and native.serves(dim // 2, x) and native.serves(dim, cosines, signed_sines):
+        return native.rotate(x, cosines.contiguous(), signed_sines.contiguous())
+    return torch.addcmul(x * cosines, x.roll(dim // 2, -1), signed_sines)
