@@ -52,20 +52,22 @@ class Prefixes:
         holding = self._holdings.get(key)
         if holding is None:
             raise Cancelled(f"request {key[0]} is not held in epoch {key[1]} any more")
-        *_, state = self._attended(holding, layer, at, head, q)
+        state = empty_state(*q.shape)
+        for _ in self._attending(holding, layer, at, head, q, state):
+            pass
         return state
 
     async def _answer(self, source: str, frame: Frame, q: Tensor) -> None:
-        state: tuple[Tensor, ...] = ()
+        tensors: tuple[Tensor, ...] = ()
         try:
             if holding := self._holdings.get((frame.requests[0], frame.epochs[0])):
-                for so_far in self._attended(holding, frame.layer, frame.at, frame.head, q):
-                    state = (so_far.out.to(q.dtype), so_far.lse)
+                state = empty_state(*q.shape)
+                about = frame.layer, frame.at, frame.head
+                for _ in self._attending(holding, *about, q, state):
                     await asyncio.sleep(0)
+                tensors = (state.out.to(q.dtype), state.lse)
         except Exception:  # whoever asked must not wait for ever
             log.exception("a question of %s could not be answered", source)
-            state = ()
-        tensors = tuple(tensor.contiguous() for tensor in state)
         reply = frame_for(
             "prefix_state", frame.requests, frame.epochs, frame.layer, frame.at, tensors
         )
@@ -74,31 +76,29 @@ class Prefixes:
         except ServiceError as error:
             log.warning("an answer to %s was not sent: %s", source, error)
 
-    def _attended(
-        self, holding: Holding, layer: int, at: int, head: int, q: Tensor
-    ) -> Iterator[State]:
-        """The state of q over more and more of the pages, in the end over all."""
+    def _attending(
+        self, holding: Holding, layer: int, at: int, head: int, q: Tensor, state: State
+    ) -> Iterator[None]:
+        """Bring the shared pages into `state`, some keys between one item and the next.
+
+        They lie before what the request keeps here itself.
+        """
         keys, values = self._pool.layer(layer)
-        rows, count, dim = q.shape
-        size = self._config.heads // self._config.kv_heads
+        rows, count, _ = q.shape
         first = head - self._holdings.heads.start
-        heads = slice(first, first + count // size)
+        heads = slice(first, first + count * self._config.kv_heads // self._config.heads)
         window = self._config.window(layer)
         start = 0 if window is None else max(0, at - window + 1)
-        state = empty_state(rows, count, dim)
-        yield state
-        for end in range(start + KEYS, holding.span.start + KEYS, KEYS):
-            runs = holding.pages.runs(min(end, holding.span.start), end - KEYS)
-            if not runs:
-                continue
-            state = attention(
-                q,
-                keys[:, heads],
-                values[:, heads],
-                queries=[Run(0, at, rows)],
-                keys=runs,
-                scale=self._config.scale,
-                window=window,
-                state=state,
-            )
-            yield state
+        for begin in range(start, holding.span.start, KEYS):
+            if runs := holding.pages.runs(min(begin + KEYS, holding.span.start), begin):
+                attention(
+                    q,
+                    keys[:, heads],
+                    values[:, heads],
+                    queries=[Run(0, at, rows)],
+                    keys=runs,
+                    scale=self._config.scale,
+                    window=window,
+                    state=state,
+                )
+                yield

@@ -6,6 +6,7 @@ import torch
 from sps2.common.errors import PeerLost
 from sps2.common.messages import Scheme, Selection
 from sps2.common.spans import Span, paged_split
+from sps2.services.decode import prefix
 
 from .world import PAGE_TOKENS, Shared, World, greedy, oracle, tiny_model, world
 
@@ -73,6 +74,20 @@ async def test_every_method_merges_the_prefix(scheme: Scheme, window: int | None
         layers, heads, dim = 3, 6, 16
         assert q == 2 * layers * (len(second) - 76) * heads * dim * 4
         assert sum(each["prefix_state"] for each in sent) == q * (dim + 1) // dim
+
+
+@pytest.mark.parametrize("window", [None, 20])
+async def test_keys_are_attended_to_in_any_portions(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefix, "KEYS", 7)
+    model, prompt = tiny_model(window), prompt_of(90)
+    second = prompt[:80] + prompt_of(30, 1)
+    _, answer = await oracle(model, second, 8)
+    async with world(model, 2, 3) as shards:
+        spans = await cached(shards, prompt)
+        _, tokens = await shards.run("r", second, greedy(8), shared=shared(spans, 80))
+    assert [token.id for token in tokens] == answer
 
 
 async def test_only_the_rest_is_computed_and_kept() -> None:
