@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sps2.kernels import blocks, native, paged
 from sps2.kernels.merge import merge_many
-from sps2.kernels.state import Run, State, empty_state
+from sps2.kernels.state import Run, Scales, State, empty_state
 
 
 def attention(
@@ -24,6 +24,7 @@ def attention(
     scale: float | None = None,
     window: int | None = None,
     state: State | None = None,
+    scales: Scales | None = None,
 ) -> State:
     """Causal attention of one sequence's queries to some of its keys.
 
@@ -32,12 +33,13 @@ def attention(
 
     Args:
         q: [n, heads, dim].
-        k, v: [rows, kv_heads, dim]; kv_heads divides heads.
+        k, v: [rows, kv_heads, dim], in the dtype of q or in int8; kv_heads divides heads.
         queries: the positions of q, as runs that cover its rows in their order.
         keys: which rows of k and v to attend to, and where they are in the sequence.
         scale: of the scores; None is dim ** -0.5.
         window: None sees all the past.
         state: of the same queries over other keys; it is changed, and returned.
+        scales: of k and v in int8.
 
     Returns:
         out [n, heads, dim] float32 and lse; rows that saw nothing have 0 and -inf.
@@ -45,8 +47,10 @@ def attention(
     n, heads, dim = q.shape
     scale = dim**-0.5 if scale is None else scale
     if n and keys and scale > 0 and native.serves(q, k, v):
-        return native.attend(q, k, v, queries, keys, scale, window, state)
+        return native.attend(q, k, v, queries, keys, scale, window, state, scales)
     whole = empty_state(n, heads, dim, q.device) if state is None else state
+    if scales is not None:
+        k, v = (restore(x, by, q.dtype) for x, by in zip((k, v), scales, strict=True))
     for queried in queries:
         rows = slice(queried.slot, queried.slot + queried.tokens)
         states = [State(whole.out[rows], whole.lse[rows])]
@@ -57,6 +61,20 @@ def attention(
             )
         whole.out[rows], whole.lse[rows] = merge_many(states)
     return whole
+
+
+def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys or values [tokens, kv_heads, dim] in int8, and their scales [tokens, kv_heads] float32.
+
+    One scale per token and KV head, symmetric: what is appended later changes nothing before it.
+    """
+    scale = (x.float().abs().amax(-1) / 127).clamp_(min=torch.finfo(torch.float32).tiny)
+    return (x.float() / scale[..., None]).round_().to(torch.int8), scale
+
+
+def restore(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """What `quantise` was given, within half a step."""
+    return (x.float() * scale[..., None]).to(dtype)
 
 
 class PagedRows:
@@ -85,20 +103,26 @@ def paged_attention(
     *,
     scale: float | None = None,
     window: int | None = None,
+    scales: Scales | None = None,
 ) -> State:
     """Attend each row's query to its own sequence's keys at or before its position.
 
     Args:
         q: [rows, heads, dim].
-        k_pool, v_pool: [slots, kv_heads, dim], one layer's pool; fastest as a transposed view of
-            [kv_heads, slots, dim].
+        k_pool, v_pool: [slots, kv_heads, dim], one layer's pool, in the dtype of q or in int8;
+            fastest as a transposed view of [kv_heads, slots, dim].
         scale: of the scores; None is dim ** -0.5.
         window: keys that a query sees, itself included; None is all.
+        scales: of a pool in int8.
 
     Returns:
         A float32 state with as many rows; those without keys see nothing.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if scale > 0 and native.serves(q, k_pool, v_pool):
-        return native.decode(q, k_pool, v_pool, rows.flat, rows.offsets, rows.at, scale, window)
+        places = rows.flat, rows.offsets, rows.at
+        return native.decode(q, k_pool, v_pool, *places, scale, window, scales)
+    if scales is not None:
+        pools = zip((k_pool, v_pool), scales, strict=True)
+        k_pool, v_pool = (restore(pool, by, q.dtype) for pool, by in pools)
     return paged.attend(q, k_pool, v_pool, rows.runs, rows.positions, scale, window)

@@ -14,6 +14,10 @@ class Run(NamedTuple):
     tokens: int
 
 
+Scales = tuple[Tensor, Tensor]
+"""Of keys and of values in 8 bits: [rows, kv_heads] float32 each, as views of [kv_heads, rows]."""
+
+
 class State(NamedTuple):
     """Attention over some of the keys.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sps2.kernels.state import Run, State
+from sps2.kernels.state import Run, Scales, State
 
 FUNCTIONS = (
     *("attend", "score", "decode", "pack", "unpack"),
@@ -31,7 +31,7 @@ class _Attention(Structure):
     """As in attention.cpp."""
 
     _fields_ = [
-        *((name, c_int64) for name in ("type", "queries", "heads", "kv_heads", "dim")),
+        *((name, c_int64) for name in ("type", "kv_type", "queries", "heads", "kv_heads", "dim")),
         ("q", c_void_p),
         ("q_row", c_int64),
         ("q_head", c_int64),
@@ -42,6 +42,9 @@ class _Attention(Structure):
         ("v", c_void_p),
         ("v_row", c_int64),
         ("v_head", c_int64),
+        ("k_scale", c_void_p),
+        ("v_scale", c_void_p),
+        ("scale_head", c_int64),
         ("runs", c_void_p),
         ("run_count", c_int64),
         ("scale", c_float),
@@ -121,7 +124,10 @@ level = _library.sps2_level() if _library is not None else 0
 
 
 def serves(q: Tensor, *others: Tensor) -> bool:
-    """Whether the kernels can do with these tensors: on the CPU, [.., dim] with dim contiguous."""
+    """Whether the kernels can do with these tensors: on the CPU, [.., dim] with dim contiguous.
+
+    Of `others` the dtype is that of q, or int8.
+    """
     dim = q.shape[-1]
     return (
         level > 0
@@ -129,6 +135,7 @@ def serves(q: Tensor, *others: Tensor) -> bool:
         and dim % DIM_STEP == 0
         and dim <= MOST_DIM
         and all(x.device.type == "cpu" and x.stride(-1) == 1 for x in (q, *others))
+        and all(x.dtype in (q.dtype, torch.int8) for x in others)
     )
 
 
@@ -141,10 +148,12 @@ def attend(
     scale: float,
     window: int | None,
     state: State | None,
+    scales: Scales | None,
 ) -> State:
     """`sps2.kernels.attention`."""
     made = State(torch.empty(q.shape), torch.empty(q.shape[:2])) if state is None else state
     call, _alive = _attention(q, k, v, positions(queries), keys, scale, window)
+    _scale(call, scales)
     call.fresh = state is None
     call.out, call.lse = made.out.data_ptr(), made.lse.data_ptr()
     invoke("sps2_attend", call)
@@ -177,6 +186,7 @@ def decode(
     at: Tensor,
     scale: float,
     window: int | None,
+    scales: Scales | None,
 ) -> State:
     """`sps2.kernels.paged_attention`.
 
@@ -209,6 +219,7 @@ def decode(
         lse=state.lse.data_ptr(),
         threads=torch.get_num_threads(),
     )
+    _scale(call, scales)
     invoke("sps2_decode", call)
     return state
 
@@ -292,6 +303,7 @@ def _attention(
     runs = torch.tensor(keys, dtype=torch.int64)
     call = _Attention(
         type=TYPES[q.dtype],
+        kv_type=TYPES[k.dtype],
         queries=len(q),
         heads=q.shape[1],
         kv_heads=k.shape[1],
@@ -313,6 +325,15 @@ def _attention(
         threads=torch.get_num_threads(),
     )
     return call, (runs, at)
+
+
+def _scale(call: "_Attention | _Decoding", scales: Scales | None) -> None:
+    if scales is not None:
+        k_scale, v_scale = scales
+        assert k_scale.stride() == v_scale.stride()
+        assert k_scale.stride(0) == 1, "scales lie by KV head"
+        call.k_scale, call.v_scale = k_scale.data_ptr(), v_scale.data_ptr()
+        call.scale_head = k_scale.stride(1)
 
 
 def invoke(name: str, arguments: Structure) -> None:

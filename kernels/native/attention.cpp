@@ -41,7 +41,7 @@ struct Run {
 
 // Sizes in elements. Mirrored by kernels/native/__init__.py.
 struct Attention {
-    int64_t type;
+    int64_t type, kv_type;
     int64_t queries, heads, kv_heads, dim;
     const void* q;
     int64_t q_row, q_head;
@@ -50,6 +50,9 @@ struct Attention {
     int64_t k_row, k_head;
     const void* v;
     int64_t v_row, v_head;
+    const float* k_scale;  // of int8: [kv_heads, rows]
+    const float* v_scale;
+    int64_t scale_head;
     const Run* runs;
     int64_t run_count;
     float scale;

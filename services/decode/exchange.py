@@ -16,7 +16,7 @@ from sps2.common.model.pages import PagePool
 from sps2.common.transport.frame import Frame, frame_for
 from sps2.common.transport.plane import Plane
 from sps2.kernels import PagedRows, State, paged_attention
-from sps2.services.decode.holding import Holdings, Key
+from sps2.services.decode.holding import Holding, Holdings, Key
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +73,8 @@ class Exchange:
         self._holdings = holdings
         self._asked: dict[tuple[str, int, int], asyncio.Future[State]] = {}
         self._answering: set[asyncio.Task[None]] = set()
+        self._lately: dict[str, tuple[tuple[object, ...], PagedRows]] = {}
+        """What each owner asked about last."""
         plane.serve("question", self._on_question)
         plane.serve("answer", self._on_answer)
         plane.on_gone(self._on_gone)
@@ -117,11 +119,10 @@ class Exchange:
         gone = [key for key, holding in zip(keys, held, strict=True) if holding is None]
         answer: tuple[Tensor, ...] = ()
         if not gone:
-            runs = [holding.pages.runs(holding.span.stop) for holding in held if holding]
+            rows = self._rows_of(source, frame, held, positions)
             window = self._config.window(frame.layer)
             k, v = self._pool.layer(frame.layer)
             scale = self._config.scale
-            rows = PagedRows(runs, positions.tolist())
             out, lse = paged_attention(q, k, v, rows, scale=scale, window=window)
             answer = (out.to(q.dtype).contiguous(), lse.contiguous())
         reply = frame_for(
@@ -135,6 +136,19 @@ class Exchange:
         task = asyncio.get_running_loop().create_task(self._answer(source, reply, answer))
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
+
+    def _rows_of(
+        self, source: str, frame: Frame, held: Sequence[Holding | None], positions: Tensor
+    ) -> PagedRows:
+        """Where the keys of a question lie; all layers of a step ask about the same."""
+        about = frame.at, frame.requests, frame.epochs
+        known = self._lately.get(source)
+        if known is not None and known[0] == about and frame.layer:
+            return known[1]
+        runs = [holding.pages.runs(holding.span.stop) for holding in held if holding]
+        rows = PagedRows(runs, positions.tolist())
+        self._lately[source] = about, rows
+        return rows
 
     async def _answer(self, source: str, frame: Frame, state: tuple[Tensor, ...]) -> None:
         try:
@@ -161,6 +175,7 @@ class Exchange:
                 answer.set_exception(PeerLost(question.holder, why))
 
     def _on_gone(self, peer: str) -> None:
+        self._lately.pop(peer, None)
         for (holder, _, _), answer in self._asked.items():
             if holder == peer and not answer.done():
                 answer.set_exception(PeerLost(holder))
