@@ -88,6 +88,13 @@ class Kv(Section, frozen=True):
             "and its `max_tokens`; 0 sizes it by free memory"
         ),
     ] = 0
+    dtype: Annotated[
+        Literal["auto", "int8"],
+        Meta(
+            description="of keys and values at rest: auto is the model's, int8 has a scale per "
+            "token and KV head and takes about half of bfloat16's room"
+        ),
+    ] = "auto"
     prefix_cache: Annotated[
         bool, Meta(description="full pages stay for prompts that begin alike, until room is needed")
     ] = True

@@ -1,16 +1,18 @@
 """Attention and what it is made of: pure functions from tensors to tensors."""
 
-from sps2.kernels.attention import PagedRows, attention, paged_attention
+from sps2.kernels.attention import PagedRows, attention, paged_attention, quantise
 from sps2.kernels.merge import merge, merge_many
-from sps2.kernels.state import Run, State, empty_state
+from sps2.kernels.state import Run, Scales, State, empty_state
 
 __all__ = [
     "PagedRows",
     "Run",
+    "Scales",
     "State",
     "attention",
     "empty_state",
     "merge",
     "merge_many",
     "paged_attention",
+    "quantise",
 ]

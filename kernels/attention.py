@@ -4,6 +4,7 @@ On CPUs with AVX2 or AVX-512 it is the C++ kernel of `sps2.kernels.native`, else
 has: `sps2.kernels.blocks` for many queries, `sps2.kernels.paged` for one each.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -50,7 +51,7 @@ def attention(
         return native.attend(q, k, v, queries, keys, scale, window, state, scales)
     whole = empty_state(n, heads, dim, q.device) if state is None else state
     if scales is not None:
-        k, v = (restore(x, by, q.dtype) for x, by in zip((k, v), scales, strict=True))
+        k, v, (keys,) = _restored(k, v, scales, [keys], q.dtype)
     for queried in queries:
         rows = slice(queried.slot, queried.slot + queried.tokens)
         states = [State(whole.out[rows], whole.lse[rows])]
@@ -122,7 +123,21 @@ def paged_attention(
     if scale > 0 and native.serves(q, k_pool, v_pool):
         places = rows.flat, rows.offsets, rows.at
         return native.decode(q, k_pool, v_pool, *places, scale, window, scales)
+    runs = rows.runs
     if scales is not None:
-        pools = zip((k_pool, v_pool), scales, strict=True)
-        k_pool, v_pool = (restore(pool, by, q.dtype) for pool, by in pools)
-    return paged.attend(q, k_pool, v_pool, rows.runs, rows.positions, scale, window)
+        k_pool, v_pool, runs = _restored(k_pool, v_pool, scales, runs, q.dtype)
+    return paged.attend(q, k_pool, v_pool, runs, rows.positions, scale, window)
+
+
+def _restored(
+    k: Tensor, v: Tensor, scales: Scales, runs: Sequence[Sequence[Run]], dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Sequence[Sequence[Run]]]:
+    """Only the keys and values of `runs`, and where they lie then."""
+    slots = [torch.arange(run.slot, run.slot + run.tokens) for own in runs for run in own]
+    where = torch.cat(slots) if slots else torch.empty(0, dtype=torch.int64)
+    ends = itertools.accumulate((run.tokens for own in runs for run in own), initial=0)
+    moved = [
+        [Run(first, r.start, r.tokens) for r, first in zip(own, ends, strict=False)] for own in runs
+    ]
+    k, v = (restore(x[where], by[where], dtype) for x, by in zip((k, v), scales, strict=True))
+    return k, v, moved

@@ -7,12 +7,13 @@ from torch import Tensor
 
 from sps2.common.errors import Refused
 from sps2.common.model.config import ModelConfig
-from sps2.kernels import Run
+from sps2.kernels import Run, Scales, quantise
 
 
 def page_bytes(config: ModelConfig, page_tokens: int, dtype: torch.dtype) -> int:
-    """Bytes of one page over all layers."""
-    return page_tokens * config.kv_bytes(dtype.itemsize)
+    """Bytes of one page over all layers, the scales of int8 included."""
+    scales = 2 * config.layers * config.kv_heads * 4 if dtype == torch.int8 else 0
+    return page_tokens * (config.kv_bytes(dtype.itemsize) + scales)
 
 
 class SequencePages:
@@ -45,12 +46,11 @@ class SequencePages:
 
     def write(self, layer: int, start: int, k: Tensor, v: Tensor, head: int = 0) -> None:
         """Put k and v, [tokens, heads, head_dim], at positions from `start`, heads from `head`."""
-        keys, values = self._pool.layer(layer)
+        heads = slice(head, head + k.shape[1])
         for run in self.runs(start + k.shape[0], start):
             rows = slice(run.start - start, run.start - start + run.tokens)
             slots = slice(run.slot, run.slot + run.tokens)
-            heads = slice(head, head + k.shape[1])
-            keys[slots, heads], values[slots, heads] = k[rows], v[rows]
+            self._pool.put(layer, (slots, heads), k[rows], v[rows])
 
 
 class PagePool:
@@ -58,6 +58,7 @@ class PagePool:
 
     Args:
         pages: how many pages of `page_tokens` tokens.
+        dtype: the model's, or int8.
     """
 
     def __init__(
@@ -70,6 +71,10 @@ class PagePool:
         self._layers = [
             (layer[0].transpose(0, 1), layer[1].transpose(0, 1)) for layer in self._storage
         ]
+        self._scales: list[Scales] = []
+        if dtype == torch.int8:
+            scales = torch.empty(shape[:-1])
+            self._scales = [(layer[0].T, layer[1].T) for layer in scales]
         self._users = [0] * pages
         self.free_pages = pages
 
@@ -77,10 +82,22 @@ class PagePool:
         """Views of one layer's keys and values, [slots, kv_heads, head_dim]."""
         return self._layers[layer]
 
-    def append(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
-        """Put one token per row of k and v, [rows, kv_heads, head_dim], into `slots`, [rows]."""
-        keys, values = self._layers[layer]
-        keys[slots], values[slots] = k, v
+    def scales(self, layer: int) -> Scales | None:
+        """Of one layer's keys and values in int8: views, [slots, kv_heads]."""
+        return self._scales[layer] if self._scales else None
+
+    def put(self, layer: int, where: Tensor | tuple[slice, slice], k: Tensor, v: Tensor) -> None:
+        """Put k and v, in the model's dtype, into slots, or into some KV heads of slots.
+
+        Args:
+            where: [rows] for k and v [rows, kv_heads, head_dim], or slices of slots and KV heads.
+        """
+        if not self._scales:
+            keys, values = self._layers[layer]
+            keys[where], values[where] = k, v
+            return
+        for x, pool, scales in zip((k, v), self._layers[layer], self._scales[layer], strict=True):
+            pool[where], scales[where] = quantise(x)
 
     def take(self, pages: int) -> list[int]:
         """Take free pages, each with one user; in one stretch where possible.

@@ -123,7 +123,8 @@ class Exchange:
             window = self._config.window(frame.layer)
             k, v = self._pool.layer(frame.layer)
             scale = self._config.scale
-            out, lse = paged_attention(q, k, v, rows, scale=scale, window=window)
+            scales = self._pool.scales(frame.layer)
+            out, lse = paged_attention(q, k, v, rows, scale=scale, window=window, scales=scales)
             answer = (out.to(q.dtype).contiguous(), lse.contiguous())
         reply = frame_for(
             "answer",

@@ -1,6 +1,7 @@
 """A shard's KV pool, sized by the configuration or by the memory that is free."""
 
 import psutil
+import torch
 
 from sps2.common.model.pages import PagePool, page_bytes
 from sps2.common.spans import pages_for
@@ -12,11 +13,12 @@ POOL_SHARE = 0.4
 
 async def pool_for(shard: ReadyShard) -> PagePool:
     """The pool of this process; all processes of a shard have equally many pages."""
-    pages = await shard.team.agreed(_pages(shard))
-    return PagePool(shard.model.config, pages, shard.cluster.kv.page_tokens, shard.model.dtype)
+    dtype = torch.int8 if shard.cluster.kv.dtype == "int8" else shard.model.dtype
+    pages = await shard.team.agreed(_pages(shard, dtype))
+    return PagePool(shard.model.config, pages, shard.cluster.kv.page_tokens, dtype)
 
 
-def _pages(shard: ReadyShard) -> int:
+def _pages(shard: ReadyShard, dtype: torch.dtype) -> int:
     """As configured, else a share of the free memory, and no more than 16 longest prompts."""
     cluster, model = shard.cluster, shard.model
     page_tokens = cluster.kv.page_tokens
@@ -24,5 +26,5 @@ def _pages(shard: ReadyShard) -> int:
         return pages_for(cluster.kv.pool_tokens, page_tokens)
     processes = cluster.shards_of(shard.role) * cluster.tp_of(shard.role)
     share = psutil.virtual_memory().available * POOL_SHARE / processes
-    affordable = int(share) // page_bytes(model.config, page_tokens, model.dtype)
+    affordable = int(share) // page_bytes(model.config, page_tokens, dtype)
     return min(affordable, pages_for(16 * model.config.max_context, page_tokens))

@@ -84,9 +84,12 @@ class Prefixes:
         They lie before what the request keeps here itself.
         """
         keys, values = self._pool.layer(layer)
+        scales = self._pool.scales(layer)
         rows, count, _ = q.shape
         first = head - self._holdings.heads.start
         heads = slice(first, first + count * self._config.kv_heads // self._config.heads)
+        if scales is not None:
+            scales = scales[0][:, heads], scales[1][:, heads]
         window = self._config.window(layer)
         start = 0 if window is None else max(0, at - window + 1)
         for begin in range(start, holding.span.start, KEYS):
@@ -100,5 +103,6 @@ class Prefixes:
                     scale=self._config.scale,
                     window=window,
                     state=state,
+                    scales=scales,
                 )
                 yield

@@ -46,14 +46,14 @@ class SplitAttention:
 
     async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if not self._asked:
-            self._pool.append(layer, self._slots, k, v)
+            self._pool.put(layer, self._slots, k, v)
             await asyncio.sleep(0)  # holders answer others between the layers of their own steps
             return self._attend(layer, q).out.to(q.dtype)
 
         with self._exchange.asking(layer, [question for _, question in self._asked]) as answers:
             for rows, question in self._asked:
                 await self._exchange.ask(question, layer, self._of(q, rows))
-            self._pool.append(layer, self._slots, k, v)
+            self._pool.put(layer, self._slots, k, v)
             mine = self._attend(layer, q)
             theirs = await answers()
         for (rows, _), state in zip(self._asked, theirs, strict=True):
@@ -87,4 +87,5 @@ class SplitAttention:
             self._rows,
             scale=self._config.scale,
             window=self._config.window(layer),
+            scales=self._pool.scales(layer),
         )

@@ -249,7 +249,12 @@ class World:
 
 @asynccontextmanager
 async def world(
-    model: Llama, prefill: int, decode: int, backend: str = "inproc", pages: int = 64
+    model: Llama,
+    prefill: int,
+    decode: int,
+    backend: str = "inproc",
+    pages: int = 64,
+    kv: torch.dtype | None = None,
 ) -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
 
@@ -263,7 +268,7 @@ async def world(
         shards = []
         for index in range(decode):
             listening = await plane(f"decode-{index}/w")
-            pool = PagePool(model.config, pages, PAGE_TOKENS, model.dtype)
+            pool = PagePool(model.config, pages, PAGE_TOKENS, kv or model.dtype)
             holdings = Holdings.of(model, pool, listening)
             exchange = Exchange(model.config, listening, pool, holdings)
             tokens: list[tuple[Key, Token]] = []

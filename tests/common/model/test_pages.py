@@ -107,7 +107,7 @@ def test_a_batch_appends_one_token_each() -> None:
     first, second = pages_of(pool, 3, *pool.take(2)), pages_of(pool, 0, *pool.take(2))
     where = torch.tensor([first.slot(13), second.slot(5)])
     k, v = torch.randn(2, 2, CONFIG.kv_heads, CONFIG.head_dim)
-    pool.append(0, where, k, v)
+    pool.put(0, where, k, v)
     keys, values = pool.layer(0)
     assert torch.equal(keys[where], k)
     assert torch.equal(values[where], v)
@@ -117,3 +117,29 @@ def test_the_size_of_a_page_is_that_of_its_tensors() -> None:
     pool = pool_of(3)
     kept = sum(tensor.nbytes for layer in range(CONFIG.layers) for tensor in pool.layer(layer))
     assert kept == 3 * page_bytes(CONFIG, PAGE, torch.float32)
+
+
+@given(skip=st.integers(0, 20), tokens=st.integers(0, 20))
+@settings(max_examples=20, deadline=None)
+def test_what_is_written_in_eight_bits_is_read_within_half_a_step(skip: int, tokens: int) -> None:
+    pool = PagePool(CONFIG, 12, PAGE, torch.int8)
+    taken = pages_of(pool, 0, *pool.take(12))
+    shape = (tokens, CONFIG.kv_heads, CONFIG.head_dim)
+    k, v = torch.randn(shape), torch.randn(shape)
+    taken.write(1, skip, k, v)
+    written = slots(taken, skip + tokens)[skip:]
+    scales = pool.scales(1)
+    assert scales is not None
+    for x, levels, scale in zip((k, v), pool.layer(1), scales, strict=True):
+        step = scale[written][..., None]
+        assert bool(((levels[written] * step - x).abs() <= step * 0.501).all())
+
+
+def test_the_size_of_a_page_in_eight_bits_counts_its_scales() -> None:
+    pool = PagePool(CONFIG, 3, PAGE, torch.int8)
+    kept = 0
+    for layer in range(CONFIG.layers):
+        scales = pool.scales(layer)
+        assert scales is not None
+        kept += sum(tensor.nbytes for tensor in (*pool.layer(layer), *scales))
+    assert kept == 3 * page_bytes(CONFIG, PAGE, torch.int8)
