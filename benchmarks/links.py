@@ -57,38 +57,45 @@ WARM_UP_TOKENS = 512
 
 
 async def measure(options: argparse.Namespace, samples: list[Sample]) -> None:
-    """Bring hosts and cluster up, run every request, and append what it took to `samples`."""
+    """Bring hosts and clusters up, run every request, and append what it took to `samples`."""
     _cancel_on_signals()
     names = host_names(max(options.degrees), options.decode)
     with network(names) as built, inside(built.hosts[CONTROL]):
-        cluster = launch.effective(
-            None,
-            name="links",
-            model=options.model,
-            host=built.hosts[CONTROL].address,
-            prefill=max(options.degrees),
-            decode=options.decode,
-            threads=options.threads,
-            transport=options.transport,
-            kv={
-                "pool_tokens": 2 * max(*options.tokens, WARM_UP_TOKENS),
-                "prefix_cache": False,  # the same prompts are computed again and again
-            },
-        )
-        text = text_of(cluster)
-        async with spread(cluster, built.hosts) as up:
-            await up.ready()
-            print("warm-up", flush=True)
-            for case in _cases(options):
-                await _ask(up, text[:WARM_UP_TOKENS], CASES[case] | {"sp_degree": cluster.prefill})
-            for rate in options.rates:
-                built.shape(rate)
+        for rate in options.rates:
+            built.shape(rate)
+            cluster = _cluster(options, built.hosts[CONTROL].address, rate)
+            text = text_of(cluster)
+            async with spread(cluster, built.hosts) as up:
+                await up.ready()
+                print("warm-up", flush=True)
+                for case in _cases(options):
+                    wish = CASES[case] | {"sp_degree": cluster.prefill}
+                    await _ask(up, text[:WARM_UP_TOKENS], wish)
                 for tokens, degree in itertools.product(options.tokens, options.degrees):
                     setting = Setting(rate, tokens, degree)
                     print(setting, flush=True)
                     async for sample in _repeats(up, setting, text, options):
                         samples.append(sample)
                         print(f"  {sample}", flush=True)
+
+
+def _cluster(options: argparse.Namespace, address: str, rate: int) -> Cluster:
+    """The cluster on links of so many Mbit/s, which it is told, as an operator would."""
+    return launch.effective(
+        None,
+        name="links",
+        model=options.model,
+        host=address,
+        prefill=max(options.degrees),
+        decode=options.decode,
+        threads=options.threads,
+        transport=options.transport,
+        sharing={"link_gbit": rate / 1000} if rate else {},
+        kv={
+            "pool_tokens": 2 * max(*options.tokens, WARM_UP_TOKENS),
+            "prefix_cache": False,  # the same prompts are computed again and again
+        },
+    )
 
 
 async def _repeats(
