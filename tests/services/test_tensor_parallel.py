@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from sps2.common.errors import PeerLost
-from sps2.common.messages import Scheme
+from sps2.common.messages import Scheme, Selection
 from sps2.common.model.collectives import Collectives
 from sps2.common.model.llama import Llama
 from sps2.common.model.share import Share
@@ -46,6 +46,7 @@ async def test_greedy_answers_equal_the_oracles(
         Scheme("pass_q"),
         Scheme("ulysses", ulysses=4),
         Scheme("usp", ulysses=2),
+        Scheme("csa", selection=Selection((0.0,) * 3, (0.0,) * 3)),
     ],
     ids=str,
 )
