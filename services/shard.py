@@ -26,6 +26,7 @@ from sps2.common.models import locate
 from sps2.common.rpc import Peer, Server
 from sps2.common.transport import choose
 from sps2.common.transport.plane import Plane
+from sps2.kernels import native
 from sps2.services.run import About, beating
 from sps2.services.team import Led, Loyalty, Team, connect, leading, meet
 
@@ -245,7 +246,7 @@ async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterat
     team = await meet(share, about.host, cluster.meeting_port_of(role, about.index))
     model = load_model(folder, cluster.dtype, collectives=team.collectives)
     backend, reason = choose(cluster.transport)
-    log.info("data plane: %s", reason)
+    log.info("data plane: %s; kernels: %s", reason, native.LEVELS[native.level])
     data = DataLoop()
     data.start()
     plane = Plane(peer_name(about.service), backend)

@@ -118,6 +118,8 @@ def _load() -> ctypes.CDLL | None:
 
 
 _library = _load()
+built = _library is not None
+"""Whether this installation has the kernels, whatever the CPU can do with them."""
 LEVELS = ("none", "avx2", "avx512", "avx512_bf16")
 level = _library.sps2_level() if _library is not None else 0
 """Which of `LEVELS` this CPU and this installation have."""
