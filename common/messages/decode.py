@@ -1,0 +1,94 @@
+"""Decode shards: KV is held, tokens are generated."""
+
+from sps2.common.messages.base import Done, FinishReason, Request, Stream, Struct
+from sps2.common.messages.fleet import Peer
+from sps2.common.messages.request import Sampling, Token
+from sps2.common.spans import Span
+
+
+class Hold(Stream["Held | Filled"], frozen=True):
+    """Scheduler to a shard: keep pages for the KV of `span` while this is open.
+
+    `capacity` is how many tokens may lie here in the end (the owner's span grows).
+    Items: `Held` once frames are accepted, `Filled` once every layer of `span` has arrived; its
+    full pages are cached from then on. Refused if `shared` are not cached here.
+    """
+
+    request: str
+    epoch: int
+    span: Span
+    capacity: int
+    names: tuple[bytes, ...] = ()
+    """Of the prompt's full pages, from the first on; none are cached without."""
+    shared: tuple[Span, ...] = ()
+    """Tokens whose cached pages the request uses too."""
+    in_place: bool = False
+    """This shard computes the KV of `span` itself, as a member of the prefill group."""
+
+
+class Held(Struct, frozen=True, tag=True):
+    pages: int
+
+
+class Filled(Struct, frozen=True, tag=True):
+    kv_bytes: int
+
+
+class Decode(Request["Decoded"], frozen=True):
+    """Scheduler to owner: join the running batch; answered when generation ends."""
+
+    request: str
+    epoch: int
+    prompt: bytes
+    first: Token
+    holders: tuple[tuple[Peer, ...], ...]
+    """The other shards with KV of this request: their peers by TP rank."""
+    sampling: Sampling
+    parent: bytes = b""
+    """Name of the prompt's last full page, or what the first would follow; none if nothing is to
+    be cached."""
+
+
+class Cache(Request[Done], frozen=True):
+    """Leader of an owner to its followers: cache the request's own pages from number `first` on."""
+
+    request: str
+    epoch: int
+    names: tuple[bytes, ...]
+    first: int
+
+
+class Assist(Request[Done], frozen=True):
+    """Leader of an owner to its followers: be ready for this request's steps while it is held.
+
+    The steps themselves come over the data plane.
+    """
+
+    request: str
+    epoch: int
+    prompt_tokens: int
+    holders: tuple[Peer, ...]
+    """The follower's counterparts in the other shards with KV of this request."""
+
+
+class Evict(Request[Done], frozen=True):
+    """Leader of a decode shard to its followers: forget cached pages."""
+
+    names: tuple[bytes, ...]
+
+
+class Decoded(Struct, frozen=True):
+    tokens: int
+    finish: FinishReason
+    q_bytes: int
+    state_bytes: int
+    names: tuple[bytes, ...] = ()
+    """Of the pages that the answer filled, which the owner has cached."""
+
+
+class Follow(Stream[Token], frozen=True):
+    """Gateway to owner: the tokens of a request, from number `start`, until the last."""
+
+    request: str
+    epoch: int
+    start: int = 0

@@ -1,0 +1,41 @@
+"""What a request asks for, and its tokens."""
+
+from sps2.common.messages.base import FinishReason, Struct
+
+
+class Sampling(Struct, frozen=True):
+    """How tokens are drawn and when to stop. `top_k` 0 and `min_p` 0 mean off."""
+
+    max_tokens: int
+    seed: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    logprobs: int | None = None
+    """How many alternatives to report with each token; None reports no log-probabilities."""
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    """Ends of generation: the model's own (unless ignored) and the caller's."""
+    prompt_logprobs: int | None = None
+    """As `logprobs`, for the prompt's own tokens (`echo` with `logprobs`)."""
+
+
+class TokenLogprobs(Struct, frozen=True):
+    """Log-probability of one token and of the most likely ones at its place, best first."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Token(Struct, frozen=True):
+    """Token number `index` of the answer. The last one says why generation ended."""
+
+    index: int
+    id: int
+    logprobs: TokenLogprobs | None = None
+    finish: FinishReason | None = None

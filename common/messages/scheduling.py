@@ -1,0 +1,56 @@
+"""Requests, as the scheduler takes and answers them."""
+
+from sps2.common.messages.base import Stream, Struct
+from sps2.common.messages.directory import Placement
+from sps2.common.messages.request import Sampling, Token, TokenLogprobs
+from sps2.common.messages.sharing import Exchanged, Scheme, Setting, Wish
+
+
+class Submit(Stream["Placed | FirstToken | Finished"], frozen=True):
+    """Gateway to scheduler: run a request. Closing the stream cancels it everywhere."""
+
+    request: str
+    prompt: bytes
+    """Token ids, little-endian int32."""
+    sampling: Sampling
+    wish: Wish = Wish()
+    cache_salt: str = ""
+    """Requests share cached KV only with those of the same salt."""
+
+
+class Placed(Struct, frozen=True, tag=True):
+    """The request was planned; follow its tokens at the owner."""
+
+    epoch: int
+    owner: str
+    owner_address: str
+    sp_degree: int
+    placements: tuple[Placement, ...]
+    attention: Setting
+    scheme: Scheme
+    predicted_bytes: dict[str, int]
+    """Of the exchange between prefill shards, by purpose, from the formulas."""
+    migration_pays_after: int | None = None
+    """Tokens of answer from which on moving all KV to the owner would have moved fewer bytes."""
+    cached_tokens: int = 0
+    """From the first on, whose KV was cached."""
+
+
+class FirstToken(Struct, frozen=True, tag=True):
+    """Prefill is over."""
+
+    token: Token
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    prefill_s: float = 0.0
+    exchanged: tuple[Exchanged, ...] = ()
+    """By rank."""
+
+
+class Finished(Struct, frozen=True, tag=True):
+    """The owner is done; no token follows."""
+
+    tokens: int
+    q_bytes: int
+    state_bytes: int
+    deposit_bytes: int
+    """KV moved from prefill shards to decode shards; 0 where it stayed."""
