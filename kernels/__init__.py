@@ -1,6 +1,6 @@
 """Attention and what it is made of: pure functions from tensors to tensors."""
 
-from sps2.kernels.attention import PagedRows, attention, paged_attention, quantise
+from sps2.kernels.attention import PagedRows, attention, paged_attention
 from sps2.kernels.merge import merge, merge_many
 from sps2.kernels.state import Run, Scales, State, empty_state
 
@@ -14,5 +14,4 @@ __all__ = [
     "merge",
     "merge_many",
     "paged_attention",
-    "quantise",
 ]

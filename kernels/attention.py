@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sps2.kernels import blocks, native, paged
 from sps2.kernels.merge import merge_many
+from sps2.kernels.quantize import restore_rows
 from sps2.kernels.state import Run, Scales, State, empty_state
 
 
@@ -62,20 +63,6 @@ def attention(
             )
         whole.out[rows], whole.lse[rows] = merge_many(states)
     return whole
-
-
-def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys or values [tokens, kv_heads, dim] in int8, and their scales [tokens, kv_heads] float32.
-
-    One scale per token and KV head, symmetric: what is appended later changes nothing before it.
-    """
-    scale = (x.float().abs().amax(-1) / 127).clamp_(min=torch.finfo(torch.float32).tiny)
-    return (x.float() / scale[..., None]).round_().to(torch.int8), scale
-
-
-def restore(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """What `quantise` was given, within half a step."""
-    return (x.float() * scale[..., None]).to(dtype)
 
 
 class PagedRows:
@@ -139,5 +126,5 @@ def _restored(
     moved = [
         [Run(first, r.start, r.tokens) for r, first in zip(own, ends, strict=False)] for own in runs
     ]
-    k, v = (restore(x[where], by[where], dtype) for x, by in zip((k, v), scales, strict=True))
+    k, v = (restore_rows(x[where], by[where], dtype) for x, by in zip((k, v), scales, strict=True))
     return k, v, moved

@@ -105,9 +105,9 @@ def _unfold(x: Tensor) -> Tensor:
     return torch.cat((x & 15, x >> 4), -1)
 
 
-def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric 8 bits with one scale per row of the last axis: int8 and [...] float16."""
-    scale = (x.float().abs().amax(-1) / 127).clamp_(min=6e-8).half()
+def quantise_rows(x: Tensor, scales: torch.dtype = torch.float16) -> tuple[Tensor, Tensor]:
+    """Symmetric 8 bits with one scale per row of the last axis: int8, and [...] of `scales`."""
+    scale = (x.float().abs().amax(-1) / 127).clamp_(min=6e-8).to(scales)
     return (x.float() / scale.float()[..., None]).round_().clamp_(-127, 127).to(torch.int8), scale
 
 

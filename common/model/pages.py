@@ -7,7 +7,8 @@ from torch import Tensor
 
 from sps2.common.errors import Refused
 from sps2.common.model.config import ModelConfig
-from sps2.kernels import Run, Scales, quantise
+from sps2.kernels import Run, Scales
+from sps2.kernels.quantize import quantise_rows
 
 
 def page_bytes(config: ModelConfig, page_tokens: int, dtype: torch.dtype) -> int:
@@ -97,7 +98,7 @@ class PagePool:
             keys[where], values[where] = k, v
             return
         for x, pool, scales in zip((k, v), self._layers[layer], self._scales[layer], strict=True):
-            pool[where], scales[where] = quantise(x)
+            pool[where], scales[where] = quantise_rows(x, torch.float32)
 
     def take(self, pages: int) -> list[int]:
         """Take free pages, each with one user; in one stretch where possible.

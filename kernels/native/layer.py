@@ -81,12 +81,13 @@ def product(x: Tensor, weights: Weights) -> Tensor:
     """x [rows, inputs] times the weights, plus the bias: [rows, outputs] float32."""
     rows, size = x.shape
     out = torch.empty(rows, len(weights[0]))
+    x = x.contiguous()  # alive until the call was made
     call = _FewRows(
         type=native.TYPES[x.dtype],
         rows=rows,
         size=size,
         threads=torch.get_num_threads(),
-        x=x.contiguous().data_ptr(),
+        x=x.data_ptr(),
         product=_product(weights),
         out=out.data_ptr(),
     )

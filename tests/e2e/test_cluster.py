@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -15,6 +16,7 @@ from sps2.common.client import AsyncClient, Client
 from sps2.common.errors import Invalid
 from sps2.common.messages import ClusterStatus
 from sps2.common.tokens import Tokenizer
+from sps2.common.usage import Sps2Usage
 
 from .conftest import Launch, Running
 
@@ -51,34 +53,49 @@ async def released(client: AsyncClient) -> ClusterStatus:
             await asyncio.sleep(0.05)
 
 
-@pytest.mark.parametrize("length", LENGTHS)
-def test_greedy_tokens_equal_transformers(cluster: Running, length: int) -> None:
+def answered_as_transformers(cluster: Running, length: int, tokens: int, **more: Any) -> Sps2Usage:
+    """Ask greedily for exactly so many tokens, and compare; returns what the request took."""
     tokenizer = Tokenizer(cluster.folder)
-    wanted = expected(cluster.folder, prompt_of(length), 32)
+    wanted = expected(cluster.folder, prompt_of(length), tokens)
     with Client(cluster.bus) as client:
         answer = client.complete(
-            prompt_of(length), max_tokens=32, temperature=0, ignore_eos=True, logprobs=0
+            prompt_of(length),
+            max_tokens=tokens,
+            temperature=0,
+            ignore_eos=True,
+            logprobs=0,
+            **more,
         )
     assert said(answer) == [tokenizer.token_text(token) for token in wanted]
+    assert answer.usage.sps2 is not None
+    return answer.usage.sps2
+
+
+async def answered_alike_alone_and_together(cluster: Running) -> None:
+    sizes = [(3 + 29 * index, 8 + 5 * (index % 4)) for index in range(12)]
+
+    async with AsyncClient(cluster.bus) as client:
+
+        async def ask(length: int, tokens: int) -> Completion:
+            return await client.complete(
+                prompt_of(length), max_tokens=tokens, temperature=0, ignore_eos=True, logprobs=0
+            )
+
+        alone = [said(await ask(*size)) for size in sizes]
+        together = await asyncio.gather(*(ask(*size) for size in sizes))
+        assert [said(answer) for answer in together] == alone
+        assert (await released(client)).leaked_pages == 0
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_greedy_tokens_equal_transformers(cluster: Running, length: int) -> None:
+    answered_as_transformers(cluster, length, 32)
 
 
 @pytest.mark.parametrize("method", ["ring", "gather", "ulysses", "pass_q"])
 def test_every_exact_method_says_the_same(cluster: Running, method: str) -> None:
-    tokenizer = Tokenizer(cluster.folder)
-    wanted = expected(cluster.folder, prompt_of(300), 64)
-    with Client(cluster.bus) as client:
-        answer = client.complete(
-            prompt_of(300),
-            max_tokens=64,
-            temperature=0,
-            ignore_eos=True,
-            logprobs=0,
-            cache_salt=method,
-            sps2={"method": method, "sp_degree": 2},
-        )
-    assert said(answer) == [tokenizer.token_text(token) for token in wanted]
-    usage = answer.usage.sps2
-    assert usage is not None
+    wish = {"method": method, "sp_degree": 2}
+    usage = answered_as_transformers(cluster, 300, 64, cache_salt=method, sps2=wish)
     assert (usage.method, usage.attention) == (method, "exact")
     assert usage.exchange_bytes == usage.predicted_exchange_bytes
 
@@ -118,19 +135,7 @@ def test_kv_is_spread_and_bytes_are_those_of_the_formulas(cluster: Running) -> N
 
 
 async def test_concurrent_requests_equal_their_single_runs(cluster: Running) -> None:
-    sizes = [(3 + 29 * index, 8 + 5 * (index % 4)) for index in range(12)]
-
-    async with AsyncClient(cluster.bus) as client:
-
-        async def ask(length: int, tokens: int) -> Completion:
-            return await client.complete(
-                prompt_of(length), max_tokens=tokens, temperature=0, ignore_eos=True, logprobs=0
-            )
-
-        alone = [said(await ask(*size)) for size in sizes]
-        together = await asyncio.gather(*(ask(*size) for size in sizes))
-        assert [said(answer) for answer in together] == alone
-        assert (await released(client)).leaked_pages == 0
+    await answered_alike_alone_and_together(cluster)
 
 
 @pytest.mark.parametrize("tokens_first", [0, 3])

@@ -7,14 +7,20 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from sps2.common.api import Completion
 from sps2.common.client import AsyncClient, Client
 from sps2.common.errors import Invalid, PeerLost
 from sps2.common.spans import Span
 from sps2.common.tokens import Tokenizer
 
 from .conftest import Launch, Running
-from .test_cluster import expected, prompt_of, released, said
+from .test_cluster import (
+    answered_alike_alone_and_together,
+    answered_as_transformers,
+    expected,
+    prompt_of,
+    released,
+    said,
+)
 
 
 @pytest.fixture(scope="module", params=["ucx", "tcp"])
@@ -29,42 +35,17 @@ def cluster(request: pytest.FixtureRequest, launch: Launch) -> Iterator[Running]
 def test_greedy_tokens_equal_transformers(
     cluster: Running, length: int, sp_degree: int | None
 ) -> None:
-    tokenizer = Tokenizer(cluster.folder)
-    wanted = expected(cluster.folder, prompt_of(length), 32)
     wish = {"sp_degree": sp_degree} if sp_degree else {}
-    with Client(cluster.bus) as client:
-        answer = client.complete(
-            prompt_of(length),
-            max_tokens=32,
-            temperature=0,
-            ignore_eos=True,
-            logprobs=0,
-            cache_salt=f"{length} {sp_degree}",
-            sps2=wish,
-        )
-    assert said(answer) == [tokenizer.token_text(token) for token in wanted]
-    assert answer.usage.sps2 is not None
+    salt = f"{length} {sp_degree}"
+    usage = answered_as_transformers(cluster, length, 32, cache_salt=salt, sps2=wish)
     if sp_degree:
-        assert answer.usage.sps2.sp_degree == max(1, min(sp_degree, length // 2))
+        assert usage.sp_degree == max(1, min(sp_degree, length // 2))
 
 
 @pytest.mark.parametrize("method", ["gather", "ulysses", "pass_q"])
 def test_kv_stays_with_the_ranks_that_computed_it(cluster: Running, method: str) -> None:
-    tokenizer = Tokenizer(cluster.folder)
-    wanted = expected(cluster.folder, prompt_of(300), 16)
-    with Client(cluster.bus) as client:
-        answer = client.complete(
-            prompt_of(300),
-            max_tokens=16,
-            temperature=0,
-            ignore_eos=True,
-            logprobs=0,
-            cache_salt=method,
-            sps2={"method": method, "sp_degree": 3},
-        )
-    assert said(answer) == [tokenizer.token_text(token) for token in wanted]
-    usage = answer.usage.sps2
-    assert usage is not None
+    wish = {"method": method, "sp_degree": 3}
+    usage = answered_as_transformers(cluster, 300, 16, cache_salt=method, sps2=wish)
     assert usage.method == method
     assert usage.deposit_bytes == 0
     assert usage.prefill_bytes == usage.exchange_bytes == usage.predicted_exchange_bytes
@@ -85,19 +66,7 @@ def test_methods_that_need_two_spans_of_a_shard_are_refused(cluster: Running, me
 
 
 async def test_requests_prefill_and_decode_side_by_side(cluster: Running) -> None:
-    sizes = [(3 + 29 * index, 8 + 5 * (index % 4)) for index in range(12)]
-
-    async with AsyncClient(cluster.bus) as client:
-
-        async def ask(length: int, tokens: int) -> Completion:
-            return await client.complete(
-                prompt_of(length), max_tokens=tokens, temperature=0, ignore_eos=True, logprobs=0
-            )
-
-        alone = [said(await ask(*size)) for size in sizes]
-        together = await asyncio.gather(*(ask(*size) for size in sizes))
-        assert [said(answer) for answer in together] == alone
-        assert (await released(client)).leaked_pages == 0
+    await answered_alike_alone_and_together(cluster)
 
 
 @pytest.mark.parametrize("pauses", range(12))

@@ -7,16 +7,18 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from sps2.kernels import PagedRows, Run, attention, paged_attention
-from sps2.kernels.attention import quantise, restore
+from sps2.kernels.quantize import quantise_rows, restore_rows
 from sps2.kernels.reference import reference_attention
 
 
 def test_half_a_step() -> None:
     x = torch.randn(50, 3, 64) * 5
-    levels, scale = quantise(x)
-    assert bool(((restore(levels, scale, x.dtype) - x).abs() <= scale[..., None] * 0.501).all())
+    levels, scale = quantise_rows(x, torch.float32)
+    assert bool(
+        ((restore_rows(levels, scale, x.dtype) - x).abs() <= scale[..., None] * 0.501).all()
+    )
     zeros = torch.zeros(2, 1, 16)
-    assert torch.equal(restore(*quantise(zeros), zeros.dtype), zeros)
+    assert torch.equal(restore_rows(*quantise_rows(zeros), zeros.dtype), zeros)
 
 
 @given(
@@ -36,8 +38,8 @@ def test_attention_to_a_pool_in_eight_bits(
     pool = torch.empty(2, 2, m + 70, dim, dtype=torch.int8).transpose(1, 2)
     scales = torch.empty(2, 2, m + 70).transpose(1, 2)
     for side in range(2):
-        pool[side], scales[side] = quantise(torch.randn(m + 70, 2, dim))
-    k, v = (restore(pool[side], scales[side], torch.float32) for side in range(2))
+        pool[side], scales[side] = quantise_rows(torch.randn(m + 70, 2, dim), torch.float32)
+    k, v = (restore_rows(pool[side], scales[side], torch.float32) for side in range(2))
     half = m // 2
     runs = [Run(70 + half, 0, m - half), Run(3, m - half, half)]
     order = torch.cat([torch.arange(r.slot, r.slot + r.tokens) for r in runs])
