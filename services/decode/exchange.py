@@ -17,6 +17,7 @@ from sps2.common.transport.frame import Frame, frame_for
 from sps2.common.transport.plane import Plane
 from sps2.kernels import PagedRows, State, paged_attention
 from sps2.services.decode.holding import Holding, Holdings, Key
+from sps2.services.decode.linger import Linger
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class Exchange:
         self._answering: set[asyncio.Task[None]] = set()
         self._lately: dict[str, tuple[tuple[object, ...], PagedRows]] = {}
         """What each owner asked about last."""
+        self._linger = Linger()
         plane.serve("question", self._on_question)
         plane.serve("answer", self._on_answer)
         plane.on_gone(self._on_gone)
@@ -113,6 +115,7 @@ class Exchange:
         await self._plane.send(question.holder, frame, tensors)
 
     def _on_question(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
+        self._linger.more()
         q, positions = tensors
         keys = list(zip(frame.requests, frame.epochs, strict=True))
         held = [self._holdings.get(key) for key in keys]
