@@ -76,6 +76,29 @@ async def test_every_method_merges_the_prefix(scheme: Scheme, window: int | None
         assert sum(each["prefix_state"] for each in sent) == q * (dim + 1) // dim
 
 
+async def test_csa_behind_a_prefix_drops_only_blocks_of_the_rest() -> None:
+    model, prompt = tiny_model(), prompt_of(120)
+    second = prompt[:77] + prompt_of(330, 2)
+    chosen = Selection((0.5,) * 3, (0.5,) * 3, held_out=1)
+    scheme = Scheme("csa", selection=chosen)
+    found, blocks = [], []
+    for decode in (1, 3):
+        async with world(model, 4, decode, pages=256) as shards:
+            spans = await cached(shards, prompt)
+            replies, _ = await shards.run(
+                "r", second, greedy(2, logprobs=5), scheme=scheme, shared=shared(spans, 77)
+            )
+        done = [reply.prefilled.exchanged for reply in replies]
+        blocks.append((sum(each.blocks for each in done), sum(each.kept_blocks for each in done)))
+        token = replies[-1].prefilled.token
+        assert token is not None
+        assert token.logprobs is not None
+        found.append(torch.tensor([value for _, value in token.logprobs.top]))
+    assert 0 < blocks[0][1] < blocks[0][0]
+    assert blocks[1] == blocks[0]
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("window", [None, 20])
 async def test_keys_are_attended_to_in_any_portions(
     window: int | None, monkeypatch: pytest.MonkeyPatch

@@ -57,6 +57,22 @@ async def test_methods_equal_the_oracle_between_processes_of_the_same_heads(sche
     assert [token.id for token in tokens] == answer
 
 
+async def test_what_csa_keeps_does_not_depend_on_how_heads_are_shared_out() -> None:
+    prompt = torch.randint(96, (400,), generator=torch.Generator().manual_seed(2)).tolist()
+    scheme = Scheme("csa", selection=Selection((0.4,) * 3, (0.4,) * 3, held_out=1))
+    scored, blocks = [], []
+    for tp in (1, 2, 3):
+        async with teams(CONFIG, TENSORS, (4, tp), (1, 1)) as cluster:
+            await cluster.run("r", prompt, greedy(2, prompt_logprobs=0), scheme)
+            pairs = sorted(pair for reply in cluster.replies for pair in reply.prompt_logprobs)
+            done = [reply.exchanged for reply in cluster.replies]
+        scored.append(torch.tensor([found.logprob for _, found in pairs]))
+        blocks.append((sum(each.blocks for each in done), sum(each.kept_blocks for each in done)))
+    torch.testing.assert_close(scored[1:], scored[:1] * 2, rtol=0, atol=1e-4)
+    assert 0 < blocks[0][1] < blocks[0][0]
+    assert blocks[1:] == blocks[:1] * 2
+
+
 @pytest.mark.parametrize(("prefill_tp", "decode_tp"), [(2, 2), (1, 2), (2, 1), (3, 2), (2, 6)])
 async def test_cached_prefixes_are_asked_process_by_process(
     prefill_tp: int, decode_tp: int
