@@ -27,6 +27,7 @@ from sps2.common.rpc import Peer, Server
 from sps2.common.transport import choose
 from sps2.common.transport.plane import Plane
 from sps2.kernels import native
+from sps2.services import memory
 from sps2.services.run import About, beating
 from sps2.services.team import Led, Loyalty, Team, connect, leading, meet
 
@@ -241,6 +242,7 @@ class ReadyShard:
 async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterator[ReadyShard]:
     """Meet the shard's other processes, load the model, open the data plane; closes all of it."""
     torch.set_num_threads(cluster.shard_threads)
+    memory.keep()
     folder, share = locate(cluster.model), Share(about.rank, cluster.tp_of(role))
     share_of(read(folder), share.size)
     team = await meet(share, about.host, cluster.meeting_port_of(role, about.index))

@@ -20,13 +20,13 @@ from sps2.services.gateway.app import application
 from sps2.services.gateway.cluster import Observer
 from sps2.services.gateway.gateway import Gateway
 from sps2.services.gateway.limits import Served, Slots
-from sps2.services.gateway.memory import give_back
 from sps2.services.gateway.metrics import Metrics
 from sps2.services.gateway.readiness import Readiness
 from sps2.services.gateway.running import Running
 from sps2.services.gateway.service import GatewayService
 from sps2.services.gateway.shards import Shards
 from sps2.services.gateway.sse import KEEP_ALIVE_S
+from sps2.services.memory import give_back
 from sps2.services.run import About, beating
 
 

@@ -13,7 +13,7 @@ from sps2.common.messages import Sampling, Wish
 from sps2.common.tokens import Tokenizer
 from sps2.services.gateway.generate import Job
 from sps2.services.gateway.limits import Served
-from sps2.services.gateway.memory import give_back
+from sps2.services.memory import give_back
 
 R = TypeVar("R")
 
