@@ -1,6 +1,7 @@
 """Finds CSA's thresholds for a model: band by band of layers, what dropping blocks costs there."""
 
 import itertools
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from sps2.common.errors import Invalid
 from sps2.common.messages import Scheme, Selection
 from sps2.common.model.llama import Llama
 from sps2.services.scheduler.schemes import SHORT
-from sps2.services.scheduler.selections import FINE_OVER_DROP, LIMITS, Sparse
+from sps2.services.scheduler.selections import LIMITS, Sparse, dropping
 
 BANDS = 6
 CANDIDATES = (0.002, 0.004, 0.008, 0.016)
@@ -68,10 +69,12 @@ def calibrate(
             kept = 1 - dropped / blocks * model.config.layers / len(band)
             tried[-1].append(Tried(drop, kept, summary(rows).kl))
     told(total, total)
-    return {setting: chosen(tried, limit, model.config.layers) for setting, limit in LIMITS.items()}
+    layers = model.config.layers
+    found = {setting: chosen(tried, limit, layers) for setting, limit in LIMITS.items()}
+    return {name: dropping(drop, name, statistics.fmean(drop)) for name, drop in found.items()}
 
 
-def chosen(tried: Sequence[Sequence[Tried]], limit: float, layers: int) -> Selection:
+def chosen(tried: Sequence[Sequence[Tried]], limit: float, layers: int) -> tuple[float, ...]:
     """The thresholds that keep the fewest blocks with a divergence of at most `limit`."""
 
     def allowed() -> Iterator[tuple[Tried, ...]]:
@@ -80,8 +83,7 @@ def chosen(tried: Sequence[Sequence[Tried]], limit: float, layers: int) -> Selec
                 yield choice
 
     best = min(allowed(), key=lambda choice: sum(each.kept for each in choice))
-    drop = tuple(each.drop for each, band in zip(best, bands(layers), strict=True) for _ in band)
-    return Selection(drop, tuple(FINE_OVER_DROP * each for each in drop))
+    return tuple(each.drop for each, band in zip(best, bands(layers), strict=True) for _ in band)
 
 
 def _all(model: Llama) -> range:

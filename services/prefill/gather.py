@@ -35,43 +35,59 @@ class Gather:
         pushes = [self._push(layer, k, v, *each) for each in leaving.values()]
         coming = [(of, needed(group.rows[of], group.mine, window)) for of in others]
         sources = [(of, rows) for of, rows in coming if rows]
-        seen = Seen(q, group.mine, group.config.scale, window)
-        own = partial(seen.attend, k, v, group.mine)
+        pieces = _Pieces(Seen(q, group.mine, group.config.scale, window), 1 + len(sources))
+        own = partial(pieces.attend, k, v, group.mine)
         if group.scheme.pipelined:
             for push in pushes:
                 group.background(push)
-            took = [self._take(layer, of, rows, seen) for of, rows in sources]
-            await gather_all(group.compute(own, layer), *took)
+            took = [self._take(layer, of, rows, pieces) for of, rows in sources]
+            states = await gather_all(group.compute(own, layer), *took)
         else:
             async with asyncio.TaskGroup() as both:
                 for push in pushes:
                     both.create_task(push)
                 receives = [group.recv(of, "kv", layer, 0) for of, _ in sources]
                 came = await gather_all(*receives)
-            await group.compute(own, layer)
+            states = [await group.compute(own, layer)]
             for (_, rows), carried in zip(sources, came, strict=True):
-                await self._attend(layer, rows, carried, seen)
-        return await group.compute(seen.state, layer)
+                states.append(await self._attend(layer, rows, carried, pieces))
+        (whole,) = filter(None, states)
+        return whole
 
     async def _push(
         self, layer: int, k: Tensor, v: Tensor, rows: Sequence[Rows], to: Sequence[int]
     ) -> None:
         group = self._group
         work = partial(to_wire, cut(k, rows), cut(v, rows), group.scheme.wire)
-        carried = await group.compute(work, layer)
+        plain = group.scheme.wire == "plain"  # has nothing to compute
+        carried = work() if plain else await group.compute(work, layer)
         await gather_all(*(group.send(rank, "kv", layer, 0, carried) for rank in to))
 
-    async def _take(self, layer: int, of: int, rows: Sequence[Rows], seen: Seen) -> None:
-        await self._attend(layer, rows, await self._group.recv(of, "kv", layer, 0), seen)
+    async def _take(
+        self, layer: int, of: int, rows: Sequence[Rows], pieces: "_Pieces"
+    ) -> State | None:
+        return await self._attend(layer, rows, await self._group.recv(of, "kv", layer, 0), pieces)
 
     async def _attend(
-        self, layer: int, rows: Sequence[Rows], carried: tuple[Tensor, ...], seen: Seen
-    ) -> None:
+        self, layer: int, rows: Sequence[Rows], carried: tuple[Tensor, ...], pieces: "_Pieces"
+    ) -> State | None:
         spans = rows_of(span for span, _ in rows)
         tokens = sum(span.tokens for span, _ in rows)
-        dtype = seen.dtype
 
-        def work() -> None:
-            seen.attend(*from_wire(carried, tokens, dtype), spans)
+        def work() -> State | None:
+            return pieces.attend(*from_wire(carried, tokens, pieces.seen.dtype), spans)
 
-        await self._group.compute(work, layer)
+        return await self._group.compute(work, layer)
+
+
+class _Pieces:
+    """Keys and values that come in so many pieces; who attends to the last one has the state."""
+
+    def __init__(self, seen: Seen, left: int) -> None:
+        self.seen = seen
+        self._left = left
+
+    def attend(self, k: Tensor, v: Tensor, rows: Sequence[Rows]) -> State | None:
+        self.seen.attend(k, v, rows)
+        self._left -= 1
+        return None if self._left else self.seen.state()

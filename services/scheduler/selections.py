@@ -1,5 +1,6 @@
 """What `balanced` and `fast` mean: CSA's thresholds, shipped or calibrated for a model."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,14 +14,17 @@ Sparse = Literal["balanced", "fast"]
 FILE = "attention.json"
 """In a model's folder: written by `spsctl profile --attention`, used instead of what is shipped."""
 
-DROP: dict[Sparse, float] = {"balanced": 0.002, "fast": 0.004}
+DROP: dict[Sparse, float] = {"balanced": 0.002, "fast": 0.005}
 """A block whose importance is below stays. Chosen on one document, shown on others: docs/csa.md."""
 DEPTH = (3.0, 1.0, 2.0, 0.5, 1.0, 2.0)
 """`DROP` is multiplied by this in each sixth of the layers: the first hardly suffer, those behind
 the middle do, as trials on SmolLM2-135M showed. `spsctl profile` finds a model's own."""
-FINE_OVER_DROP = 8.0
-"""A block whose importance is so much above `drop` travels in 8 bits, the others in 4."""
-LIMITS: dict[Sparse, float] = {"balanced": 0.001, "fast": 0.004}
+FINE_OVER_DROP: dict[Sparse, float] = {"balanced": 8.0, "fast": 2.0}
+"""A block whose importance is so much above `DROP`, or what a calibration found in the mean,
+travels in 8 bits, the others in 4: `balanced` saves bytes, `fast` drops more and keeps it finer."""
+HELD_OUT: dict[Sparse, float] = {"balanced": 0.05, "fast": 0.1}
+"""A KV head whose held-out probes lose more than this share of their attention fetches all."""
+LIMITS: dict[Sparse, float] = {"balanced": 0.0005, "fast": 0.002}
 """For calibrations: nats of divergence from exact attention, mean over tokens, before 4 bits."""
 
 
@@ -38,7 +42,13 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def shipped(setting: Sparse, layers: int) -> Selection:
     """For a model without a calibration."""
     drop = [DROP[setting] * DEPTH[layer * len(DEPTH) // layers] for layer in range(layers)]
-    return Selection(tuple(drop), (FINE_OVER_DROP * DROP[setting],) * layers)
+    return dropping(drop, setting, DROP[setting])
+
+
+def dropping(drop: Sequence[float], setting: Sparse, usual: float) -> Selection:
+    """A setting with these thresholds, by layer; its finer ones are a multiple of `usual`."""
+    fine = FINE_OVER_DROP[setting] * usual
+    return Selection(tuple(drop), (fine,) * len(drop), held_out=HELD_OUT[setting])
 
 
 def load(folder: Path, fingerprint: str) -> Calibration | None:

@@ -23,10 +23,10 @@ def test_the_fewest_blocks_within_the_limit_are_chosen() -> None:
     exact = Tried(0.0, 1.0, 0.0)
     cheap = [exact, Tried(0.1, 0.5, 0.001), Tried(0.2, 0.4, 0.01)]
     dear = [exact, Tried(0.1, 0.9, 0.01), Tried(0.2, 0.2, 0.1)]
-    assert chosen([cheap, dear], 0.0, 2).drop == (0, 0)
-    assert chosen([cheap, dear], 0.011, 2).drop == (0.1, 0.1)
-    assert chosen([cheap, dear], 0.0105, 2).drop == (0.2, 0)
-    assert chosen([cheap, dear], 1.0, 2).drop == (0.2, 0.2)
+    assert chosen([cheap, dear], 0.0, 2) == (0, 0)
+    assert chosen([cheap, dear], 0.011, 2) == (0.1, 0.1)
+    assert chosen([cheap, dear], 0.0105, 2) == (0.2, 0)
+    assert chosen([cheap, dear], 1.0, 2) == (0.2, 0.2)
 
 
 def test_settings_of_a_model_are_ordered_and_within_reach() -> None:
