@@ -12,7 +12,7 @@ from sps2.cli.bench.needles import Prompt
 from sps2.cli.bench.results import Found, Measured, Traffic
 from sps2.cli.bench.settings import EXACT, scheme_of
 from sps2.common.config import Sharing
-from sps2.common.messages import Scheme, Wish
+from sps2.common.messages import Scheme
 from sps2.common.model.config import ModelConfig
 from sps2.common.model.llama import Llama
 from sps2.common.spans import Span
@@ -121,9 +121,11 @@ def _last(rows: Rows) -> Rows:
 def _spans(work: Work, tokens: int, ranks: int, scheme: Scheme) -> Spans:
     if work.even or scheme.method not in ("gather", "csa", "strided", "star"):
         return even(tokens, ranks, scheme)
-    # those without a place in the scheduler get the spans of the others
+    layers = work.model.config.layers
+    # what has no place in the scheduler gets the spans of CSA, to compare with it
+    like = scheme if scheme.method in ("gather", "csa") else scheme_of("csa", layers)
     schemes = Schemes(work.model.config, BFLOAT16, Sharing())
-    return schemes.choose(tokens, ranks, Wish(method="gather")).spans
+    return schemes.deal(like, tokens, ranks).spans
 
 
 def _traffic(

@@ -173,7 +173,7 @@ class Schemes:
         if tokens > SHORT and ranks > 1 and in_blocks:
             chosen = selection(attention, self._config.layers, ranks, self._calibration)
             scheme = msgspec.structs.replace(scheme, method="csa", selection=chosen)
-        return self._deal(scheme, tokens, ranks, seats)._replace(attention=attention)
+        return self.deal(scheme, tokens, ranks, seats)._replace(attention=attention)
 
     def _cheapest(
         self, method: Method, tokens: int, ranks: int, wish: Wish, seats: Seats | None
@@ -199,7 +199,7 @@ class Schemes:
         wire = self.computed(wish).wire
         return min(
             (
-                self._deal(self._scheme(method, each, wire, wish), tokens, ranks, seats)
+                self.deal(self._scheme(method, each, wire, wish), tokens, ranks, seats)
                 for each in columns
             ),
             key=lambda each: each.predicted_s,
@@ -209,7 +209,12 @@ class Schemes:
         pipelined = self._sharing.pipelined if wish.pipelined is None else wish.pipelined
         return Scheme(method, columns, wire, None, pipelined)
 
-    def _deal(self, scheme: Scheme, tokens: int, ranks: int, seats: Seats | None) -> Dealt:
+    def deal(self, scheme: Scheme, tokens: int, ranks: int, seats: Seats | None = None) -> Dealt:
+        """The fastest way to deal tokens to so many ranks that work by a scheme.
+
+        Raises:
+            Invalid: the model's heads do not allow it.
+        """
         traffic.check_degree(self._config, scheme, ranks)
         dealt = []
         for spans in self._spans(scheme, tokens, ranks, seats):
@@ -227,7 +232,8 @@ class Schemes:
         """Ways to deal the tokens; those in a row can be balanced for arithmetic or for links."""
         page, block = seats.page_tokens if seats else 1, _block(seats)
         if scheme.method in IN_A_ROW:
-            align = block if tokens >= 2 * ranks * block else page
+            blocks = scheme.method == "csa" and tokens >= 2 * ranks * block
+            align = block if blocks else page
             even = self._pair_s / self._token_s
             ways = [consecutive(tokens, ranks, even * weight, align) for weight in WEIGHTS]
         elif seats is not None:
