@@ -6,28 +6,37 @@ import time
 
 LINGER_S = 1e-3
 """Longer than an owner takes from one layer's question to that of the next."""
+WANTED_S = 1e-4
+"""A processor that comes back only after so long was wanted by somebody else."""
+REST_S = 1.0
 
 
 class Linger:
     """Keeps its loop from sleeping until a moment after the last `more`.
 
     Waking a processor that sleeps takes longer than a small exchange itself; on virtual machines
-    its sender waits for that too. A processor that others want is left to them at every turn.
+    its sender waits for that too. Where others want the processor it is left to them, and the loop
+    sleeps as any other for a second: who wakes up goes before those who run, who waits awake not.
     """
 
     def __init__(self) -> None:
-        self._until = 0.0
+        self._until = self._rested = 0.0
         self._awake = False
 
     def more(self) -> None:
         """More is about to come; to be called on the loop."""
-        self._until = time.monotonic() + LINGER_S
-        if not self._awake:
+        now = time.monotonic()
+        self._until = now + LINGER_S
+        if not self._awake and now >= self._rested:
             self._awake = True
             asyncio.get_running_loop().call_soon(self._turn)
 
     def _turn(self) -> None:
-        self._awake = time.monotonic() < self._until
+        before = time.monotonic()
+        os.sched_yield()
+        after = time.monotonic()
+        if after - before > WANTED_S:
+            self._rested = after + REST_S
+        self._awake = after < self._until and after >= self._rested
         if self._awake:
-            os.sched_yield()
             asyncio.get_running_loop().call_soon(self._turn)

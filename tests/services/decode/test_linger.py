@@ -1,33 +1,67 @@
-"""A loop stays awake after a question, and sleeps again soon after the last."""
+"""A loop stays awake after a question, sleeps again soon after the last, and leaves what is wanted."""
 
 import asyncio
-import os
 
 import pytest
 
-from sps2.services.decode.linger import Linger
+from sps2.services.decode import linger
+from sps2.services.decode.linger import LINGER_S, REST_S, Linger
 
 
-async def test_a_loop_lingers_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    turns = 0
+class Clock:
+    """Advances by itself each time it is read; `sched_yield` takes `yield_s`."""
 
-    def turned() -> None:
-        nonlocal turns
-        turns += 1
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.yield_s = 0.0
+        self.turns = 0
 
-    monkeypatch.setattr(os, "sched_yield", turned)
-    linger = Linger()
-    linger.more()
-    linger.more()
-    for _ in range(3):
+    def monotonic(self) -> float:
+        self.now += 1e-5
+        return self.now
+
+    def sched_yield(self) -> None:
+        self.turns += 1
+        self.now += self.yield_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(linger, "time", made)
+    monkeypatch.setattr(linger, "os", made)
+    return made
+
+
+async def settle() -> None:
+    for _ in range(round(LINGER_S / 1e-5)):
         await asyncio.sleep(0)
-    assert 1 <= turns <= 3, "one turn of its own for each of the loop's"
 
-    await asyncio.sleep(0.05)
-    after = turns
-    await asyncio.sleep(0.05)
-    assert turns == after
 
-    linger.more()
-    await asyncio.sleep(0.05)
-    assert turns > after
+async def test_a_loop_lingers_for_a_moment_only(clock: Clock) -> None:
+    waiting = Linger()
+    waiting.more()
+    waiting.more()
+    await settle()
+    turns = clock.turns
+    assert 0.4 * LINGER_S < turns * 2e-5 <= LINGER_S, "one turn at a time, for as long"
+    await settle()
+    assert clock.turns == turns
+
+    waiting.more()
+    await settle()
+    assert clock.turns > turns
+
+
+async def test_a_processor_that_others_want_is_left_to_them(clock: Clock) -> None:
+    clock.yield_s = 1e-3
+    waiting = Linger()
+    for _ in range(5):
+        waiting.more()
+        await settle()
+    assert clock.turns == 1
+
+    clock.now += REST_S
+    waiting.more()
+    await settle()
+    assert clock.turns == 2
