@@ -1,4 +1,4 @@
-"""A loop stays awake after a question, sleeps again soon after the last, and leaves what is wanted."""
+"""A loop stays awake after a question, and sleeps soon after the last; it leaves what is wanted."""
 
 import asyncio
 
