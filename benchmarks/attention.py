@@ -88,6 +88,38 @@ def decode(context: int, batch: int, dtype: torch.dtype, repeat: int) -> float:
     return best({"step": step}, repeat)["step"]
 
 
+def shared(prefix: int, own: int, batch: int, kv_dtype: torch.dtype, repeat: int) -> str:
+    """Milliseconds of a step for requests that share a prefix: together, and one by one."""
+    slots = prefix + batch * own
+    pool = torch.randn(LAYERS, 2, KV_HEADS, slots, DIM)
+    layers = [(layer[0].transpose(0, 1), layer[1].transpose(0, 1)) for layer in pool.to(kv_dtype)]
+    scales = None
+    if kv_dtype == torch.int8:
+        scale = torch.rand(2, KV_HEADS, slots)
+        scales = scale[0].T, scale[1].T
+    dtype = torch.float32 if kv_dtype == torch.float32 else torch.bfloat16
+    q = torch.randn(batch, HEADS, DIM).to(dtype)
+    runs = [[Run(0, 0, prefix), Run(prefix + row * own, prefix, own)] for row in range(batch)]
+    last = prefix + own - 1
+    together = PagedRows(runs, [last] * batch)
+    alone = [PagedRows([each], [last]) for each in runs]
+
+    def step() -> None:
+        for k, v in layers:
+            paged_attention(q, k, v, together, scales=scales)
+
+    def steps() -> None:
+        for k, v in layers:
+            for row, rows in enumerate(alone):
+                paged_attention(q[row : row + 1], k, v, rows, scales=scales)
+
+    times = best({"together": step, "alone": steps}, repeat)
+    read = sum(rows.keys_read for rows in alone) / together.keys_read
+    ratio = times["alone"] / times["together"]
+    together_ms, alone_ms = 1000 * times["together"], 1000 * times["alone"]
+    return f"{together_ms:.1f} | {alone_ms:.1f} | {ratio:.2f} | {read:.1f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
@@ -115,6 +147,16 @@ def main() -> None:
             for batch, context in ((1, 512), (1, 2048), (8, 512), (8, 2048)):
                 seconds = decode(context, batch, getattr(torch, name), arguments.repeat)
                 print(f"| {threads} | {name} | {batch} | {context} | {1000 * seconds:.2f} |")
+
+    print("\nDecode of requests with 100 tokens behind a prefix that they share, ms per step\n")
+    print("| threads | KV | requests | prefix | together | alone | ratio | ratio of keys read |")
+    print("|---|---|---|---|---|---|---|---|")
+    for threads in arguments.threads:
+        torch.set_num_threads(threads)
+        for name in (*arguments.dtypes, "int8"):
+            for batch, prefix in ((2, 4000), (8, 4000), (32, 4000)):
+                figures = shared(prefix, 100, batch, getattr(torch, name), arguments.repeat)
+                print(f"| {threads} | {name} | {batch} | {prefix} | {figures} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,14 @@ class Scheduler(Section, frozen=True):
     prefill_span_tokens: Annotated[
         Positive, Meta(description="the SP degree is the prompt's length over this, rounded up")
     ] = 256
+    pass_tokens: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="tokens of short prompts that a prefill shard computes at once; a prompt "
+            "is short if it has at most an eighth of this; 0: one prompt at a time",
+        ),
+    ] = 256
     decode_span_tokens: Annotated[
         Positive, Meta(description="KV is spread over decode shards so that one gets about this")
     ] = 2048

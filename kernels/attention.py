@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sps2.kernels import blocks, native, paged
+from sps2.kernels import blocks, native, paged, relay
 from sps2.kernels.merge import merge_many
 from sps2.kernels.quantize import restore_rows
 from sps2.kernels.state import Run, Scales, State, empty_state
@@ -74,13 +74,39 @@ class PagedRows:
     """
 
     def __init__(self, runs: Sequence[Sequence[Run]], positions: Sequence[int]) -> None:
-        self.runs = runs
         self.positions = positions
-        flat = [run for own in runs for run in own]
-        self.flat = torch.tensor(flat, dtype=torch.int64).view(-1, 3)
-        counts = [0, *(len(own) for own in runs)]
-        self.offsets = torch.tensor(counts).cumsum(0)
+        self.keys = sum(run.tokens for own in runs for run in own)
+        """That the rows attend to, in a layer without a window."""
         self.at = torch.tensor(positions, dtype=torch.int64)
+        self._runs = runs
+        self._shared = relay.parts_of(runs, positions)
+        self.keys_read = sum(part.tokens for level in self._shared for part in level)
+        """As `keys`, but those that rows share counted once."""
+        self._reach = max(
+            (
+                positions[row] + 1 - part.runs[0].start
+                for level in self._shared[:-1]
+                for part in level
+                for row in part.rows
+                if part.runs
+            ),
+            default=0,
+        )
+        self._plans: dict[bool, relay.Plan] = {}
+
+    def parts(self, window: int | None) -> list[list[relay.Part]]:
+        """What is read for which rows; a window that hides shared keys from some leaves none."""
+        return self._shared if self._shares(window) else relay.alone(self._runs)
+
+    def plan(self, window: int | None) -> relay.Plan:
+        """`parts` for the native kernel."""
+        shares = self._shares(window)
+        if shares not in self._plans:
+            self._plans[shares] = relay.Plan(self.parts(window))
+        return self._plans[shares]
+
+    def _shares(self, window: int | None) -> bool:
+        return window is None or self._reach <= window
 
 
 def paged_attention(
@@ -95,6 +121,9 @@ def paged_attention(
 ) -> State:
     """Attend each row's query to its own sequence's keys at or before its position.
 
+    Keys that rows have in common are read once for all of them; on CPUs with the C++ kernels that
+    changes no bit of what a row alone would get.
+
     Args:
         q: [rows, heads, dim].
         k_pool, v_pool: [slots, kv_heads, dim], one layer's pool, in the dtype of q or in int8;
@@ -108,12 +137,14 @@ def paged_attention(
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if scale > 0 and native.serves(q, k_pool, v_pool):
-        places = rows.flat, rows.offsets, rows.at
-        return native.decode(q, k_pool, v_pool, *places, scale, window, scales)
-    runs = rows.runs
+        plan = rows.plan(window)
+        return native.decode(q, k_pool, v_pool, rows.at, plan, scale, window, scales)
+    parts = [part for level in rows.parts(window) for part in level]
+    runs: Sequence[Sequence[Run]] = [part.runs for part in parts]
     if scales is not None:
         k_pool, v_pool, runs = _restored(k_pool, v_pool, scales, runs, q.dtype)
-    return paged.attend(q, k_pool, v_pool, runs, rows.positions, scale, window)
+    of_rows = [part.rows for part in parts]
+    return paged.attend(q, k_pool, v_pool, of_rows, runs, rows.positions, scale, window)
 
 
 def _restored(

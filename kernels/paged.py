@@ -1,4 +1,4 @@
-"""Decode attention over paged KV in torch operations: one query per request.
+"""Decode attention over paged KV in torch operations: a query per request.
 
 torch's flash kernel reads long contexts slowly in bfloat16: for one query, two products by oneDNN
 take half the time from some hundred keys on. They are used where the CPU multiplies bfloat16. Their
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sps2.kernels.blocks import fast_bfloat16
-from sps2.kernels.merge import merge_many
+from sps2.kernels.merge import merge, merge_many
 from sps2.kernels.state import Run, State, empty_state
 
 LONG = 640
@@ -24,28 +24,39 @@ def attend(
     q: Tensor,
     k_pool: Tensor,
     v_pool: Tensor,
+    rows: Sequence[Sequence[int]],
     runs: Sequence[Sequence[Run]],
     positions: Sequence[int],
     scale: float,
     window: int | None,
 ) -> State:
-    """`sps2.kernels.paged_attention`."""
-    rows, heads, dim = q.shape
+    """`sps2.kernels.paged_attention`, by parts as in `sps2.kernels.relay`.
+
+    Args:
+        rows: of each part; several see all of its keys.
+        runs: of each part.
+    """
+    count, heads, dim = q.shape
     kv_heads = k_pool.shape[1]
-    grouped = q.reshape(rows, kv_heads, heads // kv_heads, dim)
+    grouped = q.reshape(count, kv_heads, heads // kv_heads, dim)
     keys, values = k_pool.transpose(0, 1), v_pool.transpose(0, 1)
     products = q.dtype == torch.bfloat16 and fast_bfloat16()
 
-    whole = empty_state(rows, heads, dim)
-    for row, own in enumerate(runs):
-        visible = [_visible(run, positions[row], window) for run in own]
-        slots = [slice(run.slot, run.slot + run.tokens) for run in visible if run.tokens > 0]
+    whole = empty_state(count, heads, dim)
+    for those, part in zip(rows, runs, strict=True):
+        if len(those) == 1:
+            part = [_visible(run, positions[those[0]], window) for run in part]
+        slots = [slice(run.slot, run.slot + run.tokens) for run in part if run.tokens > 0]
         if slots:
             pieces = [(keys[:, each], values[:, each]) for each in slots]
             long = sum(k.shape[1] for k, _ in pieces) >= LONG
             attend = _products if products and long else _flash
-            out, lse = attend(grouped[row], pieces, scale)
-            whole.out[row], whole.lse[row] = out.view(heads, dim), lse.view(heads)
+            queries = grouped[those].transpose(0, 1).flatten(1, 2)
+            out, lse = attend(queries, pieces, scale)
+            out = out.view(kv_heads, len(those), -1, dim).transpose(0, 1).reshape(-1, heads, dim)
+            lse = lse.view(kv_heads, len(those), -1).transpose(0, 1).reshape(-1, heads)
+            state = merge(State(whole.out[those], whole.lse[those]), State(out.float(), lse))
+            whole.out[those], whole.lse[those] = state
     return whole
 
 

@@ -1,5 +1,6 @@
 """The KV pool of one decode shard: pages, taken for requests, shared and given back."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -78,6 +79,9 @@ class PagePool:
             self._scales = [(layer[0].T, layer[1].T) for layer in scales]
         self._users = [0] * pages
         self.free_pages = pages
+        self.counters: Counter[str] = Counter()
+        """`decode_keys` that decode steps attended to in each layer, and `decode_keys_read`: keys
+        that requests of a batch share are attended to for each, and read once."""
 
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """Views of one layer's keys and values, [slots, kv_heads, head_dim]."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sps2.kernels.relay import Plan
 from sps2.kernels.state import Run, Scales, State
 
 FUNCTIONS = (
@@ -62,7 +63,7 @@ class _Scoring(Structure):
 
 class _Decoding(Structure):
     _fields_ = [
-        *((name, c_int64) for name in ("type", "kv_type", "rows", "heads", "kv_heads", "dim")),
+        *((name, c_int64) for name in ("type", "kv_type", "heads", "kv_heads", "dim")),
         ("q", c_void_p),
         ("q_row", c_int64),
         ("q_head", c_int64),
@@ -74,12 +75,11 @@ class _Decoding(Structure):
         ("k_scale", c_void_p),
         ("v_scale", c_void_p),
         ("scale_head", c_int64),
-        ("runs", c_void_p),
-        ("offsets", c_void_p),
+        ("level_count", c_int64),
+        *((n, c_void_p) for n in ("levels", "rows", "row_offsets", "runs", "run_offsets")),
         ("scale", c_float),
         ("window", c_int64),
-        ("out", c_void_p),
-        ("lse", c_void_p),
+        *((name, c_void_p) for name in ("out", "lse", "sum")),
         ("threads", c_int64),
     ]
 
@@ -183,9 +183,8 @@ def decode(
     q: Tensor,
     k_pool: Tensor,
     v_pool: Tensor,
-    runs: Tensor,
-    offsets: Tensor,
     at: Tensor,
+    plan: Plan,
     scale: float,
     window: int | None,
     scales: Scales | None,
@@ -193,15 +192,16 @@ def decode(
     """`sps2.kernels.paged_attention`.
 
     Args:
-        runs: [runs, 3] int64, as `Run`; row r has those from `offsets[r]` to `offsets[r + 1]`.
         at: positions of the queries: [rows] int64.
+        plan: what of the pool is read for which rows.
     """
     rows, heads, dim = q.shape
     state = State(torch.empty(rows, heads, dim), torch.empty(rows, heads))
+    levels = len(plan.levels) - 1
+    sums = torch.empty(rows, heads) if levels > 1 else None
     call = _Decoding(
         type=TYPES[q.dtype],
         kv_type=TYPES[k_pool.dtype],
-        rows=rows,
         heads=heads,
         kv_heads=k_pool.shape[1],
         dim=dim,
@@ -213,12 +213,17 @@ def decode(
         v=v_pool.data_ptr(),
         kv_slot=k_pool.stride(0),
         kv_head=k_pool.stride(1),
-        runs=runs.data_ptr(),
-        offsets=offsets.data_ptr(),
+        level_count=levels,
+        levels=plan.levels.data_ptr(),
+        rows=plan.rows.data_ptr(),
+        row_offsets=plan.row_offsets.data_ptr(),
+        runs=plan.runs.data_ptr(),
+        run_offsets=plan.run_offsets.data_ptr(),
         scale=scale,
         window=window or 0,
         out=state.out.data_ptr(),
         lse=state.lse.data_ptr(),
+        sum=None if sums is None else sums.data_ptr(),
         threads=torch.get_num_threads(),
     )
     _scale(call, scales)

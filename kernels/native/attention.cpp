@@ -70,10 +70,12 @@ struct Scoring {
     float* peak;    // [kv_heads, queries * group]
 };
 
-// One query per row, to keys and values in slots of a pool.
+// Queries of a batch, one per row, to keys and values in slots of a pool. The keys come in parts:
+// each is of some rows, which see all of it if they are several; a row's last part is its alone.
+// Parts come in levels: those of a row follow each other from level to level.
 struct Decoding {
     int64_t type, kv_type;
-    int64_t rows, heads, kv_heads, dim;
+    int64_t heads, kv_heads, dim;
     const void* q;
     int64_t q_row, q_head;
     const int64_t* positions;  // of the queries
@@ -83,12 +85,17 @@ struct Decoding {
     const float* k_scale;  // of int8: [kv_heads, slots]
     const float* v_scale;
     int64_t scale_head;
+    int64_t level_count;
+    const int64_t* levels;       // [level_count + 1], into parts
+    const int64_t* rows;
+    const int64_t* row_offsets;  // [parts + 1], into rows
     const Run* runs;
-    const int64_t* offsets;  // [rows + 1], into runs
+    const int64_t* run_offsets;  // [parts + 1], into runs
     float scale;
-    int64_t window;
-    float* out;  // [rows, heads, dim]
-    float* lse;  // [rows, heads]
+    int64_t window;  // of parts of one row
+    float* out;      // [rows, heads, dim]
+    float* lse;      // [rows, heads]
+    float* sum;      // [rows, heads], scratch; null if there is one level
     int64_t threads;
 };
 
@@ -358,7 +365,37 @@ static inline void put_weights(uint32_t* at, long, Vec one, Vec two) {
     const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(two, one);
     _mm512_store_si512(at, _mm512_permutexvar_epi16(_mm512_loadu_si512(order), both));
 }
+// Of a key, 32 dimensions or the 16 that are left.
+static inline Operand along(const uint16_t* at, long left) {
+    return (Operand)_mm512_maskz_loadu_epi16(left < 32 ? 0xffff : 0xffffffff, at);
+}
+static inline Operand along(const int8_t* at, long left) {
+    return _mm512_cvtne2ps_pbh(left < 32 ? zero() : read(at + 16), read(at));
+}
+// Of two values, 16 dimensions.
+static inline Operand across(const uint16_t* one, const uint16_t* two) {
+    const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)one));
+    const __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)two));
+    return (Operand)_mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+}
+static inline Operand across(const int8_t* one, const int8_t* two) {
+    const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(read(one)), 16);
+    return (Operand)_mm512_or_si512(low, _mm512_castps_si512(read(two)));
+}
+// Weights [count, slots] of two keys each.
+static inline const uint32_t* factors_of(const float* weights, long count, int slots,
+                                         uint32_t* to) {
+    for (long key = 0; key < count; key += 2)
+        for (int h = 0; h < slots; h++) {
+            uint16_t one, two;
+            put(&one, weights[key * slots + h]);
+            put(&two, weights[(key + 1) * slots + h]);
+            to[key / 2 * slots + h] = one | uint32_t(two) << 16;
+        }
+    return to;
+}
 #include "tile.inc"
+#include "decode.inc"
 #define PAIRED 1
 #include "layer.inc"
 #undef PAIRED
@@ -381,6 +418,11 @@ static inline void put_weights(float* at, long row, Vec one, Vec two) {
     store(at, one);
     store(at + row, two);
 }
+template <class Kv>
+static inline Operand along(const Kv* at, long) { return read(at); }
+template <class Kv>
+static inline Operand across(const Kv* one, const Kv*) { return read(one); }
+static inline const float* factors_of(const float* weights, long, int, float*) { return weights; }
 #include "tile.inc"
 #include "decode.inc"
 #include "quantize.inc"
@@ -443,6 +485,7 @@ void sps2_score(const Scoring* call, int level) {
 
 void sps2_decode(const Decoding* call, int level) {
 #ifdef NATIVE
+    if (level == 3 && call->type == BFLOAT16) return avx512_bf16::decode(*call);
     if (level >= 2) return avx512::decode(*call);
     avx2::decode(*call);
 #else

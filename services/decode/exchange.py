@@ -151,6 +151,7 @@ class Exchange:
             return known[1]
         runs = [holding.pages.runs(holding.span.stop) for holding in held if holding]
         rows = PagedRows(runs, positions.tolist())
+        self._pool.counters.update(decode_keys=rows.keys, decode_keys_read=rows.keys_read)
         self._lately[source] = about, rows
         return rows
 

@@ -12,10 +12,15 @@ POOL_SHARE = 0.4
 
 
 async def pool_for(shard: ReadyShard) -> PagePool:
-    """The pool of this process; all processes of a shard have equally many pages."""
+    """The pool of this process, which tells its counters; all of a shard have as many pages."""
     dtype = torch.int8 if shard.cluster.kv.dtype == "int8" else shard.model.dtype
     pages = await shard.team.agreed(_pages(shard, dtype))
-    return PagePool(shard.model.config, pages, shard.cluster.kv.page_tokens, dtype)
+    pool = PagePool(shard.model.config, pages, shard.cluster.kv.page_tokens, dtype)
+    others = shard.about.counters
+    shard.about.counters = lambda: (
+        others() | {name: float(count) for name, count in dict(pool.counters).items()}
+    )
+    return pool
 
 
 def _pages(shard: ReadyShard, dtype: torch.dtype) -> int:

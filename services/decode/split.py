@@ -36,6 +36,7 @@ class SplitAttention:
         self._slots = torch.tensor([each.slot for each in batch])
         runs = [each.holding.pages.runs(each.position + 1) for each in batch]
         self._rows = PagedRows(runs, self._positions)
+        pool.counters.update(decode_keys=self._rows.keys, decode_keys_read=self._rows.keys_read)
         remote: dict[str, list[int]] = {}
         for row, each in enumerate(batch):
             for holder in each.holders:

@@ -20,6 +20,7 @@ from sps2.services.prefill.deposit import Deposit
 from sps2.services.prefill.group import Attention, Group
 from sps2.services.prefill.methods import attend_by
 from sps2.services.prefill.own import NO_PAGES, OwnPages
+from sps2.services.prefill.passes import Passes
 from sps2.services.prefill.prefix import Prefix
 from sps2.services.tasks import root_cause
 
@@ -45,6 +46,7 @@ async def run_prompt(
     prefilled: Callable[[Prefilled], None],
     turn: Turn | None = None,
     pages: OwnPages = NO_PAGES,
+    passes: Passes | None = None,
 ) -> Deposited:
     """Run `request.rank`'s part; returns once its keys and values are kept, or have left.
 
@@ -53,6 +55,7 @@ async def run_prompt(
         prefilled: called once, as soon as everything is computed.
         turn: as `turn_of` makes it; tokens and log-probabilities are the first process's.
         pages: of this process, for what is to stay in it and the prefixes that lie in it.
+        passes: of this process, in which prompts that one process has for itself run.
 
     Raises:
         PeerLost: a member of the group or a decode shard is gone.
@@ -77,9 +80,11 @@ async def run_prompt(
                 targets, share = request.targets, model.share
                 whole = Prefix(attend, group, request.prefix, share, pages)
                 deposit = Deposit(whole, group, deposits, spans, targets, share, pages)
-                hidden = await model.forward(
-                    prompt[positions], positions, deposit, group.compute, turn
-                )
+                ids = prompt[positions]
+                if passes is not None and turn is None and group.ranks == 1:
+                    hidden = await passes.forward(ids, positions, deposit, group.timeline)
+                else:
+                    hidden = await model.forward(ids, positions, deposit, group.compute, turn)
                 scored = await _score_prompt(model, request, prompt, positions, hidden, run, turn)
                 token = None
                 if spans[-1].stop == len(prompt):

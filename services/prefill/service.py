@@ -12,6 +12,7 @@ from sps2.common.model.llama import Llama
 from sps2.common.transport.inbox import Inbox
 from sps2.common.transport.plane import Plane
 from sps2.services.prefill.own import NO_PAGES, OwnPages
+from sps2.services.prefill.passes import Passes
 from sps2.services.prefill.prompt import run_prompt, turn_of
 from sps2.services.prefill.team import Emit, Followers, Parts
 from sps2.services.shard import DataLoop
@@ -44,6 +45,7 @@ class PrefillService:
         self._pages = pages
         self._followers = Followers([each.bus for each in led])
         self._compute = ThreadPoolExecutor(1, "compute")
+        self._passes = Passes(model, self._run)
         self._inboxes: dict[tuple[str, int], Inbox] = {}
         """On the data loop."""
 
@@ -100,7 +102,15 @@ class PrefillService:
         if inbox is None:
             raise Invalid(f"request {request.request} was not joined in epoch {request.epoch}")
         return await run_prompt(
-            self._model, self._plane, inbox, request, self._run, prefilled, turn, self._pages
+            self._model,
+            self._plane,
+            inbox,
+            request,
+            self._run,
+            prefilled,
+            turn,
+            self._pages,
+            self._passes,
         )
 
     async def _open(self, key: tuple[str, int]) -> None:

@@ -197,7 +197,7 @@ class Core:
                 entry.stage = "decode"
                 for shard_id in entry.plan.group if entry.plan else ():
                     if member := self.fleet.members.get(shard_id):
-                        member.prefilled.discard(request)
+                        member.prefilled.pop(request, None)
             case Shareable(request):
                 self._entries[request].is_shareable = True
                 self._doubt_cached()
@@ -239,7 +239,8 @@ class Core:
     def _enter_shards(self, request: str, plan: Plan) -> None:
         self.fleet.pending[request] = plan.takes
         for shard_id in plan.group:
-            self.fleet.members[shard_id].prefilled.add(request)
+            tokens = self._entries[request].work.prompt_tokens - plan.prefix.tokens
+            self.fleet.members[shard_id].prefilled[request] = tokens
         for place in plan.placements:
             self.fleet.members[place.shard].held.add(request)
         self.fleet.members[plan.owner].owned.add(request)

@@ -10,8 +10,8 @@ class Member:
     """One shard that is there, and the requests that it works for now."""
 
     shard: Shard
-    prefilled: set[str] = field(default_factory=set)
-    """Requests whose prefill it takes part in."""
+    prefilled: dict[str, int] = field(default_factory=dict)
+    """Requests whose prefill it takes part in, and how many tokens of them are computed."""
     held: set[str] = field(default_factory=set)
     """Requests with KV there, or with pages for it."""
     owned: set[str] = field(default_factory=set)
@@ -19,12 +19,22 @@ class Member:
 
     @property
     def requests(self) -> set[str]:
-        return self.prefilled | self.held
+        return self.prefilled.keys() | self.held
 
     def leave(self, request: str) -> None:
         """Forget a request."""
-        for each in (self.prefilled, self.held, self.owned):
+        self.prefilled.pop(request, None)
+        for each in (self.held, self.owned):
             each.discard(request)
+
+    def could_take(self, tokens: int, pass_tokens: int) -> bool:
+        """Whether a prompt could go through the layers with those that it has, all of them short.
+
+        A shard of several processes takes one prompt after the other.
+        """
+        counts = [*self.prefilled.values(), tokens]
+        short = max(counts) <= pass_tokens // 8
+        return short and sum(counts) <= pass_tokens and not self.shard.followers
 
 
 class Fleet:

@@ -120,7 +120,15 @@ class Fcfs:
 
     def _group(self, tokens: int, wish: Wish, fleet: Fleet) -> list[str] | None:
         wanted, idle = self._degree(tokens, wish, fleet), fleet.idle()
+        if wanted == 1 and not idle:
+            idle = self._joinable(tokens, fleet.of(fleet.prefilling))
         return [member.shard.id for member in idle[:wanted]] if 0 < wanted <= len(idle) else None
+
+    def _joinable(self, tokens: int, members: Sequence[Member]) -> list[Member]:
+        """Those busy with short prompts that so many tokens can join, the least busy first."""
+        most = self._settings.pass_tokens
+        able = [member for member in members if member.could_take(tokens, most)]
+        return sorted(able, key=lambda member: sum(member.prefilled.values()))
 
     def _degree(self, tokens: int, wish: Wish, fleet: Fleet) -> int:
         """How many shards are to prefill; 0 where there is none."""
@@ -154,6 +162,10 @@ class Fcfs:
             wanted = max(1, min(wanted, len(roomy)))
         free = [each for each in roomy if not each[0].prefilled]
         ranks = self._ranks(work, prefix, free, wanted)
+        if wanted == 1 and not free:
+            rooms = {member.shard.id: pages for member, pages in roomy}
+            for member in self._joinable(tokens, [member for member, _ in roomy]):
+                ranks = ranks or self._ranks(work, prefix, [(member, rooms[member.shard.id])], 1)
         if not ranks:
             empty = [(member, fleet.room.total[member.shard.id]) for member, _ in known]
             is_whole = not prefix.runs and len(known) >= fleet.expected["any"]

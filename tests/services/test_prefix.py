@@ -1,5 +1,7 @@
 """Prompts whose first pages are cached say what they say without: any degree, spread and method."""
 
+import asyncio
+
 import pytest
 import torch
 
@@ -140,3 +142,19 @@ async def test_the_loss_of_who_has_the_prefix_is_noticed(backend: str) -> None:
         await shards.decode[0].plane.close()
         with pytest.raises(PeerLost):
             await shards.fill("r", prompt, greedy(2), holdings, shared=parts)
+
+
+async def test_a_batch_reads_a_prefix_once_where_it_lies() -> None:
+    """At the owner, and at the holder of its other half."""
+    model, prompt = tiny_model(), prompt_of(600)
+    prompts = [prompt[:592] + prompt_of(9, 1 + each) for each in range(4)]
+    answers = [(await oracle(model, each, 30))[1] for each in prompts]
+    async with world(model, 1, 2, pages=256) as shards:
+        parts = shared(await cached(shards, prompt), 592)
+        runs = await asyncio.gather(
+            *(shards.run(f"r{i}", p, greedy(30), shared=parts) for i, p in enumerate(prompts))
+        )
+        assert [[token.id for token in tokens] for _, tokens in runs] == answers
+        for shard in shards.decode:
+            counters = shard.pool.counters
+            assert 0 < counters["decode_keys_read"] < counters["decode_keys"] * 0.7

@@ -1,6 +1,6 @@
 """The scheduler's decisions, driven by events and a clock alone."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sps2.common.config import Scheduler, Sharing
@@ -41,8 +41,8 @@ def shard(role: Role, index: int, pages: int = 0, life: int = 0) -> Shard:
 
 
 def cluster(prefill: int = 2, decode: int = 2, pages: int = 64, max_queue: int = 8) -> Core:
-    settings = Scheduler(prefill_span_tokens=64, decode_span_tokens=128)
-    core = Core(Fcfs(settings, Schemes(CONFIG, 2, Sharing())), Fleet(prefill, decode), max_queue)
+    configured = Scheduler(prefill_span_tokens=64, decode_span_tokens=128)
+    core = Core(Fcfs(configured, Schemes(CONFIG, 2, Sharing())), Fleet(prefill, decode), max_queue)
     for index in range(prefill):
         core.handle(Joined(shard("prefill", index)), 0)
     for index in range(decode):
@@ -104,6 +104,33 @@ def test_prefill_shards_run_one_request_each_in_order_of_arrival() -> None:
     assert [action.request for action in actions] == ["second", "third"]
 
 
+def test_short_prompts_share_a_shard_where_none_is_idle() -> None:
+    core = cluster(prefill=1)
+    for request in "abcdefgh":
+        assert launched(submit(core, request, 30)).plan.group == ("prefill-0",)
+    assert submit(core, "too many", 30) == []
+    assert submit(core, "next", 2) == [], "nobody is overtaken"
+    assert [each.request for each in core.handle(Ended("b"), 0)] == ["too many", "next"]
+
+
+def test_long_prompts_have_a_shard_to_themselves() -> None:
+    core = cluster(prefill=1)
+    launched(submit(core, "long", 33))
+    assert submit(core, "short", 2) == []
+    core = cluster(prefill=1)
+    launched(submit(core, "short", 2))
+    assert submit(core, "long", 33) == []
+
+
+def test_an_idle_shard_is_better_than_one_that_can_be_joined() -> None:
+    core = cluster()
+    groups = [launched(submit(core, request, size)).plan.group for request, size in SIZES.items()]
+    assert groups == [("prefill-0",), ("prefill-1",), ("prefill-1",)]
+
+
+SIZES = {"a": 30, "b": 9, "c": 30}
+
+
 def test_requests_wait_for_pages_that_are_on_their_way_out() -> None:
     core = cluster(decode=1, pages=10)
     launched(submit(core, "a", 64, 64))
@@ -157,6 +184,7 @@ def test_a_loss_of_an_older_life_is_no_loss() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(1, 400), st.integers(1, 100)), min_size=1, max_size=12))
+@settings(deadline=None)
 def test_everything_that_fits_runs_in_the_end(sizes: list[tuple[int, int]]) -> None:
     core = cluster(pages=64, max_queue=100)
     free = dict(room(2, 64).free)
@@ -291,6 +319,7 @@ steps = st.lists(st.tuples(st.sampled_from(["submit", "end", "step", "return"]),
 
 
 @given(steps)
+@settings(deadline=None)
 def test_nothing_hangs_whatever_shares_a_prefix(script: list[tuple[str, str]]) -> None:
     """A request that is not launched has a lookup under way, or waits for one that is launched."""
     core = cluster(prefill=2, decode=1, pages=10_000, max_queue=1000)

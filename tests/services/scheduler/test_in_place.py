@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sps2.common.config import Scheduler, Sharing
@@ -35,9 +35,9 @@ def room(*free: int, total: int = 64) -> Room:
 
 
 def cluster(*free: int, total: int = 64, **sharing: object) -> Core:
-    settings = Scheduler(prefill_span_tokens=64)
+    configured = Scheduler(prefill_span_tokens=64)
     schemes = Schemes(CONFIG, 2, Sharing(**sharing))  # type: ignore[arg-type]
-    core = Core(Fcfs(settings, schemes), Fleet(any=len(free)), 100)
+    core = Core(Fcfs(configured, schemes), Fleet(any=len(free)), 100)
     for index in range(len(free)):
         core.handle(Joined(shard("any", index, total)), 0)
     core.handle(RoomSeen(room(*free, total=total)), 0)
@@ -62,6 +62,13 @@ def check(plan: Plan, prompt: int, answer: int, free: dict[str, int]) -> None:
         assert plan.takes[place.shard] <= free[place.shard]
 
 
+def test_short_prompts_share_a_shard() -> None:
+    core = cluster(64)
+    for request in "abcdefgh":
+        assert launched(submit(core, request, 30)).plan.group == ("any-0",)
+    assert submit(core, "too many", 30) == []
+
+
 @given(
     st.integers(1, 900),
     st.integers(1, 200),
@@ -69,6 +76,7 @@ def check(plan: Plan, prompt: int, answer: int, free: dict[str, int]) -> None:
     st.none() | st.integers(1, 5),
     st.sampled_from([None, "gather", "ulysses", "pass_q"]),
 )
+@settings(deadline=None)
 def test_any_prompt_is_placed_wherever_it_fits(
     prompt: int, answer: int, free: list[int], degree: int | None, method: ExactMethod | None
 ) -> None:
@@ -90,6 +98,7 @@ def test_any_prompt_is_placed_wherever_it_fits(
     st.lists(st.tuples(st.integers(0, 3), st.integers(1, 12), st.booleans()), max_size=4),
     st.none() | st.integers(1, 4),
 )
+@settings(deadline=None)
 def test_a_prefix_stays_where_it_is_and_the_rest_is_dealt_after_it(
     prompt: int,
     answer: int,
@@ -134,7 +143,7 @@ def test_who_has_the_prefix_computes_the_rest_unless_it_owns_more() -> None:
 
 def test_who_has_the_prefix_is_asked_while_it_prefills_another() -> None:
     core = cluster(64, 64)
-    core.fleet.members["any-0"].prefilled.add("other")
+    core.fleet.members["any-0"].prefilled["other"] = 900
     plan = core._policy.plan(Work("r", 100, 16), (CachedRun("any-0", 6, 6),), core.fleet)
     assert plan is not None
     assert (plan.prefix.pages, plan.group) == (6, ("any-1",))
@@ -234,6 +243,7 @@ def test_sparse_attention_keeps_whole_blocks_or_sends_all(pages: list[int]) -> N
     st.lists(st.tuples(st.integers(1, 400), st.integers(1, 100)), min_size=1, max_size=12),
     st.data(),
 )
+@settings(deadline=None)
 def test_pages_are_never_promised_twice_and_everything_runs(
     sizes: list[tuple[int, int]], data: st.DataObject
 ) -> None:

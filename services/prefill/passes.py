@@ -1,0 +1,148 @@
+"""Prompts that are at a shard together go through its layers together, each with its attention."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from sps2.common.errors import Cancelled
+from sps2.common.model.attend import Attend, Run
+from sps2.common.model.llama import Llama
+from sps2.services.prefill.timeline import Timeline
+
+Result = TypeVar("Result")
+
+Step = tuple[int, Tensor, Tensor, Tensor]
+"""Layer, q, k, v."""
+
+
+class Passes:
+    """The forwards of a process, on its data loop: what waits while a pass runs is the next pass.
+
+    A linear layer takes hardly longer for a hundred rows than for ten, as reading its weights is
+    what takes the time. Nobody waits for who comes later, and one that fails or is cancelled leaves
+    the others alone: its rows are carried on with zeros for attention.
+
+    Args:
+        run: where arithmetic is done.
+    """
+
+    def __init__(self, model: Llama, run: Run) -> None:
+        self._model = model
+        self._run = run
+        self._waiting: list[_Member] = []
+        self._driving: asyncio.Task[None] | None = None
+
+    async def forward(
+        self, ids: Tensor, positions: Tensor, attend: Attend, timeline: Timeline
+    ) -> Tensor:
+        """As `Llama.forward`.
+
+        Args:
+            timeline: of the prompt; the arithmetic of its pass counts as its own.
+        """
+        member = _Member(ids, positions, timeline)
+        self._waiting.append(member)
+        if self._driving is None:
+            self._driving = asyncio.get_running_loop().create_task(self._drive())
+        return await member.through(attend)
+
+    async def _drive(self) -> None:
+        try:
+            while self._waiting:
+                members = [member for member in self._waiting if not member.is_gone]
+                self._waiting.clear()
+                if members:
+                    await self._pass(members)
+        finally:
+            self._driving = None
+
+    async def _pass(self, members: list["_Member"]) -> None:
+        sizes = [len(member.ids) for member in members]
+        whole = _Whole(members, sizes)
+
+        async def compute(work: Callable[[], Result]) -> Result:
+            return await self._run(lambda: whole.timed(work))
+
+        try:
+            hidden = await self._model.forward(
+                torch.cat([member.ids for member in members]),
+                torch.cat([member.positions for member in members]),
+                whole,
+                compute,
+            )
+        except Exception as error:
+            for member in members:
+                member.end(error)
+            return
+        for member, rows in zip(members, hidden.split(sizes), strict=True):
+            member.end(rows)
+
+
+class _Whole:
+    """The `Attend` of a pass: each member's rows are attended to by itself."""
+
+    def __init__(self, members: list["_Member"], sizes: list[int]) -> None:
+        self._members = members
+        self._sizes = sizes
+
+    async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if all(member.is_gone for member in self._members):
+            raise Cancelled("all prompts of this pass were ended")
+        parts = zip(*(x.split(self._sizes) for x in (q, k, v)), strict=True)
+        for member, part in zip(self._members, parts, strict=True):
+            member.give((layer, *part))
+        outs = [await member.attended.get() for member in self._members]
+        if len(outs) == 1 and outs[0] is not None:
+            return outs[0]
+        joined = torch.zeros_like(q)
+        for to, out in zip(joined.split(self._sizes), outs, strict=True):
+            if out is not None:
+                to.copy_(out)
+        return joined
+
+    def timed(self, work: Callable[[], Result]) -> Result:
+        with ExitStack() as stack:
+            for member in self._members:
+                stack.enter_context(member.timeline.during("compute", -1))
+            return work()
+
+
+class _Member:
+    """One prompt in a pass; its attention runs in its own task."""
+
+    def __init__(self, ids: Tensor, positions: Tensor, timeline: Timeline) -> None:
+        self.ids = ids
+        self.positions = positions
+        self.timeline = timeline
+        self.is_gone = False
+        self.attended: asyncio.Queue[Tensor | None] = asyncio.Queue()
+        """Of each layer; None of one that has left."""
+        self._steps: asyncio.Queue[Step | Tensor | Exception] = asyncio.Queue()
+
+    async def through(self, attend: Attend) -> Tensor:
+        """Attend in every layer; what is left after the last."""
+        try:
+            while True:
+                match await self._steps.get():
+                    case Tensor() as hidden:
+                        return hidden
+                    case Exception() as error:
+                        raise error
+                    case step:
+                        self.attended.put_nowait(await attend(*step))
+        finally:
+            self.is_gone = True
+            self.attended.put_nowait(None)
+
+    def give(self, step: Step) -> None:
+        if self.is_gone:
+            self.attended.put_nowait(None)
+        else:
+            self._steps.put_nowait(step)
+
+    def end(self, result: Tensor | Exception) -> None:
+        self._steps.put_nowait(result)

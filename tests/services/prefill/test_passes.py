@@ -1,0 +1,122 @@
+"""Prompts that wait together run together; each gets what it would get alone, whoever leaves."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from sps2.common.model.attend import inline
+from sps2.common.model.llama import Llama
+from sps2.common.model.local import LocalAttention
+from sps2.services.prefill.passes import Passes
+from sps2.services.prefill.timeline import Timeline
+
+from ..world import oracle, tiny_model
+
+LENGTHS = (1, 40, 7, 23)
+
+
+def ids_of(length: int) -> Tensor:
+    return torch.arange(length) * 7 % 97
+
+
+def counted(model: Llama) -> list[int]:
+    """Rows of each pass through the model from now on."""
+    rows: list[int] = []
+    forward = model.forward
+
+    async def counting(ids: Tensor, *arguments: object) -> Tensor:
+        rows.append(len(ids))
+        return await forward(ids, *arguments)  # type: ignore[arg-type]
+
+    model.forward = counting  # type: ignore[method-assign, assignment]
+    return rows
+
+
+class Attention(LocalAttention):
+    """Calls `before(layer)` in each layer."""
+
+    def __init__(self, model: Llama, length: int, before: Callable[[int], object] = id) -> None:
+        super().__init__(model.config, torch.arange(length))
+        self._before = before
+
+    async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self._before(layer)
+        await asyncio.sleep(0)
+        return await super().__call__(layer, q, k, v)
+
+
+async def forward(passes: Passes, model: Llama, length: int, **options: object) -> Tensor:
+    attend = Attention(model, length, **options)  # type: ignore[arg-type]
+    hidden = await passes.forward(ids_of(length), torch.arange(length), attend, Timeline())
+    return model.logits(hidden)
+
+
+async def wanted(length: int) -> Tensor:
+    return (await oracle(tiny_model(), ids_of(length).tolist(), 1))[0]
+
+
+async def test_what_waits_is_one_pass() -> None:
+    model = tiny_model()
+    rows, passes = counted(model), Passes(model, inline)
+    first = asyncio.create_task(forward(passes, model, 9))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    found = await asyncio.gather(*(forward(passes, model, length) for length in LENGTHS))
+    await first
+    assert rows == [9, sum(LENGTHS)]
+    for length, logits in zip(LENGTHS, found, strict=True):
+        torch.testing.assert_close(logits, await wanted(length), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+async def test_one_that_fails_or_is_cancelled_leaves_the_others_alone(layer: int) -> None:
+    model = tiny_model()
+    passes = Passes(model, inline)
+    leaving: list[asyncio.Task[Tensor]] = []
+
+    def fail(at: int) -> None:
+        if at == layer:
+            raise ValueError("no attention here")
+
+    def cancel(at: int) -> None:
+        if at == layer:
+            leaving[0].cancel()
+
+    failing = asyncio.create_task(forward(passes, model, 5, before=fail))
+    leaving.append(asyncio.create_task(forward(passes, model, 6, before=cancel)))
+    found = await asyncio.gather(*(forward(passes, model, length) for length in LENGTHS))
+    for length, logits in zip(LENGTHS, found, strict=True):
+        torch.testing.assert_close(logits, await wanted(length), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="no attention here"):
+        await failing
+    with pytest.raises(asyncio.CancelledError):
+        await leaving[0]
+
+
+async def test_a_pass_ends_when_all_have_left_and_the_next_runs() -> None:
+    model = tiny_model()
+    passes = Passes(model, inline)
+    tasks = [asyncio.create_task(forward(passes, model, length)) for length in LENGTHS]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    logits = await forward(passes, model, 11)
+    torch.testing.assert_close(logits, await wanted(11), atol=1e-4, rtol=1e-4)
+
+
+async def test_arithmetic_that_fails_fails_all_of_a_pass_and_no_later_one() -> None:
+    model = tiny_model()
+    passes = Passes(model, inline)
+    layers, model._layers = model._layers, []
+    native, model._native = model._native, None
+    tasks = [asyncio.create_task(forward(passes, model, length)) for length in LENGTHS]
+    await asyncio.wait(tasks)
+    assert all(isinstance(task.exception(), IndexError) for task in tasks)
+    model._layers, model._native = layers, native
+    logits = await forward(passes, model, 11)
+    torch.testing.assert_close(logits, await wanted(11), atol=1e-4, rtol=1e-4)
