@@ -367,7 +367,8 @@ static inline void put_weights(uint32_t* at, long, Vec one, Vec two) {
 }
 // Of a key, 32 dimensions or the 16 that are left.
 static inline Operand along(const uint16_t* at, long left) {
-    return (Operand)_mm512_maskz_loadu_epi16(left < 32 ? 0xffff : 0xffffffff, at);
+    if (left < 32) return (Operand)_mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i*)at));
+    return (Operand)_mm512_loadu_si512(at);
 }
 static inline Operand along(const int8_t* at, long left) {
     return _mm512_cvtne2ps_pbh(left < 32 ? zero() : read(at + 16), read(at));
@@ -382,16 +383,19 @@ static inline Operand across(const int8_t* one, const int8_t* two) {
     const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(read(one)), 16);
     return (Operand)_mm512_or_si512(low, _mm512_castps_si512(read(two)));
 }
-// Weights [count, slots] of two keys each.
+// Weights [count, slots] of two keys each; reads and writes whole vectors.
 static inline const uint32_t* factors_of(const float* weights, long count, int slots,
                                          uint32_t* to) {
-    for (long key = 0; key < count; key += 2)
-        for (int h = 0; h < slots; h++) {
-            uint16_t one, two;
-            put(&one, weights[key * slots + h]);
-            put(&two, weights[(key + 1) * slots + h]);
-            to[key / 2 * slots + h] = one | uint32_t(two) << 16;
-        }
+    alignas(32) uint16_t order[16];
+    for (int i = 0; i < 16; i++) {
+        const int within = i % (2 * slots);
+        order[i] = uint16_t(i - within + within % 2 * slots + within / 2);
+    }
+    const __m256i places = _mm256_load_si256((const __m256i*)order);
+    for (long i = 0; i < count * slots; i += LANES) {
+        const __m256i narrow = (__m256i)_mm512_cvtneps_pbh(load(weights + i));
+        _mm256_storeu_si256((__m256i*)(to + i / 2), _mm256_permutexvar_epi16(places, narrow));
+    }
     return to;
 }
 #include "tile.inc"
