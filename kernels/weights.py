@@ -108,8 +108,8 @@ def _fitted(x: Tensor, bits: Bits) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _codes(x: Tensor, minimum: Tensor, scale: Tensor, top: int) -> Tensor:
-    codes = (x - minimum) / torch.where(scale > 0, scale, 1)
-    return codes.round_().clamp_(0, top)
+    codes: Tensor = ((x - minimum) / torch.where(scale > 0, scale, 1)).round_().clamp_(0, top)
+    return codes
 
 
 def _packed(codes: Tensor, scale: Tensor, minimum: Tensor, bits: Bits) -> Tensor:

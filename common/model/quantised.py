@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from sps2.common.errors import Invalid
 from sps2.common.model.config import ModelConfig
 from sps2.common.model.llama import EMBEDDING, HEAD, shapes
 from sps2.common.model.share import COLUMNS, GROUP, ROWS, SIDE, Quantize, Share
-from sps2.common.models import fingerprint
+from sps2.common.models import fingerprint, weight_files
 from sps2.kernels import weights as kernel
 from sps2.kernels.weights import Bits, QuantisedWeight, quantise
 
@@ -46,7 +47,7 @@ def load(
     path = folder / f"sps2-{how}-{FORMAT}-{fingerprint(folder)}.safetensors"
     try:
         if not path.exists():
-            with alone(path):
+            with alone(folder / "quantised"):
                 if not path.exists():
                     _make(path, config, stored, how)
         with safe_open(path, framework="pt") as file:
@@ -85,6 +86,7 @@ def _make(path: Path, config: ModelConfig, stored: Mapping[str, Tensor], how: Qu
             raise Invalid(f"{path.parent}: {name} cannot be quantised: {error}") from error
     part = path.with_suffix(".part")
     save_file(made, part)
+    shutil.copymode(weight_files(path.parent)[0], part)
     os.replace(part, path)
     for stale in path.parent.glob(f"sps2-{how}-*"):
         if stale != path:
