@@ -108,8 +108,7 @@ def _fitted(x: Tensor, bits: Bits) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _codes(x: Tensor, minimum: Tensor, scale: Tensor, top: int) -> Tensor:
-    codes: Tensor = ((x - minimum) / torch.where(scale > 0, scale, 1)).round_().clamp_(0, top)
-    return codes
+    return ((x - minimum) / torch.where(scale > 0, scale, 1)).round_().clamp_(0, top)
 
 
 def _packed(codes: Tensor, scale: Tensor, minimum: Tensor, bits: Bits) -> Tensor:
@@ -128,7 +127,7 @@ def _packed(codes: Tensor, scale: Tensor, minimum: Tensor, bits: Bits) -> Tensor
 def _filled(x: Tensor) -> Tensor:
     """[outputs, ...] -> [blocks, BESIDE, ...]."""
     rest = -len(x) % BESIDE
-    return torch.cat((x, x.new_zeros(rest, *x.shape[1:]))).unflatten(0, (-1, BESIDE))
+    return torch.cat((x, x.new_zeros(rest, *x.shape[1:]))).view(-1, BESIDE, *x.shape[1:])
 
 
 def _unpacked(blocks: Tensor, bits: Bits) -> Iterable[Tensor]:
