@@ -13,7 +13,7 @@ from sps2.common.errors import PeerLost
 from sps2.common.messages import Scheme, Selection
 from sps2.common.model.collectives import Collectives
 from sps2.common.model.llama import Llama
-from sps2.common.model.share import Share
+from sps2.common.model.share import Quantize, Share
 from sps2.common.model.weights import load
 from sps2.common.spans import Span
 
@@ -152,13 +152,19 @@ async def test_a_prefill_that_fails_in_one_process_ends_in_all_and_the_next_one_
 
 
 @pytest.mark.model
-async def test_the_real_model_in_three_processes(smollm2: Path) -> None:
-    whole = load(smollm2, "float32")
+@pytest.mark.parametrize("how", ["none", "int4"])
+async def test_the_real_model_in_three_processes(
+    smollm2: Path, how: Quantize, tmp_path: Path
+) -> None:
+    for path in smollm2.iterdir():  # what is made beside a model is made here
+        (tmp_path / path.name).symlink_to(path)
+    whole = load(tmp_path, "float32", quantize=how)
     _, answer = await oracle(whole, PROMPT, 16)
     store = dist.HashStore()
 
     def part(rank: int) -> Llama:
-        return load(smollm2, "float32", collectives=Collectives(Share(rank, 3), store))
+        collectives = Collectives(Share(rank, 3), store)
+        return load(tmp_path, "float32", quantize=how, collectives=collectives)
 
     with ThreadPoolExecutor(3) as threads:
         models = list(threads.map(part, range(3)))
