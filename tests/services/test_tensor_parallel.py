@@ -151,20 +151,24 @@ async def test_a_prefill_that_fails_in_one_process_ends_in_all_and_the_next_one_
             await cluster.run("t", PROMPT, greedy(4))
 
 
+@pytest.fixture
+def linked(smollm2: Path, tmp_path: Path) -> Path:
+    """The real model where files may be made beside it."""
+    for path in smollm2.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    return tmp_path
+
+
 @pytest.mark.model
 @pytest.mark.parametrize("how", ["none", "int4"])
-async def test_the_real_model_in_three_processes(
-    smollm2: Path, how: Quantize, tmp_path: Path
-) -> None:
-    for path in smollm2.iterdir():  # what is made beside a model is made here
-        (tmp_path / path.name).symlink_to(path)
-    whole = load(tmp_path, "float32", quantize=how)
+async def test_the_real_model_in_three_processes(linked: Path, how: Quantize) -> None:
+    whole = load(linked, "float32", quantize=how)
     _, answer = await oracle(whole, PROMPT, 16)
     store = dist.HashStore()
 
     def part(rank: int) -> Llama:
         collectives = Collectives(Share(rank, 3), store)
-        return load(tmp_path, "float32", quantize=how, collectives=collectives)
+        return load(linked, "float32", quantize=how, collectives=collectives)
 
     with ThreadPoolExecutor(3) as threads:
         models = list(threads.map(part, range(3)))
