@@ -22,7 +22,7 @@ from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, Refused, ServiceError
 from sps2.common.messages import ClusterStatus, Describe, Role, ShowCluster
 from sps2.common.model.config import read
-from sps2.common.model.share import share_of
+from sps2.common.model.share import require_quantisable, share_of
 from sps2.common.models import locate
 from sps2.common.rpc import Peer
 
@@ -66,7 +66,7 @@ def effective(path: Path | None, **flags: Any) -> Cluster:
 
     Raises:
         Invalid: a key, a value or the file is wrong, or the model was not pulled or cannot be
-            split as asked.
+            split or quantised as asked.
     """
     policy = flags.pop("policy", None)
     cluster = config.load(path, **flags)
@@ -74,8 +74,10 @@ def effective(path: Path | None, **flags: Any) -> Cluster:
     if policy is not None:
         tables["scheduler"]["policy"] = policy
     folder = locate(cluster.model)
-    for tp in {cluster.tp_of(role) for role in get_args(Role)} - {1}:
+    for tp in {cluster.tp_of(role) for role in get_args(Role)}:
         share_of(read(folder), tp)
+        if cluster.quantize != "none":
+            require_quantisable(read(folder), cluster.quantize, tp)
     local = Path(cluster.model).expanduser()
     if local.exists() and (local.is_dir() or local.suffix == ".gguf"):
         tables["model"] = str(local.resolve())

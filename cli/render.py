@@ -21,6 +21,11 @@ def size(count: float) -> str:
     raise AssertionError("the last unit returns")
 
 
+def quantised(how: str) -> str:
+    """What follows a model's name."""
+    return "" if how == "none" else f" in {how}"
+
+
 def duration(seconds: float) -> str:
     """Seconds for people."""
     minutes, rest = divmod(int(seconds), 60)

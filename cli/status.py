@@ -59,7 +59,10 @@ def _from_supervisor(cluster: Cluster, state: State | None, why: str) -> Cluster
 def show(cluster: Cluster, found: ClusterStatus, children: dict[str, Child]) -> None:
     """Print a status for people. `children` adds the supervisor's view: pids and restarts."""
     word = render.state("ready" if found.ready else "waiting")
-    render.out.print(f"[bold]{cluster.name}[/]: {word}, {found.model}, {cluster.http_url}")
+    render.out.print(
+        f"[bold]{cluster.name}[/]: {word}, {found.model}"
+        f"{render.quantised(found.quantize)}, {cluster.http_url}"
+    )
     if found.waiting_for:
         render.out.print(f"waits for {found.waiting_for}", style="yellow", markup=False)
 

@@ -32,6 +32,7 @@ def up(
         Number, typer.Option("--any", min=1, help="shards that do both, instead of these")
     ] = None,
     dtype: Annotated[Text, typer.Option(help="auto, bfloat16, float16 or float32")] = None,
+    quantize: Annotated[Text, typer.Option(help="weights in int8 or int4; or none")] = None,
     attention: Annotated[Text, typer.Option(help="exact, balanced or fast")] = None,
     policy: Annotated[Text, typer.Option(help="scheduling policy: fcfs")] = None,
     transport: Annotated[Text, typer.Option(help="data plane: auto, ucx or tcp")] = None,
@@ -68,6 +69,7 @@ def up(
         decode=decode,
         any=any_,
         dtype=dtype,
+        quantize=quantize,
         transport=transport,
         tp=tp,
         decode_tp=decode_tp,
@@ -138,7 +140,8 @@ def _welcome(cluster: Cluster, status: ClusterStatus, ready_s: float, detached: 
     transports = "/".join(sorted({each.transport for each in status.shards if each.transport}))
     option = "" if cluster.name == "default" else f" --name {cluster.name}"
     render.out.print(
-        f"\n[bold green]{cluster.name}[/] is ready after {ready_s:.1f} s: {status.model} on "
+        f"\n[bold green]{cluster.name}[/] is ready after {ready_s:.1f} s: {status.model}"
+        f"{render.quantised(status.quantize)} on "
         f"{_shards(cluster)} shards"
         f"{f' over {transports}' if transports else ''}",
         soft_wrap=True,

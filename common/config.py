@@ -149,6 +149,13 @@ class Cluster(Section, frozen=True):
         Literal["auto", "bfloat16", "float16", "float32"],
         Meta(description="of weights, activations and KV; auto takes the checkpoint's"),
     ] = "auto"
+    quantize: Annotated[
+        Literal["none", "int8", "int4"],
+        Meta(
+            description="weights of layers and head; int4 takes 8 bits for the head. Made at the "
+            "first start and kept beside the model"
+        ),
+    ] = "none"
     max_context: Annotated[
         NotNegative, Meta(description="tokens of prompt and answer; 0 takes the model's limit")
     ] = 0

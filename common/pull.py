@@ -1,6 +1,5 @@
 """Getting a model: download or conversion, in a temporary folder that is renamed at the end."""
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -15,6 +14,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
+from sps2.common.alone import alone
 from sps2.common.config import home as default_home
 from sps2.common.errors import Invalid
 from sps2.common.models import Progress, folder_of, parse_hub, validate
@@ -64,7 +64,7 @@ def pull(ref: str, progress: Progress, home: Path | None = None) -> Path:
         )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder):
+        with alone(folder):
             if not folder.is_dir():
                 _build(ref, folder, progress)
     except OSError as error:
@@ -161,14 +161,6 @@ def _require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise Invalid(f"{needed >> 20} MiB are needed at {folder}, only {free >> 20} MiB are free")
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One pull of a model at a time; others wait, then find it done."""
-    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 @contextmanager

@@ -246,9 +246,15 @@ async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterat
     folder, share = locate(cluster.model), Share(about.rank, cluster.tp_of(role))
     share_of(read(folder), share.size)
     team = await meet(share, about.host, cluster.meeting_port_of(role, about.index))
-    model = load_model(folder, cluster.dtype, collectives=team.collectives)
+    model = load_model(
+        folder, cluster.dtype, quantize=cluster.quantize, collectives=team.collectives
+    )
     backend, reason = choose(cluster.transport)
-    log.info("data plane: %s; kernels: %s", reason, native.LEVELS[native.level])
+    weights = str(model.dtype).removeprefix("torch.")
+    if cluster.quantize != "none":
+        weights = f"{cluster.quantize}, else {weights}"
+    level = native.LEVELS[native.level]
+    log.info("data plane: %s; kernels: %s; weights: %s", reason, level, weights)
     data = DataLoop()
     data.start()
     plane = Plane(peer_name(about.service), backend)

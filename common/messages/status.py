@@ -103,6 +103,7 @@ class ClusterStatus(Struct, frozen=True):
     leases: tuple[Lease, ...]
     leaked_pages: int
     links: tuple[Link, ...] = ()
+    quantize: str = "none"
 
 
 class ShowCluster(Request[ClusterStatus], frozen=True):

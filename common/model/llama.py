@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from sps2.common.model.share import WHOLE, Share
 from sps2.kernels.native import MOST_DIM
 from sps2.kernels.native import layer as native
 from sps2.kernels.rows import add_norm, rotate, swiglu
+from sps2.kernels.weights import QuantisedWeight
 
 QKV = tuple[Tensor, ...]
 """q, k and v; nothing after the last layer."""
@@ -69,24 +71,27 @@ class Llama:
         config: ModelConfig,
         tensors: Mapping[str, Tensor],
         collectives: Collectives | None = None,
+        quantised: Mapping[str, QuantisedWeight] = MappingProxyType({}),
     ) -> None:
-        """Take the weights; `tensors` has exactly the names of `shapes(config)`.
+        """Take the weights, by the names of `shapes(config)`.
 
         Args:
+            tensors: all but those in `quantised`.
             collectives: where this is one share of a model (Megatron's, arXiv 1909.08053): what
-                joins it to the others. `config` and `tensors` are then those of the share.
+                joins it to the others. `config` and weights are then those of the share.
+            quantised: weights of products; the head's too where it is the embedding, which stays.
         """
         self.config = config
         self._collectives = collectives
         self._embedding = tensors[EMBEDDING]
         self._final_norm = tensors[FINAL_NORM]
-        head = tensors.get(HEAD)
+        head = quantised.get(HEAD) or tensors.get(HEAD)
         if head is None:
             start, stop = self.share.of(config.vocab_size)
             head = self._embedding[start:stop]
         self._head = Linear([head], [None])
         self._rotary = Rotary(config.rope, config.head_dim)
-        self._layers = [_layer(tensors, index) for index in range(config.layers)]
+        self._layers = [_layer(tensors, quantised, index) for index in range(config.layers)]
         self._native = self._fused()
 
     @property
@@ -174,7 +179,7 @@ class Llama:
             for each in self._layers
         ]
         matrices = [weight for each in weights for weight, _ in each.products]
-        if config.head_dim > MOST_DIM or not native.serves(*matrices):
+        if config.head_dim > MOST_DIM or not native.serves(self.dtype, *matrices):
             return None
         heads, kv_heads, dim = config.heads, config.kv_heads, config.head_dim
         return native.Layers(weights, self._final_norm, heads, kv_heads, dim, config.norm_eps)
@@ -266,14 +271,17 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _layer(tensors: Mapping[str, Tensor], index: int) -> Layer:
+def _layer(
+    tensors: Mapping[str, Tensor], quantised: Mapping[str, QuantisedWeight], index: int
+) -> Layer:
     prefix = f"model.layers.{index}."
 
     def part(name: str) -> Tensor | None:
         return tensors.get(prefix + NAMES[name])
 
     def linear(*names: str) -> Linear:
-        weights = [tensors[prefix + NAMES[name]] for name in names]
+        keys = [prefix + NAMES[name] for name in names]
+        weights = [quantised.get(key) or tensors[key] for key in keys]
         return Linear(weights, [part(f"{name}_bias") for name in names])
 
     return Layer(

@@ -1,12 +1,22 @@
 """What one process of a tensor-parallel shard has of a model; imports no torch."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from sps2.common.errors import Invalid
 from sps2.common.model.config import ModelConfig
 from sps2.common.spans import Span
+
+Quantize = Literal["none", "int8", "int4"]
+
+GROUP, SIDE = 32, 16
+"""Of quantised weights: inputs that share a scale, and outputs that lie side by side."""
+
+ROWS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "lm_head")
+"""Weights that are shared out by outputs."""
+COLUMNS = ("o_proj", "down_proj")
+"""By inputs: the outputs of all shares are summed."""
 
 
 class Share(NamedTuple):
@@ -49,3 +59,29 @@ def share_of(config: ModelConfig, size: int) -> ModelConfig:
         kv_heads=config.kv_heads // size,
         intermediate_size=config.intermediate_size // size,
     )
+
+
+def require_quantisable(config: ModelConfig, how: Quantize, size: int = 1) -> None:
+    """Check that a model's weights, in `size` shares, can be in 8 or 4 bits.
+
+    Raises:
+        Invalid: they cannot; it says what is possible.
+    """
+    inputs = {
+        "hidden_size": (config.hidden_size, 1),
+        "heads * head_dim": (config.heads * config.head_dim, size),
+        "intermediate_size": (config.intermediate_size, size),
+    }
+    outputs = {
+        "kv_heads * head_dim": (config.kv_heads * config.head_dim, size),
+        "vocab_size": (config.vocab_size, size),
+    }
+    for step, sizes in ((GROUP, inputs), (SIDE if size > 1 else 1, outputs)):
+        for name, (whole, parts) in sizes.items():
+            if whole % (parts * step):
+                split = f" / tp {parts}" if parts > 1 else ""
+                advice = "another tp or --quantize none" if size > 1 else "--quantize none"
+                raise Invalid(
+                    f"--quantize {how} needs multiples of {step}, and {name} is {whole}{split}; "
+                    f"use {advice}"
+                )

@@ -7,22 +7,28 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sps2.common.errors import Invalid
+from sps2.common.model import quantised
 from sps2.common.model.collectives import Collectives
 from sps2.common.model.config import DTYPES, ModelConfig, read
 from sps2.common.model.llama import EMBEDDING, HEAD, Llama, shapes
-from sps2.common.model.share import WHOLE, Share, share_of
+from sps2.common.model.share import (
+    COLUMNS,
+    ROWS,
+    WHOLE,
+    Quantize,
+    Share,
+    require_quantisable,
+    share_of,
+)
 from sps2.common.models import weight_files
-
-ROWS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "lm_head")
-"""Shared out by outputs."""
-COLUMNS = ("o_proj", "down_proj")
-"""Shared out by inputs: the outputs of all shares are summed."""
+from sps2.kernels.native.layer import serves
 
 
 def load(
     folder: Path,
     dtype: str = "auto",
     device: str = "cpu",
+    quantize: Quantize = "none",
     *,
     collectives: Collectives | None = None,
 ) -> Llama:
@@ -32,11 +38,13 @@ def load(
 
     Args:
         dtype: "bfloat16", "float16" or "float32"; "auto" takes the checkpoint's.
+        quantize: "int8" or "int4" for the weights of layers and head, which are kept beside the
+            model; where the C++ kernels cannot take them, they become numbers of `dtype` again.
         collectives: of a share; only its part of the file is read.
 
     Raises:
         Invalid: a file is missing or corrupt, a tensor missing, unknown or of the wrong shape, or
-            the model is of an unsupported kind; it says which.
+            the model is of an unsupported kind, or cannot be quantised; it says which.
     """
     config = read(folder)
     stored = _read_all(folder)
@@ -49,11 +57,21 @@ def load(
         raise Invalid(f"dtype {name!r} is not supported; supported are {', '.join(DTYPES)}")
     wanted: torch.dtype = getattr(torch, name)
     share = WHOLE if collectives is None else collectives.share
+    levels = {}
+    if quantize != "none":
+        require_quantisable(config, quantize, share.size)
+        made = quantised.load(folder, config, stored, quantize)
+        levels = {key: quantised.part_of(made[key], key, share) for key in made}
     tensors = {}
     for key in expected:
-        part = part_of(stored.pop(key), key, share)
-        tensors[key] = part.to(device, wanted).requires_grad_(False)
-    return Llama(share_of(config, share.size), tensors, collectives)
+        part = stored.pop(key)
+        if key not in levels:
+            tensors[key] = part_of(part, key, share).to(device, wanted).requires_grad_(False)
+    if device != "cpu" or not serves(wanted, *levels.values()):
+        for key, level in levels.items():
+            tensors[key] = level.restored(wanted).contiguous().to(device)
+        levels = {}
+    return Llama(share_of(config, share.size), tensors, collectives, levels)
 
 
 def part_of(tensor: Tensor, name: str, share: Share) -> Tensor:

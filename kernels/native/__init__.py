@@ -18,7 +18,7 @@ from sps2.kernels.state import Run, Scales, State
 
 FUNCTIONS = (
     *("attend", "score", "decode", "pack", "unpack"),
-    *("layer", "product", "swiglu", "add_norm", "rotate", "merge"),
+    *("layer", "product", "restore", "swiglu", "add_norm", "rotate", "merge"),
 )
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 FLOATING = (torch.float32, torch.bfloat16)

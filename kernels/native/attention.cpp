@@ -116,11 +116,20 @@ struct Quantised {
     int64_t threads;
 };
 
-// A linear layer: weight [outputs, inputs], bias or null, in the model's dtype.
+// A linear layer: weight [outputs, inputs], bias or null, in the model's dtype; or the weight in
+// blocks of 4 or 8 bits.
 struct Product {
     const void* weight;
     const void* bias;
     int64_t outputs;
+    int64_t bits;  // 0: the model's dtype
+};
+
+// The numbers of a weight in blocks, in the model's dtype.
+struct Restored {
+    int64_t type, bits, blocks, inputs, threads;
+    const void* weight;  // [blocks of outputs, blocks of inputs, bytes]
+    void* out;           // [inputs, outputs of all blocks]
 };
 
 // From a layer's attention to the queries, keys and values of the next, or to the final norm.
@@ -534,6 +543,16 @@ void sps2_product(const FewRows* call, int level) {
         return call->type == BFLOAT16 ? avx512::run_product<uint16_t>(*call)
                                       : avx512::run_product<float>(*call);
     call->type == BFLOAT16 ? avx2::run_product<uint16_t>(*call) : avx2::run_product<float>(*call);
+#else
+    (void)call, (void)level;
+#endif
+}
+
+void sps2_restore(const Restored* call, int level) {
+#ifdef NATIVE
+    if (level >= 2)
+        return call->type == BFLOAT16 ? avx512::restore<uint16_t>(*call) : avx512::restore<float>(*call);
+    call->type == BFLOAT16 ? avx2::restore<uint16_t>(*call) : avx2::restore<float>(*call);
 #else
     (void)call, (void)level;
 #endif

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from sps2.kernels import native
+from sps2.kernels.native import weights as blocks
+from sps2.kernels.weights import QuantisedWeight
 
 MOST_ROWS = 16
 """With more a matrix product by torch is faster."""
 INPUT_STEP = 32
 
-Weights = tuple[Tensor, Tensor | None]
+Weight = Tensor | QuantisedWeight
+Weights = tuple[Weight, Tensor | None]
 """Of a linear layer: [outputs, inputs], and [outputs] or None."""
 
 
@@ -37,7 +40,7 @@ class LayerWeights(NamedTuple):
 class _Product(Structure):
     """As in attention.cpp."""
 
-    _fields_ = [("weight", c_void_p), ("bias", c_void_p), ("outputs", c_int64)]
+    _fields_ = [("weight", c_void_p), ("bias", c_void_p), ("outputs", c_int64), ("bits", c_int64)]
 
 
 class _Layer(Structure):
@@ -66,11 +69,14 @@ class _FewRows(Structure):
     ]
 
 
-def serves(*weights: Tensor) -> bool:
-    """Whether products with these weights can be made here."""
+def serves(dtype: torch.dtype, *weights: Weight) -> bool:
+    """Whether products of activations of that dtype with these weights can be made here."""
     return native.level > 0 and all(
-        each.device.type == "cpu"
-        and each.dtype in native.FLOATING
+        blocks.serves(each.blocks, dtype)
+        if isinstance(each, QuantisedWeight)
+        else each.device.type == "cpu"
+        and each.dtype == dtype
+        and dtype in native.FLOATING
         and each.is_contiguous()
         and each.shape[-1] % INPUT_STEP == 0
         for each in weights
@@ -80,7 +86,7 @@ def serves(*weights: Tensor) -> bool:
 def product(x: Tensor, weights: Weights) -> Tensor:
     """x [rows, inputs] times the weights, plus the bias: [rows, outputs] float32."""
     rows, size = x.shape
-    out = torch.empty(rows, len(weights[0]))
+    out = torch.empty(rows, weights[0].shape[0])
     x = x.contiguous()  # alive until the call was made
     call = _FewRows(
         type=native.TYPES[x.dtype],
@@ -118,7 +124,7 @@ class Layers:
         shape = {
             "type": native.TYPES[final_norm.dtype],
             "hidden": len(final_norm),
-            "inner": len(layers[0].gate_up[0][0]),
+            "inner": layers[0].gate_up[0][0].shape[0],
             "heads": heads,
             "kv_heads": kv_heads,
             "dim": dim,
@@ -177,7 +183,9 @@ class Layers:
 
 def _product(weights: Weights) -> _Product:
     weight, bias = weights
-    return _Product(weight.data_ptr(), _address(bias), len(weight))
+    if isinstance(weight, QuantisedWeight):
+        return _Product(weight.blocks.data_ptr(), _address(bias), weight.outputs, weight.bits)
+    return _Product(weight.data_ptr(), _address(bias), len(weight), 0)
 
 
 def _address(x: Tensor | None) -> int | None:

@@ -62,6 +62,7 @@ class Observer:
         services += [status for status, _ in described]
         return ClusterStatus(
             model=self._model,
+            quantize=self._config.quantize,
             version=version("sps2"),
             ready=not fleet.waiting_for,
             waiting_for=fleet.waiting_for,

@@ -18,7 +18,7 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
     await hub.start()
     directory = Peer(cluster.kvdir_address, cluster.bus, name="kvdir")
     async with beating(about, cluster) as telemetry:
-        model = f"{fingerprint(locate(cluster.model))} {cluster.dtype}"
+        model = f"{fingerprint(locate(cluster.model))} {cluster.dtype} {cluster.quantize}"
         service = SchedulerService(cluster, _schemes(cluster), model, directory, telemetry)
         about.missing, about.counters = service.waiting_for, service.counters
         server = Server([service, about], cluster.bus)

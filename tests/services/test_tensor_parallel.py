@@ -13,7 +13,7 @@ from sps2.common.errors import PeerLost
 from sps2.common.messages import Scheme, Selection
 from sps2.common.model.collectives import Collectives
 from sps2.common.model.llama import Llama
-from sps2.common.model.share import Share
+from sps2.common.model.share import Quantize, Share
 from sps2.common.model.weights import load
 from sps2.common.spans import Span
 
@@ -167,14 +167,24 @@ async def test_a_prefill_that_fails_in_one_process_ends_in_all_and_the_next_one_
             await cluster.run("t", PROMPT, greedy(4))
 
 
+@pytest.fixture
+def linked(smollm2: Path, tmp_path: Path) -> Path:
+    """The real model where files may be made beside it."""
+    for path in smollm2.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    return tmp_path
+
+
 @pytest.mark.model
-async def test_the_real_model_in_three_processes(smollm2: Path) -> None:
-    whole = load(smollm2, "float32")
+@pytest.mark.parametrize("how", ["none", "int4"])
+async def test_the_real_model_in_three_processes(linked: Path, how: Quantize) -> None:
+    whole = load(linked, "float32", quantize=how)
     _, answer = await oracle(whole, PROMPT, 16)
     store = dist.HashStore()
 
     def part(rank: int) -> Llama:
-        return load(smollm2, "float32", collectives=Collectives(Share(rank, 3), store))
+        collectives = Collectives(Share(rank, 3), store)
+        return load(linked, "float32", quantize=how, collectives=collectives)
 
     with ThreadPoolExecutor(3) as threads:
         models = list(threads.map(part, range(3)))

@@ -7,7 +7,7 @@ import torch
 from sps2.common.errors import Invalid
 from sps2.common.model.config import ModelConfig, Rope
 from sps2.common.model.llama import shapes
-from sps2.common.model.share import Share, share_of
+from sps2.common.model.share import Share, require_quantisable, share_of
 from sps2.common.model.weights import part_of
 from sps2.common.spans import Span
 
@@ -59,3 +59,25 @@ def test_parts_put_together_are_the_whole() -> None:
         else:
             assert torch.equal(torch.cat(parts), whole)
             assert all(part.untyped_storage() == whole.untyped_storage() for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("changed", "size", "reason"),
+    [
+        ({"hidden_size": 560}, 1, "multiples of 32, and hidden_size is 560; use --quantize none"),
+        ({"intermediate_size": 1504}, 1, None),
+        ({"intermediate_size": 1504}, 3, "intermediate_size is 1504 / tp 3; use another tp"),
+        ({"kv_heads": 3, "head_dim": 32}, 3, None),
+        ({"vocab_size": 49155}, 1, None),
+        ({"vocab_size": 49155}, 3, "multiples of 16, and vocab_size is 49155 / tp 3"),
+    ],
+)
+def test_what_cannot_be_quantised_is_refused(
+    changed: dict[str, int], size: int, reason: str | None
+) -> None:
+    config = msgspec.structs.replace(SMOLLM2, **changed)
+    if reason is None:
+        require_quantisable(config, "int4", size)
+        return
+    with pytest.raises(Invalid, match=reason):
+        require_quantisable(config, "int4", size)

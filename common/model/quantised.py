@@ -1,0 +1,102 @@
+"""A model's weights in 8 or 4 bits: made once, kept beside the model, mapped like the others."""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sps2.common.alone import alone
+from sps2.common.errors import Invalid
+from sps2.common.model.config import ModelConfig
+from sps2.common.model.llama import EMBEDDING, HEAD, shapes
+from sps2.common.model.share import COLUMNS, GROUP, ROWS, SIDE, Quantize, Share
+from sps2.common.models import fingerprint, weight_files
+from sps2.kernels import weights as kernel
+from sps2.kernels.weights import Bits, QuantisedWeight, quantise
+
+FORMAT = 1
+"""Of the file; part of its name, as is what it was made from."""
+
+BITS: dict[Quantize, tuple[Bits, Bits]] = {"int8": (8, 8), "int4": (4, 8)}
+"""Of layers and of the head, where 4 bits cost more in quality than they save in time."""
+
+assert (GROUP, SIDE) == (kernel.GROUP, kernel.BESIDE)
+
+log = logging.getLogger(__name__)
+
+
+def load(
+    folder: Path, config: ModelConfig, stored: Mapping[str, Tensor], how: Quantize
+) -> dict[str, QuantisedWeight]:
+    """The weights of all products by name, `HEAD` included: what the model has in their place.
+
+    The first process writes the file, which takes seconds per 100 million weights; others wait.
+
+    Args:
+        stored: the checkpoint's tensors, whose embedding stays as it is.
+
+    Raises:
+        Invalid: the file cannot be written or read, or a weight is no number of float16.
+    """
+    path = folder / f"sps2-{how}-{FORMAT}-{fingerprint(folder)}.safetensors"
+    try:
+        if not path.exists():
+            with alone(folder / "quantised"):
+                if not path.exists():
+                    _make(path, config, stored, how)
+        with safe_open(path, framework="pt") as file:
+            return {
+                name: QuantisedWeight(file.get_tensor(name), rows)
+                for name, (rows, _) in _products(config).items()
+            }
+    except SafetensorError as error:
+        raise Invalid(f"{path} is damaged ({error}); remove it, and it is made anew") from error
+    except OSError as error:
+        raise Invalid(
+            f"cannot keep {how} weights at {path}: {error.strerror}; they lie beside the model, "
+            "which must be in a folder that can be written, with room for them"
+        ) from error
+
+
+def part_of(weight: QuantisedWeight, name: str, share: Share) -> QuantisedWeight:
+    """A share's part: a view where it is split by rows, a copy where it is by columns."""
+    layer = name.split(".")[-2]
+    if share.size > 1 and layer in ROWS:
+        return weight.rows(*share.of(weight.shape[0]))
+    if share.size > 1 and layer in COLUMNS:
+        return weight.columns(*share.of(weight.shape[1]))
+    return weight
+
+
+def _make(path: Path, config: ModelConfig, stored: Mapping[str, Tensor], how: Quantize) -> None:
+    start = time.monotonic()
+    log.info("quantising the weights to %s, once: %s", how, path)
+    made = {}
+    for name in _products(config):
+        weight = stored[EMBEDDING] if name == HEAD and config.tied else stored[name]
+        try:
+            made[name] = quantise(weight, BITS[how][name == HEAD]).blocks
+        except ValueError as error:
+            raise Invalid(f"{path.parent}: {name} cannot be quantised: {error}") from error
+    part = path.with_suffix(".part")
+    save_file(made, part)
+    shutil.copymode(weight_files(path.parent)[0], part)
+    os.replace(part, path)
+    for stale in path.parent.glob(f"sps2-{how}-*"):
+        if stale != path:
+            stale.unlink(missing_ok=True)
+    log.info("quantised in %.1f s", time.monotonic() - start)
+
+
+def _products(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights that inputs are multiplied with."""
+    kept: dict[str, tuple[int, ...]] = {
+        name: shape for name, shape in shapes(config).items() if len(shape) == 2
+    }
+    return kept | {HEAD: kept.pop(EMBEDDING)}

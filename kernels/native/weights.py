@@ -1,0 +1,48 @@
+"""The numbers of weights in 4 and 8 bits; products with them are those of `layer`."""
+
+from ctypes import Structure, c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from sps2.kernels import native
+
+GROUP, BESIDE, HEADER = 32, 16, 64
+"""Inputs and outputs of a block, and its bytes ahead of the codes, as in weights.inc."""
+
+
+class _Restored(Structure):
+    """As in attention.cpp."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("type", "bits", "blocks", "inputs", "threads")),
+        ("weight", c_void_p),
+        ("out", c_void_p),
+    ]
+
+
+def block_bytes(bits: int) -> int:
+    return HEADER + GROUP * BESIDE * bits // 8
+
+
+def serves(blocks: Tensor, dtype: torch.dtype) -> bool:
+    """Whether these blocks can be worked on here, for activations of that dtype."""
+    cpu = blocks.device.type == "cpu" and blocks.is_contiguous()
+    return native.level > 0 and cpu and dtype in native.FLOATING
+
+
+def restore(blocks: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of `sps2.kernels.weights.QuantisedWeight`: [inputs, outputs of all blocks]."""
+    across, groups, size = blocks.shape
+    out = torch.empty(groups * GROUP, across * BESIDE, dtype=dtype)
+    call = _Restored(
+        type=native.TYPES[dtype],
+        bits=4 if size == block_bytes(4) else 8,
+        blocks=across,
+        inputs=groups * GROUP,
+        threads=torch.get_num_threads(),
+        weight=blocks.data_ptr(),
+        out=out.data_ptr(),
+    )
+    native.invoke("sps2_restore", call)
+    return out
