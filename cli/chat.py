@@ -99,9 +99,9 @@ def answer(client: "Client", turns: list["Turn"], settings: dict[str, Any]) -> s
     pieces: list[str] = []
     usage = None
     try:
-        with reading.shown() as prompt:
+        with reading.shown() as waiting:
             for chunk in client.chat_stream(turns, **reading.watched(settings)):
-                prompt.take(chunk)
+                waiting.take(chunk)
                 for choice in chunk.choices:
                     piece = choice.delta.content or ""
                     pieces.append(piece)

@@ -55,9 +55,9 @@ def complete(
         if as_json:
             print(msgspec.json.encode(client.complete(text, **settings)).decode())
             return
-        with reading.shown() as prompt:
+        with reading.shown() as waiting:
             for chunk in client.complete_stream(text, **reading.watched(settings)):
-                prompt.take(chunk)
+                waiting.take(chunk)
                 for choice in chunk.choices:
                     print(choice.text, end="", flush=True)
     print()
