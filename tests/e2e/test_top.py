@@ -118,6 +118,10 @@ def test_once_for_scripts(loaded: Running) -> None:
 def test_progress_of_a_real_prefill(loaded: Running) -> None:
     with Client(loaded.bus) as client:
         chunks = list(client.complete_stream([9] * 300, max_tokens=2, sps2={"progress": True}))  # type: ignore[typeddict-item]
+        computed = sum(
+            each.counters.get("prefill_tokens", 0.0) for each in client.status().services
+        )
+    assert computed >= 300, "every layer of every token is counted"
     told = [each.sps2.progress for each in chunks if each.sps2]
     assert told
     assert (told[0].processed, told[0].total, told[0].cached) == (0, 300, 0)
