@@ -33,7 +33,7 @@ from sps2.common.config import Cluster
 
 SIZES = ((80, 24), (200, 50))
 WARM_S = 6.0
-"""To start Python and to hear of everyone: not what is measured."""
+"""From the first screen on, until everyone was heard."""
 
 
 def main() -> None:
@@ -92,6 +92,8 @@ def cost(file: Path, width: int, height: int, seconds: float) -> float:
 
     threading.Thread(target=read, daemon=True).start()
     process = psutil.Process(top.pid)
+    while not written[0] and top.poll() is None:
+        time.sleep(0.1)
     time.sleep(WARM_S)
     before = process.cpu_times()
     since_s = time.monotonic()
