@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sps2.cli import render
+from sps2.cli import reading, render
 from sps2.cli.complete import (
     Attention,
     MaxTokens,
@@ -98,21 +98,17 @@ def answer(client: "Client", turns: list["Turn"], settings: dict[str, Any]) -> s
     """Stream one answer to standard output; Ctrl-C cancels it and keeps what has come."""
     pieces: list[str] = []
     usage = None
-    waiting = render.err.status("reading")
-    waiting.start()
     try:
-        for chunk in client.chat_stream(turns, **settings):
-            for choice in chunk.choices:
-                piece = choice.delta.content or ""
-                if piece:
-                    waiting.stop()
-                pieces.append(piece)
-                print(piece, end="", flush=True)
-            usage = chunk.usage or usage
+        with reading.shown() as waiting:
+            for chunk in client.chat_stream(turns, **reading.watched(settings)):
+                waiting.take(chunk)
+                for choice in chunk.choices:
+                    piece = choice.delta.content or ""
+                    pieces.append(piece)
+                    print(piece, end="", flush=True)
+                usage = chunk.usage or usage
     except KeyboardInterrupt:
         print(" [interrupted]", end="")
-    finally:
-        waiting.stop()
     print()
     footer(usage)
     return "".join(pieces)

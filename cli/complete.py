@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from sps2.cli import render
+from sps2.cli import reading, render
 from sps2.cli.target import ConfigOption, NameOption, reachable
 from sps2.common.errors import Invalid
 
@@ -55,9 +55,11 @@ def complete(
         if as_json:
             print(msgspec.json.encode(client.complete(text, **settings)).decode())
             return
-        for chunk in client.complete_stream(text, **settings):
-            for choice in chunk.choices:
-                print(choice.text, end="", flush=True)
+        with reading.shown() as waiting:
+            for chunk in client.complete_stream(text, **reading.watched(settings)):
+                waiting.take(chunk)
+                for choice in chunk.choices:
+                    print(choice.text, end="", flush=True)
     print()
 
 

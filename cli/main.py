@@ -22,6 +22,7 @@ from sps2.cli import (
     up,
 )
 from sps2.cli.bench import quality
+from sps2.cli.top.command import top
 from sps2.common.errors import ServiceError
 
 
@@ -63,6 +64,7 @@ for command in (
     up.up,
     down.down,
     status.status,
+    top,
     logs.logs,
     chat.chat,
     complete.complete,

@@ -1,7 +1,8 @@
 """The public API: OpenAI's requests and answers, as HTTP, the SDK and the gateway share them.
 
 Unknown fields are refused, never ignored. On the bus a completion is always a stream of chunks
-(`sps2.common.collect` folds them); its last chunk has no choices and carries the usage.
+(`sps2.common.collect` folds them); its last chunk has no choices and carries the usage. Nor have
+those about progress, which come before all others.
 """
 
 import re
@@ -20,6 +21,7 @@ from sps2.common.messages import (
     Struct,
     Wire,
 )
+from sps2.common.progress import ChunkExtension
 from sps2.common.usage import Usage
 
 T = TypeVar("T")
@@ -74,6 +76,10 @@ class Extension(Struct, frozen=True):
     )
     pipelined: (
         Annotated[bool, Meta(description="false does transfers and arithmetic by turns")] | None
+    ) = None
+    progress: (
+        Annotated[bool, Meta(description="chunks about the prefill as it goes on; needs `stream`")]
+        | None
     ) = None
 
 
@@ -212,6 +218,7 @@ class CompletionChunk(Struct, frozen=True, kw_only=True):
     system_fingerprint: str
     choices: list[CompletionChoice]
     usage: Usage | UnsetType | None = UNSET
+    sps2: ChunkExtension | UnsetType = UNSET
 
 
 class Completion(Struct, frozen=True, kw_only=True):
@@ -262,6 +269,7 @@ class ChatChunk(Struct, frozen=True, kw_only=True):
     system_fingerprint: str
     choices: list[ChatDelta]
     usage: Usage | UnsetType | None = UNSET
+    sps2: ChunkExtension | UnsetType = UNSET
 
 
 class Answer(Struct, frozen=True):

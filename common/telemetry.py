@@ -18,7 +18,7 @@ import zmq.asyncio
 from sps2.common import wire
 from sps2.common.config import Bus
 from sps2.common.errors import Invalid
-from sps2.common.messages import Struct
+from sps2.common.messages import Link, Struct
 
 MAX_EVENT_BYTES = 1 << 20
 QUEUE = 1000
@@ -34,10 +34,20 @@ class Beat(Struct, frozen=True, tag=True):
     """Seconds since the epoch."""
     rss_bytes: int
     counters: dict[str, float] = msgspec.field(default_factory=dict)
+    state: str = ""
+    """As in `Info`."""
+    waiting_for: str = ""
+    links: tuple[Link, ...] = ()
+    tokens: dict[str, int] = msgspec.field(default_factory=dict)
+    """Of each answer that it generates, how many there are."""
 
 
 class RequestEvent(Struct, frozen=True, tag=True):
-    """A request entered `stage`."""
+    """A request entered `stage`, or, of the one that it is in, is so far as `detail` says.
+
+    Stages: those of `RequestStatus`, and "ended", whose detail has an "error" if it failed.
+    Details: docs/operating.md lists them.
+    """
 
     request: str
     stage: str
@@ -124,10 +134,28 @@ class Publisher:
         except zmq.Again:
             self.dropped += 1
 
-    def beat(self, counters: Mapping[str, float]) -> None:
+    def beat(
+        self,
+        counters: Mapping[str, float],
+        state: str = "",
+        waiting_for: str = "",
+        links: tuple[Link, ...] = (),
+        tokens: Mapping[str, int] | None = None,
+    ) -> None:
         """Publish a sign of life of this process."""
-        rss_bytes = self._process.memory_info().rss
-        self.publish(Beat(self._service, os.getpid(), time.time(), rss_bytes, dict(counters)))
+        self.publish(
+            Beat(
+                self._service,
+                os.getpid(),
+                time.time(),
+                self._process.memory_info().rss,
+                dict(counters),
+                state,
+                waiting_for,
+                links,
+                dict(tokens or {}),
+            )
+        )
 
     def close(self) -> None:
         self._socket.close()

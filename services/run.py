@@ -43,6 +43,8 @@ class About:
     """What it waits for, in words; empty when it can work."""
     counters: Callable[[], dict[str, float]] = dict
     links: Callable[[], tuple[Link, ...]] = tuple
+    tokens: Callable[[], dict[str, int]] = dict
+    """Of each answer that it generates, how many there are."""
     started: bool = False
 
     def __post_init__(self) -> None:
@@ -80,7 +82,9 @@ async def beating(about: About, cluster: Cluster) -> AsyncIterator[Publisher]:
 
     async def beats() -> None:
         while True:
-            publisher.beat(about.counters())
+            publisher.beat(
+                about.counters(), about.state, about.missing(), about.links(), about.tokens()
+            )
             await asyncio.sleep(cluster.bus.beat_s)
 
     task = asyncio.create_task(beats())

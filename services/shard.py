@@ -5,7 +5,8 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,7 @@ from sps2.common.transport import choose
 from sps2.common.transport.plane import Plane
 from sps2.kernels import native
 from sps2.services import memory
+from sps2.services.busy import ThreadClock
 from sps2.services.run import About, beating
 from sps2.services.team import Led, Loyalty, Team, connect, leading, meet
 
@@ -48,6 +50,14 @@ class DataLoop:
 
     def start(self) -> None:
         self._thread.start()
+
+    async def clock(self) -> ThreadClock:
+        """Of its thread."""
+
+        async def made() -> ThreadClock:
+            return ThreadClock()
+
+        return await self.run(made())
 
     async def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Run a coroutine there and await it here; cancelling here cancels there."""
@@ -93,6 +103,14 @@ class Inventory(Protocol):
 
     async def evict(self, names: tuple[bytes, ...]) -> None:
         """Forget these."""
+        ...
+
+
+class Counting(Protocol):
+    """What the services of a shard tell in its beats."""
+
+    def counters(self) -> dict[str, float]:
+        """Monotonic counts and current gauges."""
         ...
 
 
@@ -213,7 +231,7 @@ class ReadyShard:
     @asynccontextmanager
     async def member(
         self,
-        services: Sequence[object],
+        services: Sequence[Counting],
         led: Sequence[Led],
         pages: int = 0,
         page_tokens: int = 0,
@@ -230,6 +248,8 @@ class ReadyShard:
         directory = Peer(self.cluster.kvdir_address, bus, name="kvdir")
         membership = Membership(shard, scheduler, directory, bus, inventory)
         self.about.missing = membership.missing
+        plane = self.about.counters
+        self.about.counters = lambda: _summed(plane(), *(each.counters() for each in services))
         self.about.started = True
         async with beating(self.about, self.cluster), membership.kept(), leading(led):
             yield
@@ -267,6 +287,13 @@ async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterat
         await data.run(plane.close())
         await data.close()
         team.close()
+
+
+def _summed(*parts: Mapping[str, float]) -> dict[str, float]:
+    totals = Counter[str]()
+    for part in parts:
+        totals.update(part)
+    return dict(totals)
 
 
 def _links(shard: str, plane: Plane) -> tuple[Link, ...]:

@@ -38,6 +38,7 @@ from sps2.common.messages.directory import (
 )
 from sps2.common.messages.fleet import Follower, Lead, Peer, Register, Shard
 from sps2.common.messages.prefill import (
+    Advanced,
     Deposited,
     Join,
     Prefill,
@@ -47,7 +48,7 @@ from sps2.common.messages.prefill import (
     Target,
 )
 from sps2.common.messages.request import Sampling, Token, TokenLogprobs
-from sps2.common.messages.scheduling import Finished, FirstToken, Placed, Submit
+from sps2.common.messages.scheduling import Finished, FirstToken, Placed, Progress, Submit
 from sps2.common.messages.sharing import (
     ExactMethod,
     Exchanged,
@@ -73,6 +74,7 @@ from sps2.common.messages.status import (
 )
 
 __all__ = [
+    "Advanced",
     "Announce",
     "Assist",
     "Cache",
@@ -117,6 +119,7 @@ __all__ = [
     "Prefill",
     "PrefillRank",
     "Prefilled",
+    "Progress",
     "Register",
     "Reply",
     "Report",

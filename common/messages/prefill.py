@@ -41,13 +41,13 @@ class Source(Struct, frozen=True):
     spans: tuple[Span, ...]
 
 
-class Prefill(Stream["Prefilled | Deposited"], frozen=True):
+class Prefill(Stream["Advanced | Prefilled | Deposited"], frozen=True):
     """Scheduler to each member of a group that has joined: run the prompt's layers on your spans.
 
     The group's spans are the end of the prompt; `prefix` has all that comes before.
 
-    Items: `Prefilled` when they are computed, `Deposited` once their KV has left. Invalid if the
-    member has not joined.
+    Items: now and then `Advanced`, `Prefilled` when they are computed, `Deposited` once their KV
+    has left. Invalid if the member has not joined.
     """
 
     request: str
@@ -59,6 +59,12 @@ class Prefill(Stream["Prefilled | Deposited"], frozen=True):
     sampling: Sampling
     scheme: Scheme = Scheme()
     prefix: tuple[Source, ...] = ()
+
+
+class Advanced(Struct, frozen=True, tag=True):
+    """The layers so far come to this many of the rank's tokens."""
+
+    tokens: int
 
 
 class Prefilled(Struct, frozen=True, tag=True):

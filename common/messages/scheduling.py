@@ -6,7 +6,7 @@ from sps2.common.messages.request import Sampling, Token, TokenLogprobs
 from sps2.common.messages.sharing import Exchanged, Scheme, Setting, Wish
 
 
-class Submit(Stream["Placed | FirstToken | Finished"], frozen=True):
+class Submit(Stream["Placed | Progress | FirstToken | Finished"], frozen=True):
     """Gateway to scheduler: run a request. Closing the stream cancels it everywhere."""
 
     request: str
@@ -16,6 +16,8 @@ class Submit(Stream["Placed | FirstToken | Finished"], frozen=True):
     wish: Wish = Wish()
     cache_salt: str = ""
     """Requests share cached KV only with those of the same salt."""
+    progress: bool = False
+    """Whether `Progress` is told."""
 
 
 class Placed(Struct, frozen=True, tag=True):
@@ -34,6 +36,19 @@ class Placed(Struct, frozen=True, tag=True):
     """Tokens of answer from which on moving all KV to the owner would have moved fewer bytes."""
     cached_tokens: int = 0
     """From the first on, whose KV was cached."""
+
+
+class Progress(Struct, frozen=True, tag=True):
+    """How far the prefill is, in tokens of the prompt: a layer of n counts as one of n's tokens.
+
+    processed: of `total`, `cached` ones included.
+    eta_ms: until its end; None while there is no telling.
+    """
+
+    processed: int
+    total: int
+    cached: int
+    eta_ms: float | None = None
 
 
 class FirstToken(Struct, frozen=True, tag=True):

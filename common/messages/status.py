@@ -39,7 +39,7 @@ class RequestStatus(Struct, frozen=True):
     """One request in the cluster. Times are seconds since it was submitted."""
 
     request: str
-    stage: Literal["queued", "reserving", "prefill", "decode"]
+    stage: Literal["queued", "reserving", "prefill", "transfer", "decode"]
     prompt_tokens: int
     age_s: float
     epoch: int
@@ -47,6 +47,10 @@ class RequestStatus(Struct, frozen=True):
     owner: str = ""
     placements: tuple[Placement, ...] = ()
     cached_tokens: int = 0
+    group: tuple[str, ...] = ()
+    """Prefill shards."""
+    max_tokens: int = 0
+    """Of the answer."""
 
 
 class ShardStatus(Struct, frozen=True):

@@ -134,6 +134,10 @@ class PagePool:
             self._users[page] -= 1
             self.free_pages += not self._users[page]
 
+    def users_of(self, pages: Iterable[int]) -> list[int]:
+        """How many users each of the pages has; safe to call from another thread."""
+        return [self._users[page] for page in pages]
+
     def _stretch(self, pages: int) -> list[int]:
         """The first stretch of that many free pages; empty if there is none."""
         length = 0

@@ -7,7 +7,7 @@ from sps2.services.decode.pool import pool_for
 from sps2.services.decode.service import DecodeService
 from sps2.services.prefill.service import PrefillService
 from sps2.services.run import About, run
-from sps2.services.shard import ready_shard
+from sps2.services.shard import Counting, ready_shard
 
 
 async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
@@ -15,8 +15,9 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
         pool = await pool_for(shard)
         decode = DecodeService(shard.model, shard.plane, pool, shard.data)
         await decode.start()
+        about.tokens = decode.tokens
         prefill = PrefillService(shard.model, shard.plane, shard.data, pages=decode)
-        services = [prefill, decode]
+        services: list[Counting] = [prefill, decode]
         async with shard.member(services, (), pool.pages, pool.page_tokens, decode):
             await stop.wait()
         prefill.close()

@@ -24,6 +24,7 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
         led = await shard.led()
         service = DecodeService(model, plane, pool, data, led)
         await service.start()
+        about.tokens = service.tokens
         async with shard.member([service], led, pool.pages, pool.page_tokens, service):
             await stop.wait()
         await service.close()

@@ -24,6 +24,10 @@ class CachedPages:
         """All of them, those first that were cached first; safe to call from another thread."""
         return tuple(self._pages)
 
+    def idle(self) -> int:
+        """How many of the pages no request uses; safe as `names` is."""
+        return self._pool.users_of(tuple(self._pages.values())).count(1)
+
     def news(self) -> tuple[bytes, ...]:
         """Those of ended requests that `told` has not been told of; safe as `names` is."""
         return tuple(self._news)

@@ -72,6 +72,7 @@ class DecodeService:
 
     async def start(self) -> None:
         """Build what lives on the data loop and begin stepping."""
+        self._busy = await self._data.clock()
         await self._data.run(self._build())
 
     async def _build(self) -> None:
@@ -145,6 +146,21 @@ class DecodeService:
     def attend(self, key: Key, layer: int, at: int, head: int, q: Tensor) -> State:
         """As `Prefixes.attend`, on any thread."""
         return self._prefixes.attend(key, layer, at, head, q)
+
+    def counters(self) -> dict[str, float]:
+        """For beats: pages, cached ones that nobody uses, and requests that it owns and holds."""
+        return {
+            "kv_pages": float(self._pool.pages),
+            "kv_pages_free": float(self._pool.free_pages),
+            "kv_pages_idle": float(self._holdings.cached.idle()),
+            "owned": float(len(self._generating)),
+            "held": float(len(self._holdings.inventory())),
+            **self._busy.counters(),
+        }
+
+    def tokens(self) -> dict[str, int]:
+        """Of each answer that it generates, how many there are."""
+        return {key[0]: 1 + self._logs[key].count for key in self._generating}
 
     def inventory(self) -> tuple[Holding, ...]:
         """What this shard holds, for the directory."""

@@ -19,6 +19,11 @@ class TokenLog:
         self._tokens.append(token)
         self._tell()
 
+    @property
+    def count(self) -> int:
+        """Tokens so far."""
+        return len(self._tokens)
+
     def ids(self) -> list[int]:
         """Of the tokens so far."""
         return [token.id for token in self._tokens]

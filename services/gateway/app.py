@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 from sps2.common import api
 from sps2.common.api import ChatChunk, ChatRequest, CompletionChunk, CompletionRequest, Version
 from sps2.common.collect import collect_chat, collect_completion
-from sps2.common.errors import ServiceError
+from sps2.common.errors import Invalid, ServiceError
 from sps2.services.gateway import body, metrics
 from sps2.services.gateway.gateway import Gateway
 from sps2.services.gateway.openapi import document, takes
@@ -57,6 +57,7 @@ def application(
     @app.post("/v1/completions", **takes(CompletionRequest, api.Completion))
     async def complete(request: Request) -> Response:
         asked = await body.read(request, CompletionRequest, max_body_bytes)
+        _check_progress(asked)
         await check_ready()
         chunks = gateway.complete(asked, name_of(request))
         if asked.stream:
@@ -66,6 +67,7 @@ def application(
     @app.post("/v1/chat/completions", **takes(ChatRequest, api.Chat))
     async def chat(request: Request) -> Response:
         asked = await body.read(request, ChatRequest, max_body_bytes)
+        _check_progress(asked)
         await check_ready()
         chunks = gateway.chat(asked, name_of(request))
         if asked.stream:
@@ -110,6 +112,11 @@ async def _handler(request: Request, error: Exception) -> Response:
     return failed(error)
 
 
+def _check_progress(request: CompletionRequest | ChatRequest) -> None:
+    if request.sps2 is not None and request.sps2.progress and not request.stream:
+        raise Invalid("`sps2.progress` needs `stream` to be true", "sps2.progress")
+
+
 async def _streamed(
     chunks: AsyncGenerator[T, None], request: CompletionRequest | ChatRequest
 ) -> AsyncGenerator[object, None]:
@@ -117,7 +124,7 @@ async def _streamed(
     wanted = request.stream_options is not None and request.stream_options.include_usage
     try:
         async for chunk in chunks:
-            if chunk.choices:
+            if chunk.choices or chunk.sps2:
                 yield msgspec.structs.replace(chunk, usage=None) if wanted else chunk
             elif wanted:
                 yield chunk

@@ -21,12 +21,14 @@ from sps2.common.api import (
     Tokens,
 )
 from sps2.common.errors import Invalid
+from sps2.common.messages import Progress
 from sps2.common.tokens import Tokenizer
 from sps2.services.gateway.echo import echo
 from sps2.services.gateway.generate import Record
 from sps2.services.gateway.limits import Served, Slots
 from sps2.services.gateway.logprobs import chat_logprobs, completion_logprobs
 from sps2.services.gateway.metrics import Metrics
+from sps2.services.gateway.progress import Prompts
 from sps2.services.gateway.running import Running
 from sps2.services.gateway.text import Piece
 from sps2.services.gateway.usage import usage
@@ -75,12 +77,15 @@ class Gateway:
                 model=self.served.model,
                 system_fingerprint=self.served.fingerprint,
             )
+            prompts = Prompts(order.jobs)
             writer = _CompletionWriter(request, order, records, self._tokenizer)
             with self._slots.take(len(order.jobs)):
                 pieces = self.running.pieces(name, order, records)
                 async with aclosing(pieces):
                     async for index, piece in pieces:
-                        if (choice := await writer.choice(index, piece)) is not None:
+                        if isinstance(piece, Progress):
+                            yield chunk(choices=[], sps2=prompts.told(index, piece))
+                        elif (choice := await writer.choice(index, piece)) is not None:
                             yield chunk(choices=[choice])
             total = usage(order.prompts, order.jobs, records, self.served.kv_token_bytes)
             self.metrics.spent(total)
@@ -99,11 +104,15 @@ class Gateway:
                 model=self.served.model,
                 system_fingerprint=self.served.fingerprint,
             )
+            prompts = Prompts(order.jobs)
             begun: set[int] = set()
             with self._slots.take(len(order.jobs)):
                 pieces = self.running.pieces(name, order, records)
                 async with aclosing(pieces):
                     async for index, piece in pieces:
+                        if isinstance(piece, Progress):
+                            yield chunk(choices=[], sps2=prompts.told(index, piece))
+                            continue
                         if index not in begun:
                             begun.add(index)
                             yield chunk(choices=[ChatDelta(index, Delta("assistant", ""))])

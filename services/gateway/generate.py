@@ -10,12 +10,22 @@ from dataclasses import dataclass
 import msgspec
 
 from sps2.common.errors import PeerLost, ServiceError
-from sps2.common.messages import Finished, FirstToken, Follow, Placed, Sampling, Submit, Token, Wish
+from sps2.common.messages import (
+    Finished,
+    FirstToken,
+    Follow,
+    Placed,
+    Progress,
+    Sampling,
+    Submit,
+    Token,
+    Wish,
+)
 from sps2.common.rpc import Peer
 from sps2.services.gateway.shards import Shards
 from sps2.services.tasks import emitted_by, root_cause
 
-Event = Placed | FirstToken | Finished
+Event = Placed | Progress | FirstToken | Finished
 
 PATIENCE_S = 4.0
 """How long one side may take to follow when the other has ended: the scheduler to say what becomes
@@ -32,6 +42,7 @@ class Job(msgspec.Struct, frozen=True):
     wish: Wish = Wish()
     silent: bool = False
     cache_salt: str = ""
+    progress: bool = False
 
 
 @dataclass
@@ -51,6 +62,7 @@ class Generation:
 
     Args:
         record: filled in as the job runs; the totals are there when the iteration has ended.
+        advanced: told of the prefill's progress, if the job asks for it.
     """
 
     def __init__(
@@ -60,12 +72,14 @@ class Generation:
         scheduler: Peer,
         shards: Shards,
         patience_s: float = PATIENCE_S,
+        advanced: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         self._job = job
         self._record = record
         self._scheduler = scheduler
         self._shards = shards
         self._patience_s = patience_s
+        self._advanced = advanced
         self._next = 0
         self._early: dict[int, Token] = {}
         self._is_complete = False
@@ -92,7 +106,7 @@ class Generation:
     async def _submit(self, group: asyncio.TaskGroup, emit: Callable[[Token], None]) -> None:
         job, record = self._job, self._record
         prompt = struct.pack(f"<{len(job.prompt)}i", *job.prompt)
-        submit = Submit(job.request, prompt, job.sampling, job.wish, job.cache_salt)
+        submit = Submit(job.request, prompt, job.sampling, job.wish, job.cache_salt, job.progress)
         follower: asyncio.Task[None] | None = None
         try:
             async with (
@@ -106,6 +120,8 @@ class Generation:
                             if follower is not None:
                                 follower.cancel()
                             follower = group.create_task(self._follow(item, emit))
+                        case Progress():
+                            self._advanced(item)
                         case FirstToken():
                             record.first = item
                             record.ttft_s = time.monotonic() - record.since_s

@@ -11,11 +11,18 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from sps2.common.errors import Cancelled, Invalid, PeerLost, Refused
 from sps2.common.messages import Leases
 from sps2.common.usage import Usage
+from sps2.services.gateway.recent import Recent
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 _BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5)
+_TOLD = (
+    "sps2_requests_running",
+    "sps2_requests_waiting",
+    "sps2_kv_leaked_pages",
+    "sps2_generation_tokens_total",
+)
 _STATUS = {Invalid: "invalid", Refused: "refused", PeerLost: "lost", Cancelled: "cancelled"}
 
 
@@ -78,6 +85,8 @@ class Metrics:
         )
 
         self._evicted_pages = 0
+        self._ttft = Recent()
+        self._between = Recent()
 
     def page(self) -> bytes:
         """The text that Prometheus scrapes."""
@@ -85,9 +94,29 @@ class Metrics:
 
     def gauges(self) -> dict[str, float]:
         """What the gateway's beats tell."""
-        names = ("sps2_requests_running", "sps2_requests_waiting", "sps2_kv_leaked_pages")
-        values = {name: self.registry.get_sample_value(name) for name in names}
-        return {name: value for name, value in values.items() if value is not None}
+        values = {name: self.registry.get_sample_value(name) for name in _TOLD}
+        ended = sum(
+            sample.value
+            for family in self.requests.collect()
+            for sample in family.samples
+            if sample.name == "sps2_requests_total"
+        )
+        return {
+            **{name: value for name, value in values.items() if value is not None},
+            "sps2_requests_total": ended,
+            **self._ttft.quantiles("ttft"),
+            **self._between.quantiles("tbt"),
+        }
+
+    def first_token(self, seconds: float) -> None:
+        """A choice's first token came so long after the request."""
+        self.ttft.observe(seconds)
+        self._ttft.add(seconds)
+
+    def next_token(self, seconds: float) -> None:
+        """A token came so long after the one before it."""
+        self.between.observe(seconds)
+        self._between.add(seconds)
 
     @contextmanager
     def request(self) -> Iterator[None]:
@@ -147,7 +176,7 @@ class Pace:
         """A token came."""
         now_s = time.monotonic()
         metrics = self._metrics
-        (metrics.between if self._begun else metrics.ttft).observe(now_s - self._last_s)
+        (metrics.next_token if self._begun else metrics.first_token)(now_s - self._last_s)
         if not self._begun:
             metrics.waiting.dec()
             metrics.running.inc()

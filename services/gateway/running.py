@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from sps2.common.errors import Cancelled, Invalid, ServiceError
+from sps2.common.messages import Progress
 from sps2.common.rpc import Peer
 from sps2.common.tokens import Detokenizer, Tokenizer
 from sps2.services.gateway.generate import Generation, Job, Record
@@ -17,7 +18,8 @@ from sps2.services.tasks import emitted_by, root_cause
 NAME_CHARS = 12
 """Of an answer; its scheduler requests add four."""
 
-Emit = Callable[[tuple[int, Piece]], None]
+Said = tuple[int, Piece | Progress]
+Emit = Callable[[Said], None]
 
 
 class Running:
@@ -34,8 +36,10 @@ class Running:
 
     async def pieces(
         self, name: str, order: Order, records: list[Record]
-    ) -> AsyncGenerator[tuple[int, Piece], None]:
-        """(choice, piece) as they come; ending the iteration early cancels all choices.
+    ) -> AsyncGenerator[Said, None]:
+        """(choice, piece), and (choice, progress) if asked for, as they come.
+
+        Ending the iteration early cancels all choices.
 
         Raises:
             ServiceError: the first failure of a choice; the others are then cancelled.
@@ -87,7 +91,13 @@ class Running:
         writer = Writer(
             Detokenizer(self._tokenizer, job.prompt), job.stops, job.sampling.min_tokens
         )
-        generation = Generation(job, record, self._scheduler, self._shards)
+        generation = Generation(
+            job,
+            record,
+            self._scheduler,
+            self._shards,
+            advanced=lambda progress: emit((index, progress)),
+        )
         with Pace(self._metrics, record.since_s) as pace:
             async with aclosing(generation.tokens()) as tokens:
                 async for token in tokens:

@@ -209,6 +209,7 @@ def _jobs(
             wish=_wish(request.sps2),
             silent=limits[index] == 0,
             cache_salt=request.cache_salt or "",
+            progress=bool(request.sps2 and request.sps2.progress),
         )
         for index, prompt in enumerate(prompts)
         for choice in range(choices)

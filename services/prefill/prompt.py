@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from sps2.common.messages import Deposited, Exchanged, Prefill, Prefilled, TokenLogprobs
 from sps2.common.model.attend import Run
@@ -47,6 +48,7 @@ async def run_prompt(
     turn: Turn | None = None,
     pages: OwnPages = NO_PAGES,
     passes: Passes | None = None,
+    advanced: Callable[[int], None] = lambda layers: None,
 ) -> Deposited:
     """Run `request.rank`'s part; returns once its keys and values are kept, or have left.
 
@@ -56,6 +58,7 @@ async def run_prompt(
         turn: as `turn_of` makes it; tokens and log-probabilities are the first process's.
         pages: of this process, for what is to stay in it and the prefixes that lie in it.
         passes: of this process, in which prompts that one process has for itself run.
+        advanced: told how many layers are done, after each.
 
     Raises:
         PeerLost: a member of the group or a decode shard is gone.
@@ -80,11 +83,17 @@ async def run_prompt(
                 targets, share = request.targets, model.share
                 whole = Prefix(attend, group, request.prefix, share, pages)
                 deposit = Deposit(whole, group, deposits, spans, targets, share, pages)
+
+                async def attend_layer(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                    advanced(layer)
+                    return await deposit(layer, q, k, v)
+
                 ids = prompt[positions]
                 if passes is not None and turn is None and group.ranks == 1:
-                    hidden = await passes.forward(ids, positions, deposit, group.timeline)
+                    hidden = await passes.forward(ids, positions, attend_layer, group.timeline)
                 else:
-                    hidden = await model.forward(ids, positions, deposit, group.compute, turn)
+                    hidden = await model.forward(ids, positions, attend_layer, group.compute, turn)
+                advanced(model.config.layers)
                 scored = await _score_prompt(model, request, prompt, positions, hidden, run, turn)
                 token = None
                 if spans[-1].stop == len(prompt):

@@ -6,13 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from sps2.common.errors import Invalid
-from sps2.common.messages import Deposited, Done, Join, Prefill, Prefilled
+from sps2.common.messages import Advanced, Deposited, Done, Join, Prefill, Prefilled
 from sps2.common.model.collectives import Turn
 from sps2.common.model.llama import Llama
 from sps2.common.transport.inbox import Inbox
 from sps2.common.transport.plane import Plane
+from sps2.services.busy import ThreadClock
 from sps2.services.prefill.own import NO_PAGES, OwnPages
 from sps2.services.prefill.passes import Passes
+from sps2.services.prefill.progress import Progress, Tally
 from sps2.services.prefill.prompt import run_prompt, turn_of
 from sps2.services.prefill.team import Emit, Followers, Parts
 from sps2.services.shard import DataLoop
@@ -46,6 +48,8 @@ class PrefillService:
         self._followers = Followers([each.bus for each in led])
         self._compute = ThreadPoolExecutor(1, "compute")
         self._passes = Passes(model, self._run)
+        self._busy = self._compute.submit(ThreadClock).result()
+        self._tally = Tally()
         self._inboxes: dict[tuple[str, int], Inbox] = {}
         """On the data loop."""
 
@@ -61,7 +65,7 @@ class PrefillService:
         finally:
             self._data.post(lambda: self._close(key))
 
-    async def prefill(self, request: Prefill) -> AsyncIterator[Prefilled | Deposited]:
+    async def prefill(self, request: Prefill) -> AsyncIterator[Advanced | Prefilled | Deposited]:
         async def job(emit: Emit) -> None:
             parts = Parts(1 + len(self._followers.peers), emit)
             turn = turn_of(self._model, request)  # nothing may wait until followers are asked
@@ -79,24 +83,42 @@ class PrefillService:
         async for item in emitted_by(job):
             yield item
 
+    def counters(self) -> dict[str, float]:
+        """For beats: what was computed, and for how many requests frames are accepted."""
+        return {
+            "prefilling": float(len(self._inboxes)),
+            **self._tally.counters(),
+            **self._busy.counters(),
+        }
+
     def close(self) -> None:
         self._compute.shutdown(cancel_futures=True)
 
     async def _part(self, request: Prefill, turn: Turn | None, parts: Parts) -> None:
         control = asyncio.get_running_loop()
 
+        def advanced(tokens: int) -> None:
+            control.call_soon_threadsafe(parts.take, 0, Advanced(tokens))
+
         def prefilled(item: Prefilled) -> None:
+            self._tally.exchanged(item.exchanged)
             control.call_soon_threadsafe(parts.take, 0, item)
 
+        tokens = sum(span.tokens for span in request.group[request.rank].spans)
+        progress = Progress(tokens, self._model.config.layers, self._tally, advanced)
         try:
-            deposited = await self._data.run(self._prefill(request, turn, prefilled))
+            deposited = await self._data.run(self._prefill(request, turn, prefilled, progress))
         finally:
             if turn is not None:
                 self._data.post(turn.stop)
         parts.take(0, deposited)
 
     async def _prefill(
-        self, request: Prefill, turn: Turn | None, prefilled: Callable[[Prefilled], None]
+        self,
+        request: Prefill,
+        turn: Turn | None,
+        prefilled: Callable[[Prefilled], None],
+        progress: Progress,
     ) -> Deposited:
         inbox = self._inboxes.get((request.request, request.epoch))
         if inbox is None:
@@ -111,6 +133,7 @@ class PrefillService:
             turn,
             self._pages,
             self._passes,
+            progress,
         )
 
     async def _open(self, key: tuple[str, int]) -> None:

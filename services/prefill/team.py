@@ -7,17 +7,19 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from sps2.common.errors import Internal
-from sps2.common.messages import Deposited, Exchanged, Prefill, Prefilled
+from sps2.common.messages import Advanced, Deposited, Exchanged, Prefill, Prefilled
 from sps2.common.rpc import Peer
 
-Emit = Callable[[Prefilled | Deposited], None]
+Item = Advanced | Prefilled | Deposited
+Emit = Callable[[Item], None]
 
 
 class Parts:
     """What the processes of a shard answer to one Prefill, put together.
 
     Args:
-        emit: told when all are through their layers, and when all their KV has left.
+        emit: told how far the first is, when all are through their layers, and when all their KV
+            has left.
     """
 
     def __init__(self, processes: int, emit: Emit) -> None:
@@ -26,9 +28,12 @@ class Parts:
         self._prefilled: dict[int, Prefilled] = {}
         self._deposited: list[Deposited] = []
 
-    def take(self, rank: int, item: Prefilled | Deposited) -> None:
+    def take(self, rank: int, item: Item) -> None:
         """What the process of this TP rank answered."""
         match item:
+            case Advanced():
+                if not rank:  # the others are in the same layer
+                    self._emit(item)
             case Prefilled():
                 self._prefilled[rank] = item
                 if len(self._prefilled) == self._processes:

@@ -118,7 +118,7 @@ Action = Find | Launch | Reject
 TRUSTING_EPOCHS = 2
 """How often a request is planned with what others computed; then it computes all by itself."""
 
-Stage = Literal["queued", "reserving", "prefill", "decode"]
+Stage = Literal["queued", "reserving", "prefill", "transfer", "decode"]
 
 
 @dataclass
@@ -194,12 +194,13 @@ class Core:
                 self._queue.appendleft(request)
             case Prefilled(request):
                 entry = self._entries[request]
-                entry.stage = "decode"
+                entry.stage = "transfer"
                 for shard_id in entry.plan.group if entry.plan else ():
                     if member := self.fleet.members.get(shard_id):
                         member.prefilled.pop(request, None)
             case Shareable(request):
-                self._entries[request].is_shareable = True
+                entry = self._entries[request]
+                entry.is_shareable, entry.stage = True, "decode"
                 self._doubt_cached()
             case Ended(request):
                 self._leave_shards(request)
@@ -268,6 +269,8 @@ class Core:
                 entry.plan.owner if entry.plan else "",
                 entry.plan.placements if entry.plan else (),
                 entry.plan.prefix.tokens if entry.plan else 0,
+                entry.plan.group if entry.plan else (),
+                entry.work.max_tokens,
             )
             for request, entry in self._entries.items()
         )

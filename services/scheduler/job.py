@@ -1,15 +1,18 @@
 """One request carried out: lease, holds, prefill, decode, each for as long as it is needed."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from sps2.common.errors import Internal, PeerLost, Refused, ServiceError
 from sps2.common.messages import (
+    Advanced,
     Commit,
     Decode,
     Deposited,
+    Exchanged,
     Filled,
     Finished,
     FirstToken,
@@ -21,6 +24,7 @@ from sps2.common.messages import (
     Prefill,
     Prefilled,
     PrefillRank,
+    Progress,
     Reserve,
     Room,
     Shard,
@@ -32,6 +36,7 @@ from sps2.common.messages import (
 )
 from sps2.common.prefix import PromptNames
 from sps2.common.rpc import Peer
+from sps2.services.scheduler.pace import Pace
 from sps2.services.scheduler.policy import Plan
 from sps2.services.scheduler.prefix import own_names, shared_names
 from sps2.services.tasks import gather_all, root_cause
@@ -41,12 +46,13 @@ class Listener(Protocol):
     """Who is told how far a job is."""
 
     def granted(self, room: Room) -> None: ...
-    def prefilled(self) -> None: ...
+    def advanced(self, progress: Progress) -> None: ...
+    def prefilled(self, exchanged: Sequence[Exchanged]) -> None: ...
     def shareable(self) -> None: ...
     def lost(self, shard: Shard) -> None: ...
 
 
-Emit = Callable[[Placed | FirstToken | Finished], None]
+Emit = Callable[[Placed | Progress | FirstToken | Finished], None]
 
 
 class Job:
@@ -107,8 +113,10 @@ class Job:
                 await gather_all(*(event.wait() for event in (*held, *joined)))
                 loop = asyncio.get_running_loop()
                 replied = [loop.create_future() for _ in self._plan.group]
+                tokens, cached = len(self._submit.prompt) // 4, self._plan.prefix.tokens
+                pace = Pace(tokens, cached, time.monotonic())
                 prefills = [
-                    group.create_task(self._prefill(rank, future))
+                    group.create_task(self._prefill(rank, future, pace, emit))
                     for rank, future in enumerate(replied)
                 ]
                 first = await self._first(replied, emit)
@@ -138,20 +146,19 @@ class Job:
                 plan.prefix.tokens,
             )
         )
+        if submit.progress:
+            emit(Progress(plan.prefix.tokens, len(submit.prompt) // 4, plan.prefix.tokens))
         replies = await gather_all(*replied)
         first = next(reply.token for reply in replies if reply.token is not None)
-        self._listener.prefilled()
-        emit(
-            FirstToken(
-                first,
-                _prompt_logprobs(submit, replies),
-                max(reply.prefill_s for reply in replies),
-                tuple(reply.exchanged for reply in replies),
-            )
-        )
+        exchanged = tuple(reply.exchanged for reply in replies)
+        self._listener.prefilled(exchanged)
+        took_s = max(reply.prefill_s for reply in replies)
+        emit(FirstToken(first, _prompt_logprobs(submit, replies), took_s, exchanged))
         return first
 
-    async def _prefill(self, rank: int, replied: asyncio.Future[Prefilled]) -> int:
+    async def _prefill(
+        self, rank: int, replied: asyncio.Future[Prefilled], pace: Pace, emit: Emit
+    ) -> int:
         """Run one rank's part; how many bytes of KV it sent to decode shards."""
         submit, plan = self._submit, self._plan
         members = tuple(
@@ -184,6 +191,11 @@ class Job:
             async with self._peers[shard].stream(prefill) as items:
                 async for item in items:
                     match item:
+                        case Advanced(tokens):
+                            if progress := pace.advance(rank, tokens, time.monotonic()):
+                                self._listener.advanced(progress)
+                                if submit.progress:
+                                    emit(progress)
                         case Prefilled():
                             replied.set_result(item)
                         case Deposited(nbytes):

@@ -3,17 +3,19 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from sps2.common.config import Cluster
 from sps2.common.errors import PeerLost, Refused, ServiceError
 from sps2.common.messages import (
     Done,
+    Exchanged,
     Finished,
     FirstToken,
     FleetStatus,
     Lookup,
     Placed,
+    Progress,
     Register,
     Room,
     Shard,
@@ -55,7 +57,8 @@ FIND_S = 2.0
 """How long the directory may take to say what is cached."""
 
 Launched = tuple[int, Plan]
-Emit = Callable[[Placed | FirstToken | Finished], None]
+Item = Placed | Progress | FirstToken | Finished
+Emit = Callable[[Item], None]
 
 
 class SchedulerService:
@@ -118,7 +121,7 @@ class SchedulerService:
             self._lose(shard)
             await peer.close()
 
-    async def submit(self, request: Submit) -> AsyncIterator[Placed | FirstToken | Finished]:
+    async def submit(self, request: Submit) -> AsyncIterator[Item]:
         async def job(emit: Emit) -> None:
             await self._run(request, emit)
 
@@ -164,12 +167,18 @@ class SchedulerService:
         replans = 0
         answering = False
 
-        def watch(item: Placed | FirstToken | Finished) -> None:
+        def watch(item: Item) -> None:
             nonlocal answering
             answering = answering or isinstance(item, FirstToken)
             emit(item)
 
-        self._tell(work.request, "queued")
+        self._tell(
+            work.request,
+            "queued",
+            prompt_tokens=work.prompt_tokens,
+            max_tokens=work.max_tokens,
+        )
+        error = "cancelled"
         launch = self._expect_launch(work.request)
         self._handle(Submitted(work))
         try:
@@ -185,13 +194,17 @@ class SchedulerService:
                     replans += 1
                     log.warning("request %s: %s; planning anew", work.request, lost)
                 else:
+                    error = ""
                     return
                 launch = self._expect_launch(work.request)
                 self._handle(Returned(work.request))
+        except ServiceError as failure:
+            error = str(failure)
+            raise
         finally:
             self._launches.pop(work.request, None)
             self._handle(Ended(work.request))
-            self._tell(work.request, "ended")
+            self._tell(work.request, "ended", **({"error": error} if error else {}))
 
     def _names(self, submit: Submit) -> PromptNames:
         """The names of the prompt's pages; none where the cache is off."""
@@ -206,7 +219,17 @@ class SchedulerService:
         shards = {shard: members[shard].shard for shard in ids if shard in members}
         if missing := ids - shards.keys():
             raise PeerLost(min(missing))
-        self._tell(submit.request, "reserving")
+        self._tell(
+            submit.request,
+            "reserving",
+            epoch=epoch,
+            owner=plan.owner,
+            group=" ".join(plan.group),
+            holders=" ".join(place.shard for place in plan.placements),
+            attention=plan.dealt.attention,
+            method=plan.dealt.scheme.method,
+            cached_tokens=plan.prefix.tokens,
+        )
         return Job(
             submit,
             epoch,
@@ -215,7 +238,7 @@ class SchedulerService:
             self._directory,
             {shard: self._peers[shard] for shard in ids},
             shards,
-            _Progress(self, submit.request),
+            _Listening(self, submit.request),
         )
 
     def _expect_launch(self, request: str) -> asyncio.Future[Launched]:
@@ -253,11 +276,11 @@ class SchedulerService:
             cached = ()
         self._handle(Found(action.request, cached))
 
-    def _tell(self, request: str, stage: str) -> None:
-        self._telemetry.publish(RequestEvent(request, stage, time.time(), {}))
+    def _tell(self, request: str, stage: str, **detail: str | float) -> None:
+        self._telemetry.publish(RequestEvent(request, stage, time.time(), detail))
 
 
-class _Progress:
+class _Listening:
     """A job's listener: passes its progress to the core."""
 
     def __init__(self, service: SchedulerService, request: str) -> None:
@@ -268,12 +291,23 @@ class _Progress:
         self._service._handle(Granted(self._request, room))
         self._service._tell(self._request, "prefill")
 
-    def prefilled(self) -> None:
+    def advanced(self, progress: Progress) -> None:
+        self._service._tell(self._request, "prefill", processed=progress.processed)
+
+    def prefilled(self, exchanged: Sequence[Exchanged]) -> None:
         self._service._handle(Prefilled(self._request))
-        self._service._tell(self._request, "decode")
+        self._service._tell(
+            self._request,
+            "transfer",
+            compute_s=max(each.compute_s for each in exchanged),
+            exchange_s=sum(each.exchange_s for each in exchanged),
+            hidden_s=sum(each.hidden_s for each in exchanged),
+            exchange_bytes=sum(sum(each.sent_bytes.values()) for each in exchanged),
+        )
 
     def shareable(self) -> None:
         self._service._handle(Shareable(self._request))
+        self._service._tell(self._request, "decode")
 
     def lost(self, shard: Shard) -> None:
         self._service._lose(shard)

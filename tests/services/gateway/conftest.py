@@ -29,6 +29,7 @@ from sps2.common.messages import (
     ListLeases,
     Placed,
     Placement,
+    Progress,
     RequestStatus,
     Scheme,
     ShardStatus,
@@ -98,6 +99,8 @@ class Play:
     gates: dict[str, asyncio.Event] = field(default_factory=dict)
     waiting_for: str = ""
     ends_with_eos: bool = True
+    progress: list[Progress] = field(default_factory=list)
+    """Told to those who ask."""
     submitted: list[Submit] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
@@ -142,7 +145,9 @@ class TestScheduler:
         self.owner_address = ""
         self.jobs: dict[str, tuple[Submit, asyncio.Event]] = {}
 
-    async def submit(self, request: Submit) -> AsyncIterator[Placed | FirstToken | Finished]:
+    async def submit(
+        self, request: Submit
+    ) -> AsyncIterator[Placed | Progress | FirstToken | Finished]:
         play = self.play
         play.submitted.append(request)
         done = asyncio.Event()
@@ -164,6 +169,8 @@ class TestScheduler:
                 Scheme("gather"),
                 {"kv": 90},
             )
+            for each in play.progress if request.progress else ():
+                yield each
             await play.stage("prefill")
             tokens = play.tokens(request)
             prompt_logprobs = None

@@ -1,0 +1,218 @@
+"""Folds what the telemetry bus and the gateway tell into the picture of a cluster; no I/O."""
+
+from collections.abc import Iterable
+
+from sps2.cli.top.course import Course
+from sps2.cli.top.picture import Link, Picture, Service, Shard, Totals
+from sps2.cli.top.pulse import Pulse, shard_of
+from sps2.common.config import Bus
+from sps2.common.messages import ClusterStatus, ShardStatus
+from sps2.common.telemetry import Beat, Event
+
+LINGER_S = 10.0
+"""How long a request that ended is still shown."""
+FORGET_S = 60.0
+"""How long a silent process is, that nobody else knows of."""
+ROLES = ("prefill", "decode", "any")
+_SILENCE = Pulse(Beat("", 0, 0.0, 0), 0.0)
+
+
+class Monitor:
+    """Every time is seconds by the watcher's own clock.
+
+    Events make the picture; what was missed of them, before they were listened to or since, comes
+    from the gateway's view of the cluster, which is asked for now and then.
+    """
+
+    def __init__(self, name: str, bus: Bus) -> None:
+        self._name = name
+        self._silent_s = bus.beat_s * bus.missed_beats
+        self._pulses: dict[str, Pulse] = {}
+        self._courses: dict[str, Course] = {}
+        self._known: ClusterStatus | None = None
+        self._problem = ""
+
+    def hear(self, event: Event, now_s: float) -> None:
+        """Take an event from the bus."""
+        if not isinstance(event, Beat):
+            course = self._courses.setdefault(event.request, Course(event.request, now_s))
+            course.hear(event, now_s)
+            return
+        if event.service in self._pulses:
+            self._pulses[event.service].hear(event, now_s)
+        else:
+            self._pulses[event.service] = Pulse(event, now_s)
+        for request, tokens in event.tokens.items():
+            if request in self._courses:
+                self._courses[request].tokens = tokens
+
+    def take(self, status: ClusterStatus, now_s: float) -> None:
+        """Take the gateway's view. Requests that it does not know have ended unnoticed."""
+        self._known, self._problem = status, ""
+        running = {each.request for each in status.requests}
+        for each in status.requests:
+            since_s = now_s - each.age_s
+            self._courses.setdefault(each.request, Course(each.request, since_s)).take(each, now_s)
+        for request, course in self._courses.items():
+            if request not in running and course.ended_s is None and now_s > course.heard_s + 1.0:
+                course.end(now_s)
+
+    def miss(self, problem: str) -> None:
+        """The gateway did not answer."""
+        self._problem = problem
+
+    def settled(self) -> bool:
+        """Whether every process that is known has beaten twice, so that all rates are there."""
+        known = self._known
+        if known is None:
+            return False
+        names = [each.service for each in known.services if each.state != "lost"]
+        return all(name in self._pulses and self._pulses[name].beats > 1 for name in names)
+
+    def picture(self, now_s: float) -> Picture:
+        """The cluster as it is now."""
+        self._forget(now_s)
+        shards = self._shards(now_s)
+        return Picture(
+            self._totals(now_s, shards),
+            self._services(now_s),
+            shards,
+            tuple(course.picture(now_s) for course in self._courses.values()),
+            self._links(now_s),
+        )
+
+    def _forget(self, now_s: float) -> None:
+        known = {each.service for each in self._known.services} if self._known else set()
+        for name, pulse in list(self._pulses.items()):
+            if name not in known and now_s - pulse.heard_s > FORGET_S:
+                del self._pulses[name]
+        for request, course in list(self._courses.items()):
+            if course.ended_s is not None and now_s - course.ended_s > LINGER_S:
+                del self._courses[request]
+
+    def _lives(self, name: str, now_s: float) -> Pulse | None:
+        """The pulse of a process that beats."""
+        pulse = self._pulses.get(name)
+        return pulse if pulse and now_s - pulse.heard_s <= self._silent_s else None
+
+    def _totals(self, now_s: float, shards: tuple[Shard, ...]) -> Totals:
+        known = self._known
+        gateway = self._lives("gateway", now_s) or _SILENCE
+        scheduler = self._lives("scheduler", now_s) or _SILENCE
+        pulses = [pulse for each in shards if (pulse := self._lives(each.id, now_s))]
+        rates = [rate for pulse in pulses if (rate := pulse.rate("prefill_tokens")) is not None]
+        waiting_for = self._problem or (known.waiting_for if known else "")
+        state = "lost" if self._problem else "ready" if known and known.ready else "waiting"
+        return Totals(
+            self._name,
+            known.model if known else "",
+            state,
+            waiting_for,
+            gateway.rate("sps2_requests_total"),
+            sum(rates) if rates else None,
+            gateway.rate("sps2_generation_tokens_total"),
+            gateway.gauge("ttft_p50_s"),
+            gateway.gauge("ttft_p99_s"),
+            gateway.gauge("tbt_p50_s"),
+            gateway.gauge("tbt_p99_s"),
+            scheduler.count("requests_waiting"),
+            scheduler.count("requests_running"),
+            _hidden(*pulses),
+        )
+
+    def _services(self, now_s: float) -> tuple[Service, ...]:
+        known = {each.service: each for each in self._known.services} if self._known else {}
+        found = []
+        for name in sorted({*known, *self._pulses}):
+            status = known.get(name)
+            pulse = self._lives(name, now_s)
+            address = status.address if status else ""
+            if pulse is None:
+                state = "lost" if name in self._pulses else status.state if status else "lost"
+                found.append(Service(name, state, address, status.pid if status else 0))
+                continue
+            beat = pulse.last
+            found.append(
+                Service(name, beat.state, address, beat.pid, beat.rss_bytes, beat.waiting_for)
+            )
+        return tuple(found)
+
+    def _shards(self, now_s: float) -> tuple[Shard, ...]:
+        known = {each.id: each for each in self._known.shards} if self._known else {}
+        heard = {shard_of(name) for name in self._pulses if _role(name)}
+        return tuple(
+            self._shard(name, known.get(name), now_s)
+            for name in sorted({*known, *heard}, key=_place)
+        )
+
+    def _shard(self, name: str, status: ShardStatus | None, now_s: float) -> Shard:
+        role, address = _role(name), status.address if status else ""
+        pulse = self._lives(name, now_s)
+        if pulse is None:
+            silent = name in self._pulses or status is None
+            state = "lost" if silent or status is None else status.state
+            return Shard(name, role, state, status.pid if status else 0, address)
+        others = [
+            each
+            for process in self._pulses
+            if shard_of(process) == name and (each := self._lives(process, now_s))
+        ]
+        works = any(pulse.gauge(each) for each in ("owned", "held", "prefilling"))
+        return Shard(
+            name,
+            role,
+            "busy" if works and pulse.last.state == "ready" else pulse.last.state,
+            pulse.last.pid,
+            address,
+            None if (busy := pulse.rate("busy_s")) is None else min(1.0, busy),
+            pulse.count("kv_pages"),
+            pulse.count("kv_pages_free"),
+            pulse.count("kv_pages_idle"),
+            pulse.count("owned"),
+            pulse.count("held"),
+            pulse.count("prefilling"),
+            _sum(each.flow("received") for each in others),
+            _sum(each.flow("sent") for each in others),
+            _hidden(pulse),
+        )
+
+    def _links(self, now_s: float) -> tuple[Link, ...]:
+        totals: dict[tuple[str, str], tuple[int, float | None]] = {}
+        for process in self._pulses:
+            pulse = self._lives(process, now_s)
+            for target, (sent, rate) in (pulse.links() if pulse else {}).items():
+                ends = shard_of(process), target
+                before, per_s = totals.get(ends, (0, None))
+                totals[ends] = before + sent, _sum((per_s, rate))
+        return tuple(
+            Link(*ends, *totals[ends])
+            for ends in sorted(totals, key=lambda each: (_place(each[0]), _place(each[1])))
+        )
+
+
+def _role(service: str) -> str:
+    """Of a process of a shard; empty for other services."""
+    role, dash, _ = service.partition("-")
+    return role if dash and role in ROLES else ""
+
+
+def _place(shard: str) -> tuple[int, int, str]:
+    """By role and number: prefill-2 comes before prefill-10."""
+    role, _, index = shard.partition("-")
+    place = ROLES.index(role) if role in ROLES else len(ROLES)
+    return place, int(index) if index.isdigit() else 0, shard
+
+
+def _sum(parts: Iterable[float | None]) -> float | None:
+    known = [part for part in parts if part is not None]
+    return sum(known) if known else None
+
+
+def _hidden(*pulses: Pulse) -> float | None:
+    """Of transfers in the last few beats, else of all so far; None where there were none."""
+    for lately in (True, False):
+        took = _sum((p.change if lately else p.gauge)("exchange_s") for p in pulses)
+        hidden = _sum((p.change if lately else p.gauge)("hidden_s") for p in pulses)
+        if took and hidden is not None:
+            return hidden / took
+    return None

@@ -1,0 +1,86 @@
+"""The last beats of one process, and the rates that follow from them."""
+
+from collections import deque
+
+from sps2.common.telemetry import Beat
+
+KEPT = 6
+"""Beats; rates are over the time between the first and the last of them."""
+
+
+class Pulse:
+    """One process. A beat of another life of it starts over."""
+
+    def __init__(self, beat: Beat, now_s: float) -> None:
+        self._beats = deque([beat], KEPT)
+        self.heard_s = now_s
+        """When the last beat came, by the watcher's clock."""
+
+    @property
+    def last(self) -> Beat:
+        return self._beats[-1]
+
+    @property
+    def beats(self) -> int:
+        """Of this life, those that are kept."""
+        return len(self._beats)
+
+    def hear(self, beat: Beat, now_s: float) -> None:
+        """Take a beat. `now_s` is the watcher's clock, which may differ from the service's."""
+        if beat.pid != self.last.pid or beat.at_s <= self.last.at_s:
+            self._beats.clear()
+        self._beats.append(beat)
+        self.heard_s = now_s
+
+    def gauge(self, name: str) -> float | None:
+        return self.last.counters.get(name)
+
+    def count(self, name: str) -> int | None:
+        value = self.gauge(name)
+        return None if value is None else int(value)
+
+    def rate(self, *names: str) -> float | None:
+        """Of counters together, per second; None before the second beat and where none is told."""
+        changes = [change for name in names if (change := self.change(name)) is not None]
+        return sum(changes) / self._elapsed_s() if changes else None
+
+    def change(self, name: str) -> float | None:
+        """By how much a counter went up; one that appears only now began at 0."""
+        last = self.gauge(name)
+        if last is None or len(self._beats) < 2:
+            return None
+        return last - self._beats[0].counters.get(name, 0.0)
+
+    def flow(self, way: str) -> float | None:
+        """Bytes per second over the data plane, of all purposes; `way` is "sent" or "received"."""
+        if len(self._beats) < 2:
+            return None
+        return self.rate(*(name for name in self.last.counters if name.endswith(f"_{way}"))) or 0.0
+
+    def links(self) -> dict[str, tuple[int, float | None]]:
+        """By target: bytes sent so far, and per second."""
+        last = _by_target(self.last)
+        if len(self._beats) < 2:
+            return {target: (sent, None) for target, sent in last.items()}
+        first = _by_target(self._beats[0])
+        return {
+            target: (sent, max(0.0, sent - first.get(target, 0)) / self._elapsed_s())
+            for target, sent in last.items()
+        }
+
+    def _elapsed_s(self) -> float:
+        return self.last.at_s - self._beats[0].at_s
+
+
+def _by_target(beat: Beat) -> dict[str, int]:
+    """A target that was started again has a link for each of its lives."""
+    totals: dict[str, int] = {}
+    for link in beat.links:
+        target = shard_of(link.target)
+        totals[target] = totals.get(target, 0) + link.sent_bytes
+    return totals
+
+
+def shard_of(process: str) -> str:
+    """The shard that a process is of: "prefill-0.1" is the second of prefill-0."""
+    return process.partition(".")[0]
