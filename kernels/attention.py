@@ -1,7 +1,8 @@
 """Attention of queries and keys that lie anywhere: one contract, the best kernel for the device.
 
-On CPUs with AVX2 or AVX-512 it is the C++ kernel of `sps2.kernels.native`, elsewhere what torch
-has: `sps2.kernels.blocks` for many queries, `sps2.kernels.paged` for one each.
+On GPUs it is a Triton kernel of `sps2.kernels.gpu`, on CPUs with AVX2 or AVX-512 the C++ kernel of
+`sps2.kernels.native`, elsewhere what torch has: `sps2.kernels.blocks` for many queries,
+`sps2.kernels.paged` for one each.
 """
 
 import itertools
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sps2.kernels import blocks, native, paged
+from sps2.kernels import blocks, gpu, native, paged
 from sps2.kernels.merge import merge_many
 from sps2.kernels.quantize import restore_rows
 from sps2.kernels.state import Run, Scales, State, empty_state
@@ -48,6 +49,10 @@ def attention(
     """
     n, heads, dim = q.shape
     scale = dim**-0.5 if scale is None else scale
+    if gpu.serves(q):
+        from sps2.kernels.gpu import flash
+
+        return flash.attend(q, k, v, [(queries, keys)], scale, window, state, scales)
     if n and keys and scale > 0 and native.serves(q, k, v):
         return native.attend(q, k, v, queries, keys, scale, window, state, scales)
     whole = empty_state(n, heads, dim, q.device) if state is None else state
@@ -107,6 +112,10 @@ def paged_attention(
         A float32 state with as many rows; those without keys see nothing.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if gpu.serves(q):
+        from sps2.kernels.gpu import decode
+
+        return decode.attend(q, k_pool, v_pool, rows, scale, window, scales)
     if scale > 0 and native.serves(q, k_pool, v_pool):
         places = rows.flat, rows.offsets, rows.at
         return native.decode(q, k_pool, v_pool, *places, scale, window, scales)
