@@ -27,6 +27,7 @@ from sps2.common.rpc import Peer, Server
 from sps2.common.transport import choose
 from sps2.common.transport.plane import Plane
 from sps2.kernels import native
+from sps2.kernels.gpu import missing
 from sps2.services.run import About, beating
 from sps2.services.team import Led, Loyalty, Team, connect, leading, meet
 
@@ -246,7 +247,8 @@ async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterat
     team = await meet(share, about.host, cluster.meeting_port_of(role, about.index))
     model = load_model(folder, cluster.dtype, collectives=team.collectives)
     backend, reason = choose(cluster.transport)
-    log.info("data plane: %s; kernels: %s", reason, native.LEVELS[native.level])
+    kernels, gpu = native.LEVELS[native.level], missing() or "not used yet"
+    log.info("data plane: %s; kernels: %s; GPU: %s", reason, kernels, gpu)
     data = DataLoop()
     data.start()
     plane = Plane(peer_name(about.service), backend)
