@@ -10,7 +10,7 @@ GPU := $(shell { command -v nvidia-smi || test -e /dev/nvidia0; } >/dev/null 2>&
 CONSTRAINTS := $(if $(GPU),,-c constraints-cpu.txt)
 TYPED := cli common compose kernels services
 
-.PHONY: help setup demo test lint format bench bench-links clean
+.PHONY: help setup demo test lint format bench bench-links bench-gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -51,6 +51,9 @@ bench: $(READY)  ## compare with transformers on this machine
 bench-links: $(READY)  ## compare prefill methods over slow links (Linux, root)
 	@$(BIN)/spsctl pull $(MODEL)
 	$(BIN)/python benchmarks/links.py $(ARGS)
+
+bench-gpu:  ## check and time the GPU kernels (NVIDIA GPU, torch, Triton; installs nothing)
+	@$(PYTHON) benchmarks/gpu.py $(ARGS)
 
 clean:  ## remove what was built and installed here
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

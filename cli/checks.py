@@ -37,6 +37,7 @@ def run_all(cluster: Cluster) -> Iterator[Finding]:
     yield _python()
     yield _packages()
     yield _torch()
+    yield _gpu()
     yield _processor(cluster)
     yield _memory(cluster)
     yield _disk()
@@ -72,6 +73,19 @@ def _torch() -> Finding:
         return Finding("torch", "broken", f"cannot be imported: {error}")
     cuda = f"CUDA {torch.version.cuda}" if torch.cuda.is_available() else "CPU"
     return Finding("torch", "ok", f"{torch.__version__}, {cuda}")
+
+
+def _gpu() -> Finding:
+    try:
+        import torch
+
+        from sps2.kernels.gpu import missing
+    except Exception:  # the check before says what is broken
+        return Finding("gpu", "warning", "cannot be looked for without torch")
+    if why := missing():
+        return Finding("gpu", "ok", f"{why}; kernels run on the CPU")
+    name = torch.cuda.get_device_name()
+    return Finding("gpu", "ok", f"{name}; shards use the CPU so far, `make bench-gpu` the GPU")
 
 
 def _processor(cluster: Cluster) -> Finding:

@@ -1,7 +1,8 @@
 """Attention of queries and keys that lie anywhere: one contract, the best kernel for the device.
 
-On CPUs with AVX2 or AVX-512 it is the C++ kernel of `sps2.kernels.native`, elsewhere what torch
-has: `sps2.kernels.blocks` for many queries, `sps2.kernels.paged` for one each.
+On GPUs it is a Triton kernel of `sps2.kernels.gpu`, on CPUs with AVX2 or AVX-512 the C++ kernel of
+`sps2.kernels.native`, elsewhere what torch has: `sps2.kernels.blocks` for many queries,
+`sps2.kernels.paged` for one each.
 """
 
 import itertools
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sps2.kernels import blocks, native, paged, relay
+from sps2.kernels import blocks, gpu, native, paged, relay
 from sps2.kernels.merge import merge_many
 from sps2.kernels.quantize import restore_rows
 from sps2.kernels.state import Run, Scales, State, empty_state
@@ -48,6 +49,10 @@ def attention(
     """
     n, heads, dim = q.shape
     scale = dim**-0.5 if scale is None else scale
+    if gpu.serves(q):
+        from sps2.kernels.gpu import flash
+
+        return flash.attend(q, k, v, [(queries, keys)], scale, window, state, scales)
     if n and keys and scale > 0 and native.serves(q, k, v):
         return native.attend(q, k, v, queries, keys, scale, window, state, scales)
     whole = empty_state(n, heads, dim, q.device) if state is None else state
@@ -78,7 +83,7 @@ class PagedRows:
         self.keys = sum(run.tokens for own in runs for run in own)
         """That the rows attend to, in a layer without a window."""
         self.at = torch.tensor(positions, dtype=torch.int64)
-        self._runs = runs
+        self.runs = runs
         self._shared = relay.parts_of(runs, positions)
         self.keys_read = sum(part.tokens for level in self._shared for part in level)
         """As `keys`, but those that rows share counted once."""
@@ -96,7 +101,7 @@ class PagedRows:
 
     def parts(self, window: int | None) -> list[list[relay.Part]]:
         """What is read for which rows; a window that hides shared keys from some leaves none."""
-        return self._shared if self._shares(window) else relay.alone(self._runs)
+        return self._shared if self._shares(window) else relay.alone(self.runs)
 
     def plan(self, window: int | None) -> relay.Plan:
         """`parts` for the native kernel."""
@@ -136,6 +141,10 @@ def paged_attention(
         A float32 state with as many rows; those without keys see nothing.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if gpu.serves(q):
+        from sps2.kernels.gpu import decode
+
+        return decode.attend(q, k_pool, v_pool, rows, scale, window, scales)
     if scale > 0 and native.serves(q, k_pool, v_pool):
         plan = rows.plan(window)
         return native.decode(q, k_pool, v_pool, rows.at, plan, scale, window, scales)

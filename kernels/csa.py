@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sps2.kernels import native
+from sps2.kernels import gpu, native
 from sps2.kernels.quantize import BLOCK
 from sps2.kernels.state import Run
 
@@ -103,13 +103,17 @@ def score(q: Tensor, k: Tensor, scale: float, positions: Tensor | None = None) -
     probes, heads, _ = q.shape
     tokens, kv_heads, _ = k.shape
     group = heads // kv_heads
-    if probes and tokens and native.serves(q, k):
+    if gpu.serves(q):
+        from sps2.kernels.gpu import csa
+
+        weight, peak = csa.score(q, k, scale, positions)
+    elif probes and tokens and native.serves(q, k):
         at = torch.full((probes,), tokens) if positions is None else positions
         weight, peak = native.score(q, k, at.int(), [Run(0, 0, tokens)], scale)
     else:
         weight, peak = _score(q, k, scale, positions)
     shape = (kv_heads, probes, group)
-    return Scores(weight.view(*shape, -1), peak.view(shape))
+    return Scores(weight.view(*shape, weight.shape[-1]), peak.view(shape))
 
 
 def _score(q: Tensor, k: Tensor, scale: float, positions: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from sps2.kernels import native
+from sps2.kernels import gpu, native
 from sps2.kernels.state import State
 
 
@@ -25,6 +25,10 @@ def merge_many(states: Sequence[State]) -> State:
     first, *others = states
     if not others:
         return first
+    if gpu.serves(first.out):
+        from sps2.kernels.gpu import merge
+
+        return merge.merge_many(states)
     if all(native.serves(state.out) and state.out.is_contiguous() for state in states):
         whole = State(first.out.to(torch.float32, copy=True), first.lse.clone())
         for state in others:

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from sps2.kernels import native
+from sps2.kernels import gpu, native
 
 BLOCK = 64
 """Tokens that share the channel scales of their keys; what CSA keeps or drops."""
@@ -46,6 +46,10 @@ def pack(k: Tensor, v: Tensor, which: Tensor, bits: Bits = 8) -> Packed:
     Args:
         which: [kv_heads, blocks] bool; the last block is filled up with the last token.
     """
+    if gpu.serves(k):
+        from sps2.kernels.gpu import quantize
+
+        return quantize.pack(k, v, which, bits)
     if native.serves(k, v):
         return Packed(*native.pack(k, v, which.nonzero(), bits))
     keys, k_scale = _quantise(blocks_of(k)[which], 1, bits)
@@ -57,6 +61,10 @@ def pack(k: Tensor, v: Tensor, which: Tensor, bits: Bits = 8) -> Packed:
 
 def unpack(packed: Packed, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The keys and values of `packed`, [blocks, BLOCK, dim] each, within half a step."""
+    if gpu.serves(packed.k):
+        from sps2.kernels.gpu import quantize
+
+        return quantize.unpack(packed, dtype)
     k, v = packed.k, packed.v
     dim = packed.k_scale.shape[-1]
     if native.level and dtype in native.FLOATING and dim <= native.MOST_DIM:
@@ -69,7 +77,8 @@ def unpack(packed: Packed, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def pack_all(k: Tensor, v: Tensor) -> Packed:
     """Keys and values, [tokens, kv_heads, dim], in 8 bits."""
     tokens, kv_heads, _ = k.shape
-    return pack(k, v, torch.ones(kv_heads, -(-tokens // BLOCK), dtype=torch.bool))
+    every = torch.ones(kv_heads, -(-tokens // BLOCK), dtype=torch.bool, device=k.device)
+    return pack(k, v, every)
 
 
 def unpack_all(packed: Packed, tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -4,11 +4,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sps2.kernels import gpu
 from sps2.kernels.native import rows as native
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, both [rows, size]. Source: arXiv 2002.05202."""
+    if gpu.serves(gate):
+        from sps2.kernels.gpu import rows
+
+        return rows.swiglu(gate, up)
     if native.serves(gate.shape[-1], gate, up):
         return native.swiglu(gate, up)
     return F.silu(gate).mul_(up)
@@ -21,6 +26,10 @@ def add_norm(x: Tensor, plus: Tensor | None, weight: Tensor, eps: float) -> Tens
         x: [rows, size], in memory of its own; changed unless `plus` is None.
         weight: [size].
     """
+    if gpu.serves(x):
+        from sps2.kernels.gpu import rows
+
+        return rows.add_norm(x, plus, weight, eps)
     if native.serves(x.shape[-1], x, weight):
         return native.add_norm(x, plus, weight, eps)
     if plus is not None:
@@ -37,6 +46,10 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     Args:
         table: cosines, and sines that are negative in the first half, [rows, 1, dim] each.
     """
+    if gpu.serves(x):
+        from sps2.kernels.gpu import rows
+
+        return rows.rotate(x, table)
     cosines, signed_sines = table
     dim = x.shape[-1]
     apart = x.stride(1) == dim or x.shape[1] == 1

@@ -28,6 +28,7 @@ from sps2.common.rpc import Peer, Server
 from sps2.common.transport import choose
 from sps2.common.transport.plane import Plane
 from sps2.kernels import native
+from sps2.kernels.gpu import missing
 from sps2.services import memory
 from sps2.services.busy import ThreadClock
 from sps2.services.run import About, beating
@@ -273,8 +274,8 @@ async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterat
     weights = str(model.dtype).removeprefix("torch.")
     if cluster.quantize != "none":
         weights = f"{cluster.quantize}, else {weights}"
-    level = native.LEVELS[native.level]
-    log.info("data plane: %s; kernels: %s; weights: %s", reason, level, weights)
+    kernels, gpu = native.LEVELS[native.level], missing() or "not used yet"
+    log.info("data plane: %s; kernels: %s; GPU: %s; weights: %s", reason, kernels, gpu, weights)
     data = DataLoop()
     data.start()
     plane = Plane(peer_name(about.service), backend)

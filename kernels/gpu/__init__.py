@@ -1,0 +1,44 @@
+"""Triton kernels for NVIDIA GPUs, Ampere and newer, with the contracts of `sps2.kernels`.
+
+Their callers hand them whatever lies on a GPU. Nothing here imports Triton until then, and the
+modules beside this one need it. Under `TRITON_INTERPRET=1` they run on CPU tensors too.
+"""
+
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+OLDEST = (8, 0)
+"""Compute capability of Ampere: bfloat16 products, asynchronous copies."""
+
+
+@cache
+def missing() -> str | None:
+    """Why the kernels cannot run here, None if they can."""
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    if torch.cuda.get_device_capability() < OLDEST:
+        return f"{torch.cuda.get_device_name()} is older than Ampere"
+    if find_spec("triton") is None:
+        return "Triton is not installed: pip install 'sps2[gpu]'"
+    return None
+
+
+def serves(x: Tensor) -> bool:
+    """Whether `x` is for these kernels: it lies on a GPU.
+
+    Raises:
+        ValueError: it does, but they cannot run.
+    """
+    if not x.is_cuda:
+        return False
+    if why := missing():
+        raise ValueError(f"tensors are on {x.device}, where no kernel can run: {why}")
+    return True
+
+
+def upload(x: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the host on `device`, without waiting for the device."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x

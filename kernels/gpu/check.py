@@ -1,0 +1,83 @@
+"""What a kernel is given is checked before its launch: errors name the argument."""
+
+import torch
+from torch import Tensor
+
+from sps2.kernels.state import Scales, State
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16)
+DIM_STEP, MOST_DIM = 8, 256
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise ValueError with the message unless it holds."""
+    if not holds:
+        raise ValueError(message)
+
+
+def shaped(name: str, x: Tensor, shape: tuple[int | None, ...]) -> None:
+    """`x` has that shape; None is any length."""
+    fits = x.dim() == len(shape) and all(
+        want is None or got == want for got, want in zip(x.shape, shape, strict=True)
+    )
+    wanted = ", ".join("any" if want is None else str(want) for want in shape)
+    require(fits, f"{name} has shape {list(x.shape)}, not [{wanted}]")
+
+
+def typed(name: str, x: Tensor, *dtypes: torch.dtype) -> None:
+    """`x` has one of the dtypes."""
+    names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    require(x.dtype in dtypes, f"{name} is {str(x.dtype).removeprefix('torch.')}, not {names}")
+
+
+def beside(name: str, x: Tensor, other: Tensor) -> None:
+    """`x` lies on the device of the other."""
+    require(x.device == other.device, f"{name} is on {x.device}, not on {other.device}")
+
+
+def dense(name: str, x: Tensor) -> None:
+    """Numbers of the last axis lie one after the other."""
+    require(x.shape[-1] < 2 or x.stride(-1) == 1, f"{name} must be contiguous along its last axis")
+
+
+def queries(q: Tensor, scale: float) -> None:
+    """`q` is [n, heads, dim] as the attention kernels take it."""
+    shaped("q", q, (None, None, None))
+    typed("q", q, *FLOATING)
+    dense("q", q)
+    dim = q.shape[2]
+    fits = 0 < dim <= MOST_DIM and dim % DIM_STEP == 0
+    require(fits, f"q has head dim {dim}, not a multiple of {DIM_STEP} up to {MOST_DIM}")
+    require(scale > 0, f"scale is {scale}, not above 0")
+
+
+def keys(q: Tensor, k: Tensor, v: Tensor, scales: Scales | None) -> None:
+    """`k` and `v` are [rows, kv_heads, dim] in the dtype of `q`, or in int8 with scales."""
+    shaped("k", k, (None, None, q.shape[2]))
+    shaped("v", v, tuple(k.shape))
+    kv_heads = k.shape[1]
+    divides = kv_heads > 0 and q.shape[1] % kv_heads == 0
+    require(divides, f"k has {kv_heads} heads, which do not divide the {q.shape[1]} of q")
+    for name, x in (("k", k), ("v", v)):
+        typed(name, x, q.dtype if scales is None else torch.int8)
+        beside(name, x, q)
+        dense(name, x)
+    for name, x in zip(("scales[0]", "scales[1]"), scales or (), strict=False):
+        shaped(name, x, tuple(k.shape[:2]))
+        typed(name, x, torch.float32)
+        beside(name, x, q)
+
+
+def state(q: Tensor, given: State) -> None:
+    """`given` is one of the rows of `q`, in float32."""
+    shaped("state.out", given.out, tuple(q.shape))
+    shaped("state.lse", given.lse, tuple(q.shape[:2]))
+    for name, x in zip(("state.out", "state.lse"), given, strict=True):
+        typed(name, x, torch.float32)
+        beside(name, x, q)
+    dense("state.out", given.out)
+
+
+def window(size: int | None) -> None:
+    """A window sees at least the query itself."""
+    require(size is None or size > 0, f"window is {size}, not above 0")

@@ -1,0 +1,64 @@
+"""How many rows and keys a program takes at a time: one table, no tuning at start."""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Tile(NamedTuple):
+    """rows, keys: of one product, powers of two from 16 on. warps, stages: Triton's."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+HOPPER = {
+    128: Tile(128, 128, 8, 3),
+    256: Tile(128, 128, 8, 2),
+    512: Tile(128, 64, 8, 2),
+    1024: Tile(32, 32, 4, 1),
+}
+"""By bytes of a padded row of queries."""
+OLDER = {
+    128: Tile(128, 64, 4, 2),
+    256: Tile(64, 64, 4, 2),
+    512: Tile(64, 32, 4, 1),
+    1024: Tile(16, 16, 4, 1),
+}
+"""The same for less shared memory than 160 KB."""
+EXACT = Tile(32, 32, 4, 2)
+"""For float32, which tensor cores do not multiply."""
+
+
+def power(number: int, least: int = 16) -> int:
+    """The next power of two, and what a product needs at least."""
+    return max(least, 1 << (number - 1).bit_length()) if number > 0 else least
+
+
+def prefill(
+    dim: int, dtype: torch.dtype, device: torch.device, rows: int = 128, keys: int = 128
+) -> Tile:
+    """The tile of attention of many rows to many keys, no larger than these need."""
+    width = max(128, power(dim) * dtype.itemsize)
+    if dtype == torch.float32:
+        best = EXACT if width <= 512 else OLDER[1024]
+    else:
+        best = (HOPPER if _roomy(device) else OLDER)[width]
+    least = 16 if rows <= 16 else 64
+    return best._replace(
+        rows=min(best.rows, power(rows, min(least, best.rows))), keys=min(best.keys, power(keys))
+    )
+
+
+def decode(dim: int, dtype: torch.dtype, group: int, keys: int) -> Tile:
+    """The tile of a few rows that share a KV head, over keys read once."""
+    width = power(dim) * dtype.itemsize
+    most = max(16, min(64, (32 << 10) // width))
+    return Tile(power(group), min(most, power(keys)), 4, 3 if width <= 512 else 2)
+
+
+def _roomy(device: torch.device) -> bool:
+    """Whether a program has Hopper's shared memory."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] >= 9
