@@ -5,7 +5,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 import measures
@@ -25,8 +25,11 @@ VARIANTS: dict[str, Fields] = {
 }
 """TTFT is measured of these too. Their salt hides the KV of the same prompt asked before."""
 WARM_UP_TOKENS = 512
+WARM_UP_ANSWER = 8
 FIRST_TOKENS = 16
 """Of the prompt by which a start is measured."""
+SETTLE_S = 1.5
+"""Before each measurement: a worker of vLLM looks for work in a loop for 1 s after its last."""
 LIMIT_S = 1800.0
 """For one measurement."""
 
@@ -159,6 +162,7 @@ class Run:
         fields: Fields = NO_FIELDS,
     ) -> bool:
         """Whether it could be measured; if not, what went wrong is told and kept."""
+        await asyncio.sleep(SETTLE_S)
         since_s, busy, own = time.perf_counter(), busy_s(), _cpu_s(peer)
         try:
             async with asyncio.timeout(LIMIT_S):
@@ -183,23 +187,22 @@ class Run:
     async def _up(self, names: Sequence[str]) -> AsyncIterator[dict[str, Peer]]:
         """The peers that came up, each warm; those that are left are taken down at the end."""
         peers: dict[str, Peer] = {}
-        try:
+        async with AsyncExitStack() as stack:
             for name in names:
                 print(f"{name} is coming up", flush=True)
-                peers[name] = peer = KINDS[name].make(self.setup, name)
+                peer = KINDS[name].make(self.setup, name)
+                stack.push_async_callback(peer.stop)
                 try:
                     await peer.start()
                     warm = self.prompts.make(WARM_UP_TOKENS, "warm")
                     async with asyncio.timeout(LIMIT_S):
-                        await peer.ask([warm], 8, [Reply()])
+                        await peer.ask([warm], WARM_UP_ANSWER, [Reply()])
+                    peers[name] = peer
                 except (PeerFailed, TimeoutError) as error:
                     why = str(error) or f"no answer in {LIMIT_S:.0f} s; {peer.process.log_end()}"
                     self._failed(f"{name} did not come up: {why}")
-                    await peers.pop(name).stop()
+                    await peer.stop()
             yield peers
-        finally:
-            for peer in peers.values():
-                await peer.stop()
 
 
 def _room_for(names: Sequence[str]) -> bool:

@@ -74,4 +74,4 @@ class Peer(Protocol):
         """
 
     async def stop(self) -> None:
-        """End all of its processes."""
+        """End all of its processes; nothing happens if they have ended."""

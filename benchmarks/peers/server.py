@@ -39,10 +39,9 @@ class Server:
         self._ready = ready
         self._extras = extras
         self._start_s = start_s
-        self._url = url
+        self._http = httpx.AsyncClient(base_url=url, timeout=None, trust_env=False)
 
     async def start(self) -> None:
-        self._http = httpx.AsyncClient(base_url=self._url, timeout=None, trust_env=False)
         await self.process.start()
         deadline = time.perf_counter() + self._start_s
         while not await self._answers():
