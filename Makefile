@@ -10,7 +10,7 @@ GPU := $(shell { command -v nvidia-smi || test -e /dev/nvidia0; } >/dev/null 2>&
 CONSTRAINTS := $(if $(GPU),,-c constraints-cpu.txt)
 TYPED := cli common compose kernels services
 
-.PHONY: help setup demo test lint format bench bench-links bench-gpu clean
+.PHONY: help setup demo test lint format bench bench-links bench-gpu peers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -44,7 +44,7 @@ format: $(READY)  ## fix style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## compare with transformers on this machine
+bench: $(READY)  ## compare with vLLM, llama.cpp and transformers here
 	@$(BIN)/spsctl pull $(MODEL)
 	$(BIN)/python benchmarks/bench.py $(ARGS)
 
@@ -55,5 +55,8 @@ bench-links: $(READY)  ## compare prefill methods over slow links (Linux, root)
 bench-gpu:  ## check and time the GPU kernels (NVIDIA GPU, torch, Triton; installs nothing)
 	@$(PYTHON) benchmarks/gpu.py $(ARGS)
 
+peers:  ## install vLLM and llama.cpp in .peers, for bench
+	PYTHON=$(PYTHON) benchmarks/peers/install.sh .peers
+
 clean:  ## remove what was built and installed here
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .peers build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

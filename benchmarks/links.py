@@ -20,13 +20,13 @@ import asyncio
 import doctest
 import inspect
 import itertools
-import signal
 import sys
 import time
 from collections.abc import AsyncIterator
 
 import httpx
 import msgspec
+from interrupt import cancel_on_signals
 from links_cluster import CONTROL, Spread, host_names, spread
 from links_network import Unavailable, inside, network
 from links_report import Sample, Setting, rows, table, write
@@ -58,7 +58,7 @@ WARM_UP_TOKENS = 512
 
 async def measure(options: argparse.Namespace, samples: list[Sample]) -> None:
     """Bring hosts and clusters up, run every request, and append what it took to `samples`."""
-    _cancel_on_signals()
+    cancel_on_signals()
     names = host_names(max(options.degrees), options.decode)
     with network(names) as built, inside(built.hosts[CONTROL]):
         for rate in options.rates:
@@ -131,19 +131,6 @@ async def _ask(
 def text_of(cluster: Cluster) -> list[int]:
     """Tokens of real text: the source of a module of Python's, which has long docstrings."""
     return Tokenizer(locate(cluster.model)).encode(inspect.getsource(doctest))
-
-
-def _cancel_on_signals() -> None:
-    """Have signals cancel this task, once: what follows is the removal of what was made."""
-    task = asyncio.current_task()
-    assert task is not None
-
-    def cancel() -> None:
-        if not task.cancelling():
-            task.cancel()
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, cancel)
 
 
 def _options() -> argparse.Namespace:
