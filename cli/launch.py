@@ -75,7 +75,8 @@ def effective(path: Path | None, **flags: Any) -> Cluster:
         tables["scheduler"]["policy"] = policy
     folder = locate(cluster.model)
     for tp in {cluster.tp_of(role) for role in get_args(Role)}:
-        share_of(read(folder), tp)
+        if tp > 1:
+            share_of(read(folder), tp)
         if cluster.quantize != "none":
             require_quantisable(read(folder), cluster.quantize, tp)
     local = Path(cluster.model).expanduser()

@@ -112,7 +112,8 @@ def plan(
     inside = bool(((slot >= 0) & (tokens >= 0) & (slot + tokens <= slots)).all())
     check.require(inside, f"rows has runs outside the {slots} slots of k_pool")
     count = len(rows.at)
-    owner = torch.repeat_interleave(torch.arange(count), torch.tensor([*map(len, rows.runs)]))
+    runs = torch.tensor([len(own) for own in rows.runs], dtype=torch.int64)
+    owner = torch.repeat_interleave(torch.arange(count), runs)
     stop = torch.minimum(start + tokens, rows.at[owner] + 1)
     first = start if window is None else torch.maximum(start, rows.at[owner] + 1 - window)
     seen = stop > first
