@@ -20,6 +20,8 @@ from sps2.common.models import fingerprint, weight_files
 from sps2.kernels import weights as kernel
 from sps2.kernels.weights import Bits, QuantisedWeight, quantise
 
+FOLDER = "quantised"
+"""In the model's: others that read the model take every file of weights that they find there."""
 FORMAT = 1
 """Of the file; part of its name, as is what it was made from."""
 
@@ -44,10 +46,12 @@ def load(
     Raises:
         Invalid: the file cannot be written or read, or a weight is no number of float16.
     """
-    path = folder / f"sps2-{how}-{FORMAT}-{fingerprint(folder)}.safetensors"
+    path = folder / FOLDER / f"{how}-{FORMAT}-{fingerprint(folder)}.safetensors"
     try:
         if not path.exists():
-            with alone(folder / "quantised"):
+            path.parent.mkdir(exist_ok=True)
+            shutil.copymode(folder, path.parent)
+            with alone(path):
                 if not path.exists():
                     _make(path, config, stored, how)
         with safe_open(path, framework="pt") as file:
@@ -83,12 +87,12 @@ def _make(path: Path, config: ModelConfig, stored: Mapping[str, Tensor], how: Qu
         try:
             made[name] = quantise(weight, BITS[how][name == HEAD]).blocks
         except ValueError as error:
-            raise Invalid(f"{path.parent}: {name} cannot be quantised: {error}") from error
+            raise Invalid(f"{path.parent.parent}: {name} cannot be quantised: {error}") from error
     part = path.with_suffix(".part")
     save_file(made, part)
-    shutil.copymode(weight_files(path.parent)[0], part)
+    shutil.copymode(weight_files(path.parent.parent)[0], part)
     os.replace(part, path)
-    for stale in path.parent.glob(f"sps2-{how}-*"):
+    for stale in path.parent.glob(f"{how}-*"):
         if stale != path:
             stale.unlink(missing_ok=True)
     log.info("quantised in %.1f s", time.monotonic() - start)

@@ -32,7 +32,7 @@ def folder(checkpoint: Checkpoint, tmp_path: Path) -> Path:
 
 
 def kept(folder: Path) -> list[str]:
-    return [path.name for path in folder.glob("sps2-*")]
+    return [str(path.relative_to(folder)) for path in folder.glob("quantised/int*")]
 
 
 async def logits(model: Llama, tokens: int) -> torch.Tensor:
@@ -104,7 +104,7 @@ def test_a_damaged_file_is_named(folder: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_named(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (folder / ".quantised.lock").mkdir()  # file permissions do not stop root
+    (folder / "quantised").touch()  # file permissions do not stop root
     with pytest.raises(Invalid, match="cannot keep int8 weights at"):
         load(folder, quantize="int8")
 
