@@ -1,18 +1,12 @@
 """What was measured of the peers: its table, and its record."""
 
-import datetime
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-import msgspec
-from machine import machine
+import record
 from measures import Values
-
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -95,18 +89,13 @@ def write(
     problems: Sequence[str],
 ) -> Path:
     """The record of a run as JSON, with every sample; returns where it is."""
-    now = datetime.datetime.now(datetime.UTC)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{now:%Y-%m-%d-%H%M}-peers.json"
-    record = {
-        "date": now.isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/bench.py", *sys.argv[1:]]),
-        "options": options,
-        "machine": machine(),
-        "versions": versions,
-        "problems": problems,
-        "cells": found,
-        "samples": samples,
-    }
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
-    return path
+    return record.write(
+        "peers",
+        {
+            "options": options,
+            "versions": versions,
+            "problems": problems,
+            "cells": found,
+            "samples": samples,
+        },
+    )

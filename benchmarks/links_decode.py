@@ -10,20 +10,17 @@ and holder. Printed as Markdown, and written as JSON under benchmarks/results/.
 
 import argparse
 import asyncio
-import datetime
 import itertools
-import shlex
 import sys
 import time
 from contextlib import AsyncExitStack
 from statistics import median
 
 import msgspec
+import record
 from links import text_of
 from links_cluster import CONTROL, Spread, host_names, spread
 from links_network import Unavailable, inside, network
-from links_report import RESULTS
-from machine import machine
 
 from sps2.cli import launch
 from sps2.common.api import CompletionChunk
@@ -139,15 +136,7 @@ def main() -> None:
     for row in found:
         cells = (f"{each:.2f}" if isinstance(each, float) else str(each) for each in row.values())
         print(f"| {' | '.join(cells)} |")
-    now = datetime.datetime.now(datetime.UTC)
-    path = RESULTS / f"{now:%Y-%m-%d-%H%M}-links-decode.json"
-    record = {
-        "date": now.isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/links_decode.py", *sys.argv[1:]]),
-        "machine": machine(),
-        "rows": found,
-    }
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+    path = record.write("links-decode", {"rows": found})
     print(f"written to {path}")
 
 

@@ -1,8 +1,5 @@
 """What was measured over slow links: its table, and its record."""
 
-import datetime
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +7,9 @@ from statistics import median
 from typing import NamedTuple
 
 import msgspec
-from machine import machine
+import record
 
 from sps2.common.usage import Sps2Usage
-
-RESULTS = Path(__file__).parent / "results"
 
 
 class Setting(NamedTuple):
@@ -129,19 +124,8 @@ def table(found: Sequence[Row]) -> str:
 
 def write(samples: Sequence[Sample], found: Sequence[Row], options: dict[str, object]) -> Path:
     """The record of a run as JSON, with every sample; returns where it is."""
-    now = datetime.datetime.now(datetime.UTC)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{now:%Y-%m-%d-%H%M}-links.json"
-    record = {
-        "date": now.isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/links.py", *sys.argv[1:]]),
-        "options": options,
-        "machine": machine(),
-        "rows": [_flat(msgspec.to_builtins(row)) for row in found],
-        "samples": [_flat(msgspec.to_builtins(sample)) for sample in samples],
-    }
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
-    return path
+    rows, every = ([_flat(msgspec.to_builtins(each)) for each in side] for side in (found, samples))
+    return record.write("links", {"options": options, "rows": rows, "samples": every})
 
 
 def _flat(fields: dict[str, object]) -> dict[str, object]:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from sps2.common.errors import PeerLost
-from sps2.common.messages import Scheme, Selection
+from sps2.common.messages import ExactMethod, Scheme, Selection
 from sps2.common.model.collectives import Collectives
 from sps2.common.model.llama import Llama
 from sps2.common.model.share import Quantize, Share
@@ -54,6 +54,20 @@ async def test_methods_equal_the_oracle_between_processes_of_the_same_heads(sche
     _, answer = await oracle(WHOLE, PROMPT, 8)
     async with teams(CONFIG, TENSORS, (4, 2), (2, 2)) as cluster:
         tokens = await cluster.run("r", PROMPT, greedy(8), scheme)
+    assert [token.id for token in tokens] == answer
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("method", ["ring", "gather", "pass_q", "ulysses", "usp"])
+async def test_sixty_four_tokens_at_every_degree(method: ExactMethod, degree: int) -> None:
+    if method == "usp" and degree < 4:
+        method = "ulysses"  # of so few shards USP is one of the two it is made of
+    if method == "ulysses":
+        degree = min(degree, CONFIG.heads // 2)
+    columns = {"ulysses": degree, "usp": 2}.get(method, 1)
+    _, answer = await oracle(WHOLE, PROMPT, 64)
+    async with teams(CONFIG, TENSORS, (degree, 2), (2, 2)) as cluster:
+        tokens = await cluster.run("r", PROMPT, greedy(64), Scheme(method, columns))
     assert [token.id for token in tokens] == answer
 
 

@@ -39,7 +39,7 @@ async def test_tokens_equal_the_oracles(scheme: Scheme, window: int | None) -> N
     assert [token.id for token in tokens] == answer
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("method", ["ring", "gather", "pass_q", "ulysses"])
 async def test_sixty_four_tokens_at_every_degree(method: ExactMethod, ranks: int) -> None:
     model = tiny_model()
