@@ -6,7 +6,7 @@ from sps2.common.messages import Struct
 class PrefillProgress(Struct, frozen=True):
     """Of all prompts of a request, each as often as it is computed, in tokens.
 
-    A layer of n tokens counts as one of n's tokens where the model has n layers.
+    Work that is under way counts by layers: half of them make half a token of each.
     """
 
     processed: int

@@ -28,7 +28,7 @@ class Tally:
         self._hidden_s += exchanged.hidden_s
 
     def counters(self) -> dict[str, float]:
-        """A layer of n tokens counts as one of n's tokens where the model has n layers."""
+        """Work that is under way counts by layers: half of them make half a token of each."""
         return {
             "prefill_tokens": self._tokens,
             "exchange_s": self._exchange_s,
