@@ -122,6 +122,7 @@ class Llama:
         attend: Attend,
         run: Run = inline,
         turn: Turn | None = None,
+        asked: Tensor | None = None,
     ) -> Tensor:
         """Run all layers over tokens that may lie anywhere in their sequences.
 
@@ -130,24 +131,29 @@ class Llama:
             attend: called once per layer, in order.
             run: runs the arithmetic between two calls of `attend`.
             turn: of a share.
+            asked: [rows] int64, the tokens whose result is asked for, None for all. After the last
+                attention the others are left out.
 
         Returns:
-            [tokens, hidden_size], after the final norm.
+            [rows or tokens, hidden_size], after the final norm.
         """
         if self._native is not None and turn is None and 0 < len(ids) <= native.MOST_ROWS:
-            return await self._few(self._native, ids, positions, attend, run)
+            hidden = await self._few(self._native, ids, positions, attend, run)
+            return hidden if asked is None else hidden[asked]
         x, table, qkv = await run(partial(self._begin, ids, positions))
         for index, layer in enumerate(self._layers):
             attended = await attend(index, *qkv)
             following = self._layers[index + 1] if index + 1 < len(self._layers) else None
             if turn is None:
+                if following is None and asked is not None:
+                    x, attended = x[asked], attended[asked]
                 x, qkv = await run(partial(self._advance, layer, following, x, attended, table))
                 continue
             mixed = await turn.sum(await run(partial(self._mix, layer, attended)))
             x, fed = await run(partial(self._feed_after, layer, x, mixed))
             fed = await turn.sum(fed)
             x, qkv = await run(partial(self._proceed, following, x, fed, table))
-        return x
+        return x if asked is None or turn is None else x[asked]
 
     async def _few(
         self, layers: native.Layers, ids: Tensor, positions: Tensor, attend: Attend, run: Run

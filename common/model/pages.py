@@ -78,6 +78,7 @@ class PagePool:
             scales = torch.empty(shape[:-1])
             self._scales = [(layer[0].T, layer[1].T) for layer in scales]
         self._users = [0] * pages
+        self._backed = [False] * pages
         self.free_pages = pages
         self.counters: Counter[str] = Counter()
         """`decode_keys` that decode steps attended to in each layer, and `decode_keys_read`: keys
@@ -112,14 +113,27 @@ class PagePool:
         """
         if pages > self.free_pages:
             raise Refused(f"{pages} KV pages are needed, {self.free_pages} are free")
-        taken = (
-            self._stretch(pages)
-            or [page for page, users in enumerate(self._users) if not users][:pages]
-        )
+        taken = self._next(pages)
         for page in taken:
             self._users[page] = 1
         self.free_pages -= pages
         return taken
+
+    def ahead(self, pages: int) -> list[Tensor]:
+        """The memory of the pages that would be taken next: contiguous tensors, each page once.
+
+        Args:
+            pages: at most so many, and fewer where fewer are free.
+        """
+        new = [page for page in self._next(min(pages, self.free_pages)) if not self._backed[page]]
+        for page in new:
+            self._backed[page] = True
+        runs = [
+            slice(page * self.page_tokens, (page + many) * self.page_tokens)
+            for _, page, many in _stretches(dict(zip(new, new, strict=True)))
+        ]
+        flat = self._storage.flatten(0, 2)
+        return [rows[run] for run in runs for rows in flat]
 
     def share(self, pages: Iterable[int]) -> None:
         """One more user of pages that are taken."""
@@ -137,6 +151,12 @@ class PagePool:
     def users_of(self, pages: Iterable[int]) -> list[int]:
         """How many users each of the pages has; safe to call from another thread."""
         return [self._users[page] for page in pages]
+
+    def _next(self, pages: int) -> list[int]:
+        return (
+            self._stretch(pages)
+            or [page for page, users in enumerate(self._users) if not users][:pages]
+        )
 
     def _stretch(self, pages: int) -> list[int]:
         """The first stretch of that many free pages; empty if there is none."""

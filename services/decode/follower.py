@@ -36,6 +36,7 @@ class FollowerService:
 
     async def _build(self) -> None:
         self._holdings = Holdings.of(self._model, self._pool, self._plane)
+        self._holdings.prepare()
         config = self._model.config
         self._prefixes = Prefixes(config, self._plane, self._pool, self._holdings)
         exchange = Exchange(config, self._plane, self._pool, self._holdings)

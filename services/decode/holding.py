@@ -17,12 +17,15 @@ from sps2.common.transport.frame import Frame
 from sps2.common.transport.inbox import Inbox
 from sps2.common.transport.plane import Plane
 from sps2.services.decode.cached import CachedPages
+from sps2.services.memory import back
 
 log = logging.getLogger(__name__)
 
 Key = tuple[str, int]
 """(request, epoch)"""
 
+AHEAD_TOKENS = 4096
+"""For which memory is ready before they come."""
 WAIT_FOR_PAGES_S = 5.0
 """A lease may be granted a moment before its pages' last user has let go of them here."""
 
@@ -104,6 +107,12 @@ class Holdings:
         """Those of a process that has this model, or this share of one."""
         heads = model.share.of(model.config.kv_heads * model.share.size)
         return cls(pool, plane, model.config.layers, heads)
+
+    def prepare(self) -> None:
+        """See to it, beside all else, that the pages taken next have memory."""
+        pieces = self._pool.ahead(AHEAD_TOKENS // self._pool.page_tokens)
+        addresses = [(piece.data_ptr(), piece.nbytes) for piece in pieces]
+        asyncio.get_running_loop().run_in_executor(None, back, addresses)
 
     def get(self, key: Key) -> Holding | None:
         return self._held.get(key)
@@ -188,6 +197,7 @@ class Holdings:
             holding.inbox.close()
         self.cached.settle(holding.named)
         self._give_back(holding.pages.table.values())
+        self.prepare()
 
     def inventory(self) -> tuple[Held, ...]:
         """What is held now, cached pages not counted; safe to call from another thread."""

@@ -78,6 +78,7 @@ class DecodeService:
     async def _build(self) -> None:
         config = self._model.config
         self._holdings = Holdings.of(self._model, self._pool, self._plane)
+        self._holdings.prepare()
         exchange = Exchange(config, self._plane, self._pool, self._holdings)
         self._prefixes = Prefixes(config, self._plane, self._pool, self._holdings)
         leading = Leading(self._plane, self._planes)

@@ -1,6 +1,7 @@
 """Prompts that are at a shard together go through its layers together, each with its attention."""
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TypeVar
@@ -37,14 +38,19 @@ class Passes:
         self._driving: asyncio.Task[None] | None = None
 
     async def forward(
-        self, ids: Tensor, positions: Tensor, attend: Attend, timeline: Timeline
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        timeline: Timeline,
+        asked: Tensor,
     ) -> Tensor:
         """As `Llama.forward`.
 
         Args:
             timeline: of the prompt; the arithmetic of its pass counts as its own.
         """
-        member = _Member(ids, positions, timeline)
+        member = _Member(ids, positions, timeline, asked)
         self._waiting.append(member)
         if self._driving is None:
             self._driving = asyncio.get_running_loop().create_task(self._drive())
@@ -63,6 +69,7 @@ class Passes:
     async def _pass(self, members: list["_Member"]) -> None:
         sizes = [len(member.ids) for member in members]
         whole = _Whole(members, sizes)
+        firsts = itertools.accumulate(sizes[:-1], initial=0)
 
         async def compute(work: Callable[[], Result]) -> Result:
             return await self._run(lambda: whole.timed(work))
@@ -73,13 +80,17 @@ class Passes:
                 torch.cat([member.positions for member in members]),
                 whole,
                 compute,
+                asked=torch.cat(
+                    [first + member.asked for first, member in zip(firsts, members, strict=True)]
+                ),
             )
         except Exception as error:
             for member in members:
                 member.end(error)
             return
-        for member, rows in zip(members, hidden.split(sizes), strict=True):
-            member.end(rows)
+        rows = [len(member.asked) for member in members]
+        for member, result in zip(members, hidden.split(rows), strict=True):
+            member.end(result)
 
 
 class _Whole:
@@ -114,10 +125,11 @@ class _Whole:
 class _Member:
     """One prompt in a pass; its attention runs in its own task."""
 
-    def __init__(self, ids: Tensor, positions: Tensor, timeline: Timeline) -> None:
+    def __init__(self, ids: Tensor, positions: Tensor, timeline: Timeline, asked: Tensor) -> None:
         self.ids = ids
         self.positions = positions
         self.timeline = timeline
+        self.asked = asked
         self.is_gone = False
         self.attended: asyncio.Queue[Tensor | None] = asyncio.Queue()
         """Of each layer; None of one that has left."""

@@ -88,13 +88,18 @@ async def run_prompt(
                     advanced(layer)
                     return await deposit(layer, q, k, v)
 
-                ids = prompt[positions]
+                ids, asked = prompt[positions], _asked(request, positions, len(prompt))
                 if passes is not None and turn is None and group.ranks == 1:
-                    hidden = await passes.forward(ids, positions, attend_layer, group.timeline)
+                    hidden = await passes.forward(
+                        ids, positions, attend_layer, group.timeline, asked
+                    )
                 else:
-                    hidden = await model.forward(ids, positions, attend_layer, group.compute, turn)
+                    hidden = await model.forward(
+                        ids, positions, attend_layer, group.compute, turn, asked
+                    )
                 advanced(model.config.layers)
-                scored = await _score_prompt(model, request, prompt, positions, hidden, run, turn)
+                where = positions[asked]
+                scored = await _score_prompt(model, request, prompt, where, hidden, run, turn)
                 token = None
                 if spans[-1].stop == len(prompt):
                     logits = await model.scores(hidden[-1:], run, turn)
@@ -122,6 +127,12 @@ def exchanged(group: Group, attend: Attention) -> Exchanged:
         kept,
         lost,
     )
+
+
+def _asked(request: Prefill, positions: Tensor, tokens: int) -> Tensor:
+    """The rows that tokens or log-probabilities come from: all, or the prompt's last."""
+    every = request.sampling.prompt_logprobs is not None
+    return ((positions == tokens - 1) | every).nonzero()[:, 0]
 
 
 async def _score_prompt(

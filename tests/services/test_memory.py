@@ -1,5 +1,6 @@
 """Freed memory is given back, or kept, as a process wants it."""
 
+import platform
 import subprocess
 import sys
 
@@ -28,15 +29,42 @@ print(faults[-1])
 """
 
 
+def output(program: str, how: str) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", program, how], capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="it is glibc that is told")
 def test_kept_memory_does_not_come_anew() -> None:
-    def faults(how: str) -> int:
-        done = subprocess.run(
-            [sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True
-        )
-        return int(done.stdout)
+    assert output(FAULTS, "keep") < 0.1 * output(FAULTS, "return")
 
-    assert faults("keep") < 0.1 * faults("return")
+
+WRITES = """
+import ctypes, mmap, resource, sys
+from sps2.services import memory
+room = mmap.mmap(-1, 8 << 20)
+address = ctypes.addressof(ctypes.c_char.from_buffer(room))
+room[100:104] = b"kept"
+if sys.argv[1] == "back":
+    memory.back([(address + 50, 4 << 20), (address + (4 << 20), (4 << 20) - 10)])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+assert room[100:104] == b"kept"
+for at in range(4096, 8 << 20, 4096):
+    room[at] = 1
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_what_is_backed_is_written_without_faults_and_stays_as_it_is() -> None:
+    if not sys.platform.startswith("linux") or tuple(
+        map(int, platform.release().split(".")[:2])
+    ) < (5, 14):
+        pytest.skip("the system cannot do it")
+    plain, backed = output(WRITES, "plain"), output(WRITES, "back")
+    assert plain > 1000
+    assert backed < 100
 
 
 def test_giving_back_may_be_called_at_any_time() -> None:

@@ -97,6 +97,21 @@ async def test_no_tokens_at_all(checkpoint: Checkpoint) -> None:
     assert (await logits(model, prompt(0))).shape == (0, 384)
 
 
+@pytest.mark.parametrize("asked", [(), (39,), (3, 17)])
+@pytest.mark.parametrize("tokens", [40, 8])
+async def test_only_the_rows_asked_for(
+    checkpoint: Checkpoint, tokens: int, asked: tuple[int, ...]
+) -> None:
+    model = load(checkpoint("llama2"))
+    ids, positions = prompt(tokens), torch.arange(tokens)
+    rows = torch.tensor(asked, dtype=torch.int64) % tokens
+    attend = LocalAttention(model.config, positions)
+    whole = await model.forward(ids, positions, attend)
+    attend = LocalAttention(model.config, positions)
+    few = await model.forward(ids, positions, attend, asked=rows)
+    torch.testing.assert_close(few, whole[rows], atol=1e-5, rtol=1e-5)
+
+
 async def test_attend_gets_contiguous_heads_and_run_gets_few_pieces(checkpoint: Checkpoint) -> None:
     model = load(checkpoint("qwen3"))
     positions = torch.arange(5)

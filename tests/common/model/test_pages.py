@@ -143,3 +143,26 @@ def test_the_size_of_a_page_in_eight_bits_counts_its_scales() -> None:
         assert scales is not None
         kept += sum(tensor.nbytes for tensor in (*pool.layer(layer), *scales))
     assert kept == 3 * page_bytes(CONFIG, PAGE, torch.int8)
+
+
+def test_memory_ahead_is_that_of_the_pages_taken_next_each_once() -> None:
+    pool = pool_of(8)
+    pool.take(1)
+
+    def pages(ahead: list[torch.Tensor]) -> set[int]:
+        for piece in ahead:
+            assert piece.is_contiguous()
+            piece.fill_(1)
+        keys, values = pool.layer(1)
+        written = [bool(keys[page * PAGE :][:PAGE].all()) for page in range(8)]
+        assert written == [bool(values[page * PAGE :][:PAGE].all()) for page in range(8)]
+        return {page for page, there in enumerate(written) if there}
+
+    for layer in range(CONFIG.layers):
+        for x in pool.layer(layer):
+            x.zero_()
+    assert pages(pool.ahead(3)) == {1, 2, 3}
+    assert pool.ahead(3) == []
+    assert pages(pool.ahead(4)) == {1, 2, 3, 4}
+    pool.take(3)
+    assert pages(pool.ahead(100)) == set(range(1, 8))

@@ -16,6 +16,8 @@ from sps2.services.prefill.timeline import Timeline
 from ..world import oracle, tiny_model
 
 LENGTHS = (1, 40, 7, 23)
+ROWS = 9
+"""Asked for of each."""
 
 
 def ids_of(length: int) -> Tensor:
@@ -27,9 +29,9 @@ def counted(model: Llama) -> list[int]:
     rows: list[int] = []
     forward = model.forward
 
-    async def counting(ids: Tensor, *arguments: object) -> Tensor:
+    async def counting(ids: Tensor, *arguments: object, **more: object) -> Tensor:
         rows.append(len(ids))
-        return await forward(ids, *arguments)  # type: ignore[arg-type]
+        return await forward(ids, *arguments, **more)  # type: ignore[arg-type]
 
     model.forward = counting  # type: ignore[method-assign, assignment]
     return rows
@@ -50,12 +52,13 @@ class Attention(LocalAttention):
 
 async def forward(passes: Passes, model: Llama, length: int, **options: object) -> Tensor:
     attend = Attention(model, length, **options)  # type: ignore[arg-type]
-    hidden = await passes.forward(ids_of(length), torch.arange(length), attend, Timeline())
+    asked = torch.arange(length)[-ROWS:]
+    hidden = await passes.forward(ids_of(length), torch.arange(length), attend, Timeline(), asked)
     return model.logits(hidden)
 
 
 async def wanted(length: int) -> Tensor:
-    return (await oracle(tiny_model(), ids_of(length).tolist(), 1))[0]
+    return (await oracle(tiny_model(), ids_of(length).tolist(), 1))[0][-ROWS:]
 
 
 async def test_what_waits_is_one_pass() -> None:
