@@ -26,6 +26,9 @@ from sps2.common.telemetry import Publisher
 
 State = Literal["starting", "ready", "waiting"]
 VERSION = version("sps2")
+SWITCH_S = 0.0005
+"""For how long at most a thread that computes keeps the loops from running Python; 5 ms is what
+Python has, half of a layer of a short prompt."""
 
 
 @dataclass
@@ -110,6 +113,7 @@ def run(name: str, serve: Serve) -> None:
         service += f".{arguments.rank}"
     log.setup(service)
     _die_with_supervisor()
+    sys.setswitchinterval(SWITCH_S)
     try:
         cluster = config.load(arguments.config)
         host = arguments.host or cluster.host

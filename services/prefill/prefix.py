@@ -19,6 +19,8 @@ from sps2.services.tasks import gather_all
 
 ROWS = 256
 """Queries in one question: a shard answers one, and decodes, before it answers the next."""
+INLINE = 128
+"""Rows whose states are merged sooner than another thread has begun."""
 
 
 class Question(NamedTuple):
@@ -82,6 +84,8 @@ class Prefix:
             mine = await self._attend(layer, q, k, v)
         if not theirs:
             return mine
+        if len(q) <= INLINE:
+            return _merged(mine, questions, theirs)
         return await group.compute(lambda: _merged(mine, questions, theirs), layer)
 
     async def _ask(self, layer: int, question: Question, q: Tensor) -> State:
