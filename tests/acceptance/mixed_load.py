@@ -11,42 +11,23 @@ import random
 import sys
 import time
 
+from answers import ask, compare
 from passage import passage
 
 from sps2.cli.local import running_cluster
 from sps2.common import config
-from sps2.common.api import Completion
 from sps2.common.client import AsyncClient
 from sps2.common.models import locate
 from sps2.common.tokens import Tokenizer
 
-TOLERANCE = 1e-3
 PORT = 18600
-
-
-async def ask(client: AsyncClient, prompt: list[int], tokens: int) -> Completion:
-    return await client.complete(
-        prompt, max_tokens=tokens, temperature=0, ignore_eos=True, logprobs=2
-    )
-
-
-def compare(alone: Completion, together: Completion) -> str:
-    one, two = alone.choices[0].logprobs, together.choices[0].logprobs
-    assert one is not None
-    assert two is not None
-    for index, (a, b) in enumerate(zip(one.tokens, two.tokens, strict=True)):
-        if a != b:
-            top = sorted((one.top_logprobs[index] or {}).values(), reverse=True)
-            margin = top[0] - top[1]
-            return f"{'near tie' if margin < TOLERANCE else 'DIFFERENT'} at {index} ({margin:.2g})"
-    return "equal"
 
 
 async def run(prompts: list[tuple[list[int], int]]) -> int:
     async with AsyncClient(config.load(port=PORT).gateway_address) as client:
-        alone = [await ask(client, *each) for each in prompts]
+        alone = [await ask(client, *each, "alone") for each in prompts]
         started = time.monotonic()
-        together = await asyncio.gather(*(ask(client, *each) for each in prompts))
+        together = await asyncio.gather(*(ask(client, *each, "together") for each in prompts))
         elapsed = time.monotonic() - started
         status = await client.status()
     verdicts = [compare(*pair) for pair in zip(alone, together, strict=True)]
