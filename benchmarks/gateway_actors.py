@@ -1,0 +1,70 @@
+"""A scheduler and an owner whose tokens cost nothing: what stands behind the gateway here."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+from sps2.common.messages import (
+    Describe,
+    Exchanged,
+    Finished,
+    FirstToken,
+    FleetStatus,
+    Follow,
+    Info,
+    Placed,
+    Placement,
+    Scheme,
+    ShardStatus,
+    ShowFleet,
+    Submit,
+    Token,
+)
+from sps2.common.spans import Span
+
+OWNER = "decode-0"
+WORD = 260
+"""A token that is a whole word, so that each is a chunk."""
+
+
+class Actors:
+    """Answers every prompt with as many tokens as it asks for, `rate` a second; 0: at once.
+
+    sent_s: when each token left, by (request, index); seconds of `time.perf_counter`.
+    """
+
+    def __init__(self) -> None:
+        self.rate = 0.0
+        self.address = ""
+        self.sent_s: dict[tuple[str, int], float] = {}
+        self._asked: dict[str, tuple[int, asyncio.Event]] = {}
+
+    async def submit(self, request: Submit) -> AsyncIterator[Placed | FirstToken | Finished]:
+        tokens, ended = request.sampling.max_tokens, asyncio.Event()
+        self._asked[request.request] = tokens, ended
+        prompt = len(request.prompt) // 4
+        place = Placement(OWNER, Span(0, prompt), 1)
+        yield Placed(1, OWNER, self.address, 1, (place,), "exact", Scheme("gather"), {})
+        yield FirstToken(self._token(request.request, 0, tokens), None, 0.0, (Exchanged({}, 0.0, 0.0, 0.0, 0.0),))
+        await ended.wait()
+        yield Finished(tokens, 0, 0, 0)
+
+    async def follow(self, request: Follow) -> AsyncIterator[Token]:
+        tokens, ended = self._asked[request.request]
+        began = time.perf_counter()
+        for index in range(request.start, tokens):
+            if self.rate and (wait := began + index / self.rate - time.perf_counter()) > 0:
+                await asyncio.sleep(wait)
+            yield self._token(request.request, index, tokens)
+        ended.set()
+
+    async def show_fleet(self, request: ShowFleet) -> FleetStatus:
+        shard = ShardStatus(OWNER, "decode", "ready", 1, self.address)
+        return FleetStatus((shard,), (), "", True)
+
+    async def describe(self, request: Describe) -> Info:
+        return Info("scheduler", 1, "0", "ready")
+
+    def _token(self, request: str, index: int, tokens: int) -> Token:
+        self.sent_s.setdefault((request, index), time.perf_counter())
+        return Token(index, WORD, None, "length" if index == tokens - 1 else None)
