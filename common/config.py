@@ -2,6 +2,7 @@
 
 import os
 import tomllib
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -15,6 +16,19 @@ Port = Annotated[int, Meta(ge=1, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(gt=0)]
+
+
+def environment_bus() -> "Bus":
+    """The bus of a program without a configuration: its keys are those that `$SPS2_KEYS` names."""
+    return Bus(keys=os.environ.get("SPS2_KEYS", ""))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address can be reached from this machine only."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def home() -> Path:
@@ -83,6 +97,13 @@ class Bus(Section, frozen=True):
     max_message_bytes: Annotated[Positive, Meta(description="larger messages are refused")] = (
         64 << 20
     )
+    keys: Annotated[
+        str,
+        Meta(
+            description="folder of `spsctl keys init`, or one key file; none is needed where all "
+            "is on loopback. SPS2_KEYS says it where this is absent"
+        ),
+    ] = ""
 
 
 class Kv(Section, frozen=True):
@@ -236,6 +257,15 @@ class Cluster(Section, frozen=True):
         """Where the processes of one shard meet."""
         return self.meeting_port + index + (self.prefill if role == "decode" else 0)
 
+    def require_keys(self, host: str) -> None:
+        """Check that a service may bind `host`. Invalid if others could reach it without keys."""
+        if not self.bus.keys and not is_loopback(host):
+            raise Invalid(
+                f"{host} can be reached from other machines, and the cluster has no keys: run "
+                f"`spsctl keys init`, then `spsctl up --host {host} --keys {home() / 'keys'}` (in "
+                "a configuration: `keys` in [bus])"
+            )
+
     @property
     def http_url(self) -> str:
         return f"http://{self.host}:{self.gateway.port}"
@@ -264,8 +294,8 @@ class Cluster(Section, frozen=True):
 def load(path: Path | None = None, **flags: Any) -> Cluster:
     """Read a configuration file; `flags` that are not None override its top-level keys.
 
-    `port` sets the HTTP port and moves the other ports after it, unless the file names them. With
-    `any` shards there are no prefill and decode shards unless either says so.
+    `keys` sets the bus's; `port` sets the HTTP port and moves the other ports after it, unless the
+    file names them. With `any` shards there are no prefill and decode shards unless either says so.
 
     Raises:
         Invalid: the file is missing or not TOML, a key is unknown, or a value is out of range.
@@ -279,6 +309,8 @@ def load(path: Path | None = None, **flags: Any) -> Cluster:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise Invalid(f"{path} is not valid TOML: {error}") from error
     port = flags.pop("port", None)
+    if keys := flags.pop("keys", None) or tables.get("bus", {}).get("keys", environment_bus().keys):
+        tables["bus"] = tables.get("bus", {}) | {"keys": keys}
     tables |= {name: value for name, value in flags.items() if value is not None}
     if port is not None:
         tables = _with_ports(tables, port)

@@ -113,6 +113,7 @@ def run(name: str, serve: Serve) -> None:
     try:
         cluster = config.load(arguments.config)
         host = arguments.host or cluster.host
+        cluster.require_keys(host)
         about = About(service, host, arguments.index or 0, arguments.rank)
         uvloop.run(_until_stopped(cluster, about, serve))
     except (ServiceError, OSError) as error:

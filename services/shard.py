@@ -266,7 +266,7 @@ async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterat
     memory.keep()
     folder, share = locate(cluster.model), Share(about.rank, cluster.tp_of(role))
     share_of(read(folder), share.size)
-    team = await meet(share, about.host, cluster.meeting_port_of(role, about.index))
+    team = await meet(share, cluster.meeting_port_of(role, about.index))
     model = load_model(
         folder, cluster.dtype, quantize=cluster.quantize, collectives=team.collectives
     )

@@ -86,7 +86,7 @@ class Parts:
     @asynccontextmanager
     async def running(self, address: str) -> AsyncIterator[str]:
         """On the bus at `address` while the block runs; yields the bound address."""
-        server = Server([self._service, self._about], self._bus, self._context)
+        server = Server([self._service, self._about], self._bus, self._context, audience="clients")
         watch = asyncio.create_task(self.readiness.watch())
         try:
             bound = await server.start(address)
