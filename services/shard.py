@@ -18,7 +18,6 @@ import uvloop
 from sps2.common.config import Bus, Cluster
 from sps2.common.errors import PeerLost, ServiceError
 from sps2.common.messages import Announce, Follower, Holding, Link, Register, Report, Role, Shard
-from sps2.common.messages import Peer as PlanePeer
 from sps2.common.model.config import read
 from sps2.common.model.llama import Llama
 from sps2.common.model.share import Share, share_of
@@ -223,7 +222,7 @@ class ReadyShard:
         """Serve `service` to the leader while the context is open; sets `stop` when it is gone."""
         server = Server([service, Loyalty(stop.set), self.about], self.cluster.bus)
         address = await server.start(f"tcp://{self.about.host}:0")
-        self.team.present(Follower(address, PlanePeer(self.plane.name, self.plane.address)))
+        self.team.present(Follower(address, self.plane.peer))
         self.about.started = True
         async with beating(self.about, self.cluster):
             yield
@@ -242,8 +241,8 @@ class ReadyShard:
         bus = self.cluster.bus
         server = Server([*services, self.about], bus)
         address = await server.start(f"tcp://{self.about.host}:0")
-        peer = PlanePeer(self.plane.name, self.plane.address)
         followers = tuple(Follower(each.bus.address, each.plane) for each in led)
+        peer = self.plane.peer
         shard = Shard(self.id, self.role, os.getpid(), address, peer, pages, page_tokens, followers)
         scheduler = Peer(self.cluster.scheduler_address, bus, name="scheduler")
         directory = Peer(self.cluster.kvdir_address, bus, name="kvdir")
