@@ -22,7 +22,7 @@ from sps2.cli import (
     up,
 )
 from sps2.cli.bench import quality
-from sps2.cli.keys import client, folder
+from sps2.cli.keys import api, client, folder
 from sps2.cli.top.command import top
 from sps2.common.errors import ServiceError
 
@@ -87,6 +87,11 @@ clients.command()(reported(client.add))
 clients.command("list")(reported(client.show))
 clients.command()(reported(client.revoke))
 keys.add_typer(clients, name="client")
+api_keys = typer.Typer(help="API keys for HTTP.", no_args_is_help=True)
+api_keys.command()(reported(api.add))
+api_keys.command("list")(reported(api.show))
+api_keys.command()(reported(api.revoke))
+keys.add_typer(api_keys, name="api")
 app.add_typer(keys, name="keys")
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from sps2.cli import render
 from sps2.cli.launch import Launch, Progress, ServiceDied, effective
-from sps2.common.config import Cluster
+from sps2.common.config import Cluster, is_loopback
 from sps2.common.messages import ClusterStatus, Role
 
 Text = str | None
@@ -146,6 +146,12 @@ def _welcome(cluster: Cluster, status: ClusterStatus, ready_s: float, detached: 
         f"{f' over {transports}' if transports else ''}",
         soft_wrap=True,
     )
+    if not (is_loopback(cluster.host) or cluster.gateway.tls_key):
+        render.out.print(
+            "[yellow]HTTP is in the clear, API keys too: set tls_certificate and tls_key in "
+            "[[gateway], or put a proxy with TLS before it[/]",
+            soft_wrap=True,
+        )
     render.out.print(f"  OpenAI API  {cluster.http_url}/v1    (try it: {cluster.http_url}/docs)")
     render.out.print(f"  SDK         {cluster.gateway_address}")
     render.out.print(f"  next        spsctl chat{option} | spsctl status{option}", end=" | ")

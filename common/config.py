@@ -50,6 +50,24 @@ class Gateway(Section, frozen=True):
         Positive, Meta(description="requests in work at once; more are refused with 429")
     ] = 512
     max_choices: Annotated[Positive, Meta(description="largest `n` of one request")] = 16
+    max_header_bytes: Annotated[
+        Positive, Meta(description="largest head of an HTTP request accepted")
+    ] = 64 << 10
+    max_connections: Annotated[
+        Positive, Meta(description="HTTP connections at once; more are refused with 503")
+    ] = 2048
+    receive_s: Annotated[
+        Seconds,
+        Meta(description="seconds that the head of an HTTP request may take, and again its body"),
+    ] = 60.0
+    tls_certificate: Annotated[
+        str, Meta(description="PEM file of the certificate and its chain; empty: plain HTTP")
+    ] = ""
+    tls_key: Annotated[str, Meta(description="PEM file of the certificate's private key")] = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise ValueError("TLS needs both `tls_certificate` and `tls_key`")
 
 
 class Scheduler(Section, frozen=True):
@@ -268,7 +286,8 @@ class Cluster(Section, frozen=True):
 
     @property
     def http_url(self) -> str:
-        return f"http://{self.host}:{self.gateway.port}"
+        scheme = "https" if self.gateway.tls_key else "http"
+        return f"{scheme}://{self.host}:{self.gateway.port}"
 
     @property
     def gateway_address(self) -> str:

@@ -1,5 +1,6 @@
 """The folder of a cluster's keys: making, handing out and revoking them."""
 
+import secrets
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -9,11 +10,15 @@ import zmq
 
 from sps2.common.errors import Invalid
 from sps2.common.keys import (
+    API_KEYS,
     CLIENTS,
     CLUSTER,
+    ApiKey,
+    ApiKeys,
     Client,
     Clients,
     Key,
+    api_digest,
     read,
     read_private,
     require_private_folder,
@@ -22,16 +27,20 @@ from sps2.common.keys import (
 
 T = TypeVar("T")
 
+API_PREFIX = "sk-sps2-"
+API_BYTES = 32
+
 
 class Keyring:
-    """`cluster.key`, which services need; who is a client (`clients.json`); nothing else is kept.
+    """`cluster.key`, which services need; who is a client (`clients.json`); API keys (`api.json`).
 
-    A client's own key is written once, to be handed over, and is not needed here.
+    Keys of clients and API keys themselves are given out once, to be handed over, and not kept.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.expanduser()
         self.cluster = self.folder / CLUSTER
+        self.api = self.folder / API_KEYS
         self._clients = self.folder / CLIENTS
 
     def make(self, name: str, force: bool = False) -> Key:
@@ -80,6 +89,50 @@ class Keyring:
         if clients.pop(name, None) is None:
             raise Invalid(f"there is no client {name} in {self._clients}")
         write_private(self._clients, _json(clients))
+
+    def api_keys(self) -> ApiKeys:
+        """Who may ask over HTTP."""
+        return self._load(self.api, ApiKeys) or {}
+
+    def add_api_key(
+        self,
+        name: str,
+        expires: datetime | None = None,
+        requests_per_minute: int = 0,
+        tokens_per_minute: int = 0,
+    ) -> str:
+        """A new API key.
+
+        Raises:
+            Invalid: the name is malformed or taken, or there is no cluster key here.
+        """
+        read(self.cluster)
+        keys = self.api_keys()
+        if name in keys and keys[name].revoked is None:
+            raise Invalid(f"there is an API key {name} already: revoke it, or take another name")
+        secret = API_PREFIX + secrets.token_urlsafe(API_BYTES)
+        made = ApiKey(
+            api_digest(secret),
+            datetime.now(UTC),
+            expires,
+            None,
+            requests_per_minute,
+            tokens_per_minute,
+        )
+        try:
+            kept = msgspec.convert({**keys, name: made}, ApiKeys)
+        except msgspec.ValidationError as error:
+            raise Invalid(f"{name!r} cannot be a name: {error}") from error
+        write_private(self.api, _json(kept))
+        return secret
+
+    def revoke_api_key(self, name: str) -> None:
+        """Refuse an API key from now on. Raises Invalid if there is none of this name."""
+        keys = self.api_keys()
+        if name not in keys or keys[name].revoked is not None:
+            raise Invalid(f"there is no API key {name} in {self.api}")
+        revoked = msgspec.structs.replace(keys[name], revoked=datetime.now(UTC))
+        write_private(self.api, _json({**keys, name: revoked}))
 
     def _load(self, path: Path, kind: type[T]) -> T | None:
         try:

@@ -1,7 +1,9 @@
 """Key files: who a process is on the bus. `spsctl keys` makes them."""
 
+import hashlib
 import os
 import stat
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +16,7 @@ from sps2.common.errors import Invalid
 
 CLUSTER = "cluster.key"
 CLIENTS = "clients.json"
+API_KEYS = "api.json"
 
 Text = Annotated[str, Meta(pattern=r"^[\x21-\x7e]{40}$")]
 """A CURVE key in Z85."""
@@ -44,6 +47,27 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 Clients = dict[Name, Client]
+
+
+class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An API key of the gateway. The key itself is kept nowhere."""
+
+    digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    """SHA-256 of the key, which is random and long: no slower hash is needed."""
+    created: datetime
+    expires: datetime | None = None
+    revoked: datetime | None = None
+    requests_per_minute: Annotated[int, Meta(ge=0)] = 0
+    tokens_per_minute: Annotated[int, Meta(ge=0)] = 0
+    """Of prompts and answers together; 0 is no limit."""
+
+
+ApiKeys = dict[Name, ApiKey]
+
+
+def api_digest(key: str) -> str:
+    """What is kept of an API key."""
+    return hashlib.sha256(key.encode()).hexdigest()
 
 
 def folder() -> Path:

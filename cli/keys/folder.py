@@ -44,4 +44,5 @@ def init(
         soft_wrap=True,
     )
     render.out.print(f"  start       spsctl up --keys {ring.folder} --host ADDRESS")
+    render.out.print("  HTTP        spsctl keys api add NAME")
     render.out.print("  SDK, spsctl elsewhere   spsctl keys client add NAME")

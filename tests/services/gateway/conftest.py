@@ -266,9 +266,10 @@ async def opened(folder: Path, **sections: object) -> AsyncIterator[Door]:
     """The whole set-up; `sections` change the cluster's configuration."""
     play = Play()
     scheduler = TestScheduler(play)
-    owner = Server(TestOwner(play, scheduler), BUS)
+    keyed: Bus = sections.get("bus", BUS)  # type: ignore[assignment]
+    owner = Server(TestOwner(play, scheduler), keyed)
     scheduler.owner_address = await owner.start("tcp://127.0.0.1:0")
-    servers = [Server(scheduler, BUS), Server(TestDirectory(), BUS)]
+    servers = [Server(scheduler, keyed), Server(TestDirectory(), keyed)]
     ports = [int((await each.start("tcp://127.0.0.1:0")).rpartition(":")[2]) for each in servers]
     settings = {
         "model": str(folder),
@@ -278,11 +279,14 @@ async def opened(folder: Path, **sections: object) -> AsyncIterator[Door]:
         "kv": Kv(),
     }
     about = About("gateway")
-    parts = Parts(Cluster(**settings | sections), about, folder, keep_alive_s=0.1)  # type: ignore[arg-type]
+    cluster = Cluster(**settings | sections)  # type: ignore[arg-type]
+    parts = Parts(cluster, about, folder, keep_alive_s=0.1)
     about.started = True
     listener = http.listen("127.0.0.1", 0)
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    async with parts.running("tcp://127.0.0.1:0") as bus, http.serving(parts.app, listener):
+    scheme = cluster.http_url.partition(":")[0]
+    url = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
+    serving = http.serving(parts.app, listener, cluster.gateway)
+    async with parts.running("tcp://127.0.0.1:0") as bus, serving:
         while parts.readiness.waiting_for():
             await asyncio.sleep(0.01)
         yield Door(url, bus, play, parts, owner, servers[0])
