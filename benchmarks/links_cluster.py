@@ -100,7 +100,7 @@ class Spread:
 
 @asynccontextmanager
 async def spread(cluster: Cluster, hosts: Mapping[str, Host]) -> AsyncIterator[Spread]:
-    """Start a cluster on its hosts. The caller must be on the network of `CONTROL`'s.
+    """Start a cluster on its hosts, with keys. The caller must be on the network of `CONTROL`'s.
 
     Its run folder is a temporary one: nothing is left of it, and `spsctl` does not see it.
     """
@@ -109,7 +109,7 @@ async def spread(cluster: Cluster, hosts: Mapping[str, Host]) -> AsyncIterator[S
         ring.make(cluster.name)
         headers = {"authorization": f"Bearer {ring.add_api_key('bench')}"}
         bus = msgspec.structs.replace(cluster.bus, keys=str(ring.folder))
-        cluster = msgspec.structs.replace(cluster, bus=bus)
+        cluster = msgspec.structs.replace(cluster, host=hosts[CONTROL].address, bus=bus)
         folder = RunFolder(cluster.name, Path(home))
         folder.prepare(cluster)
         stop = asyncio.Event()
