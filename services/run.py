@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -21,11 +20,11 @@ import uvloop
 from sps2.common import config, log
 from sps2.common.config import Cluster
 from sps2.common.errors import ServiceError
-from sps2.common.messages import Describe, Info, Link, Role
+from sps2.common.messages import Describe, Greet, Greeted, Info, Link, Role
 from sps2.common.telemetry import Publisher
+from sps2.services.greeting import VERSION, greeted
 
 State = Literal["starting", "ready", "waiting"]
-VERSION = version("sps2")
 
 
 @dataclass
@@ -69,6 +68,9 @@ class About:
             self.counters(),
             self.links(),
         )
+
+    async def greet(self, request: Greet) -> Greeted:
+        return greeted(self.service, request)
 
     def rss_bytes(self) -> int:
         """Resident memory of this process."""

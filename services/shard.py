@@ -30,6 +30,7 @@ from sps2.kernels import native
 from sps2.kernels.gpu import missing
 from sps2.services import memory
 from sps2.services.busy import ThreadClock
+from sps2.services.greeting import greet
 from sps2.services.run import About, beating
 from sps2.services.team import Led, Loyalty, Team, connect, leading, meet
 
@@ -130,11 +131,17 @@ class Membership:
         self._directory = directory
         self._bus = bus
         self._inventory = inventory
-        self._missing = {"scheduler"} | ({"KV directory"} if inventory else set())
+        self._deadline_s = bus.beat_s * bus.missed_beats
+        self._missing = {"scheduler": ""} | ({"KV directory": ""} if inventory else {})
+        self._ahead_s = 0.0
 
     def missing(self) -> str:
-        """Which of the two it waits for, in words."""
-        return ", ".join(f"the {name}" for name in sorted(self._missing))
+        """Which of the two it waits for, in words, and why if they refuse it."""
+        return ", ".join(f"the {name}{why}" for name, why in sorted(self._missing.items()))
+
+    def counters(self) -> dict[str, float]:
+        """For beats."""
+        return {"clock_ahead_s": self._ahead_s}
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
@@ -153,23 +160,29 @@ class Membership:
 
     async def _keep(self, name: str, join: Callable[[], Coroutine[Any, Any, None]]) -> None:
         while True:
+            why = ""
             try:
                 await join()
             except PeerLost:
                 log.warning("the %s was lost; waiting for it", name)
             except ServiceError as error:
-                log.warning("the %s: %s", name, error)
+                why = f" ({error})"
+                if self._missing.get(name) != why:
+                    log.warning("the %s: %s", name, error)
+                self._missing[name] = why
                 await asyncio.sleep(self._bus.beat_s)
             finally:
-                self._missing.add(name)
+                self._missing[name] = why
 
     async def _register(self) -> None:
+        self._ahead_s = await greet(self._scheduler, self._shard.id, self._deadline_s)
         async with self._scheduler.stream(Register(self._shard)) as accepted:
             async for _ in accepted:
-                self._missing.discard("scheduler")
+                self._missing.pop("scheduler", None)
 
     async def _announce(self, inventory: Inventory) -> None:
         shard = self._shard
+        await greet(self._directory, shard.id, self._deadline_s)
         announce = Announce(
             shard.id,
             shard.peer.name,
@@ -180,7 +193,7 @@ class Membership:
         )
         async with self._directory.stream(announce) as evictions:
             async for evicted in evictions:
-                self._missing.discard("KV directory")
+                self._missing.pop("KV directory", None)
                 await inventory.evict(evicted.names)
 
     async def _report(self, inventory: Inventory) -> None:
@@ -193,7 +206,7 @@ class Membership:
             try:
                 await self._directory.call(
                     Report(shard.id, shard.peer.name, inventory.inventory(), news, missing),
-                    deadline_s=self._bus.beat_s * self._bus.missed_beats,
+                    deadline_s=self._deadline_s,
                 )
                 inventory.told((*news, *missing))
             except ServiceError as error:
@@ -249,7 +262,8 @@ class ReadyShard:
         membership = Membership(shard, scheduler, directory, bus, inventory)
         self.about.missing = membership.missing
         plane = self.about.counters
-        self.about.counters = lambda: _summed(plane(), *(each.counters() for each in services))
+        counting = (*services, membership)
+        self.about.counters = lambda: _summed(plane(), *(each.counters() for each in counting))
         self.about.started = True
         async with beating(self.about, self.cluster), membership.kept(), leading(led):
             yield

@@ -24,6 +24,8 @@ from sps2.common.messages import (
     FirstToken,
     FleetStatus,
     Follow,
+    Greet,
+    Greeted,
     Info,
     Leases,
     ListLeases,
@@ -42,6 +44,7 @@ from sps2.common.rpc import Server
 from sps2.common.spans import Span
 from sps2.services.gateway import http
 from sps2.services.gateway.main import Parts
+from sps2.services.greeting import greeted
 from sps2.services.run import About
 
 BUS = Bus(beat_s=0.2)
@@ -205,6 +208,9 @@ class TestScheduler:
 
     async def describe(self, request: Describe) -> Info:
         return Info("scheduler", 1, "0", "ready")
+
+    async def greet(self, request: Greet) -> Greeted:
+        return greeted("scheduler", request)
 
 
 class TestOwner:
