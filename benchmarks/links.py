@@ -63,7 +63,7 @@ async def measure(options: argparse.Namespace, samples: list[Sample]) -> None:
     with network(names) as built, inside(built.hosts[CONTROL]):
         for rate in options.rates:
             built.shape(rate)
-            cluster = _cluster(options, built.hosts[CONTROL].address, rate)
+            cluster = _cluster(options, rate)
             text = text_of(cluster)
             async with spread(cluster, built.hosts) as up:
                 await up.ready()
@@ -79,13 +79,12 @@ async def measure(options: argparse.Namespace, samples: list[Sample]) -> None:
                         print(f"  {sample}", flush=True)
 
 
-def _cluster(options: argparse.Namespace, address: str, rate: int) -> Cluster:
+def _cluster(options: argparse.Namespace, rate: int) -> Cluster:
     """The cluster on links of so many Mbit/s, which it is told, as an operator would."""
     return launch.effective(
         None,
         name="links",
         model=options.model,
-        host=address,
         prefill=max(options.degrees),
         decode=options.decode,
         threads=options.threads,

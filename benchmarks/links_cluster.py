@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import httpx
+import msgspec
 import psutil
 from links_network import Host
 
@@ -14,6 +15,7 @@ from sps2.cli.runs import Child, RunFolder
 from sps2.cli.supervise import Command, Supervisor, commands, service_names
 from sps2.common.config import Cluster
 from sps2.common.errors import ServiceError
+from sps2.common.keyring import Keyring
 
 CONTROL = "control"
 """The host of whatever is not a shard."""
@@ -98,11 +100,16 @@ class Spread:
 
 @asynccontextmanager
 async def spread(cluster: Cluster, hosts: Mapping[str, Host]) -> AsyncIterator[Spread]:
-    """Start a cluster on its hosts. The caller must be on the network of `CONTROL`'s.
+    """Start a cluster on its hosts, with keys. The caller must be on the network of `CONTROL`'s.
 
     Its run folder is a temporary one: nothing is left of it, and `spsctl` does not see it.
     """
     with TemporaryDirectory(prefix="sps2-links-") as home:
+        ring = Keyring(Path(home) / "keys")
+        ring.make(cluster.name)
+        headers = {"authorization": f"Bearer {ring.add_api_key('bench')}"}
+        bus = msgspec.structs.replace(cluster.bus, keys=str(ring.folder))
+        cluster = msgspec.structs.replace(cluster, host=hosts[CONTROL].address, bus=bus)
         folder = RunFolder(cluster.name, Path(home))
         folder.prepare(cluster)
         stop = asyncio.Event()
@@ -110,7 +117,9 @@ async def spread(cluster: Cluster, hosts: Mapping[str, Host]) -> AsyncIterator[S
             supervisor = Supervisor(folder, placed(cluster, folder, hosts), GRACE_S)
             running = asyncio.create_task(supervisor.run(stop))
             try:
-                async with httpx.AsyncClient(base_url=cluster.http_url, timeout=None) as client:
+                async with httpx.AsyncClient(
+                    base_url=cluster.http_url, timeout=None, headers=headers
+                ) as client:
                     yield Spread(folder, client)
             finally:
                 stop.set()

@@ -73,7 +73,6 @@ async def measure(options: argparse.Namespace) -> list[dict[str, object]]:
                     None,
                     name=f"links-{holders}",
                     model=options.model,
-                    host=built.hosts[CONTROL].address,
                     port=8000 + PORTS_APART * holders,
                     prefill=1,
                     decode=holders,

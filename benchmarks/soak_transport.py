@@ -35,7 +35,8 @@ class Member:
 
     def __init__(self, process: Process) -> None:
         self.process = process
-        self.name = self.address = ""
+        self.name = ""
+        self.peer: Report = {}
         self.started = monotonic()
         self.rss: list[tuple[float, int]] = []
         self.fds: list[tuple[int, int]] = []
@@ -49,7 +50,7 @@ class Member:
         )
         member = cls(process)
         greeting = await member._answer()
-        member.name, member.address = greeting["name"], greeting["address"]
+        member.name, member.peer = name, greeting["peer"]
         return member
 
     async def ask(self, do: str, **arguments: object) -> Report:
@@ -108,8 +109,8 @@ class Soak:
         self.started += 1
         member = await Member.start(f"soak-{self.started}/1", self.backend, self.started)
         for other in self.members:
-            await other.ask("meet", name=member.name, address=member.address)
-            await member.ask("meet", name=other.name, address=other.address)
+            await other.ask("meet", peer=member.peer)
+            await member.ask("meet", peer=other.peer)
         self.members.append(member)
         return member
 

@@ -13,6 +13,7 @@ from statistics import median
 from time import monotonic, process_time
 from typing import Any
 
+import msgspec
 import psutil
 import torch
 import uvloop
@@ -70,10 +71,10 @@ class Worker:
             if stream := self.streams.get((peer, layer)):
                 stream.acknowledge(sys.maxsize)
 
-    def meet(self, name: str, address: str) -> None:
+    def meet(self, peer: Peer) -> None:
         self.clock.last_kill = self.clock.now  # it starts on the same cores
-        self.plane.introduce(Peer(name, address))
-        self.peers[name] = asyncio.create_task(self.talk(name))
+        self.plane.introduce(peer)
+        self.peers[peer.name] = asyncio.create_task(self.talk(peer.name))
 
     async def talk(self, peer: str) -> None:
         """Both directions with one peer, until it is lost."""
@@ -243,7 +244,8 @@ async def main(name: str, backend: str, seed: int) -> None:
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    answer: dict[str, Any] = {"name": name, "address": plane.address, "pid": os.getpid()}
+    peer = msgspec.to_builtins(plane.peer)
+    answer: dict[str, Any] = {"peer": peer, "pid": os.getpid()}
     while True:
         print(json.dumps(answer), flush=True)
         line = await reader.readline()
@@ -253,7 +255,7 @@ async def main(name: str, backend: str, seed: int) -> None:
         answer = {}
         match command["do"]:
             case "meet":
-                worker.meet(command["name"], command["address"])
+                worker.meet(msgspec.convert(command["peer"], Peer))
             case "forget":
                 worker.lose(command["name"])
                 plane.forget(command["name"])

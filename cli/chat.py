@@ -50,7 +50,7 @@ def chat(
     cluster = reachable(name, config)
     settings = parameters(max_tokens, temperature, seed, sp_degree, attention)
     turns: list[Turn] = [{"role": "system", "content": system}] if system else []
-    with Client(cluster.gateway_address) as client:
+    with Client(cluster.gateway_address, cluster.bus) as client:
         if message is not None:
             turns.append({"role": "user", "content": read(message, file)})
             answer(client, turns, settings)

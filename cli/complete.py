@@ -51,7 +51,8 @@ def complete(
 
     text = read(prompt, file)
     settings = parameters(max_tokens, temperature, seed, sp_degree, attention)
-    with Client(reachable(name, config).gateway_address) as client:
+    cluster = reachable(name, config)
+    with Client(cluster.gateway_address, cluster.bus) as client:
         if as_json:
             print(msgspec.json.encode(client.complete(text, **settings)).decode())
             return

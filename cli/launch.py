@@ -17,7 +17,7 @@ import msgspec
 from sps2.cli import ports
 from sps2.cli.runs import RunFolder
 from sps2.cli.supervise import GRACE_S, service_names
-from sps2.common import config
+from sps2.common import config, keys
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, Refused, ServiceError
 from sps2.common.messages import ClusterStatus, Describe, Role, ShowCluster
@@ -62,14 +62,17 @@ def effective(path: Path | None, **flags: Any) -> Cluster:
     """The configuration in force: a file, overridden by flags; local model paths made absolute.
 
     Args:
-        flags: top-level keys of the configuration, `port` and `policy`; None leaves the file's.
+        flags: top-level keys of the configuration, `port`, `keys` and `policy`; None leaves the
+            file's.
 
     Raises:
         Invalid: a key, a value or the file is wrong, or the model was not pulled or cannot be
-            split or quantised as asked.
+            split or quantised as asked, or others could reach a cluster without keys.
     """
     policy = flags.pop("policy", None)
     cluster = config.load(path, **flags)
+    cluster.require_keys(cluster.host)
+    keys.cluster_key(cluster.bus)
     tables = msgspec.to_builtins(cluster)
     if policy is not None:
         tables["scheduler"]["policy"] = policy
@@ -82,6 +85,8 @@ def effective(path: Path | None, **flags: Any) -> Cluster:
     local = Path(cluster.model).expanduser()
     if local.exists() and (local.is_dir() or local.suffix == ".gguf"):
         tables["model"] = str(local.resolve())
+    if cluster.bus.keys:
+        tables["bus"]["keys"] = str(Path(cluster.bus.keys).expanduser().resolve())
     try:
         return msgspec.convert(tables, Cluster)
     except msgspec.ValidationError as error:

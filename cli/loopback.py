@@ -11,7 +11,6 @@ from typing import cast
 
 import torch
 
-from sps2.common import messages
 from sps2.common.errors import ServiceError
 from sps2.common.transport.backends import BackendName, choose
 from sps2.common.transport.frame import frame_for
@@ -31,7 +30,7 @@ async def exchange(backend: BackendName) -> float:
     try:
         await here.start()
         await there.start()
-        here.introduce(messages.Peer(there.name, there.address))
+        here.introduce(there.peer)
         inbox = there.open("doctor", 0)
         best_s = float("inf")
         for round_ in range(ROUNDS):

@@ -15,6 +15,8 @@ from sps2.common.messages import ClusterStatus, ServiceStatus, ShowCluster
 from sps2.common.rpc import Peer
 
 DEADLINE_S = 5.0
+CLOCKS_S = 1.0
+"""Between clocks; more is told."""
 
 
 def status(
@@ -123,4 +125,7 @@ def show(cluster: Cluster, found: ClusterStatus, children: dict[str, Child]) -> 
 def _note(service: ServiceStatus, child: Child) -> str:
     if service.waiting_for:
         return f"waits for {service.waiting_for}"
+    ahead_s = service.counters.get("clock_ahead_s", 0.0)
+    if abs(ahead_s) > CLOCKS_S:
+        return f"its clock is {ahead_s:+.1f} s from the scheduler's"
     return child.last_exit

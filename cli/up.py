@@ -12,10 +12,8 @@ from rich.table import Table
 
 from sps2.cli import render
 from sps2.cli.launch import Launch, Progress, ServiceDied, effective
-from sps2.common.config import Cluster
+from sps2.common.config import Cluster, is_loopback
 from sps2.common.messages import ClusterStatus, Role
-
-LOOPBACK = ("127.", "localhost", "::1")
 
 Text = str | None
 Number = int | None
@@ -39,7 +37,8 @@ def up(
     tp: Annotated[Number, typer.Option(min=1, help="processes of one shard")] = None,
     decode_tp: Annotated[Number, typer.Option(min=1, help="of one decode shard, if not tp")] = None,
     threads: Annotated[Number, typer.Option(min=1, help="compute threads of one process")] = None,
-    host: Annotated[Text, typer.Option(help="address to bind")] = None,
+    host: Annotated[Text, typer.Option(help="address to bind; needs --keys")] = None,
+    keys: Annotated[Text, typer.Option(help="folder of `spsctl keys init`")] = None,
     port: Annotated[
         Number,
         typer.Option(
@@ -75,6 +74,7 @@ def up(
         decode_tp=decode_tp,
         threads=threads,
         host=host,
+        keys=keys,
         port=port,
         name=name,
     )
@@ -146,10 +146,10 @@ def _welcome(cluster: Cluster, status: ClusterStatus, ready_s: float, detached: 
         f"{f' over {transports}' if transports else ''}",
         soft_wrap=True,
     )
-    if not cluster.host.startswith(LOOPBACK):
+    if not (is_loopback(cluster.host) or cluster.gateway.tls_key):
         render.out.print(
-            f"[yellow]{cluster.host} is not a loopback address, and there is no authentication: "
-            "whoever reaches these ports can use the cluster[/]",
+            "[yellow]HTTP is in the clear, API keys too: set tls_certificate and tls_key in "
+            "[[gateway], or put a proxy with TLS before it[/]",
             soft_wrap=True,
         )
     render.out.print(f"  OpenAI API  {cluster.http_url}/v1    (try it: {cluster.http_url}/docs)")

@@ -22,7 +22,7 @@ from sps2.common.api import (
     Tokenize,
 )
 from sps2.common.collect import collect_chat, collect_completion
-from sps2.common.config import Bus
+from sps2.common.config import Bus, environment_bus
 from sps2.common.messages import CancelRequest, ClusterStatus, ShowCluster
 from sps2.common.rpc import Peer
 
@@ -86,6 +86,7 @@ class ChatParameters(Parameters, total=False):
 class AsyncClient:
     """A cluster at the address of its gateway's bus. Close it, or use it as a context.
 
+    Where the cluster has keys, `bus` (`Bus(keys="alice.key")`) or SPS2_KEYS names this side's.
     While the gateway cannot be reached, calls wait for it; `deadline_s` bounds those of `tokenize`,
     `status` and the like. All raise the errors of `sps2.common.errors`.
     """
@@ -93,7 +94,7 @@ class AsyncClient:
     def __init__(
         self, address: str = ADDRESS, bus: Bus | None = None, *, deadline_s: float | None = 30.0
     ) -> None:
-        self._peer = Peer(address, bus or Bus(), "gateway")
+        self._peer = Peer(address, bus or environment_bus(), "gateway")
         self._deadline_s = deadline_s
 
     async def complete(

@@ -2,6 +2,7 @@
 
 import os
 import tomllib
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -15,6 +16,19 @@ Port = Annotated[int, Meta(ge=1, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(gt=0)]
+
+
+def environment_bus() -> "Bus":
+    """The bus of a program without a configuration: its keys are those that `$SPS2_KEYS` names."""
+    return Bus(keys=os.environ.get("SPS2_KEYS", ""))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address can be reached from this machine only."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def home() -> Path:
@@ -36,6 +50,24 @@ class Gateway(Section, frozen=True):
         Positive, Meta(description="requests in work at once; more are refused with 429")
     ] = 512
     max_choices: Annotated[Positive, Meta(description="largest `n` of one request")] = 16
+    max_header_bytes: Annotated[
+        Positive, Meta(description="largest head of an HTTP request accepted")
+    ] = 64 << 10
+    max_connections: Annotated[
+        Positive, Meta(description="HTTP connections at once; more are refused with 503")
+    ] = 2048
+    receive_s: Annotated[
+        Seconds,
+        Meta(description="seconds that the head of an HTTP request may take, and again its body"),
+    ] = 60.0
+    tls_certificate: Annotated[
+        str, Meta(description="PEM file of the certificate and its chain; empty: plain HTTP")
+    ] = ""
+    tls_key: Annotated[str, Meta(description="PEM file of the certificate's private key")] = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise ValueError("TLS needs both `tls_certificate` and `tls_key`")
 
 
 class Scheduler(Section, frozen=True):
@@ -83,6 +115,13 @@ class Bus(Section, frozen=True):
     max_message_bytes: Annotated[Positive, Meta(description="larger messages are refused")] = (
         64 << 20
     )
+    keys: Annotated[
+        str,
+        Meta(
+            description="folder of `spsctl keys init`, or one key file; none is needed where all "
+            "is on loopback. SPS2_KEYS says it where this is absent"
+        ),
+    ] = ""
 
 
 class Kv(Section, frozen=True):
@@ -236,9 +275,19 @@ class Cluster(Section, frozen=True):
         """Where the processes of one shard meet."""
         return self.meeting_port + index + (self.prefill if role == "decode" else 0)
 
+    def require_keys(self, host: str) -> None:
+        """Check that a service may bind `host`. Invalid if others could reach it without keys."""
+        if not self.bus.keys and not is_loopback(host):
+            raise Invalid(
+                f"{host} can be reached from other machines, and the cluster has no keys: run "
+                f"`spsctl keys init`, then `spsctl up --host {host} --keys {home() / 'keys'}` (in "
+                "a configuration: `keys` in [bus])"
+            )
+
     @property
     def http_url(self) -> str:
-        return f"http://{self.host}:{self.gateway.port}"
+        scheme = "https" if self.gateway.tls_key else "http"
+        return f"{scheme}://{self.host}:{self.gateway.port}"
 
     @property
     def gateway_address(self) -> str:
@@ -264,8 +313,8 @@ class Cluster(Section, frozen=True):
 def load(path: Path | None = None, **flags: Any) -> Cluster:
     """Read a configuration file; `flags` that are not None override its top-level keys.
 
-    `port` sets the HTTP port and moves the other ports after it, unless the file names them. With
-    `any` shards there are no prefill and decode shards unless either says so.
+    `keys` sets the bus's; `port` sets the HTTP port and moves the other ports after it, unless the
+    file names them. With `any` shards there are no prefill and decode shards unless either says so.
 
     Raises:
         Invalid: the file is missing or not TOML, a key is unknown, or a value is out of range.
@@ -279,6 +328,8 @@ def load(path: Path | None = None, **flags: Any) -> Cluster:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise Invalid(f"{path} is not valid TOML: {error}") from error
     port = flags.pop("port", None)
+    if keys := flags.pop("keys", None) or tables.get("bus", {}).get("keys", environment_bus().keys):
+        tables["bus"] = tables.get("bus", {}) | {"keys": keys}
     tables |= {name: value for name, value in flags.items() if value is not None}
     if port is not None:
         tables = _with_ports(tables, port)

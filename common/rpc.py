@@ -12,7 +12,7 @@ from typing import TypeVar
 import zmq
 import zmq.asyncio
 
-from sps2.common import wire
+from sps2.common import curve, keys, wire
 from sps2.common.config import Bus
 from sps2.common.errors import Cancelled, Invalid, PeerLost, Refused
 from sps2.common.messages import Request, Stream
@@ -36,7 +36,11 @@ class Peer:
     """A service at `address`, reached when first called and again after every loss.
 
     While it cannot be reached, calls wait. When it is lost, calls in work raise PeerLost and later
-    ones wait for its return. Its own `close` ends waiting calls with PeerLost.
+    ones wait for its return. Its own `close` ends waiting calls with PeerLost. While it refuses
+    this side's key, or lack of one, calls raise Invalid.
+
+    Raises:
+        Invalid: `address` is none, or the bus's keys cannot be read.
     """
 
     def __init__(
@@ -55,6 +59,9 @@ class Peer:
         self.name = name or address
         self.counters: Counter[str] = Counter()
         self._bus = bus
+        self._key = keys.of(bus)
+        self._broken_handshakes = 0
+        self._refusal: Invalid | None = None
         self._context = context
         self._max_calls = max_calls
         self._window = window
@@ -142,6 +149,8 @@ class Peer:
                 return self._link
             if self._runner is None:
                 self._runner = asyncio.create_task(self._run(), name=f"peer {self.name}")
+            if self._refusal is not None:
+                raise Invalid(*self._refusal.args)
             self._changed.clear()
             await self._changed.wait()
         raise PeerLost(self.name, f"the connection to {self.name} was closed")
@@ -161,7 +170,7 @@ class Peer:
 
     async def _live(self, context: zmq.asyncio.Context) -> bool:
         try:
-            link = Link(self.address, self.name, self._bus, context, self.counters)
+            link = Link(self.address, self.name, self._bus, context, self.counters, self._key)
         except zmq.ZMQError as error:
             log.warning("cannot connect to %s: %s", self.name, error)
             return False
@@ -169,7 +178,7 @@ class Peer:
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(CONNECT_S):
-                    connected = await link.connect()
+                    connected = self._welcome(await link.connect())
             if connected:
                 self._link = link
                 self._changed.set()
@@ -179,6 +188,17 @@ class Peer:
         finally:
             self._link = None
             link.close()
+        return connected
+
+    def _welcome(self, event: int) -> bool:
+        """Whether a handshake that ended so made a connection."""
+        connected = event == zmq.Event.HANDSHAKE_SUCCEEDED
+        self._broken_handshakes = self._broken_handshakes + 1 if event in curve.BROKEN else 0
+        refusal = curve.refusal(event, self.name, self._key, self._broken_handshakes)
+        if refusal is not None and self._refusal is None:
+            log.info("%s", refusal)
+        self._refusal = refusal
+        self._changed.set()
         return connected
 
 

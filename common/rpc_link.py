@@ -10,9 +10,10 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
-from sps2.common import wire
+from sps2.common import curve, wire
 from sps2.common.config import Bus
 from sps2.common.errors import Invalid, PeerLost
+from sps2.common.keys import Key
 from sps2.common.rpc_pending import Items, Pending
 from sps2.common.wire import Kind
 
@@ -35,6 +36,7 @@ class Link:
         bus: Bus,
         context: zmq.asyncio.Context,
         counters: Counter[str],
+        key: Key | None,
     ) -> None:
         self.is_lost = False
         self.calls: dict[int, Pending] = {}
@@ -51,15 +53,21 @@ class Link:
         self._socket.reconnect_ivl = -1
         self._socket.sndhwm = SEND_QUEUE
         self._socket.maxmsgsize = bus.max_message_bytes + HEADER_ROOM_BYTES
+        curve.dial(self._socket, key)
         self._events = self._socket.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
+            zmq.EVENT_HANDSHAKE_SUCCEEDED
+            | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+            | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+            | zmq.EVENT_DISCONNECTED
+            | zmq.EVENT_CLOSED
         )
         self._socket.connect(address)
 
-    async def connect(self) -> bool:
-        """Whether the connection came to be."""
-        event = (await recv_monitor_message(self._events))["event"]
-        return event == zmq.Event.HANDSHAKE_SUCCEEDED
+    async def connect(self) -> int:
+        """How the handshake ended: HANDSHAKE_SUCCEEDED, or another `zmq.Event`."""
+        event: int = (await recv_monitor_message(self._events))["event"]
+        return event
 
     async def live(self) -> None:
         """Carry frames until the connection is lost."""

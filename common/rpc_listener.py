@@ -10,6 +10,7 @@ import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
 from sps2.common.config import Bus
+from sps2.common.curve import Audience, Porter
 from sps2.common.errors import Invalid
 
 HEADER_ROOM_BYTES = 1 << 20
@@ -38,17 +39,22 @@ class Listener:
         context: zmq.asyncio.Context | None,
         counters: Counter[str],
         unsent: int,
+        audience: Audience,
     ) -> None:
         self.disconnected = asyncio.Event()
         self._unbound = asyncio.Event()
         self._counters = counters
+        self._porter = Porter(bus, counters)
         self._owns_context = context is None
         self._context = context or zmq.asyncio.Context()
+        self._audience = audience
+        self._porter.attend(self._context)
         self.socket = self._context.socket(zmq.ROUTER)
         self.socket.router_mandatory = True
         self.socket.linger = LINGER_MS
         self.socket.maxmsgsize = bus.max_message_bytes + HEADER_ROOM_BYTES
         self.socket.sndhwm = unsent
+        self._porter.guard(self.socket, audience)
         self._events = self.socket.get_monitor_socket(EVENTS)
 
     def bind(self, address: str) -> str:
@@ -64,6 +70,14 @@ class Listener:
             why = "the port is in use" if error.errno == errno.EADDRINUSE else str(error)
             raise Invalid(f"cannot listen on {address}: {why}") from error
         return self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    async def receive(self) -> list[bytes]:
+        """The next message."""
+        return await self._porter.receive(self.socket, self._audience)
+
+    async def admit(self) -> None:
+        """Let those connect who may."""
+        await self._porter.run()
 
     async def watch(self) -> None:
         """Turn the monitor's events into `disconnected`, counts, and the end of `unbound`."""
@@ -91,5 +105,6 @@ class Listener:
         self.socket.disable_monitor()
         self._events.close(0)
         self.socket.close()
+        self._porter.close()
         if self._owns_context:
             self._context.term()

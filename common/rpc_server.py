@@ -12,6 +12,7 @@ import zmq.asyncio
 
 from sps2.common import wire
 from sps2.common.config import Bus
+from sps2.common.curve import Audience
 from sps2.common.errors import Cancelled, Internal, Invalid, PeerLost, Refused, ServiceError
 from sps2.common.rpc_calls import Call, Client
 from sps2.common.rpc_listener import Listener
@@ -32,6 +33,9 @@ class Server:
     passes, and by `close`. Errors of `sps2.common.errors` that it raises, alone or in an
     ExceptionGroup, travel to the caller; anything else is logged here and becomes Internal.
     `counters` counts what was dropped, refused or lost.
+
+    Args:
+        audience: who may call, where the bus has keys.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class Server:
         *,
         max_calls: int = 8192,
         max_client_calls: int = 2048,
+        audience: Audience = "services",
     ) -> None:
         self.counters: Counter[str] = Counter()
         self.address = ""
@@ -50,6 +55,7 @@ class Server:
         self._context = context
         self._max_calls = max_calls
         self._max_client_calls = max_client_calls
+        self._audience = audience
         self._clients: dict[bytes, Client] = {}
         self._calls = 0
         self._closing = False
@@ -66,11 +72,12 @@ class Server:
             The bound address.
 
         Raises:
-            Invalid: the address cannot be bound; the message says why.
+            Invalid: the address cannot be bound, or the bus's keys are no service's; the message
+                says why.
         """
         # an honest client never has more than this under way
         unsent = self._max_client_calls * (wire.WINDOW + 2)
-        self._listener = Listener(self._bus, self._context, self.counters, unsent)
+        self._listener = Listener(self._bus, self._context, self.counters, unsent, self._audience)
         self.address = self._listener.bind(address)
         self._runner = asyncio.create_task(self._run(), name=f"server {self.address}")
         return self.address
@@ -95,13 +102,14 @@ class Server:
         async with asyncio.TaskGroup() as self._group:
             self._group.create_task(self._receive())
             self._group.create_task(self._listener.watch())
+            self._group.create_task(self._listener.admit())
             self._group.create_task(self._find_lost())
             self._group.create_task(self._beat())
 
     async def _receive(self) -> None:
         while True:
             for _ in range(BURST):
-                frames = await self._listener.socket.recv_multipart()
+                frames = await self._listener.receive()
                 try:
                     self._take(frames)
                 except Exception:

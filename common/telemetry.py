@@ -1,6 +1,8 @@
 """Events of all services on one PUB/SUB address: beats, and the stages of requests."""
 
+import asyncio
 import errno
+import logging
 import os
 import threading
 import time
@@ -15,10 +17,13 @@ import psutil
 import zmq
 import zmq.asyncio
 
-from sps2.common import wire
+from sps2.common import curve, keys, wire
 from sps2.common.config import Bus
+from sps2.common.curve import Porter
 from sps2.common.errors import Invalid
 from sps2.common.messages import Link, Struct
+
+log = logging.getLogger(__name__)
 
 MAX_EVENT_BYTES = 1 << 20
 QUEUE = 1000
@@ -59,10 +64,17 @@ Event = Beat | RequestEvent
 
 
 class Hub:
-    """Forwards what is published at one address to the subscribers of the other, in a thread."""
+    """Forwards what is published at one address to the subscribers of the other, in a thread.
 
-    def __init__(self, publish_address: str, subscribe_address: str) -> None:
+    Where the bus has keys, only services publish; clients subscribe too. All are disconnected, and
+    return, when a client was revoked.
+    """
+
+    def __init__(self, publish_address: str, subscribe_address: str, bus: Bus) -> None:
+        self.counters: Counter[str] = Counter()
         self._addresses = (publish_address, subscribe_address)
+        self._bus = bus
+        self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> tuple[str, str]:
         """Bind and forward until `close`.
@@ -71,11 +83,48 @@ class Hub:
             The bound addresses (to publish to, to subscribe to).
 
         Raises:
-            Invalid: an address cannot be bound; the message says why.
+            Invalid: an address cannot be bound, or the bus's keys are no service's; the message
+                says why.
         """
+        self._addresses = self._open()
+        if self._bus.keys:
+            self._watching = asyncio.create_task(self._watch(), name="telemetry keys")
+        return self._addresses
+
+    async def close(self) -> None:
+        """Stop forwarding; takes well under a millisecond."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait({self._watching})
+        await self._shut()
+
+    async def _watch(self) -> None:
+        known = self._porter.clients()
+        while True:
+            await asyncio.sleep(self._bus.beat_s)
+            now = self._porter.clients()
+            if not known <= now:
+                await self._shut()
+                await self._reopen()
+            known = now
+
+    async def _reopen(self) -> None:
+        while True:
+            try:
+                self._open()
+                return
+            except Invalid as error:
+                log.error("telemetry stands still: %s", error)
+            await asyncio.sleep(self._bus.beat_s)
+
+    def _open(self) -> tuple[str, str]:
+        self._porter = Porter(self._bus, self.counters)
         self._context = zmq.Context()
+        self._porter.attend(self._context)
         self._entry = self._context.socket(zmq.XSUB)
         self._exit = self._context.socket(zmq.XPUB)
+        self._porter.guard(self._entry, "services")
+        self._porter.guard(self._exit, "clients")
         for socket, address in zip((self._entry, self._exit), self._addresses, strict=True):
             socket.maxmsgsize = MAX_EVENT_BYTES
             socket.linger = 0
@@ -89,12 +138,15 @@ class Hub:
         publish, subscribe = (
             socket.getsockopt_string(zmq.LAST_ENDPOINT) for socket in (self._entry, self._exit)
         )
+        self._admitting = asyncio.create_task(self._porter.run(), name="telemetry door")
         self._thread = threading.Thread(target=self._forward, name="telemetry", daemon=True)
         self._thread.start()
         return publish, subscribe
 
-    async def close(self) -> None:
-        """Stop forwarding; takes well under a millisecond."""
+    async def _shut(self) -> None:
+        self._admitting.cancel()
+        await asyncio.wait({self._admitting})
+        self._porter.close()
         self._context.term()  # ends the proxy, and returns when its thread closed the sockets
         self._thread.join()
 
@@ -116,11 +168,13 @@ class Publisher:
         self._service = service
         self._limit = min(bus.max_message_bytes, MAX_EVENT_BYTES)
         self._process = psutil.Process()
+        key = keys.of(bus)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PUB)
         self._socket.linger = 0
         self._socket.sndhwm = QUEUE
         self._socket.setsockopt(zmq.XPUB_NODROP, 1)  # a full queue is an error that can be counted
+        curve.dial(self._socket, key)
         self._socket.connect(address)
 
     def publish(self, event: Event) -> None:
@@ -168,14 +222,16 @@ class Subscriber:
     `counters` counts what was malformed. An iterator that is not read loses events, not memory.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, bus: Bus) -> None:
         self.counters: Counter[str] = Counter()
+        key = keys.of(bus)
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._socket.linger = 0
         self._socket.rcvhwm = QUEUE
         self._socket.maxmsgsize = MAX_EVENT_BYTES
         self._socket.subscribe(b"")
+        curve.dial(self._socket, key)
         self._socket.connect(address)
 
     def __aiter__(self) -> Self:

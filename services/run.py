@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -21,11 +20,11 @@ import uvloop
 from sps2.common import config, log
 from sps2.common.config import Cluster
 from sps2.common.errors import ServiceError
-from sps2.common.messages import Describe, Info, Link, Role
+from sps2.common.messages import Describe, Greet, Greeted, Info, Link, Role
 from sps2.common.telemetry import Publisher
+from sps2.services.greeting import VERSION, greeted
 
 State = Literal["starting", "ready", "waiting"]
-VERSION = version("sps2")
 SWITCH_S = 0.0005
 """For how long at most a thread that computes keeps the loops from running Python; 5 ms is what
 Python has, half of a layer of a short prompt."""
@@ -73,6 +72,9 @@ class About:
             self.links(),
         )
 
+    async def greet(self, request: Greet) -> Greeted:
+        return greeted(self.service, request)
+
     def rss_bytes(self) -> int:
         """Resident memory of this process."""
         return int(self._process.memory_info().rss)
@@ -117,6 +119,7 @@ def run(name: str, serve: Serve) -> None:
     try:
         cluster = config.load(arguments.config)
         host = arguments.host or cluster.host
+        cluster.require_keys(host)
         about = About(service, host, arguments.index or 0, arguments.rank)
         uvloop.run(_until_stopped(cluster, about, serve))
     except (ServiceError, OSError) as error:

@@ -18,7 +18,6 @@ import uvloop
 from sps2.common.config import Bus, Cluster
 from sps2.common.errors import PeerLost, ServiceError
 from sps2.common.messages import Announce, Follower, Holding, Link, Register, Report, Role, Shard
-from sps2.common.messages import Peer as PlanePeer
 from sps2.common.model.config import read
 from sps2.common.model.llama import Llama
 from sps2.common.model.share import Share, share_of
@@ -31,6 +30,7 @@ from sps2.kernels import native
 from sps2.kernels.gpu import missing
 from sps2.services import memory
 from sps2.services.busy import ThreadClock
+from sps2.services.greeting import greet
 from sps2.services.run import About, beating
 from sps2.services.team import Led, Loyalty, Team, connect, leading, meet
 
@@ -131,11 +131,17 @@ class Membership:
         self._directory = directory
         self._bus = bus
         self._inventory = inventory
-        self._missing = {"scheduler"} | ({"KV directory"} if inventory else set())
+        self._deadline_s = bus.beat_s * bus.missed_beats
+        self._missing = {"scheduler": ""} | ({"KV directory": ""} if inventory else {})
+        self._ahead_s = 0.0
 
     def missing(self) -> str:
-        """Which of the two it waits for, in words."""
-        return ", ".join(f"the {name}" for name in sorted(self._missing))
+        """Which of the two it waits for, in words, and why if they refuse it."""
+        return ", ".join(f"the {name}{why}" for name, why in sorted(self._missing.items()))
+
+    def counters(self) -> dict[str, float]:
+        """For beats."""
+        return {"clock_ahead_s": self._ahead_s}
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
@@ -154,23 +160,29 @@ class Membership:
 
     async def _keep(self, name: str, join: Callable[[], Coroutine[Any, Any, None]]) -> None:
         while True:
+            why = ""
             try:
                 await join()
             except PeerLost:
                 log.warning("the %s was lost; waiting for it", name)
             except ServiceError as error:
-                log.warning("the %s: %s", name, error)
+                why = f" ({error})"
+                if self._missing.get(name) != why:
+                    log.warning("the %s: %s", name, error)
+                self._missing[name] = why
                 await asyncio.sleep(self._bus.beat_s)
             finally:
-                self._missing.add(name)
+                self._missing[name] = why
 
     async def _register(self) -> None:
+        self._ahead_s = await greet(self._scheduler, self._shard.id, self._deadline_s)
         async with self._scheduler.stream(Register(self._shard)) as accepted:
             async for _ in accepted:
-                self._missing.discard("scheduler")
+                self._missing.pop("scheduler", None)
 
     async def _announce(self, inventory: Inventory) -> None:
         shard = self._shard
+        await greet(self._directory, shard.id, self._deadline_s)
         announce = Announce(
             shard.id,
             shard.peer.name,
@@ -181,7 +193,7 @@ class Membership:
         )
         async with self._directory.stream(announce) as evictions:
             async for evicted in evictions:
-                self._missing.discard("KV directory")
+                self._missing.pop("KV directory", None)
                 await inventory.evict(evicted.names)
 
     async def _report(self, inventory: Inventory) -> None:
@@ -194,7 +206,7 @@ class Membership:
             try:
                 await self._directory.call(
                     Report(shard.id, shard.peer.name, inventory.inventory(), news, missing),
-                    deadline_s=self._bus.beat_s * self._bus.missed_beats,
+                    deadline_s=self._deadline_s,
                 )
                 inventory.told((*news, *missing))
             except ServiceError as error:
@@ -223,7 +235,7 @@ class ReadyShard:
         """Serve `service` to the leader while the context is open; sets `stop` when it is gone."""
         server = Server([service, Loyalty(stop.set), self.about], self.cluster.bus)
         address = await server.start(f"tcp://{self.about.host}:0")
-        self.team.present(Follower(address, PlanePeer(self.plane.name, self.plane.address)))
+        self.team.present(Follower(address, self.plane.peer))
         self.about.started = True
         async with beating(self.about, self.cluster):
             yield
@@ -242,15 +254,16 @@ class ReadyShard:
         bus = self.cluster.bus
         server = Server([*services, self.about], bus)
         address = await server.start(f"tcp://{self.about.host}:0")
-        peer = PlanePeer(self.plane.name, self.plane.address)
         followers = tuple(Follower(each.bus.address, each.plane) for each in led)
+        peer = self.plane.peer
         shard = Shard(self.id, self.role, os.getpid(), address, peer, pages, page_tokens, followers)
         scheduler = Peer(self.cluster.scheduler_address, bus, name="scheduler")
         directory = Peer(self.cluster.kvdir_address, bus, name="kvdir")
         membership = Membership(shard, scheduler, directory, bus, inventory)
         self.about.missing = membership.missing
         plane = self.about.counters
-        self.about.counters = lambda: _summed(plane(), *(each.counters() for each in services))
+        counting = (*services, membership)
+        self.about.counters = lambda: _summed(plane(), *(each.counters() for each in counting))
         self.about.started = True
         async with beating(self.about, self.cluster), membership.kept(), leading(led):
             yield
@@ -266,7 +279,7 @@ async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterat
     memory.keep()
     folder, share = locate(cluster.model), Share(about.rank, cluster.tp_of(role))
     share_of(read(folder), share.size)
-    team = await meet(share, about.host, cluster.meeting_port_of(role, about.index))
+    team = await meet(share, cluster.meeting_port_of(role, about.index))
     model = load_model(
         folder, cluster.dtype, quantize=cluster.quantize, collectives=team.collectives
     )

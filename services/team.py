@@ -23,6 +23,7 @@ from sps2.services.tasks import forever
 
 Item = TypeVar("Item")
 
+MEETING_HOST = "127.0.0.1"
 MEETING_S = 300.0
 """How long a process waits for the others of its shard to start."""
 
@@ -69,11 +70,11 @@ class Team:
         return tuple(msgspec.json.decode(each, type=Follower) for each in told)
 
 
-async def meet(share: Share, host: str, port: int) -> Team:
-    """Meet the other processes of this shard.
+async def meet(share: Share, port: int) -> Team:
+    """Meet the other processes of this shard, which are all on this machine.
 
     Args:
-        host, port: where the first of them listens.
+        port: where the first of them listens; on loopback, since torch.distributed has no keys.
     """
     if share.size == 1:
         return Team(share, None, dist.HashStore())
@@ -81,9 +82,9 @@ async def meet(share: Share, host: str, port: int) -> Team:
     def join() -> Team:
         first = not share.rank
         # a store that binds its port itself does so on every address of the machine
-        listening = socket.create_server((host, port)).detach() if first else None
+        listening = socket.create_server((MEETING_HOST, port)).detach() if first else None
         store = dist.TCPStore(
-            host,
+            MEETING_HOST,
             port,
             share.size,
             is_master=first,
@@ -91,7 +92,7 @@ async def meet(share: Share, host: str, port: int) -> Team:
             wait_for_workers=False,
             master_listen_fd=listening,
         )
-        return Team(share, Collectives(share, store, host, _end), store)
+        return Team(share, Collectives(share, store, MEETING_HOST, _end), store)
 
     return await asyncio.to_thread(join)
 

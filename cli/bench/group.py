@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from sps2.common.messages import Exchanged, Peer, Prefill, PrefillRank, Sampling, Scheme
+from sps2.common.messages import Exchanged, Prefill, PrefillRank, Sampling, Scheme
 from sps2.common.model.attend import inline
 from sps2.common.model.llama import Llama
 from sps2.common.spans import Span, consecutive, zigzag
@@ -149,7 +149,7 @@ async def _fill(
         for plane in planes:
             await plane.start()
             stack.push_async_callback(plane.close)
-        members = [Peer(plane.name, plane.address) for plane in planes]
+        members = [plane.peer for plane in planes]
         group = tuple(PrefillRank((peer,), each) for peer, each in zip(members, spans, strict=True))
         inboxes = [stack.enter_context(plane.open(REQUEST, 0)) for plane in planes]
 

@@ -81,7 +81,7 @@ async def _informed(monitor: Monitor, cluster: Cluster) -> AsyncIterator[asyncio
             monitor.hear(event, time.monotonic())
             news.set()
 
-    async with Subscriber(cluster.subscribe_address) as events:
+    async with Subscriber(cluster.subscribe_address, cluster.bus) as events:
         tasks = [asyncio.create_task(work) for work in (listen(events), ask())]
         try:
             yield news

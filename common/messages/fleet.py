@@ -4,10 +4,17 @@ from sps2.common.messages.base import Done, Role, Stream, Struct
 
 
 class Peer(Struct, frozen=True):
-    """Where a shard's data plane listens. `name` is unique to one life of one process."""
+    """Where a shard's data plane listens. `name` is unique to one life of one process.
+
+    Whoever has `token`, which is secret, was introduced to it, and may open links.
+    """
 
     name: str
     address: str
+    token: bytes
+
+    def __repr__(self) -> str:
+        return f"Peer({self.name!r}, {self.address!r})"
 
 
 class Follower(Struct, frozen=True):

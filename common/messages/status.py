@@ -35,6 +35,20 @@ class Describe(Request[Info], frozen=True):
     """Anyone to any service."""
 
 
+class Greeted(Struct, frozen=True):
+    """`at_s`: the answering service's clock, in seconds since the epoch."""
+
+    at_s: float
+
+
+class Greet(Request[Greeted], frozen=True):
+    """Any service to one that it works with, before anything else; it stays as it is, so that
+    services of all versions understand it. Invalid if the versions differ."""
+
+    service: str
+    version: str
+
+
 class RequestStatus(Struct, frozen=True):
     """One request in the cluster. Times are seconds since it was submitted."""
 

@@ -1,4 +1,8 @@
-"""The handshake that opens a link between processes: who dials, and who answers."""
+"""The handshake that opens a link between processes: who dials, and who answers.
+
+The acceptor speaks first, with a number for the dialler to prove itself by (`proof`); then come the
+dialler's Hello and the acceptor's Welcome, each with a proof after it, or a Refusal.
+"""
 
 import asyncio
 import struct
@@ -8,10 +12,12 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from sps2.common import messages
 from sps2.common.errors import Invalid, PeerLost
+from sps2.common.transport.proof import MAC_BYTES, NONCE_BYTES, TOKEN_BYTES, Proof, new_nonce
 
 MAGIC = b"SPS2"
-VERSION = 1
+VERSION = 2
 MAX_HELLO_BYTES = 4096
 DIAL_S = 10.0
 ATTEMPTS = 3
@@ -19,15 +25,28 @@ ATTEMPTS = 3
 _PREFIX = struct.Struct("<4sHH")  # magic, version, length of what follows
 
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
+Nonce = Annotated[bytes, Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
+Token = Annotated[bytes, Meta(min_length=TOKEN_BYTES, max_length=TOKEN_BYTES)]
+
+
+class Challenge(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """What an acceptor says to whoever connects."""
+
+    nonce: Nonce
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """First message of a dialler; `worker` is its UCX worker address."""
+    """Says who dials; `worker` is its UCX worker address.
+
+    `dial` fills in the number for the acceptor to prove itself by, and the dialler's token, masked.
+    """
 
     name: Name
     address: Annotated[str, Meta(max_length=256)]
     backend: Literal["ucx", "tcp"]
+    token: Token
     worker: Annotated[bytes, Meta(max_length=2048)] = b""
+    nonce: Nonce = bytes(NONCE_BYTES)
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -35,11 +54,11 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
     name: Name
     worker: Annotated[bytes, Meta(max_length=2048)] = b""
-    slot: Annotated[int, Meta(ge=0, lt=1 << 24)] = 0
+    slot: Annotated[int, Meta(ge=0, lt=1 << 56)] = 0
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The other answer."""
+    """The other answer; without proof, since the two may have nothing in common."""
 
     reason: Annotated[str, Meta(max_length=512)]
 
@@ -47,20 +66,99 @@ class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=True):
 Message = TypeVar("Message", bound=msgspec.Struct)
 
 
-async def write(link: socket, message: msgspec.Struct) -> None:
-    """Send one handshake message over a non-blocking socket."""
-    body = msgspec.msgpack.encode(message)
-    data = _PREFIX.pack(MAGIC, VERSION, len(body)) + body
-    await asyncio.get_running_loop().sock_sendall(link, data)
+class Guest:
+    """A dialler that has proved to be introduced, and waits for an answer on `connection`."""
+
+    def __init__(self, hello: Hello, connection: socket, token: bytes) -> None:
+        self.hello = hello
+        self.connection = connection
+        self._proof = Proof(token, hello.nonce)
+
+    @property
+    def peer(self) -> messages.Peer:
+        """How to reach it."""
+        return messages.Peer(self.hello.name, self.hello.address, self.hello.token)
+
+    async def welcome(self, answer: Welcome) -> None:
+        """Let it in."""
+        await _write(self.connection, answer, self._proof)
 
 
-async def read(link: socket, kind: type[Message]) -> Message:
-    """Receive one handshake message, and not a byte more.
+async def dial(peer: messages.Peer, hello: Hello) -> tuple[socket, Welcome]:
+    """Connect to `peer.address` ("tcp://host:port") and shake hands.
 
     Raises:
-        Invalid: garbage, another version, or too long.
+        PeerLost: nobody is there, or it is another process now, or it refuses.
+    """
+    host, port = parse(peer.address)
+    name = peer.name
+    for attempt in range(ATTEMPTS):
+        link = socket()
+        try:
+            async with asyncio.timeout(DIAL_S):
+                prepare(link)
+                await asyncio.get_running_loop().sock_connect(link, (host, port))
+                return link, await _introduce(peer, hello, link)
+        except BaseException as error:
+            link.close()
+            if isinstance(error, ConnectionResetError) and attempt + 1 < ATTEMPTS:
+                continue  # a crowded listener drops its oldest handshake
+            if isinstance(error, OSError | Invalid):
+                why = str(error) or f"no answer in {DIAL_S:g} s"
+                raise PeerLost(name, f"cannot reach {name} at {peer.address}: {why}") from error
+            raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+async def accept(link: socket, token: bytes) -> Guest:
+    """Hear who dials, on a connection just accepted by the plane of `token`.
+
+    Raises:
+        Invalid: garbage, another version, or somebody who was not introduced, who is told so.
         ConnectionError: the other side closed.
     """
+    nonce = new_nonce()
+    await _write(link, Challenge(nonce))
+    proof = Proof(token, nonce)
+    body = await _body(link)
+    mac = await _exactly(link, MAC_BYTES)
+    try:
+        proof.check(body, mac)
+    except Invalid as error:
+        await refuse(link, str(error))
+        raise
+    hello = _decode(body, Hello)
+    return Guest(msgspec.structs.replace(hello, token=proof.mask(hello.token)), link, token)
+
+
+async def refuse(link: socket, reason: str) -> None:
+    """Tell a dialler why it is not let in."""
+    await _write(link, Refusal(reason[:512]))
+
+
+async def _introduce(peer: messages.Peer, hello: Hello, link: socket) -> Welcome:
+    challenge = _decode(await _body(link), Challenge)
+    proof, nonce = Proof(peer.token, challenge.nonce), new_nonce()
+    masked = proof.mask(hello.token)
+    await _write(link, msgspec.structs.replace(hello, token=masked, nonce=nonce), proof)
+    body = await _body(link)
+    answer: Welcome | Refusal = _decode(body, Welcome | Refusal)  # type: ignore[arg-type]
+    if isinstance(answer, Refusal):
+        raise PeerLost(peer.name, f"{peer.name} refused the link: {answer.reason}")
+    Proof(peer.token, nonce).check(body, await _exactly(link, MAC_BYTES))
+    if answer.name != peer.name:
+        raise PeerLost(peer.name, f"{answer.name} answers at {peer.address}, not {peer.name}")
+    return answer
+
+
+async def _write(link: socket, message: msgspec.Struct, proof: Proof | None = None) -> None:
+    body = msgspec.msgpack.encode(message)
+    data = _PREFIX.pack(MAGIC, VERSION, len(body)) + body
+    await asyncio.get_running_loop().sock_sendall(link, data + (proof.mac(body) if proof else b""))
+
+
+async def _body(link: socket) -> bytes:
+    """The body of one message, and not a byte more."""
     magic, version, length = _PREFIX.unpack(await _exactly(link, _PREFIX.size))
     if magic != MAGIC:
         raise Invalid("not an SPS2 data plane connection")
@@ -68,8 +166,12 @@ async def read(link: socket, kind: type[Message]) -> Message:
         raise Invalid(f"data plane version {version}, this side has {VERSION}")
     if length > MAX_HELLO_BYTES:
         raise Invalid(f"a handshake of {length} bytes is over {MAX_HELLO_BYTES}")
+    return await _exactly(link, length)
+
+
+def _decode(body: bytes, kind: type[Message]) -> Message:
     try:
-        return msgspec.msgpack.decode(await _exactly(link, length), type=kind)
+        return msgspec.msgpack.decode(body, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Invalid(f"malformed handshake: {error}") from error
 
@@ -82,37 +184,6 @@ async def _exactly(link: socket, nbytes: int) -> bytes:
             raise ConnectionResetError("closed during the handshake")
         data += more
     return data
-
-
-async def dial(peer: str, address: str, hello: Hello) -> tuple[socket, Welcome]:
-    """Connect to `address` ("tcp://host:port") and shake hands with `peer`.
-
-    Raises:
-        PeerLost: nobody is there, or it is another process now, or it refuses.
-    """
-    host, port = parse(address)
-    for attempt in range(ATTEMPTS):
-        link = socket()
-        try:
-            async with asyncio.timeout(DIAL_S):
-                prepare(link)
-                await asyncio.get_running_loop().sock_connect(link, (host, port))
-                await write(link, hello)
-                answer = await read(link, Welcome | Refusal)  # type: ignore[arg-type]
-            if isinstance(answer, Refusal):
-                raise PeerLost(peer, f"{peer} refused the link: {answer.reason}")
-            if answer.name != peer:
-                raise PeerLost(peer, f"{peer} is gone: {answer.name} answers at {address}")
-            return link, answer
-        except BaseException as error:
-            link.close()
-            if isinstance(error, ConnectionResetError) and attempt + 1 < ATTEMPTS:
-                continue  # a crowded listener drops its oldest handshake
-            if isinstance(error, OSError | Invalid):
-                why = str(error) or f"no answer in {DIAL_S:g} s"
-                raise PeerLost(peer, f"cannot reach {peer} at {address}: {why}") from error
-            raise
-    raise AssertionError("the last attempt returns or raises")
 
 
 def parse(address: str) -> tuple[str, int]:

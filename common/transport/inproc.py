@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from weakref import WeakValueDictionary
 
+from sps2.common import messages
 from sps2.common.errors import Invalid, PeerLost
 from sps2.common.transport import frame as frames
 from sps2.common.transport.links import Link, Sink
@@ -29,22 +30,24 @@ class InprocBackend:
         _listening[self._address] = self
         return self._address
 
-    async def dial(self, peer: str, address: str) -> Link:
-        other = _listening.get(address)
+    async def dial(self, peer: messages.Peer) -> Link:
+        name = peer.name
+        other = _listening.get(peer.address)
         if other is None:
-            raise PeerLost(peer, f"cannot reach {peer} at {address}: nobody listens")
+            raise PeerLost(name, f"cannot reach {name} at {peer.address}: nobody listens")
         try:
-            await self.ask(other, lambda: other.admit(peer, self))
+            await self.ask(other, lambda: other.admit(name, self))
         except Invalid as error:
-            raise PeerLost(peer, f"{peer} refused the link: {error}") from error
-        self.peers[peer] = other
-        return InprocLink(peer, self, other)
+            raise PeerLost(name, f"{name} refused the link: {error}") from error
+        self.peers[name] = other
+        return InprocLink(name, self, other)
 
     def admit(self, asked_for: str, dialler: "InprocBackend") -> None:
         """Accept a link of `dialler`, on this backend's loop."""
         if asked_for != self.sink.name:
             raise Invalid(f"{self.sink.name} listens here, not {asked_for}")
-        self.sink.admit(dialler.sink.name, dialler._address)
+        sink = dialler.sink
+        self.sink.admit(messages.Peer(sink.name, dialler._address, sink.token))
         self.peers[dialler.sink.name] = dialler
 
     def drop(self, peer: str) -> None:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from sps2.common import messages
 from sps2.common.transport.frame import Frame
 
 
@@ -28,10 +29,11 @@ class Sink(Protocol):
     """What a backend tells the plane, always on the plane's own loop."""
 
     name: str
+    token: bytes
     counters: Counter[str]
 
-    def admit(self, peer: str, address: str) -> None:
-        """A peer wants to open its link to us.
+    def admit(self, peer: messages.Peer) -> None:
+        """A peer that was introduced wants to open its link to us.
 
         Raises:
             Invalid: it may not: it has such a link already, or was lost.
@@ -60,7 +62,7 @@ class Backend(Protocol):
         """Begin to listen; the address for others to dial."""
         ...
 
-    async def dial(self, peer: str, address: str) -> Link:
+    async def dial(self, peer: messages.Peer) -> Link:
         """Open the link to `peer`.
 
         Raises:

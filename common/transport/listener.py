@@ -13,8 +13,8 @@ HANDSHAKE_S = 5.0
 HALF_OPEN = 64
 """Unfinished handshakes at one time; one more evicts the oldest."""
 
-Admit = Callable[[hello.Hello, socket], Awaitable[None]]
-"""Takes over a socket whose HELLO was read, and answers; raises Invalid to refuse it."""
+Admit = Callable[[hello.Guest], Awaitable[None]]
+"""Takes a guest and its connection over, and answers; raises Invalid to refuse it."""
 
 _logger = logging.getLogger(__name__)
 
@@ -23,11 +23,13 @@ class Listener:
     """Shakes hands with whoever connects.
 
     Args:
-        admit: called with every HELLO; it owns the socket once it returns.
+        token: of this plane; who does not know it is turned away.
+        admit: called with every guest; it owns the connection once it returns.
         counters: "bad_hellos" counts what was not a handshake, or was refused.
     """
 
-    def __init__(self, admit: Admit, counters: Counter[str]) -> None:
+    def __init__(self, token: bytes, admit: Admit, counters: Counter[str]) -> None:
+        self._token = token
         self._admit = admit
         self._counters = counters
         self._server: socket | None = None
@@ -74,11 +76,11 @@ class Listener:
     async def _shake(self, link: socket) -> None:
         hello.prepare(link)
         async with asyncio.timeout(HANDSHAKE_S):
-            greeting = await hello.read(link, hello.Hello)
+            guest = await hello.accept(link, self._token)
             try:
-                await self._admit(greeting, link)
+                await self._admit(guest)
             except Invalid as error:
-                await hello.write(link, hello.Refusal(str(error)[:512]))
+                await hello.refuse(link, str(error))
                 raise
 
     def _finish(self, task: asyncio.Task[None]) -> None:

@@ -16,6 +16,7 @@ from sps2.common.transport.backends import BackendName, make_backend
 from sps2.common.transport.frame import Frame, Purpose
 from sps2.common.transport.inbox import Deliver, Inbox, Tensors
 from sps2.common.transport.links import Link
+from sps2.common.transport.proof import new_token
 from sps2.common.transport.takers import Takers
 
 MAX_PEERS = 4096
@@ -28,7 +29,7 @@ _logger = logging.getLogger(__name__)
 class _Peer:
     """What is known of one life of one process."""
 
-    address: str = ""
+    known: messages.Peer | None = None
     dialling: asyncio.Task[Link] | None = None
     link: Link | None = None
     inbound: bool = False
@@ -47,6 +48,7 @@ class Plane:
     def __init__(self, name: str, backend: BackendName) -> None:
         self.name = name
         self.backend = backend
+        self.token = new_token()
         self.address = ""
         """Where others reach this plane; known after `start`."""
         self.counters: Counter[str] = Counter()
@@ -61,6 +63,11 @@ class Plane:
         self._on_lost: list[Callable[[str], None]] = []
         self._on_gone: list[Callable[[str], None]] = []
         self._closing = False
+
+    @property
+    def peer(self) -> messages.Peer:
+        """What others are told of this plane, over the control bus; after `start`."""
+        return messages.Peer(self.name, self.address, self.token)
 
     async def start(self, host: str = "127.0.0.1") -> None:
         """Listen on `host`."""
@@ -78,8 +85,8 @@ class Plane:
             inbox.close()
 
     def introduce(self, peer: messages.Peer) -> None:
-        """Learn where a peer listens; cheap, may be repeated."""
-        self._peers.setdefault(peer.name, _Peer()).address = peer.address
+        """Learn how a peer is reached; cheap, may be repeated."""
+        self._peers.setdefault(peer.name, _Peer()).known = peer
 
     def forget(self, peer: str) -> None:
         """End all links with a peer and drop what is known of it, save that it is gone."""
@@ -132,12 +139,12 @@ class Plane:
         peer = self._peers.get(name)
         if peer is None or self._closing:
             raise PeerLost(name, "this side closed" if self._closing else f"{name} is not known")
-        if peer.gone:
-            raise PeerLost(name, peer.gone)
+        if peer.gone or peer.known is None:
+            raise PeerLost(name, peer.gone or f"{name} is not known")
         if peer.link is not None:
             return peer.link
         if peer.dialling is None:
-            peer.dialling = asyncio.create_task(self._dial(name, peer), name=f"dial {name}")
+            peer.dialling = asyncio.create_task(self._dial(peer, peer.known), name=f"dial {name}")
         dialling = peer.dialling
         try:
             return await asyncio.shield(dialling)
@@ -146,22 +153,23 @@ class Plane:
                 raise PeerLost(name, peer.gone or "this side closed") from None
             raise
 
-    async def _dial(self, name: str, peer: _Peer) -> Link:
+    async def _dial(self, peer: _Peer, known: messages.Peer) -> Link:
         try:
-            peer.link = await self._backend.dial(name, peer.address)
+            peer.link = await self._backend.dial(known)
             return peer.link
         finally:
             peer.dialling = None
 
     # --- what the backend tells (links.Sink) ---
 
-    def admit(self, peer: str, address: str) -> None:
-        known = self._peers.setdefault(peer, _Peer(address))
+    def admit(self, peer: messages.Peer) -> None:
+        name = peer.name
+        known = self._peers.setdefault(name, _Peer(peer))
         if self._closing or known.gone:
-            raise Invalid(f"{peer} is gone: {known.gone or 'this side closed'}")
+            raise Invalid(f"{name} is gone: {known.gone or 'this side closed'}")
         if known.inbound:
-            raise Invalid(f"{peer} has a link to {self.name} already")
-        known.address = known.address or address
+            raise Invalid(f"{name} has a link to {self.name} already")
+        known.known = known.known or peer
         known.inbound = True
 
     def wants(self, frame: Frame) -> bool:

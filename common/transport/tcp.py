@@ -1,8 +1,8 @@
 """Tensors over plain TCP: read straight into their memory, written straight from it."""
 
 import asyncio
-from socket import socket
 
+from sps2.common import messages
 from sps2.common.errors import Invalid
 from sps2.common.transport import hello
 from sps2.common.transport.links import Link, Sink
@@ -22,7 +22,7 @@ class TcpBackend:
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
-        self._listener = Listener(self._admit, sink.counters)
+        self._listener = Listener(sink.token, self._admit, sink.counters)
         self._address = ""
         self._links: dict[str, TcpLink] = {}
         self._receivers: dict[str, TcpReceiver] = {}
@@ -32,22 +32,22 @@ class TcpBackend:
         self._address = f"tcp://{await self._listener.start(host)}"
         return self._address
 
-    async def dial(self, peer: str, address: str) -> Link:
-        greeting = hello.Hello(self._sink.name, self._address, "tcp")
-        connection, _ = await hello.dial(peer, address, greeting)
-        link = self._links[peer] = TcpLink(peer, connection, self._sink)
+    async def dial(self, peer: messages.Peer) -> Link:
+        greeting = hello.Hello(self._sink.name, self._address, "tcp", self._sink.token)
+        connection, _ = await hello.dial(peer, greeting)
+        link = self._links[peer.name] = TcpLink(peer.name, connection, self._sink)
         return link
 
-    async def _admit(self, greeting: hello.Hello, connection: socket) -> None:
-        peer = greeting.name
-        if greeting.backend != "tcp":
-            raise Invalid(f"this side speaks tcp, {peer} speaks {greeting.backend}")
-        self._sink.admit(peer, greeting.address)
+    async def _admit(self, guest: hello.Guest) -> None:
+        peer = guest.hello.name
+        if guest.hello.backend != "tcp":
+            raise Invalid(f"this side speaks tcp, {peer} speaks {guest.hello.backend}")
+        self._sink.admit(guest.peer)
         try:
-            await hello.write(connection, hello.Welcome(self._sink.name))
+            await guest.welcome(hello.Welcome(self._sink.name))
             receiver = self._receivers[peer] = TcpReceiver(peer, self._sink)
             loop = asyncio.get_running_loop()
-            await loop.connect_accepted_socket(lambda: receiver, connection)
+            await loop.connect_accepted_socket(lambda: receiver, guest.connection)
         except BaseException:
             self._sink.gone(peer, "its handshake broke off")
             raise

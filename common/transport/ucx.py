@@ -1,38 +1,39 @@
 """Tensors over UCX: RDMA and CUDA where the library has them, TCP elsewhere."""
 
 import asyncio
+import secrets
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import count
 from socket import socket
 
+from sps2.common import messages
 from sps2.common.errors import Invalid, PeerLost
 from sps2.common.transport import hello
 from sps2.common.transport.lifeline import Lifeline
 from sps2.common.transport.links import Link, Sink
 from sps2.common.transport.listener import Listener
 from sps2.common.transport.ucx_driver import Driver, Endpoint
-from sps2.common.transport.ucx_link import UcxLink
+from sps2.common.transport.ucx_link import SLOT_BITS, UcxLink
 from sps2.common.transport.ucx_receiver import UcxReceiver
 
 GOODBYE_S = 1.0
-MAX_SLOTS = 1 << 24
 
 
 class UcxBackend:
     """One worker, and one endpoint per peer for both directions.
 
     A link begins with a TCP handshake that exchanges worker addresses and gives the dialler a slot
-    of tags. That connection stays: its end says that the peer is gone, whatever UCX notices.
+    of tags, at random: a worker takes messages from whoever finds its port, but nobody else knows
+    the tags that are listened to. That connection stays: its end says that the peer is gone,
+    whatever UCX notices.
     """
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
-        self._listener = Listener(self._admit, sink.counters)
+        self._listener = Listener(sink.token, self._admit, sink.counters)
         self._address = ""
         self._driver: Driver | None = None
-        self._slots = count(1)
         self._endpoints: dict[str, Endpoint] = {}
         self._links: dict[str, UcxLink] = {}
         self._receivers: dict[str, UcxReceiver] = {}
@@ -44,35 +45,37 @@ class UcxBackend:
         self._address = f"ucx://{await self._listener.start(host)}"
         return self._address
 
-    async def dial(self, peer: str, address: str) -> Link:
+    async def dial(self, peer: messages.Peer) -> Link:
         assert self._driver is not None
-        greeting = hello.Hello(self._sink.name, self._address, "ucx", self._driver.address)
-        connection, welcome = await hello.dial(peer, address, greeting)
+        own = self._driver.address
+        greeting = hello.Hello(self._sink.name, self._address, "ucx", self._sink.token, own)
+        connection, welcome = await hello.dial(peer, greeting)
+        name = peer.name
         try:
-            endpoint = self._endpoint(peer, welcome.worker)
+            endpoint = self._endpoint(name, welcome.worker)
         except ConnectionError as error:
             connection.close()
-            raise PeerLost(peer, f"cannot reach {peer}: {error}") from error
-        link = self._links[peer] = UcxLink(peer, endpoint, welcome.slot, self._sink)
-        self._watch(peer, connection)
+            raise PeerLost(name, f"cannot reach {name}: {error}") from error
+        link = self._links[name] = UcxLink(name, endpoint, welcome.slot, self._sink)
+        self._watch(name, connection)
         return link
 
-    async def _admit(self, greeting: hello.Hello, connection: socket) -> None:
+    async def _admit(self, guest: hello.Guest) -> None:
         assert self._driver is not None
-        peer, slot = greeting.name, next(self._slots)
-        if greeting.backend != "ucx" or slot >= MAX_SLOTS:
-            raise Invalid(f"this side speaks ucx, {peer} speaks {greeting.backend}")
-        self._sink.admit(peer, greeting.address)
+        peer, slot = guest.hello.name, secrets.randbits(SLOT_BITS)
+        if guest.hello.backend != "ucx":
+            raise Invalid(f"this side speaks ucx, {peer} speaks {guest.hello.backend}")
+        self._sink.admit(guest.peer)
         try:
-            endpoint = self._endpoint(peer, greeting.worker)
+            endpoint = self._endpoint(peer, guest.hello.worker)
             receiver = self._receivers[peer] = UcxReceiver(peer, endpoint, slot, self._sink)
             receiver.start()
             welcome = hello.Welcome(self._sink.name, self._driver.address, slot)
-            await hello.write(connection, welcome)
+            await guest.welcome(welcome)
         except BaseException:
             self._sink.gone(peer, "its handshake broke off")
             raise
-        self._watch(peer, connection)
+        self._watch(peer, guest.connection)
 
     def drop(self, peer: str) -> None:
         if link := self._links.pop(peer, None):

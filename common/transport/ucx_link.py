@@ -21,17 +21,19 @@ CHUNK_BYTES = 2 << 20
 WINDOW = 6
 """Chunks of one link under way at a time."""
 
-_CHUNKS = 1 << 39  # tags: 24 bits slot, 1 bit chunks or messages, 39 bits number of the chunk
+SLOT_BITS = 56
+
+_CHUNKS = 1 << 7  # tags: 56 bits slot, 1 bit chunks or messages, 7 bits number of the chunk
 
 
 def message_tag(slot: int) -> int:
     """Tag of all messages of a link; UCX keeps their order."""
-    return slot << 40
+    return slot << 8
 
 
 def chunk_tag(slot: int, number: int) -> int:
     """Tag of a link's chunk number `number`, counted over all its frames."""
-    return slot << 40 | _CHUNKS | number % _CHUNKS
+    return slot << 8 | _CHUNKS | number % _CHUNKS
 
 
 def cut(views: Iterable[memoryview]) -> Iterator[memoryview]:

@@ -14,6 +14,8 @@ from sps2.common.api import ChatChunk, ChatRequest, CompletionChunk, CompletionR
 from sps2.common.collect import collect_chat, collect_completion
 from sps2.common.errors import Invalid, ServiceError
 from sps2.services.gateway import body, metrics
+from sps2.services.gateway.api_keys import Register
+from sps2.services.gateway.doorman import Doorman, account_of
 from sps2.services.gateway.gateway import Gateway
 from sps2.services.gateway.openapi import document, takes
 from sps2.services.gateway.problems import NotReady, TooLarge
@@ -30,12 +32,14 @@ def application(
     version: str,
     max_body_bytes: int,
     keep_alive_s: float = KEEP_ALIVE_S,
+    register: Register | None = None,
 ) -> ASGIApp:
     """The gateway as an ASGI application.
 
     Args:
         obstacle: why no request can be taken, in words; empty when they are.
         keep_alive_s: silence on a stream after which a comment is sent.
+        register: of the API keys; None lets everybody in.
     """
     app = FastAPI(title="SPS2", version=version, redoc_url=None)
     for kind in (HTTPException, ServiceError, TooLarge, NotReady, Exception):
@@ -59,7 +63,7 @@ def application(
         asked = await body.read(request, CompletionRequest, max_body_bytes)
         _check_progress(asked)
         await check_ready()
-        chunks = gateway.complete(asked, name_of(request))
+        chunks = gateway.complete(asked, name_of(request), account_of(request))
         if asked.stream:
             return Events(_streamed(chunks, asked), keep_alive_s)
         return Plain(lambda: collect_completion(chunks))
@@ -69,7 +73,7 @@ def application(
         asked = await body.read(request, ChatRequest, max_body_bytes)
         _check_progress(asked)
         await check_ready()
-        chunks = gateway.chat(asked, name_of(request))
+        chunks = gateway.chat(asked, name_of(request), account_of(request))
         if asked.stream:
             return Events(_streamed(chunks, asked), keep_alive_s)
         return Plain(lambda: collect_chat(chunks))
@@ -102,7 +106,7 @@ def application(
         return Response(gateway.metrics.page(), media_type=metrics.CONTENT_TYPE)
 
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
-    return RequestIds(app)
+    return RequestIds(app if register is None else Doorman(app, register))
 
 
 async def _handler(request: Request, error: Exception) -> Response:

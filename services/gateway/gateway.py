@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from functools import partial
 
 from sps2.common.api import (
@@ -29,6 +29,7 @@ from sps2.services.gateway.limits import Served, Slots
 from sps2.services.gateway.logprobs import chat_logprobs, completion_logprobs
 from sps2.services.gateway.metrics import Metrics
 from sps2.services.gateway.progress import Prompts
+from sps2.services.gateway.quota import Account
 from sps2.services.gateway.running import Running
 from sps2.services.gateway.text import Piece
 from sps2.services.gateway.usage import usage
@@ -59,12 +60,13 @@ class Gateway:
         self._slots = slots
 
     async def complete(
-        self, request: CompletionRequest, name: str
+        self, request: CompletionRequest, name: str, account: Account | None = None
     ) -> AsyncGenerator[CompletionChunk, None]:
         """The chunks of a completion; the last has no choices, but the usage.
 
         Args:
             name: 12 hexadecimal digits, unique: the answer's id without its prefix.
+            account: who pays for the tokens, if anybody does.
         """
         with self.metrics.request():
             since_s = time.monotonic()
@@ -79,7 +81,7 @@ class Gateway:
             )
             prompts = Prompts(order.jobs)
             writer = _CompletionWriter(request, order, records, self._tokenizer)
-            with self._slots.take(len(order.jobs)):
+            with self._slots.take(len(order.jobs)), _spending(account, order, records):
                 pieces = self.running.pieces(name, order, records)
                 async with aclosing(pieces):
                     async for index, piece in pieces:
@@ -91,7 +93,9 @@ class Gateway:
             self.metrics.spent(total)
             yield chunk(choices=[], usage=total)
 
-    async def chat(self, request: ChatRequest, name: str) -> AsyncGenerator[ChatChunk, None]:
+    async def chat(
+        self, request: ChatRequest, name: str, account: Account | None = None
+    ) -> AsyncGenerator[ChatChunk, None]:
         """The chunks of an answer in a conversation, as those of `complete`."""
         with self.metrics.request():
             since_s = time.monotonic()
@@ -106,7 +110,7 @@ class Gateway:
             )
             prompts = Prompts(order.jobs)
             begun: set[int] = set()
-            with self._slots.take(len(order.jobs)):
+            with self._slots.take(len(order.jobs)), _spending(account, order, records):
                 pieces = self.running.pieces(name, order, records)
                 async with aclosing(pieces):
                     async for index, piece in pieces:
@@ -157,6 +161,12 @@ class Gateway:
         if request.logprobs:
             logprobs = chat_logprobs(piece.tokens, request.top_logprobs or 0, self._tokenizer)
         return ChatDelta(index, Delta(content=piece.text), logprobs, piece.finish)
+
+
+def _spending(
+    account: Account | None, order: Order, records: list[Record]
+) -> AbstractContextManager[None]:
+    return account.spending(order.prompts, order.jobs, records) if account else nullcontext()
 
 
 class _CompletionWriter:

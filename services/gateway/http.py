@@ -3,14 +3,19 @@
 import asyncio
 import errno
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from sps2.common.config import Gateway
 from sps2.common.errors import Invalid
+from sps2.common.keys import read_private
+from sps2.services.gateway.connection import connection
 
 GRACE_S = 3
 BACKLOG = 1024
@@ -40,13 +45,28 @@ def listen(host: str, port: int) -> socket.socket:
         raise Invalid(f"cannot listen on http://{host}:{port}: {why}") from error
 
 
+def require_certificate(settings: Gateway) -> None:
+    """Raises Invalid if the certificate or its key cannot be used, or others can read the key."""
+    if not settings.tls_key:
+        return
+    certificate, key = Path(settings.tls_certificate), Path(settings.tls_key)
+    try:
+        read_private(key)
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+    except FileNotFoundError as error:
+        missing = key if certificate.exists() else certificate
+        raise Invalid(f"[gateway] there is no {missing}") from error
+    except (ssl.SSLError, OSError) as error:
+        raise Invalid(f"[gateway] {certificate} with {key} is no certificate: {error}") from error
+
+
 @asynccontextmanager
-async def serving(app: ASGIApp, listener: socket.socket) -> AsyncIterator[None]:
+async def serving(app: ASGIApp, listener: socket.socket, settings: Gateway) -> AsyncIterator[None]:
     """Answer HTTP on `listener` while the block runs; then end what is in work, and close it."""
     server = _Server(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=connection(settings),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -54,6 +74,8 @@ async def serving(app: ASGIApp, listener: socket.socket) -> AsyncIterator[None]:
             server_header=False,
             timeout_keep_alive=65,
             timeout_graceful_shutdown=GRACE_S,
+            ssl_certfile=settings.tls_certificate or None,
+            ssl_keyfile=settings.tls_key or None,
         )
     )
     with listener:

@@ -1,6 +1,7 @@
 """Wires the gateway from a configuration."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -11,11 +12,13 @@ import zmq.asyncio
 
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, PeerLost
+from sps2.common.keys import API_KEYS, beside
 from sps2.common.model.config import read
 from sps2.common.models import fingerprint, item_bytes, locate
 from sps2.common.rpc import Peer, Server
 from sps2.common.tokens import Tokenizer
 from sps2.services.gateway import http
+from sps2.services.gateway.api_keys import Register
 from sps2.services.gateway.app import application
 from sps2.services.gateway.cluster import Observer
 from sps2.services.gateway.gateway import Gateway
@@ -29,9 +32,12 @@ from sps2.services.gateway.sse import KEEP_ALIVE_S
 from sps2.services.memory import give_back
 from sps2.services.run import About, beating
 
+log = logging.getLogger(__name__)
+
 
 async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
-    """Run until `stop`. Raises Invalid if the model or a port cannot be had."""
+    """Run until `stop`. Raises Invalid if the model, a port or a key cannot be had."""
+    http.require_certificate(cluster.gateway)
     listener = http.listen(cluster.host, cluster.gateway.port)
     with listener:
         folder = locate(cluster.model)
@@ -40,7 +46,7 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
         async with (
             beating(about, cluster),
             parts.running(cluster.gateway_address),
-            http.serving(parts.app, listener),
+            http.serving(parts.app, listener, cluster.gateway),
         ):
             about.started = True
             await stop.wait()
@@ -81,12 +87,13 @@ class Parts:
             version=version("sps2"),
             max_body_bytes=cluster.gateway.max_body_bytes,
             keep_alive_s=keep_alive_s,
+            register=_register(cluster),
         )
 
     @asynccontextmanager
     async def running(self, address: str) -> AsyncIterator[str]:
         """On the bus at `address` while the block runs; yields the bound address."""
-        server = Server([self._service, self._about], self._bus, self._context)
+        server = Server([self._service, self._about], self._bus, self._context, audience="clients")
         watch = asyncio.create_task(self.readiness.watch())
         try:
             bound = await server.start(address)
@@ -103,6 +110,17 @@ class Parts:
     def end(self, error: PeerLost) -> None:
         """End every answer in work with `error`."""
         self._running.abort_all(error)
+
+
+def _register(cluster: Cluster) -> Register | None:
+    """The API keys of a cluster with keys."""
+    if not cluster.bus.keys:
+        return None
+    path = beside(cluster.bus, API_KEYS)
+    register = Register(path)
+    if register.is_empty():
+        log.warning("no HTTP request can be answered: `spsctl keys api add NAME` adds a key")
+    return register
 
 
 def served_by(cluster: Cluster, folder: Path, tokenizer: Tokenizer) -> Served:

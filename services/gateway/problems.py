@@ -16,6 +16,19 @@ class NotReady(Exception):
     """The cluster cannot serve yet, or not now."""
 
 
+class Unauthorised(Exception):
+    """An HTTP request without an API key that is good.
+
+    Args:
+        message: what is wrong and what to do.
+        code: a word for programs.
+    """
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 _CLIENT = "invalid_request_error"
 _STATUS_BY_CODE = {"model_not_found": 404}
 _HTTP = {404: "not_found", 405: "method_not_allowed"}
@@ -40,6 +53,8 @@ class Told:
             self.headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
         elif self.status == 503:
             self.headers["retry-after"] = "1"
+        elif self.status == 401:
+            self.headers["www-authenticate"] = "Bearer"
 
 
 def _problem(error: Exception) -> tuple[int, Problem]:
@@ -49,6 +64,8 @@ def _problem(error: Exception) -> tuple[int, Problem]:
             return status, Problem(message, _CLIENT, field, code)
         case TooLarge():
             return 413, Problem(str(error), _CLIENT, None, "request_too_large")
+        case Unauthorised(code=code):
+            return 401, Problem(str(error), _CLIENT, None, code)
         case Refused():
             return 429, Problem(str(error), "rate_limit_error", None, "rate_limit_exceeded")
         case NotReady():

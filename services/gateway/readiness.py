@@ -4,10 +4,11 @@ import asyncio
 from contextlib import suppress
 
 from sps2.common.config import Bus
-from sps2.common.errors import ServiceError
+from sps2.common.errors import Invalid, ServiceError
 from sps2.common.messages import ListLeases, ShowFleet
 from sps2.common.rpc import Peer
 from sps2.services.gateway.metrics import Metrics
+from sps2.services.greeting import greet
 
 NOW_S = 0.5
 SOON_S = 0.2
@@ -24,6 +25,7 @@ class Readiness:
         self._deadline_s = bus.beat_s * bus.missed_beats
         self._waiting_for = "the scheduler"
         self._serving = False
+        self._greeted = False
 
     def waiting_for(self) -> str:
         """Empty when every shard is there; else what is missing, in words."""
@@ -48,11 +50,15 @@ class Readiness:
 
     async def _ask(self, deadline_s: float) -> None:
         try:
+            if not self._greeted:
+                await greet(self._scheduler, "gateway", deadline_s)
+                self._greeted = True
             fleet = await self._scheduler.call(ShowFleet(), deadline_s)
             self._waiting_for, self._serving = fleet.waiting_for, fleet.serving
-        except ServiceError:
-            self._waiting_for = f"the scheduler at {self._scheduler.address}"
-            self._serving = False
+        except ServiceError as error:
+            why = f" ({error})" if isinstance(error, Invalid) else ""
+            self._waiting_for = f"the scheduler at {self._scheduler.address}{why}"
+            self._serving = self._greeted = False
 
     async def _watch_directory(self) -> None:
         while True:

@@ -14,7 +14,7 @@ from sps2.services.scheduler.service import SchedulerService
 
 
 async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
-    hub = Hub(cluster.publish_address, cluster.subscribe_address)
+    hub = Hub(cluster.publish_address, cluster.subscribe_address, cluster.bus)
     await hub.start()
     directory = Peer(cluster.kvdir_address, cluster.bus, name="kvdir")
     async with beating(about, cluster) as telemetry:

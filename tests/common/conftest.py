@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from sps2.common.model.config import read
 
 WriteGguf = Callable[..., Path]
-ON_BOTH_LOOPS = ("test_rpc.py", "test_telemetry.py")
+ON_BOTH_LOOPS = ("test_rpc.py", "test_telemetry.py", "test_curve.py")
 
 
 def pytest_asyncio_loop_factories(

@@ -21,7 +21,7 @@ ANY = "tcp://127.0.0.1:0"
 
 @asynccontextmanager
 async def hub(publish: str = ANY, subscribe: str = ANY) -> AsyncIterator[tuple[str, str]]:
-    forwarder = Hub(publish, subscribe)
+    forwarder = Hub(publish, subscribe, Bus())
     async with asyncio.timeout(HANG_S):
         addresses = await forwarder.start()
         try:
@@ -60,7 +60,7 @@ async def heard(send: Callable[[], None], events: Subscriber, stop: str) -> list
 
 async def test_events_reach_every_subscriber() -> None:
     event = RequestEvent("r-1", "prefill", time.time(), {"sp_degree": 2.0, "owner": "decode-0"})
-    async with hub() as (publish, subscribe), Subscriber(subscribe) as one:
+    async with hub() as (publish, subscribe), Subscriber(subscribe, Bus()) as one:
         with publisher(publish) as sender:
 
             def send() -> None:
@@ -68,7 +68,7 @@ async def test_events_reach_every_subscriber() -> None:
                 sender.publish(event)
 
             found = await heard(send, one, "prefill")
-            async with Subscriber(subscribe) as two:
+            async with Subscriber(subscribe, Bus()) as two:
                 assert event in await heard(send, two, "prefill")
             assert event in found
             beat = next(
@@ -110,7 +110,7 @@ async def test_junk_is_counted_and_skipped() -> None:
     context = zmq.Context()
     source = context.socket(zmq.PUB)
     good = wire.pack(RequestEvent("r", "end", 1.0))
-    async with hub() as (publish, subscribe), Subscriber(subscribe) as events:
+    async with hub() as (publish, subscribe), Subscriber(subscribe, Bus()) as events:
         source.connect(publish)
 
         def send() -> None:
@@ -128,7 +128,7 @@ async def test_junk_is_counted_and_skipped() -> None:
 
 
 async def test_garbage_on_the_ports() -> None:
-    async with hub() as addresses, Subscriber(addresses[1]) as events:
+    async with hub() as addresses, Subscriber(addresses[1], Bus()) as events:
         for address in addresses:
             _, writer = await asyncio.open_connection("127.0.0.1", int(address.rpartition(":")[2]))
             writer.write(b"GET / HTTP/1.1\r\n\r\n" * 50)
@@ -142,7 +142,7 @@ async def test_a_restarted_hub_is_found_again() -> None:
     event = RequestEvent("r", "end", 1.0)
     async with hub() as addresses:
         pass
-    async with asyncio.timeout(HANG_S), Subscriber(addresses[1]) as events:
+    async with asyncio.timeout(HANG_S), Subscriber(addresses[1], Bus()) as events:
         with publisher(addresses[0]) as sender:
             for _ in range(2):
                 async with hub(*addresses):
@@ -153,6 +153,6 @@ async def test_a_port_in_use_is_named() -> None:
     async with hub() as (publish, subscribe):
         for addresses in ((publish, ANY), (ANY, subscribe)):
             with pytest.raises(Invalid, match="the port is in use"):
-                await Hub(*addresses).start()
+                await Hub(*addresses, Bus()).start()
     with pytest.raises(Invalid, match="cannot listen on tcp://"):
-        await Hub("tcp://no-such-host.invalid:1", ANY).start()
+        await Hub("tcp://no-such-host.invalid:1", ANY, Bus()).start()

@@ -98,7 +98,7 @@ class Process:
 
     @property
     def peer(self) -> Peer:
-        return Peer(self.plane.name, self.plane.address)
+        return self.plane.peer
 
 
 class Teams:
@@ -190,8 +190,7 @@ class Teams:
         )
         group = list(zip(self.prefill, dealt, strict=False))
         members = tuple(
-            PrefillRank(tuple(Peer(plane.name, plane.address) for plane, _ in shard), spans)
-            for shard, spans in group
+            PrefillRank(tuple(plane.peer for plane, _ in shard), spans) for shard, spans in group
         )
         targets = tuple(
             Target(tuple(process.peer for process in shard), span)
@@ -298,7 +297,7 @@ async def teams_of(
             )
         for index, models in enumerate(decode):
             planes = [await plane(f"decode-{index}.{rank}/t") for rank in range(len(models))]
-            peers = [Peer(each.name, each.address) for each in planes]
+            peers = [each.peer for each in planes]
             made.decode.append([])
             for rank, (here, model) in enumerate(zip(planes, models, strict=True)):
                 pool = PagePool(model.config, PAGES, PAGE_TOKENS, model.dtype)

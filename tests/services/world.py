@@ -13,7 +13,6 @@ import torch
 from sps2.common.messages import (
     Deposited,
     Hold,
-    Peer,
     Prefill,
     Prefilled,
     PrefillRank,
@@ -166,7 +165,7 @@ class World:
                 shard.holdings.cache(key, names_of(prompt))
             owner, holding = holdings[-1]
             for shard, _ in holdings:
-                owner.plane.introduce(Peer(shard.plane.name, shard.plane.address))
+                owner.plane.introduce(shard.plane.peer)
             sampler = Sampler(sampling, torch.tensor(prompt))
             sampler.seen(first.id)
             others = tuple(shard.plane.name for shard, _ in holdings[:-1])
@@ -215,15 +214,15 @@ class World:
         dealt = list(zip(group, spans, strict=False))
         sources = tuple(
             Source(
-                (Peer(shard.plane.name, shard.plane.address),),
+                (shard.plane.peer,),
                 tuple(part for at, part in shared if at == index),
             )
             for index, shard in enumerate(self.decode)
             if index in dict(shared)
         )
-        ranks = tuple(PrefillRank((Peer(p.name, p.address),), spans) for p, spans in dealt)
+        ranks = tuple(PrefillRank((p.peer,), spans) for p, spans in dealt)
         targets = tuple(
-            Target((Peer(shard.plane.name, shard.plane.address),), holding.span)
+            Target((shard.plane.peer,), holding.span)
             for shard, holding in holdings
             if holding.span.tokens
         )

@@ -39,7 +39,7 @@ class Actors:
 
     async def run(self) -> None:
         cluster = self.cluster
-        hub = Hub(cluster.publish_address, cluster.subscribe_address)
+        hub = Hub(cluster.publish_address, cluster.subscribe_address, cluster.bus)
         await hub.start()
         publisher = Publisher(cluster.publish_address, "actors", cluster.bus)
         server = Server([self], cluster.bus)

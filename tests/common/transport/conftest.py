@@ -6,7 +6,6 @@ from itertools import count
 
 import pytest
 
-from sps2.common.messages import Peer
 from sps2.common.transport.backends import BackendName
 from sps2.common.transport.plane import Plane
 
@@ -31,7 +30,7 @@ async def make_planes(backend: BackendName) -> AsyncIterator[MakePlanes]:
             made.append(plane)
         for plane in planes:
             for other in planes:
-                plane.introduce(Peer(other.name, other.address))
+                plane.introduce(other.peer)
         return planes
 
     async with asyncio.timeout(20):

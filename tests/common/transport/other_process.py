@@ -3,6 +3,7 @@
 import asyncio
 import sys
 
+import msgspec
 import torch
 
 from sps2.common.messages import Peer
@@ -10,14 +11,15 @@ from sps2.common.transport.frame import frame_for
 from sps2.common.transport.plane import Plane
 
 
-async def main(backend: str, parent: str, address: str) -> None:
+async def main(backend: str, parent: str) -> None:
     plane = Plane("child/1", backend)  # type: ignore[arg-type]
     await plane.start()
-    plane.introduce(Peer(parent, address))
+    above = msgspec.json.decode(parent, type=Peer)
+    plane.introduce(above)
     plane.open("r", 0, lambda source, frame, tensors: None)
-    print(plane.address, flush=True)
+    print(msgspec.json.encode(plane.peer).decode(), flush=True)
     tensors = (torch.ones(3),)
-    await plane.send(parent, frame_for("kv", ("r",), (0,), 0, 0, tensors), tensors)
+    await plane.send(above.name, frame_for("kv", ("r",), (0,), 0, 0, tensors), tensors)
     await asyncio.Event().wait()
 
 

@@ -63,17 +63,17 @@ def test_choosing_needs_neither_torch_nor_ucx_before_it_is_asked() -> None:
 
 def test_planes_on_the_loops_of_two_threads(backend: BackendName) -> None:
     """Each thread's plane sends 200 frames to the other, on different kinds of loop."""
-    addresses: dict[str, str] = {}
+    peers: dict[str, Peer] = {}
     meeting = threading.Barrier(2, timeout=20)
     failures: list[BaseException] = []
 
     async def life(name: str, other: str) -> None:
         plane = Plane(name, backend)
         await plane.start()
-        addresses[name] = plane.address
+        peers[name] = plane.peer
         inbox = plane.open("r", 0)
         await asyncio.to_thread(meeting.wait)
-        plane.introduce(Peer(other, addresses[other]))
+        plane.introduce(peers[other])
         for at in range(200):
             tensors = (torch.full((at * 100,), at),)
             frame = frame_for("kv", ("r",), (0,), 0, at, tensors)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from sps2.common.errors import PeerLost
-from sps2.common.messages import Peer
 from sps2.common.transport import hello, listener
 from sps2.common.transport.backends import BackendName
 from sps2.common.transport.frame import frame_for
@@ -23,7 +22,7 @@ def backend(request: pytest.FixtureRequest) -> BackendName:
 async def talk(a: Plane, b: Plane) -> None:
     """A frame from `a` to `b` arrives."""
     tensors = (torch.ones(3),)
-    a.introduce(Peer(b.name, b.address))
+    a.introduce(b.peer)
     with b.open("r", 0) as inbox:
         await a.send(b.name, frame_for("kv", ("r",), (0,), 0, 0, tensors), tensors)
         await inbox.recv("kv", 0, 0, a.name)
@@ -63,8 +62,8 @@ async def test_garbage_is_closed_and_counted(
 @pytest.mark.parametrize(
     ("greeting", "reason"),
     [
-        (hello.Hello("c/1", "tcp://127.0.0.1:1", "tcp"), "speaks"),
-        (hello.Hello("a/1", "tcp://127.0.0.1:1", "ucx", b"x"), "already"),
+        (hello.Hello("c/1", "tcp://127.0.0.1:1", "tcp", bytes(16)), "speaks"),
+        (hello.Hello("a/1", "tcp://127.0.0.1:1", "ucx", bytes(16), b"x"), "already"),
     ],
 )
 async def test_refusals_say_why(greeting: hello.Hello, reason: str) -> None:
@@ -76,7 +75,7 @@ async def test_refusals_say_why(greeting: hello.Hello, reason: str) -> None:
     await b.start()
     await talk(a, b)
     with pytest.raises(PeerLost, match=reason):
-        await hello.dial("b/1", b.address, greeting)
+        await hello.dial(b.peer, greeting)
     await talk(a, b)
     await a.close()
     await b.close()

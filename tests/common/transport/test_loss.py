@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 import uvloop
@@ -27,13 +28,13 @@ Loop = Callable[[], asyncio.AbstractEventLoop] | None
 @asynccontextmanager
 async def child_of(plane: Plane) -> AsyncIterator[Process]:
     """A child process whose first frame has arrived, and which can be reached."""
+    above = msgspec.json.encode(plane.peer).decode()
     child = await asyncio.create_subprocess_exec(
-        sys.executable, str(SCRIPT), plane.backend, plane.name, plane.address, stdout=PIPE
+        sys.executable, str(SCRIPT), plane.backend, above, stdout=PIPE
     )
     try:
         assert child.stdout is not None
-        address = (await child.stdout.readline()).decode().strip()
-        plane.introduce(Peer("child/1", address))
+        plane.introduce(msgspec.json.decode(await child.stdout.readline(), type=Peer))
         yield child
     finally:
         if child.returncode is None:

@@ -208,7 +208,7 @@ async def test_a_peer_that_is_not_there(make_planes: MakePlanes) -> None:
     tensor = torch.ones(1)
     with pytest.raises(PeerLost, match="not known"):
         await a.send("nobody/1", kv(tensor), (tensor,))
-    a.introduce(Peer("shard-9/1", b.address))
+    a.introduce(Peer("shard-9/1", b.address, b.token))
     with pytest.raises(PeerLost, match="shard-9/1"):
         await a.send("shard-9/1", kv(tensor), (tensor,))
     await b.close()
@@ -252,10 +252,10 @@ async def test_a_broken_link_is_a_loss_once_and_for_all(make_planes: MakePlanes)
     b.forget(a.name)
     while not lost:
         await asyncio.sleep(0.001)
-    a.introduce(Peer(b.name, b.address))
+    a.introduce(b.peer)
     with pytest.raises(PeerLost):
         await a.send(b.name, kv(tensor), (tensor,))
-    b.introduce(Peer(a.name, a.address))
+    b.introduce(a.peer)
     with pytest.raises(PeerLost, match="forgot"):
         await b.send(a.name, kv(tensor), (tensor,))
     with pytest.raises(PeerLost, match="forgot"), b.open("s", 0) as inbox:

@@ -21,7 +21,8 @@ async def stranger_sends(data: bytes, piece: int, taken: list[tuple[Tensor, ...]
     plane.serve("kv", lambda source, frame, tensors: taken.append(tensors))
     await plane.start()
     loop = asyncio.get_running_loop()
-    connection, _ = await hello.dial("b/1", plane.address, hello.Hello("a/1", "tcp://x:1", "tcp"))
+    greeting = hello.Hello("a/1", "tcp://x:1", "tcp", bytes(16))
+    connection, _ = await hello.dial(plane.peer, greeting)
     for start in range(0, len(data), piece):
         try:
             await loop.sock_sendall(connection, data[start : start + piece])

@@ -6,7 +6,6 @@ from collections import Counter
 import pytest
 import torch
 
-from sps2.common.messages import Peer
 from sps2.common.transport import frame as frames
 from sps2.common.transport import hello, ucx_link
 from sps2.common.transport.frame import frame_for
@@ -36,8 +35,8 @@ async def test_garbage_ends_the_link_and_nothing_else(messages: list[bytes]) -> 
     await friend.start()
     plane.open("r", 0)
     driver = Driver("127.0.0.1", Counter())
-    greeting = hello.Hello("a/1", "ucx://127.0.0.1:1", "ucx", driver.address)
-    connection, welcome = await hello.dial("b/1", plane.address, greeting)
+    greeting = hello.Hello("a/1", "ucx://127.0.0.1:1", "ucx", bytes(16), driver.address)
+    connection, welcome = await hello.dial(plane.peer, greeting)
     endpoint = driver.connect(welcome.worker, lambda: None)
     tags = [ucx_link.message_tag(welcome.slot), ucx_link.chunk_tag(welcome.slot, 1)]
     for message, tag in zip(messages, tags, strict=False):
@@ -47,7 +46,7 @@ async def test_garbage_ends_the_link_and_nothing_else(messages: list[bytes]) -> 
             await asyncio.sleep(0.001)
         assert plane.counters["bad_frames"] == 1
 
-        friend.introduce(Peer("b/1", plane.address))
+        friend.introduce(plane.peer)
         tensors = (torch.ones(3),)
         with plane.open("s", 0) as inbox:
             frame = frame_for("kv", ("s",), (0,), 0, 0, tensors)

@@ -53,7 +53,7 @@ class Shard:
 
     @property
     def peer(self) -> Peer:
-        return Peer(self.plane.name, self.plane.address)
+        return self.plane.peer
 
     async def run(
         self, request: str, prompt: list[int], tokens: int, cached: int = 0

@@ -24,6 +24,8 @@ from sps2.common.messages import (
     FirstToken,
     FleetStatus,
     Follow,
+    Greet,
+    Greeted,
     Info,
     Leases,
     ListLeases,
@@ -42,6 +44,7 @@ from sps2.common.rpc import Server
 from sps2.common.spans import Span
 from sps2.services.gateway import http
 from sps2.services.gateway.main import Parts
+from sps2.services.greeting import greeted
 from sps2.services.run import About
 
 BUS = Bus(beat_s=0.2)
@@ -206,6 +209,9 @@ class TestScheduler:
     async def describe(self, request: Describe) -> Info:
         return Info("scheduler", 1, "0", "ready")
 
+    async def greet(self, request: Greet) -> Greeted:
+        return greeted("scheduler", request)
+
 
 class TestOwner:
     """Speaks as a decode shard does."""
@@ -266,9 +272,10 @@ async def opened(folder: Path, **sections: object) -> AsyncIterator[Door]:
     """The whole set-up; `sections` change the cluster's configuration."""
     play = Play()
     scheduler = TestScheduler(play)
-    owner = Server(TestOwner(play, scheduler), BUS)
+    keyed: Bus = sections.get("bus", BUS)  # type: ignore[assignment]
+    owner = Server(TestOwner(play, scheduler), keyed)
     scheduler.owner_address = await owner.start("tcp://127.0.0.1:0")
-    servers = [Server(scheduler, BUS), Server(TestDirectory(), BUS)]
+    servers = [Server(scheduler, keyed), Server(TestDirectory(), keyed)]
     ports = [int((await each.start("tcp://127.0.0.1:0")).rpartition(":")[2]) for each in servers]
     settings = {
         "model": str(folder),
@@ -278,11 +285,14 @@ async def opened(folder: Path, **sections: object) -> AsyncIterator[Door]:
         "kv": Kv(),
     }
     about = About("gateway")
-    parts = Parts(Cluster(**settings | sections), about, folder, keep_alive_s=0.1)  # type: ignore[arg-type]
+    cluster = Cluster(**settings | sections)  # type: ignore[arg-type]
+    parts = Parts(cluster, about, folder, keep_alive_s=0.1)
     about.started = True
     listener = http.listen("127.0.0.1", 0)
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    async with parts.running("tcp://127.0.0.1:0") as bus, http.serving(parts.app, listener):
+    scheme = cluster.http_url.partition(":")[0]
+    url = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
+    serving = http.serving(parts.app, listener, cluster.gateway)
+    async with parts.running("tcp://127.0.0.1:0") as bus, serving:
         while parts.readiness.waiting_for():
             await asyncio.sleep(0.01)
         yield Door(url, bus, play, parts, owner, servers[0])

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 import torch
 from torch import Tensor
 
-from sps2.common.messages import Peer, Prefill, PrefillRank, Sampling, Scheme
+from sps2.common.messages import Prefill, PrefillRank, Sampling, Scheme
 from sps2.common.model.attend import Attend, Run, inline
 from sps2.common.model.config import ModelConfig, Rope
 from sps2.common.spans import Span
@@ -59,7 +59,7 @@ async def attended(
         for plane in planes:
             await plane.start()
             stack.push_async_callback(plane.close)
-        peers = [Peer(plane.name, plane.address) for plane in planes]
+        peers = [plane.peer for plane in planes]
         for plane in planes:
             for peer in peers:
                 plane.introduce(peer)

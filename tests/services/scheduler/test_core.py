@@ -36,7 +36,7 @@ CONFIG = tiny_config()
 
 def shard(role: Role, index: int, pages: int = 0, life: int = 0) -> Shard:
     name = f"{role}-{index}"
-    peer = Peer(f"{name}/{life}", f"tcp://127.0.0.1:{index}")
+    peer = Peer(f"{name}/{life}", f"tcp://127.0.0.1:{index}", bytes(16))
     return Shard(name, role, index, "tcp://x", peer, pages, PAGE if pages else 0)
 
 

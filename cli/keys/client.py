@@ -1,0 +1,42 @@
+"""`spsctl keys client`: keys of those who use the SDK or `spsctl` from elsewhere."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sps2.cli import render
+from sps2.cli.keys.folder import KeysOption, keyring_of
+
+NameArgument = Annotated[str, typer.Argument(help="of the client")]
+
+
+def add(
+    name: NameArgument,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="file to write; else NAME.key here")
+    ] = None,
+    folder: KeysOption = None,
+) -> None:
+    """Let a client in, and write the key to hand over. It takes effect at once."""
+    path = out or Path(f"{name}.key")
+    keyring_of(folder).add_client(name, path)
+    render.out.print(
+        f"{path} is the key of {name}: SPS2_KEYS={path}, or `keys` in [bus]. Keep it secret.",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def show(folder: KeysOption = None) -> None:
+    """List the clients."""
+    table = render.table("CLIENT", "SINCE", "PUBLIC KEY")
+    for name, client in keyring_of(folder).clients().items():
+        table.add_row(name, client.created, client.public)
+    render.out.print(table)
+
+
+def revoke(name: NameArgument, folder: KeysOption = None) -> None:
+    """Keep a client out. It takes effect within seconds, on connections that are open too."""
+    keyring_of(folder).revoke_client(name)
+    render.out.print(f"{name} is no client any more", markup=False)

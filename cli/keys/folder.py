@@ -1,0 +1,48 @@
+"""Where `spsctl keys` works, and `spsctl keys init`."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sps2.cli import render
+from sps2.common import keys
+from sps2.common.errors import Invalid
+from sps2.common.keyring import Keyring
+
+KeysOption = Annotated[
+    Path | None,
+    typer.Option("--keys", help="folder of the keys; else $SPS2_KEYS, else $SPS2_HOME/keys"),
+]
+
+
+def keyring_of(folder: Path | None) -> Keyring:
+    """The keys that are meant. Raises Invalid if the folder is a file."""
+    named = os.environ.get("SPS2_KEYS")
+    path = folder or (Path(named).expanduser() if named else keys.folder())
+    if path.is_file():
+        raise Invalid(f"{path} is a key, not the folder of a cluster's keys: name that with --keys")
+    return Keyring(path)
+
+
+def init(
+    folder: KeysOption = None,
+    name: Annotated[str, typer.Option("--name", help="of the cluster")] = "default",
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="replace it; services and clients need new ones"),
+    ] = False,
+) -> None:
+    """Make the key that all services of a cluster share."""
+    ring = keyring_of(folder)
+    ring.make(name, force)
+    render.out.print(
+        f"{ring.cluster} is the cluster's key. Every host of the cluster needs it; whoever has it "
+        "is a part of the cluster.",
+        markup=False,
+        soft_wrap=True,
+    )
+    render.out.print(f"  start       spsctl up --keys {ring.folder} --host ADDRESS")
+    render.out.print("  HTTP        spsctl keys api add NAME")
+    render.out.print("  SDK, spsctl elsewhere   spsctl keys client add NAME")

@@ -1,0 +1,163 @@
+"""Key files: who a process is on the bus. `spsctl keys` makes them."""
+
+import hashlib
+import os
+import stat
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import zmq
+from msgspec import Meta
+
+from sps2.common.config import Bus, home
+from sps2.common.errors import Invalid
+
+CLUSTER = "cluster.key"
+CLIENTS = "clients.json"
+API_KEYS = "api.json"
+
+Text = Annotated[str, Meta(pattern=r"^[\x21-\x7e]{40}$")]
+"""A CURVE key in Z85."""
+Name = Annotated[str, Meta(pattern="^[A-Za-z0-9._@-]{1,64}$")]
+
+
+class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A CURVE key pair, and the public key of the cluster that it is for.
+
+    All services of a cluster have the same pair; each client has its own.
+    """
+
+    kind: Literal["cluster", "client"]
+    name: Name
+    public: Text
+    secret: Text
+    cluster: Text
+
+    def __repr__(self) -> str:
+        return f"Key({self.kind} {self.name})"
+
+
+class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A client as the cluster knows it."""
+
+    public: Text
+    created: str
+
+
+Clients = dict[Name, Client]
+
+
+class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An API key of the gateway. The key itself is kept nowhere."""
+
+    digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    """SHA-256 of the key, which is random and long: no slower hash is needed."""
+    created: datetime
+    expires: datetime | None = None
+    revoked: datetime | None = None
+    requests_per_minute: Annotated[int, Meta(ge=0)] = 0
+    tokens_per_minute: Annotated[int, Meta(ge=0)] = 0
+    """Of prompts and answers together; 0 is no limit."""
+
+
+ApiKeys = dict[Name, ApiKey]
+
+
+def api_digest(key: str) -> str:
+    """What is kept of an API key."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def folder() -> Path:
+    """Where `spsctl keys` keeps the keys unless it is told otherwise."""
+    return home() / "keys"
+
+
+def of(bus: Bus) -> Key | None:
+    """The key that `bus.keys` names: a folder's cluster key, or a file; None if it is empty.
+
+    Raises:
+        Invalid: there is none, it is malformed, or others may read it.
+    """
+    if not bus.keys:
+        return None
+    path = Path(bus.keys).expanduser()
+    if path.is_dir():
+        require_private_folder(path)
+        path /= CLUSTER
+    return read(path)
+
+
+def cluster_key(bus: Bus) -> Key | None:
+    """As `of`, for a service. Raises Invalid if it is a client's."""
+    key = of(bus)
+    if key is not None and key.kind != "cluster":
+        raise Invalid(f"{bus.keys} is the key of client {key.name}: a service needs {CLUSTER}")
+    return key
+
+
+def beside(bus: Bus, name: str) -> Path:
+    """A file of the folder where the cluster's key is."""
+    path = Path(bus.keys).expanduser()
+    return (path if path.is_dir() else path.parent) / name
+
+
+def read(path: Path) -> Key:
+    """Read a key file. Raises Invalid as `of` does."""
+    try:
+        key = msgspec.json.decode(read_private(path), type=Key)
+    except FileNotFoundError:
+        raise Invalid(
+            f"there is no key at {path}: `spsctl keys init` makes a cluster's, "
+            "`spsctl keys client add NAME` a client's"
+        ) from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Invalid(f"{path} is no key file of SPS2: {error}") from error
+    if zmq.curve_public(key.secret.encode()).decode() != key.public:
+        raise Invalid(f"{path} is damaged: its secret and its public key do not belong together")
+    return key
+
+
+def read_private(path: Path) -> bytes:
+    """The bytes of a file that nobody else may read or write.
+
+    The group may read what root owns: orchestrators hand secrets to a process so.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Invalid: others may read or change it, or it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            found = os.fstat(file.fileno())
+            mode, owner = stat.S_IMODE(found.st_mode), found.st_uid
+            if owner not in (0, os.geteuid()):
+                raise Invalid(f"{path} belongs to another user: chown it to the one who runs SPS2")
+            if mode & (0o037 if owner != os.geteuid() else 0o077):
+                raise Invalid(f"others can read {path} (mode {mode:o}): `chmod 600 {path}`")
+            return file.read()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Invalid(f"cannot read {path}: {error.strerror}") from error
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Replace a file, in one step, by one that only its owner can read."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with os.fdopen(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+            file.write(data)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def require_private_folder(path: Path) -> None:
+    """Raises Invalid if others may look into a folder of this user's."""
+    found = path.stat()
+    mode = stat.S_IMODE(found.st_mode)
+    if found.st_uid == os.geteuid() and mode & 0o077:
+        raise Invalid(f"others can open the folder {path} (mode {mode:o}): `chmod 700 {path}`")

@@ -1,0 +1,59 @@
+"""`spsctl keys`: what it makes, what it says, and what `spsctl up` says without."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from sps2.cli.main import app
+from sps2.common import keys
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SPS2_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("SPS2_KEYS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments)
+
+
+def test_keys_are_made_listed_and_revoked(home: Path) -> None:
+    made = run("keys", "init")
+    assert made.exit_code == 0, made.output
+    folder = home / "home" / "keys"
+    assert keys.read(folder / "cluster.key").secret not in made.output
+    assert run("keys", "init").exit_code == 1
+
+    assert run("keys", "client", "add", "alice").exit_code == 0
+    alice = keys.read(home / "alice.key")
+    listed = run("keys", "client", "list").stdout
+    assert "alice" in listed
+    assert alice.public in listed
+    assert run("keys", "client", "revoke", "alice").exit_code == 0
+    assert "alice" not in run("keys", "client", "list").stdout
+    assert run("keys", "client", "revoke", "alice").exit_code == 1
+
+
+def test_the_folder_can_be_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPS2_KEYS", str(home / "env"))
+    assert run("keys", "init").exit_code == 0
+    assert run("keys", "init", "--keys", str(home / "option")).exit_code == 0
+    assert (home / "env" / "cluster.key").exists()
+    assert (home / "option" / "cluster.key").exists()
+    monkeypatch.setenv("SPS2_KEYS", str(home / "env" / "cluster.key"))
+    assert "name that with --keys" in run("keys", "client", "list").stderr
+
+
+def test_up_where_others_reach_it_names_the_command_that_is_missing() -> None:
+    result = run("up", "--host", "0.0.0.0")
+    assert result.exit_code == 1
+    assert "spsctl keys init" in result.stderr
+    assert "--keys" in result.stderr
+    assert run("keys", "init").exit_code == 0
+    assert run("keys", "client", "add", "alice").exit_code == 0
+    wrong = run("up", "--host", "0.0.0.0", "--keys", "alice.key")
+    assert "a service needs cluster.key" in wrong.stderr

@@ -1,0 +1,141 @@
+"""Limits of connections, and TLS."""
+
+import asyncio
+import ssl
+from pathlib import Path
+
+import httpx
+import pytest
+import trustme
+
+from sps2.common.config import Gateway
+from sps2.common.errors import Invalid
+from sps2.services.gateway import http
+
+from .conftest import opened
+
+PATIENCE_S = 60.0
+POST = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
+
+
+async def said(url: str, *pieces: bytes, pause_s: float = 0.0) -> bytes:
+    """All that comes back until the connection ends, while `pieces` are sent."""
+    host, port = url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+
+    async def send() -> None:
+        for piece in pieces:
+            writer.write(piece)
+            await asyncio.sleep(pause_s)
+
+    sending = asyncio.create_task(send())
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            return await reader.read()
+    finally:
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [],
+        [b"G"],
+        [b"\r\n"] * 1000,
+        [b"GET / HTTP/1.1\r\n", *[b"a: b\r\n"] * 1000],
+        [POST + b"content-length: 1000\r\n\r\n", *[b" "] * 900],
+        [POST + b"transfer-encoding: chunked\r\n\r\n", *[b"1\r\n \r\n"] * 1000],
+        [b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n", b"GET / HTTP/1.1\r\n"],
+    ],
+)
+async def test_who_sends_too_slowly_is_disconnected(folder: Path, pieces: list[bytes]) -> None:
+    async with opened(folder, gateway=Gateway(receive_s=0.3)) as door:
+        answer = await said(door.url, *pieces, pause_s=0.05)
+        assert b"408 Request Timeout" in answer
+        assert b"did not come within 0.3 s" in answer
+        async with httpx.AsyncClient(base_url=door.url, timeout=60) as client:
+            slow = asyncio.Event()
+            door.play.gates["decode"] = slow
+            asking = asyncio.create_task(client.post("/v1/completions", json={"prompt": "x"}))
+            await asyncio.sleep(0.5)  # an answer may take longer
+            slow.set()
+            assert (await asking).status_code == 200
+
+
+async def test_a_head_that_is_too_large(folder: Path) -> None:
+    async with opened(folder, gateway=Gateway(max_header_bytes=4096)) as door:
+        async with httpx.AsyncClient(base_url=door.url, timeout=60) as client:
+            for _ in range(5):  # it is counted for each request anew
+                assert (await client.get("/health", headers={"a": "b" * 3000})).is_success
+        one_line = await said(door.url, b"GET / HTTP/1.1\r\n", b"a: " + b"b" * 5000)
+        many = await said(door.url, b"GET / HTTP/1.1\r\n", b"a: b\r\n" * 1000)
+        path = await said(door.url, b"GET /" + b"a" * 5000)
+        for answer in (one_line, many, path):
+            assert b"431 Request Header Fields Too Large" in answer
+            assert b"over 4096 bytes" in answer
+
+
+async def test_too_many_connections(folder: Path) -> None:
+    async with opened(folder, gateway=Gateway(max_connections=2)) as door:
+        host, port = door.url.removeprefix("http://").split(":")
+        first = [await asyncio.open_connection(host, int(port)) for _ in range(2)]
+        answer = await said(door.url)
+        assert b"503 Service Unavailable" in answer
+        assert b"there are 2 connections already" in answer
+        for _, writer in first:
+            writer.close()
+        async with httpx.AsyncClient(base_url=door.url, timeout=60) as client:
+            async with asyncio.timeout(PATIENCE_S):
+                while (await client.get("/health")).status_code != 200:
+                    await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def tls(authority: trustme.CA, tmp_path: Path) -> dict[str, str]:
+    made = authority.issue_cert("127.0.0.1")
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    certificate.write_bytes(b"".join(each.bytes() for each in made.cert_chain_pems))
+    key.write_bytes(made.private_key_pem.bytes())
+    key.chmod(0o600)
+    return {"tls_certificate": str(certificate), "tls_key": str(key)}
+
+
+async def test_tls(folder: Path, authority: trustme.CA, tls: dict[str, str]) -> None:
+    http.require_certificate(Gateway(**tls))  # type: ignore[arg-type]
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    async with opened(folder, gateway=Gateway(**tls)) as door:  # type: ignore[arg-type]
+        assert door.url.startswith("https://")
+        async with httpx.AsyncClient(base_url=door.url, verify=trusting, timeout=60) as client:
+            answer = await client.post("/v1/completions", json={"prompt": "x"})
+            assert answer.json()["choices"][0]["text"] == "Hello, world."
+        async with httpx.AsyncClient(base_url=door.url, timeout=60) as client:
+            with pytest.raises(httpx.ConnectError, match="certificate"):
+                await client.get("/health")
+        async with httpx.AsyncClient(timeout=60) as client:
+            with pytest.raises(httpx.TransportError):
+                await client.get(door.url.replace("https", "http") + "/health")
+
+
+def test_certificates_that_cannot_be_used(tls: dict[str, str], tmp_path: Path) -> None:
+    def check(**changes: str) -> None:
+        http.require_certificate(Gateway(**tls | changes))  # type: ignore[arg-type]
+
+    with pytest.raises(Invalid, match="there is no"):
+        check(tls_certificate=str(tmp_path / "nowhere"))
+    with pytest.raises(Invalid, match="there is no"):
+        check(tls_key=str(tmp_path / "nowhere"))
+    with pytest.raises(Invalid, match="is no certificate"):
+        check(tls_certificate=tls["tls_key"])
+    Path(tls["tls_key"]).chmod(0o644)
+    with pytest.raises(Invalid, match="chmod 600"):
+        check()
+    with pytest.raises(ValueError, match="both"):
+        Gateway(tls_key="key.pem")

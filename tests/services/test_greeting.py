@@ -1,0 +1,54 @@
+"""Services of other versions are refused, and clocks apart are told of."""
+
+import asyncio
+import logging
+import time
+
+import pytest
+
+from sps2.common.config import Bus
+from sps2.common.errors import Invalid
+from sps2.common.rpc import Peer, Server
+from sps2.services import greeting
+from sps2.services.greeting import VERSION, greet
+from sps2.services.run import About
+
+BUS = Bus(beat_s=20.0)
+
+
+async def ask() -> float:
+    """What a service hears of another in this process."""
+    server = Server([About("scheduler")], BUS)
+    peer = Peer(await server.start("tcp://127.0.0.1:0"), BUS, "scheduler")
+    try:
+        async with asyncio.timeout(60):
+            return await greet(peer, "prefill-1", 60.0)
+    finally:
+        await peer.close()
+        await server.close()
+
+
+async def test_another_version_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = greeting.Greet
+    monkeypatch.setattr(greeting, "Greet", lambda service, version: real(service, "9.9.9"))
+    with pytest.raises(Invalid, match=rf"prefill-1 is SPS2 9\.9\.9 and scheduler is {VERSION}"):
+        await ask()
+    assert "9.9.9" in caplog.text
+
+
+@pytest.mark.parametrize(("apart_s", "told"), [(0.0, ""), (30.0, "30.0 s behind")])
+async def test_clocks(
+    apart_s: float,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    real = greeting.Greeted
+    monkeypatch.setattr(greeting, "Greeted", lambda at_s: real(time.time() + apart_s))
+    with caplog.at_level(logging.WARNING):
+        ahead_s = await ask()
+    assert ahead_s == pytest.approx(-apart_s, abs=5.0)  # on however busy a machine
+    assert told in caplog.text
+    assert bool(caplog.records) == bool(told)
