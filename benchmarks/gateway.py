@@ -73,7 +73,7 @@ async def service(
     peer = Peer(address, cluster.bus, name)
     try:
         async with asyncio.timeout(START_S):
-            while not await _answers(peer):
+            while not await _answers(peer):  # noqa: ASYNC110 - another process's state
                 await asyncio.sleep(0.1)
         yield process, peer
     finally:

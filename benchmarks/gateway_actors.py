@@ -45,7 +45,8 @@ class Actors:
         prompt = len(request.prompt) // 4
         place = Placement(OWNER, Span(0, prompt), 1)
         yield Placed(1, OWNER, self.address, 1, (place,), "exact", Scheme("gather"), {})
-        yield FirstToken(self._token(request.request, 0, tokens), None, 0.0, (Exchanged({}, 0.0, 0.0, 0.0, 0.0),))
+        first = self._token(request.request, 0, tokens)
+        yield FirstToken(first, None, 0.0, (Exchanged({}, 0.0, 0.0, 0.0, 0.0),))
         await ended.wait()
         yield Finished(tokens, 0, 0, 0)
 

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import zmq
@@ -99,18 +100,17 @@ class Porter:
         """Public keys of the clients that may connect now."""
         return frozenset(client.public for client in self._clients.now().values())
 
-    async def receive(self, socket: zmq.asyncio.Socket, audience: Audience) -> list[bytes]:
-        """The next message to `socket` from somebody who may send one; others' are dropped.
+    def admits(self, frames: Sequence[zmq.Frame], audience: Audience) -> bool:
+        """Whether a message is from somebody who may send one now.
 
         Services stay for as long as their connection; a client may be revoked.
         """
         if self._key is None or audience == "services":
-            return await socket.recv_multipart()
-        while True:
-            frames = await socket.recv_multipart(copy=False)
-            if self.takes(str(frames[-1].get("User-Id")), audience):
-                return [frame.bytes for frame in frames]
-            self._counters["bad_keys"] += 1
+            return True
+        if self.takes(str(frames[-1].get("User-Id")), audience):
+            return True
+        self._counters["bad_keys"] += 1
+        return False
 
     def _count(self, address: str) -> None:
         self._counters["bad_keys"] += 1

@@ -14,11 +14,10 @@ from sps2.common import curve, wire
 from sps2.common.config import Bus
 from sps2.common.errors import Invalid, PeerLost
 from sps2.common.keys import Key
+from sps2.common.mailbox import Mailbox
 from sps2.common.rpc_pending import Items, Pending
 from sps2.common.wire import Kind
 
-BURST = 64
-"""Messages read in a row before other tasks get their turn."""
 SEND_QUEUE = 1 << 15
 HEADER_ROOM_BYTES = 1 << 20
 
@@ -46,8 +45,7 @@ class Link:
         self._ids = itertools.count(1)
         self._asked = False
         self._lost = asyncio.Event()
-        self._arriving: asyncio.Future[list[bytes]]
-        self._socket = context.socket(zmq.DEALER)
+        self._socket = zmq.Socket(context, zmq.DEALER)
         self._socket.linger = 0
         self._socket.immediate = True
         self._socket.reconnect_ivl = -1
@@ -63,6 +61,7 @@ class Link:
             | zmq.EVENT_CLOSED
         )
         self._socket.connect(address)
+        self._mail = Mailbox(self._socket, self._take)
 
     async def connect(self) -> int:
         """How the handshake ended: HANDSHAKE_SUCCEEDED, or another `zmq.Event`."""
@@ -72,9 +71,7 @@ class Link:
     async def live(self) -> None:
         """Carry frames until the connection is lost."""
         async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(each) for each in (self._receive(), self._watch(), self._beat())
-            ]
+            tasks = [group.create_task(each) for each in (self._watch(), self._beat())]
             await self._lost.wait()
             for task in tasks:
                 task.cancel()
@@ -93,7 +90,7 @@ class Link:
         self.lose("the connection was closed")
         self._socket.disable_monitor()
         self._events.close(0)
-        self._socket.close(0)
+        self._mail.close()
 
     @contextmanager
     def open(self, method: str, body: bytes, pending: Pending, deadline_ms: int) -> Iterator[None]:
@@ -121,22 +118,12 @@ class Link:
         if self.is_lost:
             return
         frames = [wire.pack_header(kind, call, method, deadline_ms, credit), body]
-        if wire.send_now(self._socket, frames) is not None:
+        if self._mail.send(frames) is not None:
             self.lose("it takes no more messages")
-
-    async def _receive(self) -> None:
-        while True:
-            for _ in range(BURST):
-                self._arriving = asyncio.ensure_future(self._socket.recv_multipart())
-                self._take(await self._arriving)
-            await asyncio.sleep(0)
 
     async def _watch(self) -> None:
         await recv_monitor_message(self._events)
-        while self._arriving.done():  # noqa: ASYNC110 - what came first is taken first
-            await asyncio.sleep(0)
-        while (frames := wire.receive_now(self._socket)) is not None:
-            self._take(frames)
+        self._mail.drain()
         self.lose("it disconnected")
 
     async def _beat(self) -> None:
@@ -152,10 +139,10 @@ class Link:
             self._asked = True
             self._send(Kind.PING)
 
-    def _take(self, frames: list[bytes]) -> None:
+    def _take(self, frames: list[zmq.Frame]) -> None:
         self._asked = False
         try:
-            head, body = frames
+            head, body = (frame.bytes for frame in frames)
             header = wire.unpack_header(head)
         except (ValueError, Invalid):
             self._counters["bad_frames"] += 1

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import zmq
@@ -12,6 +13,7 @@ from zmq.utils.monitor import recv_monitor_message
 from sps2.common.config import Bus
 from sps2.common.curve import Audience, Porter
 from sps2.common.errors import Invalid
+from sps2.common.mailbox import Mailbox
 
 HEADER_ROOM_BYTES = 1 << 20
 """Connections that send more than this over the limit are cut; less is answered with an error."""
@@ -49,13 +51,14 @@ class Listener:
         self._context = context or zmq.asyncio.Context()
         self._audience = audience
         self._porter.attend(self._context)
-        self.socket = self._context.socket(zmq.ROUTER)
-        self.socket.router_mandatory = True
-        self.socket.linger = LINGER_MS
-        self.socket.maxmsgsize = bus.max_message_bytes + HEADER_ROOM_BYTES
-        self.socket.sndhwm = unsent
-        self._porter.guard(self.socket, audience)
-        self._events = self.socket.get_monitor_socket(EVENTS)
+        self._mail: Mailbox | None = None
+        self._socket = zmq.Socket(self._context, zmq.ROUTER)
+        self._socket.router_mandatory = True
+        self._socket.linger = LINGER_MS
+        self._socket.maxmsgsize = bus.max_message_bytes + HEADER_ROOM_BYTES
+        self._socket.sndhwm = unsent
+        self._porter.guard(self._socket, audience)
+        self._events = self._socket.get_monitor_socket(EVENTS)
 
     def bind(self, address: str) -> str:
         """Listen; the bound address.
@@ -64,16 +67,26 @@ class Listener:
             Invalid: it cannot be bound (the sockets are closed then); the message says why.
         """
         try:
-            self.socket.bind(address)
+            self._socket.bind(address)
         except zmq.ZMQError as error:
             self.close()
             why = "the port is in use" if error.errno == errno.EADDRINUSE else str(error)
             raise Invalid(f"cannot listen on {address}: {why}") from error
-        return self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
-    async def receive(self) -> list[bytes]:
-        """The next message."""
-        return await self._porter.receive(self.socket, self._audience)
+    def open(self, take: Callable[[list[bytes]], None]) -> None:
+        """Begin to hand messages to `take`, in frames, the caller's name first."""
+
+        def arrive(frames: list[zmq.Frame]) -> None:
+            if self._porter.admits(frames, self._audience):
+                take([frame.bytes for frame in frames])
+
+        self._mail = Mailbox(self._socket, arrive)
+
+    def send(self, frames: Sequence[bytes]) -> zmq.ZMQError | None:
+        """Queue a message without waiting, once open; the error where it cannot be."""
+        assert self._mail is not None
+        return self._mail.send(frames)
 
     async def admit(self) -> None:
         """Let those connect who may."""
@@ -93,7 +106,7 @@ class Listener:
 
     def unbind(self) -> None:
         """Take no more connections; those there are stay."""
-        self.socket.unbind(self.socket.getsockopt_string(zmq.LAST_ENDPOINT))
+        self._socket.unbind(self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
 
     async def unbound(self) -> None:
         """Wait until another may bind the port; `watch` must be running."""
@@ -102,9 +115,11 @@ class Listener:
                 await self._unbound.wait()
 
     def close(self) -> None:
-        self.socket.disable_monitor()
+        self._socket.disable_monitor()
         self._events.close(0)
-        self.socket.close()
+        if self._mail is not None:
+            self._mail.close()
+        self._socket.close()
         self._porter.close()
         if self._owns_context:
             self._context.term()

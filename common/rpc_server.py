@@ -21,8 +21,6 @@ from sps2.common.wire import Header, Kind
 
 log = logging.getLogger(__name__)
 
-BURST = 64
-"""Messages read in a row before other tasks get their turn."""
 PROBE_PAUSES_S = (0.0, 0.01, 0.1, 1.0)
 
 
@@ -100,22 +98,18 @@ class Server:
 
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as self._group:
-            self._group.create_task(self._receive())
+            self._listener.open(self._arrived)
             self._group.create_task(self._listener.watch())
             self._group.create_task(self._listener.admit())
             self._group.create_task(self._find_lost())
             self._group.create_task(self._beat())
 
-    async def _receive(self) -> None:
-        while True:
-            for _ in range(BURST):
-                frames = await self._listener.receive()
-                try:
-                    self._take(frames)
-                except Exception:
-                    self.counters["faults"] += 1
-                    log.exception("a message was dropped by a fault")
-            await asyncio.sleep(0)
+    def _arrived(self, frames: list[bytes]) -> None:
+        try:
+            self._take(frames)
+        except Exception:
+            self.counters["faults"] += 1
+            log.exception("a message was dropped by a fault")
 
     async def _find_lost(self) -> None:
         # the monitor does not say who, but a mandatory ROUTER refuses to send to whom it lost,
@@ -254,13 +248,13 @@ class Server:
 
     def _send(self, name: bytes, kind: Kind, call: int = 0, body: bytes = b"") -> None:
         frames = [name, wire.pack_header(kind, call), body]
-        error = wire.send_now(self._listener.socket, frames)
+        error = self._listener.send(frames)
         if error is None:
             return
         self.counters["unsent"] += 1
         client = self._clients.get(name)
         if client is not None:
-            gone = isinstance(error, zmq.ZMQError) and error.errno == errno.EHOSTUNREACH
+            gone = error.errno == errno.EHOSTUNREACH
             self._lose(client, "its caller is gone" if gone else "its caller reads nothing")
 
     def _lose(self, client: Client, why: str) -> None:

@@ -1,16 +1,13 @@
 """What a message of the control bus is: two MessagePack frames, header and body."""
 
-import asyncio
 import sys
 from enum import IntEnum
 from functools import cache
 from types import SimpleNamespace
-from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgpack
 import msgspec
-import zmq
-import zmq.asyncio
 from msgspec import Meta
 
 from sps2.common import errors
@@ -136,18 +133,6 @@ def answer_type(message: type[Request[T]] | type[Stream[T]]) -> type[T]:
             kind: type[T] = get_type_hints(holder, globalns=module)["answer"]
             return kind
     raise TypeError(f"{message.__qualname__} must subclass Request[...] or Stream[...] directly")
-
-
-def send_now(socket: zmq.asyncio.Socket, frames: list[bytes]) -> BaseException | None:
-    """Queue a message without waiting; the error where it cannot be."""
-    sent = cast("asyncio.Future[object]", socket.send_multipart(frames, zmq.DONTWAIT))
-    return sent.exception()
-
-
-def receive_now(socket: zmq.asyncio.Socket) -> list[bytes] | None:
-    """A message that has come, or None."""
-    arrived = cast("asyncio.Future[list[bytes]]", socket.recv_multipart(zmq.DONTWAIT))
-    return arrived.result() if arrived.exception() is None else None
 
 
 def _unpack(data: bytes) -> Any:

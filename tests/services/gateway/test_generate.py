@@ -134,12 +134,12 @@ async def test_tokens_that_come_early_twice_or_in_disorder():
 
 
 async def test_follows_a_new_plan_from_where_it_is():
-    cast, broken = Cast(), asyncio.Event()
+    cast, seen = Cast(), asyncio.Event()
 
     async def script(request):
         yield placed(cast.owner)
         yield first()
-        await broken.wait()
+        await seen.wait()
         yield placed(cast.owner, epoch=2)
         yield first()
         yield Finished(4, 5, 6, 7)
@@ -147,14 +147,18 @@ async def test_follows_a_new_plan_from_where_it_is():
     async def tokens(request):
         yield Token(1, 11)
         if request.epoch == 1:
-            broken.set()
             raise Cancelled("released")
         yield Token(2, 12)
         yield LAST
 
     cast.script, cast.tokens = script, tokens
-    async with stage(cast) as (generation, record, _):
-        assert await all_of(generation) == [10, 11, 12, 13]
+    found = []
+    async with stage(cast) as (generation, record, _), aclosing(generation.tokens()) as came:
+        async for token in came:
+            found.append(token.id)
+            if token.id == 11:
+                seen.set()
+    assert found == [10, 11, 12, 13]
     assert cast.starts == [(1, 1), (2, 2)]
     assert record.placed.epoch == 2
 

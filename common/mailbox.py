@@ -1,0 +1,81 @@
+"""A ZeroMQ socket on an event loop: what comes is taken in a callback, what is sent leaves at once.
+
+`zmq.asyncio` makes a future of each message and asks for the socket's events several times around
+it, which took more of a call's round trip than ZeroMQ itself.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import zmq
+from zmq.backend import Socket as Core
+
+BURST = 64
+"""Messages taken in a row before other tasks get their turn."""
+DONTWAIT, SNDMORE = int(zmq.DONTWAIT), int(zmq.SNDMORE)
+EVENTS, POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
+
+Take = Callable[[list[zmq.Frame]], None]
+
+
+class Mailbox:
+    """The messages of a connected or bound socket, for as long as it is open.
+
+    Args:
+        take: gets the frames of each message, on the running loop.
+    """
+
+    def __init__(self, socket: zmq.Socket[Any], take: Take) -> None:
+        self._socket = socket
+        self._take = take
+        self._loop = asyncio.get_running_loop()
+        self._descriptor = socket.fileno()
+        self._is_due = False
+        self._loop.add_reader(self._descriptor, self._read)
+        self._due()  # what came before gives no signal
+
+    def send(self, frames: Sequence[bytes]) -> zmq.ZMQError | None:
+        """Queue a message without waiting; the error where it cannot be."""
+        *leading, last = frames
+        try:
+            for frame in leading:
+                Core.send(self._socket, frame, DONTWAIT | SNDMORE)
+            Core.send(self._socket, last, DONTWAIT)
+        except zmq.ZMQError as error:
+            return error
+        finally:
+            self._due()  # sending may have swallowed the signal that something came
+        return None
+
+    def drain(self) -> None:
+        """Take all that has come."""
+        while (frames := self._next()) is not None:
+            self._take(frames)
+
+    def close(self) -> None:
+        """Close the socket; nothing is taken any more. What was sent leaves as its linger says."""
+        if not self._socket.closed:
+            self._loop.remove_reader(self._descriptor)
+            self._socket.close()
+
+    def _due(self) -> None:
+        if not self._is_due:
+            self._is_due = True
+            self._loop.call_soon(self._read)
+
+    def _read(self) -> None:
+        self._is_due = False
+        for _ in range(BURST):
+            if self._socket.closed or (frames := self._next()) is None:
+                return
+            self._take(frames)
+        self._due()  # the descriptor tells once, not as long as there is more
+
+    def _next(self) -> list[zmq.Frame] | None:
+        if not Core.get(self._socket, EVENTS) & POLLIN:  # an exception would take longer
+            return None
+        frames = [Core.recv(self._socket, DONTWAIT, copy=False)]
+        while frames[-1].more:
+            frames.append(Core.recv(self._socket, DONTWAIT, copy=False))
+        return frames
