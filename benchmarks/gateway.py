@@ -52,7 +52,9 @@ async def main(given: argparse.Namespace) -> None:
                 url = cluster.host, cluster.gateway.port
                 await burst(actors, url, 2, 20)
                 actors.rate = given.rate
-                found["way_ms"] = await way(actors, url, given.streams, given.tokens)
+                for actors.in_step in (False, True):
+                    name = "way_in_step_ms" if actors.in_step else "way_ms"
+                    found[name] = await way(actors, url, given.streams, given.tokens)
                 actors.rate = 0.0
                 found["throughput"] = await throughput(
                     actors, url, given.streams, 5 * given.tokens, process
@@ -99,14 +101,13 @@ async def rpc(peer: Peer, calls: int) -> dict[str, float]:
     return told(f"RPC round trip, us, {calls} calls", times)
 
 
-async def way(
-    actors: Actors, url: tuple[str, int], streams: int, tokens: int
-) -> dict[str, float]:
+async def way(actors: Actors, url: tuple[str, int], streams: int, tokens: int) -> dict[str, float]:
     """From the owner to the HTTP client, in milliseconds, at the owner's rate."""
     came = await burst(actors, url, streams, tokens)
     sent = sorted(actors.sent_s.values())
     times = [1e3 * (to - since) for since, to in zip(sent, came, strict=True)]
-    what = f"a token's way, ms, {streams} streams of {actors.rate:g} tokens/s"
+    how = "in step" if actors.in_step else "at any moment"
+    what = f"a token's way, ms, {streams} streams of {actors.rate:g} tokens/s, {how}"
     return told(what, times)
 
 

@@ -1,6 +1,7 @@
 """A scheduler and an owner whose tokens cost nothing: what stands behind the gateway here."""
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator
 
@@ -11,6 +12,8 @@ from sps2.common.messages import (
     FirstToken,
     FleetStatus,
     Follow,
+    Greet,
+    Greeted,
     Info,
     Placed,
     Placement,
@@ -21,6 +24,7 @@ from sps2.common.messages import (
     Token,
 )
 from sps2.common.spans import Span
+from sps2.services.greeting import greeted
 
 OWNER = "decode-0"
 WORD = 260
@@ -30,11 +34,13 @@ WORD = 260
 class Actors:
     """Answers every prompt with as many tokens as it asks for, `rate` a second; 0: at once.
 
+    in_step: all streams get theirs at the same moments, as those of one batch do.
     sent_s: when each token left, by (request, index); seconds of `time.perf_counter`.
     """
 
     def __init__(self) -> None:
         self.rate = 0.0
+        self.in_step = False
         self.address = ""
         self.sent_s: dict[tuple[str, int], float] = {}
         self._asked: dict[str, tuple[int, asyncio.Event]] = {}
@@ -53,6 +59,8 @@ class Actors:
     async def follow(self, request: Follow) -> AsyncIterator[Token]:
         tokens, ended = self._asked[request.request]
         began = time.perf_counter()
+        if self.rate:
+            began = (began * self.rate // 1 + (1 if self.in_step else random.random())) / self.rate
         for index in range(request.start, tokens):
             if self.rate and (wait := began + index / self.rate - time.perf_counter()) > 0:
                 await asyncio.sleep(wait)
@@ -62,6 +70,9 @@ class Actors:
     async def show_fleet(self, request: ShowFleet) -> FleetStatus:
         shard = ShardStatus(OWNER, "decode", "ready", 1, self.address)
         return FleetStatus((shard,), (), "", True)
+
+    async def greet(self, request: Greet) -> Greeted:
+        return greeted("scheduler", request)
 
     async def describe(self, request: Describe) -> Info:
         return Info("scheduler", 1, "0", "ready")

@@ -10,6 +10,7 @@ from typing import Any
 
 import zmq
 from zmq.backend import Socket as Core
+from zmq.utils.monitor import recv_monitor_message
 
 BURST = 64
 """Messages taken in a row before other tasks get their turn."""
@@ -73,9 +74,17 @@ class Mailbox:
         self._due()  # the descriptor tells once, not as long as there is more
 
     def _next(self) -> list[zmq.Frame] | None:
-        if not Core.get(self._socket, EVENTS) & POLLIN:  # an exception would take longer
+        events: Any = Core.get(self._socket, EVENTS)
+        if not events & POLLIN:  # an exception would take longer
             return None
         frames = [Core.recv(self._socket, DONTWAIT, copy=False)]
         while frames[-1].more:
             frames.append(Core.recv(self._socket, DONTWAIT, copy=False))
         return frames
+
+
+async def monitored(monitor: zmq.Socket[Any]) -> int:
+    """The next `zmq.Event` of a socket whose monitor this is, made by an asyncio context."""
+    message: Any = recv_monitor_message(monitor)
+    event: int = (await message)["event"]
+    return event

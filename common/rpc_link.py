@@ -8,13 +8,12 @@ from contextlib import contextmanager
 
 import zmq
 import zmq.asyncio
-from zmq.utils.monitor import recv_monitor_message
 
 from sps2.common import curve, wire
 from sps2.common.config import Bus
 from sps2.common.errors import Invalid, PeerLost
 from sps2.common.keys import Key
-from sps2.common.mailbox import Mailbox
+from sps2.common.mailbox import Mailbox, monitored
 from sps2.common.rpc_pending import Items, Pending
 from sps2.common.wire import Kind
 
@@ -65,8 +64,7 @@ class Link:
 
     async def connect(self) -> int:
         """How the handshake ended: HANDSHAKE_SUCCEEDED, or another `zmq.Event`."""
-        event: int = (await recv_monitor_message(self._events))["event"]
-        return event
+        return await monitored(self._events)
 
     async def live(self) -> None:
         """Carry frames until the connection is lost."""
@@ -122,7 +120,7 @@ class Link:
             self.lose("it takes no more messages")
 
     async def _watch(self) -> None:
-        await recv_monitor_message(self._events)
+        await monitored(self._events)
         self._mail.drain()
         self.lose("it disconnected")
 

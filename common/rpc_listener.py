@@ -8,12 +8,11 @@ from contextlib import suppress
 
 import zmq
 import zmq.asyncio
-from zmq.utils.monitor import recv_monitor_message
 
 from sps2.common.config import Bus
 from sps2.common.curve import Audience, Porter
 from sps2.common.errors import Invalid
-from sps2.common.mailbox import Mailbox
+from sps2.common.mailbox import Mailbox, monitored
 
 HEADER_ROOM_BYTES = 1 << 20
 """Connections that send more than this over the limit are cut; less is answered with an error."""
@@ -95,7 +94,7 @@ class Listener:
     async def watch(self) -> None:
         """Turn the monitor's events into `disconnected`, counts, and the end of `unbound`."""
         while True:
-            event = (await recv_monitor_message(self._events))["event"]
+            event = await monitored(self._events)
             if event == zmq.Event.CLOSED:
                 self._unbound.set()
             elif event == zmq.Event.DISCONNECTED:
