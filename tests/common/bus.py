@@ -141,11 +141,11 @@ async def until(condition: Callable[[], object]) -> None:
 
 @asynccontextmanager
 async def served(
-    bus: Bus = PATIENT, address: str = "tcp://127.0.0.1:0", **limits: int
+    bus: Bus = PATIENT, address: str = "tcp://127.0.0.1:0", **settings: Any
 ) -> AsyncIterator[tuple[Service, Server]]:
     """A running server; leaving the block checks that nothing is left of it."""
     service = Service()
-    server = Server(service, bus, **limits)
+    server = Server(service, bus, **settings)
     async with asyncio.timeout(HANG_S):
         await server.start(address)
         try:

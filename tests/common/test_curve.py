@@ -2,19 +2,20 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
 from sps2.common.config import Bus
+from sps2.common.curve import Audience
 from sps2.common.errors import Invalid, PeerLost
 from sps2.common.keyring import Keyring
 from sps2.common.rpc import Peer, Server
 from sps2.common.telemetry import Beat, Hub, Publisher, Subscriber
 
-from .bus import Echo, Hang, Keep, Service, Text, until
+from .bus import Echo, Hang, Keep, Service, Text, reached, served, until
 
 ANY = "tcp://127.0.0.1:0"
 PATIENCE_S = 90.0
@@ -47,31 +48,14 @@ def some(tmp_path: Path) -> Keys:
     return Keys(tmp_path)
 
 
-@asynccontextmanager
-async def served(bus: Bus, audience: str = "clients") -> AsyncIterator[tuple[Service, Server]]:
-    service = Service()
-    server = Server(service, bus, audience=audience)  # type: ignore[arg-type]
-    async with asyncio.timeout(PATIENCE_S):
-        await server.start(ANY)
-        try:
-            yield service, server
-        finally:
-            await server.close()
-
-
-@asynccontextmanager
-async def reached(server: Server, bus: Bus) -> AsyncIterator[Peer]:
-    peer = Peer(server.address, bus, "gateway")
-    try:
-        yield peer
-    finally:
-        await peer.close()
+def open_to(audience: Audience, bus: Bus) -> AbstractAsyncContextManager[tuple[Service, Server]]:
+    return served(bus, audience=audience)
 
 
 async def test_services_and_clients_are_answered(some: Keys) -> None:
-    async with served(some.cluster) as (_, server):
+    async with open_to("clients", some.cluster) as (_, server):
         for bus in (some.cluster, some.alice):
-            async with reached(server, bus) as peer:
+            async with reached(server.address, bus) as peer:
                 assert await peer.call(Echo("hello")) == Text("hello")
 
 
@@ -84,32 +68,35 @@ async def test_services_and_clients_are_answered(some: Keys) -> None:
         ("alice", "services", "does not take the key of client alice"),
     ],
 )
-async def test_others_are_told_why_not(some: Keys, who: str, audience: str, told: str) -> None:
-    async with served(some.cluster, audience) as (service, server):
-        async with reached(server, some.named(who)) as stranger:
+async def test_others_are_told_why_not(some: Keys, who: str, audience: Audience, told: str) -> None:
+    async with open_to(audience, some.cluster) as (service, server):
+        async with reached(server.address, some.named(who)) as stranger:
             for _ in range(2):
                 with pytest.raises(Invalid, match=told):
                     await stranger.call(Hang())
-        async with reached(server, some.cluster) as friend:
+        async with reached(server.address, some.cluster) as friend:
             assert await friend.call(Echo("hello")) == Text("hello")
         assert not service.started
         assert server.counters["bad_handshakes"] + server.counters["bad_keys"] > 0
 
 
 async def test_a_server_without_keys_is_no_place_for_keys(some: Keys) -> None:
-    async with served(some.none) as (_, server), reached(server, some.alice) as peer:
+    async with (
+        open_to("clients", some.none) as (_, server),
+        reached(server.address, some.alice) as peer,
+    ):
         with pytest.raises(Invalid, match="it has no keys"):
             await peer.call(Echo("hello"))
 
 
 async def test_a_client_let_in_later_gets_in(some: Keys, tmp_path: Path) -> None:
-    async with served(some.cluster) as (_, server):
+    async with open_to("clients", some.cluster) as (_, server):
         late = tmp_path / "late.key"
         some.ring.add_client("late", late)
         clients = some.ring.folder / "clients.json"
         known = clients.read_bytes()
         some.ring.revoke_client("late")
-        async with reached(server, Bus(keys=str(late))) as peer:
+        async with reached(server.address, Bus(keys=str(late))) as peer:
             with pytest.raises(Invalid):
                 await peer.call(Echo("hello"))
             clients.write_bytes(known)
@@ -122,9 +109,12 @@ async def test_a_client_let_in_later_gets_in(some: Keys, tmp_path: Path) -> None
 
 
 async def test_a_revoked_client_loses_what_it_has(some: Keys) -> None:
-    async with served(Bus(beat_s=0.2, keys=some.cluster.keys)) as (service, server):
+    async with open_to("clients", Bus(beat_s=0.2, keys=some.cluster.keys)) as (service, server):
         hasty = Bus(beat_s=0.2, keys=some.alice.keys)
-        async with reached(server, hasty) as peer, reached(server, some.cluster) as friend:
+        async with (
+            reached(server.address, hasty) as peer,
+            reached(server.address, some.cluster) as friend,
+        ):
             async with peer.stream(Keep("alice's")) as items:
                 await anext(items)
                 some.ring.revoke_client("alice")
@@ -149,7 +139,7 @@ async def test_recorded_bytes_of_the_bus_get_nothing(some: Keys) -> None:
             sink.write(data)
         sink.close()
 
-    async with served(some.cluster) as (service, server), asyncio.TaskGroup() as group:
+    async with open_to("clients", some.cluster) as (service, server), asyncio.TaskGroup() as group:
         host, port = server.address.removeprefix("tcp://").split(":")
 
         async def tap(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -175,7 +165,7 @@ async def test_recorded_bytes_of_the_bus_get_nothing(some: Keys) -> None:
         writer.close()
         assert len(answer) < 500
         assert service.started == ["secret"]
-        async with reached(server, some.alice) as peer:
+        async with reached(server.address, some.alice) as peer:
             assert await peer.call(Echo("hello")) == Text("hello")
 
 
