@@ -36,6 +36,8 @@ class Placed(Struct, frozen=True, tag=True):
     """Tokens of answer from which on moving all KV to the owner would have moved fewer bytes."""
     cached_tokens: int = 0
     """From the first on, whose KV was cached."""
+    queued_s: float = 0.0
+    """In the queue, all times that the request was planned together."""
 
 
 class Progress(Struct, frozen=True, tag=True):

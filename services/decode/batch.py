@@ -46,6 +46,11 @@ class Batch:
         self._stepping = asyncio.Lock()
         self._occupied = asyncio.Event()
         self._steps = 0
+        self._tokens = 0
+
+    def counters(self) -> dict[str, float]:
+        """Steps so far, and the tokens that they made."""
+        return {"decode_steps": float(self._steps), "decode_tokens": float(self._tokens)}
 
     async def generate(self, sequence: Owned) -> None:
         """Run a request to its end.
@@ -114,6 +119,7 @@ class Batch:
             if token.finish is not None:
                 del self._running[each.holding.key]
                 each.ended.set_result(None)
+        self._tokens += len(emitted)
         self._emit(emitted)
 
     def _fail(self, batch: Sequence[Owned], error: BaseException, elsewhere: list[Key]) -> None:

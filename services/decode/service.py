@@ -149,13 +149,14 @@ class DecodeService:
         return self._prefixes.attend(key, layer, at, head, q)
 
     def counters(self) -> dict[str, float]:
-        """For beats: pages, cached ones that nobody uses, and requests that it owns and holds."""
+        """For beats: pages, idle cached ones, requests that it owns and holds, decode steps."""
         return {
             "kv_pages": float(self._pool.pages),
             "kv_pages_free": float(self._pool.free_pages),
             "kv_pages_idle": float(self._holdings.cached.idle()),
             "owned": float(len(self._generating)),
             "held": float(len(self._holdings.inventory())),
+            **self._batch.counters(),
             **self._busy.counters(),
         }
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from sps2.common.tokens import Tokenizer
 from sps2.services.gateway import http
 from sps2.services.gateway.app import application
 from sps2.services.gateway.cluster import Observer
+from sps2.services.gateway.federation import Federation
 from sps2.services.gateway.gateway import Gateway
 from sps2.services.gateway.limits import Served, Slots
 from sps2.services.gateway.metrics import Metrics
@@ -61,6 +62,7 @@ class Parts:
         tokenizer = Tokenizer(folder)
         served = served_by(cluster, folder, tokenizer)
         self._bus = cluster.bus
+        self._telemetry = cluster.subscribe_address
         self._context = zmq.asyncio.Context()
         self._scheduler = Peer(cluster.scheduler_address, cluster.bus, "scheduler", self._context)
         self._directory = Peer(cluster.kvdir_address, cluster.bus, "kvdir", self._context)
@@ -70,7 +72,10 @@ class Parts:
         self.gateway = Gateway(
             served, tokenizer, self._running, Slots(cluster.gateway.max_requests), self.metrics
         )
-        self.readiness = Readiness(self._scheduler, self._directory, self.metrics, cluster.bus)
+        self.readiness = Readiness(self._scheduler, cluster.bus)
+        self.metrics.ready.set_function(lambda: float(not self.readiness.waiting_for()))
+        self._federation = Federation(cluster.bus)
+        self.metrics.registry.register(self._federation)
         about.missing, about.counters = self.readiness.waiting_for, self.metrics.gauges
         observer = Observer(cluster, served.model, self._scheduler, self._directory, self._shards)
         self._service = GatewayService(self.gateway, self.readiness, observer, about.describe)
@@ -87,14 +92,17 @@ class Parts:
     async def running(self, address: str) -> AsyncIterator[str]:
         """On the bus at `address` while the block runs; yields the bound address."""
         server = Server([self._service, self._about], self._bus, self._context)
-        watch = asyncio.create_task(self.readiness.watch())
+        tasks = [
+            asyncio.create_task(self.readiness.watch()),
+            asyncio.create_task(self._federation.listen(self._telemetry)),
+        ]
         try:
             bound = await server.start(address)
             yield bound
         finally:
-            watch.cancel()
-            with suppress(asyncio.CancelledError):
-                await watch
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await server.close()
             for peer in (self._scheduler, self._directory, self._shards):
                 await peer.close()

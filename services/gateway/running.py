@@ -9,7 +9,8 @@ from sps2.common.messages import Progress
 from sps2.common.rpc import Peer
 from sps2.common.tokens import Detokenizer, Tokenizer
 from sps2.services.gateway.generate import Generation, Job, Record
-from sps2.services.gateway.metrics import Metrics, Pace
+from sps2.services.gateway.metrics import Metrics
+from sps2.services.gateway.pace import Pace
 from sps2.services.gateway.shards import Shards
 from sps2.services.gateway.text import Piece, Writer
 from sps2.services.gateway.validate import Order
@@ -45,6 +46,7 @@ class Running:
             ServiceError: the first failure of a choice; the others are then cancelled.
         """
         abort = asyncio.get_running_loop().create_future()
+        self._metrics.choices.observe(len(order.jobs))
 
         async def run(emit: Emit) -> None:
             try:
@@ -98,13 +100,15 @@ class Running:
             self._shards,
             advanced=lambda progress: emit((index, progress)),
         )
-        with Pace(self._metrics, record.since_s) as pace:
-            async with aclosing(generation.tokens()) as tokens:
-                async for token in tokens:
-                    pace.token()
-                    piece = Piece(finish=token.finish) if job.silent else writer.add(token)
-                    emit((index, piece))
-                    if piece.finish is not None and token.finish is None:
+        pace = Pace(self._metrics, job, record)
+        async with aclosing(generation.tokens()) as tokens:
+            async for token in tokens:
+                pace.token()
+                piece = Piece(finish=token.finish) if job.silent else writer.add(token)
+                emit((index, piece))
+                if piece.finish is not None:
+                    pace.ended(piece.finish)
+                    if token.finish is None:
                         return  # a stop string: leaving cancels the rest
 
 

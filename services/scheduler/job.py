@@ -62,6 +62,7 @@ class Job:
         names: of the pages that the prompt fills; none if nothing is to be cached.
         peers: control-bus peers by shard id, for every shard of the plan.
         shards: the shards of the plan by id, as they were when it was made.
+        queued_s: for how long the request was in the queue.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Job:
         peers: Mapping[str, Peer],
         shards: Mapping[str, Shard],
         listener: Listener,
+        queued_s: float = 0.0,
     ) -> None:
         self._submit = submit
         self._epoch = epoch
@@ -85,6 +87,7 @@ class Job:
         self._peers = peers
         self._shards = shards
         self._listener = listener
+        self._queued_s = queued_s
 
     async def run(self, emit: Emit) -> None:
         """Run to the end, emitting what the gateway needs to know.
@@ -144,6 +147,7 @@ class Job:
                 plan.dealt.predicted_bytes,
                 plan.migration_pays_after,
                 plan.prefix.tokens,
+                self._queued_s,
             )
         )
         if submit.progress:

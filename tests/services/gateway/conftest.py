@@ -168,6 +168,7 @@ class TestScheduler:
                 "exact",
                 Scheme("gather"),
                 {"kv": 90},
+                queued_s=0.25,
             )
             for each in play.progress if request.progress else ():
                 yield each
