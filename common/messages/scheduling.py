@@ -18,6 +18,8 @@ class Submit(Stream["Placed | Progress | FirstToken | Finished"], frozen=True):
     """Requests share cached KV only with those of the same salt."""
     progress: bool = False
     """Whether `Progress` is told."""
+    traceparent: str = ""
+    """Of the stretch that this is a part of; see `sps2.common.tracing`."""
 
 
 class Placed(Struct, frozen=True, tag=True):

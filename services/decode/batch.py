@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
@@ -110,11 +111,12 @@ class Batch:
         indices = [each.last.index + 1 for each in batch]
         tokens = draw([each.sampler for each in batch], logits, indices)
 
-        emitted = []
+        emitted, now_s = [], time.monotonic()
         for each, token in zip(batch, tokens, strict=True):
             if each.holding.key not in self._running:
                 continue
             each.last = token
+            each.times.append(now_s)
             emitted.append((each.holding.key, token))
             if token.finish is not None:
                 del self._running[each.holding.key]

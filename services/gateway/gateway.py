@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from functools import partial
 
 from sps2.common.api import (
@@ -23,6 +23,9 @@ from sps2.common.api import (
 from sps2.common.errors import Invalid
 from sps2.common.messages import Progress
 from sps2.common.tokens import Tokenizer
+from sps2.common.tracing import Trail
+from sps2.common.usage import Usage
+from sps2.services.gateway.callers import NOBODY, Caller
 from sps2.services.gateway.echo import echo
 from sps2.services.gateway.generate import Record
 from sps2.services.gateway.limits import Served, Slots
@@ -31,6 +34,7 @@ from sps2.services.gateway.metrics import Metrics
 from sps2.services.gateway.progress import Prompts
 from sps2.services.gateway.running import Running
 from sps2.services.gateway.text import Piece
+from sps2.services.gateway.traces import AnswerTraces
 from sps2.services.gateway.usage import usage
 from sps2.services.gateway.validate import (
     Order,
@@ -39,6 +43,9 @@ from sps2.services.gateway.validate import (
     threaded,
     tokens_of_chat,
 )
+
+COMPLETION = "cmpl-"
+CHAT = "chatcmpl-"
 
 
 class Gateway:
@@ -51,28 +58,32 @@ class Gateway:
         running: Running,
         slots: Slots,
         metrics: Metrics,
+        traces: AnswerTraces,
     ) -> None:
         self.served = served
         self.metrics = metrics
         self.running = running
         self._tokenizer = tokenizer
         self._slots = slots
+        self._traces = traces
 
     async def complete(
-        self, request: CompletionRequest, name: str
+        self, request: CompletionRequest, name: str, caller: Caller = NOBODY
     ) -> AsyncGenerator[CompletionChunk, None]:
         """The chunks of a completion; the last has no choices, but the usage.
 
         Args:
             name: 12 hexadecimal digits, unique: the answer's id without its prefix.
+            caller: what finds the trace of it again.
         """
-        with self.metrics.request():
+        with self.metrics.request(), self._trail(request, name, COMPLETION, caller) as trail:
             since_s = time.monotonic()
-            order = await order_completion(request, name, self.served, self._tokenizer)
+            with trail.during("tokenise"):
+                order = await order_completion(request, name, self.served, self._tokenizer)
             records = [Record(since_s) for _ in order.jobs]
             chunk = partial(
                 CompletionChunk,
-                id=f"cmpl-{name}",
+                id=f"{COMPLETION}{name}",
                 created=int(time.time()),
                 model=self.served.model,
                 system_fingerprint=self.served.fingerprint,
@@ -80,7 +91,7 @@ class Gateway:
             prompts = Prompts(order.jobs)
             writer = _CompletionWriter(request, order, records, self._tokenizer)
             with self._slots.take(len(order.jobs)):
-                pieces = self.running.pieces(name, order, records)
+                pieces = self.running.pieces(name, order, records, trail)
                 async with aclosing(pieces):
                     async for index, piece in pieces:
                         if isinstance(piece, Progress):
@@ -89,17 +100,21 @@ class Gateway:
                             yield chunk(choices=[choice])
             total = usage(order.prompts, order.jobs, records, self.served.kv_token_bytes)
             self.metrics.spent(total)
+            trail.tell(**_told(total))
             yield chunk(choices=[], usage=total)
 
-    async def chat(self, request: ChatRequest, name: str) -> AsyncGenerator[ChatChunk, None]:
+    async def chat(
+        self, request: ChatRequest, name: str, caller: Caller = NOBODY
+    ) -> AsyncGenerator[ChatChunk, None]:
         """The chunks of an answer in a conversation, as those of `complete`."""
-        with self.metrics.request():
+        with self.metrics.request(), self._trail(request, name, CHAT, caller) as trail:
             since_s = time.monotonic()
-            order = await order_chat(request, name, self.served, self._tokenizer)
+            with trail.during("tokenise"):
+                order = await order_chat(request, name, self.served, self._tokenizer)
             records = [Record(since_s) for _ in order.jobs]
             chunk = partial(
                 ChatChunk,
-                id=f"chatcmpl-{name}",
+                id=f"{CHAT}{name}",
                 created=int(time.time()),
                 model=self.served.model,
                 system_fingerprint=self.served.fingerprint,
@@ -107,7 +122,7 @@ class Gateway:
             prompts = Prompts(order.jobs)
             begun: set[int] = set()
             with self._slots.take(len(order.jobs)):
-                pieces = self.running.pieces(name, order, records)
+                pieces = self.running.pieces(name, order, records, trail)
                 async with aclosing(pieces):
                     async for index, piece in pieces:
                         if isinstance(piece, Progress):
@@ -120,6 +135,7 @@ class Gateway:
                             yield chunk(choices=[choice])
             total = usage(order.prompts, order.jobs, records, self.served.kv_token_bytes)
             self.metrics.spent(total)
+            trail.tell(**_told(total))
             yield chunk(choices=[], usage=total)
 
     async def tokenize(self, request: Tokenize) -> Tokens:
@@ -150,6 +166,14 @@ class Gateway:
         served = self.served
         return Model(id=served.model, created=served.created, max_model_len=served.max_context)
 
+    def _trail(
+        self, request: CompletionRequest | ChatRequest, name: str, prefix: str, caller: Caller
+    ) -> AbstractContextManager[Trail]:
+        asked = request.sps2.traceparent if request.sps2 else None
+        if asked and not caller.traceparent:
+            caller = caller._replace(traceparent=asked)
+        return self._traces.answer(name, prefix, caller)
+
     def _chat_choice(self, request: ChatRequest, index: int, piece: Piece) -> ChatDelta | None:
         if not (piece.text or piece.tokens or piece.finish):
             return None
@@ -157,6 +181,15 @@ class Gateway:
         if request.logprobs:
             logprobs = chat_logprobs(piece.tokens, request.top_logprobs or 0, self._tokenizer)
         return ChatDelta(index, Delta(content=piece.text), logprobs, piece.finish)
+
+
+def _told(usage: Usage) -> dict[str, str | float]:
+    """What a trace tells of a whole request."""
+    told: dict[str, str | float] = {
+        "prompt_tokens": usage.prompt_tokens,
+        "tokens": usage.completion_tokens,
+    }
+    return told if usage.sps2 is None else told | {"ttft_s": usage.sps2.ttft_ms / 1000}
 
 
 class _CompletionWriter:

@@ -27,6 +27,7 @@ from sps2.services.gateway.running import Running
 from sps2.services.gateway.service import GatewayService
 from sps2.services.gateway.shards import Shards
 from sps2.services.gateway.sse import KEEP_ALIVE_S
+from sps2.services.gateway.traces import AnswerTraces
 from sps2.services.memory import give_back
 from sps2.services.run import About, beating
 
@@ -69,8 +70,14 @@ class Parts:
         self._shards = Shards(cluster.bus, self._context)
         self.metrics = Metrics()
         self._running = Running(self._scheduler, self._shards, tokenizer, self.metrics)
+        self._traces = AnswerTraces(about.traces, self._scheduler, self._shards)
         self.gateway = Gateway(
-            served, tokenizer, self._running, Slots(cluster.gateway.max_requests), self.metrics
+            served,
+            tokenizer,
+            self._running,
+            Slots(cluster.gateway.max_requests),
+            self.metrics,
+            self._traces,
         )
         self.readiness = Readiness(self._scheduler, cluster.bus)
         self.metrics.ready.set_function(lambda: float(not self.readiness.waiting_for()))
@@ -78,7 +85,9 @@ class Parts:
         self.metrics.registry.register(self._federation)
         about.missing, about.counters = self.readiness.waiting_for, self.metrics.gauges
         observer = Observer(cluster, served.model, self._scheduler, self._directory, self._shards)
-        self._service = GatewayService(self.gateway, self.readiness, observer, about.describe)
+        self._service = GatewayService(
+            self.gateway, self.readiness, observer, self._traces, about.describe
+        )
         self._about = about
         self.app = application(
             self.gateway,

@@ -8,6 +8,7 @@ from sps2.common.errors import Cancelled, Invalid, ServiceError
 from sps2.common.messages import Progress
 from sps2.common.rpc import Peer
 from sps2.common.tokens import Detokenizer, Tokenizer
+from sps2.common.tracing import Trail
 from sps2.services.gateway.generate import Generation, Job, Record
 from sps2.services.gateway.metrics import Metrics
 from sps2.services.gateway.pace import Pace
@@ -36,7 +37,7 @@ class Running:
         self._aborts: dict[str, asyncio.Future[None]] = {}
 
     async def pieces(
-        self, name: str, order: Order, records: list[Record]
+        self, name: str, order: Order, records: list[Record], trail: Trail
     ) -> AsyncGenerator[Said, None]:
         """(choice, piece), and (choice, progress) if asked for, as they come.
 
@@ -53,7 +54,7 @@ class Running:
                 async with asyncio.TaskGroup() as group:
                     watch = group.create_task(_fail_with(abort))
                     choices = [
-                        group.create_task(self._choice(index, job, records[index], emit))
+                        group.create_task(self._choice(index, job, records[index], trail, emit))
                         for index, job in enumerate(order.jobs)
                     ]
                     await asyncio.wait(choices)
@@ -89,7 +90,7 @@ class Running:
         if not self._aborts[name].done():
             self._aborts[name].set_exception(error)
 
-    async def _choice(self, index: int, job: Job, record: Record, emit: Emit) -> None:
+    async def _choice(self, index: int, job: Job, record: Record, trail: Trail, emit: Emit) -> None:
         writer = Writer(
             Detokenizer(self._tokenizer, job.prompt), job.stops, job.sampling.min_tokens
         )
@@ -99,17 +100,19 @@ class Running:
             self._scheduler,
             self._shards,
             advanced=lambda progress: emit((index, progress)),
+            traceparent=trail.traceparent,
         )
-        pace = Pace(self._metrics, job, record)
+        pace = Pace(self._metrics, job, record, trail)
         async with aclosing(generation.tokens()) as tokens:
             async for token in tokens:
-                pace.token()
-                piece = Piece(finish=token.finish) if job.silent else writer.add(token)
+                with pace.token():
+                    piece = Piece(finish=token.finish) if job.silent else writer.add(token)
                 emit((index, piece))
                 if piece.finish is not None:
                     pace.ended(piece.finish)
                     if token.finish is None:
-                        return  # a stop string: leaving cancels the rest
+                        break  # a stop string: leaving cancels the rest
+        pace.closed()
 
 
 async def _fail_with(abort: asyncio.Future[None]) -> None:

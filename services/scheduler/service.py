@@ -27,6 +27,7 @@ from sps2.common.messages import (
 from sps2.common.prefix import PromptNames, page_names, root
 from sps2.common.rpc import Peer
 from sps2.common.telemetry import Publisher, RequestEvent
+from sps2.common.tracing import FORGETFUL, Recorder, Trail
 from sps2.services.scheduler.core import (
     Core,
     Ended,
@@ -70,6 +71,7 @@ class SchedulerService:
         model: what tells its keys and values from another's.
         directory: the KV directory on the bus.
         telemetry: told of every stage of every request.
+        traces: where the time of each goes is written there.
     """
 
     def __init__(
@@ -79,12 +81,14 @@ class SchedulerService:
         model: str,
         directory: Peer,
         telemetry: Publisher,
+        traces: Recorder = FORGETFUL,
     ) -> None:
         self._config = config
         self._schemes = schemes
         self._model = model
         self._directory = directory
         self._telemetry = telemetry
+        self._traces = traces
         self._core = Core(
             POLICIES[config.scheduler.policy](config.scheduler, schemes),
             Fleet(config.prefill, config.decode, config.any),
@@ -169,6 +173,7 @@ class SchedulerService:
             submit.wish,
             () if is_scored else names.names,
         )
+        trail = self._traces.trail(submit.request, submit.traceparent)
         replans = 0
         queued_s = 0.0
         answering = False
@@ -190,10 +195,11 @@ class SchedulerService:
         try:
             while True:
                 since_s = time.monotonic()
-                epoch, plan = await launch
+                with trail.during("queue"):
+                    epoch, plan = await launch
                 queued_s += time.monotonic() - since_s
                 try:
-                    await self._job(submit, epoch, plan, names, queued_s).run(watch)
+                    await self._job(submit, epoch, plan, names, queued_s, trail).run(watch)
                 except Refused:
                     self._replans["refused"] += 1
                     await asyncio.sleep(BACKOFF_S)
@@ -224,7 +230,13 @@ class SchedulerService:
         return PromptNames(first, page_names(first, submit.prompt, self._config.kv.page_tokens))
 
     def _job(
-        self, submit: Submit, epoch: int, plan: Plan, names: PromptNames, queued_s: float
+        self,
+        submit: Submit,
+        epoch: int,
+        plan: Plan,
+        names: PromptNames,
+        queued_s: float,
+        trail: Trail,
     ) -> Job:
         ids = {*plan.group, *(place.shard for place in plan.placements)}
         members = self._core.fleet.members
@@ -252,6 +264,7 @@ class SchedulerService:
             shards,
             _Listening(self, submit.request),
             queued_s,
+            trail,
         )
 
     def _expect_launch(self, request: str) -> asyncio.Future[Launched]:
