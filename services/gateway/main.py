@@ -18,6 +18,7 @@ from sps2.common.tokens import Tokenizer
 from sps2.services.gateway import http
 from sps2.services.gateway.app import application
 from sps2.services.gateway.cluster import Observer
+from sps2.services.gateway.export import Export, sender
 from sps2.services.gateway.federation import Federation
 from sps2.services.gateway.gateway import Gateway
 from sps2.services.gateway.limits import Served, Slots
@@ -71,6 +72,7 @@ class Parts:
         self.metrics = Metrics()
         self._running = Running(self._scheduler, self._shards, tokenizer, self.metrics)
         self._traces = AnswerTraces(about.traces, self._scheduler, self._shards)
+        self._export = self._exported(cluster)
         self.gateway = Gateway(
             served,
             tokenizer,
@@ -105,6 +107,8 @@ class Parts:
             asyncio.create_task(self.readiness.watch()),
             asyncio.create_task(self._federation.listen(self._telemetry)),
         ]
+        if self._export is not None:
+            tasks.append(asyncio.create_task(self._export.run()))
         try:
             bound = await server.start(address)
             yield bound
@@ -116,6 +120,15 @@ class Parts:
             for peer in (self._scheduler, self._directory, self._shards):
                 await peer.close()
             self._context.destroy(linger=0)
+
+    def _exported(self, cluster: Cluster) -> Export | None:
+        """What sends traces to a collector, if there is one."""
+        to = sender(cluster.tracing, cluster.name, version("sps2"))
+        if to is None:
+            return None
+        export = Export(to, cluster.tracing.otlp_share, self._traces.show, self.metrics.traces)
+        self._traces.ended = export.ended
+        return export
 
     def end(self, error: PeerLost) -> None:
         """End every answer in work with `error`."""

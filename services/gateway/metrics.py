@@ -50,6 +50,11 @@ class Metrics:
             "prefix_cache_queries", "Prompt tokens that the prefix cache was asked for"
         )
         self.cache_hits = counter("prefix_cache_hits", "Of these, tokens that were cached")
+        self.traces = counter(
+            "traces",
+            "Traces for the collector, by `outcome`; too many at once are dropped",
+            "outcome",
+        )
         self.ttft = histogram(
             "time_to_first_token_seconds", "From the request to its first token", _SECONDS
         )

@@ -26,7 +26,8 @@ TIMES_ASKED = 3
 """How often a service's clock is read: the quickest answer says most."""
 
 Part = tuple[Clock, tuple[Stretch, ...]]
-Ended = Callable[[str, Context], None]
+Ended = Callable[[str, Context, bool], None]
+"""Told of every answer that has ended: its name, its context, whether that is the caller's."""
 
 
 class AnswerTraces:
@@ -34,20 +35,13 @@ class AnswerTraces:
 
     Args:
         recorder: the gateway's own.
-        ended: told of every answer that has ended, by its name.
     """
 
-    def __init__(
-        self,
-        recorder: Recorder,
-        scheduler: Peer,
-        shards: Shards,
-        ended: Ended = lambda name, context: None,
-    ) -> None:
+    def __init__(self, recorder: Recorder, scheduler: Peer, shards: Shards) -> None:
+        self.ended: Ended = lambda name, context, is_callers: None
         self._recorder = recorder
         self._scheduler = scheduler
         self._shards = shards
-        self._ended = ended
 
     @contextmanager
     def answer(self, name: str, prefix: str, caller: Caller) -> Iterator[Trail]:
@@ -70,7 +64,7 @@ class AnswerTraces:
             raise
         finally:
             whole.end()
-            self._ended(name, trail.context)
+            self.ended(name, trail.context, bool(trail.context.stretch))
 
     def listed(self) -> Traces:
         """What is kept, the last answer first."""
@@ -83,10 +77,7 @@ class AnswerTraces:
         Raises:
             Invalid: no trace of such a request is kept.
         """
-        return await self.of(*self._find(request))
-
-    async def of(self, name: str, whole: Note) -> Trace:
-        """As `show`, of an answer by its name."""
+        name, whole = self._find(request)
         own = await self._recorder.recall(Recall(name))
         (asked, parts), missing = await self._others(name), list[str]()
         clocks = [Clock("gateway", 0.0, 0.0)]

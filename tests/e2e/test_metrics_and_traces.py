@@ -1,12 +1,15 @@
-"""/metrics of a real cluster: its own parser reads it, and every query finds what it asks for."""
+"""Metrics and traces of a real cluster: every query finds a series, every request its time."""
 
 import json
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import msgspec
 import promql_parser
 import pytest
 import yaml
@@ -14,7 +17,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from sps2.common.client import Client
+from sps2.common.messages import Stretch, Trace
+from sps2.common.tracing import accounted
 
+from ..terminal import terminal
 from .conftest import Launch, Running
 
 COMPOSE = Path(__file__).parents[2] / "compose"
@@ -71,6 +77,7 @@ def has_beaten(samples: list[Sample]) -> bool:
         and total(samples, "sps2_decode_tokens_total") == 3 * 19
         and total(samples, "sps2_prefix_cache_pages") > 0
         and total(samples, "sps2_num_requests_running") == 0
+        and total(samples, "sps2_kv_pages_used") == 0
     )
 
 
@@ -90,7 +97,7 @@ def test_every_process_is_there_with_what_it_did(used: Running) -> None:
     assert (
         0 < total(samples, "sps2_csa_kept_blocks_total") <= total(samples, "sps2_csa_blocks_total")
     )
-    assert total(samples, "sps2_kv_pages_used") == total(samples, "sps2_kv_leaked_pages") == 0
+    assert total(samples, "sps2_kv_leaked_pages") == 0
     assert total(samples, "sps2_prefix_cache_hits_total") > 0
     assert total(samples, "sps2_request_queue_time_seconds_count") == 3
     assert total(samples, "sps2_exchange_hidden_seconds_total") <= total(
@@ -163,3 +170,109 @@ def test_the_scrape_configuration_reads_the_rules_and_the_dashboard_is_provided(
     (provider,) = yaml.safe_load((provisioned / "dashboards/sps2.yml").read_text())["providers"]
     assert source["type"] == "prometheus"
     assert provider["type"] == "file"
+
+
+TRACED = [sys.executable, "-m", "sps2.cli.main", "trace"]
+ATTEMPTS = 6
+"""A machine that pauses between two services is not what is tested."""
+
+
+def traced(cluster: Running, salt: str) -> tuple[Trace, float]:
+    """The trace of a long request, and how long that took for its client."""
+    body = {
+        "prompt": [5 + 3 * index % 380 for index in range(7000)],
+        "max_tokens": 60,
+        "ignore_eos": True,
+        "cache_salt": salt,
+        "sps2": {"sp_degree": 2, "method": "ring"},
+    }
+    with httpx.Client(timeout=PATIENCE_S) as http:
+        since_s = time.monotonic()
+        answer = http.post(f"{cluster.url}/v1/completions", json=body)
+        took_s = time.monotonic() - since_s
+    assert answer.status_code == 200, answer.text
+    command = [*TRACED, answer.headers["x-request-id"], "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    trace = msgspec.json.decode(done.stdout, type=Trace)
+    assert trace.request == answer.json()["id"]
+    assert trace.stretches[0].stop_s <= took_s
+    return trace, took_s
+
+
+def test_a_trace_accounts_for_the_time_of_its_request(used: Running) -> None:
+    found = []
+    for attempt in range(ATTEMPTS):
+        trace, took_s = traced(used, f"trace-{attempt}")
+        share = accounted(trace)
+        found.append((share, trace.stretches[0].stop_s / took_s))
+        if share >= 0.95:
+            break
+    assert max(found)[0] >= 0.95, found
+    assert not trace.missing
+    assert {clock.error_s for clock in trace.clocks} == {0.0}, "all have this host's clock"
+
+    by_id = {each.id: each for each in trace.stretches}
+    by_name: dict[tuple[str, str], list[Stretch]] = {}
+    for each in trace.stretches[1:]:
+        by_name.setdefault((each.service, each.name), []).append(each)
+        assert each.parent in by_id, "whatever a service did is a part of the request"
+        assert not each.is_open
+    for name in ("queue", "lease", "join", "prefill", "transfer", "commit", "decode"):
+        assert ("scheduler", name) in by_name
+    for name in ("tokenise", "detokenise", "totals"):
+        assert ("gateway", name) in by_name
+    for shard in SHARDS[:2]:
+        (prefill,) = by_name[shard, "prefill"]
+        assert by_id[prefill.parent].name == "prefill"
+        assert (shard, "deposit") in by_name
+        for layer in range(3):
+            (own,) = by_name[shard, f"layer {layer}"]
+            assert own.parent == prefill.id
+            assert 0 < float(own.detail["compute_s"]) <= own.stop_s - own.start_s
+            assert float(own.detail["exchange_s"]) > 0
+        for part in ("compute", "await", "send"):
+            assert by_name[shard, part]
+    takers = {service for service, name in by_name if name == "take KV"}
+    assert takers == {*SHARDS[2:]}
+    steps = [
+        int(float(each.detail["steps"]))
+        for (_, name), parts in by_name.items()
+        for each in parts
+        if name.startswith("tokens ")
+    ]
+    assert sum(steps) == 59
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_what_spsctl_trace_shows(used: Running, width: int, tmp_path: Path) -> None:
+    trace, _ = traced(used, f"shown-{width}")
+    with terminal([*TRACED, trace.request], width, 50) as screen:
+        assert screen.wait() == 0
+        text = "\n".join(screen.rows)
+    assert "7,000 + 60 tokens" in text
+    assert "accounted for" in text
+    rows = [row.split()[:2] for row in screen.rows if row.strip()]
+    for shard in SHARDS[:2]:
+        assert [shard, "prefill"] in rows
+    for name in ("queue", "prefill", "transfer", "decode"):
+        assert ["scheduler", name] in rows
+    assert any(each in text for each in "━═")
+    assert ("SP 2" in text) == (width == 200)
+
+    with terminal(TRACED, width, 50) as screen:
+        assert screen.wait() == 0
+        assert any(trace.request in row and " ok" in row for row in screen.rows)
+
+    file = tmp_path / "trace.json"
+    done = subprocess.run(
+        [*TRACED, trace.request, "--perfetto", str(file)], capture_output=True, text=True
+    )
+    assert str(file) in done.stdout
+    drawn = [each for each in json.loads(file.read_text())["traceEvents"] if each["ph"] == "X"]
+    assert len(drawn) == len(trace.stretches)
+
+
+def test_a_request_that_nobody_knows_is_an_error(used: Running) -> None:
+    done = subprocess.run([*TRACED, "cmpl-none"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "no trace of a request 'cmpl-none'" in done.stderr
