@@ -1,5 +1,6 @@
 """Writes down what a service does for requests, of the last few, in memory."""
 
+import random
 import re
 import secrets
 import time
@@ -90,7 +91,7 @@ class Trail:
 
     def begin(self, name: str, **detail: str | float) -> "Trail":
         """A part of it begins now; it goes on until `end`."""
-        note = Note(secrets.token_hex(8), self.context.stretch, name, time.monotonic())
+        note = Note(_new_id(), self.context.stretch, name, time.monotonic())
         note.detail = detail
         self._page.append(note)
         return Trail(self._page, self.context._replace(stretch=note.id), note)
@@ -124,8 +125,9 @@ class Trail:
         **detail: str | float,
     ) -> None:
         """A part of it was from one time to another."""
-        part = secrets.token_hex(8)
-        self._page.append(Note(part, self.context.stretch, name, start_s, stop_s, busy_s, detail))
+        self._page.append(
+            Note(_new_id(), self.context.stretch, name, start_s, stop_s, busy_s, detail)
+        )
 
     def later(self, make: Callable[[str], Iterable[Note]]) -> None:
         """Its parts are what `make`, given its id, returns: called only when somebody asks."""
@@ -172,6 +174,10 @@ class Recorder:
             for note in ([entry] if isinstance(entry, Note) else entry())
         ]
         return Recalled(tuple(found))
+
+
+def _new_id() -> str:
+    return f"{random.getrandbits(64):016x}"  # nothing is guarded by it
 
 
 FORGETFUL = Recorder("", 0)

@@ -180,7 +180,7 @@ ATTEMPTS = 6
 def traced(cluster: Running, salt: str) -> tuple[Trace, float]:
     """The trace of a long request, and how long that took for its client."""
     body = {
-        "prompt": [5 + 3 * index % 380 for index in range(7000)],
+        "prompt": [3 + 3 * index % 380 for index in range(7000)],
         "max_tokens": 60,
         "ignore_eos": True,
         "cache_salt": salt,
