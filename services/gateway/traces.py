@@ -19,6 +19,7 @@ from sps2.common.messages import (
 from sps2.common.rpc import Peer
 from sps2.common.tracing import Context, Note, Recorder, Trail
 from sps2.services.gateway.callers import Caller
+from sps2.services.gateway.running import NAME_CHARS
 from sps2.services.gateway.shards import Shards
 
 DEADLINE_S = 2.0
@@ -105,8 +106,9 @@ class AnswerTraces:
 
     def _find(self, request: str) -> tuple[str, Note]:
         wholes = self._wholes()
+        wanted = request.rpartition("-")[2][:NAME_CHARS]  # as in `Running.cancel`
         for name, whole in wholes:
-            if request in (name, whole.detail["id"], whole.detail.get("asked_as")):
+            if name == wanted or request == whole.detail.get("asked_as"):
                 return name, whole
         kept = f"the last {len(wholes)} are" if wholes else "none is"
         raise Invalid(

@@ -45,7 +45,8 @@ async def until(condition):
 
 async def test_an_answer_is_found_by_each_of_its_names(http, door):
     answer = await ask(http, **{"x-request-id": "mine-1"})
-    for name in ("mine-1", answer.json()["id"], answer.json()["id"].removeprefix("cmpl-")):
+    ids = (answer.json()["id"], answer.json()["id"].removeprefix("cmpl-"))
+    for name in ("mine-1", *ids, door.play.submitted[0].request):
         trace = await shown(door, name)
         assert trace.request == answer.json()["id"]
         whole = trace.stretches[0]
