@@ -24,6 +24,7 @@ from sps2.cli import (
 from sps2.cli.bench import quality
 from sps2.cli.keys import api, client, folder
 from sps2.cli.top.command import top
+from sps2.cli.trace.command import trace
 from sps2.common.errors import ServiceError
 
 
@@ -66,6 +67,7 @@ for command in (
     down.down,
     status.status,
     top,
+    trace,
     logs.logs,
     chat.chat,
     complete.complete,

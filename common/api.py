@@ -34,6 +34,7 @@ Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
 Alternatives = Annotated[int, Meta(ge=0, le=20)]
+TRACEPARENT = "^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
 ChatRole = Literal["system", "developer", "user", "assistant", "tool"]
 
 
@@ -68,6 +69,16 @@ class Extension(Struct, frozen=True):
         Annotated[
             ExactMethod,
             Meta(description="how the shards share exact attention; predicted if absent"),
+        ]
+        | None
+    ) = None
+    traceparent: (
+        Annotated[
+            str,
+            Meta(
+                pattern=TRACEPARENT,
+                description="W3C trace context of the caller; over HTTP the header does as well",
+            ),
         ]
         | None
     ) = None

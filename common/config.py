@@ -107,6 +107,31 @@ class Telemetry(Section, frozen=True):
     subscribe_port: Annotated[Port, Meta(description="ZeroMQ port to subscribe to")] = 8005
 
 
+class Tracing(Section, frozen=True):
+    """Where the time of each request went: `spsctl trace`."""
+
+    kept: Annotated[
+        NotNegative,
+        Meta(description="requests whose traces every service keeps in memory; 0 keeps none"),
+    ] = 128
+    otlp_endpoint: Annotated[
+        str,
+        Meta(
+            description="where traces are sent over OTLP/HTTP, such as "
+            "http://127.0.0.1:4318/v1/traces; nowhere if empty; needs the extra `otel`"
+        ),
+    ] = ""
+    otlp_share: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="of the requests, those that are sent; one with a `traceparent` is sent "
+            "if that is sampled",
+        ),
+    ] = 1.0
+
+
 class Bus(Section, frozen=True):
     """The control bus."""
 
@@ -235,6 +260,7 @@ class Cluster(Section, frozen=True):
     sharing: Sharing = Sharing()
     kvdir: Directory = Directory()
     telemetry: Telemetry = Telemetry()
+    tracing: Tracing = Tracing()
     bus: Bus = Bus()
     kv: Kv = Kv()
 

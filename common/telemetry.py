@@ -46,6 +46,13 @@ class Beat(Struct, frozen=True, tag=True):
     tokens: dict[str, int] = msgspec.field(default_factory=dict)
     """Of each answer that it generates, how many there are."""
 
+    def sent_bytes(self) -> dict[str, int]:
+        """Over its links, by shard: one that was started again has a link for each of its lives."""
+        totals = Counter[str]()
+        for link in self.links:
+            totals[shard_of(link.target)] += link.sent_bytes
+        return dict(totals)
+
 
 class RequestEvent(Struct, frozen=True, tag=True):
     """A request entered `stage`, or, of the one that it is in, is so far as `detail` says.
@@ -61,6 +68,16 @@ class RequestEvent(Struct, frozen=True, tag=True):
 
 
 Event = Beat | RequestEvent
+
+
+def shard_of(service: str) -> str:
+    """The shard that a process is of: "prefill-0.1" is the second of prefill-0."""
+    return service.partition(".")[0]
+
+
+def role_of(service: str) -> str:
+    """Of a shard or a process of one: "prefill"; any other service is all there is of its role."""
+    return shard_of(service).partition("-")[0]
 
 
 class Hub:

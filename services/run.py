@@ -22,6 +22,7 @@ from sps2.common.config import Cluster
 from sps2.common.errors import ServiceError
 from sps2.common.messages import Describe, Greet, Greeted, Info, Link, Role
 from sps2.common.telemetry import Publisher
+from sps2.common.tracing import FORGETFUL, Recorder
 from sps2.services.greeting import VERSION, greeted
 
 State = Literal["starting", "ready", "waiting"]
@@ -47,6 +48,7 @@ class About:
     links: Callable[[], tuple[Link, ...]] = tuple
     tokens: Callable[[], dict[str, int]] = dict
     """Of each answer that it generates, how many there are."""
+    traces: Recorder = FORGETFUL
     started: bool = False
 
     def __post_init__(self) -> None:
@@ -120,7 +122,8 @@ def run(name: str, serve: Serve) -> None:
         cluster = config.load(arguments.config)
         host = arguments.host or cluster.host
         cluster.require_keys(host)
-        about = About(service, host, arguments.index or 0, arguments.rank)
+        traces = Recorder(service, cluster.tracing.kept)
+        about = About(service, host, arguments.index or 0, arguments.rank, traces=traces)
         uvloop.run(_until_stopped(cluster, about, serve))
     except (ServiceError, OSError) as error:
         logging.getLogger(__name__).error("%s cannot run: %s", service, error)

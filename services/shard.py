@@ -252,7 +252,7 @@ class ReadyShard:
     ) -> AsyncIterator[None]:
         """Serve `services` on the bus and be a member of the cluster while the context is open."""
         bus = self.cluster.bus
-        server = Server([*services, self.about], bus)
+        server = Server([*services, self.about, self.about.traces], bus)
         address = await server.start(f"tcp://{self.about.host}:0")
         followers = tuple(Follower(each.bus.address, each.plane) for each in led)
         peer = self.plane.peer

@@ -1,19 +1,20 @@
 """Folds what the telemetry bus and the gateway tell into the picture of a cluster; no I/O."""
 
 from collections.abc import Iterable
+from typing import get_args
 
 from sps2.cli.top.course import Course
 from sps2.cli.top.picture import Link, Picture, Service, Shard, Totals
-from sps2.cli.top.pulse import Pulse, shard_of
+from sps2.cli.top.pulse import Pulse
 from sps2.common.config import Bus
-from sps2.common.messages import ClusterStatus, ShardStatus
-from sps2.common.telemetry import Beat, Event
+from sps2.common.messages import ClusterStatus, Role, ShardStatus
+from sps2.common.telemetry import Beat, Event, role_of, shard_of
 
 LINGER_S = 10.0
 """How long a request that ended is still shown."""
 FORGET_S = 60.0
 """How long a silent process is, that nobody else knows of."""
-ROLES = ("prefill", "decode", "any")
+ROLES = get_args(Role)
 _SILENCE = Pulse(Beat("", 0, 0.0, 0), 0.0)
 
 
@@ -139,14 +140,14 @@ class Monitor:
 
     def _shards(self, now_s: float) -> tuple[Shard, ...]:
         known = {each.id: each for each in self._known.shards} if self._known else {}
-        heard = {shard_of(name) for name in self._pulses if _role(name)}
+        heard = {shard_of(name) for name in self._pulses if role_of(name) in ROLES}
         return tuple(
             self._shard(name, known.get(name), now_s)
             for name in sorted({*known, *heard}, key=_place)
         )
 
     def _shard(self, name: str, status: ShardStatus | None, now_s: float) -> Shard:
-        role, address = _role(name), status.address if status else ""
+        role, address = role_of(name), status.address if status else ""
         pulse = self._lives(name, now_s)
         if pulse is None:
             silent = name in self._pulses or status is None
@@ -188,12 +189,6 @@ class Monitor:
             Link(*ends, *totals[ends])
             for ends in sorted(totals, key=lambda each: (_place(each[0]), _place(each[1])))
         )
-
-
-def _role(service: str) -> str:
-    """Of a process of a shard; empty for other services."""
-    role, dash, _ = service.partition("-")
-    return role if dash and role in ROLES else ""
 
 
 def _place(shard: str) -> tuple[int, int, str]:

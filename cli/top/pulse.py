@@ -59,10 +59,10 @@ class Pulse:
 
     def links(self) -> dict[str, tuple[int, float | None]]:
         """By target: bytes sent so far, and per second."""
-        last = _by_target(self.last)
+        last = self.last.sent_bytes()
         if len(self._beats) < 2:
             return {target: (sent, None) for target, sent in last.items()}
-        first = _by_target(self._beats[0])
+        first = self._beats[0].sent_bytes()
         return {
             target: (sent, max(0.0, sent - first.get(target, 0)) / self._elapsed_s())
             for target, sent in last.items()
@@ -70,17 +70,3 @@ class Pulse:
 
     def _elapsed_s(self) -> float:
         return self.last.at_s - self._beats[0].at_s
-
-
-def _by_target(beat: Beat) -> dict[str, int]:
-    """A target that was started again has a link for each of its lives."""
-    totals: dict[str, int] = {}
-    for link in beat.links:
-        target = shard_of(link.target)
-        totals[target] = totals.get(target, 0) + link.sent_bytes
-    return totals
-
-
-def shard_of(process: str) -> str:
-    """The shard that a process is of: "prefill-0.1" is the second of prefill-0."""
-    return process.partition(".")[0]

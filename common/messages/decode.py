@@ -24,6 +24,8 @@ class Hold(Stream["Held | Filled"], frozen=True):
     """Tokens whose cached pages the request uses too."""
     in_place: bool = False
     """This shard computes the KV of `span` itself, as a member of the prefill group."""
+    traceparent: str = ""
+    """Of the stretch that this is a part of; see `sps2.common.tracing`."""
 
 
 class Held(Struct, frozen=True, tag=True):
@@ -47,6 +49,8 @@ class Decode(Request["Decoded"], frozen=True):
     parent: bytes = b""
     """Name of the prompt's last full page, or what the first would follow; none if nothing is to
     be cached."""
+    traceparent: str = ""
+    """Of the stretch that this is a part of; see `sps2.common.tracing`."""
 
 
 class Cache(Request[Done], frozen=True):

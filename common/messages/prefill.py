@@ -59,6 +59,8 @@ class Prefill(Stream["Advanced | Prefilled | Deposited"], frozen=True):
     sampling: Sampling
     scheme: Scheme = Scheme()
     prefix: tuple[Source, ...] = ()
+    traceparent: str = ""
+    """Of the stretch that this is a part of; see `sps2.common.tracing`."""
 
 
 class Advanced(Struct, frozen=True, tag=True):

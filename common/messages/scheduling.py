@@ -18,6 +18,8 @@ class Submit(Stream["Placed | Progress | FirstToken | Finished"], frozen=True):
     """Requests share cached KV only with those of the same salt."""
     progress: bool = False
     """Whether `Progress` is told."""
+    traceparent: str = ""
+    """Of the stretch that this is a part of; see `sps2.common.tracing`."""
 
 
 class Placed(Struct, frozen=True, tag=True):
@@ -36,6 +38,8 @@ class Placed(Struct, frozen=True, tag=True):
     """Tokens of answer from which on moving all KV to the owner would have moved fewer bytes."""
     cached_tokens: int = 0
     """From the first on, whose KV was cached."""
+    queued_s: float = 0.0
+    """In the queue, all times that the request was planned together."""
 
 
 class Progress(Struct, frozen=True, tag=True):

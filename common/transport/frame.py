@@ -10,10 +10,20 @@ from msgspec import Meta
 from sps2.common.errors import Invalid
 
 Purpose = Literal[
-    "kv", "q", "state", "probe", "prefix_q", "prefix_state", "question", "answer", "step"
+    "kv",
+    "q",
+    "state",
+    "probe",
+    "prefix_q",
+    "prefix_state",
+    "deposit",
+    "question",
+    "answer",
+    "step",
 ]
 """The first four are among the ranks of a prefill, the next two between it and whoever has its
-prefix, the others of decoding; a shard may do all of it at once."""
+prefix, a deposit goes to who keeps the KV, the others are of decoding; a shard may do all of it at
+once."""
 Dtype = Literal["bfloat16", "float16", "float32", "int8", "uint8", "int32", "int64"]
 Size = Annotated[int, Meta(ge=0)]
 

@@ -22,6 +22,16 @@ from sps2.common.transport.takers import Takers
 MAX_PEERS = 4096
 """Known at one time; beyond that the longest known of those that are gone are forgotten."""
 
+FAULTS = (
+    "frames_dropped",
+    "bad_frames",
+    "bad_hellos",
+    "accept_errors",
+    "handler_errors",
+    "peers_lost",
+)
+"""Counters that are 0 from the start: whoever watches them sees the first one."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -51,7 +61,7 @@ class Plane:
         self.token = new_token()
         self.address = ""
         """Where others reach this plane; known after `start`."""
-        self.counters: Counter[str] = Counter()
+        self.counters: Counter[str] = Counter(dict.fromkeys(FAULTS, 0))
         """Bytes on the wire as "kv_sent", "kv_received", ... by purpose; "frames_dropped" had
         no taker, or were cancelled by their sender on the way; "bad_frames", "bad_hellos",
         "accept_errors", "handler_errors", "peers_lost", "ucx_rescues"."""

@@ -13,10 +13,11 @@ from sps2.services.shard import Counting, ready_shard
 async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
     async with ready_shard(cluster, about, "any") as shard:
         pool = await pool_for(shard)
-        decode = DecodeService(shard.model, shard.plane, pool, shard.data)
+        parts = shard.model, shard.plane
+        decode = DecodeService(*parts, pool, shard.data, traces=about.traces)
         await decode.start()
         about.tokens = decode.tokens
-        prefill = PrefillService(shard.model, shard.plane, shard.data, pages=decode)
+        prefill = PrefillService(*parts, shard.data, pages=decode, traces=about.traces)
         services: list[Counting] = [prefill, decode]
         async with shard.member(services, (), pool.pages, pool.page_tokens, decode):
             await stop.wait()

@@ -22,7 +22,7 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
             await follower.close()
             return
         led = await shard.led()
-        service = DecodeService(model, plane, pool, data, led)
+        service = DecodeService(model, plane, pool, data, led, about.traces)
         await service.start()
         about.tokens = service.tokens
         async with shard.member([service], led, pool.pages, pool.page_tokens, service):

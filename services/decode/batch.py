@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
@@ -46,6 +47,11 @@ class Batch:
         self._stepping = asyncio.Lock()
         self._occupied = asyncio.Event()
         self._steps = 0
+        self._tokens = 0
+
+    def counters(self) -> dict[str, float]:
+        """Steps so far, and the tokens that they made."""
+        return {"decode_steps": float(self._steps), "decode_tokens": float(self._tokens)}
 
     async def generate(self, sequence: Owned) -> None:
         """Run a request to its end.
@@ -105,15 +111,17 @@ class Batch:
         indices = [each.last.index + 1 for each in batch]
         tokens = draw([each.sampler for each in batch], logits, indices)
 
-        emitted = []
+        emitted, now_s = [], time.monotonic()
         for each, token in zip(batch, tokens, strict=True):
             if each.holding.key not in self._running:
                 continue
             each.last = token
+            each.times.append(now_s)
             emitted.append((each.holding.key, token))
             if token.finish is not None:
                 del self._running[each.holding.key]
                 each.ended.set_result(None)
+        self._tokens += len(emitted)
         self._emit(emitted)
 
     def _fail(self, batch: Sequence[Owned], error: BaseException, elsewhere: list[Key]) -> None:

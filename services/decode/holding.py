@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 
@@ -56,6 +57,8 @@ class Holding:
         """Of its own pages, those that are cached."""
         self.filled = asyncio.Event()
         self.kv_bytes = 0
+        self.first_s = self.last_s = self.busy_s = 0.0
+        """When the first frame came, when the last was written, and how long writing took."""
         self._layers = layers
         self._heads = heads
         self._missing = span.tokens * layers * heads.tokens
@@ -73,7 +76,10 @@ class Holding:
         if not inside or not 0 <= frame.layer < self._layers:
             log.error("%s sent KV of %s that does not belong here", source, self.key)
             return
+        start_s = time.monotonic()
         self.put(frame.layer, frame.at, frame.head, k, v)
+        self.first_s, self.last_s = self.first_s or start_s, time.monotonic()
+        self.busy_s += self.last_s - start_s
         self.kv_bytes += frame.nbytes
 
     def put(self, layer: int, at: int, head: int, k: Tensor, v: Tensor) -> None:

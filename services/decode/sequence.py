@@ -1,6 +1,7 @@
 """One request in the running batch of its owner, as every process of that shard has it."""
 
 import asyncio
+from array import array
 from dataclasses import dataclass, field
 
 from sps2.common.messages import Token
@@ -42,3 +43,5 @@ class Owned(Sequence):
 
     sampler: Sampler
     ended: asyncio.Future[None]
+    times: "array[float]" = field(default_factory=lambda: array("d"))
+    """When each of its tokens was drawn."""

@@ -2,6 +2,8 @@
 
 import asyncio
 import struct
+import time
+from array import array
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 
@@ -26,11 +28,13 @@ from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool
 from sps2.common.model.sample import Sampler
 from sps2.common.prefix import page_names
+from sps2.common.tracing import FORGETFUL, Recorder
 from sps2.common.transport.plane import Plane
 from sps2.kernels import State
 from sps2.services.decode.batch import Batch
 from sps2.services.decode.exchange import Exchange
 from sps2.services.decode.holding import Holdings, Key
+from sps2.services.decode.paces import paces
 from sps2.services.decode.prefix import Prefixes
 from sps2.services.decode.sequence import Owned
 from sps2.services.decode.steps import Leading
@@ -49,6 +53,7 @@ class DecodeService:
     Args:
         data: the loop that `plane` lives on.
         led: the other processes of this shard.
+        traces: where its time goes is written there.
     """
 
     def __init__(
@@ -58,11 +63,13 @@ class DecodeService:
         pool: PagePool,
         data: DataLoop,
         led: Sequence[Led] = (),
+        traces: Recorder = FORGETFUL,
     ) -> None:
         self._model = model
         self._plane = plane
         self._pool = pool
         self._data = data
+        self._traces = traces
         self._followers = [each.bus for each in led]
         self._planes = [each.plane for each in led]
         self._control = asyncio.get_running_loop()
@@ -99,6 +106,15 @@ class DecodeService:
                         await anext(stream)
                     yield Held(len(holding.own))
                     nbytes = await self._data.run(self._holdings.complete(request))
+                    if holding.first_s:
+                        self._traces.trail(request.request, request.traceparent).add(
+                            "take KV",
+                            holding.first_s,
+                            holding.last_s,
+                            holding.busy_s,
+                            tokens=request.span.tokens,
+                            bytes=nbytes,
+                        )
                     for stream in streams:
                         match await anext(stream):
                             case Filled(kv_bytes):
@@ -119,10 +135,15 @@ class DecodeService:
         log = self._logs.get(key)
         if log is None:
             raise Invalid(f"request {request.request} is not held here in epoch {request.epoch}")
+        trail = self._traces.trail(request.request, request.traceparent)
+        times = array("d")
         try:
-            await self._prepare(request)
-            self._generating[key] = request
-            sequence = await self._data.run(self._generate(request))
+            with trail.during("decode", holders=len(request.holders)) as steps:
+                begun_s = time.monotonic()
+                steps.later(lambda parent: paces(parent, begun_s, list(times)))
+                await self._prepare(request)
+                self._generating[key] = request
+                sequence = await self._data.run(self._generate(request, times))
             names = await self._cache_answer(key)
         except ServiceError as error:
             log.fail(error)
@@ -149,13 +170,14 @@ class DecodeService:
         return self._prefixes.attend(key, layer, at, head, q)
 
     def counters(self) -> dict[str, float]:
-        """For beats: pages, cached ones that nobody uses, and requests that it owns and holds."""
+        """For beats: pages, idle cached ones, requests that it owns and holds, decode steps."""
         return {
             "kv_pages": float(self._pool.pages),
             "kv_pages_free": float(self._pool.free_pages),
             "kv_pages_idle": float(self._holdings.cached.idle()),
             "owned": float(len(self._generating)),
             "held": float(len(self._holdings.inventory())),
+            **self._batch.counters(),
             **self._busy.counters(),
         }
 
@@ -205,7 +227,7 @@ class DecodeService:
             )
         )
 
-    async def _generate(self, request: Decode) -> Owned:
+    async def _generate(self, request: Decode, times: "array[float]") -> Owned:
         holding = self._holdings.get((request.request, request.epoch))
         if holding is None:
             raise Invalid(f"request {request.request} is not held here in epoch {request.epoch}")
@@ -222,6 +244,7 @@ class DecodeService:
             request.first,
             sampler,
             asyncio.get_running_loop().create_future(),
+            times,
         )
         await self._batch.generate(sequence)
         return sequence

@@ -19,7 +19,7 @@ from sps2.services.gateway.doorman import Doorman, account_of
 from sps2.services.gateway.gateway import Gateway
 from sps2.services.gateway.openapi import document, takes
 from sps2.services.gateway.problems import NotReady, TooLarge
-from sps2.services.gateway.request_id import RequestIds, name_of
+from sps2.services.gateway.request_id import RequestIds, caller_of, name_of
 from sps2.services.gateway.sse import KEEP_ALIVE_S, Events, Json, Plain, failed
 
 T = TypeVar("T", CompletionChunk, ChatChunk)
@@ -63,7 +63,7 @@ def application(
         asked = await body.read(request, CompletionRequest, max_body_bytes)
         _check_progress(asked)
         await check_ready()
-        chunks = gateway.complete(asked, name_of(request), account_of(request))
+        chunks = gateway.complete(asked, name_of(request), caller_of(request), account_of(request))
         if asked.stream:
             return Events(_streamed(chunks, asked), keep_alive_s)
         return Plain(lambda: collect_completion(chunks))
@@ -73,7 +73,7 @@ def application(
         asked = await body.read(request, ChatRequest, max_body_bytes)
         _check_progress(asked)
         await check_ready()
-        chunks = gateway.chat(asked, name_of(request), account_of(request))
+        chunks = gateway.chat(asked, name_of(request), caller_of(request), account_of(request))
         if asked.stream:
             return Events(_streamed(chunks, asked), keep_alive_s)
         return Plain(lambda: collect_chat(chunks))

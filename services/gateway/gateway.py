@@ -23,6 +23,9 @@ from sps2.common.api import (
 from sps2.common.errors import Invalid
 from sps2.common.messages import Progress
 from sps2.common.tokens import Tokenizer
+from sps2.common.tracing import Trail
+from sps2.common.usage import Usage
+from sps2.services.gateway.callers import NOBODY, Caller
 from sps2.services.gateway.echo import echo
 from sps2.services.gateway.generate import Record
 from sps2.services.gateway.limits import Served, Slots
@@ -32,6 +35,7 @@ from sps2.services.gateway.progress import Prompts
 from sps2.services.gateway.quota import Account
 from sps2.services.gateway.running import Running
 from sps2.services.gateway.text import Piece
+from sps2.services.gateway.traces import AnswerTraces
 from sps2.services.gateway.usage import usage
 from sps2.services.gateway.validate import (
     Order,
@@ -40,6 +44,9 @@ from sps2.services.gateway.validate import (
     threaded,
     tokens_of_chat,
 )
+
+COMPLETION = "cmpl-"
+CHAT = "chatcmpl-"
 
 
 class Gateway:
@@ -52,29 +59,37 @@ class Gateway:
         running: Running,
         slots: Slots,
         metrics: Metrics,
+        traces: AnswerTraces,
     ) -> None:
         self.served = served
         self.metrics = metrics
         self.running = running
         self._tokenizer = tokenizer
         self._slots = slots
+        self._traces = traces
 
     async def complete(
-        self, request: CompletionRequest, name: str, account: Account | None = None
+        self,
+        request: CompletionRequest,
+        name: str,
+        caller: Caller = NOBODY,
+        account: Account | None = None,
     ) -> AsyncGenerator[CompletionChunk, None]:
         """The chunks of a completion; the last has no choices, but the usage.
 
         Args:
             name: 12 hexadecimal digits, unique: the answer's id without its prefix.
+            caller: what finds the trace of it again.
             account: who pays for the tokens, if anybody does.
         """
-        with self.metrics.request():
+        with self.metrics.request(), self._trail(request, name, COMPLETION, caller) as trail:
             since_s = time.monotonic()
-            order = await order_completion(request, name, self.served, self._tokenizer)
+            with trail.during("tokenise"):
+                order = await order_completion(request, name, self.served, self._tokenizer)
             records = [Record(since_s) for _ in order.jobs]
             chunk = partial(
                 CompletionChunk,
-                id=f"cmpl-{name}",
+                id=f"{COMPLETION}{name}",
                 created=int(time.time()),
                 model=self.served.model,
                 system_fingerprint=self.served.fingerprint,
@@ -82,7 +97,7 @@ class Gateway:
             prompts = Prompts(order.jobs)
             writer = _CompletionWriter(request, order, records, self._tokenizer)
             with self._slots.take(len(order.jobs)), _spending(account, order, records):
-                pieces = self.running.pieces(name, order, records)
+                pieces = self.running.pieces(name, order, records, trail)
                 async with aclosing(pieces):
                     async for index, piece in pieces:
                         if isinstance(piece, Progress):
@@ -91,19 +106,25 @@ class Gateway:
                             yield chunk(choices=[choice])
             total = usage(order.prompts, order.jobs, records, self.served.kv_token_bytes)
             self.metrics.spent(total)
+            trail.tell(**_told(total))
             yield chunk(choices=[], usage=total)
 
     async def chat(
-        self, request: ChatRequest, name: str, account: Account | None = None
+        self,
+        request: ChatRequest,
+        name: str,
+        caller: Caller = NOBODY,
+        account: Account | None = None,
     ) -> AsyncGenerator[ChatChunk, None]:
         """The chunks of an answer in a conversation, as those of `complete`."""
-        with self.metrics.request():
+        with self.metrics.request(), self._trail(request, name, CHAT, caller) as trail:
             since_s = time.monotonic()
-            order = await order_chat(request, name, self.served, self._tokenizer)
+            with trail.during("tokenise"):
+                order = await order_chat(request, name, self.served, self._tokenizer)
             records = [Record(since_s) for _ in order.jobs]
             chunk = partial(
                 ChatChunk,
-                id=f"chatcmpl-{name}",
+                id=f"{CHAT}{name}",
                 created=int(time.time()),
                 model=self.served.model,
                 system_fingerprint=self.served.fingerprint,
@@ -111,7 +132,7 @@ class Gateway:
             prompts = Prompts(order.jobs)
             begun: set[int] = set()
             with self._slots.take(len(order.jobs)), _spending(account, order, records):
-                pieces = self.running.pieces(name, order, records)
+                pieces = self.running.pieces(name, order, records, trail)
                 async with aclosing(pieces):
                     async for index, piece in pieces:
                         if isinstance(piece, Progress):
@@ -124,6 +145,7 @@ class Gateway:
                             yield chunk(choices=[choice])
             total = usage(order.prompts, order.jobs, records, self.served.kv_token_bytes)
             self.metrics.spent(total)
+            trail.tell(**_told(total))
             yield chunk(choices=[], usage=total)
 
     async def tokenize(self, request: Tokenize) -> Tokens:
@@ -154,6 +176,14 @@ class Gateway:
         served = self.served
         return Model(id=served.model, created=served.created, max_model_len=served.max_context)
 
+    def _trail(
+        self, request: CompletionRequest | ChatRequest, name: str, prefix: str, caller: Caller
+    ) -> AbstractContextManager[Trail]:
+        asked = request.sps2.traceparent if request.sps2 else None
+        if asked and not caller.traceparent:
+            caller = caller._replace(traceparent=asked)
+        return self._traces.answer(name, prefix, caller)
+
     def _chat_choice(self, request: ChatRequest, index: int, piece: Piece) -> ChatDelta | None:
         if not (piece.text or piece.tokens or piece.finish):
             return None
@@ -167,6 +197,15 @@ def _spending(
     account: Account | None, order: Order, records: list[Record]
 ) -> AbstractContextManager[None]:
     return account.spending(order.prompts, order.jobs, records) if account else nullcontext()
+
+
+def _told(usage: Usage) -> dict[str, str | float]:
+    """What a trace tells of a whole request."""
+    told: dict[str, str | float] = {
+        "prompt_tokens": usage.prompt_tokens,
+        "tokens": usage.completion_tokens,
+    }
+    return told if usage.sps2 is None else told | {"ttft_s": usage.sps2.ttft_ms / 1000}
 
 
 class _CompletionWriter:

@@ -63,6 +63,7 @@ class Generation:
     Args:
         record: filled in as the job runs; the totals are there when the iteration has ended.
         advanced: told of the prefill's progress, if the job asks for it.
+        traceparent: of the answer's trace.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Generation:
         shards: Shards,
         patience_s: float = PATIENCE_S,
         advanced: Callable[[Progress], None] = lambda progress: None,
+        traceparent: str = "",
     ) -> None:
         self._job = job
         self._record = record
@@ -80,6 +82,7 @@ class Generation:
         self._shards = shards
         self._patience_s = patience_s
         self._advanced = advanced
+        self._traceparent = traceparent
         self._next = 0
         self._early: dict[int, Token] = {}
         self._is_complete = False
@@ -106,7 +109,15 @@ class Generation:
     async def _submit(self, group: asyncio.TaskGroup, emit: Callable[[Token], None]) -> None:
         job, record = self._job, self._record
         prompt = struct.pack(f"<{len(job.prompt)}i", *job.prompt)
-        submit = Submit(job.request, prompt, job.sampling, job.wish, job.cache_salt, job.progress)
+        submit = Submit(
+            job.request,
+            prompt,
+            job.sampling,
+            job.wish,
+            job.cache_salt,
+            job.progress,
+            self._traceparent,
+        )
         follower: asyncio.Task[None] | None = None
         try:
             async with (

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from sps2.services.gateway import http
 from sps2.services.gateway.api_keys import Register
 from sps2.services.gateway.app import application
 from sps2.services.gateway.cluster import Observer
+from sps2.services.gateway.export import Export, sender
+from sps2.services.gateway.federation import Federation
 from sps2.services.gateway.gateway import Gateway
 from sps2.services.gateway.limits import Served, Slots
 from sps2.services.gateway.metrics import Metrics
@@ -29,6 +31,7 @@ from sps2.services.gateway.running import Running
 from sps2.services.gateway.service import GatewayService
 from sps2.services.gateway.shards import Shards
 from sps2.services.gateway.sse import KEEP_ALIVE_S
+from sps2.services.gateway.traces import AnswerTraces
 from sps2.services.memory import give_back
 from sps2.services.run import About, beating
 
@@ -67,19 +70,32 @@ class Parts:
         tokenizer = Tokenizer(folder)
         served = served_by(cluster, folder, tokenizer)
         self._bus = cluster.bus
+        self._telemetry = cluster.subscribe_address
         self._context = zmq.asyncio.Context()
         self._scheduler = Peer(cluster.scheduler_address, cluster.bus, "scheduler", self._context)
         self._directory = Peer(cluster.kvdir_address, cluster.bus, "kvdir", self._context)
         self._shards = Shards(cluster.bus, self._context)
         self.metrics = Metrics()
         self._running = Running(self._scheduler, self._shards, tokenizer, self.metrics)
+        self._traces = AnswerTraces(about.traces, self._scheduler, self._shards)
+        self._export = self._exported(cluster)
         self.gateway = Gateway(
-            served, tokenizer, self._running, Slots(cluster.gateway.max_requests), self.metrics
+            served,
+            tokenizer,
+            self._running,
+            Slots(cluster.gateway.max_requests),
+            self.metrics,
+            self._traces,
         )
-        self.readiness = Readiness(self._scheduler, self._directory, self.metrics, cluster.bus)
+        self.readiness = Readiness(self._scheduler, cluster.bus)
+        self.metrics.ready.set_function(lambda: float(not self.readiness.waiting_for()))
+        self._federation = Federation(cluster.bus)
+        self.metrics.registry.register(self._federation)
         about.missing, about.counters = self.readiness.waiting_for, self.metrics.gauges
         observer = Observer(cluster, served.model, self._scheduler, self._directory, self._shards)
-        self._service = GatewayService(self.gateway, self.readiness, observer, about.describe)
+        self._service = GatewayService(
+            self.gateway, self.readiness, observer, self._traces, about.describe
+        )
         self._about = about
         self.app = application(
             self.gateway,
@@ -94,18 +110,32 @@ class Parts:
     async def running(self, address: str) -> AsyncIterator[str]:
         """On the bus at `address` while the block runs; yields the bound address."""
         server = Server([self._service, self._about], self._bus, self._context, audience="clients")
-        watch = asyncio.create_task(self.readiness.watch())
+        tasks = [
+            asyncio.create_task(self.readiness.watch()),
+            asyncio.create_task(self._federation.listen(self._telemetry)),
+        ]
+        if self._export is not None:
+            tasks.append(asyncio.create_task(self._export.run()))
         try:
             bound = await server.start(address)
             yield bound
         finally:
-            watch.cancel()
-            with suppress(asyncio.CancelledError):
-                await watch
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await server.close()
             for peer in (self._scheduler, self._directory, self._shards):
                 await peer.close()
             self._context.destroy(linger=0)
+
+    def _exported(self, cluster: Cluster) -> Export | None:
+        """What sends traces to a collector, if there is one."""
+        to = sender(cluster.tracing, cluster.name, version("sps2"))
+        if to is None:
+            return None
+        export = Export(to, cluster.tracing.otlp_share, self._traces.show, self.metrics.traces)
+        self._traces.ended = export.ended
+        return export
 
     def end(self, error: PeerLost) -> None:
         """End every answer in work with `error`."""

@@ -4,87 +4,96 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from sps2.common.errors import Cancelled, Invalid, PeerLost, Refused
-from sps2.common.messages import Leases
+from sps2.common.messages import FinishReason
 from sps2.common.usage import Usage
 from sps2.services.gateway.recent import Recent
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
-_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 _BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5)
-_TOLD = (
-    "sps2_requests_running",
-    "sps2_requests_waiting",
-    "sps2_kv_leaked_pages",
-    "sps2_generation_tokens_total",
-)
+_TOKENS = tuple(float(factor * 10**power) for power in range(6) for factor in (1, 2, 5))
+_CHOICES = (1, 2, 4, 8, 16)
+_ENDS = ("ok", "invalid", "refused", "lost", "cancelled", "error")
 _STATUS = {Invalid: "invalid", Refused: "refused", PeerLost: "lost", Cancelled: "cancelled"}
 
 
 class Metrics:
-    """Counters and histograms in a registry of their own."""
+    """Counters and histograms of requests, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        self.requests = Counter(
-            "sps2_requests_total", "Requests by how they ended", ["status"], registry=registry
-        )
-        self.prompt_tokens = Counter(
-            "sps2_prompt_tokens_total", "Prompt tokens of ended requests", registry=registry
-        )
-        self.generation_tokens = Counter(
-            "sps2_generation_tokens_total", "Tokens generated", registry=registry
-        )
-        self.ttft = Histogram(
-            "sps2_time_to_first_token_seconds",
-            "From the request to its first token",
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.between = Histogram(
-            "sps2_time_between_tokens_seconds",
-            "Between a token and the next of the same choice",
-            buckets=_BETWEEN,
-            registry=registry,
-        )
-        self.latency = Histogram(
-            "sps2_e2e_request_latency_seconds",
-            "From the request to its end",
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.running = Gauge(
-            "sps2_requests_running", "Choices that generate tokens", registry=registry
-        )
-        self.waiting = Gauge(
-            "sps2_requests_waiting", "Choices without a first token", registry=registry
-        )
-        self.bytes = Counter(
-            "sps2_bytes_total", "Tensor bytes moved for requests", ["purpose"], registry=registry
-        )
-        self.cache_queries = Counter(
-            "sps2_prefix_cache_queries_total",
-            "Prompt tokens that the prefix cache was asked for",
-            registry=registry,
-        )
-        self.cache_hits = Counter(
-            "sps2_prefix_cache_hits_total", "Of these, tokens that were cached", registry=registry
-        )
-        self.cache_evictions = Counter(
-            "sps2_prefix_cache_evicted_pages_total", "KV pages evicted", registry=registry
-        )
-        self.cached = Gauge("sps2_prefix_cache_pages", "KV pages in the cache", registry=registry)
-        self.leaked = Gauge(
-            "sps2_kv_leaked_pages", "KV pages held for requests nobody leases", registry=registry
-        )
 
-        self._evicted_pages = 0
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"sps2_{name}", text, buckets=buckets, registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"sps2_{name}", text, labels, registry=registry)
+
+        self.ready = Gauge("sps2_ready", "1 if every shard is there", registry=registry)
+        self.requests = counter("requests", "Requests, by the `status` they ended with", "status")
+        self.success = counter(
+            "request_success",
+            "Choices that were completed, by `finished_reason`",
+            "finished_reason",
+        )
+        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of completed requests")
+        self.generation_tokens = counter("generation_tokens", "Tokens generated")
+        self.cache_queries = counter(
+            "prefix_cache_queries", "Prompt tokens that the prefix cache was asked for"
+        )
+        self.cache_hits = counter("prefix_cache_hits", "Of these, tokens that were cached")
+        self.traces = counter(
+            "traces",
+            "Traces for the collector, by `outcome`; too many at once are dropped",
+            "outcome",
+        )
+        self.ttft = histogram(
+            "time_to_first_token_seconds", "From the request to its first token", _SECONDS
+        )
+        self.between = histogram(
+            "inter_token_latency_seconds",
+            "Between a token and the next of the same choice",
+            _BETWEEN,
+        )
+        self.per_token = histogram(
+            "request_time_per_output_token_seconds", "Mean of these of a choice", _BETWEEN
+        )
+        self.latency = histogram(
+            "e2e_request_latency_seconds", "From the request to its end", _SECONDS
+        )
+        self.queue = histogram(
+            "request_queue_time_seconds", "In the queue for shards and pages", _SECONDS
+        )
+        self.prefill = histogram(
+            "request_prefill_time_seconds",
+            "From the end of the queue to the first token: leases, prefill, the way here",
+            _SECONDS,
+        )
+        self.decode = histogram(
+            "request_decode_time_seconds", "From the first token to the last", _SECONDS
+        )
+        self.inference = histogram(
+            "request_inference_time_seconds", "From the end of the queue to the last", _SECONDS
+        )
+        self.prompt = histogram("request_prompt_tokens", "Tokens of a prompt", _TOKENS)
+        self.answer = histogram("request_generation_tokens", "Tokens of a choice", _TOKENS)
+        self.max_tokens = histogram(
+            "request_params_max_tokens", "Tokens that a choice may have", _TOKENS
+        )
+        self.choices = histogram("request_params_n", "Choices of a request", _CHOICES)
+
+        for status in _ENDS:  # so that a rate is 0, not absent, before the first of them
+            self.requests.labels(status)
+        for reason in get_args(FinishReason):
+            self.success.labels(reason)
         self._ttft = Recent()
         self._between = Recent()
 
@@ -94,16 +103,9 @@ class Metrics:
 
     def gauges(self) -> dict[str, float]:
         """What the gateway's beats tell."""
-        values = {name: self.registry.get_sample_value(name) for name in _TOLD}
-        ended = sum(
-            sample.value
-            for family in self.requests.collect()
-            for sample in family.samples
-            if sample.name == "sps2_requests_total"
-        )
         return {
-            **{name: value for name, value in values.items() if value is not None},
-            "sps2_requests_total": ended,
+            "sps2_requests_total": _total(self.requests),
+            "sps2_generation_tokens_total": _total(self.generation_tokens),
             **self._ttft.quantiles("ttft"),
             **self._between.quantiles("tbt"),
         }
@@ -138,48 +140,16 @@ class Metrics:
                 self.latency.observe(time.monotonic() - since_s)
 
     def spent(self, usage: Usage) -> None:
-        """Counts the tokens of prompts and the bytes of an answer."""
+        """Counts the tokens of a request's prompts."""
         self.prompt_tokens.inc(usage.prompt_tokens)
         self.cache_queries.inc(usage.prompt_tokens)
         self.cache_hits.inc(usage.prompt_tokens_details.cached_tokens)
-        if usage.sps2 is not None:
-            for purpose in ("exchange", "deposit", "q", "state"):
-                moved = getattr(usage.sps2, f"{purpose}_bytes")
-                self.bytes.labels(purpose).inc(moved or 0)
-
-    def kept(self, leases: Leases) -> None:
-        """Takes over what the directory counts."""
-        self.leaked.set(leases.leaked_pages)
-        self.cached.set(leases.cached_pages)
-        # a directory that was restarted counts from 0 again
-        new = leases.evicted_pages - self._evicted_pages
-        self.cache_evictions.inc(new if new >= 0 else leases.evicted_pages)
-        self._evicted_pages = leases.evicted_pages
 
 
-class Pace:
-    """Times the tokens of one choice; a context from submission to end."""
-
-    def __init__(self, metrics: Metrics, since_s: float) -> None:
-        self._metrics = metrics
-        self._last_s = since_s
-        self._begun = False
-
-    def __enter__(self) -> "Pace":
-        self._metrics.waiting.inc()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        (self._metrics.running if self._begun else self._metrics.waiting).dec()
-
-    def token(self) -> None:
-        """A token came."""
-        now_s = time.monotonic()
-        metrics = self._metrics
-        (metrics.next_token if self._begun else metrics.first_token)(now_s - self._last_s)
-        if not self._begun:
-            metrics.waiting.dec()
-            metrics.running.inc()
-        self._begun = True
-        self._last_s = now_s
-        metrics.generation_tokens.inc()
+def _total(counter: Counter) -> float:
+    return sum(
+        sample.value
+        for family in counter.collect()
+        for sample in family.samples
+        if sample.name == f"{family.name}_total"
+    )

@@ -1,13 +1,11 @@
 """Keeps asking whether the cluster can serve, so that a request needs not wait to find out."""
 
 import asyncio
-from contextlib import suppress
 
 from sps2.common.config import Bus
 from sps2.common.errors import Invalid, ServiceError
-from sps2.common.messages import ListLeases, ShowFleet
+from sps2.common.messages import ShowFleet
 from sps2.common.rpc import Peer
-from sps2.services.gateway.metrics import Metrics
 from sps2.services.greeting import greet
 
 NOW_S = 0.5
@@ -18,10 +16,8 @@ OFTEN_S = 1.0
 class Readiness:
     """What the cluster waits for, as of a moment ago."""
 
-    def __init__(self, scheduler: Peer, directory: Peer, metrics: Metrics, bus: Bus) -> None:
+    def __init__(self, scheduler: Peer, bus: Bus) -> None:
         self._scheduler = scheduler
-        self._directory = directory
-        self._metrics = metrics
         self._deadline_s = bus.beat_s * bus.missed_beats
         self._waiting_for = "the scheduler"
         self._serving = False
@@ -39,11 +35,6 @@ class Readiness:
 
     async def watch(self) -> None:
         """Look again and again, until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._watch_scheduler())
-            group.create_task(self._watch_directory())
-
-    async def _watch_scheduler(self) -> None:
         while True:
             await self._ask(self._deadline_s)
             await asyncio.sleep(SOON_S if self._waiting_for else OFTEN_S)
@@ -59,9 +50,3 @@ class Readiness:
             why = f" ({error})" if isinstance(error, Invalid) else ""
             self._waiting_for = f"the scheduler at {self._scheduler.address}{why}"
             self._serving = self._greeted = False
-
-    async def _watch_directory(self) -> None:
-        while True:
-            with suppress(ServiceError):  # the last value stands
-                self._metrics.kept(await self._directory.call(ListLeases(), self._deadline_s))
-            await asyncio.sleep(OFTEN_S)

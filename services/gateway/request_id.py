@@ -6,9 +6,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sps2.services.gateway.callers import Caller
 from sps2.services.gateway.service import new_name
 
 HEADER = "x-request-id"
+TRACE_HEADER = "traceparent"
 _SANE = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
 
 
@@ -23,9 +25,12 @@ class RequestIds:
             await self._app(scope, receive, send)
             return
         name = new_name()
-        scope.setdefault("state", {})["name"] = name
-        given = Headers(scope=scope).get(HEADER, "")
-        header = given if _SANE.fullmatch(given) else name
+        headers = Headers(scope=scope)
+        given = headers.get(HEADER, "")
+        given = given if _SANE.fullmatch(given) else ""
+        caller = Caller(given, headers.get(TRACE_HEADER, ""))
+        scope.setdefault("state", {}).update(name=name, caller=caller)
+        header = given or name
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -39,3 +44,9 @@ def name_of(request: Request) -> str:
     """The name given to the answer of `request`."""
     name: str = request.state.name
     return name
+
+
+def caller_of(request: Request) -> Caller:
+    """What the client gave to find `request` again."""
+    caller: Caller = request.state.caller
+    return caller

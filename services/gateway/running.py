@@ -8,8 +8,10 @@ from sps2.common.errors import Cancelled, Invalid, ServiceError
 from sps2.common.messages import Progress
 from sps2.common.rpc import Peer
 from sps2.common.tokens import Detokenizer, Tokenizer
+from sps2.common.tracing import Trail
 from sps2.services.gateway.generate import Generation, Job, Record
-from sps2.services.gateway.metrics import Metrics, Pace
+from sps2.services.gateway.metrics import Metrics
+from sps2.services.gateway.pace import Pace
 from sps2.services.gateway.shards import Shards
 from sps2.services.gateway.text import Piece, Writer
 from sps2.services.gateway.validate import Order
@@ -35,7 +37,7 @@ class Running:
         self._aborts: dict[str, asyncio.Future[None]] = {}
 
     async def pieces(
-        self, name: str, order: Order, records: list[Record]
+        self, name: str, order: Order, records: list[Record], trail: Trail
     ) -> AsyncGenerator[Said, None]:
         """(choice, piece), and (choice, progress) if asked for, as they come.
 
@@ -45,13 +47,14 @@ class Running:
             ServiceError: the first failure of a choice; the others are then cancelled.
         """
         abort = asyncio.get_running_loop().create_future()
+        self._metrics.choices.observe(len(order.jobs))
 
         async def run(emit: Emit) -> None:
             try:
                 async with asyncio.TaskGroup() as group:
                     watch = group.create_task(_fail_with(abort))
                     choices = [
-                        group.create_task(self._choice(index, job, records[index], emit))
+                        group.create_task(self._choice(index, job, records[index], trail, emit))
                         for index, job in enumerate(order.jobs)
                     ]
                     await asyncio.wait(choices)
@@ -87,7 +90,7 @@ class Running:
         if not self._aborts[name].done():
             self._aborts[name].set_exception(error)
 
-    async def _choice(self, index: int, job: Job, record: Record, emit: Emit) -> None:
+    async def _choice(self, index: int, job: Job, record: Record, trail: Trail, emit: Emit) -> None:
         writer = Writer(
             Detokenizer(self._tokenizer, job.prompt), job.stops, job.sampling.min_tokens
         )
@@ -97,15 +100,19 @@ class Running:
             self._scheduler,
             self._shards,
             advanced=lambda progress: emit((index, progress)),
+            traceparent=trail.traceparent,
         )
-        with Pace(self._metrics, record.since_s) as pace:
-            async with aclosing(generation.tokens()) as tokens:
-                async for token in tokens:
-                    pace.token()
+        pace = Pace(self._metrics, job, record, trail)
+        async with aclosing(generation.tokens()) as tokens:
+            async for token in tokens:
+                with pace.token():
                     piece = Piece(finish=token.finish) if job.silent else writer.add(token)
-                    emit((index, piece))
-                    if piece.finish is not None and token.finish is None:
-                        return  # a stop string: leaving cancels the rest
+                emit((index, piece))
+                if piece.finish is not None:
+                    pace.ended(piece.finish)
+                    if token.finish is None:
+                        break  # a stop string: leaving cancels the rest
+        pace.closed()
 
 
 async def _fail_with(abort: asyncio.Future[None]) -> None:

@@ -17,11 +17,23 @@ from sps2.common.api import (
     Tokens,
 )
 from sps2.common.errors import Refused
-from sps2.common.messages import CancelRequest, ClusterStatus, Describe, Done, Info, ShowCluster
+from sps2.common.messages import (
+    CancelRequest,
+    ClusterStatus,
+    Describe,
+    Done,
+    Info,
+    ListTraces,
+    ShowCluster,
+    ShowTrace,
+    Trace,
+    Traces,
+)
 from sps2.services.gateway.cluster import Observer
 from sps2.services.gateway.gateway import Gateway
 from sps2.services.gateway.readiness import Readiness
 from sps2.services.gateway.running import NAME_CHARS
+from sps2.services.gateway.traces import AnswerTraces
 
 
 def new_name() -> str:
@@ -41,11 +53,13 @@ class GatewayService:
         gateway: Gateway,
         readiness: Readiness,
         observer: Observer,
+        traces: AnswerTraces,
         describe: Callable[[Describe], Awaitable[Info]],
     ) -> None:
         self._gateway = gateway
         self._readiness = readiness
         self._observer = observer
+        self._traces = traces
         self._describe = describe
 
     async def complete(self, request: CompletionRequest) -> AsyncIterator[CompletionChunk]:
@@ -73,6 +87,12 @@ class GatewayService:
 
     async def show_cluster(self, request: ShowCluster) -> ClusterStatus:
         return await self._observer.status(await self._describe(Describe()))
+
+    async def show_trace(self, request: ShowTrace) -> Trace:
+        return await self._traces.show(request.request)
+
+    async def list_traces(self, request: ListTraces) -> Traces:
+        return self._traces.listed()
 
     async def cancel_request(self, request: CancelRequest) -> Done:
         self._gateway.running.cancel(request.request)

@@ -23,6 +23,7 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
 
 def _counters(leases: Leases) -> dict[str, float]:
     return {
+        "kv_leases": float(len(leases.leases)),
         "kv_leaked_pages": float(leases.leaked_pages),
         "kv_cached_pages": float(leases.cached_pages),
         "kv_evicted_pages": float(leases.evicted_pages),

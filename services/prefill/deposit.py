@@ -84,7 +84,7 @@ class Deposit:
         await self._group.quiet()
         k, v = (part.contiguous() for part in parts)
         nbytes = await self._group.send_to(
-            piece.peer, "kv", layer, piece.start, (k, v), head=piece.head
+            piece.peer, "deposit", layer, piece.start, (k, v), head=piece.head
         )
         self.sent_bytes += nbytes
 

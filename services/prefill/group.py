@@ -42,6 +42,7 @@ class Group:
         sends: sends that nobody waits for; their failure fails the rank.
         tp_rank: of this process; it exchanges with the processes of the same TP rank, which have
             the same heads.
+        timeline: to fill in.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Group:
         run: Run,
         sends: asyncio.TaskGroup,
         tp_rank: int = 0,
+        timeline: Timeline | None = None,
     ) -> None:
         self.config = config
         self.scheme = request.scheme
@@ -60,7 +62,7 @@ class Group:
         self.ranks = len(request.group)
         self.rows = [rows_of(member.spans) for member in request.group]
         """By rank: its spans, and where they lie in its tensors."""
-        self.timeline = Timeline()
+        self.timeline = timeline or Timeline()
         self.sent: Counter[Purpose] = Counter()
         """Bytes of payload."""
         self.key = (request.request, request.epoch)

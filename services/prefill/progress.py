@@ -19,6 +19,8 @@ class Tally:
         self._tokens = 0.0
         self._exchange_s = 0.0
         self._hidden_s = 0.0
+        self._blocks = 0
+        self._kept_blocks = 0
 
     def computed(self, tokens: float) -> None:
         self._tokens += tokens
@@ -26,6 +28,8 @@ class Tally:
     def exchanged(self, exchanged: Exchanged) -> None:
         self._exchange_s += exchanged.exchange_s
         self._hidden_s += exchanged.hidden_s
+        self._blocks += exchanged.blocks
+        self._kept_blocks += exchanged.kept_blocks
 
     def counters(self) -> dict[str, float]:
         """Work that is under way counts by layers: half of them make half a token of each."""
@@ -33,6 +37,8 @@ class Tally:
             "prefill_tokens": self._tokens,
             "exchange_s": self._exchange_s,
             "hidden_s": self._hidden_s,
+            "csa_blocks": float(self._blocks),
+            "csa_kept_blocks": float(self._kept_blocks),
         }
 
 

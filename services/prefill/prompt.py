@@ -23,6 +23,7 @@ from sps2.services.prefill.methods import attend_by
 from sps2.services.prefill.own import NO_PAGES, OwnPages
 from sps2.services.prefill.passes import Passes
 from sps2.services.prefill.prefix import Prefix
+from sps2.services.prefill.timeline import Timeline
 from sps2.services.tasks import root_cause
 
 LOGITS_ROWS = 256
@@ -49,6 +50,7 @@ async def run_prompt(
     pages: OwnPages = NO_PAGES,
     passes: Passes | None = None,
     advanced: Callable[[int], None] = lambda layers: None,
+    timeline: Timeline | None = None,
 ) -> Deposited:
     """Run `request.rank`'s part; returns once its keys and values are kept, or have left.
 
@@ -59,6 +61,7 @@ async def run_prompt(
         pages: of this process, for what is to stay in it and the prefixes that lie in it.
         passes: of this process, in which prompts that one process has for itself run.
         advanced: told how many layers are done, after each.
+        timeline: filled in as it runs.
 
     Raises:
         PeerLost: a member of the group or a decode shard is gone.
@@ -78,7 +81,8 @@ async def run_prompt(
     try:
         async with asyncio.TaskGroup() as deposits:
             async with asyncio.TaskGroup() as sends:
-                group = Group(model.config, plane, inbox, request, run, sends, model.share.rank)
+                tp_rank = model.share.rank
+                group = Group(model.config, plane, inbox, request, run, sends, tp_rank, timeline)
                 attend = attend_by(group)
                 targets, share = request.targets, model.share
                 whole = Prefix(attend, group, request.prefix, share, pages)
@@ -98,14 +102,14 @@ async def run_prompt(
                         ids, positions, attend_layer, group.compute, turn, asked
                     )
                 advanced(model.config.layers)
-                where = positions[asked]
-                scored = await _score_prompt(model, request, prompt, where, hidden, run, turn)
+                where, compute = positions[asked], group.compute
+                scored = await _score_prompt(model, request, prompt, where, hidden, compute, turn)
                 token = None
                 if spans[-1].stop == len(prompt):
-                    logits = await model.scores(hidden[-1:], run, turn)
+                    logits = await model.scores(hidden[-1:], compute, turn)
                     if logits is not None:
                         sampler = Sampler(request.sampling, prompt)
-                        token = await run(partial(sampler.next, logits[0], 0))
+                        token = await compute(partial(sampler.next, logits[0], 0))
             took_s = time.monotonic() - started
             prefilled(Prefilled(token, scored, took_s, exchanged(group, attend)))
     except BaseExceptionGroup as failures:

@@ -9,14 +9,17 @@ from sps2.common.errors import Invalid
 from sps2.common.messages import Advanced, Deposited, Done, Join, Prefill, Prefilled
 from sps2.common.model.collectives import Turn
 from sps2.common.model.llama import Llama
+from sps2.common.tracing import FORGETFUL, Recorder
 from sps2.common.transport.inbox import Inbox
 from sps2.common.transport.plane import Plane
 from sps2.services.busy import ThreadClock
+from sps2.services.prefill.layers import layers
 from sps2.services.prefill.own import NO_PAGES, OwnPages
 from sps2.services.prefill.passes import Passes
 from sps2.services.prefill.progress import Progress, Tally
 from sps2.services.prefill.prompt import run_prompt, turn_of
 from sps2.services.prefill.team import Emit, Followers, Parts
+from sps2.services.prefill.timeline import Timeline
 from sps2.services.shard import DataLoop
 from sps2.services.tasks import emitted_by, forever, root_cause
 from sps2.services.team import Led, opened
@@ -31,6 +34,7 @@ class PrefillService:
         data: the loop that `plane` lives on.
         led: the other processes of the shard, if this one leads it.
         pages: of this process, if it has any.
+        traces: where its time goes is written there.
     """
 
     def __init__(
@@ -40,11 +44,13 @@ class PrefillService:
         data: DataLoop,
         led: Sequence[Led] = (),
         pages: OwnPages = NO_PAGES,
+        traces: Recorder = FORGETFUL,
     ) -> None:
         self._model = model
         self._plane = plane
         self._data = data
         self._pages = pages
+        self._traces = traces
         self._followers = Followers([each.bus for each in led])
         self._compute = ThreadPoolExecutor(1, "compute")
         self._passes = Passes(model, self._run)
@@ -96,19 +102,33 @@ class PrefillService:
 
     async def _part(self, request: Prefill, turn: Turn | None, parts: Parts) -> None:
         control = asyncio.get_running_loop()
+        spans = request.group[request.rank].spans
+        tokens = sum(span.tokens for span in spans)
+        timeline = Timeline()
+        trail = self._traces.trail(request.request, request.traceparent)
+        computing = trail.begin("prefill", rank=request.rank, tokens=tokens)
+        computing.later(lambda parent: layers(parent, list(timeline.entries)))
+        leaving = trail
 
         def advanced(tokens: int) -> None:
             control.call_soon_threadsafe(parts.take, 0, Advanced(tokens))
 
         def prefilled(item: Prefilled) -> None:
+            nonlocal leaving
+            computing.end(sent_bytes=sum(item.exchanged.sent_bytes.values()))
+            leaving = trail.begin("deposit")
             self._tally.exchanged(item.exchanged)
             control.call_soon_threadsafe(parts.take, 0, item)
 
-        tokens = sum(span.tokens for span in request.group[request.rank].spans)
         progress = Progress(tokens, self._model.config.layers, self._tally, advanced)
         try:
-            deposited = await self._data.run(self._prefill(request, turn, prefilled, progress))
+            deposited = await self._data.run(
+                self._prefill(request, turn, prefilled, progress, timeline)
+            )
+            leaving.end(sent_bytes=deposited.deposit_bytes)
         finally:
+            for each in (computing, leaving):
+                each.end()
             if turn is not None:
                 self._data.post(turn.stop)
         parts.take(0, deposited)
@@ -119,6 +139,7 @@ class PrefillService:
         turn: Turn | None,
         prefilled: Callable[[Prefilled], None],
         progress: Progress,
+        timeline: Timeline,
     ) -> Deposited:
         inbox = self._inboxes.get((request.request, request.epoch))
         if inbox is None:
@@ -134,6 +155,7 @@ class PrefillService:
             self._pages,
             self._passes,
             progress,
+            timeline,
         )
 
     async def _open(self, key: tuple[str, int]) -> None:

@@ -1,9 +1,11 @@
 """When a rank computed and when it communicated: what transfers cost, and how much was hidden."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
+
+from sps2.common.tracing import union
 
 Phase = Literal["in", "compute", "out"]
 
@@ -52,17 +54,7 @@ class Timeline:
         return self.compute_s() + self.exchange_s() - together
 
     def _stretches(self, *phases: Phase) -> list[tuple[float, float]]:
-        return _union((e.start_s, e.stop_s) for e in self.entries if e.phase in phases)
-
-
-def _union(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    found: list[tuple[float, float]] = []
-    for start, stop in sorted(intervals):
-        if found and start <= found[-1][1]:
-            found[-1] = (found[-1][0], max(found[-1][1], stop))
-        else:
-            found.append((start, stop))
-    return found
+        return union([(e.start_s, e.stop_s) for e in self.entries if e.phase in phases])
 
 
 def _length(intervals: list[tuple[float, float]]) -> float:

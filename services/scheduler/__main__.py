@@ -19,9 +19,11 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
     directory = Peer(cluster.kvdir_address, cluster.bus, name="kvdir")
     async with beating(about, cluster) as telemetry:
         model = f"{fingerprint(locate(cluster.model))} {cluster.dtype} {cluster.quantize}"
-        service = SchedulerService(cluster, _schemes(cluster), model, directory, telemetry)
+        service = SchedulerService(
+            cluster, _schemes(cluster), model, directory, telemetry, about.traces
+        )
         about.missing, about.counters = service.waiting_for, service.counters
-        server = Server([service, about], cluster.bus)
+        server = Server([service, about, about.traces], cluster.bus)
         await server.start(cluster.scheduler_address)
         about.started = True
         watching = asyncio.create_task(service.watch_room())

@@ -95,6 +95,14 @@ class Fleet:
             if member.shard.id in self.room.free
         ]
 
+    def counters(self) -> dict[str, float]:
+        """Shards of each role that there is: those that are there, and those configured."""
+        roles = [role for role, expected in self.expected.items() if expected]
+        return {
+            **{f"{role}_shards": float(len(self.of(role))) for role in roles},
+            **{f"{role}_shards_expected": float(self.expected[role]) for role in roles},
+        }
+
     def serving(self) -> bool:
         """Whether requests can run, if on fewer shards than configured."""
         known = [m for m in self.of(self.keeping) if m.shard.id in self.room.total]

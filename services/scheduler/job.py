@@ -36,6 +36,7 @@ from sps2.common.messages import (
 )
 from sps2.common.prefix import PromptNames
 from sps2.common.rpc import Peer
+from sps2.common.tracing import Trail
 from sps2.services.scheduler.pace import Pace
 from sps2.services.scheduler.policy import Plan
 from sps2.services.scheduler.prefix import own_names, shared_names
@@ -62,6 +63,8 @@ class Job:
         names: of the pages that the prompt fills; none if nothing is to be cached.
         peers: control-bus peers by shard id, for every shard of the plan.
         shards: the shards of the plan by id, as they were when it was made.
+        queued_s: for how long the request was in the queue.
+        trail: where the time goes is written there.
     """
 
     def __init__(
@@ -74,6 +77,8 @@ class Job:
         peers: Mapping[str, Peer],
         shards: Mapping[str, Shard],
         listener: Listener,
+        queued_s: float,
+        trail: Trail,
     ) -> None:
         self._submit = submit
         self._epoch = epoch
@@ -85,6 +90,8 @@ class Job:
         self._peers = peers
         self._shards = shards
         self._listener = listener
+        self._queued_s = queued_s
+        self._trail = trail
 
     async def run(self, emit: Emit) -> None:
         """Run to the end, emitting what the gateway needs to know.
@@ -93,11 +100,13 @@ class Job:
             Refused: the directory had no room after all; nothing was started.
             PeerLost: a shard was lost on the way.
         """
+        trail = self._trail
         try:
             async with asyncio.TaskGroup() as group:
                 leased = asyncio.Event()
                 keepers = [group.create_task(self._keep_lease(leased))]
-                await leased.wait()
+                with trail.during("lease"):
+                    await leased.wait()
                 places = self._plan.placements
                 held = [asyncio.Event() for _ in places]
                 filled = [asyncio.Event() for _ in places]
@@ -110,20 +119,24 @@ class Job:
                     group.create_task(self._keep_joined(*each))
                     for each in zip(self._plan.group, joined, strict=True)
                 ]
-                await gather_all(*(event.wait() for event in (*held, *joined)))
+                with trail.during("join"):
+                    await gather_all(*(event.wait() for event in (*held, *joined)))
                 loop = asyncio.get_running_loop()
                 replied = [loop.create_future() for _ in self._plan.group]
                 tokens, cached = len(self._submit.prompt) // 4, self._plan.prefix.tokens
                 pace = Pace(tokens, cached, time.monotonic())
-                prefills = [
-                    group.create_task(self._prefill(rank, future, pace, emit))
-                    for rank, future in enumerate(replied)
-                ]
-                first = await self._first(replied, emit)
-                deposited = sum(await gather_all(*prefills))
-                for joiner in joiners:
-                    joiner.cancel()
-                await self._decode(first, filled, deposited, emit)
+                with trail.during("prefill", **self._described()) as prefilling:
+                    prefills = [
+                        group.create_task(self._prefill(rank, future, pace, prefilling, emit))
+                        for rank, future in enumerate(replied)
+                    ]
+                    first = await self._first(replied, emit)
+                with trail.during("transfer"):
+                    deposited = sum(await gather_all(*prefills))
+                    for joiner in joiners:
+                        joiner.cancel()
+                    await gather_all(*(event.wait() for event in filled))
+                await self._decode(first, deposited, emit)
                 for keeper in reversed(keepers):
                     keeper.cancel()
         except BaseExceptionGroup as failures:
@@ -144,6 +157,7 @@ class Job:
                 plan.dealt.predicted_bytes,
                 plan.migration_pays_after,
                 plan.prefix.tokens,
+                self._queued_s,
             )
         )
         if submit.progress:
@@ -157,7 +171,12 @@ class Job:
         return first
 
     async def _prefill(
-        self, rank: int, replied: asyncio.Future[Prefilled], pace: Pace, emit: Emit
+        self,
+        rank: int,
+        replied: asyncio.Future[Prefilled],
+        pace: Pace,
+        trail: Trail,
+        emit: Emit,
     ) -> int:
         """Run one rank's part; how many bytes of KV it sent to decode shards."""
         submit, plan = self._submit, self._plan
@@ -185,6 +204,7 @@ class Job:
             submit.sampling,
             plan.dealt.scheme,
             sources,
+            trail.traceparent,
         )
         shard = plan.group[rank]
         with self._reporting(shard):
@@ -202,19 +222,17 @@ class Job:
                             return nbytes
         raise Internal(f"{shard} ended its part of request {submit.request} early")
 
-    async def _decode(
-        self, first: Token, filled: list[asyncio.Event], deposited: int, emit: Emit
-    ) -> None:
+    async def _decode(self, first: Token, deposited: int, emit: Emit) -> None:
         submit, plan = self._submit, self._plan
-        await gather_all(*(event.wait() for event in filled))
         page_tokens = plan.prefix.page_tokens
-        await self._commit(own_names(plan.placements, self._names.names, page_tokens))
+        with self._trail.during("commit"):
+            await self._commit(own_names(plan.placements, self._names.names, page_tokens))
         self._listener.shareable()
         if first.finish is not None:
             emit(Finished(1, 0, 0, deposited))
             return
         holders = tuple(self._shards[place.shard].peers for place in plan.placements[:-1])
-        with self._reporting(plan.owner):
+        with self._reporting(plan.owner), self._trail.during("decode") as trail:
             decoded = await self._peers[plan.owner].call(
                 Decode(
                     submit.request,
@@ -224,12 +242,24 @@ class Job:
                     holders,
                     submit.sampling,
                     self._names.last,
+                    trail.traceparent,
                 )
             )
         if decoded.names:
             with suppress(ServiceError):  # the directory will hear of them from the owner
                 await self._commit({plan.owner: decoded.names})
         emit(Finished(decoded.tokens, decoded.q_bytes, decoded.state_bytes, deposited))
+
+    def _described(self) -> dict[str, str | float]:
+        """What is told of the prefill in a trace."""
+        plan, scheme = self._plan, self._plan.dealt.scheme
+        return {
+            "epoch": self._epoch,
+            "attention": plan.dealt.attention,
+            "method": scheme.method,
+            "sp_degree": len(plan.group),
+            "cached_tokens": plan.prefix.tokens,
+        }
 
     async def _commit(self, names: dict[str, tuple[bytes, ...]]) -> None:
         committed = await self._directory.call(Commit(self._submit.request, self._epoch, names))
@@ -271,6 +301,7 @@ class Job:
             self._names.names,
             place.shared,
             in_place=place.shard in self._plan.group,
+            traceparent=self._trail.traceparent,
         )
         with self._reporting(place.shard):
             async with self._peers[place.shard].stream(hold) as items:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from sps2.common.config import Cluster
@@ -26,6 +27,7 @@ from sps2.common.messages import (
 from sps2.common.prefix import PromptNames, page_names, root
 from sps2.common.rpc import Peer
 from sps2.common.telemetry import Publisher, RequestEvent
+from sps2.common.tracing import FORGETFUL, Recorder, Trail
 from sps2.services.scheduler.core import (
     Core,
     Ended,
@@ -69,6 +71,7 @@ class SchedulerService:
         model: what tells its keys and values from another's.
         directory: the KV directory on the bus.
         telemetry: told of every stage of every request.
+        traces: where the time of each goes is written there.
     """
 
     def __init__(
@@ -78,17 +81,20 @@ class SchedulerService:
         model: str,
         directory: Peer,
         telemetry: Publisher,
+        traces: Recorder = FORGETFUL,
     ) -> None:
         self._config = config
         self._schemes = schemes
         self._model = model
         self._directory = directory
         self._telemetry = telemetry
+        self._traces = traces
         self._core = Core(
             POLICIES[config.scheduler.policy](config.scheduler, schemes),
             Fleet(config.prefill, config.decode, config.any),
             config.scheduler.max_queue,
         )
+        self._replans = Counter[str]()
         self._launches: dict[str, asyncio.Future[Launched]] = {}
         self._peers: dict[str, Peer] = {}
         self._finding: set[asyncio.Task[None]] = set()
@@ -141,11 +147,14 @@ class SchedulerService:
         return self._core.fleet.waiting_for()
 
     def counters(self) -> dict[str, float]:
-        """Requests by stage, for beats."""
+        """For beats: requests by stage, how often they were planned again, shards by role."""
         stages = [status.stage for status in self._core.requests(time.monotonic())]
         return {
             "requests_waiting": float(stages.count("queued")),
             "requests_running": float(len(stages) - stages.count("queued")),
+            "replans_refused": float(self._replans["refused"]),
+            "replans_lost": float(self._replans["lost"]),
+            **self._core.fleet.counters(),
         }
 
     async def close(self) -> None:
@@ -164,7 +173,9 @@ class SchedulerService:
             submit.wish,
             () if is_scored else names.names,
         )
+        trail = self._traces.trail(submit.request, submit.traceparent)
         replans = 0
+        queued_s = 0.0
         answering = False
 
         def watch(item: Item) -> None:
@@ -183,15 +194,20 @@ class SchedulerService:
         self._handle(Submitted(work))
         try:
             while True:
-                epoch, plan = await launch
+                since_s = time.monotonic()
+                with trail.during("queue"):
+                    epoch, plan = await launch
+                queued_s += time.monotonic() - since_s
                 try:
-                    await self._job(submit, epoch, plan, names).run(watch)
+                    await self._job(submit, epoch, plan, names, queued_s, trail).run(watch)
                 except Refused:
+                    self._replans["refused"] += 1
                     await asyncio.sleep(BACKOFF_S)
                 except PeerLost as lost:
                     if answering or replans == REPLANS:
                         raise
                     replans += 1
+                    self._replans["lost"] += 1
                     log.warning("request %s: %s; planning anew", work.request, lost)
                 else:
                     error = ""
@@ -213,7 +229,15 @@ class SchedulerService:
         first = root(self._model, submit.cache_salt, *self._schemes.computed(submit.wish))
         return PromptNames(first, page_names(first, submit.prompt, self._config.kv.page_tokens))
 
-    def _job(self, submit: Submit, epoch: int, plan: Plan, names: PromptNames) -> Job:
+    def _job(
+        self,
+        submit: Submit,
+        epoch: int,
+        plan: Plan,
+        names: PromptNames,
+        queued_s: float,
+        trail: Trail,
+    ) -> Job:
         ids = {*plan.group, *(place.shard for place in plan.placements)}
         members = self._core.fleet.members
         shards = {shard: members[shard].shard for shard in ids if shard in members}
@@ -239,6 +263,8 @@ class SchedulerService:
             {shard: self._peers[shard] for shard in ids},
             shards,
             _Listening(self, submit.request),
+            queued_s,
+            trail,
         )
 
     def _expect_launch(self, request: str) -> asyncio.Future[Launched]:

@@ -170,7 +170,10 @@ async def test_a_prefill_that_fails_in_one_process_ends_in_all_and_the_next_one_
     async with teams(CONFIG, TENSORS, (2, 2), (1, 2), "tcp") as cluster:
         for _ in range(3):
             running = asyncio.create_task(cluster.run("r", PROMPT, greedy(4)))
-            while not any(plane.counters["kv_sent"] for plane, _ in cluster.prefill[1]):
+            while not any(
+                plane.counters["kv_sent"] + plane.counters["deposit_sent"]
+                for plane, _ in cluster.prefill[1]
+            ):
                 await asyncio.sleep(0)
             running.cancel()
             await asyncio.wait({running})

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import struct
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -32,16 +33,22 @@ from sps2.common.messages import (
     Placed,
     Placement,
     Progress,
+    Recall,
+    Recalled,
     RequestStatus,
     Scheme,
     ShardStatus,
     ShowFleet,
+    Stretch,
     Submit,
+    TellTime,
+    Time,
     Token,
     TokenLogprobs,
 )
 from sps2.common.rpc import Server
 from sps2.common.spans import Span
+from sps2.common.tracing import Recorder, context_of
 from sps2.services.gateway import http
 from sps2.services.gateway.main import Parts
 from sps2.services.greeting import greeted
@@ -108,6 +115,8 @@ class Play:
     cancelled: list[str] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
     follows: int = 0
+    clock_s: float = 0.0
+    """By how much the scheduler's clock is ahead."""
 
     async def stage(self, name: str) -> None:
         if name in self.gates:
@@ -171,6 +180,7 @@ class TestScheduler:
                 "exact",
                 Scheme("gather"),
                 {"kv": 90},
+                queued_s=0.25,
             )
             for each in play.progress if request.progress else ():
                 yield each
@@ -211,6 +221,18 @@ class TestScheduler:
 
     async def greet(self, request: Greet) -> Greeted:
         return greeted("scheduler", request)
+
+    async def tell_time(self, request: TellTime) -> Time:
+        return Time(time.monotonic() + self.play.clock_s)
+
+    async def recall(self, request: Recall) -> Recalled:
+        now_s = time.monotonic() + self.play.clock_s
+        queues = []
+        for name, (submit, _) in self.jobs.items():
+            if name.startswith(request.answer) and (context := context_of(submit.traceparent)):
+                where = {"start_s": now_s - 0.01, "stop_s": now_s, "service": "scheduler"}
+                queues.append(Stretch("5" * 16, context.stretch, "queue", **where))
+        return Recalled(tuple(queues))
 
 
 class TestOwner:
@@ -284,7 +306,7 @@ async def opened(folder: Path, **sections: object) -> AsyncIterator[Door]:
         "kvdir": Directory(bus_port=ports[1]),
         "kv": Kv(),
     }
-    about = About("gateway")
+    about = About("gateway", traces=Recorder("gateway", 8))
     cluster = Cluster(**settings | sections)  # type: ignore[arg-type]
     parts = Parts(cluster, about, folder, keep_alive_s=0.1)
     about.started = True

@@ -31,6 +31,7 @@ def test_short_prompts_are_not_told_of() -> None:
 def test_transfers_are_counted_with_what_was_hidden() -> None:
     tally = Tally()
     for _ in range(2):
-        tally.exchanged(Exchanged({}, 3.0, 2.0, exchange_s=1.0, hidden_s=0.75))
+        tally.exchanged(Exchanged({}, 3.0, 2.0, 1.0, 0.75, blocks=10, kept_blocks=3))
     counters = tally.counters()
     assert (counters["exchange_s"], counters["hidden_s"]) == (2.0, 1.5)
+    assert (counters["csa_blocks"], counters["csa_kept_blocks"]) == (20, 6)

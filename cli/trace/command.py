@@ -1,0 +1,89 @@
+"""`spsctl trace`: where the time of a request went, through all services."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import msgspec
+import typer
+
+from sps2.cli import render
+from sps2.cli.target import ConfigOption, NameOption, reachable
+from sps2.cli.top.format import count, elapsed, latency
+from sps2.cli.trace.drawing import draw
+from sps2.cli.trace.perfetto import events
+from sps2.common.config import Cluster
+from sps2.common.messages import ListTraces, Request, ShowTrace, Traces
+from sps2.common.rpc import Peer
+
+Reply = TypeVar("Reply")
+
+DEADLINE_S = 15.0
+NARROW = 80
+
+
+def trace(
+    request: Annotated[
+        str | None,
+        typer.Argument(
+            help="an answer's id, or the x-request-id of its HTTP answer; absent, the last "
+            "requests are listed"
+        ),
+    ] = None,
+    perfetto: Annotated[
+        Path | None,
+        typer.Option("--perfetto", help="write a file for https://ui.perfetto.dev", dir_okay=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one object, for scripts")] = False,
+    name: NameOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Show where the time of a request went: which service did what for it, and when."""
+    if request is None:
+        if perfetto is not None:
+            raise typer.BadParameter("--perfetto needs a REQUEST")
+        found = asyncio.run(_ask(reachable(name, config), ListTraces()))
+        if as_json:
+            print(msgspec.json.encode(found).decode())
+        else:
+            _list(found)
+        return
+    told = asyncio.run(_ask(reachable(name, config), ShowTrace(request)))
+    if perfetto is not None:
+        perfetto.write_bytes(msgspec.json.encode(events(told)))
+    if as_json:
+        print(msgspec.json.encode(told).decode())
+    elif perfetto is not None:
+        print(f"{perfetto}: {len(told.stretches)} stretches; open it at https://ui.perfetto.dev")
+    else:
+        for line in draw(told, max(NARROW, render.out.width)):
+            render.out.print(line, soft_wrap=True)
+
+
+async def _ask(cluster: Cluster, request: Request[Reply]) -> Reply:
+    peer = Peer(cluster.gateway_address, cluster.bus, "gateway")
+    try:
+        return await peer.call(request, DEADLINE_S)
+    finally:
+        await peer.close()
+
+
+def _list(found: Traces) -> None:
+    if not found.traces:
+        render.out.print("no request was answered yet, or `tracing.kept` is 0")
+        return
+    table = render.table(
+        "REQUEST", ">AGO", ">TOOK", ">FIRST TOKEN", ">PROMPT", ">ANSWER", "END", "ASKED AS"
+    )
+    for each in found.traces:
+        table.add_row(
+            each.request,
+            elapsed(each.age_s),
+            latency(each.took_s),
+            latency(each.ttft_s),
+            count(each.prompt_tokens),
+            count(each.tokens),
+            each.error or ("runs" if each.is_running else "ok"),
+            each.asked_as,
+        )
+    render.out.print(table)

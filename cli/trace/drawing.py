@@ -1,0 +1,176 @@
+"""A trace as lines of text: a row per stretch, with a bar where it lies in time."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from rich.text import Text
+
+from sps2.cli.top.format import QUIET, Cell, Column, count, head, latency, line, percent, width_of
+from sps2.cli.trace.tree import Row, note, rows
+from sps2.common.messages import Stretch, Trace
+from sps2.common.tracing import accounted
+
+WIDE = 120
+"""Columns from which on there is room for notes beside the bars."""
+NOTE = 46
+WHOLE, OTHER, NOTHING = ("━", "white"), ("━", "blue"), ("·", QUIET)
+COMPUTE, MOVE, BOTH = ("━", "cyan"), ("┅", "magenta"), ("═", "green")
+SLOW, NOW_AND_THEN = ("▪", "yellow"), ("╌", "blue")
+LEGEND = (
+    (COMPUTE, "computes"),
+    (MOVE, "transfers"),
+    (BOTH, "both"),
+    (SLOW, "slow steps"),
+    (NOW_AND_THEN, "now and then"),
+)
+SLOW_TIMES = 3.0
+"""A run of steps is slow whose slowest took so many times the usual."""
+
+Ends = tuple[float, float]
+
+
+def draw(trace: Trace, width: int) -> list[Text]:
+    """The trace in lines of at most `width` characters."""
+    whole = trace.stretches[0]
+    columns = [
+        Column("SERVICE", 10),
+        Column("", 15),
+        Column("START", 6, True),
+        Column("TIME", 6, True),
+    ]
+    if width >= WIDE:
+        columns.append(Column("", NOTE))
+    size = width - width_of(columns) - 1
+    columns.append(Column("", size))
+    titles = head(columns[:-1]).append_text(_axis(whole, size))
+    return [
+        *_title(trace, whole),
+        Text(),
+        titles,
+        *(line(columns, _cells(row, whole, size, width >= WIDE)) for row in rows(trace)),
+        Text(),
+        _legend(),
+        *_warnings(trace),
+    ]
+
+
+def _title(trace: Trace, whole: Stretch) -> list[Text]:
+    at = datetime.fromtimestamp(trace.at_s).strftime("%Y-%m-%d %H:%M:%S")
+    detail = whole.detail
+    first = Text(f" {trace.request}", style="bold")
+    if asked_as := detail.get("asked_as"):
+        first.append(f"  asked as {asked_as}", QUIET)
+    first.append(f"  {at}", QUIET)
+    facts = [latency(whole.stop_s - whole.start_s) + (" so far" if whole.is_open else "")]
+    if "tokens" in detail:
+        facts.append(f"{_count(detail, 'prompt_tokens')} + {_count(detail, 'tokens')} tokens")
+    if "ttft_s" in detail:
+        facts.append(f"first after {latency(float(detail['ttft_s']))}")
+    if "error" in detail:
+        facts.append(str(detail["error"]))
+    facts.append(f"{percent(accounted(trace))} accounted for")
+    return [
+        first,
+        Text(f" {', '.join(facts)}", style="red" if "error" in detail else ""),
+        Text(f" trace {trace.trace_id}", style=QUIET),
+    ]
+
+
+def _cells(row: Row, whole: Stretch, size: int, has_note: bool) -> list[Cell]:
+    stretch = row.stretch
+    name = f"{'  ' * max(0, row.depth - 1)}{stretch.name}"
+    seconds = stretch.stop_s - stretch.start_s
+    cells: list[Cell] = [
+        (stretch.service, QUIET),
+        name,
+        latency(max(0.0, stretch.start_s)),
+        f"{latency(seconds)}",
+    ]
+    if has_note:
+        cells.append((note(row), QUIET))
+    return [*cells, _bar(row, whole, size)]
+
+
+def _bar(row: Row, whole: Stretch, size: int) -> Text:
+    """A cell for each of so many equal parts of the whole, by what was done in it."""
+    stretch = row.stretch
+    each_s = max(1e-9, whole.stop_s - whole.start_s) / size
+    computing = _ends(row.parts, "compute")
+    moving = _ends(row.parts, "await", "send")
+    slow = _slow(row.parts)
+    bar = Text()
+    for cell in range(size):
+        at = (whole.start_s + cell * each_s, whole.start_s + (cell + 1) * each_s)
+        if not _within([(stretch.start_s, stretch.stop_s)], at) and not _begins(stretch, at):
+            bar.append(" ")
+        elif stretch.busy_s is not None:
+            bar.append(*NOW_AND_THEN)
+        elif not computing and not moving:
+            bar.append(*(SLOW if _within(slow, at) else OTHER if row.depth else WHOLE))
+        else:
+            computes, moves = _within(computing, at) > 0, _within(moving, at) > 0
+            kinds = ((NOTHING, MOVE), (COMPUTE, BOTH))
+            bar.append(*kinds[computes][moves])
+    return bar
+
+
+def _begins(stretch: Stretch, cell: Ends) -> bool:
+    """So that the shortest is seen too."""
+    return cell[0] <= stretch.start_s < cell[1]
+
+
+def _ends(parts: Sequence[Stretch], *names: str) -> list[Ends]:
+    return [(part.start_s, part.stop_s) for part in parts if part.name in names]
+
+
+def _slow(parts: Sequence[Stretch]) -> list[Ends]:
+    runs = [part for part in parts if "slowest_ms" in part.detail]
+    if not runs:
+        return []
+    usual = sorted(float(part.detail["mean_ms"]) for part in runs)[len(runs) // 2]
+    return [
+        (part.start_s, part.stop_s)
+        for part in runs
+        if float(part.detail["slowest_ms"]) > SLOW_TIMES * usual
+    ]
+
+
+def _within(intervals: Sequence[Ends], cell: Ends) -> float:
+    return sum(max(0.0, min(stop, cell[1]) - max(start, cell[0])) for start, stop in intervals)
+
+
+def _axis(whole: Stretch, size: int) -> Text:
+    axis = Text(style=QUIET)
+    marks = 4 if size >= 60 else 2
+    for mark in range(marks):
+        at = latency((whole.stop_s - whole.start_s) * mark / marks)
+        axis.append(f"{'0' if not mark else at:<{size * (mark + 1) // marks - len(axis)}}")
+    return axis
+
+
+def _legend() -> Text:
+    legend = Text(" ")
+    for (character, style), meaning in LEGEND:
+        legend.append(2 * character, style).append(f" {meaning}  ", QUIET)
+    return legend
+
+
+def _warnings(trace: Trace) -> list[Text]:
+    lines = [
+        Text(f" no answer from {each}: what it did is not shown", style="yellow")
+        for each in trace.missing
+    ]
+    for clock in trace.clocks:
+        if clock.error_s:
+            lines.append(
+                Text(
+                    f" {clock.service} has a clock of its own: its times may be off by "
+                    f"{latency(clock.error_s)}",
+                    style="yellow",
+                )
+            )
+    return lines
+
+
+def _count(detail: dict[str, str | float], name: str) -> str:
+    return count(int(detail[name]))

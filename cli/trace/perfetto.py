@@ -1,0 +1,73 @@
+"""A trace in the JSON that Perfetto and Chrome's tracing read."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sps2.common.messages import Stretch, Trace
+
+TRACKS = {"compute": "computes", "await": "awaits", "send": "sends"}
+"""Tracks of their own, by the names of the stretches in them."""
+
+
+def events(trace: Trace) -> dict[str, Any]:
+    """A process per service, and in it a track per kind of stretch; times are microseconds.
+
+    Format: the "Trace Event Format" of Chrome, complete ("X") and metadata ("M") events.
+    """
+    services = list(dict.fromkeys(each.service for each in trace.stretches))
+    listed: list[dict[str, Any]] = []
+    for process, service in enumerate(services, 1):
+        listed.append(_named("process_name", process, 0, service))
+        own = [each for each in trace.stretches if each.service == service]
+        thread = 0
+        for title in ("", *TRACKS):
+            track = [each for each in own if (each.name if each.name in TRACKS else "") == title]
+            for number, lane in enumerate(lanes(track)):
+                thread += 1
+                name = TRACKS.get(title, "stages") + (f" {number + 1}" if number else "")
+                listed.append(_named("thread_name", process, thread, name))
+                listed += [_event(each, process, thread) for each in lane]
+    return {
+        "traceEvents": listed,
+        "displayTimeUnit": "ms",
+        "otherData": {"request": trace.request, "trace_id": trace.trace_id},
+    }
+
+
+def lanes(stretches: Sequence[Stretch]) -> list[list[Stretch]]:
+    """As few rows as there must be for stretches to lie beside or inside each other in each."""
+    found: list[list[Stretch]] = []
+    open_: list[list[Stretch]] = []
+    for each in sorted(stretches, key=lambda each: (each.start_s, -each.stop_s)):
+        place = next((at for at, lane in enumerate(open_) if _fits(lane, each)), len(found))
+        if place == len(found):
+            found.append([])
+            open_.append([])
+        found[place].append(each)
+        open_[place].append(each)
+    return found
+
+
+def _fits(under_way: list[Stretch], each: Stretch) -> bool:
+    """Whether it lies in the last one that goes on, or none does; those that ended are let go."""
+    while under_way and under_way[-1].stop_s <= each.start_s:
+        under_way.pop()
+    return not under_way or under_way[-1].stop_s >= each.stop_s
+
+
+def _event(each: Stretch, process: int, thread: int) -> dict[str, Any]:
+    more = {} if each.busy_s is None else {"busy_s": each.busy_s}
+    return {
+        "ph": "X",
+        "name": each.name,
+        "cat": "sps2",
+        "ts": round(1e6 * each.start_s, 3),
+        "dur": round(1e6 * (each.stop_s - each.start_s), 3),
+        "pid": process,
+        "tid": thread,
+        "args": each.detail | more,
+    }
+
+
+def _named(kind: str, process: int, thread: int, name: str) -> dict[str, Any]:
+    return {"ph": "M", "name": kind, "pid": process, "tid": thread, "args": {"name": name}}

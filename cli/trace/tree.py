@@ -1,0 +1,87 @@
+"""The rows of a drawn trace: who did what, under whose lead, and the details in words."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from sps2.cli.top.format import count, latency, percent, short
+from sps2.common.messages import Stretch, Trace
+
+FINE = ("layer ", "embed", "tokens ")
+"""How the names of stretches begin that are drawn into the one that they are a part of."""
+
+
+class Row(NamedTuple):
+    """`parts` are all stretches that `stretch` is made of but that have no row."""
+
+    depth: int
+    stretch: Stretch
+    parts: tuple[Stretch, ...]
+
+
+def rows(trace: Trace) -> list[Row]:
+    """Each stretch after the one that it is a part of, in the order of time."""
+    by_parent: dict[str, list[Stretch]] = {}
+    for each in trace.stretches[1:]:
+        by_parent.setdefault(each.parent, []).append(each)
+
+    def below(stretch: Stretch) -> Iterator[Stretch]:
+        for part in by_parent.get(stretch.id, ()):
+            yield part
+            yield from below(part)
+
+    def walk(stretch: Stretch, depth: int) -> Iterator[Row]:
+        fine = [part for part in by_parent.get(stretch.id, ()) if part.name.startswith(FINE)]
+        drawn = [each for part in fine for each in (part, *below(part))]
+        yield Row(depth, stretch, tuple(drawn))
+        coarse = [part for part in by_parent.get(stretch.id, ()) if part not in fine]
+        for part in sorted(coarse, key=lambda each: each.start_s):
+            yield from walk(part, depth + 1)
+
+    return list(walk(trace.stretches[0], 0))
+
+
+def note(row: Row) -> str:
+    """What is told of a stretch, in a few words."""
+    stretch, detail = row.stretch, row.stretch.detail
+    words = []
+    if "method" in detail:
+        words.append(
+            f"{detail['attention']} by {detail['method']}, SP {_whole(detail, 'sp_degree')}"
+        )
+        if cached := _whole(detail, "cached_tokens"):
+            words.append(f"{cached} cached")
+        if epoch := _whole(detail, "epoch"):
+            words.append(f"plan {int(epoch) + 1}")
+    if "tokens" in detail:
+        words.append(f"{_whole(detail, 'tokens')} tokens")
+    moved = detail.get("sent_bytes", detail.get("bytes"))
+    if moved:
+        words.append(f"{short(float(moved))} bytes")
+    words += _layers(row) + _steps(row)
+    if stretch.busy_s is not None:
+        words.append(f"worked {latency(stretch.busy_s)}")
+    if "error" in detail:
+        words.append(str(detail["error"]))
+    return ", ".join(words)
+
+
+def _layers(row: Row) -> list[str]:
+    told = [part.detail for part in row.parts if "exchange_s" in part.detail]
+    moving = sum(float(each["exchange_s"]) for each in told)
+    hidden = sum(float(each["hidden_s"]) for each in told)
+    return [f"{percent(hidden / moving)} of {latency(moving)} hidden"] if moving else []
+
+
+def _steps(row: Row) -> list[str]:
+    told = [part.detail for part in row.parts if "steps" in part.detail]
+    steps = sum(float(each["steps"]) for each in told)
+    if not steps:
+        return []
+    took_s = sum(float(each["steps"]) * float(each["mean_ms"]) for each in told) / 1000
+    slowest_s = max(float(each["slowest_ms"]) for each in told) / 1000
+    return [f"{int(steps)} steps of {latency(took_s / steps)}, slowest {latency(slowest_s)}"]
+
+
+def _whole(detail: dict[str, str | float], name: str) -> str:
+    number = int(detail.get(name, 0))
+    return count(number) if number else ""

@@ -1,0 +1,218 @@
+"""Writes down what a service does for requests, of the last few, in memory."""
+
+import random
+import re
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import NamedTuple
+
+from sps2.common.messages import Recall, Recalled, Stretch, TellTime, Time, Trace
+
+_TRACEPARENT = re.compile("00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_SAMPLED = 1
+
+
+class Context(NamedTuple):
+    """A trace and the stretch in it that what follows is a part of.
+
+    Source: W3C Trace Context, https://www.w3.org/TR/trace-context/.
+    """
+
+    trace_id: str
+    stretch: str
+    is_sampled: bool = True
+
+    def __str__(self) -> str:
+        return f"00-{self.trace_id}-{self.stretch}-{_SAMPLED * self.is_sampled:02x}"
+
+
+def context_of(traceparent: str) -> Context | None:
+    """What a `traceparent` says; None if it is malformed or of an unknown version."""
+    if not _TRACEPARENT.fullmatch(traceparent):
+        return None
+    _, trace_id, stretch, flags = traceparent.split("-")
+    return Context(trace_id, stretch, bool(int(flags, 16) & _SAMPLED))
+
+
+def new_context() -> Context:
+    """That of a request whose caller gave none; its stretch is nobody's."""
+    return Context(secrets.token_hex(16), "")
+
+
+@dataclass(slots=True)
+class Note:
+    """A stretch as it is written down: open until it has a `stop_s`."""
+
+    id: str
+    parent: str
+    name: str
+    start_s: float
+    stop_s: float | None = None
+    busy_s: float | None = None
+    detail: dict[str, str | float] = field(default_factory=dict)
+
+    def told(self, service: str, now_s: float) -> Stretch:
+        return Stretch(
+            self.id,
+            self.parent,
+            self.name,
+            self.start_s,
+            now_s if self.stop_s is None else self.stop_s,
+            self.busy_s,
+            self.stop_s is None,
+            service,
+            self.detail,
+        )
+
+
+Later = Callable[[], Iterable[Note]]
+"""Notes that are made only when somebody asks."""
+Page = list[Note | Later]
+"""All that is written down of one request."""
+
+
+class Trail:
+    """Where a service writes down what it does for a request, as parts of one stretch."""
+
+    def __init__(self, page: Page, context: Context, note: Note | None = None) -> None:
+        self.context = context
+        self._page = page
+        self._note = note
+
+    @property
+    def traceparent(self) -> str:
+        """For those who are asked to do a part of it."""
+        return str(self.context)
+
+    def begin(self, name: str, **detail: str | float) -> "Trail":
+        """A part of it begins now; it goes on until `end`."""
+        note = Note(_new_id(), self.context.stretch, name, time.monotonic())
+        note.detail = detail
+        self._page.append(note)
+        return Trail(self._page, self.context._replace(stretch=note.id), note)
+
+    def end(self, **detail: str | float) -> None:
+        """It ends now; the first time counts."""
+        if self._note is not None and self._note.stop_s is None:
+            self._note.stop_s = time.monotonic()
+            self._note.detail |= detail
+
+    def tell(self, **detail: str | float) -> None:
+        """Something became known of it."""
+        if self._note is not None:
+            self._note.detail |= detail
+
+    @contextmanager
+    def during(self, name: str, **detail: str | float) -> Iterator["Trail"]:
+        """A part of it is what the block does."""
+        part = self.begin(name, **detail)
+        try:
+            yield part
+        finally:
+            part.end()
+
+    def add(
+        self,
+        name: str,
+        start_s: float,
+        stop_s: float,
+        busy_s: float | None = None,
+        **detail: str | float,
+    ) -> None:
+        """A part of it was from one time to another."""
+        self._page.append(
+            Note(_new_id(), self.context.stretch, name, start_s, stop_s, busy_s, detail)
+        )
+
+    def later(self, make: Callable[[str], Iterable[Note]]) -> None:
+        """Its parts are what `make`, given its id, returns: called only when somebody asks."""
+        self._page.append(lambda: make(self.context.stretch))
+
+
+class Recorder:
+    """The pages of the requests that a service worked for last; a bus handler.
+
+    Args:
+        kept: pages; 0 keeps none.
+    """
+
+    def __init__(self, service: str, kept: int) -> None:
+        self._service = service
+        self._kept = kept
+        self._pages: OrderedDict[str, Page] = OrderedDict()
+
+    def trail(self, request: str, traceparent: str) -> Trail:
+        """Writes on the page of `request`, as parts of the stretch that `traceparent` names."""
+        page = self._pages.get(request, [])
+        if self._kept:
+            self._pages[request] = page
+            self._pages.move_to_end(request)
+            while len(self._pages) > self._kept:
+                self._pages.popitem(last=False)
+        return Trail(page, context_of(traceparent) or new_context())
+
+    def notes(self) -> list[tuple[str, Page]]:
+        """The pages, by request, the last one first."""
+        return list(reversed(self._pages.items()))
+
+    async def tell_time(self, request: TellTime) -> Time:
+        return Time(time.monotonic())
+
+    async def recall(self, request: Recall) -> Recalled:
+        """Of all requests whose names begin with the answer's."""
+        now_s = time.monotonic()
+        found = [
+            note.told(self._service, now_s)
+            for name, page in list(self._pages.items())
+            if name.startswith(request.answer)
+            for entry in list(page)
+            for note in ([entry] if isinstance(entry, Note) else entry())
+        ]
+        return Recalled(tuple(found))
+
+
+def _new_id() -> str:
+    return f"{random.getrandbits(64):016x}"  # nothing is guarded by it
+
+
+FORGETFUL = Recorder("", 0)
+"""Keeps nothing."""
+
+
+def id_of(parent: str, place: object) -> str:
+    """An id that is the same whenever it is asked for."""
+    return blake2b(f"{parent}{place}".encode(), digest_size=8).hexdigest()
+
+
+def accounted(trace: Trace) -> float:
+    """The share of a trace's time in which some service says what it did.
+
+    Counted are stretches without parts, as far as they are work from end to end; together, for
+    several services work at once.
+    """
+    whole = trace.stretches[0]
+    parents = {each.parent for each in trace.stretches}
+    leaves = [
+        each for each in trace.stretches[1:] if each.id not in parents and each.busy_s is None
+    ]
+    covered = union([(each.start_s, each.stop_s) for each in leaves])
+    inside = [
+        max(0.0, min(stop, whole.stop_s) - max(start, whole.start_s)) for start, stop in covered
+    ]
+    return sum(inside) / max(1e-9, whole.stop_s - whole.start_s)
+
+
+def union(intervals: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The same times, each once, in order."""
+    found: list[tuple[float, float]] = []
+    for start, stop in sorted(intervals):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(found[-1][1], stop))
+        else:
+            found.append((start, stop))
+    return found

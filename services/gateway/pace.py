@@ -1,0 +1,65 @@
+"""When the tokens of one choice come, and what that says of its stages."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sps2.common.messages import FinishReason
+from sps2.common.tracing import Trail
+from sps2.services.gateway.generate import Job, Record
+from sps2.services.gateway.metrics import Metrics
+
+
+class Pace:
+    """Times one choice, from now on.
+
+    Args:
+        record: of the job, filled in while it runs.
+        trail: the end of the choice is written there.
+    """
+
+    def __init__(self, metrics: Metrics, job: Job, record: Record, trail: Trail) -> None:
+        self._metrics = metrics
+        self._job = job
+        self._record = record
+        self._trail = trail
+        self._turned_s = 0.0
+        self._submitted_s = time.monotonic()
+        self._first_s = 0.0
+        self._last_s = record.since_s
+
+    @contextmanager
+    def token(self) -> Iterator[None]:
+        """A token came, which the block turns into text."""
+        now_s = time.monotonic()
+        metrics = self._metrics
+        (metrics.next_token if self._first_s else metrics.first_token)(now_s - self._last_s)
+        self._first_s = self._first_s or now_s
+        self._last_s = now_s
+        metrics.generation_tokens.inc()
+        yield
+        self._turned_s += time.monotonic() - now_s
+
+    def ended(self, reason: FinishReason) -> None:
+        """The last token came: no stop string, no limit lets more follow."""
+        metrics, record, job = self._metrics, self._record, self._job
+        queued_s = record.placed.queued_s if record.placed else 0.0
+        begun_s = self._submitted_s + queued_s
+        decode_s = self._last_s - self._first_s
+        metrics.success.labels(reason).inc()
+        metrics.queue.observe(queued_s)
+        metrics.prefill.observe(max(0.0, self._first_s - begun_s))
+        metrics.decode.observe(decode_s)
+        metrics.inference.observe(max(0.0, self._last_s - begun_s))
+        if record.tokens > 1:
+            metrics.per_token.observe(decode_s / (record.tokens - 1))
+        metrics.prompt.observe(len(job.prompt))
+        metrics.answer.observe(0 if job.silent else record.tokens)
+        metrics.max_tokens.observe(job.sampling.max_tokens)
+
+    def closed(self) -> None:
+        """All totals are there, or nobody waits for them."""
+        self._trail.add(
+            "detokenise", self._first_s, self._last_s, self._turned_s, tokens=self._record.tokens
+        )
+        self._trail.add("totals", self._last_s, time.monotonic())
