@@ -43,6 +43,9 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Gateway(Section, frozen=True):
     """The HTTP and ZeroMQ door of the cluster."""
 
+    host: Annotated[
+        str, Meta(description="address where the others reach it; empty takes the cluster's")
+    ] = ""
     port: Annotated[Port, Meta(description="HTTP port of the OpenAI-compatible API")] = 8000
     bus_port: Annotated[Port, Meta(description="ZeroMQ port of the SDK and spsctl")] = 8001
     max_body_bytes: Annotated[Positive, Meta(description="largest HTTP body accepted")] = 16 << 20
@@ -73,6 +76,9 @@ class Gateway(Section, frozen=True):
 class Scheduler(Section, frozen=True):
     """Who runs what, where, and when."""
 
+    host: Annotated[
+        str, Meta(description="address where the others reach it; empty takes the cluster's")
+    ] = ""
     bus_port: Annotated[Port, Meta(description="ZeroMQ port")] = 8002
     policy: Annotated[Literal["fcfs"], Meta(description="scheduling policy")] = "fcfs"
     max_queue: Annotated[
@@ -97,6 +103,9 @@ class Scheduler(Section, frozen=True):
 class Directory(Section, frozen=True):
     """The KV directory."""
 
+    host: Annotated[
+        str, Meta(description="address where the others reach it; empty takes the cluster's")
+    ] = ""
     bus_port: Annotated[Port, Meta(description="ZeroMQ port")] = 8003
 
 
@@ -198,7 +207,9 @@ class Cluster(Section, frozen=True):
     max_context: Annotated[
         NotNegative, Meta(description="tokens of prompt and answer; 0 takes the model's limit")
     ] = 0
-    host: Annotated[str, Meta(description="address that every service binds")] = "127.0.0.1"
+    host: Annotated[
+        str, Meta(description="address of every service that has none of its own, on one host")
+    ] = "127.0.0.1"
     prefill: Annotated[NotNegative, Meta(description="prefill shards")] = 1
     decode: Annotated[NotNegative, Meta(description="decode shards")] = 1
     any: Annotated[
@@ -284,30 +295,35 @@ class Cluster(Section, frozen=True):
                 "a configuration: `keys` in [bus])"
             )
 
+    def host_of(self, service: str) -> str:
+        """Where the gateway, the scheduler or the KV directory ("kvdir") is reached."""
+        section: Gateway | Scheduler | Directory = getattr(self, service)
+        return section.host or self.host
+
     @property
     def http_url(self) -> str:
         scheme = "https" if self.gateway.tls_key else "http"
-        return f"{scheme}://{self.host}:{self.gateway.port}"
+        return f"{scheme}://{self.host_of('gateway')}:{self.gateway.port}"
 
     @property
     def gateway_address(self) -> str:
-        return f"tcp://{self.host}:{self.gateway.bus_port}"
+        return f"tcp://{self.host_of('gateway')}:{self.gateway.bus_port}"
 
     @property
     def scheduler_address(self) -> str:
-        return f"tcp://{self.host}:{self.scheduler.bus_port}"
+        return f"tcp://{self.host_of('scheduler')}:{self.scheduler.bus_port}"
 
     @property
     def kvdir_address(self) -> str:
-        return f"tcp://{self.host}:{self.kvdir.bus_port}"
+        return f"tcp://{self.host_of('kvdir')}:{self.kvdir.bus_port}"
 
     @property
     def publish_address(self) -> str:
-        return f"tcp://{self.host}:{self.telemetry.publish_port}"
+        return f"tcp://{self.host_of('scheduler')}:{self.telemetry.publish_port}"
 
     @property
     def subscribe_address(self) -> str:
-        return f"tcp://{self.host}:{self.telemetry.subscribe_port}"
+        return f"tcp://{self.host_of('scheduler')}:{self.telemetry.subscribe_port}"
 
 
 def load(path: Path | None = None, **flags: Any) -> Cluster:

@@ -234,7 +234,7 @@ class ReadyShard:
     async def following(self, service: object, stop: asyncio.Event) -> AsyncIterator[None]:
         """Serve `service` to the leader while the context is open; sets `stop` when it is gone."""
         server = Server([service, Loyalty(stop.set), self.about], self.cluster.bus)
-        address = await server.start(f"tcp://{self.about.host}:0")
+        address = await server.start(self.about.listen_at())
         self.team.present(Follower(address, self.plane.peer))
         self.about.started = True
         async with beating(self.about, self.cluster):
@@ -253,7 +253,7 @@ class ReadyShard:
         """Serve `services` on the bus and be a member of the cluster while the context is open."""
         bus = self.cluster.bus
         server = Server([*services, self.about], bus)
-        address = await server.start(f"tcp://{self.about.host}:0")
+        address = await server.start(self.about.listen_at())
         followers = tuple(Follower(each.bus.address, each.plane) for each in led)
         peer = self.plane.peer
         shard = Shard(self.id, self.role, os.getpid(), address, peer, pages, page_tokens, followers)
