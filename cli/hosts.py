@@ -78,6 +78,10 @@ class Hosts(Section, frozen=True):
         """The host of the gateway, the scheduler or the KV directory."""
         return next((host for host in self.hosts if service in host.services), self.hosts[0])
 
+    def addresses(self) -> list[str]:
+        """Everything that services bind."""
+        return [place for host in self.hosts for place in (host.address, host.bind) if place]
+
     def addressed(self, cluster: Cluster) -> Cluster:
         """The configuration, where its services are found on these hosts."""
         return replace(

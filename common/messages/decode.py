@@ -24,6 +24,8 @@ class Hold(Stream["Held | Filled"], frozen=True):
     """Tokens whose cached pages the request uses too."""
     in_place: bool = False
     """This shard computes the KV of `span` itself, as a member of the prefill group."""
+    sources: tuple[Peer, ...] = ()
+    """Data planes that the KV comes from: the loss of one before `Filled` raises PeerLost."""
 
 
 class Held(Struct, frozen=True, tag=True):

@@ -8,6 +8,7 @@ from socket import AF_INET, SO_REUSEADDR, SOCK_STREAM, SOL_SOCKET, socket
 
 from sps2.common.errors import Invalid
 from sps2.common.transport import hello
+from sps2.common.transport.links import Stale
 
 HANDSHAKE_S = 5.0
 HALF_OPEN = 64
@@ -80,7 +81,8 @@ class Listener:
             try:
                 await self._admit(guest)
             except Invalid as error:
-                await hello.refuse(link, str(error))
+                generation = error.generation if isinstance(error, Stale) else 0
+                await hello.refuse(link, str(error), generation)
                 raise
 
     def _finish(self, task: asyncio.Task[None]) -> None:

@@ -14,8 +14,9 @@ from sps2.services.scheduler.service import SchedulerService
 
 
 async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
-    ports = cluster.telemetry.publish_port, cluster.telemetry.subscribe_port
-    hub = Hub(*map(about.listen_at, ports), cluster.bus)
+    ports = cluster.telemetry
+    places = about.listen_at(ports.publish_port), about.listen_at(ports.subscribe_port)
+    hub = Hub(*places, cluster.bus)
     await hub.start()
     directory = Peer(cluster.kvdir_address, cluster.bus, name="kvdir")
     async with beating(about, cluster) as telemetry:
