@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import get_args
 
 import msgspec
@@ -15,7 +16,7 @@ from sps2.cli.hosts import Host, Hosts
 from sps2.cli.node import Order
 from sps2.cli.runs import RunFolder
 from sps2.cli.services import environment, service_names, start_of
-from sps2.common import config
+from sps2.common import config, keys
 from sps2.common.config import Cluster
 from sps2.common.messages import Role
 
@@ -71,6 +72,7 @@ def order(cluster: Cluster, hosts: Hosts, host: Host, services: list[str]) -> Or
         host.home or hosts.home,
         _chosen() | host.environment,
         max(1, *(host.shards_of(role) * cluster.tp_of(role) for role in get_args(Role))),
+        _key_files(cluster, services),
     )
 
 
@@ -82,6 +84,19 @@ def _on_hosts(cluster: Cluster, hosts: Hosts) -> dict[str, Command]:
         made[name] = Command(reach(hosts, host), {}, line, LOGIN_S * logins[host.name])
         logins[host.name] += 1
     return made
+
+
+def _key_files(cluster: Cluster, services: list[str]) -> dict[str, str]:
+    """Those that the services need: only the gateway and the scheduler know the clients."""
+    if not cluster.bus.keys:
+        return {}
+    names = [keys.CLUSTER]
+    names += [keys.CLIENTS] if {"gateway", "scheduler"} & {*services} else []
+    names += [keys.API_KEYS] if "gateway" in services else []
+    files = {name: keys.beside(cluster.bus, name) for name in names}
+    if (named := Path(cluster.bus.keys)).is_file():
+        files[keys.CLUSTER] = named
+    return {name: keys.read_private(path).decode() for name, path in files.items() if path.exists()}
 
 
 def _chosen() -> dict[str, str]:

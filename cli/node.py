@@ -25,7 +25,7 @@ from msgspec.structs import replace
 from sps2.cli import ports
 from sps2.cli.runs import RunFolder
 from sps2.cli.services import environment, start_of
-from sps2.common import config, models
+from sps2.common import config, keys, models
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, Refused, ServiceError
 
@@ -51,6 +51,11 @@ class Order(msgspec.Struct, frozen=True):
     environment: dict[str, str]
     processes: int
     """Of the role that has the most here: they share the cores."""
+    keys: dict[str, str]
+    """Key files by name; they travel here and nowhere else, inside ssh."""
+
+    def __repr__(self) -> str:
+        return f"Order({', '.join(self.services)} at {self.address})"
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -92,6 +97,10 @@ async def run(order: Order, heard: asyncio.StreamReader) -> int:
     folder.path.mkdir(parents=True, exist_ok=True)
     file = folder.path / f"{service}.toml"
     async with _alone(folder.path / f"{service}.lock"):
+        if order.keys:
+            cluster = replace(
+                cluster, bus=replace(cluster.bus, keys=str(_keep_keys(order, folder)))
+            )
         file.write_text(config.dump(cluster, f"What is in force for {service}."))
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -145,6 +154,15 @@ def configured(order: Order) -> Cluster:
         os.environ["SPS2_HOME"] = str(Path(order.home).expanduser().absolute())
     cores = len(os.sched_getaffinity(0))
     return replace(order.cluster, threads=order.cluster.threads or max(1, cores // order.processes))
+
+
+def _keep_keys(order: Order, folder: RunFolder) -> Path:
+    """Where the key files lie on this host."""
+    path = folder.path / "keys"
+    path.mkdir(mode=0o700, exist_ok=True)
+    for name, text in order.keys.items():
+        keys.write_private(path / name, text.encode())
+    return path
 
 
 def _bound(order: Order, service: str) -> str:

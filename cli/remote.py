@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
+from msgspec.structs import replace
 
 from sps2.cli.commands import order, reach
 from sps2.cli.hosts import Host, Hosts
@@ -56,7 +57,8 @@ async def _ask_all(cluster: Cluster, hosts: Hosts) -> list[Answer]:
 
 async def _ask(cluster: Cluster, hosts: Hosts, host: Host) -> Answer:
     services = [name for name, place in hosts.places(cluster).items() if place == host]
-    line = msgspec.json.encode(order(cluster, hosts, host, services)) + b"\n"
+    asked = replace(order(cluster, hosts, host, services), keys={})
+    line = msgspec.json.encode(asked) + b"\n"
     argv = reach(hosts, host, "--check")
     try:
         process = await asyncio.create_subprocess_exec(
