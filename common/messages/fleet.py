@@ -1,10 +1,6 @@
 """Shards: where they are, and that they are there."""
 
-from importlib.metadata import version
-
 from sps2.common.messages.base import Done, Role, Stream, Struct
-
-VERSION = version("sps2")
 
 
 class Peer(Struct, frozen=True):
@@ -58,5 +54,3 @@ class Register(Stream[Done], frozen=True):
     """Shard to scheduler: the shard is a member while this is open. One item: accepted."""
 
     shard: Shard
-    version: str = VERSION
-    """Of SPS2, which all services must have."""

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
-from importlib.metadata import version
 
 from sps2.common.config import Bus
 from sps2.common.errors import Cancelled, Invalid
@@ -29,7 +28,7 @@ class Members:
         self.peers: dict[str, Peer] = {}
         """The connections to shards, by id."""
         self.unfit: dict[str, str] = {}
-        """Why shards may not be members, by id."""
+        """Why shards that want to be are no members, by id."""
         self._bus = bus
         self._joined = joined
         self._lost = lost
@@ -40,7 +39,7 @@ class Members:
         """Make a shard a member for as long as this is iterated; it ends when the shard is lost.
 
         Raises:
-            Invalid: it is of another version, or cannot be reached.
+            Invalid: it cannot be reached.
         """
         shard = request.shard
         peer = Peer(shard.address, self._bus, name=shard.id)
@@ -50,7 +49,7 @@ class Members:
             await previous.close()  # calls to its last life end now
         left = asyncio.Event()
         try:
-            await self._check(request, peer)
+            await self._check(shard, peer)
             if self.peers[shard.id] is not peer:
                 return
             log.info("%s joined (%s, pid %d)", shard.id, shard.peer.address, shard.pid)
@@ -79,23 +78,13 @@ class Members:
             left.set()
             self._lost(shard)
 
-    async def _check(self, request: Register, peer: Peer) -> None:
-        shard = request.shard
+    async def _check(self, shard: Shard, peer: Peer) -> None:
         self.unfit.pop(shard.id, None)
         try:
-            own = version("sps2")
-            if request.version != own:
-                raise Invalid(
-                    f"{shard.id} at {shard.address} is of version {request.version}, the scheduler "
-                    f"of {own}: install one version on all hosts"
-                )
-            try:
-                await peer.call(Describe(), REACH_S)
-            except Cancelled:
-                raise Invalid(
-                    f"the scheduler cannot reach {shard.id} at {shard.address}: is that its "
-                    "address, and are its ports open to this host?"
-                ) from None
-        except Invalid as unfit:
-            self.unfit[shard.id] = str(unfit)
-            raise
+            await peer.call(Describe(), REACH_S)
+        except Cancelled:
+            self.unfit[shard.id] = (
+                f"the scheduler cannot reach {shard.id} at {shard.address}: is that its address, "
+                "and are its ports open to the scheduler's host?"
+            )
+            raise Invalid(self.unfit[shard.id]) from None
