@@ -40,6 +40,14 @@ def uses(cluster: Cluster) -> list[Use]:
             if cluster.tp_of(role) > 1
             for index in range(cluster.shards_of(role))
         ),
+        *(
+            Use("shard_port", port, f"{role}-{index}")
+            for role in get_args(Role)
+            for index in range(cluster.shards_of(role))
+            for rank in range(cluster.tp_of(role))
+            for port in cluster.shard_ports_of(role, index, rank)
+            if port
+        ),
     ]
 
 

@@ -229,6 +229,15 @@ class Cluster(Section, frozen=True):
         Port,
         Meta(description="where the processes of the first shard meet; others take those after it"),
     ] = 8006
+    shard_port: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=65535,
+            description="first port of the shards' processes, which take two each, for bus and "
+            "data plane, in the order of `spsctl status`; 0: any that are free",
+        ),
+    ] = 0
     threads: Annotated[
         NotNegative,
         Meta(description="compute threads of one process of a shard; 0 shares the cores out"),
@@ -285,6 +294,14 @@ class Cluster(Section, frozen=True):
     def meeting_port_of(self, role: Role, index: int) -> int:
         """Where the processes of one shard meet."""
         return self.meeting_port + index + (self.prefill if role == "decode" else 0)
+
+    def shard_ports_of(self, role: Role, index: int, rank: int) -> tuple[int, int]:
+        """What a process of a shard binds, for the bus and for the data plane; 0 is any port."""
+        if not self.shard_port:
+            return 0, 0
+        before = self.prefill * self.tp_of("prefill") if role == "decode" else 0
+        first = self.shard_port + 2 * (before + index * self.tp_of(role) + rank)
+        return first, first + 1
 
     def require_keys(self, host: str) -> None:
         """Check that a service may bind `host`. Invalid if others could reach it without keys."""

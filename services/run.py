@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeGuard, get_args
 
 import psutil
 import uvloop
@@ -38,6 +38,8 @@ class About:
     service: str
     host: str = "127.0.0.1"
     """Address that it binds."""
+    ports: tuple[int, int] = (0, 0)
+    """That a process of a shard binds, for the bus and the data plane; 0 is any."""
     index: int = 0
     """Which shard this is a process of."""
     rank: int = 0
@@ -60,9 +62,9 @@ class About:
             return "starting"
         return "waiting" if self.missing() else "ready"
 
-    def listen_at(self, port: int = 0) -> str:
-        """The bus address to bind; port 0 takes any."""
-        return f"tcp://{self.host}:{port}"
+    def listen_at(self, port: int | None = None) -> str:
+        """The bus address to bind; without a port, that of a process of a shard."""
+        return f"tcp://{self.host}:{self.ports[0] if port is None else port}"
 
     async def describe(self, request: Describe) -> Info:
         return Info(
@@ -125,7 +127,9 @@ def run(name: str, serve: Serve) -> None:
         cluster = config.load(arguments.config)
         host = arguments.host or (cluster.host if is_shard(name) else cluster.host_of(name))
         cluster.require_keys(host)
-        about = About(service, _address_of(host), arguments.index or 0, arguments.rank)
+        place = arguments.index or 0, arguments.rank
+        ports = cluster.shard_ports_of(name, *place) if is_shard(name) else (0, 0)
+        about = About(service, address_of(host), ports, *place)
         uvloop.run(_until_stopped(cluster, about, serve))
     except (ServiceError, OSError) as error:
         logging.getLogger(__name__).error("%s cannot run: %s", service, error)
@@ -146,13 +150,13 @@ def _arguments(name: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def is_shard(name: str) -> bool:
+def is_shard(name: str) -> TypeGuard[Role]:
     """Whether a service of this name is a shard."""
     return name in get_args(Role)
 
 
-def _address_of(host: str) -> str:
-    """Raises Invalid if the name has no address."""
+def address_of(host: str) -> str:
+    """The IP address of a name. Raises Invalid if the name has no address."""
     try:
         return socket.gethostbyname(host)
     except OSError as error:

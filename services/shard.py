@@ -292,7 +292,7 @@ async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterat
     data = DataLoop()
     data.start()
     plane = Plane(peer_name(about.service), backend)
-    await data.run(plane.start(about.host))
+    await data.run(plane.start(about.host, about.ports[1]))
     about.counters = lambda: {name: float(count) for name, count in dict(plane.counters).items()}
     about.links = lambda: _links(about.service, plane)
     try:

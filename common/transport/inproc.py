@@ -24,7 +24,7 @@ class InprocBackend:
         self._address = ""
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def start(self, host: str) -> str:
+    async def start(self, host: str, port: int) -> str:
         self._loop = asyncio.get_running_loop()
         self._address = f"inproc://{next(_numbers)}"
         _listening[self._address] = self

@@ -78,7 +78,7 @@ class Sink(Protocol):
 class Backend(Protocol):
     """One way of moving tensors between processes."""
 
-    async def start(self, host: str) -> str:
+    async def start(self, host: str, port: int) -> str:
         """Begin to listen; the address for others to dial."""
         ...
 

@@ -59,9 +59,9 @@ class Plane:
         """What others are told of this plane, over the control bus; after `start`."""
         return messages.Peer(self.name, self.address, self.token)
 
-    async def start(self, host: str = "127.0.0.1") -> None:
-        """Listen on `host`."""
-        self.address = await self._backend.start(host)
+    async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        """Listen on `host`; port 0 takes any. Raises OSError if it cannot."""
+        self.address = await self._backend.start(host, port)
 
     async def close(self) -> None:
         """Say goodbye to all peers and end every link; sends under way may fail with PeerLost."""

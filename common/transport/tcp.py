@@ -28,8 +28,8 @@ class TcpBackend:
         self._receivers: dict[str, TcpReceiver] = {}
         self._dropped = asyncio.Event()
 
-    async def start(self, host: str) -> str:
-        self._address = f"tcp://{await self._listener.start(host)}"
+    async def start(self, host: str, port: int) -> str:
+        self._address = f"tcp://{await self._listener.start(host, port)}"
         return self._address
 
     async def dial(self, peer: messages.Peer, generation: int) -> Link:

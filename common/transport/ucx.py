@@ -40,9 +40,9 @@ class UcxBackend:
         self._lifelines: dict[str, list[Lifeline]] = {}
         self._dropped = asyncio.Event()
 
-    async def start(self, host: str) -> str:
+    async def start(self, host: str, port: int) -> str:
         self._driver = Driver(host, self._sink.counters)
-        self._address = f"ucx://{await self._listener.start(host)}"
+        self._address = f"ucx://{await self._listener.start(host, port)}"
         return self._address
 
     async def dial(self, peer: messages.Peer, generation: int) -> Link:
