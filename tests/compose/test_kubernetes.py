@@ -1,8 +1,9 @@
-"""The Kubernetes manifests: against the published schemas, alone and as kustomize puts them together."""
+"""The Kubernetes manifests: against the published schemas, alone and put together."""
 
 import importlib.util
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,7 @@ def pods() -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-@pytest.mark.parametrize(
-    "manifest", manifests(), ids=lambda m: f"{m['kind']}-{m['metadata']['name']}"
-)
+@pytest.mark.parametrize("manifest", manifests(), ids=lambda each: each["metadata"]["name"])
 def test_the_schema_holds(manifest: dict[str, Any]) -> None:
     kubernetes_validate.validate(manifest, VERSION, strict=True)
 
@@ -47,12 +46,8 @@ def test_overlays_are_whole(overlay: str) -> None:
         pytest.skip("there is no `kubectl` here, which has kustomize")
     argv = ["kubectl", "kustomize", str(FOLDER / "overlays" / overlay)]
     built = documents(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
-    kinds = [each["kind"] for each in built]
-    assert (kinds.count("Deployment"), kinds.count("StatefulSet"), kinds.count("Service")) == (
-        3,
-        2,
-        5,
-    )
+    kinds = Counter(each["kind"] for each in built)
+    assert [kinds[kind] for kind in ("Deployment", "StatefulSet", "Service")] == [3, 2, 5]
     for each in built:
         kubernetes_validate.validate(each, VERSION, strict=True)
         if each["kind"] == "StatefulSet":
