@@ -7,7 +7,7 @@ import msgspec
 
 from sps2.cli.hosts import Hosts
 from sps2.common import config, keys
-from sps2.common.config import Cluster
+from sps2.common.config import Cluster, is_loopback
 from sps2.common.errors import Invalid
 from sps2.common.messages import Role
 from sps2.common.model.config import read
@@ -32,8 +32,13 @@ def effective(path: Path | None, hosts: Hosts | None = None, **flags: Any) -> Cl
     tables = msgspec.to_builtins(cluster)
     if policy is not None:
         tables["scheduler"]["policy"] = policy
-    for host in [cluster.host] if hosts is None else hosts.addresses():
-        cluster.require_keys(host)
+    if hosts is None:
+        cluster.require_keys(cluster.host)
+    elif not (cluster.bus.keys or all(map(is_loopback, hosts.addresses()))):
+        raise Invalid(
+            "the hosts can be reached from other machines, and the cluster has no keys: run "
+            f"`spsctl keys init`, then add `--keys {config.home() / 'keys'}`"
+        )
     keys.cluster_key(cluster.bus)
     if hosts is None:
         _check_model(cluster)

@@ -25,7 +25,7 @@ from msgspec.structs import replace
 from sps2.cli import ports
 from sps2.cli.runs import RunFolder
 from sps2.cli.services import environment, start_of
-from sps2.common import config, keys, models
+from sps2.common import config_text, keys, models
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, Refused, ServiceError
 
@@ -101,7 +101,7 @@ async def run(order: Order, heard: asyncio.StreamReader) -> int:
             cluster = replace(
                 cluster, bus=replace(cluster.bus, keys=str(_keep_keys(order, folder)))
             )
-        file.write_text(config.dump(cluster, f"What is in force for {service}."))
+        file.write_text(config_text.dump(cluster, f"What is in force for {service}."))
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *start_of(service, file),

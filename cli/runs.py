@@ -11,7 +11,7 @@ from typing import IO
 import msgspec
 
 from sps2.cli.hosts import Hosts
-from sps2.common import config
+from sps2.common import config, config_text
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, Refused
 
@@ -56,7 +56,9 @@ class RunFolder:
         for log in self.logs.glob("*.log"):
             log.replace(log.with_suffix(".log.old"))
         self._state.unlink(missing_ok=True)
-        self.config.write_text(config.dump(cluster, "Written by `spsctl up`: what is in force."))
+        self.config.write_text(
+            config_text.dump(cluster, "Written by `spsctl up`: what is in force.")
+        )
         self._hosts.unlink(missing_ok=True)
         if hosts is not None:
             self._hosts.write_bytes(msgspec.json.encode(hosts))

@@ -2,9 +2,9 @@
 
     python tests/acceptance/image.py
 
-Reads compose/Dockerfile, and runs the steps of its first stage that make and fill the environment, in
-a copy of the tree and an empty folder, as the file says. Then it starts in that environment what the
-image would: `spsctl version`, a service and the probe of its health. It takes minutes.
+Reads compose/Dockerfile, and runs the steps of its first stage that make and fill the environment,
+in a copy of the tree and an empty folder, as the file says. Then it starts in that environment what
+the image would: `spsctl version`, a service and the probe of its health. It takes minutes.
 """
 
 import shlex

@@ -6,6 +6,7 @@ import pytest
 
 from sps2.cli import hosts
 from sps2.cli.effective import effective
+from sps2.common.config import load
 from sps2.common.errors import Invalid
 
 ALPHA = '[[hosts]]\nname = "alpha"\naddress = "10.0.0.1"\n'
@@ -23,7 +24,9 @@ def test_services_and_shards_are_dealt_in_order(tmp_path: Path) -> None:
         tmp_path,
         ALPHA + "prefill = 1\n" + BETA + 'prefill = 2\ndecode = 1\nservices = ["kvdir"]\n',
     )
-    cluster = effective(None, found, tp=2, model="elsewhere")
+    with pytest.raises(Invalid, match="spsctl keys init"):
+        effective(None, found)
+    cluster = found.addressed(load(tp=2, **found.shards()))
     assert {name: host.name for name, host in found.places(cluster).items()} == {
         **{"gateway": "alpha", "scheduler": "alpha", "kvdir": "beta"},
         **{"prefill-0": "alpha", "prefill-0.1": "alpha"},

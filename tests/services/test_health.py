@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sps2.cli import ports
-from sps2.common import config
+from sps2.common import config_text
 from sps2.common.config import Cluster, load
 from sps2.common.errors import Invalid
 from sps2.common.rpc import Server
@@ -25,7 +25,7 @@ async def test_a_service_that_answers_and_waits(tmp_path: Path) -> None:
 
     cluster = load(port=ports.free_base(), shard_port=ports.free_base() + 8)
     file = tmp_path / "cluster.toml"
-    file.write_text(config.dump(cluster, "of a test"))
+    file.write_text(config_text.dump(cluster, "of a test"))
     about = About("decode-0", ports=cluster.shard_ports_of("decode", 0, 0), started=True)
     server = Server([about], cluster.bus)
     await server.start(about.listen_at())
