@@ -25,7 +25,7 @@ from gateway_actors import Actors
 from record import write
 
 from sps2.cli import ports
-from sps2.common import config
+from sps2.common import config, config_text
 from sps2.common.config import Cluster
 from sps2.common.errors import ServiceError
 from sps2.common.messages import Describe, ListLeases
@@ -45,7 +45,7 @@ async def main(given: argparse.Namespace) -> None:
     try:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "cluster.toml"
-            file.write_text(config.dump(cluster, "bench-gateway"))
+            file.write_text(config_text.dump(cluster, "bench-gateway"))
             async with service("kvdir", file, cluster.kvdir_address, cluster) as (_, peer):
                 found["rpc_us"] = await rpc(peer, given.calls)
             async with service("gateway", file, cluster.gateway_address, cluster) as (process, _):

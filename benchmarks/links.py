@@ -32,7 +32,7 @@ from links_network import Unavailable, inside, network
 from links_report import Sample, Setting, rows, table, write
 from machine import busy_s
 
-from sps2.cli import launch
+from sps2.cli.effective import effective
 from sps2.common.api import Completion, ErrorBody
 from sps2.common.config import Cluster
 from sps2.common.errors import ServiceError
@@ -81,7 +81,7 @@ async def measure(options: argparse.Namespace, samples: list[Sample]) -> None:
 
 def _cluster(options: argparse.Namespace, rate: int) -> Cluster:
     """The cluster on links of so many Mbit/s, which it is told, as an operator would."""
-    return launch.effective(
+    return effective(
         None,
         name="links",
         model=options.model,

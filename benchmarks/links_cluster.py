@@ -11,8 +11,10 @@ import msgspec
 import psutil
 from links_network import Host
 
+from sps2.cli.commands import Command, commands
 from sps2.cli.runs import Child, RunFolder
-from sps2.cli.supervise import Command, Supervisor, commands, service_names
+from sps2.cli.services import service_names
+from sps2.cli.supervise import Supervisor
 from sps2.common.config import Cluster
 from sps2.common.errors import ServiceError
 from sps2.common.keyring import Keyring

@@ -22,7 +22,7 @@ from links import text_of
 from links_cluster import CONTROL, Spread, host_names, spread
 from links_network import Unavailable, inside, network
 
-from sps2.cli import launch
+from sps2.cli.effective import effective
 from sps2.common.api import CompletionChunk
 from sps2.common.model.config import read
 from sps2.common.models import locate
@@ -69,7 +69,7 @@ async def measure(options: argparse.Namespace) -> list[dict[str, object]]:
         async with AsyncExitStack() as stack:
             sides: dict[int, Spread] = {}
             for holders in (1, 2):
-                cluster = launch.effective(
+                cluster = effective(
                     None,
                     name=f"links-{holders}",
                     model=options.model,

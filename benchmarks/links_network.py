@@ -73,6 +73,14 @@ class Network:
                 queue = limit if mbit_s else "noqueue"
                 _run(f"tc -n {namespace} qdisc replace dev {device} root {queue}")
 
+    def cut(self, name: str) -> None:
+        """Take a host's link down, at the switch: nothing on the host is told."""
+        _run(f"ip -n {self._switch} link set dev {name} nomaster")
+
+    def restore(self, name: str) -> None:
+        """Bring a link up again that was `cut`."""
+        _run(f"ip -n {self._switch} link set dev {name} master bridge0")
+
     def remove(self) -> None:
         """Remove all of it, however much was built."""
         made = set(_namespaces())

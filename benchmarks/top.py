@@ -28,7 +28,7 @@ from machine import machine
 from top_cluster import Actors
 
 from sps2.cli import ports
-from sps2.common import config
+from sps2.common import config, config_text
 from sps2.common.config import Cluster
 
 SIZES = ((80, 24), (200, 50))
@@ -49,7 +49,7 @@ def main() -> None:
     print(json.dumps(machine()))
     with tempfile.TemporaryDirectory() as folder, acting(cluster, given.requests):
         file = Path(folder) / "cluster.toml"
-        file.write_text(config.dump(cluster, "actors"))
+        file.write_text(config_text.dump(cluster, "actors"))
         for width, height in SIZES:
             share = cost(file, width, height, given.seconds)
             print(f"{width}x{height}: {share:.4f} CPU s/s with {given.shards} shards")

@@ -9,25 +9,20 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, get_args
 
-import msgspec
-
-from sps2.cli import ports
+from sps2.cli import ports, remote
+from sps2.cli.hosts import Hosts
 from sps2.cli.runs import RunFolder
-from sps2.cli.supervise import GRACE_S, service_names
-from sps2.common import config, keys
+from sps2.cli.services import service_names
+from sps2.cli.supervise import FAR_GRACE_S
+from sps2.common import config
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, Refused, ServiceError
-from sps2.common.messages import ClusterStatus, Describe, Role, ShowCluster
-from sps2.common.model.config import read
-from sps2.common.model.share import require_quantisable, share_of
-from sps2.common.models import locate
+from sps2.common.messages import ClusterStatus, Describe, ShowCluster
 from sps2.common.rpc import Peer
 
 POLL_S = 0.1
-STOP_S = GRACE_S + 5.0
+STOP_S = FAR_GRACE_S + 5.0
 
 
 class ServiceDied(ServiceError):
@@ -43,6 +38,8 @@ class ServiceDied(ServiceError):
 class Started:
     """How far one service has come. Times are seconds since the launch."""
 
+    host: str = ""
+    """Empty for the machine of the launcher."""
     up_after_s: float | None = None
     state: str = "starting"
     pid: int = 0
@@ -58,65 +55,44 @@ class Progress:
     waiting_for: str = ""
 
 
-def effective(path: Path | None, **flags: Any) -> Cluster:
-    """The configuration in force: a file, overridden by flags; local model paths made absolute.
-
-    Args:
-        flags: top-level keys of the configuration, `port`, `keys` and `policy`; None leaves the
-            file's.
-
-    Raises:
-        Invalid: a key, a value or the file is wrong, or the model was not pulled or cannot be
-            split or quantised as asked, or others could reach a cluster without keys.
-    """
-    policy = flags.pop("policy", None)
-    cluster = config.load(path, **flags)
-    cluster.require_keys(cluster.host)
-    keys.cluster_key(cluster.bus)
-    tables = msgspec.to_builtins(cluster)
-    if policy is not None:
-        tables["scheduler"]["policy"] = policy
-    folder = locate(cluster.model)
-    for tp in {cluster.tp_of(role) for role in get_args(Role)}:
-        if tp > 1:
-            share_of(read(folder), tp)
-        if cluster.quantize != "none":
-            require_quantisable(read(folder), cluster.quantize, tp)
-    local = Path(cluster.model).expanduser()
-    if local.exists() and (local.is_dir() or local.suffix == ".gguf"):
-        tables["model"] = str(local.resolve())
-    if cluster.bus.keys:
-        tables["bus"]["keys"] = str(Path(cluster.bus.keys).expanduser().resolve())
-    try:
-        return msgspec.convert(tables, Cluster)
-    except msgspec.ValidationError as error:
-        raise Invalid(str(error)) from error
-
-
 class Launch:
     """A cluster that this process brought up.
 
     Args:
         detach: let it outlive this process; else it ends with this process, however that ends.
+        hosts: where its services run; None for this machine. `cluster` must have their addresses.
     """
 
-    def __init__(self, cluster: Cluster, detach: bool = False) -> None:
+    def __init__(self, cluster: Cluster, detach: bool = False, hosts: Hosts | None = None) -> None:
         self.cluster = cluster
+        self.hosts = hosts
+        self.warnings: list[str] = []
+        """About the hosts, known after `start`."""
         self.folder = RunFolder(cluster.name)
         self._detach = detach
         self._since_s = 0.0
         self._supervisor: subprocess.Popen[bytes] | None = None
-        self.progress = Progress({name: Started() for name in service_names(cluster)})
+        places = hosts.places(cluster) if hosts else {}
+        self.progress = Progress(
+            {name: Started(places[name].name if places else "") for name in service_names(cluster)}
+        )
 
     def start(self) -> None:
-        """Start the supervisor. Raises Invalid if the cluster is up or a port is taken."""
+        """Start the supervisor.
+
+        Raises:
+            Invalid: the cluster is up, a port is taken, or a host cannot run what it is to.
+        """
         if self.folder.is_up():
             raise Invalid(
                 f"cluster '{self.cluster.name}' is already up at {self.folder.cluster().http_url}; "
                 f"stop it with `spsctl down --name {self.cluster.name}`"
             )
-        ports.require_free(self.cluster)
-        self.folder.prepare(self.cluster)
+        if self.hosts is None:
+            ports.require_free(self.cluster)
+        else:
+            self.warnings = remote.check(self.cluster, self.hosts)
+        self.folder.prepare(self.cluster, self.hosts)
         argv = [sys.executable, "-m", "sps2.cli.supervise", self.cluster.name]
         with self.folder.open_log("supervisor") as output:
             self._since_s = time.monotonic()
@@ -193,9 +169,13 @@ class Launch:
                 raise ServiceDied("supervisor", "ended", lines)
             state = self.folder.state()
             for name, child in state.services.items() if state else ():
-                self.progress.services[name].pid = child.pid
+                started = self.progress.services[name]
                 if child.exits:
-                    raise ServiceDied(name, child.last_exit, self.folder.tail(name, 20))
+                    where = f" on host {started.host!r}" if started.host else ""
+                    lines = self.folder.tail(name, 20)
+                    raise ServiceDied(name + where, child.last_exit, lines)
+                if not started.host:
+                    started.pid = child.pid
             await asyncio.sleep(POLL_S)
 
     async def _answering(self, name: str, peer: Peer) -> None:

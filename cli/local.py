@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from sps2.cli import launch, ports
+from sps2.cli.effective import effective
 from sps2.common.client import Client
 
 
@@ -23,7 +24,7 @@ def running_cluster(
         ServiceError: the model was not pulled, a port is taken, or a service died at start.
     """
     port = ports.free_base() if port is None else port
-    cluster = launch.effective(None, port=port, name=name, **flags)
+    cluster = effective(None, port=port, name=name, **flags)
     started = launch.Launch(cluster)
     started.start()
     try:

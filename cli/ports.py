@@ -3,6 +3,7 @@
 import errno
 import socket
 from collections import Counter
+from collections.abc import Collection
 from typing import NamedTuple, get_args
 
 import psutil
@@ -17,32 +18,45 @@ PORTS = 16
 
 
 class Use(NamedTuple):
-    """A port and the key of the configuration that names it."""
+    """A port, the key of the configuration that names it, and the service that binds it."""
 
     key: str
     port: int
+    service: str
 
 
 def uses(cluster: Cluster) -> list[Use]:
     """Every port of a configuration."""
     return [
-        Use("gateway.port", cluster.gateway.port),
-        Use("gateway.bus_port", cluster.gateway.bus_port),
-        Use("scheduler.bus_port", cluster.scheduler.bus_port),
-        Use("kvdir.bus_port", cluster.kvdir.bus_port),
-        Use("telemetry.publish_port", cluster.telemetry.publish_port),
-        Use("telemetry.subscribe_port", cluster.telemetry.subscribe_port),
+        Use("gateway.port", cluster.gateway.port, "gateway"),
+        Use("gateway.bus_port", cluster.gateway.bus_port, "gateway"),
+        Use("scheduler.bus_port", cluster.scheduler.bus_port, "scheduler"),
+        Use("kvdir.bus_port", cluster.kvdir.bus_port, "kvdir"),
+        Use("telemetry.publish_port", cluster.telemetry.publish_port, "scheduler"),
+        Use("telemetry.subscribe_port", cluster.telemetry.subscribe_port, "scheduler"),
         *(
-            Use("meeting_port", cluster.meeting_port_of(role, index))
+            Use("meeting_port", cluster.meeting_port_of(role, index), f"{role}-{index}")
             for role in get_args(Role)
             if cluster.tp_of(role) > 1
             for index in range(cluster.shards_of(role))
         ),
+        *(
+            Use("shard_port", port, f"{role}-{index}")
+            for role in get_args(Role)
+            for index in range(cluster.shards_of(role))
+            for rank in range(cluster.tp_of(role))
+            for port in cluster.shard_ports_of(role, index, rank)
+            if port
+        ),
     ]
 
 
-def require_free(cluster: Cluster) -> None:
+def require_free(cluster: Cluster, services: Collection[str] | None = None, host: str = "") -> None:
     """Check that every port can be bound.
+
+    Args:
+        services: that run here; None for all.
+        host: address that they bind; absent, the configuration's.
 
     Raises:
         Invalid: two keys name one port, or one is taken (and by whom) or cannot be bound.
@@ -53,18 +67,26 @@ def require_free(cluster: Cluster) -> None:
             keys = " and ".join(use.key for use in uses(cluster) if use.port == port)
             raise Invalid(f"port {port} is given twice: {keys}")
     for use in uses(cluster):
-        problem = _problem(cluster.host, use.port)
+        if services is not None and use.service not in services:
+            continue
+        address = host or (cluster.host if "-" in use.service else cluster.host_of(use.service))
+        problem = _problem(address, use.port)
         if problem == errno.EADDRINUSE:
             raise Invalid(
                 f"port {use.port} ({use.key}) is taken by {holder(use.port)}; "
                 "choose others with --port"
             )
         if problem == errno.EADDRNOTAVAIL:
-            raise Invalid(f"{cluster.host} is not an address of this machine (--host)")
+            raise Invalid(f"{address} is not an address of this machine (--host)")
         if problem:
             raise Invalid(
                 f"port {use.port} ({use.key}) cannot be bound: {errno.errorcode[problem]}"
             )
+
+
+def is_own(address: str) -> bool:
+    """Whether an address is one of this machine's."""
+    return not _problem(address, 0)
 
 
 def holder(port: int) -> str:

@@ -10,7 +10,8 @@ from typing import IO
 
 import msgspec
 
-from sps2.common import config
+from sps2.cli.hosts import Hosts
+from sps2.common import config, config_text
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, Refused
 
@@ -45,20 +46,33 @@ class RunFolder:
         self.path = (home or config.home()).absolute() / "run" / name
         self.config = self.path / "cluster.toml"
         self.logs = self.path / "logs"
+        self._hosts = self.path / "hosts.json"
         self._state = self.path / "state.json"
         self._lock = self.path / "lock"
 
-    def prepare(self, cluster: Cluster) -> None:
+    def prepare(self, cluster: Cluster, hosts: Hosts | None = None) -> None:
         """Write the configuration in force and set aside the logs of the last run."""
         self.logs.mkdir(parents=True, exist_ok=True)
         for log in self.logs.glob("*.log"):
             log.replace(log.with_suffix(".log.old"))
         self._state.unlink(missing_ok=True)
-        self.config.write_text(config.dump(cluster, "Written by `spsctl up`: what is in force."))
+        self.config.write_text(
+            config_text.dump(cluster, "Written by `spsctl up`: what is in force.")
+        )
+        self._hosts.unlink(missing_ok=True)
+        if hosts is not None:
+            self._hosts.write_bytes(msgspec.json.encode(hosts))
 
     def cluster(self) -> Cluster:
         """The configuration of the last `up`. Raises Invalid if there is none."""
         return config.load(self.config)
+
+    def hosts(self) -> Hosts | None:
+        """Where the services of the last `up` run; None if they all run here."""
+        try:
+            return msgspec.json.decode(self._hosts.read_bytes(), type=Hosts)
+        except FileNotFoundError:
+            return None
 
     def log(self, service: str) -> Path:
         return self.logs / f"{service}.log"

@@ -6,78 +6,28 @@ cluster when its standard input ends, that is, when whoever started it is gone.
 
 import argparse
 import asyncio
-import itertools
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import get_args
+from collections.abc import Mapping
+from contextlib import suppress
 
+from sps2.cli.commands import Command, commands
+from sps2.cli.node import BEAT_S, GRACE_S
 from sps2.cli.runs import Child, RunFolder, State
-from sps2.common import config, log
-from sps2.common.config import Cluster
+from sps2.cli.services import units
+from sps2.common import log
 from sps2.common.errors import ServiceError
-from sps2.common.messages import Role
 
-GRACE_S = 5.0
-"""From SIGTERM to SIGKILL."""
+FAR_GRACE_S = GRACE_S + 5.0
+"""The same for one that is reached through another process, which has a grace of its own."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 10.0
 HEALTHY_S = 30.0
 """A service that lived as long restarts at once; the pause doubles from one quick death on."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Command:
-    """How to start one service."""
-
-    argv: tuple[str, ...]
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-
-def service_names(cluster: Cluster) -> list[str]:
-    """Every process of a cluster, by the name it has in logs and status."""
-    shards = [name for role in get_args(Role) for name in _shards(cluster, role)]
-    return ["gateway", "scheduler", "kvdir", *shards]
-
-
-def _shards(cluster: Cluster, role: Role) -> list[str]:
-    """A shard's first process has its name; the others have their rank after it."""
-    return [
-        f"{role}-{index}" + (f".{rank}" if rank else "")
-        for index in range(cluster.shards_of(role))
-        for rank in range(cluster.tp_of(role))
-    ]
-
-
-def units(services: Iterable[str]) -> list[list[str]]:
-    """Processes that live and die together: those of one shard; other services are alone."""
-    grouped = itertools.groupby(services, lambda name: name.partition(".")[0])
-    return [list(names) for _, names in grouped]
-
-
-def commands(cluster: Cluster, folder: RunFolder) -> dict[str, Command]:
-    """The command of every service of a cluster."""
-    made: dict[str, Command] = {}
-    for name in service_names(cluster):
-        module, _, shard = name.partition("-")
-        index, _, rank = shard.partition(".")
-        argv = [sys.executable, "-m", f"sps2.services.{module}", "--config", str(folder.config)]
-        threads = cluster.shard_threads if index else 1
-        environment = {
-            "OMP_NUM_THREADS": str(threads),
-            # threads that spin while they wait take the cores from the other shards
-            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
-            "SPS2_HOME": str(config.home().absolute()),
-        }
-        argv += ["--index", index] if index else []
-        argv += ["--rank", rank] if rank else []
-        made[name] = Command(tuple(argv), environment)
-    return made
 
 
 class Supervisor:
@@ -106,6 +56,7 @@ class Supervisor:
     async def _keep(self, names: list[str]) -> None:
         """Keep services alive that live and die together."""
         pause_s = FIRST_PAUSE_S
+        await asyncio.sleep(max(self._services[name].delay_s for name in names))
         while True:
             since_s = time.monotonic()
             await self._live_together(names)
@@ -134,7 +85,7 @@ class Supervisor:
         with self._folder.open_log(name) as output:
             process = await asyncio.create_subprocess_exec(
                 *command.argv,
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=asyncio.subprocess.PIPE if command.order else asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 env=environment,
@@ -144,9 +95,11 @@ class Supervisor:
         child.pid, child.launched_at = process.pid, time.time()
         self._save()
         logger.info("%s started, pid %d", name, process.pid)
+        beats = asyncio.create_task(_tell(process, command.order))
         try:
             await process.wait()
         finally:
+            beats.cancel()
             if process.returncode is None:
                 await self._end(name, process)
             child.pid, child.exits, child.last_exit = 0, child.exits + 1, _how(process)
@@ -159,14 +112,31 @@ class Supervisor:
             logger.error("cannot write the state: %s", error)
 
     async def _end(self, name: str, process: asyncio.subprocess.Process) -> None:
-        process.terminate()
+        grace_s = self._grace_s
+        if process.stdin is None:
+            process.terminate()
+        else:
+            grace_s += FAR_GRACE_S - GRACE_S
+            process.stdin.close()
         try:
-            async with asyncio.timeout(self._grace_s):
+            async with asyncio.timeout(grace_s):
                 await process.wait()
         except TimeoutError:
-            logger.warning("%s did not end in %.0f s; killed", name, self._grace_s)
+            logger.warning("%s did not end in %.0f s; killed", name, grace_s)
             process.kill()
             await process.wait()
+
+
+async def _tell(process: asyncio.subprocess.Process, order: bytes) -> None:
+    """Give a process its order, and signs of life from then on."""
+    if process.stdin is None:
+        return
+    with suppress(ConnectionError):
+        process.stdin.write(order)
+        while True:
+            await process.stdin.drain()
+            await asyncio.sleep(BEAT_S)
+            process.stdin.write(b"\n")
 
 
 def _how(process: asyncio.subprocess.Process) -> str:

@@ -29,7 +29,8 @@ def reachable(name: str | None, file: Path | None) -> Cluster:
     """As `cluster_of`, when its gateway answers. Refused if it does not."""
     cluster = cluster_of(name, file)
     try:
-        socket.create_connection((cluster.host, cluster.gateway.bus_port), timeout=2.0).close()
+        gateway = (cluster.host_of("gateway"), cluster.gateway.bus_port)
+        socket.create_connection(gateway, timeout=2.0).close()
     except OSError as error:
         raise Refused(
             f"the gateway at {cluster.gateway_address} does not answer ({error.strerror or error})"

@@ -11,8 +11,11 @@ from rich.live import Live
 from rich.table import Table
 
 from sps2.cli import render
-from sps2.cli.launch import Launch, Progress, ServiceDied, effective
+from sps2.cli.effective import effective
+from sps2.cli.hosts import load
+from sps2.cli.launch import Launch, Progress, ServiceDied
 from sps2.common.config import Cluster, is_loopback
+from sps2.common.errors import Invalid
 from sps2.common.messages import ClusterStatus, Role
 
 Text = str | None
@@ -22,6 +25,10 @@ Number = int | None
 def up(
     config: Annotated[
         Path | None, typer.Option(help="TOML file; `spsctl config` prints one", dir_okay=False)
+    ] = None,
+    hosts: Annotated[
+        Path | None,
+        typer.Option(help="TOML list of machines to start it on over ssh", dir_okay=False),
     ] = None,
     model: Annotated[Text, typer.Option(help="as given to `spsctl pull`, or a folder")] = None,
     prefill: Annotated[Number, typer.Option(min=1, help="prefill shards")] = None,
@@ -55,12 +62,16 @@ def up(
         float, typer.Option(min=1, help="seconds until it must be ready, else it is stopped")
     ] = 600.0,
 ) -> None:
-    """Bring a cluster up on this machine.
+    """Bring a cluster up, on this machine or on those of a list.
 
     Flags override the file. In the foreground it runs until Ctrl-C, which stops all of it.
     """
+    places = load(hosts) if hosts is not None else None
+    if places is not None and (prefill or decode or any_ or host):
+        raise Invalid(f"{hosts} says how many shards there are and where: leave these flags out")
     cluster = effective(
         config,
+        places,
         attention=attention,
         policy=policy,
         model=model,
@@ -78,8 +89,10 @@ def up(
         port=port,
         name=name,
     )
-    launch = Launch(cluster, detach)
+    launch = Launch(cluster, detach, places)
     launch.start()
+    for warning in launch.warnings:
+        render.err.print(f"warning: {warning}", style="yellow", markup=False)
     signal.signal(signal.SIGTERM, _interrupt)
     keep = False
     try:
@@ -116,7 +129,9 @@ def _watch(launch: Launch, timeout_s: float) -> ClusterStatus:
 
 
 def _table(progress: Progress) -> Table:
-    table = render.table("SERVICE", "STATE", ">UP AFTER", ">MEMORY", ">PID")
+    hosts = any(started.host for started in progress.services.values())
+    last = "HOST" if hosts else ">PID"
+    table = render.table("SERVICE", "STATE", ">UP AFTER", ">MEMORY", last)
     for name, started in progress.services.items():
         after_s = started.up_after_s
         table.add_row(
@@ -124,7 +139,7 @@ def _table(progress: Progress) -> Table:
             render.state(started.state),
             "" if after_s is None else f"{after_s:.1f} s",
             render.size(started.rss_bytes) if started.rss_bytes else "",
-            str(started.pid or ""),
+            started.host if hosts else str(started.pid or ""),
         )
     if progress.ready_after_s is not None:
         total = sum(started.rss_bytes for started in progress.services.values())

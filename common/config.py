@@ -43,6 +43,9 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Gateway(Section, frozen=True):
     """The HTTP and ZeroMQ door of the cluster."""
 
+    host: Annotated[
+        str, Meta(description="address where the others reach it; empty takes the cluster's")
+    ] = ""
     port: Annotated[Port, Meta(description="HTTP port of the OpenAI-compatible API")] = 8000
     bus_port: Annotated[Port, Meta(description="ZeroMQ port of the SDK and spsctl")] = 8001
     max_body_bytes: Annotated[Positive, Meta(description="largest HTTP body accepted")] = 16 << 20
@@ -73,6 +76,9 @@ class Gateway(Section, frozen=True):
 class Scheduler(Section, frozen=True):
     """Who runs what, where, and when."""
 
+    host: Annotated[
+        str, Meta(description="address where the others reach it; empty takes the cluster's")
+    ] = ""
     bus_port: Annotated[Port, Meta(description="ZeroMQ port")] = 8002
     policy: Annotated[Literal["fcfs"], Meta(description="scheduling policy")] = "fcfs"
     max_queue: Annotated[
@@ -97,6 +103,9 @@ class Scheduler(Section, frozen=True):
 class Directory(Section, frozen=True):
     """The KV directory."""
 
+    host: Annotated[
+        str, Meta(description="address where the others reach it; empty takes the cluster's")
+    ] = ""
     bus_port: Annotated[Port, Meta(description="ZeroMQ port")] = 8003
 
 
@@ -223,7 +232,9 @@ class Cluster(Section, frozen=True):
     max_context: Annotated[
         NotNegative, Meta(description="tokens of prompt and answer; 0 takes the model's limit")
     ] = 0
-    host: Annotated[str, Meta(description="address that every service binds")] = "127.0.0.1"
+    host: Annotated[
+        str, Meta(description="address of every service that has none of its own, on one host")
+    ] = "127.0.0.1"
     prefill: Annotated[NotNegative, Meta(description="prefill shards")] = 1
     decode: Annotated[NotNegative, Meta(description="decode shards")] = 1
     any: Annotated[
@@ -243,6 +254,15 @@ class Cluster(Section, frozen=True):
         Port,
         Meta(description="where the processes of the first shard meet; others take those after it"),
     ] = 8006
+    shard_port: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=65535,
+            description="first port of the shards' processes, which take two each, for bus and "
+            "data plane, in the order of `spsctl status`; 0: any that are free",
+        ),
+    ] = 0
     threads: Annotated[
         NotNegative,
         Meta(description="compute threads of one process of a shard; 0 shares the cores out"),
@@ -301,6 +321,14 @@ class Cluster(Section, frozen=True):
         """Where the processes of one shard meet."""
         return self.meeting_port + index + (self.prefill if role == "decode" else 0)
 
+    def shard_ports_of(self, role: Role, index: int, rank: int) -> tuple[int, int]:
+        """What a process of a shard binds, for the bus and for the data plane; 0 is any port."""
+        if not self.shard_port:
+            return 0, 0
+        before = self.prefill * self.tp_of("prefill") if role == "decode" else 0
+        first = self.shard_port + 2 * (before + index * self.tp_of(role) + rank)
+        return first, first + 1
+
     def require_keys(self, host: str) -> None:
         """Check that a service may bind `host`. Invalid if others could reach it without keys."""
         if not self.bus.keys and not is_loopback(host):
@@ -310,30 +338,35 @@ class Cluster(Section, frozen=True):
                 "a configuration: `keys` in [bus])"
             )
 
+    def host_of(self, service: str) -> str:
+        """Where the gateway, the scheduler or the KV directory ("kvdir") is reached."""
+        section: Gateway | Scheduler | Directory = getattr(self, service)
+        return section.host or self.host
+
     @property
     def http_url(self) -> str:
         scheme = "https" if self.gateway.tls_key else "http"
-        return f"{scheme}://{self.host}:{self.gateway.port}"
+        return f"{scheme}://{self.host_of('gateway')}:{self.gateway.port}"
 
     @property
     def gateway_address(self) -> str:
-        return f"tcp://{self.host}:{self.gateway.bus_port}"
+        return f"tcp://{self.host_of('gateway')}:{self.gateway.bus_port}"
 
     @property
     def scheduler_address(self) -> str:
-        return f"tcp://{self.host}:{self.scheduler.bus_port}"
+        return f"tcp://{self.host_of('scheduler')}:{self.scheduler.bus_port}"
 
     @property
     def kvdir_address(self) -> str:
-        return f"tcp://{self.host}:{self.kvdir.bus_port}"
+        return f"tcp://{self.host_of('kvdir')}:{self.kvdir.bus_port}"
 
     @property
     def publish_address(self) -> str:
-        return f"tcp://{self.host}:{self.telemetry.publish_port}"
+        return f"tcp://{self.host_of('scheduler')}:{self.telemetry.publish_port}"
 
     @property
     def subscribe_address(self) -> str:
-        return f"tcp://{self.host}:{self.telemetry.subscribe_port}"
+        return f"tcp://{self.host_of('scheduler')}:{self.telemetry.subscribe_port}"
 
 
 def load(path: Path | None = None, **flags: Any) -> Cluster:
@@ -390,36 +423,3 @@ def _with_ports(tables: dict[str, Any], port: int) -> dict[str, Any]:
             table.setdefault(key, port + offset)
     tables.setdefault("meeting_port", port + len(places))
     return tables
-
-
-def example() -> str:
-    """A complete configuration file: every key at its default, with its meaning above it."""
-    return dump(Cluster(), "Configuration of an SPS2 cluster: every key, at its default.")
-
-
-def dump(cluster: Cluster, title: str) -> str:
-    """A configuration as the file that `load` reads back, with every key's meaning above it."""
-    return "\n".join([f"# {title}", "", *_table(cluster)]) + "\n"
-
-
-def _table(section: Section, name: str = "") -> list[str]:
-    lines = [f"[{name}]  # {type(section).__doc__}"] if name else []
-    nested: list[str] = []
-    info = msgspec.inspect.type_info(type(section))
-    assert isinstance(info, msgspec.inspect.StructType)
-    for field in info.fields:
-        value = getattr(section, field.name)
-        if isinstance(value, Section):
-            nested += ["", *_table(value, field.name)]
-            continue
-        kind = field.type
-        text = (
-            (kind.extra_json_schema or {}).get("description", "")
-            if isinstance(kind, msgspec.inspect.Metadata)
-            else ""
-        )
-        inner = kind.type if isinstance(kind, msgspec.inspect.Metadata) else kind
-        if isinstance(inner, msgspec.inspect.LiteralType):
-            text += f" ({', '.join(sorted(map(str, inner.values)))})"
-        lines += [f"# {text}", f"{field.name} = {msgspec.json.encode(value).decode()}"]
-    return lines + nested

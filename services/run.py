@@ -6,20 +6,21 @@ import ctypes
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeGuard, get_args
 
 import psutil
 import uvloop
 
 from sps2.common import config, log
 from sps2.common.config import Cluster
-from sps2.common.errors import ServiceError
+from sps2.common.errors import Invalid, ServiceError
 from sps2.common.messages import Describe, Greet, Greeted, Info, Link, Role
 from sps2.common.telemetry import Publisher
 from sps2.common.tracing import FORGETFUL, Recorder
@@ -38,6 +39,8 @@ class About:
     service: str
     host: str = "127.0.0.1"
     """Address that it binds."""
+    ports: tuple[int, int] = (0, 0)
+    """That a process of a shard binds, for the bus and the data plane; 0 is any."""
     index: int = 0
     """Which shard this is a process of."""
     rank: int = 0
@@ -60,6 +63,10 @@ class About:
         if not self.started:
             return "starting"
         return "waiting" if self.missing() else "ready"
+
+    def listen_at(self, port: int | None = None) -> str:
+        """The bus address to bind; without a port, that of a process of a shard."""
+        return f"tcp://{self.host}:{self.ports[0] if port is None else port}"
 
     async def describe(self, request: Describe) -> Info:
         return Info(
@@ -120,10 +127,12 @@ def run(name: str, serve: Serve) -> None:
     sys.setswitchinterval(SWITCH_S)
     try:
         cluster = config.load(arguments.config)
-        host = arguments.host or cluster.host
+        host = arguments.host or (cluster.host if is_shard(name) else cluster.host_of(name))
         cluster.require_keys(host)
         traces = Recorder(service, cluster.tracing.kept)
-        about = About(service, host, arguments.index or 0, arguments.rank, traces=traces)
+        place = arguments.index or 0, arguments.rank
+        ports = cluster.shard_ports_of(name, *place) if is_shard(name) else (0, 0)
+        about = About(service, address_of(host), ports, *place, traces=traces)
         uvloop.run(_until_stopped(cluster, about, serve))
     except (ServiceError, OSError) as error:
         logging.getLogger(__name__).error("%s cannot run: %s", service, error)
@@ -134,15 +143,27 @@ def _arguments(name: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"python -m sps2.services.{name}")
     parser.set_defaults(index=None, rank=0, host=None)
     parser.add_argument("--config", type=Path, help="TOML configuration of the cluster")
-    if name in get_args(Role):
+    if is_shard(name):
         parser.add_argument("--index", type=int, default=0, help="which shard this is")
         parser.add_argument("--rank", type=int, default=0, help="which process of the shard")
-        parser.add_argument(
-            "--host",
-            help="address that this shard binds, where the others reach it; absent, the "
-            "configuration's `host`, where it finds the other services in any case",
-        )
+        where = "where the others reach this shard; absent, the configuration's `host`"
+    else:
+        where = "such as 0.0.0.0; absent, where the configuration says that the others reach it"
+    parser.add_argument("--host", help=f"address or name of this machine to bind, {where}")
     return parser.parse_args()
+
+
+def is_shard(name: str) -> TypeGuard[Role]:
+    """Whether a service of this name is a shard."""
+    return name in get_args(Role)
+
+
+def address_of(host: str) -> str:
+    """The IP address of a name. Raises Invalid if the name has no address."""
+    try:
+        return socket.gethostbyname(host)
+    except OSError as error:
+        raise Invalid(f"{host} has no address here: {error}", "host") from error
 
 
 async def _until_stopped(cluster: Cluster, about: About, serve: Serve) -> None:

@@ -234,7 +234,7 @@ class ReadyShard:
     async def following(self, service: object, stop: asyncio.Event) -> AsyncIterator[None]:
         """Serve `service` to the leader while the context is open; sets `stop` when it is gone."""
         server = Server([service, Loyalty(stop.set), self.about], self.cluster.bus)
-        address = await server.start(f"tcp://{self.about.host}:0")
+        address = await server.start(self.about.listen_at())
         self.team.present(Follower(address, self.plane.peer))
         self.about.started = True
         async with beating(self.about, self.cluster):
@@ -253,7 +253,7 @@ class ReadyShard:
         """Serve `services` on the bus and be a member of the cluster while the context is open."""
         bus = self.cluster.bus
         server = Server([*services, self.about, self.about.traces], bus)
-        address = await server.start(f"tcp://{self.about.host}:0")
+        address = await server.start(self.about.listen_at())
         followers = tuple(Follower(each.bus.address, each.plane) for each in led)
         peer = self.plane.peer
         shard = Shard(self.id, self.role, os.getpid(), address, peer, pages, page_tokens, followers)
@@ -292,7 +292,7 @@ async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterat
     data = DataLoop()
     data.start()
     plane = Plane(peer_name(about.service), backend)
-    await data.run(plane.start(about.host))
+    await data.run(plane.start(about.host, about.ports[1]))
     about.counters = lambda: {name: float(count) for name, count in dict(plane.counters).items()}
     about.links = lambda: _links(about.service, plane)
     try:

@@ -26,6 +26,8 @@ class Hold(Stream["Held | Filled"], frozen=True):
     """This shard computes the KV of `span` itself, as a member of the prefill group."""
     traceparent: str = ""
     """Of the stretch that this is a part of; see `sps2.common.tracing`."""
+    sources: tuple[Peer, ...] = ()
+    """Data planes that the KV comes from: the loss of one before `Filled` raises PeerLost."""
 
 
 class Held(Struct, frozen=True, tag=True):

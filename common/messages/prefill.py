@@ -15,6 +15,8 @@ class Join(Stream[Done], frozen=True):
 
     request: str
     epoch: int
+    peers: tuple[Peer, ...] = ()
+    """Data planes of all shards of the request; they are reached before."""
 
 
 class PrefillRank(Struct, frozen=True):

@@ -1,5 +1,6 @@
 """The header that goes before tensors on the data plane."""
 
+from collections.abc import Sequence
 from math import prod
 from typing import Annotated, Literal
 
@@ -128,3 +129,13 @@ def as_bytes(tensor: torch.Tensor) -> memoryview:
     if tensor.device.type != "cpu" or not tensor.is_contiguous():
         raise Invalid("only contiguous CPU tensors can be sent; call .contiguous() first")
     return tensor.detach().view(-1).view(torch.uint8).numpy().data
+
+
+def payload(frame: Frame, tensors: Sequence[torch.Tensor]) -> list[memoryview]:
+    """The memory of the tensors that a frame describes. Raises Invalid if they are others."""
+    if len(frame.parts) != len(tensors):
+        raise Invalid(f"a frame of {len(frame.parts)} parts was given {len(tensors)} tensors")
+    for part, tensor in zip(frame.parts, tensors, strict=True):
+        if part.shape != tuple(tensor.shape) or str(tensor.dtype) != f"torch.{part.dtype}":
+            raise Invalid(f"{tensor.dtype} {tuple(tensor.shape)} is not {part}")
+    return [as_bytes(tensor) for tensor in tensors]

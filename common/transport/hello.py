@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from sps2.common import messages
 from sps2.common.errors import Invalid, PeerLost
+from sps2.common.transport.links import Behind
 from sps2.common.transport.proof import MAC_BYTES, NONCE_BYTES, TOKEN_BYTES, Proof, new_nonce
 
 MAGIC = b"SPS2"
@@ -38,6 +39,7 @@ class Challenge(msgspec.Struct, frozen=True, array_like=True, tag=True):
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Says who dials; `worker` is its UCX worker address.
 
+    `generation` says how often, as far as the dialler knows, the two had links and lost them.
     `dial` fills in the number for the acceptor to prove itself by, and the dialler's token, masked.
     """
 
@@ -47,6 +49,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=True):
     token: Token
     worker: Annotated[bytes, Meta(max_length=2048)] = b""
     nonce: Nonce = bytes(NONCE_BYTES)
+    generation: Annotated[int, Meta(ge=0)] = 0
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -58,9 +61,13 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The other answer; without proof, since the two may have nothing in common."""
+    """The other answer; without proof, since the two may have nothing in common.
+
+    `generation` is the right one where the dialler's is over.
+    """
 
     reason: Annotated[str, Meta(max_length=512)]
+    generation: Annotated[int, Meta(ge=0)] = 0
 
 
 Message = TypeVar("Message", bound=msgspec.Struct)
@@ -89,6 +96,7 @@ async def dial(peer: messages.Peer, hello: Hello) -> tuple[socket, Welcome]:
 
     Raises:
         PeerLost: nobody is there, or it is another process now, or it refuses.
+        Behind: it refuses for the generation.
     """
     host, port = parse(peer.address)
     name = peer.name
@@ -131,9 +139,9 @@ async def accept(link: socket, token: bytes) -> Guest:
     return Guest(msgspec.structs.replace(hello, token=proof.mask(hello.token)), link, token)
 
 
-async def refuse(link: socket, reason: str) -> None:
+async def refuse(link: socket, reason: str, generation: int = 0) -> None:
     """Tell a dialler why it is not let in."""
-    await _write(link, Refusal(reason[:512]))
+    await _write(link, Refusal(reason[:512], generation))
 
 
 async def _introduce(peer: messages.Peer, hello: Hello, link: socket) -> Welcome:
@@ -144,7 +152,10 @@ async def _introduce(peer: messages.Peer, hello: Hello, link: socket) -> Welcome
     body = await _body(link)
     answer: Welcome | Refusal = _decode(body, Welcome | Refusal)  # type: ignore[arg-type]
     if isinstance(answer, Refusal):
-        raise PeerLost(peer.name, f"{peer.name} refused the link: {answer.reason}")
+        why = f"{peer.name} refused the link: {answer.reason}"
+        if answer.generation > hello.generation:
+            raise Behind(peer.name, why, answer.generation)
+        raise PeerLost(peer.name, why)
     Proof(peer.token, nonce).check(body, await _exactly(link, MAC_BYTES))
     if answer.name != peer.name:
         raise PeerLost(peer.name, f"{answer.name} answers at {peer.address}, not {peer.name}")

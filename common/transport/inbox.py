@@ -26,7 +26,7 @@ class Inbox:
 
     Args:
         deliver: takes every frame at once; without it they are kept for `recv`.
-        why_gone: says why a peer will send nothing more, or "" while it may.
+        why_gone: says why nothing more is to be awaited of a peer, or "".
         release: called once, when the inbox closes.
     """
 

@@ -8,7 +8,7 @@ from weakref import WeakValueDictionary
 from sps2.common import messages
 from sps2.common.errors import Invalid, PeerLost
 from sps2.common.transport import frame as frames
-from sps2.common.transport.links import Link, Sink
+from sps2.common.transport.links import Behind, Link, Sink, Stale
 
 _numbers = count(1)
 _listening: "WeakValueDictionary[str, InprocBackend]" = WeakValueDictionary()
@@ -24,30 +24,32 @@ class InprocBackend:
         self._address = ""
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def start(self, host: str) -> str:
+    async def start(self, host: str, port: int) -> str:
         self._loop = asyncio.get_running_loop()
         self._address = f"inproc://{next(_numbers)}"
         _listening[self._address] = self
         return self._address
 
-    async def dial(self, peer: messages.Peer) -> Link:
+    async def dial(self, peer: messages.Peer, generation: int) -> Link:
         name = peer.name
         other = _listening.get(peer.address)
         if other is None:
             raise PeerLost(name, f"cannot reach {name} at {peer.address}: nobody listens")
         try:
-            await self.ask(other, lambda: other.admit(name, self))
+            await self.ask(other, lambda: other.admit(name, self, generation))
+        except Stale as error:
+            raise Behind(name, f"{name} refused the link: {error}", error.generation) from error
         except Invalid as error:
             raise PeerLost(name, f"{name} refused the link: {error}") from error
         self.peers[name] = other
         return InprocLink(name, self, other)
 
-    def admit(self, asked_for: str, dialler: "InprocBackend") -> None:
+    def admit(self, asked_for: str, dialler: "InprocBackend", generation: int) -> None:
         """Accept a link of `dialler`, on this backend's loop."""
         if asked_for != self.sink.name:
             raise Invalid(f"{self.sink.name} listens here, not {asked_for}")
         sink = dialler.sink
-        self.sink.admit(messages.Peer(sink.name, dialler._address, sink.token))
+        self.sink.admit(messages.Peer(sink.name, dialler._address, sink.token), generation)
         self.peers[dialler.sink.name] = dialler
 
     def drop(self, peer: str) -> None:
@@ -90,9 +92,13 @@ class InprocBackend:
 
     def _tell(self, other: "InprocBackend", reason: str, *, goodbye: bool) -> None:
         try:
-            other._call(lambda: other.sink.gone(self.sink.name, reason, goodbye=goodbye))
+            other._call(lambda: other._hear(self.sink.name, reason, goodbye=goodbye))
         except RuntimeError:
             return  # its loop is closed: nobody is left to tell
+
+    def _hear(self, peer: str, reason: str, *, goodbye: bool) -> None:
+        self.peers.pop(peer, None)
+        self.sink.gone(peer, reason, goodbye=goodbye)
 
     def _call(self, work: Callable[[], None]) -> None:
         assert self._loop is not None

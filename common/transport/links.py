@@ -7,7 +7,24 @@ from typing import Protocol
 from torch import Tensor
 
 from sps2.common import messages
+from sps2.common.errors import Invalid, PeerLost
 from sps2.common.transport.frame import Frame
+
+
+class Stale(Invalid):
+    """A peer wants to open a link of a generation that is over; `generation` is the present one."""
+
+    def __init__(self, message: str, generation: int) -> None:
+        super().__init__(message)
+        self.generation = generation
+
+
+class Behind(PeerLost):
+    """The same as the peer tells it to us."""
+
+    def __init__(self, peer: str, message: str, generation: int) -> None:
+        super().__init__(peer, message)
+        self.generation = generation
 
 
 class Link(Protocol):
@@ -32,11 +49,14 @@ class Sink(Protocol):
     token: bytes
     counters: Counter[str]
 
-    def admit(self, peer: messages.Peer) -> None:
+    def admit(self, peer: messages.Peer, generation: int) -> None:
         """A peer that was introduced wants to open its link to us.
 
+        If its generation is new, all others with it have ended.
+
         Raises:
-            Invalid: it may not: it has such a link already, or was lost.
+            Invalid: it may not: it has such a link already.
+            Stale: the link would be of an old generation.
         """
         ...
 
@@ -58,15 +78,16 @@ class Sink(Protocol):
 class Backend(Protocol):
     """One way of moving tensors between processes."""
 
-    async def start(self, host: str) -> str:
+    async def start(self, host: str, port: int) -> str:
         """Begin to listen; the address for others to dial."""
         ...
 
-    async def dial(self, peer: messages.Peer) -> Link:
+    async def dial(self, peer: messages.Peer, generation: int) -> Link:
         """Open the link to `peer`.
 
         Raises:
             PeerLost: nobody is there, or it is somebody else, or it refuses.
+            Behind: it refuses for the generation.
         """
         ...
 

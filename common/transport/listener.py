@@ -8,6 +8,7 @@ from socket import AF_INET, SO_REUSEADDR, SOCK_STREAM, SOL_SOCKET, socket
 
 from sps2.common.errors import Invalid
 from sps2.common.transport import hello
+from sps2.common.transport.links import Stale
 
 HANDSHAKE_S = 5.0
 HALF_OPEN = 64
@@ -36,16 +37,16 @@ class Listener:
         self._half_open: dict[asyncio.Task[None], socket] = {}
         self._accepting: asyncio.Task[None] | None = None
 
-    async def start(self, host: str) -> str:
-        """Listen on a free port of `host`; returns "host:port"."""
+    async def start(self, host: str, port: int = 0) -> str:
+        """Listen on `host`; port 0 takes one that is free. Returns "host:port"."""
         self._server = socket(AF_INET, SOCK_STREAM)
         self._server.setblocking(False)
         self._server.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-        self._server.bind((host, 0))
+        self._server.bind((host, port))
         self._server.listen(HALF_OPEN)
         self._accepting = asyncio.create_task(self._accept(self._server), name="accept links")
-        bound_host, port = self._server.getsockname()
-        return f"{bound_host}:{port}"
+        bound_host, bound_port = self._server.getsockname()
+        return f"{bound_host}:{bound_port}"
 
     async def close(self) -> None:
         """Stop listening; unfinished handshakes are closed."""
@@ -80,7 +81,8 @@ class Listener:
             try:
                 await self._admit(guest)
             except Invalid as error:
-                await hello.refuse(link, str(error))
+                generation = error.generation if isinstance(error, Stale) else 0
+                await hello.refuse(link, str(error), generation)
                 raise
 
     def _finish(self, task: asyncio.Task[None]) -> None:

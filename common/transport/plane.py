@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from torch import Tensor
@@ -15,7 +15,8 @@ from sps2.common.transport import frame as frames
 from sps2.common.transport.backends import BackendName, make_backend
 from sps2.common.transport.frame import Frame, Purpose
 from sps2.common.transport.inbox import Deliver, Inbox, Tensors
-from sps2.common.transport.links import Link
+from sps2.common.transport.known import Known
+from sps2.common.transport.links import Behind, Link, Stale
 from sps2.common.transport.proof import new_token
 from sps2.common.transport.takers import Takers
 
@@ -33,18 +34,6 @@ FAULTS = (
 """Counters that are 0 from the start: whoever watches them sees the first one."""
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Peer:
-    """What is known of one life of one process."""
-
-    known: messages.Peer | None = None
-    dialling: asyncio.Task[Link] | None = None
-    link: Link | None = None
-    inbound: bool = False
-    gone: str = ""
-    """Why nothing more goes to or comes from it."""
 
 
 class Plane:
@@ -68,10 +57,11 @@ class Plane:
         self.links: dict[str, Counter[str]] = {}
         """The same by peer: "sent" and "received" bytes, "frames_sent", "frames_received"."""
         self._backend = make_backend(backend, self)
-        self._peers: dict[str, _Peer] = {}
+        self._peers: dict[str, Known] = {}
         self._takers = Takers()
         self._on_lost: list[Callable[[str], None]] = []
         self._on_gone: list[Callable[[str], None]] = []
+        self._returns = 0
         self._closing = False
 
     @property
@@ -79,9 +69,9 @@ class Plane:
         """What others are told of this plane, over the control bus; after `start`."""
         return messages.Peer(self.name, self.address, self.token)
 
-    async def start(self, host: str = "127.0.0.1") -> None:
-        """Listen on `host`."""
-        self.address = await self._backend.start(host)
+    async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        """Listen on `host`; port 0 takes any. Raises OSError if it cannot."""
+        self.address = await self._backend.start(host, port)
 
     async def close(self) -> None:
         """Say goodbye to all peers and end every link; sends under way may fail with PeerLost."""
@@ -95,32 +85,49 @@ class Plane:
             inbox.close()
 
     def introduce(self, peer: messages.Peer) -> None:
-        """Learn how a peer is reached; cheap, may be repeated."""
-        self._peers.setdefault(peer.name, _Peer()).known = peer
+        """Learn how a peer is reached; cheap, may be repeated. A lost one can be reached again."""
+        known = self._peers.setdefault(peer.name, Known())
+        known.peer, known.is_wanted = peer, True
+
+    async def reach(self, peers: Sequence[messages.Peer]) -> None:
+        """Introduce peers, and open links with those that were lost.
+
+        Done before `open`, nothing that they send for the inbox can be lost without a word: what
+        they sent before over links that this side had lost already, they were told is void.
+
+        Raises:
+            PeerLost: one cannot be reached.
+        """
+        for peer in peers:
+            self.introduce(peer)
+        lost = [peer.name for peer in peers if self._peers[peer.name].gone]
+        await asyncio.gather(*map(self._reach, lost))
 
     def forget(self, peer: str) -> None:
-        """End all links with a peer and drop what is known of it, save that it is gone."""
-        self._peers.setdefault(peer, _Peer())
+        """End all links with a peer, until one is opened anew."""
+        self._peers.setdefault(peer, Known())
         self.gone(peer, "this side forgot it", goodbye=True)
         self.links.pop(peer, None)
 
     def on_lost(self, callback: Callable[[str], None]) -> None:
-        """Call back once for each peer whose established link breaks without a goodbye."""
+        """Call back once for each loss of a peer: an established link broke without a goodbye."""
         self._on_lost.append(callback)
 
     def on_gone(self, callback: Callable[[str], None]) -> None:
-        """Call back once for each peer that sends nothing any more, goodbye or not."""
+        """Call back once for each end of a peer's links, goodbye or not."""
         self._on_gone.append(callback)
 
     def open(self, request: str, epoch: int, deliver: Deliver | None = None) -> Inbox:
         """From now on keep the frames of this request and epoch, or give them to `deliver`.
 
         Frames of requests and epochs that are not open are read and dropped. A frame for several
-        requests goes to the first of them that is open.
+        requests goes to the first of them that is open. Of a peer that is lost while the inbox is
+        open nothing more is awaited, even if it comes back: a frame may be missing.
         """
         key = (request, epoch)
         assert key not in self._takers.inboxes, f"{key} is open already"
-        inbox = Inbox(deliver, self._why_gone, lambda: self._takers.close(key))
+        why_gone = partial(self._why_gone, self._returns)
+        inbox = Inbox(deliver, why_gone, lambda: self._takers.close(key))
         self._takers.inboxes[key] = inbox
         return inbox
 
@@ -135,10 +142,11 @@ class Plane:
         be written at once too: the frame arrives whole, or not at all.
 
         Raises:
-            PeerLost: the peer cannot be reached, was lost, or closed. It stays lost.
+            PeerLost: the peer cannot be reached, was lost, or closed. It stays lost until it is
+                introduced anew, or opens a link itself.
             Invalid: a tensor is not contiguous, not on the CPU, or not what the frame says.
         """
-        payload = _payload(frame, tensors)
+        payload = frames.payload(frame, tensors)
         header = frames.encode(frame)
         link = await self._reach(peer)
         nbytes = await link.send(header, payload)
@@ -149,38 +157,60 @@ class Plane:
         peer = self._peers.get(name)
         if peer is None or self._closing:
             raise PeerLost(name, "this side closed" if self._closing else f"{name} is not known")
-        if peer.gone or peer.known is None:
+        if peer.peer is None or (peer.gone and not peer.is_wanted):
             raise PeerLost(name, peer.gone or f"{name} is not known")
         if peer.link is not None:
             return peer.link
         if peer.dialling is None:
-            peer.dialling = asyncio.create_task(self._dial(peer, peer.known), name=f"dial {name}")
+            peer.dialling = asyncio.create_task(self._dial(peer, peer.peer), name=f"dial {name}")
         dialling = peer.dialling
         try:
             return await asyncio.shield(dialling)
         except asyncio.CancelledError:
             if dialling.cancelled():
-                raise PeerLost(name, peer.gone or "this side closed") from None
+                raise PeerLost(name, peer.gone) from None
             raise
 
-    async def _dial(self, peer: _Peer, known: messages.Peer) -> Link:
+    async def _dial(self, peer: Known, there: messages.Peer) -> Link:
         try:
-            peer.link = await self._backend.dial(known)
+            try:
+                peer.link = await self._backend.dial(there, peer.generation)
+            except Behind as behind:
+                is_over = peer.is_linked and peer.generation < behind.generation
+                if is_over:
+                    self.gone(there.name, "it has lost its links with this side")
+                peer.generation = max(peer.generation, behind.generation)
+                if is_over:
+                    raise
+                peer.link = await self._backend.dial(there, peer.generation)
+            self._welcome(peer)
             return peer.link
+        except PeerLost:
+            peer.generation += 1  # the peer may think that it accepted
+            raise
         finally:
-            peer.dialling = None
+            if peer.dialling is asyncio.current_task():
+                peer.dialling = None
 
     # --- what the backend tells (links.Sink) ---
 
-    def admit(self, peer: messages.Peer) -> None:
+    def admit(self, peer: messages.Peer, generation: int) -> None:
+        if self._closing:
+            raise Invalid(f"{self.name} closed")
         name = peer.name
-        known = self._peers.setdefault(name, _Peer(peer))
-        if self._closing or known.gone:
-            raise Invalid(f"{name} is gone: {known.gone or 'this side closed'}")
-        if known.inbound:
+        known = self._peers.setdefault(name, Known(peer))
+        if generation < known.generation:
+            raise Stale(f"{self.name} has lost its links with {name}", known.generation)
+        if generation > known.generation:
+            if known.is_linked:
+                self.gone(name, "it lost its links with this side, and opens a new one")
+                self._peers[name] = known
+            known.generation = generation
+        elif known.inbound:
             raise Invalid(f"{name} has a link to {self.name} already")
-        known.known = known.known or peer
+        known.peer = known.peer or peer
         known.inbound = True
+        self._welcome(known)
 
     def wants(self, frame: Frame) -> bool:
         return self._takers.find(frame) is not None
@@ -202,11 +232,8 @@ class Plane:
         known = self._peers.get(peer)
         if known is None or known.gone:
             return
-        established = known.inbound or known.link is not None
-        known.gone = f"{peer} is gone: {reason}"
-        known.link = None
-        if known.dialling is not None:
-            known.dialling.cancel()
+        established = known.is_linked
+        known.lose(f"{peer} is gone: {reason}")
         self._backend.drop(peer)
         self._takers.lose(peer, known.gone)
         self._forget_oldest()
@@ -221,9 +248,17 @@ class Plane:
             except Exception:
                 _logger.exception("the loss of %s could not be handled", peer)
 
-    def _why_gone(self, peer: str) -> str:
+    def _welcome(self, peer: Known) -> None:
+        """A link of the present generation is open: what was lost is back."""
+        if peer.gone:
+            self._returns += 1
+            peer.gone, peer.is_wanted, peer.returned = "", True, self._returns
+
+    def _why_gone(self, since: int, peer: str) -> str:
         known = self._peers.get(peer)
-        return known.gone if known else ""
+        if known is None or known.gone or known.returned <= since:
+            return known.gone if known else ""
+        return f"{peer} was lost, and is back"
 
     def _forget_oldest(self) -> None:
         if len(self._peers) > MAX_PEERS:
@@ -236,12 +271,3 @@ class Plane:
             totals = self.links.setdefault(peer, Counter())
             totals[way] += nbytes
             totals[f"frames_{way}"] += 1
-
-
-def _payload(frame: Frame, tensors: Sequence[Tensor]) -> list[memoryview]:
-    if len(frame.parts) != len(tensors):
-        raise Invalid(f"a frame of {len(frame.parts)} parts was given {len(tensors)} tensors")
-    for part, tensor in zip(frame.parts, tensors, strict=True):
-        if part.shape != tuple(tensor.shape) or str(tensor.dtype) != f"torch.{part.dtype}":
-            raise Invalid(f"{tensor.dtype} {tuple(tensor.shape)} is not {part}")
-    return [frames.as_bytes(tensor) for tensor in tensors]

@@ -28,12 +28,13 @@ class TcpBackend:
         self._receivers: dict[str, TcpReceiver] = {}
         self._dropped = asyncio.Event()
 
-    async def start(self, host: str) -> str:
-        self._address = f"tcp://{await self._listener.start(host)}"
+    async def start(self, host: str, port: int) -> str:
+        self._address = f"tcp://{await self._listener.start(host, port)}"
         return self._address
 
-    async def dial(self, peer: messages.Peer) -> Link:
-        greeting = hello.Hello(self._sink.name, self._address, "tcp", self._sink.token)
+    async def dial(self, peer: messages.Peer, generation: int) -> Link:
+        own, token = (self._sink.name, self._address), self._sink.token
+        greeting = hello.Hello(*own, "tcp", token, generation=generation)
         connection, _ = await hello.dial(peer, greeting)
         link = self._links[peer.name] = TcpLink(peer.name, connection, self._sink)
         return link
@@ -42,14 +43,15 @@ class TcpBackend:
         peer = guest.hello.name
         if guest.hello.backend != "tcp":
             raise Invalid(f"this side speaks tcp, {peer} speaks {guest.hello.backend}")
-        self._sink.admit(guest.peer)
+        self._sink.admit(guest.peer, guest.hello.generation)
+        receiver = self._receivers[peer] = TcpReceiver(peer, self._sink)
         try:
             await guest.welcome(hello.Welcome(self._sink.name))
-            receiver = self._receivers[peer] = TcpReceiver(peer, self._sink)
             loop = asyncio.get_running_loop()
             await loop.connect_accepted_socket(lambda: receiver, guest.connection)
         except BaseException:
-            self._sink.gone(peer, "its handshake broke off")
+            if self._receivers.get(peer) is receiver:  # there may be a later link already
+                self._sink.gone(peer, "its handshake broke off")
             raise
 
     def drop(self, peer: str) -> None:

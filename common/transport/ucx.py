@@ -40,15 +40,16 @@ class UcxBackend:
         self._lifelines: dict[str, list[Lifeline]] = {}
         self._dropped = asyncio.Event()
 
-    async def start(self, host: str) -> str:
+    async def start(self, host: str, port: int) -> str:
         self._driver = Driver(host, self._sink.counters)
-        self._address = f"ucx://{await self._listener.start(host)}"
+        self._address = f"ucx://{await self._listener.start(host, port)}"
         return self._address
 
-    async def dial(self, peer: messages.Peer) -> Link:
+    async def dial(self, peer: messages.Peer, generation: int) -> Link:
         assert self._driver is not None
-        own = self._driver.address
-        greeting = hello.Hello(self._sink.name, self._address, "ucx", self._sink.token, own)
+        own, worker = (self._sink.name, self._address), self._driver.address
+        token = self._sink.token
+        greeting = hello.Hello(*own, "ucx", token, worker, generation=generation)
         connection, welcome = await hello.dial(peer, greeting)
         name = peer.name
         try:
@@ -65,7 +66,8 @@ class UcxBackend:
         peer, slot = guest.hello.name, secrets.randbits(SLOT_BITS)
         if guest.hello.backend != "ucx":
             raise Invalid(f"this side speaks ucx, {peer} speaks {guest.hello.backend}")
-        self._sink.admit(guest.peer)
+        self._sink.admit(guest.peer, guest.hello.generation)
+        receiver = None
         try:
             endpoint = self._endpoint(peer, guest.hello.worker)
             receiver = self._receivers[peer] = UcxReceiver(peer, endpoint, slot, self._sink)
@@ -73,8 +75,11 @@ class UcxBackend:
             welcome = hello.Welcome(self._sink.name, self._driver.address, slot)
             await guest.welcome(welcome)
         except BaseException:
-            self._sink.gone(peer, "its handshake broke off")
+            if self._receivers.get(peer) is receiver:  # there may be a later link already
+                self._sink.gone(peer, "its handshake broke off")
             raise
+        if self._receivers.get(peer) is not receiver:
+            raise Invalid(f"{peer} was lost, or has opened another link")
         self._watch(peer, guest.connection)
 
     def drop(self, peer: str) -> None:

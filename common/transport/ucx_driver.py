@@ -213,10 +213,13 @@ class Endpoint:
         return driver.track(request, memory, done)
 
     def _broke(self, *_: object) -> None:
-        lost, self._lost = self._lost, None
         self._driver.kick(sweep=True)
-        if lost is not None:
-            self._driver._loop.call_soon(lost)
+        self._driver._loop.call_soon(self._tell)
+
+    def _tell(self) -> None:
+        lost, self._lost = self._lost, None
+        if lost is not None:  # it was not closed meanwhile
+            lost()
 
 
 def _seal(worker: bytes) -> bytes:

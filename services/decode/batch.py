@@ -71,6 +71,7 @@ class Batch:
         """Take a request out; returns when no step uses it any more."""
         self._running.pop(key, None)
         if key in self._in_step:
+            self._exchange.give_up(self._running)
             async with self._stepping:
                 return
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
@@ -56,6 +56,12 @@ class Question(NamedTuple):
         return cls(holder, requests, epochs, at, step)
 
 
+class _Asked(NamedTuple):
+    answer: asyncio.Future[State]
+    keys: frozenset[Key]
+    """Of the requests that it is for."""
+
+
 class Exchange:
     """Remote attention as a stateless operation on pages.
 
@@ -72,7 +78,7 @@ class Exchange:
         self._plane = plane
         self._pool = pool
         self._holdings = holdings
-        self._asked: dict[tuple[str, int, int], asyncio.Future[State]] = {}
+        self._asked: dict[tuple[str, int, int], _Asked] = {}
         self._answering: set[asyncio.Task[None]] = set()
         self._lately: dict[str, tuple[tuple[object, ...], PagedRows]] = {}
         """What each owner asked about last."""
@@ -92,7 +98,8 @@ class Exchange:
         answers: list[asyncio.Future[State]] = []
         for question in questions:
             answers.append(loop.create_future())
-            self._asked[question.holder, layer, question.step] = answers[-1]
+            keys = frozenset(zip(question.requests, question.epochs, strict=True))
+            self._asked[question.holder, layer, question.step] = _Asked(answers[-1], keys)
         clock = loop.call_later(ANSWER_S, self._overdue, questions, layer)
         try:
             yield partial(_all, answers)
@@ -102,6 +109,16 @@ class Exchange:
                 del self._asked[question.holder, layer, question.step]
                 if not answer.cancel() and not answer.cancelled():
                     answer.exception()  # seen, if the block ended for another reason
+
+    def give_up(self, running: Collection[Key]) -> None:
+        """Await no answer that is only for requests that have ended; it counts as a loss.
+
+        Others are not slowed down by a holder that their requests have nothing to do with.
+        """
+        for (holder, _, _), asked in self._asked.items():
+            if asked.keys.isdisjoint(running) and not asked.answer.done():
+                why = f"the requests that {holder} was asked about have ended"
+                asked.answer.set_exception(PeerLost(holder, why))
 
     async def ask(self, question: Question, layer: int, q: Tensor) -> None:
         """Send a holder the queries of a layer, [rows, heads, head_dim].
@@ -162,9 +179,10 @@ class Exchange:
             log.warning("an answer to %s was not sent: %s", source, error)
 
     def _on_answer(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
-        answer = self._asked.get((source, frame.layer, frame.at))
-        if answer is None or answer.done():
+        asked = self._asked.get((source, frame.layer, frame.at))
+        if asked is None or asked.answer.done():
             return
+        answer = asked.answer
         if frame.requests:
             gone = list(zip(frame.requests, frame.epochs, strict=True))
             answer.set_exception(NotHeld(source, gone))
@@ -174,16 +192,16 @@ class Exchange:
 
     def _overdue(self, questions: Sequence[Question], layer: int) -> None:
         for question in questions:
-            answer = self._asked.get((question.holder, layer, question.step))
-            if answer is not None and not answer.done():
+            asked = self._asked.get((question.holder, layer, question.step))
+            if asked is not None and not asked.answer.done():
                 why = f"{question.holder} did not answer in {ANSWER_S:.0f} s"
-                answer.set_exception(PeerLost(question.holder, why))
+                asked.answer.set_exception(PeerLost(question.holder, why))
 
     def _on_gone(self, peer: str) -> None:
         self._lately.pop(peer, None)
-        for (holder, _, _), answer in self._asked.items():
-            if holder == peer and not answer.done():
-                answer.set_exception(PeerLost(holder))
+        for (holder, _, _), asked in self._asked.items():
+            if holder == peer and not asked.answer.done():
+                asked.answer.set_exception(PeerLost(holder))
 
 
 async def _all(answers: Sequence[asyncio.Future[State]]) -> list[State]:

@@ -83,5 +83,5 @@ class FollowerService:
         self._following.sequences[key] = Sequence(holding, holders, request.prompt_tokens, none_yet)
 
     def _release(self, key: Key) -> None:
-        self._following.sequences.pop(key, None)
+        self._following.leave(key)
         self._holdings.release(key)

@@ -3,12 +3,12 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Self
 
 from torch import Tensor
 
-from sps2.common.errors import Cancelled, Refused
+from sps2.common.errors import Cancelled, PeerLost, Refused
 from sps2.common.messages import Hold
 from sps2.common.messages import Holding as Held
 from sps2.common.model.llama import Llama
@@ -38,6 +38,7 @@ class Holding:
         span: what arrives; it follows all that is shared.
         pages: of the span and its growth, and those of the cache that the request shares.
         own: those of `pages` that were taken for this request, by number.
+        sources: planes that the KV comes from; `lost` is set, and `filled`, if one is lost before.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Holding:
         own: Mapping[int, int],
         layers: int,
         heads: Span,
+        sources: Collection[str] = (),
     ) -> None:
         self.key = key
         self.span = span
@@ -59,6 +61,8 @@ class Holding:
         self.kv_bytes = 0
         self.first_s = self.last_s = self.busy_s = 0.0
         """When the first frame came, when the last was written, and how long writing took."""
+        self.lost: PeerLost | None = None
+        self._sources = sources
         self._layers = layers
         self._heads = heads
         self._missing = span.tokens * layers * heads.tokens
@@ -81,6 +85,12 @@ class Holding:
         self.first_s, self.last_s = self.first_s or start_s, time.monotonic()
         self.busy_s += self.last_s - start_s
         self.kv_bytes += frame.nbytes
+
+    def lose(self, peer: str) -> None:
+        """What a peer sent last may not have arrived."""
+        if peer in self._sources and not self.filled.is_set():
+            self.lost = PeerLost(peer, f"{peer} was lost while KV of {self.key[0]} came from it")
+            self.filled.set()
 
     def put(self, layer: int, at: int, head: int, k: Tensor, v: Tensor) -> None:
         """Write keys and values, [tokens, heads, head_dim], from position and KV head on."""
@@ -107,6 +117,7 @@ class Holdings:
         self._held: dict[Key, Holding] = {}
         self._freed = asyncio.Event()
         self.cached = CachedPages(pool)
+        plane.on_gone(self._on_gone)
 
     @classmethod
     def of(cls, model: Llama, pool: PagePool, plane: Plane) -> Self:
@@ -129,7 +140,9 @@ class Holdings:
         Raises:
             Refused: there are too few pages, and none came free in time; or pages that it would
                 share are not cached here.
+            PeerLost: a shard that the KV comes from was lost and cannot be reached again.
         """
+        await self._plane.reach(request.sources)
         key, span, tokens = (request.request, request.epoch), request.span, self._pool.page_tokens
         taken = await self._take(pages_for(request.capacity, tokens))
         try:
@@ -139,7 +152,8 @@ class Holdings:
             raise
         own = dict(enumerate(taken, span.start // tokens))
         pages = SequencePages(self._pool, shared | own)
-        holding = Holding(key, span, pages, own, self._layers, self.heads)
+        sources = [source.name for source in request.sources]
+        holding = Holding(key, span, pages, own, self._layers, self.heads, sources)
         if not request.in_place:
             holding.inbox = self._plane.open(*key, deliver=holding.deposit)
         self._held[key] = holding
@@ -170,11 +184,14 @@ class Holdings:
 
         Raises:
             Cancelled: the request was ended.
+            PeerLost: a shard that it comes from was lost.
         """
         key = (request.request, request.epoch)
         holding = self._held.get(key)
         if holding is not None:
             await holding.filled.wait()
+            if holding.lost is not None:
+                raise holding.lost
             self.cache(key, request.names)
         if holding is None or self._held.get(key) is not holding:
             raise Cancelled(f"request {request.request} was ended")
@@ -211,6 +228,10 @@ class Holdings:
             Held(*key, holding.span, len(holding.own) - len(holding.named))
             for key, holding in list(self._held.items())
         )
+
+    def _on_gone(self, peer: str) -> None:
+        for holding in self._held.values():
+            holding.lose(peer)
 
     def _give_back(self, pages: Iterable[int]) -> None:
         self._pool.give_back(pages)

@@ -92,6 +92,11 @@ class Following:
         self._steps: asyncio.Queue[tuple[str, Frame, tuple[Tensor, ...]]] = asyncio.Queue()
         plane.serve("step", lambda *step: self._steps.put_nowait(step))
 
+    def leave(self, key: Key) -> None:
+        """A request has ended."""
+        self.sequences.pop(key, None)
+        self._exchange.give_up(self.sequences)
+
     async def run(self) -> None:
         """Make the leader's steps, in their order; never returns."""
         while True:

@@ -41,14 +41,14 @@ log = logging.getLogger(__name__)
 async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
     """Run until `stop`. Raises Invalid if the model, a port or a key cannot be had."""
     http.require_certificate(cluster.gateway)
-    listener = http.listen(cluster.host, cluster.gateway.port)
+    listener = http.listen(about.host, cluster.gateway.port)
     with listener:
         folder = locate(cluster.model)
         parts = Parts(cluster, about, folder)
         give_back()
         async with (
             beating(about, cluster),
-            parts.running(cluster.gateway_address),
+            parts.running(about.listen_at(cluster.gateway.bus_port)),
             http.serving(parts.app, listener, cluster.gateway),
         ):
             about.started = True

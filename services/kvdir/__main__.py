@@ -15,7 +15,7 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
     about.counters = lambda: _counters(directory.leases())
     server = Server([DirectoryService(directory), about], cluster.bus)
     async with beating(about, cluster):
-        await server.start(cluster.kvdir_address)
+        await server.start(about.listen_at(cluster.kvdir.bus_port))
         about.started = True
         await stop.wait()
         await server.close()

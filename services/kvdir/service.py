@@ -27,8 +27,11 @@ class DirectoryService:
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
         self._changed = asyncio.Event()
+        self._announced: dict[str, Announce] = {}
+        """The latest of each shard: its end is the shard's end, that of an earlier one is not."""
 
     async def announce(self, request: Announce) -> AsyncIterator[Evicted]:
+        self._announced[request.shard] = request
         evicted = self._directory.announce(
             request.shard,
             request.peer,
@@ -48,8 +51,9 @@ class DirectoryService:
                     yield Evicted(names)
                 await changed.wait()
         finally:
-            self._directory.withdraw(request.shard, request.peer)
-            self._tell()
+            if self._announced[request.shard] is request:
+                self._directory.withdraw(request.shard, request.peer)
+                self._tell()
 
     async def report(self, request: Report) -> Done:
         before = self._directory.room()

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from sps2.common.errors import Invalid
-from sps2.common.messages import Advanced, Deposited, Done, Join, Prefill, Prefilled
+from sps2.common.messages import Advanced, Deposited, Done, Join, Peer, Prefill, Prefilled
 from sps2.common.model.collectives import Turn
 from sps2.common.model.llama import Llama
 from sps2.common.tracing import FORGETFUL, Recorder
@@ -62,7 +62,7 @@ class PrefillService:
     async def join(self, request: Join) -> AsyncIterator[Done]:
         key = (request.request, request.epoch)
         try:
-            await self._data.run(self._open(key))
+            await self._data.run(self._open(key, request.peers))
             async with opened(self._followers.peers, request) as streams:
                 for stream in streams:
                     await anext(stream)
@@ -158,7 +158,8 @@ class PrefillService:
             timeline,
         )
 
-    async def _open(self, key: tuple[str, int]) -> None:
+    async def _open(self, key: tuple[str, int], peers: Sequence[Peer]) -> None:
+        await self._plane.reach(peers)
         if key in self._inboxes:
             raise Invalid(f"request {key[0]} was joined in epoch {key[1]} already")
         self._inboxes[key] = self._plane.open(*key)

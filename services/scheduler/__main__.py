@@ -14,7 +14,9 @@ from sps2.services.scheduler.service import SchedulerService
 
 
 async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
-    hub = Hub(cluster.publish_address, cluster.subscribe_address, cluster.bus)
+    ports = cluster.telemetry
+    places = about.listen_at(ports.publish_port), about.listen_at(ports.subscribe_port)
+    hub = Hub(*places, cluster.bus)
     await hub.start()
     directory = Peer(cluster.kvdir_address, cluster.bus, name="kvdir")
     async with beating(about, cluster) as telemetry:
@@ -24,7 +26,7 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
         )
         about.missing, about.counters = service.waiting_for, service.counters
         server = Server([service, about, about.traces], cluster.bus)
-        await server.start(cluster.scheduler_address)
+        await server.start(about.listen_at(cluster.scheduler.bus_port))
         about.started = True
         watching = asyncio.create_task(service.watch_room())
         await stop.wait()

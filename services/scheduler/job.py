@@ -50,7 +50,7 @@ class Listener(Protocol):
     def advanced(self, progress: Progress) -> None: ...
     def prefilled(self, exchanged: Sequence[Exchanged]) -> None: ...
     def shareable(self) -> None: ...
-    def lost(self, shard: Shard) -> None: ...
+    def lost(self, shard: Shard, peer: Peer) -> None: ...
 
 
 Emit = Callable[[Placed | Progress | FirstToken | Finished], None]
@@ -293,6 +293,7 @@ class Job:
         self, place: Placement, held: asyncio.Event, filled: asyncio.Event
     ) -> None:
         growth = self._submit.sampling.max_tokens if place.shard == self._plan.owner else 0
+        sources = [peer for rank in self._plan.group for peer in self._shards[rank].peers]
         hold = Hold(
             self._submit.request,
             self._epoch,
@@ -301,6 +302,7 @@ class Job:
             self._names.names,
             place.shared,
             in_place=place.shard in self._plan.group,
+            sources=tuple(sources) if place.span.tokens else (),
             traceparent=self._trail.traceparent,
         )
         with self._reporting(place.shard):
@@ -314,7 +316,8 @@ class Job:
         raise Internal(f"{place.shard} let go of request {self._submit.request}")
 
     async def _keep_joined(self, shard: str, joined: asyncio.Event) -> None:
-        join = Join(self._submit.request, self._epoch)
+        peers = [peer for shard in self._shards.values() for peer in shard.peers]
+        join = Join(self._submit.request, self._epoch, tuple(peers))
         with self._reporting(shard):
             async with self._peers[shard].stream(join) as accepted:
                 async for _ in accepted:
@@ -328,7 +331,7 @@ class Job:
             yield
         except PeerLost as lost:
             if lost.peer == self._peers[shard].name:
-                self._listener.lost(self._shards[shard])
+                self._listener.lost(self._shards[shard], self._peers[shard])
             raise
 
 

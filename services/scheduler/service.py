@@ -5,6 +5,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 
 from sps2.common.config import Cluster
 from sps2.common.errors import PeerLost, Refused, ServiceError
@@ -47,9 +48,10 @@ from sps2.services.scheduler.core import (
 )
 from sps2.services.scheduler.fleet import Fleet
 from sps2.services.scheduler.job import Job
+from sps2.services.scheduler.members import Members
 from sps2.services.scheduler.policy import POLICIES, Plan, Work
 from sps2.services.scheduler.schemes import Schemes
-from sps2.services.tasks import emitted_by, forever
+from sps2.services.tasks import emitted_by
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +98,11 @@ class SchedulerService:
         )
         self._replans = Counter[str]()
         self._launches: dict[str, asyncio.Future[Launched]] = {}
-        self._peers: dict[str, Peer] = {}
+        self._members = Members(
+            config.bus,
+            lambda shard: self._handle(Joined(shard)),
+            lambda shard: self._handle(Lost(shard.id, shard.peer.name)),
+        )
         self._finding: set[asyncio.Task[None]] = set()
 
     async def watch_room(self) -> None:
@@ -113,19 +119,9 @@ class SchedulerService:
                 await asyncio.sleep(self._config.bus.beat_s)
 
     async def register(self, request: Register) -> AsyncIterator[Done]:
-        shard = request.shard
-        peer = Peer(shard.address, self._config.bus, name=shard.id)
-        previous, self._peers[shard.id] = self._peers.get(shard.id), peer
-        if previous is not None:
-            await previous.close()  # calls to its last life end now
-        log.info("%s joined (%s, pid %d)", shard.id, shard.peer.address, shard.pid)
-        self._handle(Joined(shard))
-        try:
-            yield Done()
-            await forever()
-        finally:
-            self._lose(shard)
-            await peer.close()
+        async with aclosing(self._members.register(request)) as accepted:
+            async for done in accepted:
+                yield done
 
     async def submit(self, request: Submit) -> AsyncIterator[Item]:
         async def job(emit: Emit) -> None:
@@ -144,7 +140,9 @@ class SchedulerService:
 
     def waiting_for(self) -> str:
         """What is missing to serve requests, in words."""
-        return self._core.fleet.waiting_for()
+        return "; ".join(
+            filter(None, [self._core.fleet.waiting_for(), *self._members.unfit.values()])
+        )
 
     def counters(self) -> dict[str, float]:
         """For beats: requests by stage, how often they were planned again, shards by role."""
@@ -160,8 +158,7 @@ class SchedulerService:
     async def close(self) -> None:
         for task in self._finding:
             task.cancel()
-        for peer in self._peers.values():
-            await peer.close()
+        await self._members.close()
 
     async def _run(self, submit: Submit, emit: Emit) -> None:
         names = self._names(submit)
@@ -260,7 +257,7 @@ class SchedulerService:
             plan,
             names,
             self._directory,
-            {shard: self._peers[shard] for shard in ids},
+            {shard: self._members.peers[shard] for shard in ids},
             shards,
             _Listening(self, submit.request),
             queued_s,
@@ -271,12 +268,6 @@ class SchedulerService:
         launch: asyncio.Future[Launched] = asyncio.get_running_loop().create_future()
         self._launches[request] = launch
         return launch
-
-    def _lose(self, shard: Shard) -> None:
-        member = self._core.fleet.members.get(shard.id)
-        if member is not None and member.shard.peer == shard.peer:
-            log.warning("%s was lost (%s)", shard.id, shard.peer.name)
-        self._handle(Lost(shard.id, shard.peer.name))
 
     def _handle(self, event: Event) -> None:
         for action in self._core.handle(event, time.monotonic()):
@@ -335,5 +326,5 @@ class _Listening:
         self._service._handle(Shareable(self._request))
         self._service._tell(self._request, "decode")
 
-    def lost(self, shard: Shard) -> None:
-        self._service._lose(shard)
+    def lost(self, shard: Shard, peer: Peer) -> None:
+        self._service._members.lose(shard, peer)

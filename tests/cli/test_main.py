@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from sps2.cli.main import app
 from sps2.cli.runs import RunFolder
-from sps2.common import config
+from sps2.common import config, config_text
 from sps2.common.config import Cluster
 
 
@@ -87,7 +87,7 @@ def test_any_alone_is_a_whole_cluster(tmp_path: Path) -> None:
     cluster = config.load(any=2)
     assert (cluster.prefill, cluster.decode, cluster.any) == (0, 0, 2)
     path = tmp_path / "cluster.toml"
-    path.write_text(config.dump(cluster, "test"))
+    path.write_text(config_text.dump(cluster, "test"))
     assert config.load(path) == cluster
 
 

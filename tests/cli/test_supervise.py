@@ -10,8 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sps2.cli.commands import Command, commands
 from sps2.cli.runs import RunFolder
-from sps2.cli.supervise import Command, Supervisor, commands, service_names, units
+from sps2.cli.services import service_names, units
+from sps2.cli.supervise import Supervisor
 from sps2.common.config import Cluster, load
 
 SLEEPER = "import time; print('awake', flush=True); time.sleep(60)"

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from sps2.cli import ports
 from sps2.cli.main import app
-from sps2.common import config
+from sps2.common import config, config_text
 from sps2.common.config import Cluster
 from sps2.common.messages import ClusterStatus, ShowCluster
 from sps2.common.rpc import Server
@@ -61,7 +61,7 @@ class Actors:
 @pytest.fixture
 def actors(tmp_path: Path) -> Iterator[Actors]:
     cluster = config.load(port=ports.free_base(), name="acted", bus={"beat_s": BEAT_S})
-    (tmp_path / "cluster.toml").write_text(config.dump(cluster, "test"))
+    (tmp_path / "cluster.toml").write_text(config_text.dump(cluster, "test"))
     made = Actors(cluster)
     loop = asyncio.new_event_loop()
     work = loop.create_task(made.run())
@@ -172,7 +172,7 @@ def test_where_there_is_no_terminal(actors: Actors, tmp_path: Path) -> None:
 
 def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
     cluster = config.load(port=ports.free_base(), name="nobody")
-    (tmp_path / "cluster.toml").write_text(config.dump(cluster, "test"))
+    (tmp_path / "cluster.toml").write_text(config_text.dump(cluster, "test"))
     done = subprocess.run(command(tmp_path, "--once"), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     assert f"waits for the gateway at {cluster.gateway_address}" in done.stdout

@@ -11,6 +11,7 @@ from sps2.common.errors import PeerLost
 from sps2.common.transport import hello, listener
 from sps2.common.transport.backends import BackendName
 from sps2.common.transport.frame import frame_for
+from sps2.common.transport.links import Behind
 from sps2.common.transport.plane import Plane
 
 
@@ -76,6 +77,52 @@ async def test_refusals_say_why(greeting: hello.Hello, reason: str) -> None:
     await talk(a, b)
     with pytest.raises(PeerLost, match=reason):
         await hello.dial(b.peer, greeting)
+    await talk(a, b)
+    await a.close()
+    await b.close()
+
+
+async def test_a_loss_that_this_side_has_not_noticed() -> None:
+    """Whoever opens a link of a new generation has lost all that there was before."""
+    a, b = Plane("a/1", "tcp"), Plane("b/1", "tcp")
+    await a.start()
+    await b.start()
+    await talk(a, b)
+    gone: list[str] = []
+    b.on_gone(gone.append)
+    inbox = b.open("r", 0)
+    waiting = asyncio.create_task(inbox.recv("kv", 0, 1, "a/1"))
+    await asyncio.sleep(0)
+    anew = hello.Hello("a/1", a.address, "tcp", a.token, generation=2)
+    connection, _ = await hello.dial(b.peer, anew)
+    with pytest.raises(PeerLost, match="lost its links with this side"):
+        await waiting
+    assert gone == ["a/1"]
+    with pytest.raises(Behind, match="has lost its links with a/1") as behind:
+        await hello.dial(b.peer, msgspec.structs.replace(anew, generation=1))
+    assert behind.value.generation == 2
+    with pytest.raises(PeerLost, match="already"):
+        await hello.dial(b.peer, anew)
+    connection.close()
+    await a.close()
+    await b.close()
+
+
+async def test_the_side_that_has_not_noticed_dials(backend: BackendName) -> None:
+    a, b = Plane("a/1", backend), Plane("b/1", backend)
+    await a.start()
+    await b.start()
+    await talk(a, b)
+    a.forget("b/1")
+    async with asyncio.timeout(10):
+        while not b.counters["peers_lost"]:
+            await asyncio.sleep(0.001)
+    a.introduce(msgspec.structs.replace(b.peer, address="tcp://127.0.0.1:1"))
+    with pytest.raises(PeerLost):  # a dial that fails is a loss that b does not hear of
+        await a.send("b/1", frame_for("kv", ("r",), (0,), 0, 0, ()), ())
+    b.introduce(a.peer)
+    await b.send("a/1", frame_for("kv", ("r",), (0,), 0, 0, ()), ())
+    await talk(b, a)
     await talk(a, b)
     await a.close()
     await b.close()

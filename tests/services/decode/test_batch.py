@@ -6,6 +6,7 @@ import pytest
 
 from sps2.common.errors import PeerLost
 from sps2.common.messages import Sampling
+from sps2.services.decode import exchange
 
 from ..world import greedy, oracle, tiny_model, world
 
@@ -87,6 +88,24 @@ async def test_a_lost_holder_fails_its_requests_and_no_others() -> None:
         assert isinstance(results[0], PeerLost)
         assert not isinstance(results[1], BaseException)
         assert [token.id for token in results[1][1]] == answer
+
+
+async def test_a_silent_holder_holds_up_only_who_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "ANSWER_S", 3600.0)
+    model = tiny_model()
+    _, answer = await oracle(model, [4], 100)
+    async with asyncio.timeout(60), world(model, 1, 2, "tcp", pages=256) as shards:
+        owner = shards.decode[1]
+        spread = asyncio.create_task(shards.run("spread", list(range(60)), greedy(400)))
+        local = asyncio.create_task(shards.run("local", [4], greedy(100)))
+        while len(owner.tokens) < 20:
+            await asyncio.sleep(0.001)
+        shards.decode[0].plane.serve("question", lambda *_: None)  # as after a cut
+        await asyncio.sleep(0.1)
+        assert not local.done()
+        spread.cancel()
+        _, tokens = await local
+    assert [token.id for token in tokens] == answer
 
 
 async def test_a_cancelled_request_gives_its_pages_back_between_steps() -> None:

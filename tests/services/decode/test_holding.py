@@ -1,12 +1,16 @@
 """Pages are shared by name, outlive their request, and are free after their last user."""
 
+import asyncio
+
 import pytest
 import torch
+from msgspec.structs import replace
 
-from sps2.common.errors import Refused
+from sps2.common.errors import PeerLost, Refused
 from sps2.common.messages import Hold
 from sps2.common.model.pages import PagePool
 from sps2.common.spans import Span
+from sps2.common.transport.frame import frame_for
 from sps2.common.transport.plane import Plane
 from sps2.services.decode import holding
 from sps2.services.decode.holding import Holdings
@@ -83,3 +87,31 @@ async def test_eviction_makes_room_for_who_waits(
         await holdings.hold(hold("b", 0, 12))
     holdings.evict(NAMES[-1:])
     assert len((await holdings.hold(hold("b", 0, 12))).own) == 3
+
+
+async def test_the_loss_of_a_source_ends_the_waiting(pool: PagePool) -> None:
+    """What it sent last may not have arrived, and nothing else would tell."""
+    config = tiny_config()
+    here, there = Plane("here/1", "inproc"), Plane("there/1", "inproc")
+    await here.start()
+    await there.start()
+    holdings = Holdings(pool, here, config.layers, Span(0, config.kv_heads))
+    request = hold("r", 0, 4)
+    request = replace(request, sources=(there.peer,))
+    await holdings.hold(request)
+    here.introduce(request.sources[0])
+    await here.send(there.name, frame_for("kv", ("x",), (0,), 0, 0, ()), ())  # they are linked
+    waiting = asyncio.create_task(holdings.complete(request))
+    await asyncio.sleep(0)
+    here.forget(there.name)
+    with pytest.raises(PeerLost, match="there/1"):
+        await waiting
+    await holdings.hold(replace(request, request="s"))  # it is reached again
+    waiting = asyncio.create_task(holdings.complete(replace(request, request="s")))
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    for key in (("r", 0), ("s", 0)):
+        holdings.release(key)
+    waiting.cancel()
+    await here.close()
+    await there.close()

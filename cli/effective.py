@@ -1,0 +1,63 @@
+"""The configuration that `spsctl up` starts a cluster with."""
+
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+
+from sps2.cli.hosts import Hosts
+from sps2.common import config, keys
+from sps2.common.config import Cluster, is_loopback
+from sps2.common.errors import Invalid
+from sps2.common.messages import Role
+from sps2.common.model.config import read
+from sps2.common.model.share import require_quantisable, share_of
+from sps2.common.models import locate
+
+
+def effective(path: Path | None, hosts: Hosts | None = None, **flags: Any) -> Cluster:
+    """The configuration in force: a file, overridden by flags; local model paths made absolute.
+
+    Args:
+        hosts: what it runs on, which says how many shards there are; the model may be there only.
+        flags: top-level keys of the configuration, `port`, `keys` and `policy`; None leaves the
+            file's.
+
+    Raises:
+        Invalid: a key, a value or the file is wrong, or the model was not pulled or cannot be
+            split or quantised as asked, or others could reach a cluster without keys.
+    """
+    policy = flags.pop("policy", None)
+    cluster = config.load(path, **(flags | (hosts.shards() if hosts else {})))
+    tables = msgspec.to_builtins(cluster)
+    if policy is not None:
+        tables["scheduler"]["policy"] = policy
+    if hosts is None:
+        cluster.require_keys(cluster.host)
+    elif not (cluster.bus.keys or all(map(is_loopback, hosts.addresses()))):
+        raise Invalid(
+            "the hosts can be reached from other machines, and the cluster has no keys: run "
+            f"`spsctl keys init`, then add `--keys {config.home() / 'keys'}`"
+        )
+    keys.cluster_key(cluster.bus)
+    if hosts is None:
+        _check_model(cluster)
+    local = Path(cluster.model).expanduser()
+    if local.exists() and (local.is_dir() or local.suffix == ".gguf"):
+        tables["model"] = str(local.resolve())
+    if cluster.bus.keys:
+        tables["bus"]["keys"] = str(Path(cluster.bus.keys).expanduser().resolve())
+    try:
+        cluster = msgspec.convert(tables, Cluster)
+    except msgspec.ValidationError as error:
+        raise Invalid(str(error)) from error
+    return hosts.addressed(cluster) if hosts else cluster
+
+
+def _check_model(cluster: Cluster) -> None:
+    folder = locate(cluster.model)
+    for tp in {cluster.tp_of(role) for role in get_args(Role)}:
+        if tp > 1:
+            share_of(read(folder), tp)
+        if cluster.quantize != "none":
+            require_quantisable(read(folder), cluster.quantize, tp)

@@ -1,0 +1,157 @@
+"""The host list of `spsctl up --hosts`: which machine runs what, and how it is reached."""
+
+import difflib
+import ipaddress
+import re
+import tomllib
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
+from msgspec import Meta
+from msgspec.structs import fields, replace
+
+from sps2.cli.services import service_names
+from sps2.common.config import Cluster, NotNegative, Section
+from sps2.common.errors import Invalid
+from sps2.common.messages import Role
+
+Control = Literal["gateway", "scheduler", "kvdir"]
+
+
+class Host(Section, frozen=True):
+    """One machine."""
+
+    name: Annotated[str, Meta(pattern=r"^[^-\s]\S*$")]
+    """As ssh knows it: a name, an address, or USER@HOST."""
+    address: str
+    """Where the others reach it, and what its services bind."""
+    bind: str = ""
+    """What its gateway, scheduler and KV directory bind instead, such as 0.0.0.0."""
+    services: tuple[Control, ...] = ()
+    """Those of the three that run here; the first host has what nobody else has."""
+    prefill: NotNegative = 0
+    decode: NotNegative = 0
+    any: NotNegative = 0
+    python: str = ""
+    """The Python there that has SPS2; empty takes the list's."""
+    home: str = ""
+    """SPS2_HOME there; empty takes the list's."""
+    environment: dict[str, str] = msgspec.field(default_factory=dict)
+    """Of the services there, such as UCX_NET_DEVICES."""
+
+    def shards_of(self, role: Role) -> int:
+        """How many shards of a role run here."""
+        return {"prefill": self.prefill, "decode": self.decode, "any": self.any}[role]
+
+
+class Hosts(Section, frozen=True):
+    """The whole file."""
+
+    hosts: tuple[Host, ...]
+    ssh: str = "ssh"
+    """The command that reaches a host, such as `ssh -J gate.example.org`."""
+    python: str = "python3"
+    home: str = ""
+
+    def shards(self) -> dict[str, int | None]:
+        """How many of each role there are on all hosts; None for a role that is not asked for."""
+        return {
+            role: sum(host.shards_of(role) for host in self.hosts) or None
+            for role in get_args(Role)
+        }
+
+    def places(self, cluster: Cluster) -> dict[str, Host]:
+        """The host of every service of a cluster, by its name; shards are dealt in order."""
+        dealt = {
+            role: [host for host in self.hosts for _ in range(host.shards_of(role))]
+            for role in get_args(Role)
+        }
+        made = {}
+        for name in service_names(cluster):
+            role, _, shard = name.partition("-")
+            made[name] = dealt[role][int(shard.partition(".")[0])] if shard else self.has(role)
+        return made
+
+    def has(self, service: str) -> Host:
+        """The host of the gateway, the scheduler or the KV directory."""
+        return next((host for host in self.hosts if service in host.services), self.hosts[0])
+
+    def addresses(self) -> list[str]:
+        """Everything that services bind."""
+        return [place for host in self.hosts for place in (host.address, host.bind) if place]
+
+    def addressed(self, cluster: Cluster) -> Cluster:
+        """The configuration, where its services are found on these hosts."""
+        return replace(
+            cluster,
+            host=self.has("gateway").address,
+            gateway=replace(cluster.gateway, host=self.has("gateway").address),
+            scheduler=replace(cluster.scheduler, host=self.has("scheduler").address),
+            kvdir=replace(cluster.kvdir, host=self.has("kvdir").address),
+        )
+
+
+def load(path: Path) -> Hosts:
+    """Read a host list.
+
+    Raises:
+        Invalid: the file is missing or not TOML, or a host is wrong: the message names it.
+    """
+    try:
+        tables = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise Invalid(f"cannot read the host list {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Invalid(f"{path} is not valid TOML: {error}") from error
+    try:
+        hosts = msgspec.convert(tables, Hosts)
+    except msgspec.ValidationError as error:
+        raise Invalid(f"{path}: {_explained(str(error), tables)}") from error
+    if problem := _problem(hosts):
+        raise Invalid(f"{path}: {problem}")
+    return hosts
+
+
+def _problem(hosts: Hosts) -> str:
+    """What is wrong with a list as a whole, or ""."""
+    if not hosts.hosts:
+        return "there is no [[hosts]] in it"
+    for key in ("name", "address"):
+        value, times = Counter(getattr(host, key) for host in hosts.hosts).most_common(1)[0]
+        if times > 1:
+            return f"{times} hosts have the {key} {value!r}; one host can have several shards"
+    control = Counter(service for host in hosts.hosts for service in host.services)
+    for service, times in control.items():
+        if times > 1:
+            return f"{times} hosts have the {service}; a cluster has one"
+    for host in hosts.hosts:
+        if len(hosts.hosts) > 1 and _is_loopback(host.address):
+            return f"host {host.name!r}: the others cannot reach it at {host.address}"
+        if not any(host.shards_of(role) for role in get_args(Role)) and host not in map(
+            hosts.has, get_args(Control)
+        ):
+            return f"host {host.name!r} runs nothing: give it shards, or leave it out"
+    return ""
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+def _explained(error: str, tables: dict[str, Any]) -> str:
+    """An error of msgspec's with the host's name, and the key that may have been meant."""
+    kind: type[Section] = Hosts
+    if place := re.search(r"\$\.hosts\[(\d+)\]", error):
+        kind, host = Host, tables["hosts"][int(place[1])]
+        name = host.get("name") if isinstance(host, dict) else None
+        error = f"host {name or int(place[1]) + 1!r}: {error}"
+    keys = [field.name for field in fields(kind)]
+    if unknown := re.search(r"unknown field `(.+?)`", error):
+        near = difflib.get_close_matches(unknown[1], keys, 1)
+        error += f"; did you mean {near[0]}?" if near else f"; there are {', '.join(keys)}"
+    return error

@@ -1,0 +1,263 @@
+"""What `spsctl up --hosts` runs on each host: one service, for as long as the launcher is there.
+
+`python -m sps2.cli.node` reads an order from the first line of standard input and runs its service
+until standard input ends, or nothing is heard on it for a minute: the service is never left behind.
+`--check` says as JSON what would keep the ordered services from running here.
+"""
+
+import argparse
+import asyncio
+import fcntl
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO
+
+import msgspec
+from msgspec.structs import replace
+
+from sps2.cli import ports
+from sps2.cli.runs import RunFolder
+from sps2.cli.services import environment, start_of
+from sps2.common import config_text, keys, models
+from sps2.common.config import Cluster
+from sps2.common.errors import Invalid, Refused, ServiceError
+
+BEAT_S = 5.0
+"""Between two signs of life of the launcher."""
+SILENT_BEATS = 24
+GRACE_S = 5.0
+"""From SIGTERM to SIGKILL."""
+TAKEOVER_S = 30.0
+"""For an earlier life of the service, whose launcher is gone, to end."""
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What the launcher wants of a host."""
+
+    version: str
+    """The launcher's."""
+    cluster: Cluster
+    services: tuple[str, ...]
+    address: str
+    bind: str
+    home: str
+    environment: dict[str, str]
+    processes: int
+    """Of the role that has the most here: they share the cores."""
+    keys: dict[str, str]
+    """Key files by name; they travel here and nowhere else, inside ssh."""
+
+    def __repr__(self) -> str:
+        return f"Order({', '.join(self.services)} at {self.address})"
+
+
+class Report(msgspec.Struct, frozen=True):
+    """The answer to `--check`."""
+
+    problems: tuple[str, ...]
+    now_s: float
+    """Of this host's clock, seconds since the epoch."""
+    model: str = ""
+    """The model's fingerprint, if it is here."""
+
+
+def check(order: Order) -> Report:
+    """Look for what would keep the services from running here."""
+    problems: list[str] = []
+    model = ""
+    cluster = configured(order)
+    problems += _address_problems(order)
+    if not problems:
+        with _noted(problems):
+            ports.require_free(cluster, order.services, order.bind or order.address)
+    with _noted(problems):
+        model = models.fingerprint(models.locate(cluster.model))
+    return Report(tuple(problems), time.time(), model)
+
+
+async def run(order: Order, heard: asyncio.StreamReader) -> int:
+    """Run the one service of `order` until `heard` ends or is silent.
+
+    Returns:
+        The status to exit with: the service's own, if it ended by itself.
+    """
+    (service,) = order.services
+    cluster = configured(order)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    folder = RunFolder(cluster.name)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    file = folder.path / f"{service}.toml"
+    async with _alone(folder.path / f"{service}.lock"):
+        if order.keys:
+            cluster = replace(
+                cluster, bus=replace(cluster.bus, keys=str(_keep_keys(order, folder)))
+            )
+        file.write_text(config_text.dump(cluster, f"What is in force for {service}."))
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *start_of(service, file),
+            *("--host", _bound(order, service)),
+            stdin=asyncio.subprocess.DEVNULL,
+            cwd=folder.path,
+            env=os.environ
+            | environment(service, cluster.shard_threads)
+            | order.environment
+            | {"SPS2_SUPERVISOR_PID": str(os.getpid())},
+        )
+        silence = asyncio.create_task(_until_silent(heard, stop))
+        told, ended = asyncio.create_task(stop.wait()), asyncio.create_task(process.wait())
+        await asyncio.wait({told, ended}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (silence, told):
+            task.cancel()
+        if ended.done():
+            status = ended.result()
+            return status if status >= 0 else 128 - status
+        process.terminate()
+        await asyncio.wait({ended}, timeout=GRACE_S)
+        if not ended.done():
+            process.kill()
+        await ended
+        return 0
+
+
+def read(line: bytes) -> Order:
+    """The order in a line of standard input.
+
+    Raises:
+        Invalid: the launcher is of another version.
+    """
+    theirs, own = msgspec.json.decode(line, type=_Version).version, version("sps2")
+    if theirs != own:
+        raise Invalid(
+            f"{sys.executable} has sps2 {own}, and the launcher is of version {theirs}: "
+            "install one version on all hosts"
+        )
+    return msgspec.json.decode(line, type=Order)
+
+
+class _Version(msgspec.Struct, frozen=True):
+    version: str
+
+
+def configured(order: Order) -> Cluster:
+    """The configuration as it is in force here; sets SPS2_HOME, if the order says so."""
+    if order.home:
+        os.environ["SPS2_HOME"] = str(Path(order.home).expanduser().absolute())
+    cores = len(os.sched_getaffinity(0))
+    return replace(order.cluster, threads=order.cluster.threads or max(1, cores // order.processes))
+
+
+def _keep_keys(order: Order, folder: RunFolder) -> Path:
+    """Where the key files lie on this host."""
+    path = folder.path / "keys"
+    path.mkdir(mode=0o700, exist_ok=True)
+    for name, text in order.keys.items():
+        keys.write_private(path / name, text.encode())
+    return path
+
+
+def _bound(order: Order, service: str) -> str:
+    return order.address if "-" in service else order.bind or order.address
+
+
+@contextmanager
+def _noted(problems: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except Invalid as error:
+        problems.append(str(error))
+
+
+def _address_problems(order: Order) -> Iterator[str]:
+    try:
+        address = socket.gethostbyname(order.address)
+    except OSError as error:
+        yield f"{order.address} has no address there: {error}"
+        return
+    if address.startswith("127.") and order.address != address:
+        yield f"{order.address} is {address} there, where the others cannot reach it: give the IP"
+    elif not ports.is_own(address):
+        yield f"{order.address} is not an address of that machine"
+
+
+@asynccontextmanager
+async def _alone(lock: Path) -> AsyncIterator[None]:
+    """While no other life of the service runs here; one whose launcher was cut off is ended.
+
+    Raises:
+        Refused: it does not end.
+    """
+    with lock.open("a+") as file:
+        since_s = time.monotonic()
+        while not _locked(file):
+            if time.monotonic() - since_s > TAKEOVER_S:
+                raise Refused(f"an earlier {lock.stem} does not end; see {lock}")
+            file.seek(0)
+            with suppress(ValueError, ProcessLookupError):
+                os.kill(int(file.read()), signal.SIGTERM)
+            await asyncio.sleep(0.2)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+async def _until_silent(heard: asyncio.StreamReader, stop: asyncio.Event) -> None:
+    """Set `stop` when the launcher is gone. Beats that were due while all slept are not missed."""
+    silent = 0
+    while silent < SILENT_BEATS:
+        try:
+            async with asyncio.timeout(BEAT_S):
+                if not await heard.read(1024):
+                    break
+            silent = 0
+        except TimeoutError:
+            silent += 1
+    else:
+        print(f"nothing heard of the launcher for {SILENT_BEATS * BEAT_S:.0f} s", file=sys.stderr)
+    stop.set()
+
+
+async def _main(checks: bool) -> int:
+    heard = asyncio.StreamReader()
+    protocol = asyncio.StreamReaderProtocol(heard)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, sys.stdin)
+    order = read(await heard.readline())
+    if checks:
+        print(msgspec.json.encode(check(order)).decode())
+        return 0
+    return await run(order, heard)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m sps2.cli.node", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="run nothing, say what would fail")
+    arguments = parser.parse_args()
+    try:
+        status = asyncio.run(_main(arguments.check))
+    except msgspec.MsgspecError as error:
+        sys.exit(f"the launcher's order is not understood; is it of this version? {error}")
+    except (ServiceError, OSError) as error:
+        sys.exit(str(error))
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

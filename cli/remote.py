@@ -1,0 +1,102 @@
+"""The hosts of a list, asked before anything is started whether they can run what they are to."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+from msgspec.structs import replace
+
+from sps2.cli.commands import order, reach
+from sps2.cli.hosts import Host, Hosts
+from sps2.cli.node import Report
+from sps2.common.config import Cluster
+from sps2.common.errors import Invalid
+
+CHECK_S = 90.0
+APART_S = 2.0
+"""Of clocks; more is told."""
+
+
+def check(cluster: Cluster, hosts: Hosts) -> list[str]:
+    """Ask every host.
+
+    Returns:
+        What is odd and does not keep the cluster from running.
+
+    Raises:
+        Invalid: of each host that cannot be reached, or run its services, the reasons.
+    """
+    answers = asyncio.run(_ask_all(cluster, hosts))
+    problems = [
+        f"host {host.name!r}: {problem}"
+        for host, (report, _) in zip(hosts.hosts, answers, strict=True)
+        for problem in ([report] if isinstance(report, str) else report.problems)
+    ]
+    if not problems:
+        problems = _models_apart(hosts.hosts, [r for r, _ in answers if isinstance(r, Report)])
+    if problems:
+        raise Invalid("\n".join(problems))
+    return [
+        f"the clock of host {host.name!r} is {abs(apart_s):.0f} s "
+        f"{'ahead of' if apart_s > 0 else 'behind'} this machine's: times in logs and traces will "
+        "not fit together; set all clocks by NTP"
+        for host, (_, apart_s) in zip(hosts.hosts, answers, strict=True)
+        if abs(apart_s) > APART_S
+    ]
+
+
+Answer = tuple[Report | str, float]
+"""What a host says, or why it does not, and how far its clock is ahead of ours, in seconds."""
+
+
+async def _ask_all(cluster: Cluster, hosts: Hosts) -> list[Answer]:
+    return await asyncio.gather(*(_ask(cluster, hosts, host) for host in hosts.hosts))
+
+
+async def _ask(cluster: Cluster, hosts: Hosts, host: Host) -> Answer:
+    services = [name for name, place in hosts.places(cluster).items() if place == host]
+    asked = replace(order(cluster, hosts, host, services), keys={})
+    line = msgspec.json.encode(asked) + b"\n"
+    argv = reach(hosts, host, "--check")
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    except OSError as error:
+        return f"{argv[0]} cannot be started: {error.strerror}", 0.0
+    try:
+        async with asyncio.timeout(CHECK_S):
+            said, complained = await process.communicate(line)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return f"no answer in {CHECK_S:.0f} s", 0.0
+    try:
+        report = msgspec.json.decode(said.splitlines()[-1], type=Report)  # a login may greet
+    except (IndexError, msgspec.MsgspecError):
+        return _why(complained.decode(errors="replace"), process.returncode, hosts, host), 0.0
+    return report, report.now_s - time.time()
+
+
+def _why(complained: str, status: int | None, hosts: Hosts, host: Host) -> str:
+    python = host.python or hosts.python
+    last = complained.strip().splitlines()[-1:] or [f"exit status {status}"]
+    if status == 255:  # ssh's own
+        return f"cannot be reached: {last[0]}; try `{hosts.ssh} {host.name} true`"
+    if "No module named" in complained:
+        return f"{python} has no sps2 there, or an old one ({last[0]}): set `python` of this host"
+    return f"{python} -m sps2.cli.node failed there: {last[0]}"
+
+
+def _models_apart(hosts: Sequence[Host], reports: Sequence[Report]) -> list[str]:
+    usual = Counter(report.model for report in reports).most_common(1)[0][0]
+    return [
+        f"host {host.name!r}: its model is not the one that the other hosts have; pull it again"
+        for host, report in zip(hosts, reports, strict=True)
+        if report.model != usual
+    ]

@@ -1,0 +1,77 @@
+"""Whether one service works, for probes: `python -m sps2.services.health SERVICE [--ready]`.
+
+SERVICE is its name in `spsctl status`, such as gateway or prefill-0; of a shard, `--host` says
+where it is, and the configuration must give it a port (`shard_port`). Exits with 0 if it answers on
+the bus, or, with `--ready`, if it also has all that it waits for.
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from sps2.common import config
+from sps2.common.config import Cluster
+from sps2.common.errors import Invalid, ServiceError
+from sps2.common.messages import Describe, Info
+from sps2.common.rpc import Peer
+from sps2.services.run import address_of, is_shard
+
+DEADLINE_S = 8.0
+
+
+def address(cluster: Cluster, service: str, host: str | None) -> str:
+    """Where a service is on the bus.
+
+    Raises:
+        Invalid: there is no such service, or the configuration does not tell.
+    """
+    name, _, place = service.partition("-")
+    if is_shard(name):
+        index, _, rank = place.partition(".")
+        if not index.isdecimal() or not (rank or "0").isdecimal():
+            raise Invalid(f"{service!r} is no shard; try {name}-0")
+        port, _ = cluster.shard_ports_of(name, int(index), int(rank or 0))
+        if not port:
+            raise Invalid("set shard_port in the configuration: without it, shards take any port")
+        return f"tcp://{address_of(host or cluster.host)}:{port}"
+    ports = {
+        "gateway": cluster.gateway.bus_port,
+        "scheduler": cluster.scheduler.bus_port,
+        "kvdir": cluster.kvdir.bus_port,
+    }
+    if service not in ports:
+        raise Invalid(f"there is no service {service!r}; there are {', '.join(ports)} and shards")
+    return f"tcp://{address_of(host or cluster.host_of(service))}:{ports[service]}"
+
+
+async def ask(cluster: Cluster, service: str, host: str | None) -> Info:
+    """What the service says of itself. Raises ServiceError if it does not answer."""
+    peer = Peer(address(cluster, service, host), cluster.bus, service)
+    try:
+        return await peer.call(Describe(), DEADLINE_S)
+    finally:
+        await peer.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m sps2.services.health", description=__doc__)
+    parser.add_argument("service")
+    parser.add_argument("--config", type=Path, help="of the cluster; else $SPS2_CONFIG")
+    parser.add_argument("--host", help="where it is, if not where the configuration says")
+    parser.add_argument("--ready", action="store_true", help="it must not wait for anything")
+    arguments = parser.parse_args()
+    named = arguments.config or os.environ.get("SPS2_CONFIG")
+    try:
+        cluster = config.load(Path(named) if named else None)
+        info = asyncio.run(ask(cluster, arguments.service, arguments.host))
+    except ServiceError as error:
+        sys.exit(f"{arguments.service} is not well: {error}")
+    if arguments.ready and info.state != "ready":
+        sys.exit(f"{info.service} is {info.state}; it waits for {info.waiting_for or 'its start'}")
+    print(f"{info.service} is {info.state}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Which shards have registered, how they are reached, and which may not and why."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+
+from sps2.common.config import Bus
+from sps2.common.errors import Cancelled, Invalid
+from sps2.common.messages import Describe, Done, Register, Shard
+from sps2.common.rpc import Peer
+
+REACH_S = 5.0
+"""How long it may take to connect to a shard that registers."""
+
+log = logging.getLogger(__name__)
+
+
+class Members:
+    """Shards are members for as long as they stay registered, or until a call to them fails.
+
+    Args:
+        joined, lost: told of every change.
+    """
+
+    def __init__(
+        self, bus: Bus, joined: Callable[[Shard], None], lost: Callable[[Shard], None]
+    ) -> None:
+        self.peers: dict[str, Peer] = {}
+        """The connections to shards, by id."""
+        self.unfit: dict[str, str] = {}
+        """Why shards that want to be are no members, by id."""
+        self._bus = bus
+        self._joined = joined
+        self._lost = lost
+        self._registered: dict[str, tuple[Shard, asyncio.Event]] = {}
+        """With what ends a registration: a shard that is there after all registers again."""
+
+    async def register(self, request: Register) -> AsyncGenerator[Done, None]:
+        """Make a shard a member for as long as this is iterated; it ends when the shard is lost.
+
+        Raises:
+            Invalid: it cannot be reached.
+        """
+        shard = request.shard
+        peer = Peer(shard.address, self._bus, name=shard.id)
+        previous, self.peers[shard.id] = self.peers.get(shard.id), peer
+        self._leave(shard.id)
+        if previous is not None:
+            await previous.close()  # calls to its last life end now
+        left = asyncio.Event()
+        try:
+            await self._check(shard, peer)
+            if self.peers[shard.id] is not peer:
+                return
+            log.info("%s joined (%s, pid %d)", shard.id, shard.peer.address, shard.pid)
+            self._registered[shard.id] = shard, left
+            self._joined(shard)
+            yield Done()
+            await left.wait()
+        finally:
+            self.lose(shard, peer)
+            await peer.close()
+
+    def lose(self, shard: Shard, peer: Peer) -> None:
+        """A call to a shard over this connection failed, or it is not registered any more."""
+        if self.peers.get(shard.id) is peer and shard.id in self._registered:  # it is not back yet
+            log.warning("%s was lost (%s)", shard.id, shard.peer.name)
+            self._leave(shard.id)
+
+    async def close(self) -> None:
+        """Disconnect from all."""
+        for peer in self.peers.values():
+            await peer.close()
+
+    def _leave(self, shard_id: str) -> None:
+        if shard_id in self._registered:
+            shard, left = self._registered.pop(shard_id)
+            left.set()
+            self._lost(shard)
+
+    async def _check(self, shard: Shard, peer: Peer) -> None:
+        self.unfit.pop(shard.id, None)
+        try:
+            await peer.call(Describe(), REACH_S)
+        except Cancelled:
+            self.unfit[shard.id] = (
+                f"the scheduler cannot reach {shard.id} at {shard.address}: is that its address, "
+                "and are its ports open to the scheduler's host?"
+            )
+            raise Invalid(self.unfit[shard.id]) from None

@@ -1,0 +1,101 @@
+"""One service on a host, which lives as long as its launcher is heard of."""
+
+import asyncio
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+
+from sps2.cli import node, ports
+from sps2.cli.commands import order
+from sps2.cli.hosts import Host, Hosts
+from sps2.common.config import Cluster, load
+
+
+@pytest.fixture
+def line(tmp_path: Path, checkpoint: Callable[[str], Path]) -> bytes:
+    """An order for a KV directory."""
+    cluster = load(port=ports.free_base(), model=str(checkpoint("smollm2")))
+    host = Host("alpha", "127.0.0.1", home=str(tmp_path))
+    return msgspec.json.encode(order(cluster, Hosts((host,)), host, ["kvdir"])) + b"\n"
+
+
+async def started(line: bytes) -> Process:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "sps2.cli.node", stdin=PIPE, stderr=PIPE
+    )
+    assert process.stdin is not None
+    process.stdin.write(line)
+    await process.stdin.drain()
+    return process
+
+
+async def service_of(process: Process) -> psutil.Process:
+    async with asyncio.timeout(60):
+        while not (children := psutil.Process(process.pid).children()):
+            await asyncio.sleep(0.05)
+    return children[0]
+
+
+async def listening(process: psutil.Process) -> None:
+    async with asyncio.timeout(60):
+        while not any(each.status == "LISTEN" for each in process.net_connections("tcp")):
+            await asyncio.sleep(0.05)
+
+
+async def test_ends_with_its_standard_input(line: bytes) -> None:
+    process = await started(line)
+    service = await service_of(process)
+    await listening(service)
+    assert process.stdin is not None
+    process.stdin.close()
+    assert await asyncio.wait_for(process.wait(), 60) == 0
+    assert not service.is_running()
+
+
+async def test_a_launcher_that_falls_silent(
+    line: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node, "BEAT_S", 0.05)
+    monkeypatch.setattr(node, "SILENT_BEATS", 3)
+    monkeypatch.setenv("SPS2_HOME", str(tmp_path))
+    heard = asyncio.StreamReader()
+    async with asyncio.timeout(60):
+        assert await node.run(node.read(line), heard) == 0
+
+
+async def test_how_the_service_ended_is_told(line: bytes) -> None:
+    process = await started(line)
+    service = await service_of(process)
+    await listening(service)
+    service.send_signal(signal.SIGKILL)
+    assert await asyncio.wait_for(process.wait(), 60) == 128 + signal.SIGKILL
+
+
+async def test_takes_over_from_an_earlier_life(line: bytes) -> None:
+    earlier = await started(line)
+    old = await service_of(earlier)
+    await listening(old)
+    later = await started(line)
+    assert await asyncio.wait_for(earlier.wait(), 60) == 0
+    new = await service_of(later)
+    await listening(new)
+    assert new.pid != old.pid
+    assert later.stdin is not None
+    later.stdin.close()
+    assert await asyncio.wait_for(later.wait(), 60) == 0
+
+
+def test_shares_the_cores_of_its_own_host() -> None:
+    cores = len(os.sched_getaffinity(0))
+    host = Host("alpha", "127.0.0.1", prefill=1, decode=cores)
+    told = order(Cluster(prefill=1, decode=cores), Hosts((host,)), host, [])
+    assert node.configured(told).threads == 1
+    told = order(Cluster(prefill=9), Hosts((host,)), Host("beta", "127.0.0.2", prefill=1), [])
+    assert node.configured(told).threads == cores

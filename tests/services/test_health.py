@@ -1,0 +1,59 @@
+"""Probes of services that answer, wait, and are not there."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sps2.cli import ports
+from sps2.common import config_text
+from sps2.common.config import Cluster, load
+from sps2.common.errors import Invalid
+from sps2.common.rpc import Server
+from sps2.services import health
+from sps2.services.run import About
+
+
+def probe(file: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    argv = [sys.executable, "-m", "sps2.services.health", "--config", str(file), *arguments]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=120)
+
+
+async def test_a_service_that_answers_and_waits(tmp_path: Path) -> None:
+    import asyncio
+
+    cluster = load(port=ports.free_base(), shard_port=ports.free_base() + 8)
+    file = tmp_path / "cluster.toml"
+    file.write_text(config_text.dump(cluster, "of a test"))
+    about = About("decode-0", ports=cluster.shard_ports_of("decode", 0, 0), started=True)
+    server = Server([about], cluster.bus)
+    await server.start(about.listen_at())
+    alive = await asyncio.to_thread(probe, file, "decode-0", "--ready")
+    assert (alive.returncode, alive.stdout) == (0, "decode-0 is ready\n"), alive.stderr
+    about.missing = lambda: "the scheduler"
+    assert (await asyncio.to_thread(probe, file, "decode-0")).returncode == 0
+    waiting = await asyncio.to_thread(probe, file, "decode-0", "--ready")
+    assert (waiting.returncode, waiting.stderr) == (
+        1,
+        "decode-0 is waiting; it waits for the scheduler\n",
+    )
+    await server.close()
+
+
+async def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "DEADLINE_S", 0.2)
+    with pytest.raises(Exception, match="Describe to gateway passed its deadline"):
+        await health.ask(load(port=ports.free_base()), "gateway", None)
+
+
+def test_where_services_are() -> None:
+    cluster = Cluster(prefill=2, decode=2, tp=2, shard_port=9000)
+    found = [health.address(cluster, name, None) for name in ("gateway", "prefill-1.1")]
+    assert found == ["tcp://127.0.0.1:8001", "tcp://127.0.0.1:9006"]
+    assert health.address(cluster, "decode-0", "localhost") == "tcp://127.0.0.1:9008"
+    for service, said in (("gatway", "no service"), ("prefill-x", "no shard")):
+        with pytest.raises(Invalid, match=said):
+            health.address(cluster, service, None)
+    with pytest.raises(Invalid, match="shard_port"):
+        health.address(Cluster(), "prefill-0", None)
