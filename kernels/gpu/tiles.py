@@ -31,6 +31,9 @@ OLDER = {
 EXACT = Tile(32, 32, 4, 2)
 """For float32, which tensor cores do not multiply."""
 
+HYBRID = {128: (64, 64, 3), 256: (64, 64, 2), 512: (64, 32, 2), 1024: (16, 16, 1)}
+"""Rows, keys and stages of prompts beside decoding: by bytes of a padded row."""
+
 
 def power(number: int, least: int = 16) -> int:
     """The next power of two, and what a product needs at least."""
@@ -57,6 +60,29 @@ def decode(dim: int, dtype: torch.dtype, group: int, keys: int) -> Tile:
     width = power(dim) * dtype.itemsize
     most = max(16, min(64, (32 << 10) // width))
     return Tile(power(group), min(most, power(keys)), 4, 3 if width <= 512 else 2)
+
+
+class Hybrid(NamedTuple):
+    """Tiles of one launch, with the same warps and stages."""
+
+    prompt: Tile
+    decoding: Tile
+
+
+def hybrid(dim: int, dtype: torch.dtype, group: int) -> Hybrid:
+    """Small enough that several programs of each kind fit on a multiprocessor.
+
+    Args:
+        group: heads that share a KV head; with few, several rows of one tile may share keys.
+    """
+    width = max(128, power(dim) * dtype.itemsize)
+    rows, keys, stages = HYBRID[width]
+    return Hybrid(Tile(rows, keys, 4, stages), Tile(power(group), keys, 4, stages))
+
+
+def shared(dim: int, dtype: torch.dtype) -> int:
+    """Heads of rows that share keys, which `decode` may take at once."""
+    return max(16, min(64, (16 << 10) // (power(dim) * dtype.itemsize)))
 
 
 def _roomy(device: torch.device) -> bool:

@@ -12,7 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from sps2.kernels import PagedRows, Run, State
-from sps2.kernels.gpu import csa, decode, flash, merge, packed, quantize, rows
+from sps2.kernels.gpu import csa, decode, flash, merge, packed, pod, quantize, rows
 
 DTYPE = torch.bfloat16
 
@@ -41,6 +41,7 @@ def launch_all() -> None:
     flash.attend(q, k, k, [(runs, runs)], scale)
     paged = PagedRows([[Run(0, 0, 256)]], [255])
     decode.attend(q[:1], k.to(torch.int8), k.to(torch.int8), paged, scale, None, (K8, K8))
+    pod.attend(pod.Prompts(q, k, k, [(runs, runs)]), pod.Decoding(q[:1], k, k, paged), scale)
     csa.score(q, k, scale, torch.arange(256))
     which = torch.ones(2, 4, dtype=torch.bool)
     made, _ = quantize.pack_all_on_device(k, k, which, 8)
