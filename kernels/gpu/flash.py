@@ -15,7 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from sps2.kernels.gpu import check, tiles, upload
-from sps2.kernels.gpu.softmax import LOG2E, finish, operand, product, weigh
+from sps2.kernels.gpu.softmax import LOG2E, finish
+from sps2.kernels.gpu.take import take
 from sps2.kernels.state import Run, Scales, State
 
 Part = tuple[Sequence[Run], Sequence[Run]]
@@ -206,7 +207,7 @@ def tile_of(
             whole = start + tl.maximum(tl.minimum(stop, first + 1) - start, 0) // KEYS * KEYS
         for key in range(start, whole, KEYS):
             slot = before + key
-            out, peak, weight = _take(
+            out, peak, weight = take(
                 q, out, peak, weight, at, factor, window, key, stop,
                 K + slot * k_row, V + slot * v_row,
                 K_SCALE + slot * ks_row, V_SCALE + slot * vs_row,
@@ -215,7 +216,7 @@ def tile_of(
             )  # fmt: skip
         for key in range(whole, stop, KEYS):
             slot = before + key
-            out, peak, weight = _take(
+            out, peak, weight = take(
                 q, out, peak, weight, at, factor, window, key, stop,
                 K + slot * k_row, V + slot * v_row,
                 K_SCALE + slot * ks_row, V_SCALE + slot * vs_row,
@@ -226,41 +227,3 @@ def tile_of(
     whole_weight, lse = finish(peak, weight)
     tl.store(into, out / whole_weight[:, None], mask=inside)
     tl.store(lse_at, lse, mask=live)
-
-
-@triton.jit
-def _take(
-    q, out, peak, weight, at, factor, window, key, stop,
-    K, V, K_SCALE, V_SCALE, k_row, v_row, ks_row, vs_row,
-    DIM: tl.constexpr, PADDED: tl.constexpr, KEYS: tl.constexpr,
-    MASKED: tl.constexpr, WINDOWED: tl.constexpr, SCALED: tl.constexpr,
-):  # fmt: skip
-    """One tile of keys at positions from `key` on, of which those from `stop` are not there."""
-    ahead = tl.arange(0, KEYS)
-    dims = tl.arange(0, PADDED)
-    there = key + ahead < stop
-    k_at = K + ahead[None, :] * k_row + dims[:, None]
-    v_at = V + ahead[:, None] * v_row + dims[None, :]
-    if MASKED:
-        k = tl.load(k_at, mask=there[None, :] & (dims < DIM)[:, None], other=0)
-        v = tl.load(v_at, mask=there[:, None] & (dims < DIM)[None, :], other=0)
-    elif DIM != PADDED:
-        k = tl.load(k_at, mask=(dims < DIM)[:, None], other=0)
-        v = tl.load(v_at, mask=(dims < DIM)[None, :], other=0)
-    else:
-        k = tl.load(k_at)
-        v = tl.load(v_at)
-    scores = product(q, operand(k, q), tl.zeros([q.shape[0], KEYS], dtype=tl.float32))
-    if SCALED:
-        scores *= tl.load(K_SCALE + ahead * ks_row, mask=there, other=0.0)[None, :]
-    if MASKED:
-        distance = at[:, None] - (key + ahead)[None, :]
-        seen = (distance >= 0) & there[None, :]
-        if WINDOWED:
-            seen &= distance < window
-        scores = tl.where(seen, scores, float("-inf"))
-    shares, peak, weight, shrink = weigh(scores, factor, peak, weight, MASKED)
-    if SCALED:
-        shares *= tl.load(V_SCALE + ahead * vs_row, mask=there, other=0.0)[None, :]
-    out = product(shares.to(q.dtype), operand(v, q), out * shrink[:, None])
-    return out, peak, weight

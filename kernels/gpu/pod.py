@@ -113,10 +113,7 @@ def _pod(
     ROWS: tl.constexpr, KEYS: tl.constexpr, SCALED: tl.constexpr,
     FEW: tl.constexpr, PAGED: tl.constexpr, PAGES_SCALED: tl.constexpr,
 ):  # fmt: skip
-    if INTERPRETED:  # as if all programs ran on one multiprocessor
-        processor = 0
-    else:
-        processor = smid()
+    processor = 0 if INTERPRETED else smid()
     ticket = tl.atomic_add(TICKETS + 2 + processor, 1).to(tl.int64)
     both = (prompt_work + decoding_work).to(tl.int64)
     prompt = (ticket + 1) * prompt_work // both > ticket * prompt_work // both
