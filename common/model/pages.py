@@ -9,7 +9,7 @@ from torch import Tensor
 from sps2.common.errors import Refused
 from sps2.common.model.config import ModelConfig
 from sps2.kernels import Run, Scales
-from sps2.kernels.quantize import quantise_rows
+from sps2.kernels.append import append
 
 
 def page_bytes(config: ModelConfig, page_tokens: int, dtype: torch.dtype) -> int:
@@ -98,12 +98,7 @@ class PagePool:
         Args:
             where: [rows] for k and v [rows, kv_heads, head_dim], or slices of slots and KV heads.
         """
-        if not self._scales:
-            keys, values = self._layers[layer]
-            keys[where], values[where] = k, v
-            return
-        for x, pool, scales in zip((k, v), self._layers[layer], self._scales[layer], strict=True):
-            pool[where], scales[where] = quantise_rows(x, torch.float32)
+        append(k, v, *self._layers[layer], where, self.scales(layer))
 
     def take(self, pages: int) -> list[int]:
         """Take free pages, each with one user; in one stretch where possible.

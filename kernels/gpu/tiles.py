@@ -50,9 +50,9 @@ def prefill(
     else:
         best = (HOPPER if _roomy(device) else OLDER)[width]
     least = 16 if rows <= 16 else 64
-    return best._replace(
-        rows=min(best.rows, power(rows, min(least, best.rows))), keys=min(best.keys, power(keys))
-    )
+    rows = min(best.rows, power(rows, min(least, best.rows)))
+    warps = min(best.warps, max(4, rows // 16))
+    return Tile(rows, min(best.keys, power(keys)), warps, best.stages)
 
 
 def decode(dim: int, dtype: torch.dtype, group: int, keys: int) -> Tile:
