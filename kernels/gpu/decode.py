@@ -54,13 +54,15 @@ def attend(
     window: int | None = None,
     scales: Scales | None = None,
     least: int = LEAST,
+    tile: Tile | None = None,
 ) -> State:
     """`sps2.kernels.paged_attention`.
 
     Args:
         least: keys of a piece.
+        tile: other than the table's.
     """
-    work = prepare(q, k_pool, v_pool, rows, scale, window, scales, least)
+    work = prepare(q, k_pool, v_pool, rows, scale, window, scales, least, tile)
     heads, dim = q.shape[1:]
     kv_heads = k_pool.shape[1]
     k_scale, v_scale = (k_pool, v_pool) if scales is None else scales
@@ -113,7 +115,7 @@ def prepare(
         plans[key] = cut(rows, *key)
     plan = plans[key]
     launches = [
-        (table, tile or tiles.decode(dim, q.dtype, group * most, plan.longest))
+        (table, tile or tiles.decode(dim, q.dtype, q.device, group * most, plan.longest))
         for table, most in ((plan.alone, 1), (plan.shared, plan.most))
         if len(table)
     ]

@@ -49,16 +49,25 @@ class Decoding(NamedTuple):
 
 
 def attend(
-    prompts: Prompts, decoding: Decoding, scale: float, window: int | None = None
+    prompts: Prompts,
+    decoding: Decoding,
+    scale: float,
+    window: int | None = None,
+    tile: tiles.Hybrid | None = None,
 ) -> tuple[State, State]:
     """What `flash.attend` and `decode.attend` give, for the same layer of one model.
+
+    Args:
+        tile: other than the table's.
 
     Raises:
         ValueError: either would, or heads, head dims or dtypes differ.
     """
     q, k, v, parts, state, scales = prompts
     ask, keys, values, rows, others = decoding
-    tile = tiles.hybrid(q.shape[-1], q.dtype, q.shape[1] // max(1, k.shape[1]))
+    check.queries(q, scale)
+    check.keys(q, k, v, scales)
+    tile = tile or tiles.hybrid(q.shape[2], q.dtype, q.device, q.shape[1] // k.shape[1])
     plan, _, state, fresh = flash.prepare(q, k, v, parts, scale, window, state, scales, tile.prompt)
     work = decode.prepare(ask, keys, values, rows, scale, window, others, tile=tile.decoding)
     check.typed("decoding.q", ask, q.dtype)

@@ -24,7 +24,7 @@ def test_the_kernels_import_from_the_source_tree() -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); import pathlib, gpu_tree\n"
         f"gpu_tree.importable(pathlib.Path({str(ROOT)!r}))\n"
-        "import sps2.kernels, gpu_checks, gpu_times\n"
+        "import sps2.kernels, gpu_checks, gpu_times, gpu_tune\n"
         "print(sps2.kernels.__file__)"
     )
     done = bare("-c", code)
