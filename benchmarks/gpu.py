@@ -16,6 +16,8 @@ benchmarks/results/.
 - Sparse: 64K tokens with a plain mask of blocks; ideal as for CSA.
 - Relay: rows behind a prefix in common, read once for all, and for each.
 - Pod: a prompt and as many decoding rows as take as long, in one launch and in two.
+- Model: prefill and steps of decoding (as a CUDA graph) of a random model of 8B, beside transformers
+  where it is installed, with sdpa and a static cache.
 - Small operations: the next tokens, keys into pages, beside torch's operations.
 
 Times are medians by CUDA events.
@@ -46,6 +48,7 @@ def main() -> None:
     if why := gpu.missing():
         sys.exit(f"bench-gpu needs an NVIDIA GPU, Ampere or newer, and Triton; here: {why}.")
     import gpu_checks
+    import gpu_model
     import gpu_times
     import gpu_tune
 
@@ -63,7 +66,7 @@ def main() -> None:
     print(f"\n{len(errors) - wrong} of {len(errors)} checks passed\n", flush=True)
     if not options.check:
         tuned = gpu_tune.run(device)
-        _write(errors, {"tiles": tuned}, gpu_times.run(device))
+        _write(errors, {"tiles": tuned}, gpu_times.run(device) | gpu_model.run(device))
     if wrong:
         sys.exit(f"{wrong} kernels differ from their definitions.")
 

@@ -61,21 +61,27 @@ class PagePool:
     Args:
         pages: how many pages of `page_tokens` tokens.
         dtype: the model's, or int8.
+        device: where the pages lie.
     """
 
     def __init__(
-        self, config: ModelConfig, pages: int, page_tokens: int, dtype: torch.dtype
+        self,
+        config: ModelConfig,
+        pages: int,
+        page_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.pages = pages
         self.page_tokens = page_tokens
         shape = (config.layers, 2, config.kv_heads, pages * page_tokens, config.head_dim)
-        self._storage = torch.empty(shape, dtype=dtype)
+        self._storage = torch.empty(shape, dtype=dtype, device=device)
         self._layers = [
             (layer[0].transpose(0, 1), layer[1].transpose(0, 1)) for layer in self._storage
         ]
         self._scales: list[Scales] = []
         if dtype == torch.int8:
-            scales = torch.empty(shape[:-1])
+            scales = torch.empty(shape[:-1], device=device)
             self._scales = [(layer[0].T, layer[1].T) for layer in scales]
         self._users = [0] * pages
         self._backed = [False] * pages
