@@ -99,7 +99,9 @@ def _tables(
     device: torch.device,
 ) -> Pieces:
     """Of pieces (part, segments from, to), each for up to `together` rows of its part."""
-    alone, shared, members = [], [], []
+    alone: list[tuple[int, int, int, int]] = []
+    shared: list[tuple[int, int, int, int]] = []
+    members: list[int] = []
     for part, begin, end in spans:
         rows = parts[part].rows
         for first in range(0, len(rows), together):
@@ -112,11 +114,19 @@ def _tables(
     places[row.argsort(stable=True)] = torch.arange(len(row))
     offsets = torch.zeros(count + 1, dtype=torch.int64)
     offsets[1:] = row.bincount(minlength=count).cumsum(0)
-    longest = int(segments[:, 1].max()) if len(segments) else 1
-    most = max((entry[1] for entry in shared), default=1)
-    pieces = [torch.tensor(table, dtype=torch.int64).view(-1, 4) for table in (alone, shared)]
-    tables = (segments, *pieces, torch.stack((row, places), 1), offsets)
-    return Pieces(*(upload(each.int(), device) for each in tables), longest, most)
+
+    def put(table: Tensor) -> Tensor:
+        return upload(table.int(), device)
+
+    return Pieces(
+        segments=put(segments),
+        alone=put(torch.tensor(alone).view(-1, 4)),
+        shared=put(torch.tensor(shared).view(-1, 4)),
+        members=put(torch.stack((row, places), 1)),
+        offsets=put(offsets),
+        longest=int(segments[:, 1].max()) if len(segments) else 1,
+        most=max((entry[1] for entry in shared), default=1),
+    )
 
 
 def _at(parts: list[Part], rows: PagedRows, of: Callable[[Iterable[int]], int]) -> Tensor:

@@ -122,7 +122,7 @@ def _pod(
     ROWS: tl.constexpr, KEYS: tl.constexpr, SCALED: tl.constexpr,
     FEW: tl.constexpr, PAGED: tl.constexpr, PAGES_SCALED: tl.constexpr,
 ):  # fmt: skip
-    processor = 0 if INTERPRETED else smid()
+    processor = tl.program_id(0) % 3 if INTERPRETED else smid()
     ticket = tl.atomic_add(TICKETS + 2 + processor, 1).to(tl.int64)
     both = (prompt_work + decoding_work).to(tl.int64)
     prompt = (ticket + 1) * prompt_work // both > ticket * prompt_work // both
