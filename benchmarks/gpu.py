@@ -27,6 +27,7 @@ import argparse
 import datetime
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -71,7 +72,7 @@ def main() -> None:
         sys.exit(f"{wrong} kernels differ from their definitions.")
 
 
-def _write(errors: dict[str, float], tuned: dict[str, object], times: dict[str, object]) -> None:
+def _write(errors: dict[str, float], tuned: dict[str, object], times: Mapping[str, object]) -> None:
     import triton
 
     record = {

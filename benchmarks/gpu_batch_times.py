@@ -53,7 +53,7 @@ def hybrid(tokens: int, device: torch.device) -> Row:
     q = random(HEADS, tokens, DIM, device=device).transpose(0, 1)
     k, v = random(2, KV_HEADS, tokens, DIM, device=device).transpose(1, 2)
     prompt = [Run(0, 0, tokens)]
-    pool = random(2, KV_HEADS, MOST_ROWS * CONTEXT, DIM, device=device).transpose(1, 2)
+    keys, values = random(2, KV_HEADS, MOST_ROWS * CONTEXT, DIM, device=device).transpose(1, 2)
     ask = random(MOST_ROWS, HEADS, DIM, device=device)
 
     def batch(count: int) -> PagedRows:
@@ -64,20 +64,20 @@ def hybrid(tokens: int, device: torch.device) -> Row:
         attention(q, k, v, queries=prompt, keys=prompt)
 
     whole = batch(MOST_ROWS)
-    all_rows = milliseconds(lambda: paged_attention(ask, *pool, whole))
+    all_rows = milliseconds(lambda: paged_attention(ask, keys, values, whole))
     first = milliseconds(prefill)
     count = min(MOST_ROWS, max(1, round(MOST_ROWS * first / all_rows)))
     rows, asked = batch(count), ask[:count]
 
     def serial() -> None:
         prefill()
-        paged_attention(asked, *pool, rows)
+        paged_attention(asked, keys, values, rows)
 
     def together() -> None:
         prompts = pod.Prompts(q, k, v, [(prompt, prompt)])
-        pod.attend(prompts, pod.Decoding(asked, *pool, rows), DIM**-0.5)
+        pod.attend(prompts, pod.Decoding(asked, keys, values, rows), DIM**-0.5)
 
-    second = milliseconds(lambda: paged_attention(asked, *pool, rows))
+    second = milliseconds(lambda: paged_attention(asked, keys, values, rows))
     apart, one = milliseconds(serial), milliseconds(together)
     return {
         "prompt": tokens,

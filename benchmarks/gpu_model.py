@@ -181,7 +181,7 @@ def _decoding(theirs: Any, rows: int, keys: int, device: torch.device) -> float 
     from transformers import StaticCache
 
     cache = StaticCache(config=theirs.config, max_cache_len=keys)
-    step = torch.compile(theirs.forward, mode="reduce-overhead")
+    step: Any = torch.compile(theirs.forward, mode="reduce-overhead")
     token = torch.zeros(rows, 1, dtype=torch.int64, device=device)
     at = torch.tensor([keys - 1], device=device)
 

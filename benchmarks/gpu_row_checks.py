@@ -55,7 +55,10 @@ def _append(device: torch.device) -> Iterator[Check]:
                 by = torch.zeros(2, 8, 900, device=device).transpose(1, 2)
                 scales = (by[0], by[1]) if eight else None
                 table = cosines.to(device), sines.to(device)
-                append(k.to(device), v.to(device), *pool, slots.to(device), scales, table)
+                append(
+                    *(k.to(device), v.to(device), pool[0], pool[1], slots.to(device)),
+                    *(scales, table),
+                )
                 got = pool.float() * by[..., None] if eight else pool
                 error = max(
                     error_of(side[slots.to(device)], want)

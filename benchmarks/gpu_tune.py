@@ -22,16 +22,16 @@ GAIN = 1.02
 """A tile must be so much faster than the table's: less is noise."""
 
 
-def run(device: torch.device) -> dict[str, tuple[int, int, int, int]]:
+def run(device: torch.device) -> dict[str, Tile]:
     """Measure, print, and write the file; what is better than the table."""
     kind = tuned.kind(device)
     assert kind is not None
-    best: dict[str, tuple[int, int, int, int]] = {}
+    best: dict[str, Tile] = {}
     for dim in DIMS:
         for kernel, usual, work in _works(dim, device):
             found = _fastest(f"{kernel} {dim}", usual, work, kernel)
             if found is not None:
-                best[tuned.shape(kernel, tiles.power(dim), DTYPE.itemsize)] = tuple(found)
+                best[tuned.shape(kernel, tiles.power(dim), DTYPE.itemsize)] = found
     tuned.keep(kind, best)
     print(f"\n{len(best)} tiles are better than the table: {tuned.path()}", flush=True)
     return best

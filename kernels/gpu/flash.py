@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sps2.kernels.gpu import check, tiles, upload
 from sps2.kernels.gpu.softmax import LOG2E, finish
-from sps2.kernels.gpu.take import take
+from sps2.kernels.gpu.take import begin, take
 from sps2.kernels.state import Run, Scales, State
 
 Part = tuple[Sequence[Run], Sequence[Run]]
@@ -182,14 +182,7 @@ def tile_of(
 
     into = OUT + head * out_head + far * out_row + dims[None, :]
     lse_at = LSE + head * lse_head + rows.to(tl.int64) * lse_row
-    if FRESH:
-        out = tl.zeros([ROWS, PADDED], dtype=tl.float32)
-        weight = tl.zeros([ROWS], dtype=tl.float32)
-        peak = weight - float("inf")
-    else:
-        out = tl.load(into, mask=inside, other=0.0)
-        peak = tl.load(lse_at, mask=live, other=float("-inf")) * LOG2E
-        weight = tl.where(peak > float("-inf"), 1.0, 0.0)
+    out, peak, weight = begin(into, lse_at, inside, live, ROWS, PADDED, FRESH)
 
     K += kv_head * k_head
     V += kv_head * v_head

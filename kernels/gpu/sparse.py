@@ -15,7 +15,7 @@ from torch import Tensor
 from sps2.kernels.gpu import check, tiles, upload
 from sps2.kernels.gpu.flash import strides
 from sps2.kernels.gpu.softmax import LOG2E, finish
-from sps2.kernels.gpu.take import take
+from sps2.kernels.gpu.take import begin, take
 from sps2.kernels.quantize import BLOCK
 from sps2.kernels.state import Run, Scales, State
 
@@ -125,8 +125,8 @@ def _list(
     entry = mask * tl.num_programs(0) + row
     MASK += mask * of_mask + row * of_row
     whole, count = 0, 0
-    for begin in range(0, columns, COLUMNS):
-        column = begin + tl.arange(0, COLUMNS)
+    for left in range(0, columns, COLUMNS):
+        column = left + tl.arange(0, COLUMNS)
         first = start + column * SIZE
         kept = tl.load(MASK + column * of_column, mask=column < columns, other=0) != 0
         kept &= first <= highest
@@ -167,14 +167,7 @@ def _sparse(
 
     into = OUT + head * out_head + far * out_row + dims[None, :]
     lse_at = LSE + head * lse_head + row.to(tl.int64) * lse_row
-    if FRESH:
-        out = tl.zeros([ROWS, PADDED], dtype=tl.float32)
-        weight = tl.zeros([ROWS], dtype=tl.float32)
-        peak = weight - float("inf")
-    else:
-        out = tl.load(into, mask=inside, other=0.0)
-        peak = tl.load(lse_at, mask=live, other=float("-inf")) * LOG2E
-        weight = tl.where(peak > float("-inf"), 1.0, 0.0)
+    out, peak, weight = begin(into, lse_at, inside, live, ROWS, PADDED, FRESH)
 
     K += kv_head * k_head
     V += kv_head * v_head

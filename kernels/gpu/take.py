@@ -1,9 +1,23 @@
-"""What a tile of queries takes from a tile of keys: the body that `flash` and `sparse` share."""
+"""A tile of queries before all keys, and over a tile of keys: what `flash` and `sparse` share."""
 
 import triton
 import triton.language as tl
 
-from sps2.kernels.gpu.softmax import operand, product, weigh
+from sps2.kernels.gpu.softmax import LOG2E, operand, product, weigh
+
+
+@triton.jit
+def begin(OUT, LSE, inside, live, ROWS: tl.constexpr, PADDED: tl.constexpr, FRESH: tl.constexpr):
+    """Output, peak and weight so far: of nothing, or of a state that is there."""
+    if FRESH:
+        out = tl.zeros([ROWS, PADDED], dtype=tl.float32)
+        weight = tl.zeros([ROWS], dtype=tl.float32)
+        peak = weight - float("inf")
+    else:
+        out = tl.load(OUT, mask=inside, other=0.0)
+        peak = tl.load(LSE, mask=live, other=float("-inf")) * LOG2E
+        weight = tl.where(peak > float("-inf"), 1.0, 0.0)
+    return out, peak, weight
 
 
 @triton.jit
