@@ -3,7 +3,9 @@
     python benchmarks/gpu.py [--check] [--seed 0]
 
 Needs an NVIDIA GPU (Ampere or newer), torch and Triton, and nothing else: `sps2` need not be
-installed. Prints tables in Markdown and writes all figures as JSON under benchmarks/results/.
+installed. Finds the fastest tiles of this GPU first and keeps them in $SPS2_HOME/tiles.json, where
+the kernels look for them. Prints tables in Markdown and writes all figures as JSON under
+benchmarks/results/.
 
 - Prefill: causal attention in bfloat16, 32 heads with 8 for keys, of 128, beside the best of
   torch's own backends (flash, cuDNN).
@@ -11,6 +13,12 @@ installed. Prints tables in Markdown and writes all figures as JSON under benchm
 - CSA: a last rank of four with 32K of 128K tokens attends to what it was sent of the 96K before:
   scores of probes, packing of the kept blocks, attention to them. Ideal is dense attention to those
   96K, times the share that is kept.
+- Sparse: 64K tokens with a plain mask of blocks; ideal as for CSA.
+- Relay: rows behind a prefix in common, read once for all, and for each.
+- Pod: a prompt and as many decoding rows as take as long, in one launch and in two.
+- Model: prefill and steps of decoding (as a CUDA graph) of a random model of 8B, beside
+  transformers where it is installed, with sdpa and a static cache.
+- Small operations: the next tokens, keys into pages, beside torch's operations.
 
 Times are medians by CUDA events.
 """
@@ -19,6 +27,7 @@ import argparse
 import datetime
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -40,7 +49,9 @@ def main() -> None:
     if why := gpu.missing():
         sys.exit(f"bench-gpu needs an NVIDIA GPU, Ampere or newer, and Triton; here: {why}.")
     import gpu_checks
+    import gpu_model
     import gpu_times
+    import gpu_tune
 
     torch.manual_seed(options.seed)
     device = torch.device("cuda")
@@ -55,12 +66,13 @@ def main() -> None:
         print(f"{verdict} {name}: error {error:.1e}, limit {limit:.0e}", flush=True)
     print(f"\n{len(errors) - wrong} of {len(errors)} checks passed\n", flush=True)
     if not options.check:
-        _write(errors, gpu_times.run(device))
+        tuned = gpu_tune.run(device)
+        _write(errors, {"tiles": tuned}, gpu_times.run(device) | gpu_model.run(device))
     if wrong:
         sys.exit(f"{wrong} kernels differ from their definitions.")
 
 
-def _write(errors: dict[str, float], times: dict[str, list[dict[str, object]]]) -> None:
+def _write(errors: dict[str, float], tuned: dict[str, object], times: Mapping[str, object]) -> None:
     import triton
 
     record = {
@@ -70,6 +82,7 @@ def _write(errors: dict[str, float], times: dict[str, list[dict[str, object]]]) 
         "torch": str(torch.__version__),
         "triton": str(triton.__version__),
         "errors": errors,
+        **tuned,
         **times,
     }
     path = ROOT / "benchmarks" / "results" / f"{record['date']}-gpu.json"

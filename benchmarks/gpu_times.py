@@ -1,9 +1,8 @@
 """How fast the large GPU kernels are, beside torch's own and beside the device's bandwidth."""
 
-from collections.abc import Callable
-from statistics import median
-
+import gpu_batch_times
 import torch
+from gpu_timing import DIM, DTYPE, HEADS, KV_HEADS, Row, milliseconds, random, show
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
@@ -11,56 +10,38 @@ from torch.nn.functional import scaled_dot_product_attention
 from sps2.kernels import PagedRows, Run, attention, paged_attention
 from sps2.kernels.csa import Scores, choose_probes, importance, score
 from sps2.kernels.gpu import packed
+from sps2.kernels.gpu import sparse as masked
 from sps2.kernels.gpu.quantize import pack_all_on_device
 from sps2.kernels.quantize import BLOCK
 
-Row = dict[str, object]
-HEADS, KV_HEADS, DIM = 32, 8, 128
-DTYPE = torch.bfloat16
 LENGTHS = (8 << 10, 32 << 10, 128 << 10)
 BATCHES = (1, 16, 64)
 CONTEXT = 32 << 10
 KEPT = (0.1, 0.2, 0.4)
 PROMPT, RANKS = 128 << 10, 4
 PROBES, SUFFIX = 4, 64
+MASKED = 64 << 10
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 
 
 def run(device: torch.device) -> dict[str, list[Row]]:
     """Measure and print everything."""
     found = {"prefill": [prefill(tokens, device) for tokens in LENGTHS]}
-    _print("Prefill, TFLOP/s", found["prefill"])
+    show("Prefill, TFLOP/s", found["prefill"])
     bandwidth = copy_bandwidth(device)
     found["decode"] = [decode(batch, bandwidth, device) for batch in BATCHES]
-    _print(f"Decode at {CONTEXT} keys, of {bandwidth:.0f} GB/s", found["decode"])
+    show(f"Decode at {CONTEXT} keys, of {bandwidth:.0f} GB/s", found["decode"])
     found["csa"] = csa(device)
-    _print(f"CSA, the last of {RANKS} ranks at {PROMPT} tokens, ms", found["csa"])
-    return found
-
-
-def _random(*shape: int, device: torch.device) -> Tensor:
-    return torch.randn(*shape, dtype=DTYPE, device=device)
-
-
-def milliseconds(work: Callable[[], object], repeat: int = 15) -> float:
-    """The median of runs, after some to warm up."""
-    for _ in range(3):
-        work()
-    times = []
-    for _ in range(repeat):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        work()
-        stop.record()
-        stop.synchronize()
-        times.append(start.elapsed_time(stop))
-    return float(median(times))
+    show(f"CSA, the last of {RANKS} ranks at {PROMPT} tokens, ms", found["csa"])
+    found["sparse"] = [sparse(kept, device) for kept in KEPT]
+    show(f"Prefill of {MASKED} tokens with a mask of blocks, ms", found["sparse"])
+    return found | gpu_batch_times.run(device)
 
 
 def prefill(tokens: int, device: torch.device) -> Row:
     """Causal attention of a prompt to itself."""
-    q = _random(HEADS, tokens, DIM, device=device)
-    k, v = _random(2, KV_HEADS, tokens, DIM, device=device)
+    q = random(HEADS, tokens, DIM, device=device)
+    k, v = random(2, KV_HEADS, tokens, DIM, device=device)
     runs = [Run(0, 0, tokens)]
     views = [x.transpose(0, 1) for x in (q, k, v)]
     ours = milliseconds(lambda: attention(*views, queries=runs, keys=runs))
@@ -103,8 +84,8 @@ def decode(batch: int, bandwidth: float, device: torch.device) -> Row:
     slots = batch * CONTEXT
     pools = []
     for _ in range(max(2, 32 // batch)):
-        pools.append(_random(2, KV_HEADS, slots, DIM, device=device).transpose(1, 2))
-    q = _random(batch, HEADS, DIM, device=device)
+        pools.append(random(2, KV_HEADS, slots, DIM, device=device).transpose(1, 2))
+    q = random(batch, HEADS, DIM, device=device)
     runs = [[Run(row * CONTEXT, 0, CONTEXT)] for row in range(batch)]
     rows = PagedRows(runs, [CONTEXT - 1] * batch)
 
@@ -122,12 +103,30 @@ def decode(batch: int, bandwidth: float, device: torch.device) -> Row:
     }
 
 
+def sparse(kept: float, device: torch.device) -> Row:
+    """A prompt's attention to a random share of the blocks before it; listing them included."""
+    q = random(HEADS, MASKED, DIM, device=device).transpose(0, 1)
+    k, v = random(2, KV_HEADS, MASKED, DIM, device=device).transpose(1, 2)
+    runs, blocks = [Run(0, 0, MASKED)], MASKED // BLOCK
+    mask = torch.rand(KV_HEADS, blocks, blocks, device=device) < kept
+    mask |= torch.eye(blocks, dtype=torch.bool, device=device)
+    share = float(mask.tril().sum() / torch.ones_like(mask).tril().sum())
+    dense = milliseconds(lambda: attention(q, k, v, queries=runs, keys=runs))
+    ours = milliseconds(lambda: masked.attend(q, k, v, mask, runs, 0, DIM**-0.5))
+    return {
+        "kept": round(share, 3),
+        "dense": round(dense, 2),
+        "masked": round(ours, 2),
+        "of ideal": round(dense * share / ours, 3),
+    }
+
+
 def csa(device: torch.device) -> list[Row]:
     """What a layer costs the last rank and the owners before it, on one device."""
     own = PROMPT // RANKS
     past = PROMPT - own
-    q = _random(HEADS, own, DIM, device=device).transpose(0, 1)
-    k, v = _random(2, KV_HEADS, past, DIM, device=device).transpose(1, 2)
+    q = random(HEADS, own, DIM, device=device).transpose(0, 1)
+    k, v = random(2, KV_HEADS, past, DIM, device=device).transpose(1, 2)
     scale = DIM**-0.5
     keys, queries = [Run(0, 0, past)], [Run(0, past, own)]
     dense = milliseconds(lambda: attention(q, k, v, queries=queries, keys=keys))
@@ -161,9 +160,3 @@ def csa(device: torch.device) -> list[Row]:
             }
         )
     return found
-
-
-def _print(title: str, rows: list[Row]) -> None:
-    print(f"\n{title}\n\n| {' | '.join(rows[0])} |\n|{'---|' * len(rows[0])}")
-    for row in rows:
-        print(f"| {' | '.join(str(value) for value in row.values())} |", flush=True)

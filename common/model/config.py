@@ -1,10 +1,9 @@
 """What config.json says, in one shape for every supported family; imports no torch."""
 
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
-
-import msgspec
+from typing import Any, Literal, TypeVar, get_args
 
 from sps2.common.errors import Invalid
 
@@ -18,10 +17,13 @@ FAMILIES = {
 }
 """Supported `architectures` and their `model_type`."""
 
+Checked = TypeVar("Checked")
+
 DTYPES = ("bfloat16", "float16", "float32")
 
 
-class Rope(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Rope:
     """Rotary embedding; names and defaults are those of transformers' `rope_parameters`."""
 
     rope_type: RopeKind = "default"
@@ -38,7 +40,8 @@ class Rope(msgspec.Struct, frozen=True):
     truncate: bool = True
 
 
-class ModelConfig(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
     """Shape of one Llama-family model. `windows` has one entry per layer; None sees everything."""
 
     family: str
@@ -89,7 +92,7 @@ def read(folder: Path) -> ModelConfig:
         return _parse(table, path)
     except KeyError as error:
         raise Invalid(f"{path} lacks {error.args[0]!r}") from error
-    except (msgspec.ValidationError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, ZeroDivisionError) as error:
         raise Invalid(f"{path} is not a usable model configuration: {error}") from error
 
 
@@ -123,7 +126,7 @@ def _parse(table: dict[str, Any], path: Path) -> ModelConfig:
         "head_dim": table.get("head_dim") or default_head_dim,
         "max_context": table["max_position_embeddings"],
         "norm_eps": table.get("rms_norm_eps", 1e-6),
-        "rope": _rope(table, path),
+        "rope": asdict(_rope(table, path)),
         "windows": _windows(table, family),
         "tied": table.get("tie_word_embeddings", False),
         "qkv_bias": bias or family == "qwen2",
@@ -133,7 +136,7 @@ def _parse(table: dict[str, Any], path: Path) -> ModelConfig:
         "dtype": _dtype(table, path),
         "eos_ids": eos_ids(table),
     }
-    config = msgspec.convert(msgspec.to_builtins(fields), ModelConfig)
+    config = _checked(fields, ModelConfig)
     sizes = (config.hidden_size, config.layers, config.heads, config.head_dim, config.max_context)
     if min(sizes) < 1 or config.heads % config.kv_heads or config.head_dim % 2:
         raise ValueError("sizes must be positive, heads a multiple of KV heads, head_dim even")
@@ -186,7 +189,7 @@ def _rope(table: dict[str, Any], path: Path) -> Rope:
     if kind == "llama3":
         given |= {name: given[name] for name in ("low_freq_factor", "high_freq_factor")}
     known = {name: value for name, value in given.items() if value is not None}
-    return msgspec.convert(known, Rope)
+    return _checked(known, Rope)
 
 
 def _windows(table: dict[str, Any], family: str) -> list[int | None]:
@@ -221,3 +224,13 @@ def eos_ids(table: dict[str, Any]) -> tuple[int, ...]:
     if given is None:
         return ()
     return tuple(given) if isinstance(given, list) else (given,)
+
+
+def _checked(fields: dict[str, Any], kind: type[Checked]) -> Checked:
+    """The fields as `kind`, of the types that it names."""
+    import msgspec  # only to read: models run where it is not installed
+
+    try:
+        return msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from error

@@ -9,7 +9,7 @@ from torch import Tensor
 from sps2.common.errors import Refused
 from sps2.common.model.config import ModelConfig
 from sps2.kernels import Run, Scales
-from sps2.kernels.quantize import quantise_rows
+from sps2.kernels.append import append
 
 
 def page_bytes(config: ModelConfig, page_tokens: int, dtype: torch.dtype) -> int:
@@ -61,21 +61,27 @@ class PagePool:
     Args:
         pages: how many pages of `page_tokens` tokens.
         dtype: the model's, or int8.
+        device: where the pages lie.
     """
 
     def __init__(
-        self, config: ModelConfig, pages: int, page_tokens: int, dtype: torch.dtype
+        self,
+        config: ModelConfig,
+        pages: int,
+        page_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.pages = pages
         self.page_tokens = page_tokens
         shape = (config.layers, 2, config.kv_heads, pages * page_tokens, config.head_dim)
-        self._storage = torch.empty(shape, dtype=dtype)
+        self._storage = torch.empty(shape, dtype=dtype, device=device)
         self._layers = [
             (layer[0].transpose(0, 1), layer[1].transpose(0, 1)) for layer in self._storage
         ]
         self._scales: list[Scales] = []
         if dtype == torch.int8:
-            scales = torch.empty(shape[:-1])
+            scales = torch.empty(shape[:-1], device=device)
             self._scales = [(layer[0].T, layer[1].T) for layer in scales]
         self._users = [0] * pages
         self._backed = [False] * pages
@@ -98,12 +104,7 @@ class PagePool:
         Args:
             where: [rows] for k and v [rows, kv_heads, head_dim], or slices of slots and KV heads.
         """
-        if not self._scales:
-            keys, values = self._layers[layer]
-            keys[where], values[where] = k, v
-            return
-        for x, pool, scales in zip((k, v), self._layers[layer], self._scales[layer], strict=True):
-            pool[where], scales[where] = quantise_rows(x, torch.float32)
+        append(k, v, *self._layers[layer], where, self.scales(layer))
 
     def take(self, pages: int) -> list[int]:
         """Take free pages, each with one user; in one stretch where possible.

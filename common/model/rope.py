@@ -26,7 +26,8 @@ class Rotary:
         Returns:
             (cosines, signed sines), each [tokens, 1, head_dim].
         """
-        angles = positions[:, None].float() * self._frequencies.to(positions.device)
+        self._frequencies = self._frequencies.to(positions.device)
+        angles = positions[:, None].float() * self._frequencies
         cosines = angles.cos() * self._amplitude
         sines = angles.sin() * self._amplitude
         return (

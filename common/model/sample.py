@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sps2.common.messages import FinishReason, Sampling, Token, TokenLogprobs
+from sps2.kernels.sample import truncate
 
 
 class Sampler:
@@ -86,17 +87,7 @@ class Sampler:
 
     def _draw(self, scores: Tensor, index: int) -> int:
         sampling = self._sampling
-        if sampling.min_p > 0:
-            weights = (scores - scores.max()).exp_()  # relative to the most likely token
-            scores = scores.masked_fill(weights < sampling.min_p, -torch.inf)
-        if 0 < sampling.top_k < len(scores):
-            least = scores.topk(sampling.top_k).values[-1]
-            scores = scores.masked_fill(scores < least, -torch.inf)
-        if sampling.top_p < 1:
-            ordered, order = scores.softmax(-1).sort(descending=True)
-            beyond = (ordered.cumsum(-1) - ordered)[1:] >= sampling.top_p
-            scores = scores.index_fill(0, order[1:][beyond], -torch.inf)
-
+        scores = truncate(scores, sampling.min_p, sampling.top_k, sampling.top_p)
         # The first of independent exponential clocks with these rates rings with their odds.
         digest = hashlib.blake2b(f"{sampling.seed}/{index}".encode(), digest_size=7).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))

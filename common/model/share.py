@@ -1,8 +1,7 @@
 """What one process of a tensor-parallel shard has of a model; imports no torch."""
 
+from dataclasses import replace
 from typing import Literal, NamedTuple
-
-import msgspec
 
 from sps2.common.errors import Invalid
 from sps2.common.model.config import ModelConfig
@@ -53,7 +52,7 @@ def share_of(config: ModelConfig, size: int) -> ModelConfig:
         raise Invalid(
             f"tp {size} cannot split {counts} evenly; possible are {', '.join(map(str, possible))}"
         )
-    return msgspec.structs.replace(
+    return replace(
         config,
         heads=config.heads // size,
         kv_heads=config.kv_heads // size,

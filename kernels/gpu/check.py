@@ -78,6 +78,14 @@ def state(q: Tensor, given: State) -> None:
     dense("state.out", given.out)
 
 
+def table(x: Tensor, sides: tuple[Tensor, Tensor] | None) -> None:
+    """`sides` turn the rows of `x`: [rows, 1, dim] each, in its dtype."""
+    for name, side in zip(("table[0]", "table[1]"), sides or (), strict=False):
+        shaped(name, side, (len(x), 1, x.shape[2]))
+        typed(name, side, x.dtype)
+        beside(name, side, x)
+
+
 def window(size: int | None) -> None:
     """A window sees at least the query itself."""
     require(size is None or size > 0, f"window is {size}, not above 0")

@@ -15,7 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from sps2.kernels.gpu import check, tiles, upload
-from sps2.kernels.gpu.softmax import LOG2E, finish, operand, product, weigh
+from sps2.kernels.gpu.softmax import LOG2E, finish
+from sps2.kernels.gpu.take import begin, take
 from sps2.kernels.state import Run, Scales, State
 
 Part = tuple[Sequence[Run], Sequence[Run]]
@@ -39,31 +40,15 @@ def attend(
         parts: their queries cover the rows of q in their order.
         tile: other than the table's.
     """
-    check.queries(q, scale)
-    check.keys(q, k, v, scales)
-    check.window(window)
+    plan, tile, state, fresh = prepare(q, k, v, parts, scale, window, state, scales, tile)
     n, heads, dim = q.shape
-    fixed = tuple((tuple(queries), tuple(keys)) for queries, keys in parts)
-    _covered(n, k, fixed)
-    fresh = state is None
-    if state is None:
-        made = torch.empty(n, heads, dim, device=q.device), torch.empty(n, heads, device=q.device)
-        state = State(*made)
-    else:
-        check.state(q, state)
     if not n or not heads:
         return state
-
-    longest = max((run.tokens for _, keys in fixed for run in keys), default=1)
-    tile = tile or tiles.prefill(dim, q.dtype, q.device, n, longest)
-    plan = _plan(fixed, tile.rows, q.device)
     k_scale, v_scale = (k, v) if scales is None else scales
     with torch.cuda.device_of(q):
         _flash[len(plan.tiles), heads](
             *(q, k, v, k_scale, v_scale, *plan, *state),
-            *(*q.stride()[:2], *k.stride()[:2], *v.stride()[:2]),
-            *(*k_scale.stride()[:2], *v_scale.stride()[:2], *state.out.stride()[:2]),
-            *state.lse.stride(),
+            *strides(q, k, v, k_scale, v_scale, *state),
             scale,
             window or 0,
             GROUP=heads // k.shape[1],
@@ -80,7 +65,7 @@ def attend(
     return state
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """tiles: [tiles, 4] first row, rows, and the runs of keys; at: [n]; runs: [runs, 3]. int32."""
 
     tiles: Tensor
@@ -88,10 +73,44 @@ class _Plan(NamedTuple):
     runs: Tensor
 
 
+def prepare(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    parts: Sequence[Part],
+    scale: float,
+    window: int | None,
+    state: State | None,
+    scales: Scales | None,
+    tile: tiles.Tile | None,
+) -> tuple[Plan, tiles.Tile, State, bool]:
+    """Check what is given; what a launch needs, and whether its state is new."""
+    check.queries(q, scale)
+    check.keys(q, k, v, scales)
+    check.window(window)
+    n, heads, dim = q.shape
+    fixed = tuple((tuple(queries), tuple(keys)) for queries, keys in parts)
+    _covered(n, k, fixed)
+    fresh = state is None
+    if state is None:
+        made = torch.empty(n, heads, dim, device=q.device), torch.empty(n, heads, device=q.device)
+        state = State(*made)
+    else:
+        check.state(q, state)
+    longest = max((run.tokens for _, keys in fixed for run in keys), default=1)
+    tile = tile or tiles.prefill(dim, q.dtype, q.device, n, longest)
+    return _plan(fixed, tile.rows, q.device), tile, state, fresh
+
+
+def strides(*tensors: Tensor) -> tuple[int, ...]:
+    """Of rows and heads, as the kernels take them."""
+    return tuple(stride for x in tensors for stride in x.stride()[:2])
+
+
 @lru_cache(maxsize=64)
 def _plan(
     parts: tuple[tuple[tuple[Run, ...], tuple[Run, ...]], ...], rows: int, device: torch.device
-) -> _Plan:
+) -> Plan:
     """Made once for all layers that share it."""
     cut: list[tuple[int, int, int, int]] = []
     runs: list[Run] = []
@@ -105,7 +124,7 @@ def _plan(
         first = stop
     table = torch.tensor(cut, dtype=torch.int32).view(-1, 4)
     flat = torch.tensor(runs, dtype=torch.int32).view(-1, 3)
-    return _Plan(*(upload(each, device) for each in (table, torch.cat(at), flat)))
+    return Plan(*(upload(each, device) for each in (table, torch.cat(at), flat)))
 
 
 def _covered(n: int, k: Tensor, parts: Sequence[Part]) -> None:
@@ -128,8 +147,28 @@ def _flash(
     WINDOWED: tl.constexpr, SCALED: tl.constexpr, FRESH: tl.constexpr,
 ):  # fmt: skip
     # the last tiles see most keys: they go first
-    entry = TILES + (tl.num_programs(0) - 1 - tl.program_id(0)) * 4
-    head = tl.program_id(1).to(tl.int64)
+    tile_of(
+        tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64),
+        Q, K, V, K_SCALE, V_SCALE, TILES, AT, RUNS, OUT, LSE,
+        q_row, q_head, k_row, k_head, v_row, v_head,
+        ks_row, ks_head, vs_row, vs_head, out_row, out_head, lse_row, lse_head,
+        scale, window, GROUP, DIM, PADDED, ROWS, KEYS, WINDOWED, SCALED, FRESH,
+    )  # fmt: skip
+
+
+@triton.jit
+def tile_of(
+    tile, head,
+    Q, K, V, K_SCALE, V_SCALE, TILES, AT, RUNS, OUT, LSE,
+    q_row, q_head, k_row, k_head, v_row, v_head,
+    ks_row, ks_head, vs_row, vs_head, out_row, out_head, lse_row, lse_head,
+    scale, window,
+    GROUP: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr,
+    WINDOWED: tl.constexpr, SCALED: tl.constexpr, FRESH: tl.constexpr,
+):  # fmt: skip
+    """One tile of rows of one head, over all its keys."""
+    entry = TILES + tile * 4
     kv_head = head // GROUP
     rows = tl.load(entry) + tl.arange(0, ROWS)
     live = tl.arange(0, ROWS) < tl.load(entry + 1)
@@ -143,14 +182,7 @@ def _flash(
 
     into = OUT + head * out_head + far * out_row + dims[None, :]
     lse_at = LSE + head * lse_head + rows.to(tl.int64) * lse_row
-    if FRESH:
-        out = tl.zeros([ROWS, PADDED], dtype=tl.float32)
-        weight = tl.zeros([ROWS], dtype=tl.float32)
-        peak = weight - float("inf")
-    else:
-        out = tl.load(into, mask=inside, other=0.0)
-        peak = tl.load(lse_at, mask=live, other=float("-inf")) * LOG2E
-        weight = tl.where(peak > float("-inf"), 1.0, 0.0)
+    out, peak, weight = begin(into, lse_at, inside, live, ROWS, PADDED, FRESH)
 
     K += kv_head * k_head
     V += kv_head * v_head
@@ -168,7 +200,7 @@ def _flash(
             whole = start + tl.maximum(tl.minimum(stop, first + 1) - start, 0) // KEYS * KEYS
         for key in range(start, whole, KEYS):
             slot = before + key
-            out, peak, weight = _take(
+            out, peak, weight = take(
                 q, out, peak, weight, at, factor, window, key, stop,
                 K + slot * k_row, V + slot * v_row,
                 K_SCALE + slot * ks_row, V_SCALE + slot * vs_row,
@@ -177,7 +209,7 @@ def _flash(
             )  # fmt: skip
         for key in range(whole, stop, KEYS):
             slot = before + key
-            out, peak, weight = _take(
+            out, peak, weight = take(
                 q, out, peak, weight, at, factor, window, key, stop,
                 K + slot * k_row, V + slot * v_row,
                 K_SCALE + slot * ks_row, V_SCALE + slot * vs_row,
@@ -188,41 +220,3 @@ def _flash(
     whole_weight, lse = finish(peak, weight)
     tl.store(into, out / whole_weight[:, None], mask=inside)
     tl.store(lse_at, lse, mask=live)
-
-
-@triton.jit
-def _take(
-    q, out, peak, weight, at, factor, window, key, stop,
-    K, V, K_SCALE, V_SCALE, k_row, v_row, ks_row, vs_row,
-    DIM: tl.constexpr, PADDED: tl.constexpr, KEYS: tl.constexpr,
-    MASKED: tl.constexpr, WINDOWED: tl.constexpr, SCALED: tl.constexpr,
-):  # fmt: skip
-    """One tile of keys at positions from `key` on, of which those from `stop` are not there."""
-    ahead = tl.arange(0, KEYS)
-    dims = tl.arange(0, PADDED)
-    there = key + ahead < stop
-    k_at = K + ahead[None, :] * k_row + dims[:, None]
-    v_at = V + ahead[:, None] * v_row + dims[None, :]
-    if MASKED:
-        k = tl.load(k_at, mask=there[None, :] & (dims < DIM)[:, None], other=0)
-        v = tl.load(v_at, mask=there[:, None] & (dims < DIM)[None, :], other=0)
-    elif DIM != PADDED:
-        k = tl.load(k_at, mask=(dims < DIM)[:, None], other=0)
-        v = tl.load(v_at, mask=(dims < DIM)[None, :], other=0)
-    else:
-        k = tl.load(k_at)
-        v = tl.load(v_at)
-    scores = product(q, operand(k, q), tl.zeros([q.shape[0], KEYS], dtype=tl.float32))
-    if SCALED:
-        scores *= tl.load(K_SCALE + ahead * ks_row, mask=there, other=0.0)[None, :]
-    if MASKED:
-        distance = at[:, None] - (key + ahead)[None, :]
-        seen = (distance >= 0) & there[None, :]
-        if WINDOWED:
-            seen &= distance < window
-        scores = tl.where(seen, scores, float("-inf"))
-    shares, peak, weight, shrink = weigh(scores, factor, peak, weight, MASKED)
-    if SCALED:
-        shares *= tl.load(V_SCALE + ahead * vs_row, mask=there, other=0.0)[None, :]
-    out = product(shares.to(q.dtype), operand(v, q), out * shrink[:, None])
-    return out, peak, weight

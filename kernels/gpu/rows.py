@@ -69,10 +69,7 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     check.typed("x", x, *check.FLOATING)
     check.dense("x", x)
     check.require(dim % 2 == 0, f"x has head dim {dim}, which is odd")
-    for name, side in zip(("table[0]", "table[1]"), table, strict=True):
-        check.shaped(name, side, (rows, 1, dim))
-        check.typed(name, side, x.dtype)
-        check.beside(name, side, x)
+    check.table(x, table)
     cosines, sines = (side.contiguous() for side in table)
     made = torch.empty(rows, heads, dim, dtype=x.dtype, device=x.device)
     if made.numel():
@@ -124,11 +121,18 @@ def _rotate(
     at = X + row * x_row + head[:, None] * x_head + half[None, :]
     a = tl.load(at, mask=inside, other=0.0).to(tl.float32)
     b = tl.load(at + HALF, mask=inside, other=0.0).to(tl.float32)
-    turn = row * (2 * HALF) + half
-    cosine_a = tl.load(COSINES + turn, mask=half < HALF, other=0.0).to(tl.float32)[None, :]
-    cosine_b = tl.load(COSINES + turn + HALF, mask=half < HALF, other=0.0).to(tl.float32)[None, :]
-    sine_a = tl.load(SINES + turn, mask=half < HALF, other=0.0).to(tl.float32)[None, :]
-    sine_b = tl.load(SINES + turn + HALF, mask=half < HALF, other=0.0).to(tl.float32)[None, :]
+    a, b = turn(a, b, COSINES + row * (2 * HALF), SINES + row * (2 * HALF), half, HALF)
     to = MADE + row * heads * (2 * HALF) + head[:, None] * (2 * HALF) + half[None, :]
-    tl.store(to, a * cosine_a + b * sine_a, mask=inside)
-    tl.store(to + HALF, b * cosine_b + a * sine_b, mask=inside)
+    tl.store(to, a, mask=inside)
+    tl.store(to + HALF, b, mask=inside)
+
+
+@triton.jit
+def turn(a, b, COSINES, SINES, half, HALF: tl.constexpr):
+    """Rotary embedding of both halves of the channels of a row's heads."""
+    there = half < HALF
+    cosine_a = tl.load(COSINES + half, mask=there, other=0.0).to(tl.float32)[None, :]
+    cosine_b = tl.load(COSINES + HALF + half, mask=there, other=0.0).to(tl.float32)[None, :]
+    sine_a = tl.load(SINES + half, mask=there, other=0.0).to(tl.float32)[None, :]
+    sine_b = tl.load(SINES + HALF + half, mask=there, other=0.0).to(tl.float32)[None, :]
+    return a * cosine_a + b * sine_a, b * cosine_b + a * sine_b

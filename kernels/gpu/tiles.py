@@ -1,8 +1,10 @@
-"""How many rows and keys a program takes at a time: one table, no tuning at start."""
+"""How many rows and keys a program takes at a time: a fixed table, or what was measured here."""
 
 from typing import NamedTuple
 
 import torch
+
+from sps2.kernels.gpu import tuned
 
 
 class Tile(NamedTuple):
@@ -31,6 +33,9 @@ OLDER = {
 EXACT = Tile(32, 32, 4, 2)
 """For float32, which tensor cores do not multiply."""
 
+HYBRID = {128: (64, 64, 3), 256: (64, 64, 2), 512: (64, 32, 2), 1024: (16, 16, 1)}
+"""Rows, keys and stages of prompts beside decoding: by bytes of a padded row."""
+
 
 def power(number: int, least: int = 16) -> int:
     """The next power of two, and what a product needs at least."""
@@ -46,17 +51,47 @@ def prefill(
         best = EXACT if width <= 512 else OLDER[1024]
     else:
         best = (HOPPER if _roomy(device) else OLDER)[width]
+    best = _measured("flash", dim, dtype, device) or best
     least = 16 if rows <= 16 else 64
-    return best._replace(
-        rows=min(best.rows, power(rows, min(least, best.rows))), keys=min(best.keys, power(keys))
-    )
+    rows = min(best.rows, power(rows, min(least, best.rows)))
+    warps = min(best.warps, max(4, rows // 16))
+    return Tile(rows, min(best.keys, power(keys)), warps, best.stages)
 
 
-def decode(dim: int, dtype: torch.dtype, group: int, keys: int) -> Tile:
+def decode(dim: int, dtype: torch.dtype, device: torch.device, group: int, keys: int) -> Tile:
     """The tile of a few rows that share a KV head, over keys read once."""
     width = power(dim) * dtype.itemsize
-    most = max(16, min(64, (32 << 10) // width))
-    return Tile(power(group), min(most, power(keys)), 4, 3 if width <= 512 else 2)
+    best = Tile(16, max(16, min(64, (32 << 10) // width)), 4, 3 if width <= 512 else 2)
+    best = _measured("decode", dim, dtype, device) or best
+    return best._replace(rows=power(group), keys=min(best.keys, power(keys)))
+
+
+class Hybrid(NamedTuple):
+    """Tiles of one launch, with the same warps and stages."""
+
+    prompt: Tile
+    decoding: Tile
+
+
+def hybrid(dim: int, dtype: torch.dtype, device: torch.device, group: int) -> Hybrid:
+    """Small enough that several programs of each kind fit on a multiprocessor.
+
+    Args:
+        group: heads that share a KV head; with few, several rows of one tile may share keys.
+    """
+    rows, keys, stages = HYBRID[max(128, power(dim) * dtype.itemsize)]
+    best = _measured("pod", dim, dtype, device) or Tile(rows, keys, 4, stages)
+    return Hybrid(best, best._replace(rows=power(group)))
+
+
+def shared(dim: int, dtype: torch.dtype) -> int:
+    """Heads of rows that share keys, which `decode` may take at once."""
+    return max(16, min(64, (16 << 10) // (power(dim) * dtype.itemsize)))
+
+
+def _measured(kernel: str, dim: int, dtype: torch.dtype, device: torch.device) -> Tile | None:
+    found = tuned.table(tuned.kind(device)).get(tuned.shape(kernel, power(dim), dtype.itemsize))
+    return None if found is None else Tile(*found)
 
 
 def _roomy(device: torch.device) -> bool:

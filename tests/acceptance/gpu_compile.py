@@ -12,7 +12,20 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from sps2.kernels import PagedRows, Run, State
-from sps2.kernels.gpu import csa, decode, flash, merge, packed, quantize, rows
+from sps2.kernels.gpu import (
+    append,
+    csa,
+    decode,
+    flash,
+    merge,
+    packed,
+    pod,
+    quantize,
+    rows,
+    sample,
+    sparse,
+)
+from sps2.kernels.sample import Choices
 
 DTYPE = torch.bfloat16
 
@@ -41,17 +54,26 @@ def launch_all() -> None:
     flash.attend(q, k, k, [(runs, runs)], scale)
     paged = PagedRows([[Run(0, 0, 256)]], [255])
     decode.attend(q[:1], k.to(torch.int8), k.to(torch.int8), paged, scale, None, (K8, K8))
+    pod.attend(pod.Prompts(q, k, k, [(runs, runs)]), pod.Decoding(q[:1], k, k, paged), scale)
     csa.score(q, k, scale, torch.arange(256))
     which = torch.ones(2, 4, dtype=torch.bool)
     made, _ = quantize.pack_all_on_device(k, k, which, 8)
     quantize.unpack(made, DTYPE)
     packed.attend(q, made, torch.tensor([0, 4, 8]), scale)
+    mask = torch.ones(2, 4, 4, dtype=torch.bool)
+    sparse.attend(q, k, k, mask, runs, 0, scale)
     state = State(torch.empty(16, 4, 128), torch.empty(16, 4))
     merge.merge_many([state, state])
     x = torch.empty(16, 1024, dtype=DTYPE)
     rows.swiglu(x, x)
     rows.add_norm(x, x, x[0], 1e-5)
-    rows.rotate(x.view(16, 8, 128), (x[:, None, :128], x[:, None, :128]))
+    table = x[:, None, :128], x[:, None, :128]
+    append.append(
+        k[:16], k[:16], k.to(torch.int8), k.to(torch.int8), torch.arange(16), (K8, K8), table
+    )
+    ones, whole = torch.ones(16), torch.ones(16, dtype=torch.int64)
+    sample.sample(torch.empty(16, 4096), Choices(ones, ones, whole.int(), ones, whole))
+    rows.rotate(x.view(16, 8, 128), table)
 
 
 K8 = torch.empty(2, 256).T

@@ -2,9 +2,9 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import pytest
 import torch
 import torch.distributed as dist
@@ -104,7 +104,7 @@ async def test_cached_prefixes_are_asked_process_by_process(
 async def test_biases_are_added_once_and_an_untied_head_is_shared_out() -> None:
     changes = {"tied": True}, {"qkv_bias": True, "output_bias": True, "mlp_bias": True}
     for index, change in enumerate(changes):
-        config = msgspec.structs.replace(CONFIG, **change)
+        config = replace(CONFIG, **change)
         tensors = random_tensors(config, index)
         _, answer = await oracle(Llama(config, tensors), PROMPT, 8)
         async with teams(config, tensors, (1, 2), (1, 3)) as cluster:

@@ -1,6 +1,7 @@
 """What the processes of a shard have of a model: equal parts, or a refusal that says what works."""
 
-import msgspec
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -42,11 +43,11 @@ def test_what_cannot_be_split_is_refused_with_what_can() -> None:
     with pytest.raises(Invalid, match=r"tp 2 cannot split 9 heads, 3 KV heads.*possible are 1, 3$"):
         share_of(SMOLLM2, 2)
     with pytest.raises(Invalid, match="49153 tokens of vocabulary"):
-        share_of(msgspec.structs.replace(SMOLLM2, vocab_size=49153), 3)
+        share_of(replace(SMOLLM2, vocab_size=49153), 3)
 
 
 def test_parts_put_together_are_the_whole() -> None:
-    config = msgspec.structs.replace(SMOLLM2, vocab_size=6, hidden_size=18, intermediate_size=12)
+    config = replace(SMOLLM2, vocab_size=6, hidden_size=18, intermediate_size=12)
     for name, shape in shapes(config).items():
         whole = torch.randn(shape)
         parts = [part_of(whole, name, Share(rank, 3)) for rank in range(3)]
@@ -75,7 +76,7 @@ def test_parts_put_together_are_the_whole() -> None:
 def test_what_cannot_be_quantised_is_refused(
     changed: dict[str, int], size: int, reason: str | None
 ) -> None:
-    config = msgspec.structs.replace(SMOLLM2, **changed)
+    config = replace(SMOLLM2, **changed)
     if reason is None:
         require_quantisable(config, "int4", size)
         return

@@ -24,12 +24,27 @@ def test_the_kernels_import_from_the_source_tree() -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); import pathlib, gpu_tree\n"
         f"gpu_tree.importable(pathlib.Path({str(ROOT)!r}))\n"
-        "import sps2.kernels, gpu_checks, gpu_times\n"
+        "import sps2.kernels, gpu_checks, gpu_times, gpu_tune\n"
         "print(sps2.kernels.__file__)"
     )
     done = bare("-c", code)
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()).parent == ROOT / "kernels"
+
+
+def test_the_model_needs_torch_alone() -> None:
+    """What a forward takes imports without the packages of the services."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); import pathlib, gpu_tree\n"
+        "for name in ('msgspec', 'msgpack', 'zmq', 'uvloop', 'ucxx', 'typer', 'rich', 'httptools',"
+        " 'safetensors', 'tokenizers', 'gguf', 'psutil'):\n"
+        "    sys.modules[name] = None\n"
+        f"gpu_tree.importable(pathlib.Path({str(ROOT)!r}))\n"
+        "import gpu_checks, gpu_times, gpu_tune, gpu_model\n"
+        "import sps2.common.model.llama, sps2.common.model.local, sps2.common.model.pages"
+    )
+    done = bare("-c", code)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

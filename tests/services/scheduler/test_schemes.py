@@ -1,5 +1,6 @@
 """The choice of how a prefill group works together."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -13,7 +14,7 @@ from sps2.services.scheduler.selections import FILE, Calibration, load
 
 from .test_core import CONFIG
 
-WIDE = msgspec.structs.replace(CONFIG, heads=32, kv_heads=32, layers=4)
+WIDE = replace(CONFIG, heads=32, kv_heads=32, layers=4)
 
 
 def schemes(config=CONFIG, attention="exact", calibration=None, **sharing):

@@ -1,0 +1,101 @@
+"""Attention of batches on a device beside its definition: decoding, shared prefixes, both kinds."""
+
+from collections.abc import Iterator
+
+import torch
+from gpu_compare import LIMIT, Check, definition, eight_bits, of_state, short, tensors
+from torch import Tensor
+
+from sps2.kernels import PagedRows, Run, State, paged_attention
+from sps2.kernels.gpu import pod
+
+
+def run(device: torch.device) -> Iterator[Check]:
+    yield from _decode(device)
+    yield from _relay(device)
+    yield from _pod(device)
+
+
+def _decode(device: torch.device) -> Iterator[Check]:
+    lengths = [3000, 0, 1, 700]
+    for page in (16, 64):
+        for dim in (64, 80, 128, 256):
+            for dtype in (*LIMIT, torch.int8):
+                compute = torch.bfloat16 if dtype == torch.int8 else dtype
+                pages = [-(-length // page) for length in lengths]
+                order = torch.randperm(sum(pages)).tolist()
+                q, k, v = tensors(len(lengths), sum(pages) * page, dim, compute, device)
+                scales, whole = None, (k, v)
+                if dtype == torch.int8:
+                    k, v, scales, whole = eight_bits(k, v)
+                runs = [
+                    [
+                        Run(order.pop() * page, number * page, min(page, length - number * page))
+                        for number in range(count)
+                    ]
+                    for count, length in zip(pages, lengths, strict=True)
+                ]
+                rows = PagedRows(runs, [length - 1 for length in lengths])
+                got = paged_attention(q, k, v, rows, scales=scales)
+                wanted = [
+                    _decoded(q[row : row + 1], whole, own, length)
+                    for row, (own, length) in enumerate(zip(runs, lengths, strict=True))
+                ]
+                want = State(*(torch.cat(each) for each in zip(*wanted, strict=True)))
+                name = f"decode {dim} {short(dtype)} pages of {page}"
+                yield name, of_state(got, want), LIMIT[compute]
+
+
+def _decoded(q: Tensor, whole: tuple[Tensor, Tensor], own: list[Run], length: int) -> State:
+    slots = torch.tensor([run.slot + at for run in own for at in range(run.tokens)]).long()
+    if not length:
+        return State(torch.zeros(q.shape), torch.full(q.shape[:2], -torch.inf))
+    at = torch.tensor([length - 1])
+    return definition(q, whole[0][slots], whole[1][slots], at, torch.arange(length))
+
+
+def _sharing(rows: int, common: int, own: int) -> tuple[list[list[Run]], list[int], int]:
+    """Rows that begin with the same keys, and go on each for itself; positions, slots."""
+    runs = [[Run(0, 0, common), Run(common + row * own, common, own - row)] for row in range(rows)]
+    return runs, [common + own - row - 1 for row in range(rows)], common + rows * own
+
+
+def _relay(device: torch.device) -> Iterator[Check]:
+    runs, positions, slots = _sharing(20, 1500, 70)
+    for dim in (64, 80, 96, 128, 256):
+        for dtype, limit in LIMIT.items():
+            q, k, v = tensors(len(runs), slots, dim, dtype, device)
+            got = paged_attention(q, k, v, PagedRows(runs, positions))
+            want = _all_decoded(q, (k, v), runs, positions)
+            yield f"relay {dim} {short(dtype)}", of_state(got, want), limit
+
+
+def _pod(device: torch.device) -> Iterator[Check]:
+    """A prompt and a batch, most of it with a shared prefix, in one launch; also alone."""
+    runs, positions, slots = _sharing(20, 1500, 70)
+    for dim in (64, 80, 96, 128, 256):
+        for dtype, limit in LIMIT.items():
+            for tokens, rows in ((700, 20), (700, 0), (0, 20)):
+                ask, k_pool, v_pool = tensors(rows, slots, dim, dtype, device)
+                q, k, v = tensors(tokens, 900, dim, dtype, device)
+                keys = [Run(0, 0, 900)]
+                prompts = pod.Prompts(q, k, v, [([Run(0, 900 - tokens, tokens)], keys)])
+                batch = PagedRows(runs[:rows], positions[:rows])
+                made = pod.attend(prompts, pod.Decoding(ask, k_pool, v_pool, batch), dim**-0.5)
+                at = torch.arange(900 - tokens, 900)
+                wanted = (
+                    definition(q, k[:900], v[:900], at, torch.arange(900)),
+                    _all_decoded(ask, (k_pool, v_pool), runs[:rows], positions[:rows]),
+                )
+                worst = max(of_state(*each) for each in zip(made, wanted, strict=True))
+                yield f"pod {dim} {short(dtype)} {tokens} {rows}", worst, limit
+
+
+def _all_decoded(
+    q: Tensor, whole: tuple[Tensor, Tensor], runs: list[list[Run]], positions: list[int]
+) -> State:
+    """Of no rows: nothing."""
+    states = [State(q.cpu().float()[:0], q.cpu().float()[:0, :, 0])]
+    for row, (own, at) in enumerate(zip(runs, positions, strict=True)):
+        states.append(_decoded(q[row : row + 1], whole, own, at + 1))
+    return State(*(torch.cat(each) for each in zip(*states, strict=True)))

@@ -1,0 +1,135 @@
+"""How fast the GPU takes batches: shared prefixes, prompts beside decoding, the next tokens."""
+
+import torch
+from gpu_timing import DIM, HEADS, KV_HEADS, Row, milliseconds, random, show
+
+from sps2.kernels import PagedRows, Run, attention, paged_attention
+from sps2.kernels.append import append
+from sps2.kernels.gpu import pod
+from sps2.kernels.quantize import quantise_rows
+from sps2.kernels.rows import rotate
+from sps2.kernels.sample import Choices, sample, truncate
+
+PREFIX, OWN = 8 << 10, 512
+BATCHES = (4, 16, 64)
+PROMPTS = (2 << 10, 8 << 10)
+CONTEXT = 8 << 10
+MOST_ROWS = 256
+VOCAB = 128256
+
+
+def run(device: torch.device) -> dict[str, list[Row]]:
+    found = {"relay": [relay(batch, device) for batch in BATCHES]}
+    show(f"Decode behind {PREFIX} keys in common, {OWN} of their own, us per layer", found["relay"])
+    found["pod"] = [hybrid(tokens, device) for tokens in PROMPTS]
+    show(f"A prompt beside decoding at {CONTEXT} keys, ms per layer", found["pod"])
+    found["small"] = [drawn(1, device), drawn(64, device), appended(64, device)]
+    show("Small operations, us", found["small"])
+    return found
+
+
+def relay(batch: int, device: torch.device) -> Row:
+    """One layer's attention where the prefix lies in one place, and where each row has its own."""
+    each = PREFIX + OWN
+    k, v = random(2, KV_HEADS, batch * each, DIM, device=device).transpose(1, 2)
+    q = random(batch, HEADS, DIM, device=device)
+    at = [each - 1] * batch
+    apart = PagedRows([[Run(row * each, 0, each)] for row in range(batch)], at)
+    own = [Run(row * each + PREFIX, PREFIX, OWN) for row in range(batch)]
+    shared = PagedRows([[Run(0, 0, PREFIX), mine] for mine in own], at)
+    one_by_one = milliseconds(lambda: paged_attention(q, k, v, apart))
+    together = milliseconds(lambda: paged_attention(q, k, v, shared))
+    return {
+        "rows": batch,
+        "one by one": round(one_by_one * 1e3, 1),
+        "together": round(together * 1e3, 1),
+        "ratio": round(one_by_one / together, 2),
+        "ratio of keys read": round(shared.keys / shared.keys_read, 2),
+    }
+
+
+def hybrid(tokens: int, device: torch.device) -> Row:
+    """A prompt, and as many decoding rows as take about as long: in two launches, and in one."""
+    q = random(HEADS, tokens, DIM, device=device).transpose(0, 1)
+    k, v = random(2, KV_HEADS, tokens, DIM, device=device).transpose(1, 2)
+    prompt = [Run(0, 0, tokens)]
+    keys, values = random(2, KV_HEADS, MOST_ROWS * CONTEXT, DIM, device=device).transpose(1, 2)
+    ask = random(MOST_ROWS, HEADS, DIM, device=device)
+
+    def batch(count: int) -> PagedRows:
+        runs = [[Run(row * CONTEXT, 0, CONTEXT)] for row in range(count)]
+        return PagedRows(runs, [CONTEXT - 1] * count)
+
+    def prefill() -> None:
+        attention(q, k, v, queries=prompt, keys=prompt)
+
+    whole = batch(MOST_ROWS)
+    all_rows = milliseconds(lambda: paged_attention(ask, keys, values, whole))
+    first = milliseconds(prefill)
+    count = min(MOST_ROWS, max(1, round(MOST_ROWS * first / all_rows)))
+    rows, asked = batch(count), ask[:count]
+
+    def serial() -> None:
+        prefill()
+        paged_attention(asked, keys, values, rows)
+
+    def together() -> None:
+        prompts = pod.Prompts(q, k, v, [(prompt, prompt)])
+        pod.attend(prompts, pod.Decoding(asked, keys, values, rows), DIM**-0.5)
+
+    second = milliseconds(lambda: paged_attention(asked, keys, values, rows))
+    apart, one = milliseconds(serial), milliseconds(together)
+    return {
+        "prompt": tokens,
+        "rows": count,
+        "prefill": round(first, 3),
+        "decode": round(second, 3),
+        "serial": round(apart, 3),
+        "pod": round(one, 3),
+        "ratio": round(apart / one, 2),
+    }
+
+
+def drawn(rows: int, device: torch.device) -> Row:
+    """Tokens by top_k and top_p, beside sorting row by row in torch."""
+    logits = torch.randn(rows, VOCAB, device=device) * 3
+    choices = Choices(
+        torch.full((rows,), 0.7, device=device),
+        torch.full((rows,), 0.01, device=device),
+        torch.full((rows,), 50, dtype=torch.int32, device=device),
+        torch.full((rows,), 0.9, device=device),
+        torch.arange(rows, device=device),
+    )
+
+    def sorting() -> None:
+        for row in logits:
+            truncate(row / 0.7, 0.01, 50, 0.9).softmax(-1).multinomial(1)
+
+    ours, theirs = milliseconds(lambda: sample(logits, choices)), milliseconds(sorting)
+    return _beside(f"sample {rows} rows of {VOCAB}", ours, theirs)
+
+
+def appended(rows: int, device: torch.device) -> Row:
+    """Keys turned and put into pages of 8 bits, beside torch operations after `rotate`."""
+    k, v = random(2, rows, KV_HEADS, DIM, device=device)
+    table = tuple(random(2, rows, 1, DIM, device=device))
+    pools = torch.zeros(2, KV_HEADS, 1 << 16, DIM, dtype=torch.int8, device=device).transpose(1, 2)
+    by = torch.zeros(2, KV_HEADS, 1 << 16, device=device).transpose(1, 2)
+    slots = torch.randperm(1 << 16, device=device)[:rows]
+    sides, scales = (table[0], table[1]), (by[0], by[1])
+
+    def apart() -> None:
+        for x, pool, scale in zip((rotate(k, sides), v), pools, by, strict=True):
+            pool[slots], scale[slots] = quantise_rows(x, torch.float32)
+
+    ours = milliseconds(lambda: append(k, v, pools[0], pools[1], slots, scales, sides))
+    return _beside(f"append {rows} rows in 8 bits", ours, milliseconds(apart))
+
+
+def _beside(what: str, ours: float, theirs: float) -> Row:
+    return {
+        "what": what,
+        "sps2": round(ours * 1e3, 1),
+        "torch": round(theirs * 1e3, 1),
+        "ratio": round(theirs / ours, 2),
+    }

@@ -1,0 +1,58 @@
+"""A tile of queries before all keys, and over a tile of keys: what `flash` and `sparse` share."""
+
+import triton
+import triton.language as tl
+
+from sps2.kernels.gpu.softmax import LOG2E, operand, product, weigh
+
+
+@triton.jit
+def begin(OUT, LSE, inside, live, ROWS: tl.constexpr, PADDED: tl.constexpr, FRESH: tl.constexpr):
+    """Output, peak and weight so far: of nothing, or of a state that is there."""
+    if FRESH:
+        out = tl.zeros([ROWS, PADDED], dtype=tl.float32)
+        weight = tl.zeros([ROWS], dtype=tl.float32)
+        peak = weight - float("inf")
+    else:
+        out = tl.load(OUT, mask=inside, other=0.0)
+        peak = tl.load(LSE, mask=live, other=float("-inf")) * LOG2E
+        weight = tl.where(peak > float("-inf"), 1.0, 0.0)
+    return out, peak, weight
+
+
+@triton.jit
+def take(
+    q, out, peak, weight, at, factor, window, key, stop,
+    K, V, K_SCALE, V_SCALE, k_row, v_row, ks_row, vs_row,
+    DIM: tl.constexpr, PADDED: tl.constexpr, KEYS: tl.constexpr,
+    MASKED: tl.constexpr, WINDOWED: tl.constexpr, SCALED: tl.constexpr,
+):  # fmt: skip
+    """One tile of keys at positions from `key` on, of which those from `stop` are not there."""
+    ahead = tl.arange(0, KEYS)
+    dims = tl.arange(0, PADDED)
+    there = key + ahead < stop
+    k_at = K + ahead[None, :] * k_row + dims[:, None]
+    v_at = V + ahead[:, None] * v_row + dims[None, :]
+    if MASKED:
+        k = tl.load(k_at, mask=there[None, :] & (dims < DIM)[:, None], other=0)
+        v = tl.load(v_at, mask=there[:, None] & (dims < DIM)[None, :], other=0)
+    elif DIM != PADDED:
+        k = tl.load(k_at, mask=(dims < DIM)[:, None], other=0)
+        v = tl.load(v_at, mask=(dims < DIM)[None, :], other=0)
+    else:
+        k = tl.load(k_at)
+        v = tl.load(v_at)
+    scores = product(q, operand(k, q), tl.zeros([q.shape[0], KEYS], dtype=tl.float32))
+    if SCALED:
+        scores *= tl.load(K_SCALE + ahead * ks_row, mask=there, other=0.0)[None, :]
+    if MASKED:
+        distance = at[:, None] - (key + ahead)[None, :]
+        seen = (distance >= 0) & there[None, :]
+        if WINDOWED:
+            seen &= distance < window
+        scores = tl.where(seen, scores, float("-inf"))
+    shares, peak, weight, shrink = weigh(scores, factor, peak, weight, MASKED)
+    if SCALED:
+        shares *= tl.load(V_SCALE + ahead * vs_row, mask=there, other=0.0)[None, :]
+    out = product(shares.to(q.dtype), operand(v, q), out * shrink[:, None])
+    return out, peak, weight

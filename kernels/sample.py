@@ -1,0 +1,93 @@
+"""The next token of each row of a batch: truncation, and a draw that only its seed decides."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sps2.kernels import gpu
+
+WORD = 0xFFFFFFFF
+
+
+class Choices(NamedTuple):
+    """How the token of each row is chosen; on the device of the logits.
+
+    temperature: [rows] float32; 0 takes the most likely token.
+    min_p: [rows] float32, relative to the most likely token; 0 keeps all.
+    top_k: [rows] int32; 0 keeps all.
+    top_p: [rows] float32; 1 keeps all.
+    seeds: [rows] int64, of the request and the token's number.
+    """
+
+    temperature: Tensor
+    min_p: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    seeds: Tensor
+
+
+def truncate(scores: Tensor, min_p: float, top_k: int, top_p: float) -> Tensor:
+    """Scores [vocab], with -inf where a token is not to be drawn: by min_p, top_k, top_p in order.
+
+    A token counts for `top_p` if those before it, best first, have less than that together.
+    """
+    if min_p > 0:
+        weights = (scores - scores.max()).exp_()  # relative to the most likely token
+        scores = scores.masked_fill(weights < min_p, -torch.inf)
+    if 0 < top_k < len(scores):
+        least = scores.topk(top_k).values[-1]
+        scores = scores.masked_fill(scores < least, -torch.inf)
+    if top_p < 1:
+        ordered, order = scores.softmax(-1).sort(descending=True)
+        beyond = (ordered.cumsum(-1) - ordered)[1:] >= top_p
+        scores = scores.index_fill(0, order[1:][beyond], -torch.inf)
+    return scores
+
+
+def sample(logits: Tensor, choices: Choices) -> Tensor:
+    """A token of each row, [rows] int64; the same for the same logits, choices and seed.
+
+    Steps: temperature, then as `truncate`, then the first of independent exponential clocks with
+    the odds as their rates. On a GPU, of tokens that are equally likely all count for `top_p`, or
+    none.
+
+    Args:
+        logits: [rows, vocab] float32.
+    """
+    if gpu.serves(logits):
+        from sps2.kernels.gpu import sample as fused
+
+        return fused.sample(logits, choices)
+    tokens = torch.empty(len(logits), dtype=torch.int64)
+    clocks = torch.arange(logits.shape[1])
+    for row, (temperature, min_p, top_k, top_p, seed) in enumerate(
+        zip(*(each.tolist() for each in choices), strict=True)
+    ):
+        scores = logits[row]
+        if temperature > 0:
+            scores = truncate(scores / temperature, min_p, top_k, top_p)
+            scores = scores - uniform(seed, clocks).log_().neg_().log_()
+        tokens[row] = scores.argmax()
+    return tokens
+
+
+def uniform(seed: int, counters: Tensor) -> Tensor:
+    """Random numbers in (0, 1) by Philox 4x32-10 (Random123, SC 2011), as Triton makes them."""
+    a, b, c, d = counters, *torch.zeros(3, len(counters), dtype=torch.int64)
+    low, high = seed & WORD, seed >> 32 & WORD
+    for _ in range(10):
+        a, c, b, d = (
+            _high(0xCD9E8D57, c) ^ b ^ low,
+            _high(0xD2511F53, a) ^ d ^ high,
+            0xCD9E8D57 * c & WORD,
+            0xD2511F53 * a & WORD,
+        )
+        low, high = low + 0x9E3779B9 & WORD, high + 0xBB67AE85 & WORD
+    folded = torch.where(a > WORD >> 1, WORD - a, a)
+    return (folded.float() * 4.6566127342e-10).clamp_(min=1e-10)
+
+
+def _high(a: int, b: Tensor) -> Tensor:
+    """The upper half of the product of two words."""
+    return a * (b >> 16) + (a * (b & 0xFFFF) >> 16) >> 16
