@@ -58,7 +58,7 @@ def main() -> int:
         config.write_text("[kvdir]\nbus_port = 18799\n")
         python = f"{environment}/bin/python"
         run([f"{environment}/bin/spsctl", "version"])
-        run([python, "-c", "import sps2.kernels.native as n; assert n.level(), 'no C++ kernels'"])
+        run([python, "-c", "import sps2.kernels.native as n; assert n.level, 'no C++ kernels'"])
         told = ["--config", str(config)]
         service = subprocess.Popen([python, "-m", "sps2.services.kvdir", *told])
         try:
