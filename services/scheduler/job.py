@@ -316,7 +316,7 @@ class Job:
         raise Internal(f"{place.shard} let go of request {self._submit.request}")
 
     async def _keep_joined(self, shard: str, joined: asyncio.Event) -> None:
-        peers = [peer for shard in self._shards.values() for peer in shard.peers]
+        peers = [peer for member in self._shards.values() for peer in member.peers]
         join = Join(self._submit.request, self._epoch, tuple(peers))
         with self._reporting(shard):
             async with self._peers[shard].stream(join) as accepted:

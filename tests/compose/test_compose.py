@@ -59,6 +59,7 @@ def test_services_name_what_there_is(name: str) -> None:
             assert source in file["volumes"] or source[:2] in ("./", "${")
         for used in told.get("configs", []):
             assert used["source"] in file["configs"]
+        assert set(told.get("secrets", [])) <= file.get("secrets", {}).keys()
         if service in ONCE:
             continue
         assert "healthcheck" in told, service
