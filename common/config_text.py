@@ -2,7 +2,8 @@
 
 import msgspec
 
-from sps2.common.config import Cluster, Section
+from sps2.common.config import Cluster
+from sps2.common.sections import Section
 
 
 def example() -> str:

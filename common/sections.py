@@ -1,0 +1,184 @@
+"""The tables of a configuration, each with its keys, their bounds and their meanings."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+Port = Annotated[int, Meta(ge=1, le=65535)]
+Positive = Annotated[int, Meta(ge=1)]
+NotNegative = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A table of the file; unknown keys are errors."""
+
+
+class Gateway(Section, frozen=True):
+    """The HTTP and ZeroMQ door of the cluster."""
+
+    host: Annotated[
+        str, Meta(description="address where the others reach it; empty takes the cluster's")
+    ] = ""
+    port: Annotated[Port, Meta(description="HTTP port of the OpenAI-compatible API")] = 8000
+    bus_port: Annotated[Port, Meta(description="ZeroMQ port of the SDK and spsctl")] = 8001
+    max_body_bytes: Annotated[Positive, Meta(description="largest HTTP body accepted")] = 16 << 20
+    max_requests: Annotated[
+        Positive, Meta(description="requests in work at once; more are refused with 429")
+    ] = 512
+    max_choices: Annotated[Positive, Meta(description="largest `n` of one request")] = 16
+    max_header_bytes: Annotated[
+        Positive, Meta(description="largest head of an HTTP request accepted")
+    ] = 64 << 10
+    max_connections: Annotated[
+        Positive, Meta(description="HTTP connections at once; more are refused with 503")
+    ] = 2048
+    receive_s: Annotated[
+        Seconds,
+        Meta(description="seconds that the head of an HTTP request may take, and again its body"),
+    ] = 60.0
+    tls_certificate: Annotated[
+        str, Meta(description="PEM file of the certificate and its chain; empty: plain HTTP")
+    ] = ""
+    tls_key: Annotated[str, Meta(description="PEM file of the certificate's private key")] = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise ValueError("TLS needs both `tls_certificate` and `tls_key`")
+
+
+class Scheduler(Section, frozen=True):
+    """Who runs what, where, and when."""
+
+    host: Annotated[
+        str, Meta(description="address where the others reach it; empty takes the cluster's")
+    ] = ""
+    bus_port: Annotated[Port, Meta(description="ZeroMQ port")] = 8002
+    policy: Annotated[Literal["fcfs"], Meta(description="scheduling policy")] = "fcfs"
+    max_queue: Annotated[
+        Positive, Meta(description="requests waiting for room; more are refused with 429")
+    ] = 256
+    prefill_span_tokens: Annotated[
+        Positive, Meta(description="the SP degree is the prompt's length over this, rounded up")
+    ] = 256
+    pass_tokens: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="tokens of short prompts that a prefill shard computes at once; a prompt "
+            "is short if it has at most an eighth of this; 0: one prompt at a time",
+        ),
+    ] = 256
+    decode_span_tokens: Annotated[
+        Positive, Meta(description="KV is spread over decode shards so that one gets about this")
+    ] = 2048
+
+
+class Directory(Section, frozen=True):
+    """The KV directory."""
+
+    host: Annotated[
+        str, Meta(description="address where the others reach it; empty takes the cluster's")
+    ] = ""
+    bus_port: Annotated[Port, Meta(description="ZeroMQ port")] = 8003
+
+
+class Telemetry(Section, frozen=True):
+    """Where beats and events of all services meet (in the scheduler's process)."""
+
+    publish_port: Annotated[Port, Meta(description="ZeroMQ port that services publish to")] = 8004
+    subscribe_port: Annotated[Port, Meta(description="ZeroMQ port to subscribe to")] = 8005
+
+
+class Tracing(Section, frozen=True):
+    """Where the time of each request went: `spsctl trace`."""
+
+    kept: Annotated[
+        NotNegative,
+        Meta(description="requests whose traces every service keeps in memory; 0 keeps none"),
+    ] = 128
+    otlp_endpoint: Annotated[
+        str,
+        Meta(
+            description="where traces are sent over OTLP/HTTP, such as "
+            "http://127.0.0.1:4318/v1/traces; nowhere if empty; needs the extra `otel`"
+        ),
+    ] = ""
+    otlp_share: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="of the requests, those that are sent; one with a `traceparent` is sent "
+            "if that is sampled",
+        ),
+    ] = 1.0
+
+
+class Bus(Section, frozen=True):
+    """The control bus."""
+
+    beat_s: Annotated[Seconds, Meta(description="seconds between beats")] = 1.0
+    missed_beats: Annotated[Positive, Meta(description="beats missed before a peer is lost")] = 3
+    max_message_bytes: Annotated[Positive, Meta(description="larger messages are refused")] = (
+        64 << 20
+    )
+    keys: Annotated[
+        str,
+        Meta(
+            description="folder of `spsctl keys init`, or one key file; none is needed where all "
+            "is on loopback. SPS2_KEYS says it where this is absent"
+        ),
+    ] = ""
+
+
+class Kv(Section, frozen=True):
+    """KV pages of a shard."""
+
+    page_tokens: Annotated[int, Meta(ge=1, le=1024, description="tokens in one page")] = 32
+    pool_tokens: Annotated[
+        NotNegative,
+        Meta(
+            description="tokens of KV in one shard's pool, where a request reserves its prompt "
+            "and its `max_tokens`; 0 sizes it by free memory"
+        ),
+    ] = 0
+    dtype: Annotated[
+        Literal["auto", "int8"],
+        Meta(
+            description="of keys and values at rest: auto is the model's, int8 has a scale per "
+            "token and KV head and takes about half of bfloat16's room"
+        ),
+    ] = "auto"
+    prefix_cache: Annotated[
+        bool, Meta(description="full pages stay for prompts that begin alike, until room is needed")
+    ] = True
+
+
+class Sharing(Section, frozen=True):
+    """How prefill shards share one prompt's attention."""
+
+    method: Annotated[
+        Literal["auto", "ring", "gather", "ulysses", "usp", "pass_q"],
+        Meta(description="of exact attention; auto predicts which is the fastest"),
+    ] = "auto"
+    wire: Annotated[
+        Literal["plain", "int8"],
+        Meta(description="keys and values between prefill shards, for exact attention"),
+    ] = "plain"
+    pipelined: Annotated[
+        bool, Meta(description="transfers beside arithmetic; false is there to be compared with")
+    ] = True
+    link_gbit: Annotated[
+        float, Meta(gt=0, description="Gbit/s of one shard's link, each way, for predictions")
+    ] = 10.0
+    link_latency_s: Annotated[
+        float, Meta(ge=0, description="seconds from shard to shard, for predictions")
+    ] = 0.0002
+    gflops: Annotated[
+        float, Meta(gt=0, description="GFLOP/s of one shard's matrix products, for predictions")
+    ] = 300.0
+    attention_rate: Annotated[
+        float, Meta(gt=0, description="speed of attention against that, for predictions")
+    ] = 0.75
