@@ -15,6 +15,7 @@ from peers.server import Server
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from sps2.common.config import Gateway
 from sps2.services.gateway.http import listen, serving
 
 PROGRAM = f"""
@@ -98,7 +99,7 @@ async def test_tokens_of_a_stream_are_counted(
     listener = listen("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     server = Server(process(tmp_path, CHILD, piped=False), url, "/ready", {}, start_s=60)
-    async with serving(app, listener):
+    async with serving(app, listener, Gateway()):
         try:
             await server.start()
             reply = Reply()

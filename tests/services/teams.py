@@ -5,7 +5,7 @@ import itertools
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -49,11 +49,7 @@ PAGES = 192
 
 def even_config(heads: int = 12, kv_heads: int = 6) -> ModelConfig:
     """Can be split in 1, 2, 3 and 6."""
-    config = tiny_config()
-    return ModelConfig(
-        **{name: getattr(config, name) for name in config.__struct_fields__}
-        | {"heads": heads, "kv_heads": kv_heads, "head_dim": 8, "vocab_size": 96}
-    )
+    return replace(tiny_config(), heads=heads, kv_heads=kv_heads, head_dim=8, vocab_size=96)
 
 
 def random_tensors(config: ModelConfig, seed: int = 0) -> dict[str, torch.Tensor]:
