@@ -1,8 +1,17 @@
 """`spsctl config`: the documented example configuration."""
 
+from typing import Annotated
+
+import typer
+
+from sps2.cli.reference import reference as as_markdown
 from sps2.common import config_text
 
 
-def config() -> None:
+def config(
+    reference: Annotated[
+        bool, typer.Option("--reference", help="as Markdown: docs/configuration.md")
+    ] = False,
+) -> None:
     """Print a configuration file with every key, its default and its meaning."""
-    print(config_text.example(), end="")
+    print(as_markdown() if reference else config_text.example(), end="")

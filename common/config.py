@@ -27,6 +27,7 @@ from sps2.common.sections import (
 )
 
 __all__ = [
+    "ENVIRONMENT",
     "Bus",
     "Cluster",
     "Directory",
@@ -41,6 +42,15 @@ __all__ = [
     "is_loopback",
     "load",
 ]
+
+
+ENVIRONMENT = {
+    "SPS2_HOME": "where models, keys, run files and logs live; `~/.cache/sps2` where it is not set",
+    "SPS2_KEYS": "folder or file of keys, where the configuration has no `keys` in `[bus]`; for "
+    "`spsctl` and the SDK too",
+    "SPS2_CONFIG": "the configuration, for `python -m sps2.services.health`",
+}
+"""What is read from the environment, with its meaning."""
 
 
 def environment_bus() -> Bus:

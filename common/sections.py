@@ -128,7 +128,8 @@ class Bus(Section, frozen=True):
         str,
         Meta(
             description="folder of `spsctl keys init`, or one key file; none is needed where all "
-            "is on loopback. SPS2_KEYS says it where this is absent"
+            "is on loopback. SPS2_KEYS says it where this is absent",
+            extra={"environment": "SPS2_KEYS"},
         ),
     ] = ""
 

@@ -1,0 +1,81 @@
+"""The configuration's reference as Markdown: docs/configuration.md is what this makes."""
+
+import inspect
+
+from msgspec.inspect import BoolType, FloatType, IntType, Type
+
+from sps2.cli.up import up
+from sps2.common.config import ENVIRONMENT, Cluster
+from sps2.common.config_text import Key, keys_of, tables_of
+
+HEAD = """\
+# Configuration
+
+`spsctl config --reference` makes this page; change `common/config.py` and `common/sections.py`, not this.
+
+`spsctl config > cluster.toml` writes a file with every key, and `spsctl up --config cluster.toml`
+uses one. A file needs only the keys that differ from their defaults. A key that is misspelt, or a
+value out of range, is an error that names it. Flags of `spsctl up` override the file. `--port` sets
+the HTTP port and moves those of the other services after it, unless the file names them.
+
+`spsctl up --hosts hosts.toml` takes the numbers of shards and every `host` from the list of hosts
+([nodes.md](nodes.md#over-ssh)).
+"""
+ENVIRONMENT_HEAD = """\
+## Environment
+
+UCX's own variables are in [nodes.md](nodes.md#data-plane), those of OpenTelemetry in
+[operating.md](operating.md#where-the-time-of-a-request-went).
+
+| variable | meaning |
+|---|---|
+"""
+
+
+def reference() -> str:
+    """Every key by table: its type, default and meaning, and the flag or variable that sets it."""
+    flags = flags_by_key()
+    parts = [HEAD]
+    for name, section in tables_of(Cluster()):
+        title = f"`[{name}]`" if name else "Top of the file"
+        about = "" if name == "" else f"{type(section).__doc__}\n\n"
+        rows = [_row(key, flags.get((name, key.name), "")) for key in keys_of(section)]
+        parts.append(
+            f"## {title}\n\n{about}| key | type | default | meaning | also set by |\n"
+            f"|---|---|---|---|---|\n{''.join(rows)}"
+        )
+    variables = [f"| `{name}` | {meaning} |\n" for name, meaning in ENVIRONMENT.items()]
+    return "\n".join([*parts, ENVIRONMENT_HEAD + "".join(variables)])
+
+
+def flags_by_key() -> dict[tuple[str, str], str]:
+    """The flag of `spsctl up` for a table and key: for the first key that has the flag's name."""
+    found = {}
+    for parameter in inspect.signature(up).parameters:
+        wanted = parameter.rstrip("_")
+        for name, section in tables_of(Cluster()):
+            if wanted in {key.name for key in keys_of(section)}:
+                found[name, wanted] = f"--{wanted.replace('_', '-')}"
+                break
+    return found
+
+
+def _row(key: Key, flag: str) -> str:
+    set_by = ", ".join(f"`{way}`" for way in (flag, key.environment) if way)
+    kind = ", ".join(f"`{choice}`" for choice in key.choices) or _kind(key.type)
+    return f"| `{key.name}` | {kind} | `{key.text}` | {key.meaning} | {set_by} |\n"
+
+
+def _kind(kind: Type) -> str:
+    if isinstance(kind, BoolType):
+        return "`true` or `false`"
+    if not isinstance(kind, IntType | FloatType):
+        return "text"
+    number = "integer" if isinstance(kind, IntType) else "number"
+    if kind.gt is not None:
+        return f"{number} over {kind.gt:g}"
+    if kind.ge is None:
+        return number
+    return (
+        f"{number}, {kind.ge} or more" if kind.le is None else f"{number}, {kind.ge} to {kind.le}"
+    )
