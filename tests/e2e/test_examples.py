@@ -1,0 +1,77 @@
+"""The examples say what the cluster answers, started as a user does."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sps2.common.client import Client
+
+from .conftest import Launch, Running
+
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+
+
+@pytest.fixture(scope="module")
+def cluster(launch: Launch) -> Iterator[Running]:
+    with launch("long", "tcp") as running:
+        yield running
+
+
+def said(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode()
+
+
+def chat(cluster: Running, question: str) -> str:
+    with Client(cluster.bus) as client:
+        answer = client.chat([{"role": "user", "content": question}], max_tokens=16, temperature=0)
+    content = answer.choices[0].message.content
+    assert content
+    return content
+
+
+def story(cluster: Running) -> str:
+    with Client(cluster.bus) as client:
+        answer = client.complete("Once upon a time", max_tokens=16, temperature=0)
+    assert answer.choices[0].text
+    return answer.choices[0].text
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl")
+def test_curl(cluster: Running) -> None:
+    output = said("bash", str(EXAMPLES / "curl.sh"), cluster.url)
+    models, completion, stream = re.split("^# .*$", output, flags=re.M)[1:]
+    assert json.loads(models)["data"][0]["object"] == "model"
+    assert json.loads(completion)["choices"][0]["text"] == story(cluster)
+    events = [line.removeprefix("data: ") for line in stream.splitlines() if line[:5] == "data:"]
+    assert events.pop() == "[DONE]"
+    chunks = [json.loads(event) for event in events]
+    text = "".join(c["delta"].get("content") or "" for each in chunks for c in each["choices"])
+    assert text == chat(cluster, "Name three rivers.")
+    assert chunks[-1]["usage"]["sps2"]["sp_degree"] == 2
+
+
+def test_openai_client(cluster: Running) -> None:
+    output = said(sys.executable, str(EXAMPLES / "openai_client.py"), cluster.url)
+    answer = chat(cluster, "Name three rivers.")
+    assert output == f"{answer}\nprefilled by 2 shards\n{answer}\n"
+
+
+def test_sdk(cluster: Running) -> None:
+    output = said(sys.executable, str(EXAMPLES / "sdk.py"), cluster.bus)
+    assert output.startswith(f"{story(cluster)}\ndecode-")
+    assert output.endswith(f"\n{chat(cluster, 'Name three rivers.')}\nleft after 5 chunks\n")
+
+
+def test_sdk_async(cluster: Running) -> None:
+    output = said(sys.executable, str(EXAMPLES / "sdk_async.py"), cluster.bus)
+    asked = [f"Name three {what}." for what in ("rivers", "lakes", "seas")]
+    answers = "".join(f"{question} {chat(cluster, question)}\n" for question in asked)
+    assert output == f"{answers}given up\n"
