@@ -38,7 +38,7 @@ lint: $(READY)  ## check style, formatting and types
 	@mkdir -p build/typed/sps2
 	@for folder in $(TYPED); do ln -sfn ../../../$$folder build/typed/sps2/$$folder; done
 	$(BIN)/mypy -p sps2
-	MYPYPATH=benchmarks $(BIN)/mypy --explicit-package-bases examples benchmarks
+	MYPYPATH=benchmarks $(BIN)/mypy --explicit-package-bases docs examples benchmarks
 
 format: $(READY)  ## fix style and formatting
 	$(BIN)/ruff check --fix .
