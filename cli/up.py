@@ -163,8 +163,10 @@ def _welcome(cluster: Cluster, status: ClusterStatus, ready_s: float, detached: 
     )
     if not (is_loopback(cluster.host) or cluster.gateway.tls_key):
         render.out.print(
-            "[yellow]HTTP is in the clear, API keys too: set tls_certificate and tls_key in "
-            "[[gateway], or put a proxy with TLS before it[/]",
+            "HTTP is in the clear, API keys too: set tls_certificate and tls_key in [gateway], or "
+            "put a proxy with TLS before it",
+            style="yellow",
+            markup=False,
             soft_wrap=True,
         )
     render.out.print(f"  OpenAI API  {cluster.http_url}/v1    (try it: {cluster.http_url}/docs)")

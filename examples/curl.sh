@@ -18,10 +18,10 @@ ask "$url/v1/completions" --data '{
     "prompt": "Once upon a time", "max_tokens": 16, "temperature": 0
 }'
 
-printf '\n\n# A chat over two prefill shards, as a stream with its usage at the end\n'
+printf '\n\n# A chat as a stream: how far the prompt is read, the answer, what it took\n'
 ask "$url/v1/chat/completions" --data '{
     "messages": [{"role": "user", "content": "Name three rivers."}],
     "max_tokens": 16, "temperature": 0,
     "stream": true, "stream_options": {"include_usage": true},
-    "sps2": {"sp_degree": 2}
+    "sps2": {"progress": true}
 }'

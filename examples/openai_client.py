@@ -23,7 +23,7 @@ def main() -> None:
         messages=[{"role": "user", "content": QUESTION}],
         max_tokens=16,
         temperature=0,
-        extra_body={"sps2": {"sp_degree": 2}},
+        extra_body={"sps2": {"attention": "exact"}},  # or balanced, or fast
     )
     print(answer.choices[0].message.content)
     if answer.usage and answer.usage.model_extra:

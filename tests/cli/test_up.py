@@ -16,6 +16,9 @@ import pytest
 from sps2.cli import ports
 from sps2.cli.local import running_cluster
 from sps2.cli.runs import RunFolder
+from sps2.cli.up import _welcome
+from sps2.common.config import Cluster
+from sps2.common.messages import ClusterStatus
 
 Spsctl = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -134,3 +137,11 @@ def test_two_shards_that_do_both_are_a_cluster(
     assert usage["owner"] in ("any-0", "any-1")
     assert usage["deposit_bytes"] == 0
     assert spsctl("down", "--name", "test").returncode == 0
+
+
+def test_who_serves_others_without_tls_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    status = ClusterStatus("model", "", True, "", (), (), (), (), 0)
+    _welcome(Cluster(host="10.0.0.1"), status, 1.0, detached=True)
+    assert "set tls_certificate and tls_key in [gateway], or put" in capsys.readouterr().out
+    _welcome(Cluster(), status, 1.0, detached=True)
+    assert "tls_key" not in capsys.readouterr().out
