@@ -11,7 +11,7 @@ from sps2.common.config_text import Key, keys_of, tables_of
 HEAD = """\
 # Configuration
 
-`spsctl config --reference` makes this page; change `common/config.py` and `common/sections.py`, not this.
+`spsctl config --reference` makes this page from `common/config.py` and `common/sections.py`.
 
 `spsctl config > cluster.toml` writes a file with every key, and `spsctl up --config cluster.toml`
 uses one. A file needs only the keys that differ from their defaults. A key that is misspelt, or a
