@@ -160,7 +160,7 @@ class Layers:
         rows = len(x)
         q = torch.empty(rows, heads, dim, dtype=self._dtype)
         k, v = torch.empty(2, rows, kv_heads, dim, dtype=self._dtype)
-        call = self._calls[layer]
+        call = self._call(layer)
         call.cosines, call.sines = table[0].data_ptr(), table[1].data_ptr()
         call.q, call.k, call.v = q.data_ptr(), k.data_ptr(), v.data_ptr()
         self._run(call, x, attended)
@@ -169,9 +169,14 @@ class Layers:
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """[rows, hidden] after the final norm; arguments as for `queries`."""
         normed = torch.empty(x.shape, dtype=self._dtype)
-        self._calls[-1].normed = normed.data_ptr()
-        self._run(self._calls[-1], x, attended)
+        call = self._call(-1)
+        call.normed = normed.data_ptr()
+        self._run(call, x, attended)
         return normed
+
+    def _call(self, layer: int) -> _Layer:
+        """A copy, which is this thread's."""
+        return _Layer.from_buffer_copy(self._calls[layer])
 
     def _run(self, call: _Layer, x: Tensor, attended: Tensor | None) -> None:
         if attended is not None:

@@ -1,6 +1,8 @@
 """The model computes what transformers computes, for every family."""
 
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -189,3 +191,28 @@ async def test_fused_layers_are_as_exact_as_separate_ones(
     torch.testing.assert_close(await at(level, "float32"), exact, rtol=1e-4, atol=1e-4)
     separate, fused = [(await at(of, "bfloat16") - exact).abs().mean() for of in (0, level)]
     assert fused < 1.3 * separate
+
+
+@pytest.mark.skipif(not native.level, reason="there are no C++ kernels")
+def test_few_rows_on_two_threads_do_not_mix(checkpoint: Checkpoint) -> None:
+    """Shards that do both prefill on one thread and decode on another."""
+    model = load(checkpoint("qwen3"), "float32")
+    layers = model._native
+    assert layers is not None
+    rows = [torch.randn(count, model.config.hidden_size) for count in (1, 5)]
+
+    def queries(x: Tensor) -> Tensor:
+        table = model._rotary.table(torch.arange(len(x)), torch.float32)
+        return layers.queries(0, x.clone(), None, table)[0]
+
+    def all_right(x: Tensor) -> bool:
+        return all(torch.equal(queries(x), expected[len(x)]) for _ in range(1000))
+
+    expected = {len(x): queries(x) for x in rows}
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            assert all(threads.map(all_right, rows))
+    finally:
+        sys.setswitchinterval(before)
