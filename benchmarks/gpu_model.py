@@ -16,6 +16,7 @@ from sps2.common.model.config import ModelConfig, Rope
 from sps2.common.model.llama import Llama, shapes
 from sps2.common.model.pages import PagePool
 from sps2.kernels import PagedRows, Run, attention, paged_attention
+from sps2.kernels.gpu.graphs import Graphs
 
 LLAMA_8B = ModelConfig(
     family="llama",
@@ -49,7 +50,7 @@ def run(device: torch.device) -> dict[str, list[Row]]:
         found["model"].append(_beside(f"prefill {tokens}", ours, _prefill(theirs, tokens, device)))
         _free()
     for rows, keys in STEPS:
-        ours = milliseconds(graph(decoding(model, rows, keys, device)))
+        ours = milliseconds(Graphs(device)(decoding(model, rows, keys, device)))
         other = _decoding(theirs, rows, keys, device)
         found["model"].append(_beside(f"step of {rows} rows at {keys}", ours, other))
         _free()
@@ -94,20 +95,6 @@ def decoding(model: Llama, rows: int, keys: int, device: torch.device) -> Callab
     slots = torch.arange(rows, device=device) * tokens + keys - 1
     attend = Paged(pool, slots, None, batch)
     return lambda: model.logits(_now(model.forward(ids, at, attend))).argmax(-1)
-
-
-def graph(step: Callable[[], Tensor]) -> Callable[[], None]:
-    """The step as one CUDA graph."""
-    beside = torch.cuda.Stream()
-    beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(beside)
-    captured = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured):
-        step()
-    return captured.replay
 
 
 def agreement(model: Llama, theirs: Any, tokens: int, device: torch.device) -> Row:

@@ -37,7 +37,7 @@ def run_all(cluster: Cluster) -> Iterator[Finding]:
     yield _python()
     yield _packages()
     yield _torch()
-    yield _gpu()
+    yield _gpu(cluster)
     yield _processor(cluster)
     yield _memory(cluster)
     yield _disk()
@@ -75,7 +75,7 @@ def _torch() -> Finding:
     return Finding("torch", "ok", f"{torch.__version__}, {cuda}")
 
 
-def _gpu() -> Finding:
+def _gpu(cluster: Cluster) -> Finding:
     try:
         import torch
 
@@ -83,9 +83,12 @@ def _gpu() -> Finding:
     except Exception:  # the check before says what is broken
         return Finding("gpu", "warning", "cannot be looked for without torch")
     if why := missing():
-        return Finding("gpu", "ok", f"{why}; kernels run on the CPU")
-    name = torch.cuda.get_device_name()
-    return Finding("gpu", "ok", f"{name}; shards use the CPU so far, `make bench-gpu` the GPU")
+        if cluster.device == "cuda":
+            return Finding("gpu", "broken", f"device is cuda, and {why}; take cpu or auto")
+        return Finding("gpu", "ok", f"{why}; shards compute on the CPU")
+    use = "shards use the CPU (--device cuda)" if cluster.device == "cpu" else "shards use it"
+    names = [torch.cuda.get_device_name(card) for card in range(torch.cuda.device_count())]
+    return Finding("gpu", "ok", f"{', '.join(names)}; {use}")
 
 
 def _processor(cluster: Cluster) -> Finding:

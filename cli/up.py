@@ -36,6 +36,7 @@ def up(
     any_: Annotated[
         Number, typer.Option("--any", min=1, help="shards that do both, instead of these")
     ] = None,
+    device: Annotated[Text, typer.Option(help="where shards compute: cpu, cuda or auto")] = None,
     dtype: Annotated[Text, typer.Option(help="auto, bfloat16, float16 or float32")] = None,
     quantize: Annotated[Text, typer.Option(help="weights in int8 or int4; or none")] = None,
     attention: Annotated[Text, typer.Option(help="exact, balanced or fast")] = None,
@@ -78,6 +79,7 @@ def up(
         prefill=prefill,
         decode=decode,
         any=any_,
+        device=device,
         dtype=dtype,
         quantize=quantize,
         transport=transport,

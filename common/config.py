@@ -84,6 +84,13 @@ class Cluster(Section, frozen=True):
         Literal["auto", "bfloat16", "float16", "float32"],
         Meta(description="of weights, activations and KV; auto takes the checkpoint's"),
     ] = "auto"
+    device: Annotated[
+        Literal["cpu", "cuda", "auto"],
+        Meta(
+            description="where shards compute; cuda deals the GPUs of a machine round to its "
+            "processes, auto does so where a GPU can be used"
+        ),
+    ] = "cpu"
     quantize: Annotated[
         Literal["none", "int8", "int4"],
         Meta(
@@ -183,12 +190,21 @@ class Cluster(Section, frozen=True):
         """Where the processes of one shard meet."""
         return self.meeting_port + index + (self.prefill if role == "decode" else 0)
 
+    @property
+    def shard_processes(self) -> int:
+        """Of all shards together."""
+        return sum(self.shards_of(role) * self.tp_of(role) for role in get_args(Role))
+
+    def number_of(self, role: Role, index: int, rank: int) -> int:
+        """Of a process of a shard among all of them, in the order of `spsctl status`."""
+        before = self.prefill * self.tp_of("prefill") if role == "decode" else 0
+        return before + index * self.tp_of(role) + rank
+
     def shard_ports_of(self, role: Role, index: int, rank: int) -> tuple[int, int]:
         """What a process of a shard binds, for the bus and for the data plane; 0 is any port."""
         if not self.shard_port:
             return 0, 0
-        before = self.prefill * self.tp_of("prefill") if role == "decode" else 0
-        first = self.shard_port + 2 * (before + index * self.tp_of(role) + rank)
+        first = self.shard_port + 2 * self.number_of(role, index, rank)
         return first, first + 1
 
     def require_keys(self, host: str) -> None:

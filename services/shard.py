@@ -16,7 +16,8 @@ import torch
 import uvloop
 
 from sps2.common.config import Bus, Cluster
-from sps2.common.errors import PeerLost, ServiceError
+from sps2.common.device import choose as choose_device
+from sps2.common.errors import Invalid, PeerLost, ServiceError
 from sps2.common.messages import Announce, Follower, Holding, Link, Register, Report, Role, Shard
 from sps2.common.model.config import read
 from sps2.common.model.llama import Llama
@@ -27,7 +28,6 @@ from sps2.common.rpc import Peer, Server
 from sps2.common.transport import choose
 from sps2.common.transport.plane import Plane
 from sps2.kernels import native
-from sps2.kernels.gpu import missing
 from sps2.services import memory
 from sps2.services.busy import ThreadClock
 from sps2.services.greeting import greet
@@ -279,19 +279,27 @@ async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterat
     memory.keep()
     folder, share = locate(cluster.model), Share(about.rank, cluster.tp_of(role))
     share_of(read(folder), share.size)
-    team = await meet(share, cluster.meeting_port_of(role, about.index))
+    device, where = choose_device(cluster.device, cluster.number_of(role, about.index, about.rank))
+    if device.place.type == "cuda" and share.size > torch.cuda.device_count():
+        raise Invalid(
+            f"tp {share.size} takes as many GPUs of one machine; here are "
+            f"{torch.cuda.device_count()}: take a smaller tp, and more shards instead"
+        )
+    team = await meet(share, cluster.meeting_port_of(role, about.index), device.place)
     model = load_model(
-        folder, cluster.dtype, quantize=cluster.quantize, collectives=team.collectives
+        folder, cluster.dtype, device.place, cluster.quantize, collectives=team.collectives
     )
     backend, reason = choose(cluster.transport)
     weights = str(model.dtype).removeprefix("torch.")
     if cluster.quantize != "none":
         weights = f"{cluster.quantize}, else {weights}"
-    kernels, gpu = native.LEVELS[native.level], missing() or "not used yet"
-    log.info("data plane: %s; kernels: %s; GPU: %s; weights: %s", reason, kernels, gpu, weights)
+    kernels = native.LEVELS[native.level]
+    log.info(
+        "data plane: %s; device: %s; kernels: %s; weights: %s", reason, where, kernels, weights
+    )
     data = DataLoop()
     data.start()
-    plane = Plane(peer_name(about.service), backend)
+    plane = Plane(peer_name(about.service), backend, device)
     await data.run(plane.start(about.host, about.ports[1]))
     about.counters = lambda: {name: float(count) for name, count in dict(plane.counters).items()}
     about.links = lambda: _links(about.service, plane)

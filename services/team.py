@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import NamedTuple, TypeVar
 
 import msgspec
+import torch
 import torch.distributed as dist
 
 from sps2.common.config import Bus
@@ -70,11 +71,12 @@ class Team:
         return tuple(msgspec.json.decode(each, type=Follower) for each in told)
 
 
-async def meet(share: Share, port: int) -> Team:
+async def meet(share: Share, port: int, place: torch.device) -> Team:
     """Meet the other processes of this shard, which are all on this machine.
 
     Args:
         port: where the first of them listens; on loopback, since torch.distributed has no keys.
+        place: where this process computes.
     """
     if share.size == 1:
         return Team(share, None, dist.HashStore())
@@ -92,7 +94,7 @@ async def meet(share: Share, port: int) -> Team:
             wait_for_workers=False,
             master_listen_fd=listening,
         )
-        return Team(share, Collectives(share, store, MEETING_HOST, _end), store)
+        return Team(share, Collectives(share, store, MEETING_HOST, _end, place), store)
 
     return await asyncio.to_thread(join)
 

@@ -19,6 +19,8 @@ from sps2.common.model.share import Share
 
 Op = Callable[[], Tensor]
 
+CPU = torch.device("cpu")
+
 TIMEOUT_S = 1800.0
 """Of one collective; the loss of a process shows at once, so this is for hung ones."""
 
@@ -33,7 +35,7 @@ class Collectives:
         store: where the processes meet.
         host: address of this machine that gloo binds.
         broken: called on the thread when another process is gone; nothing works after that.
-        device: "cpu" takes gloo, "cuda" NCCL.
+        device: where what is summed lies: the CPU takes gloo, a GPU NCCL, with one process each.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class Collectives:
         store: dist.Store,
         host: str = "127.0.0.1",
         broken: Callable[[Exception], None] = lambda _: None,
-        device: str = "cpu",
+        device: torch.device = CPU,
     ) -> None:
         self.share = share
         self.device = device
@@ -211,8 +213,8 @@ class Turn:
             raise Cancelled("another process of this shard stopped")
 
 
-def _group(share: Share, store: dist.Store, host: str, device: str) -> Any:
-    if device == "cuda":
+def _group(share: Share, store: dist.Store, host: str, device: torch.device) -> Any:
+    if device.type == "cuda":
         return dist.ProcessGroupNCCL(store, *share, dist.ProcessGroupNCCL.Options())
     options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._timeout = timedelta(seconds=TIMEOUT_S)

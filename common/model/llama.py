@@ -13,6 +13,7 @@ from sps2.common.model.attend import Attend, Run, inline
 from sps2.common.model.collectives import Collectives, Turn
 from sps2.common.model.config import ModelConfig
 from sps2.common.model.linear import Linear
+from sps2.common.model.recorded import Record, Recorded
 from sps2.common.model.rope import Rotary
 from sps2.common.model.share import WHOLE, Share
 from sps2.kernels.native import MOST_DIM
@@ -93,6 +94,7 @@ class Llama:
         self._rotary = Rotary(config.rope, config.head_dim)
         self._layers = [_layer(tensors, quantised, index) for index in range(config.layers)]
         self._native = self._fused()
+        self._recorded: Recorded | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -140,6 +142,10 @@ class Llama:
         if self._native is not None and turn is None and 0 < len(ids) <= native.MOST_ROWS:
             hidden = await self._few(self._native, ids, positions, attend, run)
             return hidden if asked is None else hidden[asked]
+        step = self._recorded.step_for(len(ids)) if self._recorded and turn is None else None
+        if step is not None:
+            hidden = await step.forward(ids, positions, attend, run)
+            return hidden if asked is None else hidden[asked]
         x, table, qkv = await run(partial(self._begin, ids, positions))
         for index, layer in enumerate(self._layers):
             attended = await attend(index, *qkv)
@@ -154,6 +160,16 @@ class Llama:
             fed = await turn.sum(fed)
             x, qkv = await run(partial(self._proceed, following, x, fed, table))
         return x if asked is None or turn is None else x[asked]
+
+    def record(self, how: Record) -> None:
+        """From now on forwards of few rows are replayed: on GPUs, as CUDA graphs."""
+        config = self.config
+        row = self._embedding.new_empty(config.heads, config.head_dim)
+        following = [*self._layers[1:], None]
+        pieces = [
+            partial(self._advance, *each) for each in zip(self._layers, following, strict=True)
+        ]
+        self._recorded = Recorded(self._begin, pieces, row, how)
 
     async def _few(
         self, layers: native.Layers, ids: Tensor, positions: Tensor, attend: Attend, run: Run

@@ -74,6 +74,7 @@ class PagePool:
     ) -> None:
         self.pages = pages
         self.page_tokens = page_tokens
+        self.device = torch.device(device)
         shape = (config.layers, 2, config.kv_heads, pages * page_tokens, config.head_dim)
         self._storage = torch.empty(shape, dtype=dtype, device=device)
         self._layers = [

@@ -37,6 +37,8 @@ class Sampler:
             or sampling.min_tokens
         )
         """Whether tokens are simply the most likely ones."""
+        self.plain = self.greedy and sampling.logprobs is None
+        """Whether nothing else is asked about them."""
 
     def seen(self, token: int) -> None:
         """Count a token of the answer that was drawn elsewhere."""
@@ -51,8 +53,8 @@ class Sampler:
             return self.accept(int(scores.argmax()), logits, index)
         return self.accept(self._draw(scores / self._sampling.temperature, index), logits, index)
 
-    def accept(self, token: int, logits: Tensor, index: int) -> Token:
-        """Make `token` number `index` of the answer, as drawn from `logits`."""
+    def accept(self, token: int, logits: Tensor | None, index: int) -> Token:
+        """Make `token` number `index` of the answer, as drawn from `logits`; None if `plain`."""
         sampling = self._sampling
         self.seen(token)
         finish: FinishReason | None = None
@@ -61,7 +63,7 @@ class Sampler:
         elif index + 1 >= sampling.max_tokens:
             finish = "length"
         logprobs = None
-        if sampling.logprobs is not None:
+        if sampling.logprobs is not None and logits is not None:
             logprobs = score(logits[None], [token], sampling.logprobs)[0]
         return Token(index, token, logprobs, finish)
 
@@ -95,13 +97,33 @@ class Sampler:
         return int((scores.softmax(-1) / clocks).argmax())
 
 
-def draw(samplers: Sequence[Sampler], logits: Tensor, indices: Sequence[int]) -> list[Token]:
-    """`next` of each sampler on its row of `logits`, [rows, vocab]; greedy rows at once."""
-    best = logits.argmax(-1).tolist() if any(each.greedy for each in samplers) else indices
-    return [
-        each.accept(token, row, index) if each.greedy else each.next(row, index)
-        for each, token, row, index in zip(samplers, best, logits, indices, strict=True)
-    ]
+def needed(samplers: Sequence[Sampler], logits: Tensor) -> tuple[Tensor, Tensor]:
+    """What `draw` needs of `logits`, [rows, vocab], wherever they lie.
+
+    Returns:
+        The most likely tokens of all rows, if any sampler is greedy, and the scores of those rows
+        whose samplers are not plain.
+    """
+    greedy = any(each.greedy for each in samplers)
+    rows = [row for row, each in enumerate(samplers) if not each.plain]
+    best = logits.argmax(-1) if greedy else torch.empty(0, dtype=torch.int64)
+    return best, logits if len(rows) == len(samplers) else logits[rows]
+
+
+def draw(
+    samplers: Sequence[Sampler], best: Tensor, scores: Tensor, indices: Sequence[int]
+) -> list[Token]:
+    """`next` of each sampler, from what is `needed`, on the host; greedy rows at once."""
+    likely = best.tolist() or indices
+    rows = iter(scores)
+    tokens = []
+    for each, token, index in zip(samplers, likely, indices, strict=True):
+        row = None if each.plain else next(rows)
+        if each.greedy or row is None:
+            tokens.append(each.accept(token, row, index))
+        else:
+            tokens.append(each.next(row, index))
+    return tokens
 
 
 def score(logits: Tensor, tokens: Sequence[int], alternatives: int) -> list[TokenLogprobs]:

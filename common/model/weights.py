@@ -27,7 +27,7 @@ from sps2.kernels.native.layer import serves
 def load(
     folder: Path,
     dtype: str = "auto",
-    device: str = "cpu",
+    device: torch.device | str = "cpu",
     quantize: Quantize = "none",
     *,
     collectives: Collectives | None = None,
@@ -67,7 +67,7 @@ def load(
         part = stored.pop(key)
         if key not in levels:
             tensors[key] = part_of(part, key, share).to(device, wanted).requires_grad_(False)
-    if device != "cpu" or not serves(wanted, *levels.values()):
+    if torch.device(device).type != "cpu" or not serves(wanted, *levels.values()):
         for key, level in levels.items():
             tensors[key] = level.restored(wanted).contiguous().to(device)
         levels = {}

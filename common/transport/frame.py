@@ -116,8 +116,12 @@ def decode(data: bytes | memoryview) -> Frame:
 
 
 def allocate(frame: Frame) -> tuple[torch.Tensor, ...]:
-    """Fresh CPU tensors for the frame's payload."""
-    return tuple(torch.empty(part.shape, dtype=getattr(torch, part.dtype)) for part in frame.parts)
+    """Fresh CPU tensors for the frame's payload, in memory that a GPU can read if one is used."""
+    pinned = torch.cuda.is_initialized()
+    return tuple(
+        torch.empty(part.shape, dtype=getattr(torch, part.dtype), pin_memory=pinned)
+        for part in frame.parts
+    )
 
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:

@@ -10,6 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from sps2.common import messages
+from sps2.common.device import HOST, Device
 from sps2.common.errors import Invalid, PeerLost
 from sps2.common.transport import frame as frames
 from sps2.common.transport.backends import BackendName, make_backend
@@ -42,11 +43,13 @@ class Plane:
     Args:
         name: unique to this life of this process, e.g. "prefill-0/3f2a91".
         backend: how bytes move; see `backends.choose`.
+        device: where this process computes. Frames are sent from there; they arrive on the host.
     """
 
-    def __init__(self, name: str, backend: BackendName) -> None:
+    def __init__(self, name: str, backend: BackendName, device: Device = HOST) -> None:
         self.name = name
         self.backend = backend
+        self.device = device
         self.token = new_token()
         self.address = ""
         """Where others reach this plane; known after `start`."""
@@ -138,15 +141,17 @@ class Plane:
     async def send(self, peer: str, frame: Frame, tensors: Sequence[Tensor]) -> None:
         """Send a frame; returns when `tensors` may be written again. The first send dials.
 
+        They may lie on the host or on the device, and need not be contiguous.
+
         Frames to one peer arrive in the order of the calls. After a cancelled call the tensors may
         be written at once too: the frame arrives whole, or not at all.
 
         Raises:
             PeerLost: the peer cannot be reached, was lost, or closed. It stays lost until it is
                 introduced anew, or opens a link itself.
-            Invalid: a tensor is not contiguous, not on the CPU, or not what the frame says.
+            Invalid: a tensor is not what the frame says.
         """
-        payload = frames.payload(frame, tensors)
+        payload = frames.payload(frame, await self.device.down(tensors))
         header = frames.encode(frame)
         link = await self._reach(peer)
         nbytes = await link.send(header, payload)

@@ -41,4 +41,4 @@ def serves(x: Tensor) -> bool:
 
 def upload(x: Tensor, device: torch.device) -> Tensor:
     """A small tensor of the host on `device`, without waiting for the device."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
+    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)

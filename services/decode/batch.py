@@ -13,7 +13,7 @@ from sps2.common.errors import Cancelled, Internal, PeerLost
 from sps2.common.messages import Token
 from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool
-from sps2.common.model.sample import draw
+from sps2.common.model.sample import draw, needed
 from sps2.services.decode.exchange import Exchange
 from sps2.services.decode.holding import Key
 from sps2.services.decode.sequence import Owned
@@ -87,7 +87,7 @@ class Batch:
                 logits = None
                 try:
                     logits = await self._layers(batch)
-                    self._draw(batch, logits)
+                    await self._draw(batch, logits)
                 except Exception as error:
                     elsewhere = [] if logits is not None else await self._leading.failed()
                     self._fail(batch, root_cause(error), elsewhere)
@@ -96,21 +96,26 @@ class Batch:
 
     async def _layers(self, batch: Sequence[Owned]) -> Tensor:
         self._steps += 1
-        ids = torch.tensor([each.last.id for each in batch])
-        positions = torch.tensor([each.position for each in batch])
+        step = (
+            torch.tensor([each.last.id for each in batch]),
+            torch.tensor([each.position for each in batch]),
+        )
         attend = SplitAttention(self._model.config, self._pool, self._exchange, batch, self._steps)
         keys = [each.holding.key for each in batch]
         turn = self._model.turn(len(batch), 1)
         with turn or nullcontext():
-            await self._leading.begin(self._steps, keys, ids, positions)
+            await self._leading.begin(self._steps, keys, *step)
+            ids, positions = self._exchange.device.up(step)
             hidden = await self._model.forward(ids, positions, attend, turn=turn)
             logits = await self._model.scores(hidden, turn=turn)
         assert logits is not None, "only a leader has a batch"
         return logits
 
-    def _draw(self, batch: Sequence[Owned], logits: Tensor) -> None:
+    async def _draw(self, batch: Sequence[Owned], logits: Tensor) -> None:
         indices = [each.last.index + 1 for each in batch]
-        tokens = draw([each.sampler for each in batch], logits, indices)
+        samplers = [each.sampler for each in batch]
+        best, scores = await self._exchange.device.down(needed(samplers, logits))
+        tokens = draw(samplers, best, scores, indices)
 
         emitted, now_s = [], time.monotonic()
         for each, token in zip(batch, tokens, strict=True):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sps2.common.device import Device
 from sps2.common.errors import PeerLost, ServiceError
 from sps2.common.model.config import ModelConfig
 from sps2.common.model.pages import PagePool
@@ -87,6 +88,11 @@ class Exchange:
         plane.serve("answer", self._on_answer)
         plane.on_gone(self._on_gone)
 
+    @property
+    def device(self) -> Device:
+        """Where this process computes."""
+        return self._plane.device
+
     @contextmanager
     def asking(self, layer: int, questions: Sequence[Question]) -> Iterator[Answers]:
         """Expect the states of all `questions` in a layer, in their order; see `ask`.
@@ -133,7 +139,7 @@ class Exchange:
 
     def _on_question(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
         self._linger.more()
-        q, positions = tensors
+        (q,), positions = self.device.up(tensors[:1]), tensors[1]
         keys = list(zip(frame.requests, frame.epochs, strict=True))
         held = [self._holdings.get(key) for key in keys]
         gone = [key for key, holding in zip(keys, held, strict=True) if holding is None]
@@ -145,7 +151,7 @@ class Exchange:
             scale = self._config.scale
             scales = self._pool.scales(frame.layer)
             out, lse = paged_attention(q, k, v, rows, scale=scale, window=window, scales=scales)
-            answer = (out.to(q.dtype).contiguous(), lse.contiguous())
+            answer = (out.to(q.dtype), lse)
         reply = frame_for(
             "answer",
             tuple(request for request, _ in gone),
@@ -187,8 +193,7 @@ class Exchange:
             gone = list(zip(frame.requests, frame.epochs, strict=True))
             answer.set_exception(NotHeld(source, gone))
         else:
-            out, lse = tensors
-            answer.set_result(State(out, lse))
+            answer.set_result(State(*self.device.up(tensors)))
 
     def _overdue(self, questions: Sequence[Question], layer: int) -> None:
         for question in questions:

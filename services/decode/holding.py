@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Self
 
 from torch import Tensor
@@ -70,9 +71,8 @@ class Holding:
         if not self._missing:
             self.filled.set()
 
-    def deposit(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
+    def deposit(self, source: str, frame: Frame, k: Tensor, v: Tensor) -> None:
         """Write a frame of keys and values, each [tokens, heads, head_dim], to its pages."""
-        k, v = tensors
         tokens, heads, _ = k.shape
         arrived = Span(frame.at, frame.at + tokens)
         of_heads = Span(frame.head, frame.head + heads)
@@ -126,7 +126,9 @@ class Holdings:
         return cls(pool, plane, model.config.layers, heads)
 
     def prepare(self) -> None:
-        """See to it, beside all else, that the pages taken next have memory."""
+        """See to it, beside all else, that the pages taken next have memory; a GPU's have."""
+        if self._pool.device.type != "cpu":
+            return
         pieces = self._pool.ahead(AHEAD_TOKENS // self._pool.page_tokens)
         addresses = [(piece.data_ptr(), piece.nbytes) for piece in pieces]
         asyncio.get_running_loop().run_in_executor(None, back, addresses)
@@ -155,9 +157,14 @@ class Holdings:
         sources = [source.name for source in request.sources]
         holding = Holding(key, span, pages, own, self._layers, self.heads, sources)
         if not request.in_place:
-            holding.inbox = self._plane.open(*key, deliver=holding.deposit)
+            holding.inbox = self._plane.open(*key, deliver=partial(self._deposit, holding))
         self._held[key] = holding
         return holding
+
+    def _deposit(
+        self, holding: Holding, source: str, frame: Frame, tensors: tuple[Tensor, ...]
+    ) -> None:
+        holding.deposit(source, frame, *self._plane.device.up(tensors))
 
     def keep(self, key: Key, layer: int, at: int, head: int, k: Tensor, v: Tensor) -> None:
         """Write what this process computed itself; as `Holding.put`.

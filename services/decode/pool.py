@@ -9,13 +9,16 @@ from sps2.services.shard import ReadyShard
 
 POOL_SHARE = 0.4
 """Of the memory available at start, for the pools of all shards of one machine."""
+CARD_SHARE = 0.8
+"""Of a GPU's memory, for weights and pools of its processes; what is computed has the rest."""
 
 
 async def pool_for(shard: ReadyShard) -> PagePool:
     """The pool of this process, which tells its counters; all of a shard have as many pages."""
     dtype = torch.int8 if shard.cluster.kv.dtype == "int8" else shard.model.dtype
     pages = await shard.team.agreed(_pages(shard, dtype))
-    pool = PagePool(shard.model.config, pages, shard.cluster.kv.page_tokens, dtype)
+    place = shard.plane.device.place
+    pool = PagePool(shard.model.config, pages, shard.cluster.kv.page_tokens, dtype, place)
     others = shard.about.counters
     shard.about.counters = lambda: (
         others() | {name: float(count) for name, count in dict(pool.counters).items()}
@@ -29,7 +32,16 @@ def _pages(shard: ReadyShard, dtype: torch.dtype) -> int:
     page_tokens = cluster.kv.page_tokens
     if cluster.kv.pool_tokens:
         return pages_for(cluster.kv.pool_tokens, page_tokens)
-    processes = cluster.shards_of(shard.role) * cluster.tp_of(shard.role)
-    share = psutil.virtual_memory().available * POOL_SHARE / processes
-    affordable = int(share) // page_bytes(model.config, page_tokens, dtype)
+    affordable = _free_bytes(shard) // page_bytes(model.config, page_tokens, dtype)
     return min(affordable, pages_for(16 * model.config.max_context, page_tokens))
+
+
+def _free_bytes(shard: ReadyShard) -> int:
+    """What this process may take. On a GPU it has its part of the card, weights included."""
+    cluster, place = shard.cluster, shard.plane.device.place
+    if place.type == "cuda":
+        sharing = -(-cluster.shard_processes // torch.cuda.device_count())
+        card = torch.cuda.get_device_properties(place).total_memory
+        return max(0, int(card * CARD_SHARE / sharing) - torch.cuda.memory_allocated(place))
+    processes = cluster.shards_of(shard.role) * cluster.tp_of(shard.role)
+    return int(psutil.virtual_memory().available * POOL_SHARE / processes)

@@ -52,7 +52,7 @@ class Prefixes:
         holding = self._holdings.get(key)
         if holding is None:
             raise Cancelled(f"request {key[0]} is not held in epoch {key[1]} any more")
-        state = empty_state(*q.shape)
+        state = _nothing(q)
         for _ in self._attending(holding, layer, at, head, q, state):
             pass
         return state
@@ -61,7 +61,8 @@ class Prefixes:
         tensors: tuple[Tensor, ...] = ()
         try:
             if holding := self._holdings.get((frame.requests[0], frame.epochs[0])):
-                state = empty_state(*q.shape)
+                (q,) = self._plane.device.up((q,))
+                state = _nothing(q)
                 about = frame.layer, frame.at, frame.head
                 for _ in self._attending(holding, *about, q, state):
                     await asyncio.sleep(0)
@@ -106,3 +107,8 @@ class Prefixes:
                     scales=scales,
                 )
                 yield
+
+
+def _nothing(q: Tensor) -> State:
+    rows, heads, dim = q.shape
+    return empty_state(rows, heads, dim, q.device)

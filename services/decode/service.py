@@ -31,6 +31,7 @@ from sps2.common.prefix import page_names
 from sps2.common.tracing import FORGETFUL, Recorder
 from sps2.common.transport.plane import Plane
 from sps2.kernels import State
+from sps2.kernels.gpu.graphs import Graphs
 from sps2.services.decode.batch import Batch
 from sps2.services.decode.exchange import Exchange
 from sps2.services.decode.holding import Holdings, Key
@@ -84,6 +85,8 @@ class DecodeService:
 
     async def _build(self) -> None:
         config = self._model.config
+        if self._model.device.type == "cuda":
+            self._model.record(Graphs(self._model.device))
         self._holdings = Holdings.of(self._model, self._pool, self._plane)
         self._holdings.prepare()
         exchange = Exchange(config, self._plane, self._pool, self._holdings)

@@ -33,7 +33,7 @@ class SplitAttention:
         self._exchange = exchange
         self._batch = batch
         self._positions = [each.position for each in batch]
-        self._slots = torch.tensor([each.slot for each in batch])
+        (self._slots,) = exchange.device.up([torch.tensor([each.slot for each in batch])])
         runs = [each.holding.pages.runs(each.position + 1) for each in batch]
         self._rows = PagedRows(runs, self._positions)
         pool.counters.update(decode_keys=self._rows.keys, decode_keys_read=self._rows.keys_read)

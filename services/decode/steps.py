@@ -112,6 +112,7 @@ class Following:
                     attend = SplitAttention(
                         self._model.config, self._pool, self._exchange, batch, frame.at
                     )
+                    ids, positions = self._exchange.device.up((ids, positions))
                     hidden = await self._model.forward(ids, positions, attend, turn=turn)
                     await self._model.scores(hidden, turn=turn)
             except Exception as failure:

@@ -66,7 +66,9 @@ class Csa:
         tokens = [span.tokens for span in spans]
         last = group.ranks - 1
         self._probes = [
-            choose_probes(count, selection.probes, selection.suffix if rank == last else 0)
+            self._placed(
+                choose_probes(count, selection.probes, selection.suffix if rank == last else 0)
+            )
             for rank, count in enumerate(tokens)
         ]
         """By rank, as consumer."""
@@ -106,6 +108,10 @@ class Csa:
             lost.append(float(torch.stack(gone).sum(0).mean()) if gone else 0.0)
         return blocks, came, tuple(lost)
 
+    def _placed(self, probes: Probes) -> Probes:
+        (rows,) = self._group.up(probes.rows)
+        return probes._replace(rows=rows)
+
     # --- as consumer ---
 
     async def _fetch(self, layer: int, q: Tensor, k: Tensor, seen: list[Seen]) -> None:
@@ -137,7 +143,7 @@ class Csa:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Keys and values that an owner sends, by KV head: [tokens, dim] each."""
         group = self._group
-        levels, gone, *carried = await group.recv(owner, "kv", layer, 0)
+        levels, gone, *carried = await group.recv(owner, "kv", layer, 0, kept=2)
         self.kept[layer, owner] = Kept(levels, gone)
         return await group.compute(partial(_unpacked, levels, carried, dtype), layer)
 

@@ -82,9 +82,8 @@ class Deposit:
 
     async def _send(self, piece: Piece, layer: int, parts: tuple[Tensor, Tensor]) -> None:
         await self._group.quiet()
-        k, v = (part.contiguous() for part in parts)
         nbytes = await self._group.send_to(
-            piece.peer, "deposit", layer, piece.start, (k, v), head=piece.head
+            piece.peer, "deposit", layer, piece.start, parts, head=piece.head
         )
         self.sent_bytes += nbytes
 

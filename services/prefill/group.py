@@ -62,7 +62,7 @@ class Group:
         self.ranks = len(request.group)
         self.rows = [rows_of(member.spans) for member in request.group]
         """By rank: its spans, and where they lie in its tensors."""
-        self.timeline = timeline or Timeline()
+        self.timeline = timeline or Timeline(plane.device)
         self.sent: Counter[Purpose] = Counter()
         """Bytes of payload."""
         self.key = (request.request, request.epoch)
@@ -96,7 +96,7 @@ class Group:
     async def send(
         self, rank: int, purpose: Purpose, layer: int, at: int, tensors: Sequence[Tensor]
     ) -> None:
-        """Send contiguous tensors to a rank, which gets them by the same three numbers."""
+        """Send tensors to a rank, which gets them by the same three numbers."""
         self._leaving += 1
         self._idle.clear()
         try:
@@ -127,14 +127,23 @@ class Group:
         """Wait until nothing is on its way to the group."""
         await self._idle.wait()
 
-    async def recv(self, rank: int, purpose: Purpose, layer: int, at: int) -> tuple[Tensor, ...]:
-        return await self.recv_from(self._names[rank], purpose, layer, at)
+    def up(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Tensors of the host where this process computes."""
+        return self._plane.device.up(tensors)
+
+    async def recv(
+        self, rank: int, purpose: Purpose, layer: int, at: int, *, kept: int = 0
+    ) -> tuple[Tensor, ...]:
+        """What a rank sent by these three numbers; the first `kept` tensors stay on the host."""
+        return await self.recv_from(self._names[rank], purpose, layer, at, kept=kept)
 
     async def recv_from(
-        self, peer: str, purpose: Purpose, layer: int, at: int
+        self, peer: str, purpose: Purpose, layer: int, at: int, *, kept: int = 0
     ) -> tuple[Tensor, ...]:
+        """As `recv`, from a peer that may be outside the group."""
         with self.timeline.during("in", layer):
-            return await self._inbox.recv(purpose, layer, at, peer)
+            tensors = await self._inbox.recv(purpose, layer, at, peer)
+        return *tensors[:kept], *self.up(*tensors[kept:])
 
     def background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Do `work` beside the layers; the rank is not done before it is."""

@@ -52,7 +52,6 @@ class PassQ:
         def work() -> State:
             seen = Seen(q, group.rows[asker], group.config.scale, group.config.window(layer))
             seen.attend(k, v, group.mine)
-            out, lse = seen.state()
-            return State(out.contiguous(), lse.contiguous())
+            return seen.state()
 
         await group.send(asker, "state", layer, 0, await group.compute(work, layer))

@@ -90,7 +90,7 @@ class Prefix:
 
     async def _ask(self, layer: int, question: Question, q: Tensor) -> State:
         group, at = self._group, question.rows.span.start
-        rows = q[question.rows.rows, question.heads].contiguous()
+        rows = q[question.rows.rows, question.heads]
         if question.peer == group.name:
             own = partial(self._own.attend, group.key, layer, at, question.head, rows)
             return await group.compute(own, layer)

@@ -3,12 +3,13 @@
 import asyncio
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from sps2.common.device import Device
 from sps2.common.messages import Deposited, Exchanged, Prefill, Prefilled, TokenLogprobs
 from sps2.common.model.attend import Run
 from sps2.common.model.collectives import Turn
@@ -92,21 +93,19 @@ async def run_prompt(
                     advanced(layer)
                     return await deposit(layer, q, k, v)
 
-                ids, asked = prompt[positions], _asked(request, positions, len(prompt))
+                rows = _asked(request, positions, len(prompt))
+                ids, at, asked = plane.device.up((prompt[positions], positions, rows))
                 if passes is not None and turn is None and group.ranks == 1:
-                    hidden = await passes.forward(
-                        ids, positions, attend_layer, group.timeline, asked
-                    )
+                    hidden = await passes.forward(ids, at, attend_layer, group.timeline, asked)
                 else:
-                    hidden = await model.forward(
-                        ids, positions, attend_layer, group.compute, turn, asked
-                    )
+                    hidden = await model.forward(ids, at, attend_layer, group.compute, turn, asked)
                 advanced(model.config.layers)
-                where, compute = positions[asked], group.compute
-                scored = await _score_prompt(model, request, prompt, where, hidden, compute, turn)
+                scores = partial(_scores, model, plane.device, group.compute, turn)
+                where, compute = positions[rows], group.compute
+                scored = await _score_prompt(request, prompt, where, hidden, scores, compute)
                 token = None
                 if spans[-1].stop == len(prompt):
-                    logits = await model.scores(hidden[-1:], compute, turn)
+                    logits = await scores(hidden[-1:])
                     if logits is not None:
                         sampler = Sampler(request.sampling, prompt)
                         token = await compute(partial(sampler.next, logits[0], 0))
@@ -139,14 +138,21 @@ def _asked(request: Prefill, positions: Tensor, tokens: int) -> Tensor:
     return ((positions == tokens - 1) | every).nonzero()[:, 0]
 
 
+async def _scores(
+    model: Llama, device: Device, run: Run, turn: Turn | None, hidden: Tensor
+) -> Tensor | None:
+    """`Llama.scores`, on the host."""
+    logits = await model.scores(hidden, run, turn)
+    return None if logits is None else (await device.down((logits,)))[0]
+
+
 async def _score_prompt(
-    model: Llama,
     request: Prefill,
-    prompt: torch.Tensor,
-    positions: torch.Tensor,
-    hidden: torch.Tensor,
+    prompt: Tensor,
+    positions: Tensor,
+    hidden: Tensor,
+    scores: Callable[[Tensor], Awaitable[Tensor | None]],
     run: Run,
-    turn: Turn | None,
 ) -> tuple[tuple[int, TokenLogprobs], ...]:
     """Log-probabilities of the prompt's tokens that follow this rank's positions."""
     alternatives = request.sampling.prompt_logprobs
@@ -157,7 +163,7 @@ async def _score_prompt(
     for first in range(0, len(rows), LOGITS_ROWS):
         chunk = rows[first : first + LOGITS_ROWS]
         following = positions[chunk] + 1
-        logits = await model.scores(hidden[chunk], run, turn)
+        logits = await scores(hidden[chunk.to(hidden.device)])
         if logits is not None:
             work = partial(prompt_logprobs, logits, prompt[following], alternatives)
             scored += zip(following.tolist(), await run(work), strict=True)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 from sps2.common.errors import Invalid
@@ -104,10 +105,10 @@ class PrefillService:
         control = asyncio.get_running_loop()
         spans = request.group[request.rank].spans
         tokens = sum(span.tokens for span in spans)
-        timeline = Timeline()
+        timeline = Timeline(self._plane.device)
         trail = self._traces.trail(request.request, request.traceparent)
         computing = trail.begin("prefill", rank=request.rank, tokens=tokens)
-        computing.later(lambda parent: layers(parent, list(timeline.entries)))
+        computing.later(lambda parent: layers(parent, timeline.entries))
         leaving = trail
 
         def advanced(tokens: int) -> None:
@@ -169,4 +170,5 @@ class PrefillService:
             inbox.close()
 
     async def _run(self, work: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._compute, work)
+        compute = partial(self._plane.device.compute, work)
+        return await asyncio.get_running_loop().run_in_executor(self._compute, compute)

@@ -33,7 +33,7 @@ class Strided:
         for consumer in range(group.rank + 1, group.ranks):
             for head in range(kv_heads):
                 rows = self._rows(head, group.rank)
-                tensors = (k[rows, head].contiguous(), v[rows, head].contiguous())
+                tensors = (k[rows, head], v[rows, head])
                 group.background(group.send(consumer, "kv", layer, head, tensors))
         seen = Seen(q, group.mine, group.config.scale, group.config.window(layer))
         await group.compute(partial(seen.attend, k, v, group.mine), layer)
@@ -47,12 +47,13 @@ class Strided:
     def _rows(self, head: int, rank: int) -> Tensor:
         """Those rows of a rank whose positions have the residue of a head."""
         positions = _positions(self._group.rows[rank])
-        return (positions % self._stride == head % self._stride).nonzero()[:, 0]
+        (rows,) = self._group.up((positions % self._stride == head % self._stride).nonzero()[:, 0])
+        return rows
 
     def _far(self, q: Tensor, came: list[tuple[Tensor, ...]], seen: Seen) -> None:
         tokens, heads, dim = q.shape
         size = heads // self._group.config.kv_heads
-        out, lse = empty_state(tokens, heads, dim)
+        out, lse = empty_state(tokens, heads, dim, q.device)
         for head, (k, v) in enumerate(came):
             rows = self._rows(head, self._group.rank)
             mine = slice(head * size, (head + 1) * size)

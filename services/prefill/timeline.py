@@ -1,10 +1,10 @@
 """When a rank computed and when it communicated: what transfers cost, and how much was hidden."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
+from sps2.common.device import HOST, Device, Mark
 from sps2.common.tracing import union
 
 Phase = Literal["in", "compute", "out"]
@@ -20,19 +20,35 @@ class Entry(NamedTuple):
 
 
 class Timeline:
-    """Filled by the rank's threads while it runs."""
+    """Filled by the rank's threads while it runs; read once what it computes is done.
 
-    def __init__(self) -> None:
-        self.entries: list[Entry] = []
+    Args:
+        device: what is computed takes as long as it takes there.
+    """
+
+    def __init__(self, device: Device = HOST) -> None:
+        self._device = device
+        self._noted: list[tuple[Phase, int, Mark, Mark]] = []
 
     @contextmanager
     def during(self, phase: Phase, layer: int) -> Iterator[None]:
         """Record the time that the block takes."""
-        start = time.monotonic()
+        mark = self._device.mark if phase == "compute" else HOST.mark
+        start = mark()
         try:
             yield
         finally:
-            self.entries.append(Entry(phase, layer, start, time.monotonic()))
+            self.add(phase, layer, start, mark())
+
+    def add(self, phase: Phase, layer: int, start: Mark, stop: Mark) -> None:
+        self._noted.append((phase, layer, start, stop))
+
+    @property
+    def entries(self) -> list[Entry]:
+        """In the order in which they ended."""
+        return [
+            Entry(phase, layer, start(), stop()) for phase, layer, start, stop in list(self._noted)
+        ]
 
     def compute_s(self) -> float:
         return _length(self._stretches("compute"))

@@ -114,7 +114,7 @@ class Usp:
             return to_wire(_of(k, part.kv_heads), _of(v, part.kv_heads), group.scheme.wire)
 
         carried = await group.compute(cut, layer)
-        queries = _of(q, part.heads).contiguous()
+        queries = _of(q, part.heads)
         await gather_all(
             group.send(to, "kv", layer, part.number, carried),
             group.send(to, "q", layer, part.number, (queries,)),

@@ -10,10 +10,10 @@ PLAIN = 2
 
 
 def to_wire(k: Tensor, v: Tensor, wire: str) -> tuple[Tensor, ...]:
-    """The tensors that carry k and v, [tokens, kv_heads, dim] each; contiguous."""
+    """The tensors that carry k and v, [tokens, kv_heads, dim] each."""
     if wire == "int8":
         return tuple(pack_all(k, v))
-    return k.contiguous(), v.contiguous()
+    return k, v
 
 
 def from_wire(

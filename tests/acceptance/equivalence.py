@@ -1,10 +1,12 @@
 """Greedy float32 output of whole clusters against Hugging Face transformers, token by token.
 
     python tests/acceptance/equivalence.py [--shapes 1,1 2,2] [--transports ucx tcp] [--lengths ..]
+        [--device cuda]
 
 Prints one line per prompt; exit code 1 if any differs. A different pick where the reference's two
 best logits are within 1e-3 is reported as a near tie. Also checked: the log-probabilities of the
-first token's alternatives (1e-3), and for spread requests the bytes of decoding.
+first token's alternatives (1e-3), and for spread requests the bytes of decoding. With
+`--device cuda` all shards share the machine's GPUs, or its only one.
 """
 
 import argparse
@@ -105,6 +107,7 @@ def main() -> int:
     parser.add_argument("--transports", nargs="+", default=["ucx", "tcp"])
     parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--device", default="cpu", help="of the shards: cpu or cuda")
     arguments = parser.parse_args()
 
     folder = locate(arguments.model)
@@ -132,6 +135,7 @@ def main() -> int:
                 model=arguments.model,
                 prefill=prefill,
                 decode=decode,
+                device=arguments.device,
                 dtype="float32",
                 transport=transport,
                 kv={"prefix_cache": False},  # every answer is to be computed whole

@@ -16,6 +16,7 @@ from sps2.common.config_text import keys_of, tables_of
 ROOT = Path(__file__).parent.parent.parent
 VALUES = {
     "name": "other",
+    "device": "auto",
     "dtype": "float32",
     "quantize": "int8",
     "host": "localhost",

@@ -1,4 +1,4 @@
-"""The tests of the Triton kernels pass, in a process where Triton is an interpreter."""
+"""Tests of the Triton kernels, and of shards that use them, in a process of their own."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parent / "gpu"
+TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +33,9 @@ def why_not() -> str | None:
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 def test_they_pass() -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(FOLDER)]
+    folders = [str(TESTS / each / "gpu") for each in ("kernels", "services")]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *folders]
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, cwd=FOLDER.parents[2]
+        command, env=environment, capture_output=True, text=True, cwd=TESTS.parent
     )
     assert done.returncode == 0, done.stdout + done.stderr

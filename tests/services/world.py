@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from sps2.common.device import HOST, Device
 from sps2.common.messages import (
     Deposited,
     Hold,
@@ -64,14 +65,14 @@ def tiny_config(window: int | None = None) -> ModelConfig:
     )
 
 
-def tiny_model(window: int | None = None, seed: int = 0) -> Llama:
+def tiny_model(window: int | None = None, seed: int = 0, device: Device = HOST) -> Llama:
     generator = torch.Generator().manual_seed(seed)
     config = tiny_config(window)
     tensors = {
         name: torch.randn(shape, generator=generator) * (0.2 if len(shape) > 1 else 1.0)
         for name, shape in shapes(config).items()
     }
-    return Llama(config, tensors)
+    return Llama(config, dict(zip(tensors, device.up(list(tensors.values())), strict=True)))
 
 
 async def oracle(model: Llama, prompt: list[int], tokens: int) -> tuple[torch.Tensor, list[int]]:
@@ -254,11 +255,12 @@ async def world(
     backend: str = "inproc",
     pages: int = 64,
     kv: torch.dtype | None = None,
+    device: Device = HOST,
 ) -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
 
         async def plane(name: str) -> Plane:
-            made = Plane(name, backend)
+            made = Plane(name, backend, device)
             await made.start()
             stack.push_async_callback(made.close)
             return made
@@ -267,7 +269,7 @@ async def world(
         shards = []
         for index in range(decode):
             listening = await plane(f"decode-{index}/w")
-            pool = PagePool(model.config, pages, PAGE_TOKENS, kv or model.dtype)
+            pool = PagePool(model.config, pages, PAGE_TOKENS, kv or model.dtype, device.place)
             holdings = Holdings.of(model, pool, listening)
             exchange = Exchange(model.config, listening, pool, holdings)
             tokens: list[tuple[Key, Token]] = []

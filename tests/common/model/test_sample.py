@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from sps2.common.messages import Sampling
-from sps2.common.model.sample import Sampler, draw, prompt_logprobs
+from sps2.common.model.sample import Sampler, draw, needed, prompt_logprobs
 
 VOCAB = 50
 NO_PROMPT = torch.zeros(0, dtype=torch.int64)
@@ -180,8 +180,8 @@ def test_a_batch_draws_what_its_rows_draw() -> None:
     together, alone = ([sampler(**each) for each in options] for _ in range(2))
     for index, row in enumerate(rows):
         expected = [each.next(row[at], index) for at, each in enumerate(alone)]
-        assert draw(together, row, [index] * len(options)) == expected
-    assert draw([], rows[0, :0], []) == []
+        assert draw(together, *needed(together, row), [index] * len(options)) == expected
+    assert draw([], *needed([], rows[0, :0]), []) == []
 
 
 def test_prompt_logprobs() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import pytest
@@ -19,13 +20,14 @@ Result = TypeVar("Result")
 
 def test_times_are_those_of_the_entries_together() -> None:
     timeline = Timeline()
-    timeline.entries += [
+    for phase, layer, start_s, stop_s in (
         Entry("compute", -1, 0.0, 1.0),
         Entry("compute", 0, 2.0, 5.0),
         Entry("in", 0, 0.5, 3.0),
         Entry("out", 0, 2.5, 4.0),
         Entry("in", 1, 6.0, 7.0),
-    ]
+    ):
+        timeline.add(phase, layer, partial(float, start_s), partial(float, stop_s))
     assert timeline.compute_s() == 4.0
     assert timeline.attention_s() == 3.0
     assert timeline.exchange_s() == 4.5

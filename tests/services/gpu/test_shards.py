@@ -1,0 +1,77 @@
+"""Shards that compute on a device of their own answer what shards on the host do.
+
+Kernels run under Triton's interpreter, on the tensors of that device alone.
+"""
+
+import pytest
+import torch
+
+from sps2.common.device import HOST
+from sps2.common.messages import Sampling, Scheme, Selection
+from sps2.common.spans import Span
+
+from ...twin import Twin, TwinDevice, kernels_there
+from ..world import greedy, tiny_model, world
+
+
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels_there(monkeypatch)
+
+
+def prompt(tokens: int) -> list[int]:
+    return torch.randint(97, (tokens,), generator=torch.Generator().manual_seed(3)).tolist()
+
+
+def test_the_host_is_another_place() -> None:
+    there = torch.arange(6, device=TwinDevice.place).view(2, 3)
+    assert isinstance(there, Twin)
+    assert there.device == TwinDevice.place
+    assert there.T.tolist() == [[0, 3], [1, 4], [2, 5]]
+    with pytest.raises(RuntimeError, match="of a twin"):
+        there + torch.ones(3)
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        Scheme("ring"),
+        Scheme("gather", wire="int8"),
+        Scheme("pass_q"),
+        Scheme("ulysses", 2),
+        Scheme("usp", 2),
+        Scheme("star"),
+        Scheme("strided", selection=Selection((), (), budget=0.5)),
+        Scheme("csa", selection=Selection((0.0,) * 3, (0.0,) * 3)),
+        Scheme("csa", selection=Selection((0.5,) * 3, (0.8,) * 3, held_out=1, rounds=2)),
+    ],
+    ids=lambda scheme: f"{scheme.method}-{scheme.wire}",
+)
+async def test_prompts_are_answered_as_on_the_host(scheme: Scheme) -> None:
+    ids = prompt(150)
+    answers = []
+    for device in (HOST, TwinDevice()):
+        async with world(tiny_model(window=40, device=device), 2, 2, device=device) as shards:
+            replies, tokens = await shards.run("r", ids, greedy(4), scheme=scheme)
+            answers.append([token.id for token in tokens])
+            assert any(reply.prefilled.exchanged.sent_bytes for reply in replies)
+    assert answers[0] == answers[1]
+
+
+async def test_prefixes_lie_there_and_all_sampling_works() -> None:
+    """Over sockets, with pages of 8 bits, log-probabilities, and a draw by temperature."""
+    ids = prompt(60)
+    options = {"temperature": 0.7, "logprobs": 2, "prompt_logprobs": 1, "presence_penalty": 0.5}
+    shared = ((0, Span(0, 28)), (1, Span(28, 56)))
+    answers = []
+    for device in (HOST, TwinDevice()):
+        model = tiny_model(device=device)
+        async with world(model, 2, 2, "tcp", kv=torch.int8, device=device) as shards:
+            await shards.run("a", ids, greedy(2), keep=True)
+            replies, tokens = await shards.run(
+                "b", [*ids, 5, 6, 7], Sampling(max_tokens=5, seed=3, **options), shared=shared
+            )
+            answers.append([token.id for token in tokens])
+            assert len([each for reply in replies for each in reply.prefilled.prompt_logprobs]) == 6
+            assert all(token.logprobs for token in tokens)
+    assert answers[0] == answers[1]
