@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from sps2.kernels import gpu, native
-from sps2.kernels.quantize import BLOCK
-from sps2.kernels.state import Run
+from sps2.kernels.attention import attention
+from sps2.kernels.quantize import BLOCK, Packed, unpack
+from sps2.kernels.state import Run, State, empty_state
 
 SEGMENT = 128
 """Rows that are judged together."""
@@ -62,6 +63,16 @@ def choose_probes(tokens: int, per_segment: int, suffix: int) -> Probes:
     held_out = range(HELD_OUT_EVERY // 2 + stride // 2 + 1, body, HELD_OUT_EVERY)
     rows.append(torch.tensor(held_out, dtype=torch.int64))
     return Probes(torch.cat(rows), tuple(segments), len(held_out))
+
+
+class Plain(NamedTuple):
+    """Blocks as they are: k, v [blocks, BLOCK, dim]."""
+
+    k: Tensor
+    v: Tensor
+
+
+Blocks = Packed | Plain
 
 
 class Scores(NamedTuple):
@@ -114,6 +125,36 @@ def score(q: Tensor, k: Tensor, scale: float, positions: Tensor | None = None) -
         weight, peak = _score(q, k, scale, positions)
     shape = (kv_heads, probes, group)
     return Scores(weight.view(*shape, weight.shape[-1]), peak.view(shape))
+
+
+def attend_blocks(
+    q: Tensor, blocks: Sequence[Blocks], scale: float, state: State | None = None
+) -> State:
+    """Attention of every query to all tokens of blocks of one KV head.
+
+    On GPUs packed ones are unpacked tile by tile, never in memory.
+
+    Args:
+        q: [n, group, dim], the heads of that KV head.
+        state: of the same queries over other keys; it is changed, and returned.
+    """
+    keys, values = [], []
+    for each in blocks:
+        if isinstance(each, Packed) and gpu.serves(q):
+            from sps2.kernels.gpu import packed
+
+            offsets = gpu.upload(torch.tensor([0, len(each.k)]), q.device)
+            state = packed.attend(q, each, offsets, scale, state)
+            continue
+        k, v = unpack(each, q.dtype) if isinstance(each, Packed) else each
+        keys.append(k.flatten(0, 1))
+        values.append(v.flatten(0, 1))
+    if keys:
+        k, v = torch.cat(keys)[:, None], torch.cat(values)[:, None]
+        asked, seen = [Run(0, 0, len(q))], [Run(0, -len(k), len(k))]
+        state = attention(q, k, v, queries=asked, keys=seen, scale=scale, state=state)
+    n, group, dim = q.shape
+    return empty_state(n, group, dim, q.device) if state is None else state
 
 
 def _score(q: Tensor, k: Tensor, scale: float, positions: Tensor | None) -> tuple[Tensor, Tensor]:

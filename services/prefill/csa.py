@@ -9,16 +9,17 @@ from torch import Tensor
 
 from sps2.common.errors import Invalid
 from sps2.kernels import State
-from sps2.kernels.csa import Probes, Scores, choose_probes, importance, lost, score
-from sps2.kernels.quantize import (
-    BLOCK,
-    Packed,
-    blocks_of,
-    pack,
-    quantise_rows,
-    restore_rows,
-    unpack,
+from sps2.kernels.csa import (
+    Blocks,
+    Plain,
+    Probes,
+    Scores,
+    choose_probes,
+    importance,
+    lost,
+    score,
 )
+from sps2.kernels.quantize import BLOCK, Packed, blocks_of, pack, quantise_rows, restore_rows
 from sps2.services.prefill.gather import Gather
 from sps2.services.prefill.group import Group
 from sps2.services.prefill.seen import Seen, by_heads
@@ -133,19 +134,16 @@ class Csa:
                 lse = torch.logaddexp(lse, there.float())
             total = lse.half()
             await gather_all(*(group.send(of, "probe", layer, TOTALS, (total,)) for of in owners))
-        came = await gather_all(*(self._take(layer, of, q.dtype) for of in owners))
-        for head, each in enumerate(seen):
-            k, v = (torch.cat([heads[head] for heads in side]) for side in zip(*came, strict=True))
-            await group.compute(partial(each.attend_past, k[:, None], v[:, None]), layer)
+        came = await gather_all(*(self._take(layer, of) for of in owners))
+        for each, *pieces in zip(seen, *came, strict=True):
+            blocks = [block for piece in pieces for block in piece]
+            await group.compute(partial(each.attend_blocks, blocks), layer)
 
-    async def _take(
-        self, layer: int, owner: int, dtype: torch.dtype
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Keys and values that an owner sends, by KV head: [tokens, dim] each."""
-        group = self._group
-        levels, gone, *carried = await group.recv(owner, "kv", layer, 0, kept=2)
+    async def _take(self, layer: int, owner: int) -> list[list[Blocks]]:
+        """The blocks that an owner sends, by KV head."""
+        levels, gone, *carried = await self._group.recv(owner, "kv", layer, 0, kept=2)
         self.kept[layer, owner] = Kept(levels, gone)
-        return await group.compute(partial(_unpacked, levels, carried, dtype), layer)
+        return _by_head(levels, carried)
 
     # --- as owner ---
 
@@ -216,27 +214,23 @@ def _packed(levels: Tensor, k: Tensor, v: Tensor, wire: str) -> list[Tensor]:
     return [tensors.k, tensors.v, small.k, small.v, *scales]
 
 
-def _unpacked(
-    levels: Tensor, carried: list[Tensor], dtype: torch.dtype
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Keys and values of each KV head, [tokens, dim] each, in no order."""
+def _by_head(levels: Tensor, carried: list[Tensor]) -> list[list[Blocks]]:
+    """What came, by KV head, in no order."""
+    wholes: list[tuple[Tensor, Blocks]]
     if len(carried) == 2:
-        pieces = [(levels == FINE, *carried)]
+        wholes = [(levels == FINE, Plain(*carried))]
     elif len(carried) == 4:
-        pieces = [(levels == FINE, *unpack(Packed(*carried), dtype))]
+        wholes = [(levels == FINE, Packed(*carried))]
     else:
         k, v, small_k, small_v, k_scale, v_scale = carried
         fine = Packed(k, k_scale[: len(k)], v, v_scale[: len(k)])
         small = Packed(small_k, k_scale[len(k) :], small_v, v_scale[len(k) :])
-        pieces = [
-            (levels == FINE, *unpack(fine, dtype)),
-            (levels == COARSE, *unpack(small, dtype)),
-        ]
-    keys: list[list[Tensor]] = [[] for _ in levels]
-    values: list[list[Tensor]] = [[] for _ in levels]
-    for mask, k, v in pieces:
+        wholes = [(levels == FINE, fine), (levels == COARSE, small)]
+    found: list[list[Blocks]] = [[] for _ in levels]
+    for mask, whole in wholes:
         counts = mask.sum(1).tolist()
-        for head, (ks, vs) in enumerate(zip(k.split(counts), v.split(counts), strict=True)):
-            keys[head].append(ks.flatten(0, 1))
-            values[head].append(vs.flatten(0, 1))
-    return [torch.cat(each) for each in keys], [torch.cat(each) for each in values]
+        parts = zip(*(tensor.split(counts) for tensor in whole), strict=True)
+        for head, (count, part) in enumerate(zip(counts, parts, strict=True)):
+            if count:
+                found[head].append(type(whole)(*part))
+    return found

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sps2.common.spans import Span
 from sps2.kernels import Run, State, attention, empty_state, merge
+from sps2.kernels.csa import Blocks, attend_blocks
 
 
 class Rows(NamedTuple):
@@ -87,9 +88,9 @@ class Seen:
         """Attend to keys and values, [tokens, kv_heads, dim], whose positions `rows` say."""
         self._attend(k, v, _runs(rows), self._window)
 
-    def attend_past(self, k: Tensor, v: Tensor) -> None:
-        """Attend to keys and values that every query sees, wherever they were."""
-        self._attend(k, v, [Run(0, -len(k), len(k))], None)
+    def attend_blocks(self, blocks: Sequence[Blocks]) -> None:
+        """Attend to blocks that every query sees, wherever they were; q has one KV head's heads."""
+        self._state = attend_blocks(self._q, blocks, self._scale, self._state)
 
     def add(self, state: State) -> None:
         """Take in a state of all rows that somebody else computed."""

@@ -43,7 +43,7 @@ def test_the_host_is_another_place() -> None:
         Scheme("star"),
         Scheme("strided", selection=Selection((), (), budget=0.5)),
         Scheme("csa", selection=Selection((0.0,) * 3, (0.0,) * 3)),
-        Scheme("csa", selection=Selection((0.5,) * 3, (0.8,) * 3, held_out=1, rounds=2)),
+        Scheme("csa", wire="int8", selection=Selection((0.0,) * 3, (0.4,) * 3, rounds=2)),
     ],
     ids=lambda scheme: f"{scheme.method}-{scheme.wire}",
 )
