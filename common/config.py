@@ -138,7 +138,7 @@ class Cluster(Section, frozen=True):
     ] = 0
     transport: Annotated[
         Literal["auto", "ucx", "tcp"],
-        Meta(description="data plane; auto takes UCX where it has RDMA or CUDA to use"),
+        Meta(description="data plane; auto takes UCX where it has RDMA to use"),
     ] = "auto"
     attention: Annotated[
         Literal["exact", "balanced", "fast"],

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 BackendName = Literal["ucx", "tcp", "inproc"]
 
 
-RDMA, CUDA = Path("/sys/class/infiniband"), Path("/dev/nvidiactl")
-"""What UCX drives and TCP does not."""
+RDMA = Path("/sys/class/infiniband")
+"""What UCX drives and TCP does not. Tensors of a GPU come by way of the host: nothing for UCX."""
 
 
 class Choice(NamedTuple):
@@ -25,9 +25,9 @@ class Choice(NamedTuple):
 
 
 def choose(wish: Literal["auto", "ucx", "tcp"]) -> Choice:
-    """Take UCX where it has RDMA or CUDA to drive, and works; TCP elsewhere.
+    """Take UCX where it has RDMA to drive, and works; TCP elsewhere.
 
-    Without either UCX would use TCP itself, more slowly than we do (README, "Measured"). A wish
+    Without it UCX would use TCP itself, more slowly than we do (README, "Measured"). A wish
     other than "auto" is followed or refused.
 
     Raises:
@@ -35,8 +35,8 @@ def choose(wish: Literal["auto", "ucx", "tcp"]) -> Choice:
     """
     if wish == "tcp":
         return Choice("tcp", "tcp was asked for")
-    if wish == "auto" and not (CUDA.exists() or (RDMA.is_dir() and any(RDMA.iterdir()))):
-        return Choice("tcp", "tcp, since there is neither RDMA nor CUDA here for ucx to use")
+    if wish == "auto" and not (RDMA.is_dir() and any(RDMA.iterdir())):
+        return Choice("tcp", "tcp, since there is no RDMA here for ucx to use")
     from sps2.common.transport import ucx
 
     fault = ucx.find_fault()

@@ -32,7 +32,6 @@ def test_auto_takes_tcp_where_ucx_would_use_tcp(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(backends, "RDMA", tmp_path)
-    monkeypatch.setattr(backends, "CUDA", tmp_path / "none")
     assert choose("auto").backend == "tcp"
     assert "RDMA" in choose("auto").reason
     assert choose("tcp") == ("tcp", "tcp was asked for")
