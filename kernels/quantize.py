@@ -40,16 +40,18 @@ def blocks_of(x: Tensor) -> Tensor:
     return x.reshape(heads, -1, BLOCK, dim)
 
 
-def pack(k: Tensor, v: Tensor, which: Tensor, bits: Bits = 8) -> Packed:
+def pack(k: Tensor, v: Tensor, which: Tensor, bits: Bits = 8, *, roomy: bool = False) -> Packed:
     """Quantise some of the blocks of k and v, [tokens, kv_heads, dim], KV head by KV head.
 
     Args:
         which: [kv_heads, blocks] bool; the last block is filled up with the last token.
+        roomy: behind the blocks there may be others, without meaning: a GPU, which would have to
+            be asked how many there are, is not waited for then.
     """
     if gpu.serves(k):
         from sps2.kernels.gpu import quantize
 
-        return quantize.pack(k, v, which, bits)
+        return quantize.pack(k, v, which, bits, roomy)
     if native.serves(k, v):
         return Packed(*native.pack(k, v, which.nonzero(), bits))
     keys, k_scale = _quantise(blocks_of(k)[which], 1, bits)
@@ -78,7 +80,7 @@ def pack_all(k: Tensor, v: Tensor) -> Packed:
     """Keys and values, [tokens, kv_heads, dim], in 8 bits."""
     tokens, kv_heads, _ = k.shape
     every = torch.ones(kv_heads, -(-tokens // BLOCK), dtype=torch.bool, device=k.device)
-    return pack(k, v, every)
+    return pack(k, v, every, roomy=True)
 
 
 def unpack_all(packed: Packed, tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

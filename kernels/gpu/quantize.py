@@ -17,9 +17,11 @@ FINEST: tl.constexpr = tl.constexpr(6e-8)
 """The least step: float16's."""
 
 
-def pack(k: Tensor, v: Tensor, which: Tensor, bits: Bits) -> Packed:
-    """`sps2.kernels.quantize.pack`; it waits for the device, to know how many blocks there are."""
+def pack(k: Tensor, v: Tensor, which: Tensor, bits: Bits, roomy: bool = False) -> Packed:
+    """`sps2.kernels.quantize.pack`."""
     packed, ends = pack_all_on_device(k, v, which, bits)
+    if roomy:
+        return packed
     count = int(ends[-1]) if len(ends) else 0
     return Packed(*(x[:count] for x in packed))
 

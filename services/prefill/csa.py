@@ -154,25 +154,27 @@ class Csa:
         def scored() -> Scores:
             return score(restore_rows(rows, scale, k.dtype), k, group.config.scale)
 
-        def chosen(scores: Scores, total: Tensor) -> tuple[Tensor, ...]:
-            return self._chosen(layer, scores, total, self._probes[consumer], k, v)
+        def chosen(scores: Scores, total: Tensor) -> tuple[Kept, list[Blocks]]:
+            kept = self._chosen(layer, scores, total, self._probes[consumer])
+            return kept, _packed(kept.levels, k, v, group.scheme.wire)
 
-        def at_once() -> tuple[Tensor, ...]:
+        def at_once() -> tuple[Kept, list[Blocks]]:
             scores = scored()
             return chosen(scores, torch.logaddexp(sums[0].float(), scores.lse))
 
         if sums:
-            carried = await group.compute(at_once, layer)
+            kept, packed = await group.compute(at_once, layer)
         else:
             scores = await group.compute(scored, layer)
             await group.send(consumer, "probe", layer, SUMS, (scores.lse.half(),))
             (total,) = await group.recv(consumer, "probe", layer, TOTALS)
-            carried = await group.compute(partial(chosen, scores, total.float()), layer)
-        await group.send(consumer, "kv", layer, 0, carried)
+            kept, packed = await group.compute(partial(chosen, scores, total.float()), layer)
+        levels, gone = await group.down(*kept)
+        blocks = [_first(each, count) for each, count in zip(packed, _counts(levels), strict=False)]
+        carried = _joined([type(each)(*await group.down(*each)) for each in blocks])
+        await group.send(consumer, "kv", layer, 0, (levels, gone, *carried))
 
-    def _chosen(
-        self, layer: int, scores: Scores, total: Tensor, probes: Probes, k: Tensor, v: Tensor
-    ) -> tuple[Tensor, ...]:
+    def _chosen(self, layer: int, scores: Scores, total: Tensor, probes: Probes) -> Kept:
         selection = self._selection
         mass = scores.mass(total)
         worth = importance(mass, probes.segments)
@@ -191,7 +193,7 @@ class Csa:
         levels[kept & (worth >= selection.fine[layer])] = FINE
         if self._group.scheme.wire == "plain":
             levels[kept] = FINE
-        return levels, gone, *_packed(levels, k, v, self._group.scheme.wire)
+        return Kept(levels, gone)
 
 
 def _best(worth: Tensor, share: float) -> Tensor:
@@ -201,17 +203,32 @@ def _best(worth: Tensor, share: float) -> Tensor:
     return torch.zeros_like(worth, dtype=torch.bool).scatter_(1, chosen, True)
 
 
-def _packed(levels: Tensor, k: Tensor, v: Tensor, wire: str) -> list[Tensor]:
-    """The kept blocks, KV head by KV head."""
-    fine, coarse = levels == FINE, levels == COARSE
+def _packed(levels: Tensor, k: Tensor, v: Tensor, wire: str) -> list[Blocks]:
+    """The fine blocks, and the coarse ones where there can be any, KV head by KV head."""
     if wire == "plain":
-        return [blocks_of(k)[fine], blocks_of(v)[fine]]
-    tensors = pack(k, v, fine)
-    if not coarse.any():
-        return [*tensors]
-    small = pack(k, v, coarse, 4)
-    scales = (torch.cat(pair) for pair in zip(tensors[1::2], small[1::2], strict=True))
-    return [tensors.k, tensors.v, small.k, small.v, *scales]
+        return [Plain(blocks_of(k)[levels == FINE], blocks_of(v)[levels == FINE])]
+    return [
+        pack(k, v, levels == FINE, roomy=True),
+        pack(k, v, levels == COARSE, 4, roomy=True),
+    ]
+
+
+def _counts(levels: Tensor) -> tuple[int, int]:
+    """Of fine and coarse blocks."""
+    return int((levels == FINE).sum()), int((levels == COARSE).sum())
+
+
+def _first(blocks: Blocks, count: int) -> Blocks:
+    return type(blocks)(*(tensor[:count] for tensor in blocks))
+
+
+def _joined(blocks: list[Blocks]) -> tuple[Tensor, ...]:
+    """What a frame carries; scales of fine and coarse blocks are put together."""
+    match blocks:
+        case [Packed() as fine, Packed() as coarse] if len(coarse.k):
+            scales = (torch.cat(pair) for pair in zip(fine[1::2], coarse[1::2], strict=True))
+            return fine.k, fine.v, coarse.k, coarse.v, *scales
+    return tuple(blocks[0])
 
 
 def _by_head(levels: Tensor, carried: list[Tensor]) -> list[list[Blocks]]:

@@ -131,6 +131,10 @@ class Group:
         """Tensors of the host where this process computes."""
         return self._plane.device.up(tensors)
 
+    async def down(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The same tensors on the host."""
+        return await self._plane.device.down(tensors)
+
     async def recv(
         self, rank: int, purpose: Purpose, layer: int, at: int, *, kept: int = 0
     ) -> tuple[Tensor, ...]:
