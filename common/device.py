@@ -38,7 +38,10 @@ class Device(Protocol):
     place: torch.device
 
     def compute(self, work: Callable[[], Result]) -> Result:
-        """Do a piece of arithmetic; its tensors may be used at once, wherever they are computed."""
+        """Do a piece of arithmetic; its tensors may be used at once, wherever they are computed.
+
+        It returns tensors of its own: nothing else writes to their memory.
+        """
         ...
 
     def mark(self) -> Mark:
@@ -132,6 +135,8 @@ class Cuda:
 
     async def down(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         far = [tensor for tensor in tensors if tensor.is_cuda]
+        if not far:
+            return await HOST.down(tensors)
         for tensor in far:
             self._leaving.wait_event(self._event_of(tensor))
         with torch.cuda.stream(self._leaving):
@@ -140,8 +145,6 @@ class Cuda:
             )
             arrived = torch.cuda.Event(blocking=True)
             arrived.record(self._leaving)
-        if not far:
-            return here
         async with self._turn:
             await self._passed(arrived)
         return here

@@ -13,7 +13,7 @@ from sps2.common.model.attend import Attend, Run, inline
 from sps2.common.model.collectives import Collectives, Turn
 from sps2.common.model.config import ModelConfig
 from sps2.common.model.linear import Linear
-from sps2.common.model.recorded import Record, Recorded
+from sps2.common.model.recorded import MOST_ROWS, Record, Recorded
 from sps2.common.model.rope import Rotary
 from sps2.common.model.share import WHOLE, Share
 from sps2.kernels.native import MOST_DIM
@@ -142,10 +142,6 @@ class Llama:
         if self._native is not None and turn is None and 0 < len(ids) <= native.MOST_ROWS:
             hidden = await self._few(self._native, ids, positions, attend, run)
             return hidden if asked is None else hidden[asked]
-        step = self._recorded.step_for(len(ids)) if self._recorded and turn is None else None
-        if step is not None:
-            hidden = await step.forward(ids, positions, attend, run)
-            return hidden if asked is None else hidden[asked]
         x, table, qkv = await run(partial(self._begin, ids, positions))
         for index, layer in enumerate(self._layers):
             attended = await attend(index, *qkv)
@@ -161,8 +157,19 @@ class Llama:
             x, qkv = await run(partial(self._proceed, following, x, fed, table))
         return x if asked is None or turn is None else x[asked]
 
+    async def step(
+        self, ids: Tensor, positions: Tensor, attend: Attend, turn: Turn | None = None
+    ) -> Tensor:
+        """`forward` of a decode step, for all rows: replayed, where that is recorded.
+
+        What `attend` is given is overwritten by the next step.
+        """
+        if self._recorded is None or turn is not None or len(ids) > MOST_ROWS:
+            return await self.forward(ids, positions, attend, turn=turn)
+        return await self._recorded.step(ids, positions, attend)
+
     def record(self, how: Record) -> None:
-        """From now on forwards of few rows are replayed: on GPUs, as CUDA graphs."""
+        """From now on steps of few rows are replayed: on GPUs, as CUDA graphs."""
         config = self.config
         row = self._embedding.new_empty(config.heads, config.head_dim)
         following = [*self._layers[1:], None]

@@ -1,4 +1,4 @@
-"""A model's arithmetic for few rows, recorded: between two attentions a GPU is asked once."""
+"""A decode step's arithmetic, recorded: between two attentions a GPU is asked once."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -7,10 +7,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sps2.common.model.attend import Attend, Run
+from sps2.common.model.attend import Attend
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 """Rows that are recorded; others take the next larger number."""
+MOST_ROWS = SIZES[-1]
 
 Begin = Callable[[Tensor, Tensor], tuple[Tensor, Any, tuple[Tensor, ...]]]
 Advance = Callable[[Tensor, Tensor, Any], tuple[Tensor, tuple[Tensor, ...]]]
@@ -23,7 +24,7 @@ class Record(Protocol):
 
 
 class Recorded:
-    """Forwards of up to `SIZES[-1]` rows; attention stays outside, wherever keys are.
+    """Decode steps of up to `MOST_ROWS` rows; attention stays outside, wherever keys are.
 
     Source: pieces of a model as CUDA graphs with attention between them, as in vLLM's design.
 
@@ -38,16 +39,21 @@ class Recorded:
     def __init__(
         self, begin: Begin, advance: Sequence[Advance], attended: Tensor, record: Record
     ) -> None:
-        self._steps = {size: Step(begin, advance, attended, size, record) for size in SIZES}
+        self._sizes = {size: _Size(begin, advance, attended, size, record) for size in SIZES}
 
-    def step_for(self, rows: int) -> "Step | None":
-        """What replays a forward of so many rows; None for too many, and while another uses it."""
-        step = next((self._steps[size] for size in SIZES if size >= rows > 0), None)
-        return None if step is None or step.in_use else step
+    async def step(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """As `Llama.step`; one at a time, since what it computes lies in one place."""
+        rows = len(ids)
+        pieces = self._sizes[next(size for size in SIZES if size >= rows)]
+        result, qkv = pieces.begin(ids, positions)
+        for layer in range(pieces.layers):
+            attended = await attend(layer, *(x[:rows] for x in qkv))
+            result, qkv = pieces.advance(layer, attended)
+        return result[:rows].clone()
 
 
-class Step:
-    """For one number of rows, and one forward at a time: what it computes lies in one place."""
+class _Size:
+    """The pieces for one number of rows."""
 
     def __init__(
         self,
@@ -60,34 +66,17 @@ class Step:
         self._inputs = torch.zeros(2, size, dtype=torch.int64, device=attended.device)
         self._attended = attended.new_zeros(size, *attended.shape)
         self._first = record(partial(begin, *self._inputs))
-        x: Tensor
         x, table, _ = self._first()
-        self._pieces = []
-        for piece in advance:
-            self._pieces.append(record(partial(piece, x, self._attended, table)))
-        self._result = x
-        self.in_use = False
+        self._rest = [record(partial(piece, x, self._attended, table)) for piece in advance]
+        self.layers = len(advance)
 
-    async def forward(self, ids: Tensor, positions: Tensor, attend: Attend, run: Run) -> Tensor:
-        """As `Llama.forward`, for all rows."""
-        rows, self.in_use = len(ids), True
-        try:
-            qkv = await run(partial(self._begin, ids, positions))
-            for layer in range(len(self._pieces)):
-                attended = await attend(layer, *(x[:rows] for x in qkv))
-                qkv = await run(partial(self._advance, layer, attended))
-            return self._result[:rows].clone()
-        finally:
-            self.in_use = False
-
-    def _begin(self, ids: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+    def begin(self, ids: Tensor, positions: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         for to, given in zip(self._inputs, (ids, positions), strict=True):
             to[: len(given)].copy_(given)
-        qkv: tuple[Tensor, ...] = self._first()[2]
-        return qkv
+        x, _, qkv = self._first()
+        return x, qkv
 
-    def _advance(self, layer: int, attended: Tensor) -> tuple[Tensor, ...]:
+    def advance(self, layer: int, attended: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         self._attended[: len(attended)].copy_(attended)
-        qkv: tuple[Tensor, ...]
-        self._result, qkv = self._pieces[layer]()
-        return qkv
+        x, qkv = self._rest[layer]()
+        return x, qkv

@@ -106,7 +106,7 @@ class Batch:
         with turn or nullcontext():
             await self._leading.begin(self._steps, keys, *step)
             ids, positions = self._exchange.device.up(step)
-            hidden = await self._model.forward(ids, positions, attend, turn=turn)
+            hidden = await self._model.step(ids, positions, attend, turn)
             logits = await self._model.scores(hidden, turn=turn)
         assert logits is not None, "only a leader has a batch"
         return logits

@@ -113,7 +113,7 @@ class Following:
                         self._model.config, self._pool, self._exchange, batch, frame.at
                     )
                     ids, positions = self._exchange.device.up((ids, positions))
-                    hidden = await self._model.forward(ids, positions, attend, turn=turn)
+                    hidden = await self._model.step(ids, positions, attend, turn)
                     await self._model.scores(hidden, turn=turn)
             except Exception as failure:
                 error = root_cause(failure)

@@ -10,6 +10,7 @@ from sps2.common.device import HOST
 from sps2.common.messages import Sampling, Scheme, Selection
 from sps2.common.spans import Span
 
+from ...replays import again
 from ...twin import Twin, TwinDevice, kernels_there
 from ..world import greedy, tiny_model, world
 
@@ -59,13 +60,15 @@ async def test_prompts_are_answered_as_on_the_host(scheme: Scheme) -> None:
 
 
 async def test_prefixes_lie_there_and_all_sampling_works() -> None:
-    """Over sockets, with pages of 8 bits, log-probabilities, and a draw by temperature."""
+    """Over sockets, with pages of 8 bits, recorded steps, log-probabilities, and real draws."""
     ids = prompt(60)
     options = {"temperature": 0.7, "logprobs": 2, "prompt_logprobs": 1, "presence_penalty": 0.5}
     shared = ((0, Span(0, 28)), (1, Span(28, 56)))
     answers = []
     for device in (HOST, TwinDevice()):
         model = tiny_model(device=device)
+        if device is not HOST:
+            model.record(again)
         async with world(model, 2, 2, "tcp", kv=torch.int8, device=device) as shards:
             await shards.run("a", ids, greedy(2), keep=True)
             replies, tokens = await shards.run(
