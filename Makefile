@@ -21,8 +21,8 @@ $(READY): pyproject.toml setup.py constraints-cpu.txt $(wildcard kernels/native/
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(if $(GPU),,$(BIN)/python -m pip install --quiet torch $(CONSTRAINTS))
-	$(BIN)/python -m pip install --quiet --editable '.[dev]' $(CONSTRAINTS)
+	$(if $(GPU),,$(BIN)/python -m pip install --no-compile --quiet torch $(CONSTRAINTS))
+	$(BIN)/python -m pip install --no-compile --quiet --editable '.[dev]' $(CONSTRAINTS)
 	@touch $@
 
 demo: $(READY)  ## ask a cluster of four shards about a long document
@@ -30,7 +30,7 @@ demo: $(READY)  ## ask a cluster of four shards about a long document
 
 test: $(READY)  ## pull the test model and run all tests
 	@$(BIN)/spsctl pull $(MODEL)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY)  ## check style, formatting and types
 	$(BIN)/ruff check .

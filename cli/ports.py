@@ -1,9 +1,11 @@
 """The ports that a cluster binds on this machine: which are taken, by whom, and which are free."""
 
 import errno
+import os
 import socket
 from collections import Counter
 from collections.abc import Collection
+from itertools import chain
 from typing import NamedTuple, get_args
 
 import psutil
@@ -15,6 +17,8 @@ from sps2.common.messages import Role
 
 PORTS = 16
 """How many a cluster of up to ten shards binds at known places; the rest are any that are free."""
+APART = 101
+"""Places between those where two processes that started one after the other look first."""
 
 
 class Use(NamedTuple):
@@ -111,12 +115,20 @@ def holder(port: int) -> str:
     return "another process"
 
 
-def free_base(host: str = "127.0.0.1", start: int = 18000) -> int:
-    """The first of as many consecutive free ports as a cluster needs. Raises Invalid if none."""
-    for base in range(start, 32000, PORTS):
+def free_base(host: str = "127.0.0.1", skip: int = 0) -> int:
+    """The first of as many consecutive free ports as a cluster needs. Raises Invalid if none.
+
+    Each process looks elsewhere first: another may be about to bind what it found.
+
+    Args:
+        skip: places to pass over first, for clusters of one process that bind later.
+    """
+    bases = range(18000, 32000, PORTS)
+    first = (os.getpid() * APART + skip) % len(bases)
+    for base in chain(bases[first:], bases[:first]):
         if not any(_problem(host, base + offset) for offset in range(PORTS)):
             return base
-    raise Invalid(f"no {PORTS} consecutive free ports between {start} and 32000 on {host}")
+    raise Invalid(f"no {PORTS} consecutive free ports between 18000 and 32000 on {host}")
 
 
 def _problem(host: str, port: int) -> int:

@@ -144,7 +144,7 @@ def _environment(setup: Setup, name: str) -> Path:
 
 def _ports(name: str) -> int:
     """Free ports for a peer, apart from those of the others, which may not have bound theirs."""
-    return ports.free_base(start=18000 + 2 * ports.PORTS * list(KINDS).index(name))
+    return ports.free_base(skip=2 * list(KINDS).index(name))
 
 
 EVERY = ("ttft", "tbt", "streams", "start", "memory", "turns")

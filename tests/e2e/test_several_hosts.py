@@ -9,10 +9,10 @@ import pytest
 
 from sps2.common.client import Client
 from sps2.common.config import Bus
+from sps2.common.tokens import Tokenizer
 
-from .conftest import Launch
 from .several_hosts import Machines, machines
-from .test_cluster import LENGTHS, prompt_of, said
+from .test_cluster import LENGTHS, expected, prompt_of, said
 
 HOSTS = ("alpha", "beta", "gamma", "delta")
 ROLES: dict[str, dict[str, object]] = {
@@ -35,13 +35,6 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
 @pytest.fixture(scope="module")
 def model(checkpoint: Callable[[str], Path]) -> Path:
     return checkpoint("smollm2")
-
-
-@pytest.fixture(scope="module")
-def single(launch: Launch) -> list[list[str]]:
-    """The answers of a cluster on one host."""
-    with launch("smollm2", "tcp") as running, Client(running.bus) as client:
-        return answers(client)
 
 
 def answers(client: Client) -> list[list[str]]:
@@ -76,9 +69,9 @@ def test_no_keys_no_cluster(hosts: Machines) -> None:
 
 
 @pytest.mark.parametrize("transport", ["tcp", "ucx"])
-def test_answers_are_those_of_one_host(
-    single: list[list[str]], hosts: Machines, model: Path, transport: str
-) -> None:
+def test_answers_are_those_of_transformers(hosts: Machines, model: Path, transport: str) -> None:
+    tokenizer = Tokenizer(model)
+    wanted = [expected(model, prompt_of(length), 12) for length in LENGTHS]
     with spread(hosts, model, transport) as bus:
         status = json.loads(hosts.spsctl("status", "--json").stdout)
         addresses = {each["id"]: each["address"] for each in status["shards"]}
@@ -86,5 +79,5 @@ def test_answers_are_those_of_one_host(
         assert {each["transport"] for each in status["shards"]} == {transport}
         assert {each["service"] for each in status["services"]} >= {"gateway", "decode-1"}
         with Client(GATEWAY, bus) as client:
-            assert answers(client) == single
+            assert answers(client) == [list(map(tokenizer.token_text, each)) for each in wanted]
         assert "decode-1" in hosts.spsctl("logs", "decode-1").stdout

@@ -12,6 +12,7 @@ import torch
 
 from sps2.common.errors import Cancelled
 from sps2.common.messages import (
+    Advanced,
     Decode,
     Decoded,
     Deposited,
@@ -67,7 +68,9 @@ class Shard:
             await anext(holding)
             await anext(joining)
             part = self.part(hold, prompt)
-            first, deposited = [item async for item in self.prefill.prefill(part)]
+            items = [item async for item in self.prefill.prefill(part)]
+            first, deposited = items[-2:]
+            assert all(isinstance(item, Advanced) for item in items[:-2])
             assert isinstance(first, Prefilled)
             assert not first.exchanged.sent_bytes
             assert first.token is not None
