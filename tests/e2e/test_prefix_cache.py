@@ -183,7 +183,7 @@ async def test_what_a_lost_shard_had_is_computed_again(cluster: Running) -> None
 @pytest.fixture(scope="module")
 def small(launch: Launch) -> Iterator[Running]:
     """A cluster whose decode shards have 20 pages each."""
-    with launch("llama3", "tcp", kv={"pool_tokens": 20 * PAGE}) as running:
+    with launch("llama3", "tcp", prefill=1, kv={"pool_tokens": 20 * PAGE}) as running:
         yield running
 
 
