@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from sps2.cli import render
 from sps2.cli.keys.folder import KeysOption, keyring_of
@@ -32,7 +33,7 @@ def show(folder: KeysOption = None) -> None:
     """List the clients."""
     table = render.table("CLIENT", "SINCE", "PUBLIC KEY")
     for name, client in keyring_of(folder).clients().items():
-        table.add_row(name, client.created, client.public)
+        table.add_row(name, client.created, Text(client.public))  # it may look like markup
     render.out.print(table)
 
 

@@ -38,6 +38,17 @@ def test_keys_are_made_listed_and_revoked(home: Path) -> None:
     assert run("keys", "client", "revoke", "alice").exit_code == 1
 
 
+def test_a_key_that_looks_like_markup_is_shown_whole(home: Path) -> None:
+    assert run("keys", "init").exit_code == 0
+    assert run("keys", "client", "add", "alice").exit_code == 0
+    public, file = (
+        "b}6[#bncv>XA@-)yhA>c{nm^Wq=)6]>(kiI)S5kK",
+        home / "home" / "keys" / "clients.json",
+    )
+    file.write_text(file.read_text().replace(keys.read(home / "alice.key").public, public))
+    assert public in run("keys", "client", "list").stdout
+
+
 def test_the_folder_can_be_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPS2_KEYS", str(home / "env"))
     assert run("keys", "init").exit_code == 0
