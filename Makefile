@@ -21,8 +21,8 @@ $(READY): pyproject.toml setup.py constraints-cpu.txt $(wildcard kernels/native/
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(if $(GPU),,$(BIN)/python -m pip install --no-compile --quiet torch $(CONSTRAINTS))
-	$(BIN)/python -m pip install --no-compile --quiet --editable '.[dev]' $(CONSTRAINTS)
+	$(if $(GPU),,$(BIN)/python -m pip install --quiet torch $(CONSTRAINTS))
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' $(CONSTRAINTS)
 	@touch $@
 
 demo: $(READY)  ## ask a cluster of four shards about a long document
