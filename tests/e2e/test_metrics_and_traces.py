@@ -78,7 +78,12 @@ def has_beaten(samples: list[Sample]) -> bool:
         and total(samples, "sps2_prefix_cache_pages") > 0
         and total(samples, "sps2_num_requests_running") == 0
         and total(samples, "sps2_kv_pages_used") == 0
+        and deposited(samples, "received", "decode") == deposited(samples, "sent", "prefill")
     )
+
+
+def deposited(samples: list[Sample], way: str, role: str) -> float:
+    return total(samples, f"sps2_{way}_bytes_total", kind="deposit", role=role)
 
 
 def test_every_process_is_there_with_what_it_did(used: Running) -> None:
