@@ -49,7 +49,7 @@ def test_the_host_is_another_place() -> None:
     ids=lambda scheme: f"{scheme.method}-{scheme.wire}",
 )
 async def test_prompts_are_answered_as_on_the_host(scheme: Scheme) -> None:
-    ids = prompt(150)
+    ids = prompt(150 if scheme.selection else 60)  # CSA moves blocks of 64
     answers = []
     for device in (HOST, TwinDevice()):
         async with world(tiny_model(window=40, device=device), 2, 2, device=device) as shards:
@@ -61,9 +61,9 @@ async def test_prompts_are_answered_as_on_the_host(scheme: Scheme) -> None:
 
 async def test_prefixes_lie_there_and_all_sampling_works() -> None:
     """Over sockets, with pages of 8 bits, recorded steps, log-probabilities, and real draws."""
-    ids = prompt(60)
+    ids = prompt(40)
     options = {"temperature": 0.7, "logprobs": 2, "prompt_logprobs": 1, "presence_penalty": 0.5}
-    shared = ((0, Span(0, 28)), (1, Span(28, 56)))
+    shared = ((0, Span(0, 20)), (1, Span(20, 40)))
     answers = []
     for device in (HOST, TwinDevice()):
         model = tiny_model(device=device)
@@ -75,6 +75,6 @@ async def test_prefixes_lie_there_and_all_sampling_works() -> None:
                 "b", [*ids, 5, 6, 7], Sampling(max_tokens=5, seed=3, **options), shared=shared
             )
             answers.append([token.id for token in tokens])
-            assert len([each for reply in replies for each in reply.prefilled.prompt_logprobs]) == 6
+            assert len([each for reply in replies for each in reply.prefilled.prompt_logprobs]) == 2
             assert all(token.logprobs for token in tokens)
     assert answers[0] == answers[1]
