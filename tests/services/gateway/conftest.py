@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+from msgspec.structs import replace
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
@@ -41,8 +42,6 @@ from sps2.common.messages import (
     ShowFleet,
     Stretch,
     Submit,
-    TellTime,
-    Time,
     Token,
     TokenLogprobs,
 )
@@ -220,10 +219,8 @@ class TestScheduler:
         return Info("scheduler", 1, "0", "ready")
 
     async def greet(self, request: Greet) -> Greeted:
-        return greeted("scheduler", request)
-
-    async def tell_time(self, request: TellTime) -> Time:
-        return Time(time.monotonic() + self.play.clock_s)
+        told = greeted("scheduler", request)
+        return replace(told, monotonic_s=told.monotonic_s + self.play.clock_s)
 
     async def recall(self, request: Recall) -> Recalled:
         now_s = time.monotonic() + self.play.clock_s
