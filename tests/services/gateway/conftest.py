@@ -255,9 +255,6 @@ class TestOwner:
             yield token
         done.set()
 
-    async def describe(self, request: Describe) -> Info:
-        return Info("decode-1", 2, "0", "ready", counters={"kv_pages": 3.0})
-
 
 class TestDirectory:
     """Speaks as the KV directory does."""
@@ -266,9 +263,6 @@ class TestDirectory:
 
     async def list_leases(self, request: ListLeases) -> Leases:
         return Leases((), {"decode-1": 4}, {"decode-1": 8}, 2)
-
-    async def describe(self, request: Describe) -> Info:
-        return Info("kvdir", 3, "0", "ready")
 
 
 @dataclass
@@ -292,9 +286,13 @@ async def opened(folder: Path, **sections: object) -> AsyncIterator[Door]:
     play = Play()
     scheduler = TestScheduler(play)
     keyed: Bus = sections.get("bus", BUS)  # type: ignore[assignment]
-    owner = Server(TestOwner(play, scheduler), keyed)
+    pages = About("decode-1", counters=lambda: {"kv_pages": 3.0}, started=True)
+    owner = Server([TestOwner(play, scheduler), pages], keyed)
     scheduler.owner_address = await owner.start("tcp://127.0.0.1:0")
-    servers = [Server(scheduler, keyed), Server(TestDirectory(), keyed)]
+    servers = [
+        Server(scheduler, keyed),
+        Server([TestDirectory(), About("kvdir", started=True)], keyed),
+    ]
     ports = [int((await each.start("tcp://127.0.0.1:0")).rpartition(":")[2]) for each in servers]
     settings = {
         "model": str(folder),
