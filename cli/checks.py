@@ -38,6 +38,7 @@ def run_all(cluster: Cluster) -> Iterator[Finding]:
     yield _packages()
     yield _torch()
     yield _gpu(cluster)
+    yield _kernels()
     yield _processor(cluster)
     yield _memory(cluster)
     yield _disk()
@@ -89,6 +90,26 @@ def _gpu(cluster: Cluster) -> Finding:
     use = "shards use the CPU (--device cuda)" if cluster.device == "cpu" else "shards use it"
     names = [torch.cuda.get_device_name(card) for card in range(torch.cuda.device_count())]
     return Finding("gpu", "ok", f"{', '.join(names)}; {use}")
+
+
+def _kernels() -> Finding:
+    slower = "torch does their work, slower"
+    try:
+        from sps2.kernels import native
+    except ImportError:
+        return Finding("kernels", "warning", "cannot be looked for without torch")
+    except (OSError, AttributeError) as error:
+        return Finding("kernels", "broken", f"cannot be loaded: {error}; install sps2 again")
+    if native.level:
+        return Finding("kernels", "ok", f"C++ with {native.LEVELS[native.level]}")
+    if not native.built:
+        why = f" ({reason})" if (reason := native.unbuilt()) else ""
+        detail = f"the C++ ones were not built{why}; {slower}: install g++, then sps2 again"
+        return Finding("kernels", "warning", detail)
+    if "avx2" in _cpu_flags():
+        detail = f"the C++ ones were built by another compiler than g++; {slower}"
+        return Finding("kernels", "warning", f"{detail}: install sps2 again with CXX=g++")
+    return Finding("kernels", "ok", f"the C++ ones are for x86-64 with AVX2; {slower}")
 
 
 def _processor(cluster: Cluster) -> Finding:
