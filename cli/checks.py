@@ -9,27 +9,18 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-import msgspec
 import psutil
 
-from sps2.cli import ports, render, runs
+from sps2.cli import key_checks, ports, render, runs
+from sps2.cli.finding import Finding, Verdict
 from sps2.common import config, models
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, ServiceError
 from sps2.common.messages import Role
 
-Verdict = Literal["ok", "warning", "broken"]
 GIB = 1 << 30
-
-
-class Finding(msgspec.Struct):
-    """The outcome of one check; `broken` means that a cluster cannot be served."""
-
-    check: str
-    verdict: Verdict
-    detail: str
 
 
 def run_all(cluster: Cluster) -> Iterator[Finding]:
@@ -44,6 +35,7 @@ def run_all(cluster: Cluster) -> Iterator[Finding]:
     yield _disk()
     yield from _data_plane(cluster)
     yield _ports(cluster)
+    yield from key_checks.run_all(cluster)
     yield _model(cluster)
 
 
