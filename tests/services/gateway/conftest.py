@@ -126,6 +126,7 @@ class Play:
     def tokens(self, submit: Submit) -> list[Token]:
         sampling = submit.sampling
         prompt = struct.unpack(f"<{len(submit.prompt) // 4}i", submit.prompt)
+        prompt = prompt[: len(prompt) - sampling.answered]
         text = self.answer(bytes(each for each in prompt if each < 256).decode())
         ids = [*text.encode(), *([END] if self.ends_with_eos else [])]
         tokens = []
@@ -192,8 +193,9 @@ class TestScheduler:
                 Exchanged({"kv": 60}, 2.0, 1.0, 1.0, 0.5),
                 Exchanged({"kv": 40}, 1.0, 0.5, 1.0, 0.5),
             )
-            yield FirstToken(tokens[0], prompt_logprobs, 0.01, ranks)
-            if tokens[0].finish is None:
+            first = tokens[request.sampling.answered]
+            yield FirstToken(first, prompt_logprobs, 0.01, ranks)
+            if first.finish is None:
                 await done.wait()
             await play.stage("finish")
             play.finished.append(request.request)
