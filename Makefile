@@ -8,6 +8,7 @@ READY := $(VENV)/.ready
 MODEL := smollm2-135m
 GPU := $(shell { command -v nvidia-smi || test -e /dev/nvidia0; } >/dev/null 2>&1 && echo yes)
 CONSTRAINTS := $(if $(GPU),,-c constraints-cpu.txt)
+UNBUILT := kernels/native/unbuilt.txt
 TYPED := cli common compose kernels services
 
 .PHONY: help setup demo test lint format bench bench-links bench-gpu peers clean
@@ -22,7 +23,11 @@ $(READY): pyproject.toml setup.py constraints-cpu.txt $(wildcard kernels/native/
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(if $(GPU),,$(BIN)/python -m pip install --quiet torch $(CONSTRAINTS))
+	@rm -f kernels/native/_attention*.so
 	$(BIN)/python -m pip install --quiet --editable '.[dev]' $(CONSTRAINTS)
+	@test ! -e $(UNBUILT) || printf '%s\n' "warning: the C++ kernels could not be built:" "  $$(cat $(UNBUILT))" \
+		'All works without them, slower: torch does their work. `spsctl doctor` says what is used.' \
+		'When g++ can build them: touch setup.py && make setup' >&2
 	@touch $@
 
 demo: $(READY)  ## ask a cluster of four shards about a long document

@@ -1,12 +1,56 @@
 """The one thing that pyproject.toml cannot say yet: how the C++ kernels are built."""
 
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 NATIVE = Path("kernels/native")
+UNBUILT = NATIVE / "unbuilt.txt"
+"""Why the kernels could not be built: pip shows nothing of it. `make setup` and doctor do."""
+
+
+class Build(build_ext):
+    """As setuptools builds, and `UNBUILT` where that fails."""
+
+    def build_extension(self, ext: Extension) -> None:
+        UNBUILT.unlink(missing_ok=True)
+        with tempfile.TemporaryFile("w+", errors="replace") as said:
+            try:
+                with _errors_to(said):
+                    super().build_extension(ext)
+            except Exception as error:
+                said.seek(0)
+                lines = [*said.read().splitlines(), str(error)]
+                first = next((line for line in lines if re.search(r"\berror\b", line)), lines[-1])
+                UNBUILT.write_text(first.strip() + "\n")
+                raise
+            finally:
+                said.seek(0)
+                sys.stderr.write(said.read())
+
+
+@contextmanager
+def _errors_to(file: IO[str]) -> Iterator[None]:
+    """Have what compilers say on stderr in `file`."""
+    kept = os.dup(2)
+    os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
 
 setup(
+    cmdclass={"build_ext": Build},
     ext_modules=[
         Extension(
             "sps2.kernels.native._attention",
@@ -21,5 +65,5 @@ setup(
             ],
             optional=True,  # without a compiler torch does the same, slower
         )
-    ]
+    ],
 )

@@ -30,6 +30,7 @@ from sps2.common.config import Cluster
 from sps2.common.errors import ServiceError
 from sps2.common.messages import Describe, ListLeases
 from sps2.common.rpc import Peer, Server
+from sps2.services.run import About
 
 START_S = 60.0
 PROMPT = [1, 2, 3, 4]
@@ -38,7 +39,8 @@ PROMPT = [1, 2, 3, 4]
 async def main(given: argparse.Namespace) -> None:
     cluster = config.load(port=ports.free_base(), name="bench-gateway", model=given.model)
     actors = Actors()
-    scheduler, owner = Server([actors], cluster.bus), Server([actors], cluster.bus)
+    scheduler = Server([actors, About("scheduler", started=True)], cluster.bus)
+    owner = Server([actors], cluster.bus)
     await scheduler.start(cluster.scheduler_address)
     actors.address = await owner.start("tcp://127.0.0.1:0")
     found: dict[str, object] = {"options": vars(given)}

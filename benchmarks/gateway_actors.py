@@ -6,15 +6,11 @@ import time
 from collections.abc import AsyncIterator
 
 from sps2.common.messages import (
-    Describe,
     Exchanged,
     Finished,
     FirstToken,
     FleetStatus,
     Follow,
-    Greet,
-    Greeted,
-    Info,
     Placed,
     Placement,
     Scheme,
@@ -24,7 +20,6 @@ from sps2.common.messages import (
     Token,
 )
 from sps2.common.spans import Span
-from sps2.services.greeting import greeted
 
 OWNER = "decode-0"
 WORD = 260
@@ -70,12 +65,6 @@ class Actors:
     async def show_fleet(self, request: ShowFleet) -> FleetStatus:
         shard = ShardStatus(OWNER, "decode", "ready", 1, self.address)
         return FleetStatus((shard,), (), "", True)
-
-    async def greet(self, request: Greet) -> Greeted:
-        return greeted("scheduler", request)
-
-    async def describe(self, request: Describe) -> Info:
-        return Info("scheduler", 1, "0", "ready")
 
     def _token(self, request: str, index: int, tokens: int) -> Token:
         self.sent_s.setdefault((request, index), time.perf_counter())

@@ -9,27 +9,18 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-import msgspec
 import psutil
 
-from sps2.cli import ports, render, runs
+from sps2.cli import key_checks, ports, render, runs
+from sps2.cli.finding import Finding, Verdict
 from sps2.common import config, models
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, ServiceError
 from sps2.common.messages import Role
 
-Verdict = Literal["ok", "warning", "broken"]
 GIB = 1 << 30
-
-
-class Finding(msgspec.Struct):
-    """The outcome of one check; `broken` means that a cluster cannot be served."""
-
-    check: str
-    verdict: Verdict
-    detail: str
 
 
 def run_all(cluster: Cluster) -> Iterator[Finding]:
@@ -38,11 +29,13 @@ def run_all(cluster: Cluster) -> Iterator[Finding]:
     yield _packages()
     yield _torch()
     yield _gpu(cluster)
+    yield _kernels()
     yield _processor(cluster)
     yield _memory(cluster)
     yield _disk()
     yield from _data_plane(cluster)
     yield _ports(cluster)
+    yield from key_checks.run_all(cluster)
     yield _model(cluster)
 
 
@@ -89,6 +82,26 @@ def _gpu(cluster: Cluster) -> Finding:
     use = "shards use the CPU (--device cuda)" if cluster.device == "cpu" else "shards use it"
     names = [torch.cuda.get_device_name(card) for card in range(torch.cuda.device_count())]
     return Finding("gpu", "ok", f"{', '.join(names)}; {use}")
+
+
+def _kernels() -> Finding:
+    slower = "torch does their work, slower"
+    try:
+        from sps2.kernels import native
+    except ImportError:
+        return Finding("kernels", "warning", "cannot be looked for without torch")
+    except (OSError, AttributeError) as error:
+        return Finding("kernels", "broken", f"cannot be loaded: {error}; install sps2 again")
+    if native.level:
+        return Finding("kernels", "ok", f"C++ with {native.LEVELS[native.level]}")
+    if not native.built:
+        why = f" ({reason})" if (reason := native.unbuilt()) else ""
+        detail = f"the C++ ones were not built{why}; {slower}: install g++, then sps2 again"
+        return Finding("kernels", "warning", detail)
+    if "avx2" in _cpu_flags():
+        detail = f"the C++ ones were built by another compiler than g++; {slower}"
+        return Finding("kernels", "warning", f"{detail}: install sps2 again with CXX=g++")
+    return Finding("kernels", "ok", f"the C++ ones are for x86-64 with AVX2; {slower}")
 
 
 def _processor(cluster: Cluster) -> Finding:

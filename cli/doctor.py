@@ -7,18 +7,20 @@ import msgspec
 import typer
 
 from sps2.cli import render
+from sps2.cli.finding import Finding
 from sps2.common import config as configuration
 
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="a list of findings")] = False,
     config: Annotated[Path | None, typer.Option(help="the configuration to check for")] = None,
+    keys: Annotated[str | None, typer.Option(help="folder of `spsctl keys init`")] = None,
 ) -> None:
     """Check this machine. Exit code 1 if something that is needed is broken."""
     from sps2.cli import checks
 
-    cluster = configuration.load(config)
-    findings: list[checks.Finding] = []
+    cluster = configuration.load(config, keys=keys)
+    findings: list[Finding] = []
     with render.err.status("checking"):
         for finding in checks.run_all(cluster):
             findings.append(finding)

@@ -13,10 +13,9 @@ from sps2.common.config import Cluster
 from sps2.common.errors import ServiceError
 from sps2.common.messages import ClusterStatus, ServiceStatus, ShowCluster
 from sps2.common.rpc import Peer
+from sps2.services.greeting import APART_S
 
 DEADLINE_S = 5.0
-CLOCKS_S = 1.0
-"""Between clocks; more is told."""
 
 
 def status(
@@ -126,6 +125,6 @@ def _note(service: ServiceStatus, child: Child) -> str:
     if service.waiting_for:
         return f"waits for {service.waiting_for}"
     ahead_s = service.counters.get("clock_ahead_s", 0.0)
-    if abs(ahead_s) > CLOCKS_S:
+    if abs(ahead_s) > APART_S:
         return f"its clock is {ahead_s:+.1f} s from the scheduler's"
     return child.last_exit

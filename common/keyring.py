@@ -41,7 +41,7 @@ class Keyring:
         self.folder = folder.expanduser()
         self.cluster = self.folder / CLUSTER
         self.api = self.folder / API_KEYS
-        self._clients = self.folder / CLIENTS
+        self.listed = self.folder / CLIENTS
 
     def make(self, name: str, force: bool = False) -> Key:
         """Make the cluster's key, and the folder.
@@ -59,12 +59,12 @@ class Keyring:
         require_private_folder(self.folder)
         key = _pair("cluster", name)
         write_private(self.cluster, _json(key))
-        self._clients.unlink(missing_ok=True)
+        self.listed.unlink(missing_ok=True)
         return key
 
     def clients(self) -> Clients:
         """Who may ask the gateway and subscribe to telemetry."""
-        return self._load(self._clients, Clients) or {}
+        return self._load(self.listed, Clients) or {}
 
     def add_client(self, name: str, out: Path) -> Key:
         """Let a client in, and write its key to `out`.
@@ -80,15 +80,15 @@ class Keyring:
             raise Invalid(f"{out} exists already")
         key = _pair("client", name, cluster.public)
         write_private(out, _json(key))
-        write_private(self._clients, _json({**clients, name: Client(key.public, now_text())}))
+        write_private(self.listed, _json({**clients, name: Client(key.public, now_text())}))
         return key
 
     def revoke_client(self, name: str) -> None:
         """Keep a client out from now on. Raises Invalid if there is none of this name."""
         clients = self.clients()
         if clients.pop(name, None) is None:
-            raise Invalid(f"there is no client {name} in {self._clients}")
-        write_private(self._clients, _json(clients))
+            raise Invalid(f"there is no client {name} in {self.listed}")
+        write_private(self.listed, _json(clients))
 
     def api_keys(self) -> ApiKeys:
         """Who may ask over HTTP."""
@@ -139,7 +139,7 @@ class Keyring:
             return msgspec.json.decode(read_private(path), type=kind)
         except FileNotFoundError:
             return None
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise Invalid(f"{path} is malformed: {error}") from error
 
 

@@ -49,6 +49,9 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 Clients = dict[Name, Client]
 
 
+ApiState = Literal["valid", "expired", "revoked"]
+
+
 class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An API key of the gateway. The key itself is kept nowhere."""
 
@@ -60,6 +63,12 @@ class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     requests_per_minute: Annotated[int, Meta(ge=0)] = 0
     tokens_per_minute: Annotated[int, Meta(ge=0)] = 0
     """Of prompts and answers together; 0 is no limit."""
+
+    def state(self, now: datetime) -> ApiState:
+        if self.revoked is not None:
+            return "revoked"
+        expired = self.expires is not None and self.expires.timestamp() <= now.timestamp()
+        return "expired" if expired else "valid"
 
 
 ApiKeys = dict[Name, ApiKey]

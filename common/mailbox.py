@@ -5,6 +5,8 @@ it, which took more of a call's round trip than ZeroMQ itself.
 """
 
 import asyncio
+import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,17 +21,22 @@ EVENTS, POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 
 Take = Callable[[list[zmq.Frame]], None]
 
+log = logging.getLogger(__name__)
+
 
 class Mailbox:
     """The messages of a connected or bound socket, for as long as it is open.
 
     Args:
-        take: gets the frames of each message, on the running loop.
+        take: gets the frames of each message, on the running loop. What it raises is logged, and
+            the next message is taken.
+        counters: "faults" counts what it raised.
     """
 
-    def __init__(self, socket: zmq.Socket[Any], take: Take) -> None:
+    def __init__(self, socket: zmq.Socket[Any], take: Take, counters: Counter[str]) -> None:
         self._socket = socket
         self._take = take
+        self._counters = counters
         self._loop = asyncio.get_running_loop()
         self._descriptor = socket.fileno()
         self._is_due = False
@@ -52,7 +59,7 @@ class Mailbox:
     def drain(self) -> None:
         """Take all that has come."""
         while (frames := self._next()) is not None:
-            self._take(frames)
+            self._give(frames)
 
     def close(self) -> None:
         """Close the socket; nothing is taken any more. What was sent leaves as its linger says."""
@@ -70,8 +77,15 @@ class Mailbox:
         for _ in range(BURST):
             if self._socket.closed or (frames := self._next()) is None:
                 return
-            self._take(frames)
+            self._give(frames)
         self._due()  # the descriptor tells once, not as long as there is more
+
+    def _give(self, frames: list[zmq.Frame]) -> None:
+        try:
+            self._take(frames)
+        except Exception:  # what comes after it gives no new signal
+            self._counters["faults"] += 1
+            log.exception("a message was dropped by a fault")
 
     def _next(self) -> list[zmq.Frame] | None:
         events: Any = Core.get(self._socket, EVENTS)

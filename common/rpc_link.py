@@ -60,7 +60,7 @@ class Link:
             | zmq.EVENT_CLOSED
         )
         self._socket.connect(address)
-        self._mail = Mailbox(self._socket, self._take)
+        self._mail = Mailbox(self._socket, self._take, counters)
 
     async def connect(self) -> int:
         """How the handshake ended: HANDSHAKE_SUCCEEDED, or another `zmq.Event`."""

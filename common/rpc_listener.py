@@ -80,7 +80,7 @@ class Listener:
             if self._porter.admits(frames, self._audience):
                 take([frame.bytes for frame in frames])
 
-        self._mail = Mailbox(self._socket, arrive)
+        self._mail = Mailbox(self._socket, arrive, self._counters)
 
     def send(self, frames: Sequence[bytes]) -> zmq.ZMQError | None:
         """Queue a message without waiting, once open; the error where it cannot be."""

@@ -98,18 +98,11 @@ class Server:
 
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as self._group:
-            self._listener.open(self._arrived)
+            self._listener.open(self._take)
             self._group.create_task(self._listener.watch())
             self._group.create_task(self._listener.admit())
             self._group.create_task(self._find_lost())
             self._group.create_task(self._beat())
-
-    def _arrived(self, frames: list[bytes]) -> None:
-        try:
-            self._take(frames)
-        except Exception:
-            self.counters["faults"] += 1
-            log.exception("a message was dropped by a fault")
 
     async def _find_lost(self) -> None:
         # the monitor does not say who, but a mandatory ROUTER refuses to send to whom it lost,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import NamedTuple
 
-from sps2.common.messages import Recall, Recalled, Stretch, TellTime, Time, Trace
+from sps2.common.messages import Recall, Recalled, Stretch, Trace
 
 _TRACEPARENT = re.compile("00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _SAMPLED = 1
@@ -159,9 +159,6 @@ class Recorder:
     def notes(self) -> list[tuple[str, Page]]:
         """The pages, by request, the last one first."""
         return list(reversed(self._pages.items()))
-
-    async def tell_time(self, request: TellTime) -> Time:
-        return Time(time.monotonic())
 
     async def recall(self, request: Recall) -> Recalled:
         """Of all requests whose names begin with the answer's."""

@@ -38,11 +38,9 @@ def show(folder: KeysOption = None) -> None:
     now = datetime.now(UTC)
     table = render.table("API KEY", "STATE", "SINCE", "EXPIRES", ">REQUESTS/MIN", ">TOKENS/MIN")
     for name, key in keyring_of(folder).api_keys().items():
-        expired = key.expires is not None and key.expires <= now
-        state = "revoked" if key.revoked else "expired" if expired else "valid"
         table.add_row(
             name,
-            state,
+            key.state(now),
             _text(key.created),
             _text(key.expires),
             str(key.requests_per_minute or ""),

@@ -23,6 +23,14 @@ class Sampling(Struct, frozen=True):
     """Ends of generation: the model's own (unless ignored) and the caller's."""
     prompt_logprobs: int | None = None
     """As `logprobs`, for the prompt's own tokens (`echo` with `logprobs`)."""
+    answered: int = 0
+    """How many of the prompt's last tokens are the answer so far: a shard that made it was lost.
+    Numbers of tokens go on after them, and `max_tokens` counts them."""
+
+    @property
+    def left(self) -> int:
+        """How many tokens may follow."""
+        return self.max_tokens - self.answered
 
 
 class TokenLogprobs(Struct, frozen=True):

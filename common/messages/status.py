@@ -36,14 +36,15 @@ class Describe(Request[Info], frozen=True):
 
 
 class Greeted(Struct, frozen=True):
-    """`at_s`: the answering service's clock, in seconds since the epoch."""
+    """The answering service's clocks: `at_s` is since the epoch, `monotonic_s` since anything."""
 
     at_s: float
+    monotonic_s: float
 
 
 class Greet(Request[Greeted], frozen=True):
-    """Any service to one that it works with, before anything else; it stays as it is, so that
-    services of all versions understand it. Invalid if the versions differ."""
+    """Any service to one that it works with, before anything else, and to compare clocks; it stays
+    as it is, so that services of all versions understand it. Invalid if the versions differ."""
 
     service: str
     version: str

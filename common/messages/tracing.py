@@ -25,16 +25,6 @@ class Stretch(Struct, frozen=True):
     detail: dict[str, str | float] = {}
 
 
-class Time(Struct, frozen=True):
-    """Now, by the clock of a service."""
-
-    now_s: float
-
-
-class TellTime(Request[Time], frozen=True):
-    """Anyone to any service."""
-
-
 class Recalled(Struct, frozen=True):
     stretches: tuple[Stretch, ...]
 

@@ -21,12 +21,12 @@ class Sampler:
     vocabulary, which the gateway refuses, are ignored.
 
     Args:
-        prompt: token ids, [tokens] int64.
+        prompt: token ids, [tokens] int64; the last `sampling.answered` are of the answer.
     """
 
     def __init__(self, sampling: Sampling, prompt: Tensor) -> None:
         self._sampling = sampling
-        self._said: Counter[int] = Counter()
+        self._said = Counter(prompt[len(prompt) - sampling.answered :].tolist())
         repeats = sampling.repetition_penalty != 1
         self._seen: set[int] = set(prompt.unique().tolist()) if repeats else set()
         self.greedy = sampling.temperature == 0 and not (

@@ -125,6 +125,15 @@ level = _library.sps2_level() if _library is not None else 0
 """Which of `LEVELS` this CPU and this installation have."""
 
 
+def unbuilt() -> str:
+    """Why the kernels could not be built, in the compiler's words; "" if they were, or none is
+    known: setup.py notes it in the source tree."""
+    try:
+        return (Path(__file__).parent / "unbuilt.txt").read_text().strip()
+    except OSError:
+        return ""
+
+
 def serves(q: Tensor, *others: Tensor) -> bool:
     """Whether the kernels can do with these tensors: on the CPU, [.., dim] with dim contiguous.
 

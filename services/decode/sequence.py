@@ -17,6 +17,7 @@ class Sequence:
     holders: tuple[str, ...]
     """Data-plane names of the other shards with KV of this request."""
     prompt_tokens: int
+    """Before the answer's first."""
     last: Token
     q_bytes: int = field(default=0, init=False)
     state_bytes: int = field(default=0, init=False)

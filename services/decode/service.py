@@ -186,7 +186,10 @@ class DecodeService:
 
     def tokens(self) -> dict[str, int]:
         """Of each answer that it generates, how many there are."""
-        return {key[0]: 1 + self._logs[key].count for key in self._generating}
+        return {
+            key[0]: request.sampling.answered + 1 + self._logs[key].count
+            for key, request in self._generating.items()
+        }
 
     def inventory(self) -> tuple[Holding, ...]:
         """What this shard holds, for the directory."""
@@ -222,7 +225,7 @@ class DecodeService:
                     Assist(
                         request.request,
                         request.epoch,
-                        len(request.prompt) // 4,
+                        len(request.prompt) // 4 - request.sampling.answered,
                         tuple(peers[rank] for peers in request.holders),
                     )
                 )
@@ -243,7 +246,7 @@ class DecodeService:
         sequence = Owned(
             holding,
             tuple(peer.name for peer in holders),
-            len(prompt),
+            len(prompt) - request.sampling.answered,
             request.first,
             sampler,
             asyncio.get_running_loop().create_future(),

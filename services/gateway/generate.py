@@ -1,13 +1,16 @@
 """One request's way through the cluster: submitted, placed, followed at its owner, in order."""
 
 import asyncio
+import logging
 import struct
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from sps2.common.errors import PeerLost, ServiceError
 from sps2.common.messages import (
@@ -17,6 +20,7 @@ from sps2.common.messages import (
     Placed,
     Progress,
     Sampling,
+    Stream,
     Submit,
     Token,
     Wish,
@@ -25,7 +29,14 @@ from sps2.common.rpc import Peer
 from sps2.services.gateway.shards import Shards
 from sps2.services.tasks import emitted_by, root_cause
 
+log = logging.getLogger(__name__)
+
+LOSSES = 2
+"""How often an answer goes on elsewhere after the loss of a shard."""
+
 Event = Placed | Progress | FirstToken | Finished
+
+T = TypeVar("T")
 
 PATIENCE_S = 4.0
 """How long one side may take to follow when the other has ended: the scheduler to say what becomes
@@ -83,7 +94,8 @@ class Generation:
         self._patience_s = patience_s
         self._advanced = advanced
         self._traceparent = traceparent
-        self._next = 0
+        self._ids: list[int] = []
+        """The tokens so far."""
         self._early: dict[int, Token] = {}
         self._is_complete = False
         self._clock: asyncio.Timeout | None = None
@@ -93,21 +105,52 @@ class Generation:
 
         Raises:
             Refused, Invalid: from the scheduler.
-            PeerLost: the scheduler, or a shard that could not be done without.
+            PeerLost: the scheduler; or a shard, before the first token or once too often: else
+                what is there of the answer is submitted as a part of the prompt.
         """
         async with aclosing(emitted_by(self._run)) as tokens:  # type: ignore[type-var]
             async for token in tokens:
                 yield token
 
     async def _run(self, emit: Callable[[Token], None]) -> None:
+        losses, job = 0, self._job
+        while True:
+            try:
+                await self._live(job, emit)
+                return
+            except PeerLost as lost:
+                if self._is_complete:
+                    return  # without its totals
+                losses += 1
+                if not self._ids or lost.peer == self._scheduler.name or losses > LOSSES:
+                    raise
+                log.warning("%s: %s; goes on after %d tokens", job.request, lost, len(self._ids))
+                job = self._rest(losses)
+
+    def _rest(self, losses: int) -> Job:
+        """What is left to do, under a name of its own: shards may still know the job's."""
+        job = self._job
+        self._early.clear()
+        sampling = replace(job.sampling, answered=len(self._ids), prompt_logprobs=None)
+        return replace(
+            job,
+            request=f"{job.request}.{losses}",
+            prompt=(*job.prompt, *self._ids),
+            sampling=sampling,
+            progress=False,
+        )
+
+    async def _live(self, job: Job, emit: Callable[[Token], None]) -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                await self._submit(group, emit)
+                await self._submit(job, group, emit)
         except BaseExceptionGroup as failures:
             raise root_cause(failures) from failures
 
-    async def _submit(self, group: asyncio.TaskGroup, emit: Callable[[Token], None]) -> None:
-        job, record = self._job, self._record
+    async def _submit(
+        self, job: Job, group: asyncio.TaskGroup, emit: Callable[[Token], None]
+    ) -> None:
+        record = self._record
         prompt = struct.pack(f"<{len(job.prompt)}i", *job.prompt)
         submit = Submit(
             job.request,
@@ -122,20 +165,21 @@ class Generation:
         try:
             async with (
                 asyncio.timeout(None) as self._clock,
-                self._submitted(submit) as items,
+                self._opened(self._scheduler, submit) as items,
             ):
                 async for item in items:
                     match item:
                         case Placed():
-                            record.placed = item
+                            record.placed = _also(record.placed, item, job.sampling.answered)
                             if follower is not None:
                                 follower.cancel()
-                            follower = group.create_task(self._follow(item, emit))
+                            follower = group.create_task(self._follow(job, item, emit))
                         case Progress():
                             self._advanced(item)
                         case FirstToken():
-                            record.first = item
-                            record.ttft_s = time.monotonic() - record.since_s
+                            if not job.sampling.answered:
+                                record.first = item
+                                record.ttft_s = time.monotonic() - record.since_s
                             self._arrive(item.token, emit)
                         case Finished():
                             record.finished = item
@@ -153,20 +197,21 @@ class Generation:
             follower.cancel()
 
     @asynccontextmanager
-    async def _submitted(self, submit: Submit) -> AsyncIterator[AsyncIterator[Event]]:
+    async def _opened(self, peer: Peer, request: Stream[T]) -> AsyncIterator[AsyncIterator[T]]:
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(self._patience_s):
-                    items = await stack.enter_async_context(self._scheduler.stream(submit))
+                    items = await stack.enter_async_context(peer.stream(request))
             except TimeoutError:
-                raise PeerLost(self._scheduler.name, "the scheduler cannot be reached") from None
+                raise PeerLost(peer.name, f"{peer.name} cannot be reached") from None
             yield items
 
-    async def _follow(self, placed: Placed, emit: Callable[[Token], None]) -> None:
+    async def _follow(self, job: Job, placed: Placed, emit: Callable[[Token], None]) -> None:
         owner = self._shards.at(placed.owner_address, placed.owner)
         try:
-            start = max(1, self._next)
-            async with owner.stream(Follow(self._job.request, placed.epoch, start)) as tokens:
+            start = max(1, len(self._ids))
+            follow = Follow(job.request, placed.epoch, start)
+            async with self._opened(owner, follow) as tokens:
                 async for token in tokens:
                     self._arrive(token, emit)
             error: ServiceError = PeerLost(placed.owner, f"{placed.owner} sent too few tokens")
@@ -180,13 +225,21 @@ class Generation:
             raise error
 
     def _arrive(self, token: Token, emit: Callable[[Token], None]) -> None:
-        if token.index >= self._next:
+        if token.index >= len(self._ids):
             self._early.setdefault(token.index, token)
-        while not self._is_complete and self._next in self._early:
-            token = self._early.pop(self._next)
-            self._next += 1
+        while not self._is_complete and len(self._ids) in self._early:
+            token = self._early.pop(len(self._ids))
+            self._ids.append(token.id)
             self._record.tokens += 1
             self._is_complete = token.finish is not None
             emit(token)
         if self._is_complete and self._clock is not None:
             self._clock.reschedule(asyncio.get_running_loop().time() + self._patience_s)
+
+
+def _also(before: Placed | None, now: Placed, answered: int) -> Placed:
+    """How a request is placed, told as one that was planned again where it goes on elsewhere."""
+    if before is None or not answered:
+        return now
+    cached, queued_s = before.cached_tokens, before.queued_s
+    return replace(now, epoch=before.epoch + 1, cached_tokens=cached, queued_s=queued_s)

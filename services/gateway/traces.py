@@ -11,7 +11,6 @@ from sps2.common.messages import (
     Recall,
     ShowFleet,
     Stretch,
-    TellTime,
     Trace,
     Traces,
     TraceSummary,
@@ -21,6 +20,7 @@ from sps2.common.tracing import Context, Note, Recorder, Trail
 from sps2.services.gateway.callers import Caller
 from sps2.services.gateway.running import NAME_CHARS
 from sps2.services.gateway.shards import Shards
+from sps2.services.greeting import compare
 
 DEADLINE_S = 2.0
 TIMES_ASKED = 3
@@ -144,20 +144,13 @@ async def _ask(service: str, peer: Peer, name: str) -> Part | None:
 
 
 async def _clock(service: str, peer: Peer) -> Clock:
-    """How the service's clock differs from ours.
-
-    It was read between question and answer: the difference is known to half of the time that this
-    took. Clocks that agree as closely are one and the same, that of this host.
-    """
-    found = []
-    for _ in range(TIMES_ASKED):
-        asked_s = time.monotonic()
-        theirs_s = (await peer.call(TellTime(), DEADLINE_S)).now_s
-        answered_s = time.monotonic()
-        error_s = (answered_s - asked_s) / 2
-        found.append(Clock(service, asked_s + error_s - theirs_s, error_s))
-    best = min(found, key=lambda clock: clock.error_s)
-    return Clock(service, 0.0, 0.0) if abs(best.offset_s) <= best.error_s else best
+    """How the service's clock differs from ours; if by no more than can be known, they are one and
+    the same, that of this host."""
+    found = [await compare(peer, "gateway", DEADLINE_S) for _ in range(TIMES_ASKED)]
+    best = min(found, key=lambda clocks: clocks.error_s)
+    if abs(best.monotonic_s) <= best.error_s:
+        return Clock(service, 0.0, 0.0)
+    return Clock(service, -best.monotonic_s, best.error_s)
 
 
 def _shifted(each: Stretch, by_s: float) -> Stretch:

@@ -108,7 +108,8 @@ async def run_prompt(
                     logits = await scores(hidden[-1:])
                     if logits is not None:
                         sampler = Sampler(request.sampling, prompt)
-                        token = await compute(partial(sampler.next, logits[0], 0))
+                        number = request.sampling.answered
+                        token = await compute(partial(sampler.next, logits[0], number))
             took_s = time.monotonic() - started
             prefilled(Prefilled(token, scored, took_s, exchanged(group, attend)))
     except BaseExceptionGroup as failures:

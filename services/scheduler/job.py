@@ -292,7 +292,7 @@ class Job:
     async def _keep_hold(
         self, place: Placement, held: asyncio.Event, filled: asyncio.Event
     ) -> None:
-        growth = self._submit.sampling.max_tokens if place.shard == self._plan.owner else 0
+        growth = self._submit.sampling.left if place.shard == self._plan.owner else 0
         sources = [peer for rank in self._plan.group for peer in self._shards[rank].peers]
         hold = Hold(
             self._submit.request,

@@ -166,11 +166,12 @@ class SchedulerService:
         work = Work(
             submit.request,
             len(submit.prompt) // 4,
-            submit.sampling.max_tokens,
+            submit.sampling.left,
             submit.wish,
             () if is_scored else names.names,
         )
         trail = self._traces.trail(submit.request, submit.traceparent)
+        self._replans["lost"] += bool(submit.sampling.answered)
         replans = 0
         queued_s = 0.0
         answering = False

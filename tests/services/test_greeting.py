@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 
 import pytest
 
@@ -38,7 +37,10 @@ async def test_another_version_is_refused_by_name(
     assert "9.9.9" in caplog.text
 
 
-@pytest.mark.parametrize(("apart_s", "told"), [(0.0, ""), (30.0, "30.0 s behind")])
+@pytest.mark.parametrize(
+    ("apart_s", "told"),
+    [(0.0, ""), (30.0, "s ahead of the one here"), (-30.0, "s behind the one here")],
+)
 async def test_clocks(
     apart_s: float,
     told: str,
@@ -46,7 +48,9 @@ async def test_clocks(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     real = greeting.Greeted
-    monkeypatch.setattr(greeting, "Greeted", lambda at_s: real(time.time() + apart_s))
+    monkeypatch.setattr(
+        greeting, "Greeted", lambda at_s, monotonic_s: real(at_s + apart_s, monotonic_s)
+    )
     with caplog.at_level(logging.WARNING):
         ahead_s = await ask()
     assert ahead_s == pytest.approx(-apart_s, abs=5.0)  # on however busy a machine

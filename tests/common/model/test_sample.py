@@ -192,3 +192,25 @@ def test_prompt_logprobs() -> None:
     assert all(each.top == () for each in scored)
     best = prompt_logprobs(rows, torch.tensor([4, 5, 6]), 1)
     assert [each.top[0][0] for each in best] == rows.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_an_answer_goes_on_as_it_would_have(temperature: float) -> None:
+    options = {
+        "temperature": temperature,
+        "repetition_penalty": 1.3,
+        "presence_penalty": 0.4,
+        "frequency_penalty": 0.2,
+        "min_tokens": 9,
+        "stop_token_ids": (1,),
+        "max_tokens": 12,
+    }
+    rows = torch.randn(12, VOCAB, generator=torch.Generator().manual_seed(3))
+    prompt = torch.tensor([4, 5, 6])
+    whole = sampler(prompt, **options)
+    tokens = [whole.next(row, index) for index, row in enumerate(rows)]
+    for answered in (1, 7, 11):
+        said = torch.tensor([token.id for token in tokens[:answered]])
+        rest = sampler(torch.cat((prompt, said)), **options, answered=answered)
+        went_on = [rest.next(rows[index], index) for index in range(answered, 12)]
+        assert went_on == tokens[answered:]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+from msgspec.structs import replace
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
@@ -41,8 +42,6 @@ from sps2.common.messages import (
     ShowFleet,
     Stretch,
     Submit,
-    TellTime,
-    Time,
     Token,
     TokenLogprobs,
 )
@@ -127,6 +126,7 @@ class Play:
     def tokens(self, submit: Submit) -> list[Token]:
         sampling = submit.sampling
         prompt = struct.unpack(f"<{len(submit.prompt) // 4}i", submit.prompt)
+        prompt = prompt[: len(prompt) - sampling.answered]
         text = self.answer(bytes(each for each in prompt if each < 256).decode())
         ids = [*text.encode(), *([END] if self.ends_with_eos else [])]
         tokens = []
@@ -193,8 +193,9 @@ class TestScheduler:
                 Exchanged({"kv": 60}, 2.0, 1.0, 1.0, 0.5),
                 Exchanged({"kv": 40}, 1.0, 0.5, 1.0, 0.5),
             )
-            yield FirstToken(tokens[0], prompt_logprobs, 0.01, ranks)
-            if tokens[0].finish is None:
+            first = tokens[request.sampling.answered]
+            yield FirstToken(first, prompt_logprobs, 0.01, ranks)
+            if first.finish is None:
                 await done.wait()
             await play.stage("finish")
             play.finished.append(request.request)
@@ -220,10 +221,8 @@ class TestScheduler:
         return Info("scheduler", 1, "0", "ready")
 
     async def greet(self, request: Greet) -> Greeted:
-        return greeted("scheduler", request)
-
-    async def tell_time(self, request: TellTime) -> Time:
-        return Time(time.monotonic() + self.play.clock_s)
+        told = greeted("scheduler", request)
+        return replace(told, monotonic_s=told.monotonic_s + self.play.clock_s)
 
     async def recall(self, request: Recall) -> Recalled:
         now_s = time.monotonic() + self.play.clock_s
@@ -258,9 +257,6 @@ class TestOwner:
             yield token
         done.set()
 
-    async def describe(self, request: Describe) -> Info:
-        return Info("decode-1", 2, "0", "ready", counters={"kv_pages": 3.0})
-
 
 class TestDirectory:
     """Speaks as the KV directory does."""
@@ -269,9 +265,6 @@ class TestDirectory:
 
     async def list_leases(self, request: ListLeases) -> Leases:
         return Leases((), {"decode-1": 4}, {"decode-1": 8}, 2)
-
-    async def describe(self, request: Describe) -> Info:
-        return Info("kvdir", 3, "0", "ready")
 
 
 @dataclass
@@ -295,9 +288,13 @@ async def opened(folder: Path, **sections: object) -> AsyncIterator[Door]:
     play = Play()
     scheduler = TestScheduler(play)
     keyed: Bus = sections.get("bus", BUS)  # type: ignore[assignment]
-    owner = Server(TestOwner(play, scheduler), keyed)
+    pages = About("decode-1", counters=lambda: {"kv_pages": 3.0}, started=True)
+    owner = Server([TestOwner(play, scheduler), pages], keyed)
     scheduler.owner_address = await owner.start("tcp://127.0.0.1:0")
-    servers = [Server(scheduler, keyed), Server(TestDirectory(), keyed)]
+    servers = [
+        Server(scheduler, keyed),
+        Server([TestDirectory(), About("kvdir", started=True)], keyed),
+    ]
     ports = [int((await each.start("tcp://127.0.0.1:0")).rpartition(":")[2]) for each in servers]
     settings = {
         "model": str(folder),

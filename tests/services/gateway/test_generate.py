@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import struct
 import time
 from contextlib import aclosing, asynccontextmanager
 
@@ -180,6 +181,40 @@ async def test_the_schedulers_error_counts():
     async with stage(cast) as (generation, _, _):
         with pytest.raises(PeerLost, match="prefill-3"):
             await all_of(generation)
+
+
+@pytest.mark.parametrize("told_by", ["scheduler", "owner"])
+async def test_goes_on_elsewhere_after_the_loss_of_a_shard(told_by):
+    cast, submitted, stopped = Cast(), [], asyncio.Event()
+
+    async def script(request):
+        submitted.append(request)
+        yield placed(cast.owner)
+        yield FirstToken(Token(request.sampling.answered, 10 + request.sampling.answered))
+        if len(submitted) == 2:
+            yield Finished(4, 5, 6, 7)
+            return
+        await stopped.wait()
+        raise PeerLost("decode-0")
+
+    async def tokens(request):
+        if len(submitted) == 1:
+            yield Token(1, 11)
+            if told_by == "owner":
+                raise PeerLost("decode-0")
+            await asyncio.sleep(0.05)
+            stopped.set()
+            await asyncio.Event().wait()
+        yield LAST
+
+    cast.script, cast.tokens = script, tokens
+    async with stage(cast) as (generation, record, _):
+        assert await all_of(generation) == [10, 11, 12, 13]
+    prompts = [struct.unpack(f"<{len(each.prompt) // 4}i", each.prompt) for each in submitted]
+    assert prompts == [(1, 2, 3), (1, 2, 3, 10, 11)]
+    assert [each.sampling.answered for each in submitted] == [0, 2]
+    assert len({each.request for each in submitted}) == 2
+    assert (record.tokens, record.placed.epoch, record.first.token.id) == (4, 2, 10)
 
 
 async def test_an_owner_that_dies_ends_it_in_time():

@@ -99,12 +99,12 @@ async def test_who_does_not_answer_is_named(http, door):
 
 async def test_the_last_answers_are_listed_with_how_they_ended(http, door):
     await ask(http)
-    door.play.fail["decode"] = PeerLost("decode-1")
+    door.play.fail |= {f"token {at}": PeerLost("decode-1") for at in (1, 2, 3)}
     assert (await ask(http)).status_code == 503
     door.play.fail.clear()
     door.play.gates["queue"] = asyncio.Event()
     running = asyncio.create_task(ask(http))
-    await until(lambda: len(door.play.submitted) == 3)
+    await until(lambda: len(door.play.submitted) == 1 + 3 + 1)
     async with door.client() as client:
         listed = (await client._peer.call(ListTraces(), HANG_S)).traces
         assert [each.is_running for each in listed] == [True, False, False]

@@ -1,0 +1,41 @@
+"""What `spsctl doctor` finds on machines that lack something."""
+
+import pytest
+
+from sps2.cli import checks
+from sps2.cli.checks import Finding
+from sps2.common.config import Cluster
+from sps2.kernels import native
+
+
+def found(check: str, cluster: Cluster | None = None) -> Finding:
+    return next(each for each in checks.run_all(cluster or Cluster()) if each.check == check)
+
+
+def test_which_kernels_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    for level, name in enumerate(native.LEVELS[1:], 1):
+        monkeypatch.setattr(native, "level", level)
+        assert found("kernels") == Finding("kernels", "ok", f"C++ with {name}")
+
+
+def test_why_kernels_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "level", 0)
+    monkeypatch.setattr(native, "built", False)
+    monkeypatch.setattr(native, "unbuilt", lambda: "attention.cpp:1:2: error: #error x")
+    finding = found("kernels")
+    assert finding.verdict == "warning"
+    assert "not built (attention.cpp:1:2: error: #error x); torch does" in finding.detail
+
+
+@pytest.mark.parametrize(
+    ("flags", "verdict", "said"),
+    [({"avx2"}, "warning", "CXX=g++"), ({"asimd"}, "ok", "for x86-64 with AVX2")],
+)
+def test_kernels_of_no_use_here(
+    flags: set[str], verdict: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "level", 0)
+    monkeypatch.setattr(native, "built", True)
+    monkeypatch.setattr(checks, "_cpu_flags", lambda: flags)
+    finding = found("kernels")
+    assert (finding.verdict, said in finding.detail) == (verdict, True)
