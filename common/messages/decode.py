@@ -22,8 +22,6 @@ class Hold(Stream["Held | Filled"], frozen=True):
     """Of the prompt's full pages, from the first on; none are cached without."""
     shared: tuple[Span, ...] = ()
     """Tokens whose cached pages the request uses too."""
-    in_place: bool = False
-    """This shard computes the KV of `span` itself, as a member of the prefill group."""
     traceparent: str = ""
     """Of the stretch that this is a part of; see `sps2.common.tracing`."""
     sources: tuple[Peer, ...] = ()

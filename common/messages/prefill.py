@@ -28,7 +28,7 @@ class PrefillRank(Struct, frozen=True):
 
 
 class Target(Struct, frozen=True):
-    """A shard that keeps the KV of `span`; a member of the group keeps only what it computes."""
+    """A shard that keeps the KV of `span`, sent by those that compute it, unless it does itself."""
 
     peers: tuple[Peer, ...]
     """By TP rank; each keeps its share of the KV heads."""

@@ -17,26 +17,17 @@ Key = tuple[Purpose, int, int, str]
 """purpose, layer, at, source"""
 
 Tensors = tuple[Tensor, ...]
-Deliver = Callable[[str, Frame, Tensors], None]
-"""Takes a frame on the loop: who sent it, its header, its tensors."""
 
 
 class Inbox:
     """Frames of one (request, epoch); made by `Plane.open`, and open until `close`.
 
     Args:
-        deliver: takes every frame at once; without it they are kept for `recv`.
         why_gone: says why nothing more is to be awaited of a peer, or "".
         release: called once, when the inbox closes.
     """
 
-    def __init__(
-        self,
-        deliver: Deliver | None,
-        why_gone: Callable[[str], str],
-        release: Callable[[], None],
-    ) -> None:
-        self._deliver = deliver
+    def __init__(self, why_gone: Callable[[str], str], release: Callable[[], None]) -> None:
         self._why_gone = why_gone
         self._release = release
         self._queued: dict[Key, deque[Tensors]] = {}
@@ -75,9 +66,6 @@ class Inbox:
 
     def put(self, source: str, frame: Frame, tensors: Tensors) -> bool:
         """Take a frame in; False if it was not kept. Only the plane calls this."""
-        if self._deliver is not None:
-            self._deliver(source, frame, tensors)
-            return True
         if self._queued_bytes + frame.nbytes > MAX_QUEUED_BYTES:
             self._break(Internal(f"an inbox holds {self._queued_bytes} bytes that nobody reads"))
         if self._broken is not None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import partial
 from typing import Literal
 
@@ -15,11 +15,11 @@ from sps2.common.errors import Invalid, PeerLost
 from sps2.common.transport import frame as frames
 from sps2.common.transport.backends import BackendName, make_backend
 from sps2.common.transport.frame import Frame, Purpose
-from sps2.common.transport.inbox import Deliver, Inbox, Tensors
+from sps2.common.transport.inbox import Inbox, Tensors
 from sps2.common.transport.known import Known
 from sps2.common.transport.links import Behind, Link, Stale
 from sps2.common.transport.proof import new_token
-from sps2.common.transport.takers import Takers
+from sps2.common.transport.takers import Deliver, Request, Takers
 
 MAX_PEERS = 4096
 """Known at one time; beyond that the longest known of those that are gone are forgotten."""
@@ -120,8 +120,8 @@ class Plane:
         """Call back once for each end of a peer's links, goodbye or not."""
         self._on_gone.append(callback)
 
-    def open(self, request: str, epoch: int, deliver: Deliver | None = None) -> Inbox:
-        """From now on keep the frames of this request and epoch, or give them to `deliver`.
+    def open(self, request: str, epoch: int) -> Inbox:
+        """From now on keep the frames of this request and epoch.
 
         Frames of requests and epochs that are not open are read and dropped. A frame for several
         requests goes to the first of them that is open. Of a peer that is lost while the inbox is
@@ -130,13 +130,20 @@ class Plane:
         key = (request, epoch)
         assert key not in self._takers.inboxes, f"{key} is open already"
         why_gone = partial(self._why_gone, self._returns)
-        inbox = Inbox(deliver, why_gone, lambda: self._takers.close(key))
+        inbox = Inbox(why_gone, lambda: self._takers.close(key))
         self._takers.inboxes[key] = inbox
         return inbox
 
-    def serve(self, purpose: Purpose, handler: Deliver) -> None:
-        """Give every frame of this purpose to `handler`, on the loop, and none to inboxes."""
-        self._takers.handlers[purpose] = handler
+    def serve(
+        self, purpose: Purpose, handler: Deliver, requests: Container[Request] | None = None
+    ) -> None:
+        """Give every frame of this purpose to `handler`, on the loop, and none to inboxes.
+
+        Args:
+            requests: with their epochs, those whose frames are wanted when they come; others are
+                read and dropped.
+        """
+        self._takers.handlers[purpose] = handler, requests
 
     async def send(self, peer: str, frame: Frame, tensors: Sequence[Tensor]) -> None:
         """Send a frame; returns when `tensors` may be written again. The first send dials.

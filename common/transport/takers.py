@@ -1,28 +1,36 @@
 """Who takes an incoming frame."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 
 from sps2.common.transport.frame import Frame, Purpose
-from sps2.common.transport.inbox import Deliver, Inbox, Tensors
+from sps2.common.transport.inbox import Inbox, Tensors
+
+Deliver = Callable[[str, Frame, Tensors], None]
+"""Takes a frame on the loop: who sent it, its header, its tensors."""
+Request = tuple[str, int]
+"""(request, epoch)"""
 
 
 class Takers:
     """Open inboxes and handlers of one plane."""
 
     def __init__(self) -> None:
-        self.inboxes: dict[tuple[str, int], Inbox] = {}
-        self.handlers: dict[Purpose, Deliver] = {}
+        self.inboxes: dict[Request, Inbox] = {}
+        self.handlers: dict[Purpose, tuple[Deliver, Container[Request] | None]] = {}
+        """Each with the requests whose frames it takes; None: all."""
 
     def find(self, frame: Frame) -> Callable[[str, Frame, Tensors], bool | None] | None:
         """What takes the frame in (False if it did not after all), or None."""
-        if handler := self.handlers.get(frame.purpose):
-            return handler
-        for key in zip(frame.requests, frame.epochs, strict=True):
+        requests: Iterable[Request] = zip(frame.requests, frame.epochs, strict=True)
+        if found := self.handlers.get(frame.purpose):
+            handler, taken = found
+            return handler if taken is None or any(each in taken for each in requests) else None
+        for key in requests:
             if inbox := self.inboxes.get(key):
                 return inbox.put
         return None
 
-    def close(self, key: tuple[str, int]) -> None:
+    def close(self, key: Request) -> None:
         """An inbox was closed."""
         del self.inboxes[key]
 

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Self
 
 from torch import Tensor
@@ -16,7 +15,6 @@ from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool, SequencePages
 from sps2.common.spans import Span, pages_for
 from sps2.common.transport.frame import Frame
-from sps2.common.transport.inbox import Inbox
 from sps2.common.transport.plane import Plane
 from sps2.services.decode.cached import CachedPages
 from sps2.services.memory import back
@@ -67,7 +65,6 @@ class Holding:
         self._layers = layers
         self._heads = heads
         self._missing = span.tokens * layers * heads.tokens
-        self.inbox: Inbox | None = None
         if not self._missing:
             self.filled.set()
 
@@ -117,6 +114,7 @@ class Holdings:
         self._held: dict[Key, Holding] = {}
         self._freed = asyncio.Event()
         self.cached = CachedPages(pool)
+        plane.serve("deposit", self._on_deposit, self._held)
         plane.on_gone(self._on_gone)
 
     @classmethod
@@ -156,14 +154,11 @@ class Holdings:
         pages = SequencePages(self._pool, shared | own)
         sources = [source.name for source in request.sources]
         holding = Holding(key, span, pages, own, self._layers, self.heads, sources)
-        if not request.in_place:
-            holding.inbox = self._plane.open(*key, deliver=partial(self._deposit, holding))
         self._held[key] = holding
         return holding
 
-    def _deposit(
-        self, holding: Holding, source: str, frame: Frame, tensors: tuple[Tensor, ...]
-    ) -> None:
+    def _on_deposit(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
+        holding = self._held[frame.requests[0], frame.epochs[0]]
         holding.deposit(source, frame, *self._plane.device.up(tensors))
 
     def keep(self, key: Key, layer: int, at: int, head: int, k: Tensor, v: Tensor) -> None:
@@ -223,8 +218,6 @@ class Holdings:
         holding = self._held.pop(key, None)
         if holding is None:
             return
-        if holding.inbox is not None:
-            holding.inbox.close()
         self.cached.settle(holding.named)
         self._give_back(holding.pages.table.values())
         self.prepare()

@@ -301,7 +301,6 @@ class Job:
             place.span.tokens + growth,
             self._names.names,
             place.shared,
-            in_place=place.shard in self._plan.group,
             sources=tuple(sources) if place.span.tokens else (),
             traceparent=self._trail.traceparent,
         )

@@ -16,7 +16,7 @@ async def main(backend: str, parent: str) -> None:
     await plane.start()
     above = msgspec.json.decode(parent, type=Peer)
     plane.introduce(above)
-    plane.open("r", 0, lambda source, frame, tensors: None)
+    plane.serve("kv", lambda source, frame, tensors: None)
     print(msgspec.json.encode(plane.peer).decode(), flush=True)
     tensors = (torch.ones(3),)
     await plane.send(above.name, frame_for("kv", ("r",), (0,), 0, 0, tensors), tensors)

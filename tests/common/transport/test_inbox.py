@@ -11,7 +11,7 @@ from sps2.common.transport.inbox import Inbox
 
 
 def open_inbox(why_gone: Callable[[str], str] = lambda source: "") -> Inbox:
-    return Inbox(None, why_gone, lambda: None)
+    return Inbox(why_gone, lambda: None)
 
 
 def put(inbox: Inbox, value: float, layer: int = 0) -> bool:
@@ -68,7 +68,7 @@ async def test_what_came_before_a_loss_stays_readable() -> None:
 
 async def test_closing_fails_who_waits() -> None:
     closed = []
-    with Inbox(None, lambda source: "", lambda: closed.append(1)) as inbox:
+    with Inbox(lambda source: "", lambda: closed.append(1)) as inbox:
         waiting = asyncio.create_task(take(inbox))
         await asyncio.sleep(0)
     inbox.close()

@@ -100,28 +100,33 @@ async def test_frames_of_other_epochs_are_dropped(make_planes: MakePlanes) -> No
     b.open("r", 1).close()
 
 
-async def test_delivery_by_callback_and_a_failing_handler(make_planes: MakePlanes) -> None:
+async def test_handlers_take_what_they_want_and_may_fail(make_planes: MakePlanes) -> None:
     a, b = await make_planes()
     got: list[float] = []
+    wanted: dict[tuple[str, int], bool] = {}
     tensor = torch.tensor([1.5])
 
     def fail(source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
         raise ValueError("cannot take it")
 
     b.serve("probe", fail)
-    b.open("r", 0, lambda source, frame, tensors: got.append(float(tensors[0])))
+    b.serve("kv", lambda source, frame, tensors: got.append(float(tensors[0])), wanted)
     await a.send(b.name, frame_for("probe", ("r",), (0,), 0, 0, (tensor,)), (tensor,))
-    await a.send(b.name, kv(tensor), (tensor,))
-    while not got:
-        await asyncio.sleep(0.001)
-    assert got == [1.5]
-    assert b.counters["handler_errors"] == 1
+    with b.open("r", 0) as inbox:
+        await a.send(b.name, kv(tensor), (tensor,))
+        await until(lambda: b.counters["frames_dropped"])
+        wanted["r", 1] = True
+        await a.send(b.name, kv(2 * tensor, epoch=1), (2 * tensor,))
+        await until(lambda: got)
+        assert not inbox._queued
+    assert got == [3.0]
+    assert b.counters["handler_errors"] == b.counters["frames_dropped"] == 1
 
 
 async def test_bytes_are_counted_by_purpose_and_peer(make_planes: MakePlanes) -> None:
     a, b = await make_planes()
     sizes = {"kv": 100_000, "q": 1000, "state": 7}
-    b.open("r", 0, lambda source, frame, tensors: None)
+    b.open("r", 0)
     for purpose, nbytes in sizes.items():
         tensors = (noise(nbytes),)
         await a.send(b.name, frame_for(purpose, ("r",), (0,), 0, 0, tensors), tensors)

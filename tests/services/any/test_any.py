@@ -62,7 +62,7 @@ class Shard:
         """Prefill and decode alone, as the scheduler has it done, after so many cached tokens."""
         span, names = Span(cached, len(prompt)), page_names(b"", ids_of(prompt), PAGE_TOKENS)
         shared = (Span(0, cached),) if cached else ()
-        hold = Hold(request, 0, span, span.tokens + tokens, names, shared, in_place=True)
+        hold = Hold(request, 0, span, span.tokens + tokens, names, shared)
         holding, joining = self.decode.hold(hold), self.prefill.join(Join(request, 0))
         try:
             await anext(holding)
@@ -215,7 +215,7 @@ async def test_a_prefill_that_goes_on_a_moment_after_its_end_touches_no_pages() 
 
     async with shard(model, pages=2) as own:
         before_each_prefill_layer(model, pause)
-        hold = Hold("ended", 0, Span(0, 6), 8, in_place=True)
+        hold = Hold("ended", 0, Span(0, 6), 8)
         holding, joining = own.decode.hold(hold), own.prefill.join(Join("ended", 0))
         await anext(holding)
         await anext(joining)

@@ -115,3 +115,32 @@ async def test_the_loss_of_a_source_ends_the_waiting(pool: PagePool) -> None:
     waiting.cancel()
     await here.close()
     await there.close()
+
+
+async def test_frames_of_what_is_not_held_are_dropped(pool: PagePool) -> None:
+    config = tiny_config()
+    here, there = Plane("here/1", "inproc"), Plane("there/1", "inproc")
+    await here.start()
+    await there.start()
+    there.introduce(here.peer)
+    holdings = Holdings(pool, here, config.layers, Span(0, config.kv_heads))
+    tensors = (torch.ones(4, config.kv_heads, config.head_dim),) * 2
+
+    async def deposit(request: str, epoch: int) -> None:
+        frame = frame_for("deposit", (request,), (epoch,), 0, 0, tensors)
+        await there.send(here.name, frame, tensors)
+
+    held = await holdings.hold(hold("r", 0, 4))
+    prefilling = here.open("r", 0)  # as where one process does both
+    for request, epoch in (("r", 1), ("s", 0)):
+        await deposit(request, epoch)
+    assert (held.kv_bytes, here.counters["frames_dropped"]) == (0, 2)
+    await deposit("r", 0)
+    assert held.kv_bytes == sum(tensor.nbytes for tensor in tensors)
+    assert bool((pool.layer(0)[0][held.pages.slot(0)] == 1).all())
+    holdings.release(("r", 0))
+    await deposit("r", 0)
+    assert here.counters["frames_dropped"] == 3
+    prefilling.close()
+    await here.close()
+    await there.close()
