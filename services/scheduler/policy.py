@@ -161,7 +161,8 @@ class Fcfs:
         if work.wish.sp_degree is None:  # a shard can be full for long
             wanted = max(1, min(wanted, len(roomy)))
         free = [each for each in roomy if not each[0].prefilled]
-        ranks = self._ranks(work, prefix, free, wanted)
+        alone = self._for_one_keeper(work, prefix, free, wanted)
+        ranks = alone or self._ranks(work, prefix, free, wanted)
         if wanted == 1 and not free:
             rooms = {member.shard.id: pages for member, pages in roomy}
             for member in self._joinable(tokens, [member for member, _ in roomy]):
@@ -175,13 +176,34 @@ class Fcfs:
         group = [member.shard.id for member, _ in ranks]
         seats = Seats(tuple(room for _, room in ranks), prefix.page_tokens)
         dealt = self._schemes.choose(tokens, max(wanted, len(group)), work.wish, seats)
+        kept = {shard: own for shard, (own,) in zip(group, dealt.spans, strict=True)}
+        if alone:
+            kept = {group[-1]: Span(0, tokens)}
         placements = []
-        for shard, (own,) in zip(group, dealt.spans, strict=True):
+        for shard, own in kept.items():
             grown = own.tokens + (work.max_tokens if shard == group[-1] else 0)
             span = Span(own.start + prefix.tokens, own.stop + prefix.tokens)
             pages = pages_for(grown, prefix.page_tokens)
             placements.append(Placement(shard, span, pages, prefix.spans.get(shard, ())))
-        return self._planned(group, dealt, [*prefix.besides(group), *placements], prefix)
+        return self._planned(group, dealt, [*prefix.besides(list(kept)), *placements], prefix)
+
+    def _for_one_keeper(
+        self, work: Work, prefix: Prefix, free: list[tuple[Member, int]], wanted: int
+    ) -> list[tuple[Member, int]]:
+        """So many members that compute a prompt which the last of them keeps, whoever computes it.
+
+        As `_ranks`; empty where the prompt is too long for one keeper, or none has room for it.
+        """
+        tokens, page_tokens = work.prompt_tokens - prefix.tokens, prefix.page_tokens
+        degree = self._schemes.degree(tokens, wanted, page_tokens)
+        pages = pages_for(tokens + work.max_tokens, page_tokens)
+        able = [each for each in free if each[1] >= pages]
+        if tokens > self._settings.decode_span_tokens or degree > len(free) or not able:
+            return []
+        owner = min(able, key=partial(_burden, prefix))
+        others = sorted(free, key=partial(_preference, prefix))
+        others.remove(owner)
+        return [(member, tokens) for member, _ in (*others[: degree - 1], owner)]
 
     def _ranks(
         self, work: Work, prefix: Prefix, free: list[tuple[Member, int]], wanted: int

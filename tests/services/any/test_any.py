@@ -1,9 +1,12 @@
-"""One process prefills and decodes: neither waits for the other, and pages are written by one."""
+"""One process prefills and decodes: neither waits for the other, and pages are written by one.
+
+Others may prefill with it what it keeps.
+"""
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +19,7 @@ from sps2.common.messages import (
     Decode,
     Decoded,
     Deposited,
+    ExactMethod,
     Follow,
     Hold,
     Join,
@@ -23,6 +27,7 @@ from sps2.common.messages import (
     Prefill,
     Prefilled,
     PrefillRank,
+    Scheme,
     Source,
     Target,
     Token,
@@ -30,14 +35,16 @@ from sps2.common.messages import (
 from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool
 from sps2.common.prefix import page_names
-from sps2.common.spans import Span
+from sps2.common.spans import Span, even_split
 from sps2.common.transport.plane import Plane
 from sps2.services.decode.service import DecodeService
 from sps2.services.prefill.service import PrefillService
 from sps2.services.shard import DataLoop
+from sps2.services.tasks import gather_all
 
-from ..world import PAGE_TOKENS, greedy, oracle, tiny_model
+from ..world import PAGE_TOKENS, after, greedy, oracle, tiny_config, tiny_model
 
+GATHER = Scheme("gather")
 GIVE_UP_S = 60.0
 """Only a test that fails waits so long."""
 
@@ -57,52 +64,84 @@ class Shard:
         return self.plane.peer
 
     async def run(
-        self, request: str, prompt: list[int], tokens: int, cached: int = 0
+        self,
+        request: str,
+        prompt: list[int],
+        tokens: int,
+        cached: int = 0,
+        beside: Sequence["Shard"] = (),
+        scheme: Scheme = GATHER,
     ) -> list[Token]:
-        """Prefill and decode alone, as the scheduler has it done, after so many cached tokens."""
+        """Prefill and decode, as the scheduler has it done, after so many cached tokens.
+
+        Args:
+            beside: who computes the first parts of the prompt. All KV is kept here.
+        """
         span, names = Span(cached, len(prompt)), page_names(b"", ids_of(prompt), PAGE_TOKENS)
         shared = (Span(0, cached),) if cached else ()
-        hold = Hold(request, 0, span, span.tokens + tokens, names, shared)
-        holding, joining = self.decode.hold(hold), self.prefill.join(Join(request, 0))
-        try:
+        group = [*beside, self]
+        peers = tuple(each.peer for each in group)
+        hold = Hold(request, 0, span, span.tokens + tokens, names, shared, sources=peers)
+        async with AsyncExitStack() as stack:
+            holding = await stack.enter_async_context(aclosing(self.decode.hold(hold)))
             await anext(holding)
-            await anext(joining)
-            part = self.part(hold, prompt)
-            items = [item async for item in self.prefill.prefill(part)]
-            first, deposited = items[-2:]
-            assert all(isinstance(item, Advanced) for item in items[:-2])
-            assert isinstance(first, Prefilled)
-            assert not first.exchanged.sent_bytes
-            assert first.token is not None
-            assert deposited == Deposited(0)
+            for each in group:
+                joining = each.prefill.join(Join(request, 0, peers))
+                await anext(await stack.enter_async_context(aclosing(joining)))
+            parts = [self.part(hold, prompt, rank, beside, scheme) for rank in range(len(group))]
+            replies = await gather_all(
+                *(collected(each, part) for each, part in zip(group, parts, strict=True))
+            )
+            for part, (prefilled, deposited) in zip(parts, replies, strict=True):
+                (own,) = part.group[part.rank].spans
+                is_kept_here = part.rank == len(beside)
+                sent = 0 if is_kept_here else own.tokens * tiny_config().kv_bytes(4)
+                assert deposited == Deposited(sent)
+                assert bool(beside) or not prefilled.exchanged.sent_bytes
+                assert (prefilled.token is not None) == is_kept_here
+            first = replies[-1][0].token
+            assert first is not None
             await anext(holding)
-            await joining.aclose()
             ids = ids_of(prompt)
             following = asyncio.create_task(self.follow(request))
-            done = await self.decode.decode(
-                Decode(request, 0, ids, first.token, (), greedy(tokens))
-            )
+            done = await self.decode.decode(Decode(request, 0, ids, first, (), greedy(tokens)))
             assert done == Decoded(tokens, "length", 0, 0)
-            return [first.token, *await following]
-        finally:
-            await joining.aclose()
-            await holding.aclose()
+            return [first, *await following]
 
-    def part(self, hold: Hold, prompt: list[int]) -> Prefill:
-        peers, span = (self.peer,), hold.span
+    def part(
+        self,
+        hold: Hold,
+        prompt: list[int],
+        rank: int = 0,
+        beside: Sequence["Shard"] = (),
+        scheme: Scheme = GATHER,
+    ) -> Prefill:
+        peers, group = (self.peer,), [*beside, self]
+        spans = [after(own, hold.span.start) for own in even_split(hold.span.tokens, len(group))]
         return Prefill(
             hold.request,
             0,
             ids_of(prompt),
-            (PrefillRank(peers, (span,)),),
-            0,
-            (Target(peers, span),),
+            tuple(
+                PrefillRank((each.peer,), (own,)) for each, own in zip(group, spans, strict=True)
+            ),
+            rank,
+            (Target(peers, hold.span),),
             greedy(1000),
+            scheme,
             prefix=(Source(peers, hold.shared),) if hold.shared else (),
         )
 
     async def follow(self, request: str) -> list[Token]:
         return [token async for token in self.decode.follow(Follow(request, 0))]
+
+
+async def collected(shard: Shard, part: Prefill) -> tuple[Prefilled, Deposited]:
+    *advanced, prefilled, deposited = [item async for item in shard.prefill.prefill(part)]
+    assert all(isinstance(item, Advanced) for item in advanced)
+    assert isinstance(prefilled, Prefilled)
+    assert isinstance(deposited, Deposited)
+    return prefilled, deposited
 
 
 def prompt_of(length: int) -> list[int]:
@@ -114,10 +153,10 @@ def ids_of(prompt: list[int]) -> bytes:
 
 
 @asynccontextmanager
-async def shard(model: Llama, pages: int = 256) -> AsyncIterator[Shard]:
+async def shard(model: Llama, pages: int = 256, index: int = 0) -> AsyncIterator[Shard]:
     data = DataLoop()
     data.start()
-    plane = Plane("any-0/t", "tcp")
+    plane = Plane(f"any-{index}/t", "tcp")
     await data.run(plane.start())
     pool = PagePool(model.config, pages, PAGE_TOKENS, model.dtype)
     decode = DecodeService(model, plane, pool, data)
@@ -171,6 +210,21 @@ async def test_a_prefix_in_the_same_process_is_attended_to_there(window: int | N
         await own.decode.evict(own.decode.cached())
         assert await own.data.run(free_pages(own)) == 256
         assert named == 22
+
+
+@pytest.mark.parametrize("method", ["gather", "pass_q"])
+async def test_what_others_compute_lies_in_its_pages_too(method: ExactMethod) -> None:
+    """So that it answers alone, also to prompts that go on."""
+    model, scheme = tiny_model(), Scheme(method)
+    async with shard(model) as own, shard(tiny_model(), index=1) as other:
+        for cached, length in ((0, 4), (0, 90), (80, 120), (116, 118)):
+            prompt = prompt_of(90)[:length] + [7] * (length - 90)
+            _, answer = await oracle(model, prompt, 20)
+            tokens = await own.run(f"{cached} {length}", prompt, 20, cached, [other], scheme)
+            assert [token.id for token in tokens] == answer
+        assert other.decode.cached() == ()
+        await own.decode.evict(own.decode.cached())
+        assert await own.data.run(free_pages(own)) == 256
 
 
 async def free_pages(own: Shard) -> int:

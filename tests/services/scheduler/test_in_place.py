@@ -1,4 +1,7 @@
-"""Where shards do both: KV stays where it is computed, the last rank is the owner."""
+"""Where shards do both: the last rank is the owner.
+
+It keeps all KV of a short prompt; that of a long one stays where it is computed.
+"""
 
 from collections import Counter
 
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 from sps2.common.config import Scheduler, Sharing
 from sps2.common.errors import Invalid
 from sps2.common.messages import CachedRun, ExactMethod, Room, Wish
-from sps2.common.spans import Span
+from sps2.common.spans import Span, pages_for
 from sps2.services.scheduler.core import (
     Core,
     Ended,
@@ -28,6 +31,8 @@ from sps2.services.scheduler.schemes import Schemes
 
 from .test_core import CONFIG, PAGE, launched, rejected, shard, submit
 
+SHORT = 128
+
 
 def room(*free: int, total: int = 64) -> Room:
     named = {f"any-{index}": pages for index, pages in enumerate(free)}
@@ -35,7 +40,7 @@ def room(*free: int, total: int = 64) -> Room:
 
 
 def cluster(*free: int, total: int = 64, **sharing: object) -> Core:
-    configured = Scheduler(prefill_span_tokens=64)
+    configured = Scheduler(prefill_span_tokens=64, decode_span_tokens=SHORT)
     schemes = Schemes(CONFIG, 2, Sharing(**sharing))  # type: ignore[arg-type]
     core = Core(Fcfs(configured, schemes), Fleet(any=len(free)), 100)
     for index in range(len(free)):
@@ -45,12 +50,22 @@ def cluster(*free: int, total: int = 64, **sharing: object) -> Core:
 
 
 def check(plan: Plan, prompt: int, answer: int, free: dict[str, int]) -> None:
-    """Every rank keeps its own span, all of them fit, and the owner has room for the answer."""
-    ranks = plan.placements[-len(plan.group) :]
-    assert plan.group == tuple(place.shard for place in ranks)
+    """The owner keeps a short prompt if some shard has room for it; of others each rank its span.
+
+    All of them fit, and the owner has room for the answer.
+    """
+    tokens, prefix = prompt - plan.prefix.tokens, plan.prefix
+    rooms = [pages - prefix.idle(shard) for shard, pages in free.items()]
+    is_one_kept = tokens <= SHORT and pages_for(tokens + answer, PAGE) <= max(rooms)
+    keepers = plan.group[-1:] if is_one_kept else plan.group
+    kept = [place for place in plan.placements if place.span.tokens]
+    assert keepers == tuple(place.shard for place in kept)
+    assert plan.owner == plan.group[-1] == plan.placements[-1].shard
     assert len({place.shard for place in plan.placements}) == len(plan.placements)
-    assert plan.dealt.spans == tuple((place.span,) for place in ranks)
-    assert all(place.span.tokens for place in ranks)
+    assert is_one_kept or plan.dealt.spans == tuple((place.span,) for place in kept)
+    dealt = [position for (own,) in plan.dealt.spans for position in range(*own)]
+    assert dealt == list(range(prefix.tokens, prompt))
+    assert all(own.tokens for (own,) in plan.dealt.spans)
     assert all(place.span.start % PAGE == 0 for place in plan.placements)
     positions = [position for place in plan.placements for position in range(*place.span)]
     assert positions == list(range(plan.prefix.tokens, prompt))
@@ -121,6 +136,34 @@ def test_a_prefix_stays_where_it_is_and_the_rest_is_dealt_after_it(
     if plan is not None:
         check(plan, prompt, answer, room(*free).free)
         assert plan.prefix.pages <= sum(run.pages for run in cached)
+
+
+def test_one_keeps_a_short_prompt_that_two_compute() -> None:
+    plan = launched(submit(cluster(64, 64), "r", SHORT)).plan
+    assert len(plan.group) == len(plan.dealt.spans) == 2
+    (place,) = plan.placements
+    assert (place.shard, place.span, place.pages) == (plan.group[-1], Span(0, SHORT), 9)
+    assert plan.migration_pays_after is None
+    longer = launched(submit(cluster(64, 64), "r", SHORT + 1)).plan
+    assert tuple(place.shard for place in longer.placements) == longer.group
+    assert len(longer.group) == 2
+    tight = launched(submit(cluster(8, 8), "r", SHORT)).plan
+    assert tuple(place.shard for place in tight.placements) == tight.group
+    assert len(tight.group) == 2
+
+
+def test_one_keeps_a_short_rest_beside_who_has_the_prefix() -> None:
+    core = cluster(64, 64, 64)
+    cached = (CachedRun("any-0", 20, 20), CachedRun("any-1", 2, 2))
+    for member in ("any-0", "any-1"):
+        core.fleet.members[member].owned |= {"a", "b"}
+    plan = core._policy.plan(Work("r", 22 * PAGE + 100, 16, Wish(sp_degree=3)), cached, core.fleet)
+    assert plan is not None
+    check(plan, 22 * PAGE + 100, 16, dict.fromkeys(plan.group, 64))
+    assert set(plan.group) == {"any-0", "any-1", "any-2"}
+    first, second, owner = plan.placements
+    assert [(each.pages, each.span.tokens) for each in (first, second)] == [(0, 0), (0, 0)]
+    assert (owner.shard, owner.span) == ("any-2", Span(22 * PAGE, 22 * PAGE + 100))
 
 
 def test_who_has_the_prefix_computes_the_rest_unless_it_owns_more() -> None:
