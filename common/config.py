@@ -109,8 +109,8 @@ class Cluster(Section, frozen=True):
     any: Annotated[
         NotNegative,
         Meta(
-            description="shards that do both and keep what they compute, in place of prefill and "
-            "decode shards, which are 0 then"
+            description="shards that do both, in place of prefill and decode shards, which are 0 "
+            "then"
         ),
     ] = 0
     tp: Annotated[

@@ -71,7 +71,11 @@ class Scheduler(Section, frozen=True):
         ),
     ] = 256
     decode_span_tokens: Annotated[
-        Positive, Meta(description="KV is spread over decode shards so that one gets about this")
+        Positive,
+        Meta(
+            description="KV is spread over decode shards so that one gets about this; `any` shards "
+            "spread that of prompts with more than this to compute"
+        ),
     ] = 2048
 
 

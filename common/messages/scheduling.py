@@ -72,4 +72,4 @@ class Finished(Struct, frozen=True, tag=True):
     q_bytes: int
     state_bytes: int
     deposit_bytes: int
-    """KV moved from prefill shards to decode shards; 0 where it stayed."""
+    """KV moved to shards that keep it, from others; 0 where it stayed."""

@@ -8,7 +8,8 @@ from sps2.common.errors import Invalid, Refused, ServiceError
 from sps2.common.messages import CachedRun, RequestStatus, Room, Shard, ShardStatus
 from sps2.common.prefix import common_pages
 from sps2.services.scheduler.fleet import Fleet
-from sps2.services.scheduler.policy import Plan, Policy, Work
+from sps2.services.scheduler.plan import Plan, Work
+from sps2.services.scheduler.policy import Policy
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from sps2.common.prefix import PromptNames
 from sps2.common.rpc import Peer
 from sps2.common.tracing import Trail
 from sps2.services.scheduler.pace import Pace
-from sps2.services.scheduler.policy import Plan
+from sps2.services.scheduler.plan import Plan
 from sps2.services.scheduler.prefix import own_names, shared_names
 from sps2.services.tasks import gather_all, root_cause
 

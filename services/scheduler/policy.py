@@ -1,7 +1,6 @@
 """Policies: given the head of the queue and the fleet, what to run where."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -10,51 +9,10 @@ from sps2.common.errors import Invalid
 from sps2.common.messages import CachedRun, Placement, Wish
 from sps2.common.spans import Span, fits, paged_split, pages_for
 from sps2.services.scheduler.fleet import Fleet, Member
+from sps2.services.scheduler.plan import Plan, Work
 from sps2.services.scheduler.prefix import Prefix, usable
 from sps2.services.scheduler.schemes import Dealt, Schemes, Seats
 from sps2.services.scheduler.traffic import Asked
-
-NOTHING = Wish()
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a policy needs to know of a request. `max_tokens` bounds the answer.
-
-    names: of the prompt's full pages, if cached ones may be used.
-    """
-
-    request: str
-    prompt_tokens: int
-    max_tokens: int
-    wish: Wish = NOTHING
-    names: tuple[bytes, ...] = ()
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Where a request runs: prefill shards, what each does, and KV places, the owner's last.
-
-    prefix: what of the prompt is cached, and so is not computed.
-    """
-
-    group: tuple[str, ...]
-    dealt: Dealt
-    placements: tuple[Placement, ...]
-    migration_pays_after: int | None
-    """Tokens of answer; see `traffic.migration_pays_after`."""
-    prefix: Prefix
-
-    @property
-    def takes(self) -> dict[str, int]:
-        """Pages by shard that are not free any more; those of the prefix that were idle, too."""
-        return {
-            place.shard: place.pages + self.prefix.idle(place.shard) for place in self.placements
-        }
-
-    @property
-    def owner(self) -> str:
-        return self.placements[-1].shard
 
 
 class Policy(Protocol):
@@ -75,7 +33,8 @@ class Policy(Protocol):
 class Fcfs:
     """First come, first served: SP degree by prompt length, KV where the most pages are free.
 
-    Where shards do both, those with the most free pages prefill, and keep what they compute.
+    Where shards do both, those with the most free pages prefill. One of them keeps what they
+    compute of a short prompt, each its own part of a long one.
     """
 
     def __init__(self, settings: Scheduler, schemes: Schemes) -> None:

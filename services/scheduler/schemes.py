@@ -34,9 +34,9 @@ EXACT: tuple[ExactMethod, ...] = ("gather", "ring", "ulysses", "usp", "pass_q")
 
 
 class Seats(NamedTuple):
-    """Room for KV at the ranks that compute it, where it is to stay.
+    """What ranks can take that have one span each, as where KV stays with who computes it.
 
-    room: tokens of prompt that each rank can keep. page_tokens: spans begin at its multiples.
+    room: tokens of prompt that each rank can take. page_tokens: spans begin at its multiples.
     """
 
     room: tuple[int, ...]
@@ -113,8 +113,8 @@ class Schemes:
         aside.
 
         Args:
-            seats: where KV stays with the ranks that compute it, each of which then has one span:
-                `degree` seats, in which the prompt fits.
+            seats: where KV may stay with the ranks that compute it, each of which then has one
+                span: `degree` seats, in which the prompt fits.
 
         Raises:
             Invalid: the wish cannot be done.

@@ -49,7 +49,8 @@ from sps2.services.scheduler.core import (
 from sps2.services.scheduler.fleet import Fleet
 from sps2.services.scheduler.job import Job
 from sps2.services.scheduler.members import Members
-from sps2.services.scheduler.policy import POLICIES, Plan, Work
+from sps2.services.scheduler.plan import Plan, Work
+from sps2.services.scheduler.policy import POLICIES
 from sps2.services.scheduler.schemes import Schemes
 from sps2.services.tasks import emitted_by
 

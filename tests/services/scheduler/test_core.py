@@ -25,7 +25,8 @@ from sps2.services.scheduler.core import (
     Submitted,
 )
 from sps2.services.scheduler.fleet import Fleet
-from sps2.services.scheduler.policy import Fcfs, Work
+from sps2.services.scheduler.plan import Work
+from sps2.services.scheduler.policy import Fcfs
 from sps2.services.scheduler.schemes import Schemes
 
 from ..world import tiny_config

@@ -26,7 +26,8 @@ from sps2.services.scheduler.core import (
     Submitted,
 )
 from sps2.services.scheduler.fleet import Fleet
-from sps2.services.scheduler.policy import Fcfs, Plan, Work
+from sps2.services.scheduler.plan import Plan, Work
+from sps2.services.scheduler.policy import Fcfs
 from sps2.services.scheduler.schemes import Schemes
 
 from .test_core import CONFIG, PAGE, launched, rejected, shard, submit

@@ -1,0 +1,49 @@
+"""What a policy is asked, and what it answers."""
+
+from dataclasses import dataclass
+
+from sps2.common.messages import Placement, Wish
+from sps2.services.scheduler.prefix import Prefix
+from sps2.services.scheduler.schemes import Dealt
+
+NOTHING = Wish()
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a policy needs to know of a request. `max_tokens` bounds the answer.
+
+    names: of the prompt's full pages, if cached ones may be used.
+    """
+
+    request: str
+    prompt_tokens: int
+    max_tokens: int
+    wish: Wish = NOTHING
+    names: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where a request runs: prefill shards, what each does, and KV places, the owner's last.
+
+    prefix: what of the prompt is cached, and so is not computed.
+    """
+
+    group: tuple[str, ...]
+    dealt: Dealt
+    placements: tuple[Placement, ...]
+    migration_pays_after: int | None
+    """Tokens of answer; see `traffic.migration_pays_after`."""
+    prefix: Prefix
+
+    @property
+    def takes(self) -> dict[str, int]:
+        """Pages by shard that are not free any more; those of the prefix that were idle, too."""
+        return {
+            place.shard: place.pages + self.prefix.idle(place.shard) for place in self.placements
+        }
+
+    @property
+    def owner(self) -> str:
+        return self.placements[-1].shard
