@@ -2,12 +2,15 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+# programs that tests start must hear Ctrl-C, which what runs in the background ignores
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # read when torch is loaded: threads that spin while they wait are very slow on a busy machine
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
