@@ -7,21 +7,21 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MODEL := smollm2-135m
 GPU := $(shell { command -v nvidia-smi || test -e /dev/nvidia0; } >/dev/null 2>&1 && echo yes)
-CONSTRAINTS := $(if $(GPU),,-c constraints-cpu.txt)
+CONSTRAINTS := $(if $(GPU),,-c constraints-cpu.txt) -c constraints-dev.txt
 UNBUILT := kernels/native/unbuilt.txt
 TYPED := cli common compose kernels services
 
-.PHONY: help setup demo test lint format bench bench-links bench-gpu peers clean
+.PHONY: help setup demo test lint format bench bench-links bench-gpu lock peers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 setup: $(READY)  ## install everything into .venv
 
-$(READY): pyproject.toml setup.py constraints-cpu.txt $(wildcard kernels/native/*.cpp kernels/native/*.inc)
+$(READY): pyproject.toml setup.py constraints-cpu.txt constraints-dev.txt $(wildcard kernels/native/*.cpp kernels/native/*.inc)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints-dev.txt
 	$(if $(GPU),,$(BIN)/python -m pip install --quiet torch $(CONSTRAINTS))
 	@rm -f kernels/native/_attention*.so
 	$(BIN)/python -m pip install --quiet --editable '.[dev]' $(CONSTRAINTS)
@@ -59,6 +59,11 @@ bench-links: $(READY)  ## compare prefill methods over slow links (Linux, root)
 
 bench-gpu:  ## check and time the GPU kernels (NVIDIA GPU, torch, Triton; installs nothing)
 	@$(PYTHON) benchmarks/gpu.py $(ARGS)
+
+lock: $(READY)  ## pin the releases that are installed, for everyone's setup and CI
+	@echo '# The releases that `make setup` and CI install, so that a new one changes nothing by itself.' >constraints-dev.txt
+	@echo '# `make lock` writes this file; torch and Triton are in constraints-cpu.txt.' >>constraints-dev.txt
+	$(BIN)/python -m pip freeze --all --exclude-editable --exclude torch --exclude triton >>constraints-dev.txt
 
 peers:  ## install vLLM and llama.cpp in .peers, for bench
 	PYTHON=$(PYTHON) benchmarks/peers/install.sh .peers
