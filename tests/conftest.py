@@ -8,6 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("same", derandomize=True, database=None, deadline=None, print_blob=True)
+settings.register_profile("random", derandomize=False, deadline=None, print_blob=True)
+# every run tries the same examples: HYPOTHESIS_PROFILE=random looks for new ones, at night
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 # programs that tests start must hear Ctrl-C, which what runs in the background ignores
 signal.signal(signal.SIGINT, signal.default_int_handler)
