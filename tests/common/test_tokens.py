@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, normalizers, pre_tokenizers
@@ -147,11 +147,14 @@ def test_stream_of_any_tokens_is_the_decoded_whole(tokenizer: Tokenizer, ids: li
 
 
 @given(st.text(max_size=40))
+@example("\u2581")
 @settings(max_examples=300, deadline=None)
 def test_stream_never_splits_a_character(
     tokenizer: Tokenizer, sentencepiece: Tokenizer, text: str
 ) -> None:
-    for one in (tokenizer, sentencepiece):
+    # SentencePiece writes a space as U+2581, so that it cannot keep that character itself
+    can_keep_it = (tokenizer,) if "\u2581" in text else (tokenizer, sentencepiece)
+    for one in can_keep_it:
         ids = one.encode(text, parse_special_tokens=False)
         pieces = stream(one, ids)
         assert "".join(pieces) == one.decode(ids, skip_special_tokens=False) == text

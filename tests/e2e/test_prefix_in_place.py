@@ -72,12 +72,22 @@ async def test_the_rest_of_a_prompt_joins_its_prefix(
         assert usage.exchange_bytes > 0
 
 
-async def test_blocks_are_chosen_behind_a_prefix_too(cluster: Running) -> None:
-    wish = {"attention": "balanced", "sp_degree": 2}
-    async with AsyncClient(cluster.bus) as client:
-        await ask(client, prompt_of(100), "csa", **wish)
-        answer = await ask(client, prompt_of(100) + prompt_of(50), "csa", **wish)
-    assert cached(answer) == 96
+@pytest.fixture
+def long(launch: Launch) -> Iterator[Running]:
+    """A cluster for prompts over 4,096 tokens: CSA leaves shorter ones whole."""
+    with launch("long", "tcp", any=2, kv=KV) as running:
+        yield running
+
+
+async def test_blocks_are_chosen_behind_a_prefix_too(long: Running) -> None:
+    options = {"attention": "fast", "sp_degree": 2}
+    async with AsyncClient(long.bus) as client:
+        await ask(client, prompt_of(100), "csa", **options)
+        answer = await ask(client, prompt_of(100) + prompt_of(4200), "csa", **options)
+    usage = answer.usage.sps2
+    assert usage is not None
+    assert (usage.method, usage.cached_tokens) == ("csa", 96)
+    assert usage.exchange_bytes_by_purpose["probe"] > 0
 
 
 async def test_many_that_begin_alike_at_once(cluster: Running) -> None:

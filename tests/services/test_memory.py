@@ -6,8 +6,6 @@ import sys
 
 import pytest
 
-from sps2.services.memory import give_back
-
 FAULTS = """
 import ctypes, resource, sys
 from sps2.services import memory
@@ -67,6 +65,28 @@ def test_what_is_backed_is_written_without_faults_and_stays_as_it_is() -> None:
     assert backed < 100
 
 
-def test_giving_back_may_be_called_at_any_time() -> None:
-    give_back()
-    give_back()
+RETURNS = """
+import ctypes, sys
+from pathlib import Path
+from sps2.services import memory
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+memory.keep()
+pieces = [libc.malloc(64 << 10) for _ in range(1000)]
+for piece in pieces:
+    ctypes.memset(piece, 1, 64 << 10)
+for piece in pieces:
+    libc.free(piece)
+if sys.argv[1] == "back":
+    memory.give_back()
+    memory.give_back()  # at any time
+status = Path("/proc/self/status").read_text()
+print(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is glibc that is told")
+def test_what_is_free_is_given_back() -> None:
+    kept, given_back = output(RETURNS, "keep"), output(RETURNS, "back")
+    assert kept - given_back > 40_000, "KiB of 64,000 that were free"
