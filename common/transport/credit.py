@@ -62,7 +62,7 @@ class Credit:
 
     @asynccontextmanager
     async def turn(self, lane: Lane, nbytes: int) -> AsyncIterator[Taken]:
-        """Wait for the lane's turn and credit; the next frame of the lane waits for the block's end.
+        """Wait for the lane's turn and credit; the lane's next frame waits for the block's end.
 
         The block is given what is to be called when the frame was taken. If the block fails, the
         credit comes back by itself.
