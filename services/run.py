@@ -159,11 +159,15 @@ def is_shard(name: str) -> TypeGuard[Role]:
 
 
 def address_of(host: str) -> str:
-    """The IP address of a name. Raises Invalid if the name has no address."""
+    """The IPv4 address of a name. Raises Invalid if the name has none."""
     try:
         return socket.gethostbyname(host)
     except OSError as error:
-        raise Invalid(f"{host} has no address here: {error}", "host") from error
+        raise Invalid(
+            f"{host} has no IPv4 address here ({error}); IPv6 is not supported: give `host` an "
+            "IPv4 address, or a name that has one",
+            "host",
+        ) from error
 
 
 async def _until_stopped(cluster: Cluster, about: About, serve: Serve) -> None:

@@ -26,11 +26,12 @@ Purpose = Literal[
 prefix, a deposit goes to who keeps the KV, the others are of decoding; a shard may do all of it at
 once."""
 Dtype = Literal["bfloat16", "float16", "float32", "int8", "uint8", "int32", "int64"]
-Size = Annotated[int, Meta(ge=0)]
 
 VERSION = 1
 MAX_HEADER_BYTES = 8192
 MAX_PAYLOAD_BYTES = 4 << 30
+
+Size = Annotated[int, Meta(ge=0, le=MAX_PAYLOAD_BYTES)]
 
 
 class Part(msgspec.Struct, frozen=True, array_like=True):
@@ -56,8 +57,8 @@ class Frame(msgspec.Struct, frozen=True, array_like=True):
     purpose: Purpose
     requests: tuple[str, ...]
     epochs: tuple[int, ...]
-    layer: int
-    at: int
+    layer: Size
+    at: Size
     parts: Annotated[tuple[Part, ...], Meta(max_length=8)]
     head: Size = 0
 
@@ -92,8 +93,14 @@ def encode(frame: Frame) -> bytes:
     """The header's bytes; at most `MAX_HEADER_BYTES`.
 
     Raises:
-        Invalid: the header is longer (a batch of too many requests).
+        Invalid: the header is longer (a batch of too many requests), or the tensors are larger than
+            `MAX_PAYLOAD_BYTES`.
     """
+    if frame.nbytes > MAX_PAYLOAD_BYTES:
+        raise Invalid(
+            f"a {frame.purpose} frame of {frame.nbytes} bytes is over {MAX_PAYLOAD_BYTES}: "
+            "split the prompt among more shards"
+        )
     data = _encoder.encode(frame)
     if len(data) > MAX_HEADER_BYTES:
         raise Invalid(f"a frame header of {len(data)} bytes is over {MAX_HEADER_BYTES}")
@@ -116,12 +123,19 @@ def decode(data: bytes | memoryview) -> Frame:
 
 
 def allocate(frame: Frame) -> tuple[torch.Tensor, ...]:
-    """Fresh CPU tensors for the frame's payload, in memory that a GPU can read if one is used."""
+    """Fresh CPU tensors for the frame's payload, in memory that a GPU can read if one is used.
+
+    Raises:
+        Invalid: there can be no such tensors, or memory for them.
+    """
     pinned = torch.cuda.is_initialized()
-    return tuple(
-        torch.empty(part.shape, dtype=getattr(torch, part.dtype), pin_memory=pinned)
-        for part in frame.parts
-    )
+    try:
+        return tuple(
+            torch.empty(part.shape, dtype=getattr(torch, part.dtype), pin_memory=pinned)
+            for part in frame.parts
+        )
+    except (MemoryError, OverflowError, RuntimeError, TypeError) as error:
+        raise Invalid(f"no tensors can be made for {frame.parts}: {error}") from error
 
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:

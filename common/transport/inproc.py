@@ -2,12 +2,15 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from itertools import count
 from weakref import WeakValueDictionary
 
 from sps2.common import messages
 from sps2.common.errors import Invalid, PeerLost
 from sps2.common.transport import frame as frames
+from sps2.common.transport.credit import Taken
 from sps2.common.transport.links import Behind, Link, Sink, Stale
 
 _numbers = count(1)
@@ -90,11 +93,13 @@ class InprocBackend:
             raise PeerLost(other.sink.name, f"the loop of {other.sink.name} is closed") from error
         await done
 
+    def tell(self, work: Callable[[], None]) -> None:
+        """Run `work` on this backend's loop, if that is not closed."""
+        with suppress(RuntimeError):
+            self._call(work)
+
     def _tell(self, other: "InprocBackend", reason: str, *, goodbye: bool) -> None:
-        try:
-            other._call(lambda: other._hear(self.sink.name, reason, goodbye=goodbye))
-        except RuntimeError:
-            return  # its loop is closed: nobody is left to tell
+        other.tell(lambda: other._hear(self.sink.name, reason, goodbye=goodbye))
 
     def _hear(self, peer: str, reason: str, *, goodbye: bool) -> None:
         self.peers.pop(peer, None)
@@ -113,7 +118,7 @@ class InprocLink:
         self._near = near
         self._far = far
 
-    async def send(self, header: bytes, payload: Sequence[memoryview]) -> int:
+    async def send(self, header: bytes, payload: Sequence[memoryview], taken: Taken) -> int:
         """See `links.Link`."""
         if self._peer not in self._near.peers:
             raise PeerLost(self._peer)
@@ -127,7 +132,8 @@ class InprocLink:
         def arrive() -> None:
             if source in self._far.peers:
                 sink = self._far.sink
-                sink.deliver(source, frame, tensors if sink.wants(frame) else None, nbytes)
+                wanted = tensors if sink.wants(frame) else None
+                sink.deliver(source, frame, wanted, nbytes, partial(self._near.tell, taken))
 
         try:
             await self._near.ask(self._far, arrive)

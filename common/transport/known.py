@@ -1,9 +1,11 @@
 """What a plane knows of one life of another process: whether it is there, and which links count."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sps2.common import messages
+from sps2.common.errors import PeerLost
+from sps2.common.transport.credit import Credit
 from sps2.common.transport.links import Link
 
 
@@ -21,6 +23,7 @@ class Known:
     dialling: asyncio.Task[Link] | None = None
     link: Link | None = None
     inbound: bool = False
+    credit: Credit = field(default_factory=Credit)
     gone: str = ""
     """Why nothing goes to or comes from it; empty again when a link of the new generation opens."""
     is_wanted: bool = True
@@ -33,9 +36,11 @@ class Known:
     def is_linked(self) -> bool:
         return self.inbound or self.link is not None
 
-    def lose(self, reason: str) -> None:
-        """Forget its links."""
-        self.gone, self.is_wanted = reason, False
+    def lose(self, lost: PeerLost) -> None:
+        """Forget its links, and fail who waits for credit."""
+        self.gone, self.is_wanted = lost.message, False
+        self.credit.end(lost)
+        self.credit = Credit()
         self.generation += 1
         self.link, self.inbound = None, False
         dialling, self.dialling = self.dialling, None

@@ -1,11 +1,30 @@
-"""The connection that a handshake leaves open: its end is a notice of a lost peer."""
+"""The connection that a handshake leaves open: receipts come by it, and its end is a loss."""
 
 import asyncio
+import struct
 from collections.abc import Callable
 from socket import socket
 
-GOODBYE = b"\x01"
-"""All that the accepting side of a connection ever says after the handshake."""
+_RECORD = struct.Struct("<BQ")  # kind, number of a frame
+_GOODBYE, _TAKEN = 1, 2
+READ_BYTES = _RECORD.size * 4096
+
+GOODBYE = _RECORD.pack(_GOODBYE, 0)
+"""The accepting side will close. Beside it, that side sends only receipts after the handshake."""
+
+
+def taken(number: int) -> bytes:
+    """A receipt: frame `number` of the link was taken."""
+    return _RECORD.pack(_TAKEN, number)
+
+
+Received = Callable[[int], bool]
+"""Told the number of each receipt that comes; False if it cannot be one."""
+
+
+def no_receipts(number: int) -> bool:
+    """Of who sends no frames by this connection."""
+    return False
 
 
 class Lifeline:
@@ -14,38 +33,80 @@ class Lifeline:
     Args:
         ended: called once when the other side closes or breaks it, with why, and whether it had
             said goodbye; not after `close`.
+        received: told of each receipt.
     """
 
-    def __init__(self, connection: socket, ended: Callable[[str, bool], None]) -> None:
+    def __init__(
+        self,
+        connection: socket,
+        ended: Callable[[str, bool], None],
+        received: Received = no_receipts,
+    ) -> None:
         self._socket = connection
         self._ended = ended
+        self._received = received
         self._loop = asyncio.get_running_loop()
         self._closed = False
+        self._came = b""
+        self._leaving = bytearray()
         self._loop.add_reader(connection.fileno(), self._readable)
+
+    def write(self, data: bytes) -> None:
+        """Send records to the other side. What cannot leave now leaves later."""
+        if self._closed:
+            return
+        idle = not self._leaving
+        self._leaving += data
+        if idle:
+            self._write()
+            if self._leaving and not self._closed:
+                self._loop.add_writer(self._socket.fileno(), self._writable)
 
     def goodbye(self) -> None:
         """Tell the other side that this side will close."""
-        try:
-            self._socket.send(GOODBYE)
-        except OSError:
-            return  # it is gone already
+        self.write(GOODBYE)
 
     def close(self) -> None:
         """Close the connection."""
         if not self._closed:
             self._closed = True
             self._loop.remove_reader(self._socket.fileno())
+            self._loop.remove_writer(self._socket.fileno())
             self._socket.close()
+
+    def _write(self) -> None:
+        try:
+            del self._leaving[: self._socket.send(self._leaving)]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._leaving.clear()  # it is gone: reading will tell
+
+    def _writable(self) -> None:
+        self._write()
+        if not self._leaving:
+            self._loop.remove_writer(self._socket.fileno())
 
     def _readable(self) -> None:
         try:
-            data = self._socket.recv(64)
+            data = self._socket.recv(READ_BYTES)
         except BlockingIOError:
             return
         except OSError as error:
             self._ended(f"the connection broke: {error}", False)
             return
-        if data == GOODBYE:
-            self._ended("it closed", True)
-        else:
+        if not data:
             self._ended("the connection ended without a goodbye", False)
+            return
+        data = self._came + data
+        whole = len(data) - len(data) % _RECORD.size
+        self._came = data[whole:]
+        for kind, number in _RECORD.iter_unpack(data[:whole]):
+            if self._closed:
+                return
+            if kind == _GOODBYE:
+                self._ended("it closed", True)
+                return
+            if kind != _TAKEN or not self._received(number):
+                self._ended("it sent a receipt for nothing that was sent", False)
+                return

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sps2.common import messages
 from sps2.common.errors import Invalid, PeerLost
+from sps2.common.transport.credit import Taken
 from sps2.common.transport.frame import Frame
 
 
@@ -20,7 +21,7 @@ class Stale(Invalid):
 
 
 class Behind(PeerLost):
-    """The same as the peer tells it to us."""
+    """The peer refuses a link of a generation that is over; it says which is the present one."""
 
     def __init__(self, peer: str, message: str, generation: int) -> None:
         super().__init__(peer, message)
@@ -30,11 +31,16 @@ class Behind(PeerLost):
 class Link(Protocol):
     """An established way to one peer, in one direction: whoever dialled sends."""
 
-    async def send(self, header: bytes, payload: Sequence[memoryview]) -> int:
+    async def send(self, header: bytes, payload: Sequence[memoryview], taken: Taken) -> int:
         """Send one frame after those already queued; the bytes that it took on the wire.
 
-        Returns when the payload's memory may be reused. A cancelled call either leaves the whole
-        frame unsent, or the rest of it follows in the background, marked so that it is dropped.
+        The frame is queued before the call first waits. Returns when the payload's memory may be
+        reused. A cancelled call either leaves the whole frame unsent, or the rest of it follows in
+        the background, marked so that it is dropped.
+
+        Args:
+            taken: called once the receiver has taken or dropped the frame, or if it stays unsent;
+                not after the loss of the link.
 
         Raises:
             PeerLost: the link broke, or was closed.
@@ -65,9 +71,18 @@ class Sink(Protocol):
         ...
 
     def deliver(
-        self, source: str, frame: Frame, tensors: tuple[Tensor, ...] | None, nbytes: int
+        self,
+        source: str,
+        frame: Frame,
+        tensors: tuple[Tensor, ...] | None,
+        nbytes: int,
+        taken: Taken,
     ) -> None:
-        """A whole frame came, `nbytes` on the wire; `tensors` is None if nothing took them."""
+        """A whole frame came, `nbytes` on the wire; `tensors` is None if nothing wants them.
+
+        Args:
+            taken: to be called, once, when its reader has it, or when it was dropped.
+        """
         ...
 
     def gone(self, peer: str, reason: str, *, goodbye: bool = False) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Awaitable, Callable, Container, Sequence
 from functools import partial
 from typing import Literal
 
@@ -14,10 +14,12 @@ from sps2.common.device import HOST, Device
 from sps2.common.errors import Invalid, PeerLost
 from sps2.common.transport import frame as frames
 from sps2.common.transport.backends import BackendName, make_backend
+from sps2.common.transport.credit import Taken, lane_of
 from sps2.common.transport.frame import Frame, Purpose
 from sps2.common.transport.inbox import Inbox, Tensors
 from sps2.common.transport.known import Known
 from sps2.common.transport.links import Behind, Link, Stale
+from sps2.common.transport.once import Once
 from sps2.common.transport.proof import new_token
 from sps2.common.transport.takers import Deliver, Request, Takers
 
@@ -145,35 +147,90 @@ class Plane:
         """
         self._takers.handlers[purpose] = handler, requests
 
-    async def send(self, peer: str, frame: Frame, tensors: Sequence[Tensor]) -> None:
+    async def send(
+        self,
+        peer: str,
+        frame: Frame,
+        tensors: Sequence[Tensor],
+        begun: Callable[[], None] = lambda: None,
+    ) -> None:
         """Send a frame; returns when `tensors` may be written again. The first send dials.
 
-        They may lie on the host or on the device, and need not be contiguous.
+        They may lie on the host or on the device, and need not be contiguous. A frame waits while
+        too much lies unread at the peer, as `credit` says; `begun` is called when it goes.
 
-        Frames to one peer arrive in the order of the calls. After a cancelled call the tensors may
-        be written at once too: the frame arrives whole, or not at all.
+        Frames to one peer of one purpose and request arrive in the order of the calls; of others
+        the later may arrive first. After a cancelled call the tensors may be written at once too:
+        the frame arrives whole, or not at all.
 
         Raises:
             PeerLost: the peer cannot be reached, was lost, or closed. It stays lost until it is
                 introduced anew, or opens a link itself.
-            Invalid: a tensor is not what the frame says.
+            Invalid: a tensor is not what the frame says, or they are too large for a frame.
         """
-        payload = frames.payload(frame, await self.device.down(tensors))
+        await self._send(peer, frame, partial(self.device.down, tensors), begun)
+
+    async def send_all(
+        self,
+        peers: Sequence[str],
+        frame: Frame,
+        tensors: Sequence[Tensor],
+        begun: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Send a frame to several peers; the tensors are brought to the host once for all of them.
+
+        As `send`. `begun` is called for each. The first failure ends the others.
+        """
+        once = Once(partial(self.device.down, tensors))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for peer in peers:
+                    group.create_task(self._send(peer, frame, once.get, begun))
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+
+    async def _send(
+        self,
+        peer: str,
+        frame: Frame,
+        bring: Callable[[], Awaitable[Sequence[Tensor]]],
+        begun: Callable[[], None],
+    ) -> None:
         header = frames.encode(frame)
-        link = await self._reach(peer)
-        nbytes = await link.send(header, payload)
+        credit = self._known(peer).credit
+        async with credit.turn(lane_of(frame), len(header) + frame.nbytes) as taken:
+            begun()
+            payload = frames.payload(frame, await bring())
+            link = await self._reach(peer)
+        nbytes = await link.send(header, payload, taken)  # queues before the next one's turn
         self.counters[f"{frame.purpose}_sent"] += nbytes
         self._count(peer, "sent", nbytes)
 
-    async def _reach(self, name: str) -> Link:
+    @property
+    def unread_bytes(self) -> int:
+        """Of frames that this side has sent, and that were not yet taken."""
+        return sum(peer.credit.unread_bytes for peer in self._peers.values())
+
+    @property
+    def queued_bytes(self) -> int:
+        """Of tensors that came and that nobody has read."""
+        return sum(inbox.queued_bytes for inbox in self._takers.inboxes.values())
+
+    def _known(self, name: str) -> Known:
+        """A peer that is there, as far as is known. Raises PeerLost."""
         peer = self._peers.get(name)
         if peer is None or self._closing:
             raise PeerLost(name, "this side closed" if self._closing else f"{name} is not known")
         if peer.peer is None or (peer.gone and not peer.is_wanted):
             raise PeerLost(name, peer.gone or f"{name} is not known")
+        return peer
+
+    async def _reach(self, name: str) -> Link:
+        peer = self._known(name)
         if peer.link is not None:
             return peer.link
         if peer.dialling is None:
+            assert peer.peer is not None
             peer.dialling = asyncio.create_task(self._dial(peer, peer.peer), name=f"dial {name}")
         dialling = peer.dialling
         try:
@@ -227,14 +284,17 @@ class Plane:
     def wants(self, frame: Frame) -> bool:
         return self._takers.find(frame) is not None
 
-    def deliver(self, source: str, frame: Frame, tensors: Tensors | None, nbytes: int) -> None:
+    def deliver(
+        self, source: str, frame: Frame, tensors: Tensors | None, nbytes: int, taken: Taken
+    ) -> None:
         self.counters[f"{frame.purpose}_received"] += nbytes
         self._count(source, "received", nbytes)
         if tensors is None or not (take := self._takers.find(frame)):
             self.counters["frames_dropped"] += 1
+            taken()
             return
         try:
-            if take(source, frame, tensors) is False:
+            if not take(source, frame, tensors, taken):
                 self.counters["frames_dropped"] += 1
         except Exception:
             self.counters["handler_errors"] += 1
@@ -245,7 +305,7 @@ class Plane:
         if known is None or known.gone:
             return
         established = known.is_linked
-        known.lose(f"{peer} is gone: {reason}")
+        known.lose(PeerLost(peer, f"{peer} is gone: {reason}"))
         self._backend.drop(peer)
         self._takers.lose(peer, known.gone)
         self._forget_oldest()

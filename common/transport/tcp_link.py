@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from socket import socket
 
 from sps2.common.errors import PeerLost
+from sps2.common.transport.credit import Taken
 from sps2.common.transport.lifeline import Lifeline
 from sps2.common.transport.links import Sink
+from sps2.common.transport.receipts import Unread
 
 PREFIX = struct.Struct("<HH")  # kind, length of the header
 FRAME = 0x5350
@@ -20,11 +22,14 @@ TURN_BYTES = 4 << 20
 class _Job:
     """One frame on its way out."""
 
-    __slots__ = ("done", "started", "trailer", "views")
+    __slots__ = ("done", "started", "taken", "trailer", "views")
 
-    def __init__(self, views: list[memoryview], trailer: bytearray) -> None:
+    def __init__(
+        self, views: list[memoryview], trailer: bytearray, taken: Taken | None = None
+    ) -> None:
         self.views = views
         self.trailer = trailer
+        self.taken = taken
         self.started = False
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -40,15 +45,16 @@ class TcpLink:
         self._jobs: deque[_Job] = deque()
         self._writing = False
         self._closed = False
-        self._lifeline = Lifeline(connection, self._ended)  # the other end only says goodbye
+        self._unread = Unread()
+        self._lifeline = Lifeline(connection, self._ended, self._unread.received)
 
-    async def send(self, header: bytes, payload: Sequence[memoryview]) -> int:
+    async def send(self, header: bytes, payload: Sequence[memoryview], taken: Taken) -> int:
         """See `links.Link`."""
         trailer = bytearray(1)
         prefix = PREFIX.pack(FRAME, len(header)) + header
         views = [memoryview(prefix), *filter(len, payload), memoryview(trailer)]
         nbytes = sum(map(len, views))
-        job = self._submit(_Job(views, trailer))
+        job = self._submit(_Job(views, trailer, taken))
         try:
             await job.done
         except asyncio.CancelledError:
@@ -56,6 +62,7 @@ class TcpLink:
                 trailer[0] = 1  # the receiver will drop what the caller may now overwrite
             elif job in self._jobs:
                 self._jobs.remove(job)
+                taken()
             raise
         return nbytes
 
@@ -91,7 +98,10 @@ class TcpLink:
         try:
             while self._jobs and left > 0:
                 job = self._jobs[0]
-                job.started = True
+                if not job.started:
+                    job.started = True
+                    if job.taken is not None:
+                        self._unread.sent(job.taken)
                 left -= self._write(job)
                 if not job.views:
                     self._jobs.popleft()

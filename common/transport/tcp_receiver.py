@@ -10,6 +10,7 @@ from sps2.common.transport import frame as frames
 from sps2.common.transport import lifeline
 from sps2.common.transport.frame import Frame
 from sps2.common.transport.links import Sink
+from sps2.common.transport.receipts import Receipts
 from sps2.common.transport.tcp_link import FRAME, GOODBYE, PREFIX
 
 SCRATCH_BYTES = 64 << 10
@@ -37,15 +38,16 @@ class TcpReceiver(asyncio.BufferedProtocol):
         self._dropping = 0  # bytes of payload still to come that nobody wants
         self._trash: memoryview | None = None
         self._nbytes = 0
+        self._receipts = Receipts(self._say)
 
     def goodbye(self) -> None:
         """Tell the peer that nothing more will be read."""
-        if self._transport is not None:
-            self._transport.write(lifeline.GOODBYE)
+        self._say(lifeline.GOODBYE)
 
     def close(self) -> None:
         """End the link at once."""
         self._closed = True
+        self._receipts.close()
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.close()
@@ -139,6 +141,11 @@ class TcpReceiver(asyncio.BufferedProtocol):
 
     def _finish(self, *, cancelled: bool) -> None:
         assert self._frame is not None
-        frame, tensors = self._frame, self._tensors
+        frame, tensors = self._frame, None if cancelled else self._tensors
         self._frame = self._tensors = None
-        self._sink.deliver(self._peer, frame, None if cancelled else tensors, self._nbytes)
+        taken = self._receipts.next(self._nbytes)
+        self._sink.deliver(self._peer, frame, tensors, self._nbytes, taken)
+
+    def _say(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)

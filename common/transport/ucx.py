@@ -10,7 +10,7 @@ from socket import socket
 from sps2.common import messages
 from sps2.common.errors import Invalid, PeerLost
 from sps2.common.transport import hello
-from sps2.common.transport.lifeline import Lifeline
+from sps2.common.transport.lifeline import Lifeline, Received, no_receipts
 from sps2.common.transport.links import Link, Sink
 from sps2.common.transport.listener import Listener
 from sps2.common.transport.ucx_driver import Driver, Endpoint
@@ -58,7 +58,7 @@ class UcxBackend:
             connection.close()
             raise PeerLost(name, f"cannot reach {name}: {error}") from error
         link = self._links[name] = UcxLink(name, endpoint, welcome.slot, self._sink)
-        self._watch(name, connection)
+        self._watch(name, connection, link.received)
         return link
 
     async def _admit(self, guest: hello.Guest) -> None:
@@ -70,7 +70,8 @@ class UcxBackend:
         receiver = None
         try:
             endpoint = self._endpoint(peer, guest.hello.worker)
-            receiver = self._receivers[peer] = UcxReceiver(peer, endpoint, slot, self._sink)
+            say = self._watch(peer, guest.connection).write
+            receiver = self._receivers[peer] = UcxReceiver(peer, endpoint, slot, self._sink, say)
             receiver.start()
             welcome = hello.Welcome(self._sink.name, self._driver.address, slot)
             await guest.welcome(welcome)
@@ -80,7 +81,6 @@ class UcxBackend:
             raise
         if self._receivers.get(peer) is not receiver:
             raise Invalid(f"{peer} was lost, or has opened another link")
-        self._watch(peer, guest.connection)
 
     def drop(self, peer: str) -> None:
         if link := self._links.pop(peer, None):
@@ -120,9 +120,13 @@ class UcxBackend:
             self._endpoints[peer] = self._driver.connect(worker, lost)
         return self._endpoints[peer]
 
-    def _watch(self, peer: str, connection: socket) -> None:
-        lifeline = Lifeline(connection, lambda why, kind: self._sink.gone(peer, why, goodbye=kind))
+    def _watch(self, peer: str, connection: socket, received: Received = no_receipts) -> Lifeline:
+        def ended(why: str, goodbye: bool) -> None:
+            self._sink.gone(peer, why, goodbye=goodbye)
+
+        lifeline = Lifeline(connection, ended, received)
         self._lifelines.setdefault(peer, []).append(lifeline)
+        return lifeline
 
     def _say_goodbye(self, peer: str) -> None:
         for lifeline in self._lifelines.get(peer, ()):

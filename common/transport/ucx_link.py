@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 from sps2.common.errors import PeerLost
+from sps2.common.transport.credit import Taken
 from sps2.common.transport.links import Sink
+from sps2.common.transport.receipts import Unread
 from sps2.common.transport.ucx_driver import Done, Endpoint
 
 PREFIX = struct.Struct("<HH")  # kind, length of the header
@@ -46,11 +48,14 @@ def cut(views: Iterable[memoryview]) -> Iterator[memoryview]:
 class _Job:
     """One frame on its way out."""
 
-    __slots__ = ("cancelled", "done", "message", "payload", "started")
+    __slots__ = ("cancelled", "done", "message", "payload", "started", "taken")
 
-    def __init__(self, message: bytes, payload: Sequence[memoryview] | None) -> None:
+    def __init__(
+        self, message: bytes, payload: Sequence[memoryview] | None, taken: Taken | None = None
+    ) -> None:
         self.message = message
         self.payload = payload
+        self.taken = taken
         self.started = self.cancelled = False
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -63,6 +68,9 @@ class UcxLink:
         self._endpoint = endpoint
         self._slot = slot
         self._sink = sink
+        self._unread = Unread()
+        self.received = self._unread.received
+        """Told of each receipt that comes; see `lifeline.Lifeline`."""
         self._jobs: deque[_Job] = deque()
         self._unfinished: set[_Job] = set()
         self._current: _Job | None = None
@@ -71,13 +79,14 @@ class UcxLink:
         self._number = 0
         self._closed = False
 
-    async def send(self, header: bytes, payload: Sequence[memoryview]) -> int:
+    async def send(self, header: bytes, payload: Sequence[memoryview], taken: Taken) -> int:
         """See `links.Link`."""
         size = PREFIX.size + len(header) + sum(map(len, payload))
         if size <= MESSAGE_BYTES:
-            job = _Job(b"".join((PREFIX.pack(INLINE, len(header)), header, *payload)), None)
+            message = b"".join((PREFIX.pack(INLINE, len(header)), header, *payload))
+            job = _Job(message, None, taken)
         else:
-            job = _Job(PREFIX.pack(CHUNKED, len(header)) + header, payload)
+            job = _Job(PREFIX.pack(CHUNKED, len(header)) + header, payload, taken)
             size += PREFIX.size
         self._submit(job)
         try:
@@ -88,6 +97,7 @@ class UcxLink:
             elif job in self._jobs:
                 self._jobs.remove(job)
                 self._unfinished.discard(job)
+                taken()
             raise
         return size
 
@@ -124,6 +134,8 @@ class UcxLink:
             while self._jobs and self._current is None:
                 job = self._jobs.popleft()
                 job.started = True
+                if job.taken is not None:
+                    self._unread.sent(job.taken)
                 if job.payload is None:
                     if self._post(job.message, partial(self._sent, job)):
                         self._finish(job)

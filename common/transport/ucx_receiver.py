@@ -1,7 +1,7 @@
 """The receiving end of a UCX link."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from torch import Tensor
@@ -10,6 +10,7 @@ from sps2.common.errors import Invalid
 from sps2.common.transport import frame as frames
 from sps2.common.transport.frame import Frame
 from sps2.common.transport.links import Sink
+from sps2.common.transport.receipts import Receipts
 from sps2.common.transport.ucx_driver import Endpoint
 from sps2.common.transport.ucx_link import (
     CANCELLED,
@@ -41,9 +42,15 @@ class _Message:
 
 
 class UcxReceiver:
-    """Reads one peer's frames, which carry tags of `slot`."""
+    """Reads one peer's frames, which carry tags of `slot`.
 
-    def __init__(self, peer: str, endpoint: Endpoint, slot: int, sink: Sink) -> None:
+    Args:
+        say: sends receipts to the peer.
+    """
+
+    def __init__(
+        self, peer: str, endpoint: Endpoint, slot: int, sink: Sink, say: Callable[[bytes], None]
+    ) -> None:
         self._peer = peer
         self._endpoint = endpoint
         self._slot = slot
@@ -56,6 +63,7 @@ class UcxReceiver:
         self._number = 0
         self._nbytes = 0
         self._trash: memoryview | None = None
+        self._receipts = Receipts(say)
         self._closed = False
 
     def start(self) -> None:
@@ -71,6 +79,7 @@ class UcxReceiver:
     def close(self) -> None:
         """Hear nothing more. Buffers of receives under way belong to the driver."""
         self._closed = True
+        self._receipts.close()
         self._tensors = None
 
     def _post(self, message: _Message) -> None:
@@ -125,8 +134,7 @@ class UcxReceiver:
         elif kind in (COMPLETE, CANCELLED) and self._frame is not None:
             frame, tensors = self._frame, self._tensors
             self._frame = self._tensors = None
-            taken = tensors if kind == COMPLETE else None
-            self._sink.deliver(self._peer, frame, taken, self._nbytes + PREFIX.size)
+            self._deliver(frame, tensors if kind == COMPLETE else None, self._nbytes + PREFIX.size)
         elif kind in (INLINE, CHUNKED) and self._frame is None:
             if length > frames.MAX_HEADER_BYTES:
                 raise Invalid(f"a header of {length} bytes")
@@ -150,7 +158,10 @@ class UcxReceiver:
             view = frames.as_bytes(tensor)
             view[:] = payload[start : start + len(view)]
             start += len(view)
-        self._sink.deliver(self._peer, frame, tensors, self._nbytes)
+        self._deliver(frame, tensors, self._nbytes)
+
+    def _deliver(self, frame: Frame, tensors: tuple[Tensor, ...] | None, nbytes: int) -> None:
+        self._sink.deliver(self._peer, frame, tensors, nbytes, self._receipts.next(nbytes))
 
     def _targets(self, frame: Frame, tensors: tuple[Tensor, ...] | None) -> Iterator[memoryview]:
         if tensors is not None:

@@ -5,6 +5,7 @@ from itertools import count
 
 import pytest
 
+from sps2.common.device import HOST, Device
 from sps2.common.transport.backends import BackendName
 from sps2.common.transport.plane import Plane
 
@@ -22,8 +23,8 @@ async def make_planes(backend: BackendName) -> AsyncIterator[MakePlanes]:
     made: list[Plane] = []
     numbers = count()
 
-    async def make(how_many: int = 2) -> list[Plane]:
-        planes = [Plane(f"shard-{next(numbers)}/1", backend) for _ in range(how_many)]
+    async def make(how_many: int = 2, device: Device = HOST) -> list[Plane]:
+        planes = [Plane(f"shard-{next(numbers)}/1", backend, device) for _ in range(how_many)]
         for plane in planes:
             await plane.start()
             made.append(plane)

@@ -1,11 +1,11 @@
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 
-from sps2.common.errors import Cancelled, Internal, PeerLost
-from sps2.common.transport import inbox as inboxes
+from sps2.common.errors import Cancelled, PeerLost
 from sps2.common.transport.frame import frame_for
 from sps2.common.transport.inbox import Inbox
 
@@ -14,9 +14,11 @@ def open_inbox(why_gone: Callable[[str], str] = lambda source: "") -> Inbox:
     return Inbox(why_gone, lambda: None)
 
 
-def put(inbox: Inbox, value: float, layer: int = 0) -> bool:
+def put(
+    inbox: Inbox, value: float, layer: int = 0, taken: Callable[[], None] = lambda: None
+) -> bool:
     tensors = (torch.tensor([float(value)]),)
-    return inbox.put("a", frame_for("kv", ("r",), (0,), layer, 0, tensors), tensors)
+    return inbox.put("a", frame_for("kv", ("r",), (0,), layer, 0, tensors), tensors, taken)
 
 
 async def take(inbox: Inbox, layer: int = 0) -> float:
@@ -80,10 +82,43 @@ async def test_closing_fails_who_waits() -> None:
     assert not put(inbox, 1)
 
 
-async def test_too_much_unread_breaks_the_inbox(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inboxes, "MAX_QUEUED_BYTES", 8)
+async def test_a_frame_of_any_size_goes_to_who_waits() -> None:
     inbox = open_inbox()
-    assert [put(inbox, value) for value in range(3)] == [True, True, False]
-    with pytest.raises(Internal, match="nobody reads"):
-        await take(inbox)
+    waiting = asyncio.create_task(inbox.recv("kv", 0, 0, "a"))
+    await asyncio.sleep(0)
+    huge = (torch.ones(1).expand(1 << 30),)  # 4 GiB by its shape, and no memory
+    assert inbox.put("a", frame_for("kv", ("r",), (0,), 0, 0, huge), huge, lambda: None)
+    assert (await waiting)[0].nbytes == 4 << 30
+
+
+async def test_a_sender_is_told_when_its_frame_was_read() -> None:
+    inbox = open_inbox()
+    taken: list[int] = []
+    for layer in range(4):
+        put(inbox, layer, layer, partial(taken.append, layer))
+    assert taken == []
+    assert inbox.queued_bytes == 16
+    await take(inbox, 1)
+    assert taken == [1]
+    assert inbox.queued_bytes == 12
     inbox.close()
+    assert taken == [1, 0, 2, 3]
+    assert not put(inbox, 9, 9, partial(taken.append, 9))
+    assert taken == [1, 0, 2, 3, 9]
+
+
+async def test_who_waits_opens_the_lane_and_no_other() -> None:
+    inbox = open_inbox()
+    taken: list[str] = []
+    for source in ("a", "b"):
+        frame = frame_for("kv", ("r",), (0,), 0, 0, (tensor := torch.ones(1),))
+        inbox.put(source, frame, (tensor,), partial(taken.append, source))
+    waiting = asyncio.create_task(take(inbox, 2))
+    await asyncio.sleep(0)
+    assert taken == ["a"]
+    put(inbox, 1, 1, partial(taken.append, "next"))
+    assert taken == ["a", "next"]
+    put(inbox, 2, 2, partial(taken.append, "awaited"))
+    put(inbox, 3, 3, partial(taken.append, "behind"))
+    assert taken == ["a", "next", "awaited"]
+    assert await waiting == 2

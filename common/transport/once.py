@@ -1,0 +1,24 @@
+"""Work that several need, done when the first of them asks."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+Result = TypeVar("Result")
+
+
+class Once(Generic[Result]):
+    """Does `work` once; whoever asks gets its result, also if the first who asked was cancelled."""
+
+    def __init__(self, work: Callable[[], Awaitable[Result]]) -> None:
+        self._work = work
+        self._doing: asyncio.Future[Result] | None = None
+
+    async def get(self) -> Result:
+        """The result of the work."""
+        if self._doing is None:
+            self._doing = asyncio.ensure_future(self._do())
+        return await asyncio.shield(self._doing)
+
+    async def _do(self) -> Result:
+        return await self._work()
