@@ -168,4 +168,5 @@ def _told(error: BaseException, what: str) -> ServiceError:
     if isinstance(error, PeerLost):
         return error
     log.error("%s", what, exc_info=error)
-    return error if isinstance(error, Internal) else Internal(f"{what}: {type(error).__name__}")
+    why = error if isinstance(error, Internal) else type(error).__name__
+    return Internal(f"{what}: {why}")
