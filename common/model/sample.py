@@ -112,17 +112,23 @@ def needed(samplers: Sequence[Sampler], logits: Tensor) -> tuple[Tensor, Tensor]
 
 def draw(
     samplers: Sequence[Sampler], best: Tensor, scores: Tensor, indices: Sequence[int]
-) -> list[Token]:
-    """`next` of each sampler, from what is `needed`, on the host; greedy rows at once."""
+) -> list[Token | Exception]:
+    """`next` of each sampler, from what is `needed`, on the host; greedy rows at once.
+
+    Where a sampler raises, its row has the error: one request's is not its neighbours'.
+    """
     likely = best.tolist() or indices
     rows = iter(scores)
-    tokens = []
+    tokens: list[Token | Exception] = []
     for each, token, index in zip(samplers, likely, indices, strict=True):
         row = None if each.plain else next(rows)
-        if each.greedy or row is None:
-            tokens.append(each.accept(token, row, index))
-        else:
-            tokens.append(each.next(row, index))
+        try:
+            if each.greedy or row is None:
+                tokens.append(each.accept(token, row, index))
+            else:
+                tokens.append(each.next(row, index))
+        except Exception as error:
+            tokens.append(error)
     return tokens
 
 

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from sps2.common.errors import Cancelled, Internal, PeerLost
+from sps2.common.errors import Cancelled, Internal, PeerLost, ServiceError
 from sps2.common.messages import Token
 from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool
@@ -69,7 +69,8 @@ class Batch:
 
     async def leave(self, key: Key) -> None:
         """Take a request out; returns when no step uses it any more."""
-        self._running.pop(key, None)
+        if left := self._running.get(key):
+            self._end(left, Cancelled(f"request {key[0]} was ended"))
         if key in self._in_step:
             self._exchange.give_up(self._running)
             async with self._stepping:
@@ -83,6 +84,8 @@ class Batch:
                 await self._occupied.wait()
             async with self._stepping:
                 batch = list(self._running.values())
+                if not batch:
+                    continue  # all of them left while the lock was waited for
                 self._in_step = {each.holding.key for each in batch}
                 logits = None
                 try:
@@ -115,20 +118,33 @@ class Batch:
         indices = [each.last.index + 1 for each in batch]
         samplers = [each.sampler for each in batch]
         best, scores = await self._exchange.device.down(needed(samplers, logits))
-        tokens = draw(samplers, best, scores, indices)
+        drawn = draw(samplers, best, scores, indices)
 
         emitted, now_s = [], time.monotonic()
-        for each, token in zip(batch, tokens, strict=True):
-            if each.holding.key not in self._running:
+        for each, token in zip(batch, drawn, strict=True):
+            if each.ended.done() or self._running.get(each.holding.key) is not each:
+                continue  # its caller has ended it, whose task may not have left the batch yet
+            if isinstance(token, Exception):
+                self._end(each, _told(token, "no token could be drawn"))
                 continue
             each.last = token
             each.times.append(now_s)
             emitted.append((each.holding.key, token))
             if token.finish is not None:
-                del self._running[each.holding.key]
-                each.ended.set_result(None)
+                self._end(each)
         self._tokens += len(emitted)
         self._emit(emitted)
+
+    def _end(self, sequence: Owned, error: ServiceError | None = None) -> None:
+        """Take a request out of the batch, unless its caller has ended it already."""
+        if self._running.get(sequence.holding.key) is sequence:
+            del self._running[sequence.holding.key]
+        if sequence.ended.done():
+            return
+        if error is None:
+            sequence.ended.set_result(None)
+        else:
+            sequence.ended.set_exception(error)
 
     def _fail(self, batch: Sequence[Owned], error: BaseException, elsewhere: list[Key]) -> None:
         """A lost holder fails the requests it holds for; the step is run again for the others.
@@ -141,12 +157,16 @@ class Batch:
             error = PeerLost("a holder", "a shard with KV of this request was lost")
         elif isinstance(error, PeerLost):
             error = PeerLost(error.peer, error.message)  # kinds of it do not cross the bus
-        else:
-            log.error("a decode step failed", exc_info=error)
-            error = Internal(f"a decode step failed: {type(error).__name__}")
+        told = _told(error, "a decode step failed")
         for each in batch:
-            if failed and each.holding.key not in failed:
-                continue
-            self._running.pop(each.holding.key, None)
-            if not each.ended.done():
-                each.ended.set_exception(error)
+            if not failed or each.holding.key in failed:
+                self._end(each, told)
+
+
+def _told(error: BaseException, what: str) -> ServiceError:
+    """What the caller of a request learns: a loss, or a fault, which is logged here."""
+    if isinstance(error, PeerLost):
+        return error
+    log.error("%s", what, exc_info=error)
+    why = error if isinstance(error, Internal) else type(error).__name__
+    return Internal(f"{what}: {why}")

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from sps2.common.device import Device
-from sps2.common.errors import PeerLost, ServiceError
+from sps2.common.errors import Internal, Invalid, PeerLost, ServiceError
 from sps2.common.model.config import ModelConfig
 from sps2.common.model.pages import PagePool
+from sps2.common.transport import fits
 from sps2.common.transport.frame import Frame, frame_for
 from sps2.common.transport.plane import Plane
 from sps2.kernels import PagedRows, State, paged_attention
 from sps2.services.decode.holding import Holding, Holdings, Key
+from sps2.services.decode.keys import Unanswered, pack, unpack_keys, unpack_unanswered
 from sps2.services.decode.linger import Linger
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,14 @@ class NotHeld(PeerLost):
         self.keys = list(keys)
 
 
+class Failed(Internal):
+    """A holder answered with a fault, or with what is no answer, when it was asked about `keys`."""
+
+    def __init__(self, message: str, keys: Collection[Key]) -> None:
+        super().__init__(message)
+        self.keys = list(keys)
+
+
 Answers = Callable[[], Awaitable[list[State]]]
 
 
@@ -42,25 +52,24 @@ class Question(NamedTuple):
     """What an owner asks of a holder in every layer of a step, about some of its batch."""
 
     holder: str
-    requests: tuple[str, ...]
-    epochs: tuple[int, ...]
-    positions: Tensor
-    """Of the queries: [rows] int32."""
+    keys: tuple[Key, ...]
+    """Of the rows."""
+    told: tuple[Tensor, Tensor]
+    """Positions of the queries, [rows] int32, and the packed keys."""
     step: int
 
     @classmethod
     def about(
         cls, holder: str, keys: Sequence[Key], positions: Sequence[int], step: int
     ) -> "Question":
-        requests, epochs = zip(*keys, strict=True)
         at = torch.tensor(positions, dtype=torch.int32)
-        return cls(holder, requests, epochs, at, step)
+        return cls(holder, tuple(keys), (at, pack(keys)), step)
 
 
 class _Asked(NamedTuple):
     answer: asyncio.Future[State]
-    keys: frozenset[Key]
-    """Of the requests that it is for."""
+    keys: tuple[Key, ...]
+    """Of the rows that it is for."""
 
 
 class Exchange:
@@ -98,14 +107,14 @@ class Exchange:
         """Expect the states of all `questions` in a layer, in their order; see `ask`.
 
         Calling what the block is given awaits them; it raises PeerLost if a holder is gone or
-        silent, NotHeld if it no longer holds one of the requests.
+        silent, NotHeld if it no longer holds one of the requests, Failed if it cannot answer.
         """
         loop = asyncio.get_running_loop()
         answers: list[asyncio.Future[State]] = []
         for question in questions:
             answers.append(loop.create_future())
-            keys = frozenset(zip(question.requests, question.epochs, strict=True))
-            self._asked[question.holder, layer, question.step] = _Asked(answers[-1], keys)
+            asked = _Asked(answers[-1], question.keys)
+            self._asked[question.holder, layer, question.step] = asked
         clock = loop.call_later(ANSWER_S, self._overdue, questions, layer)
         try:
             yield partial(_all, answers)
@@ -122,7 +131,7 @@ class Exchange:
         Others are not slowed down by a holder that their requests have nothing to do with.
         """
         for (holder, _, _), asked in self._asked.items():
-            if asked.keys.isdisjoint(running) and not asked.answer.done():
+            if not any(key in running for key in asked.keys) and not asked.answer.done():
                 why = f"the requests that {holder} was asked about have ended"
                 asked.answer.set_exception(PeerLost(holder, why))
 
@@ -132,45 +141,51 @@ class Exchange:
         Raises:
             PeerLost: the holder is gone.
         """
-        tensors = (q, question.positions)
-        keys = question.requests, question.epochs
-        frame = frame_for("question", *keys, layer, question.step, tensors)
+        tensors = (q, *question.told)
+        frame = frame_for("question", (), (), layer, question.step, tensors)
         await self._plane.send(question.holder, frame, tensors)
 
     def _on_question(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
         self._linger.more()
-        (q,), positions = self.device.up(tensors[:1]), tensors[1]
-        keys = list(zip(frame.requests, frame.epochs, strict=True))
-        held = [self._holdings.get(key) for key in keys]
-        gone = [key for key, holding in zip(keys, held, strict=True) if holding is None]
-        answer: tuple[Tensor, ...] = ()
-        if not gone:
-            rows = self._rows_of(source, frame, held, positions)
-            window = self._config.window(frame.layer)
-            k, v = self._pool.layer(frame.layer)
-            scale = self._config.scale
-            scales = self._pool.scales(frame.layer)
-            out, lse = paged_attention(q, k, v, rows, scale=scale, window=window, scales=scales)
-            answer = (out.to(q.dtype), lse)
-        reply = frame_for(
-            "answer",
-            tuple(request for request, _ in gone),
-            tuple(epoch for _, epoch in gone),
-            frame.layer,
-            frame.at,
-            answer,
-        )
-        task = asyncio.get_running_loop().create_task(self._answer(source, reply, answer))
+        try:
+            answer = self._answer(source, frame, tensors)
+        except Exception as error:  # whoever asked must not wait in vain
+            answer = (self._refusal(source, error),)
+        task = asyncio.get_running_loop().create_task(self._send(source, frame, answer))
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
 
+    def _answer(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The state that was asked for, or what is not held any more. Raises Invalid if it asks
+        for what this model has not."""
+        config = self._config
+        fits.check_count("a question", tensors, 3)
+        fits.check_layer(frame.layer, config.layers)
+        q, positions, packed = tensors
+        keys = unpack_keys(packed)
+        fits.check("q", q, self._holdings.dtype, len(keys), config.heads, config.head_dim)
+        fits.check("positions", positions, torch.int32, len(keys))
+        held = [self._holdings.get(key) for key in keys]
+        if gone := [key for key, holding in zip(keys, held, strict=True) if holding is None]:
+            return (pack(Unanswered(gone)),)
+        (q,) = self.device.up((q,))
+        rows = self._rows_of(source, (frame.at, *keys), frame.layer, held, positions)
+        k, v = self._pool.layer(frame.layer)
+        window, scales = config.window(frame.layer), self._pool.scales(frame.layer)
+        out, lse = paged_attention(q, k, v, rows, scale=config.scale, window=window, scales=scales)
+        return out.to(q.dtype), lse
+
     def _rows_of(
-        self, source: str, frame: Frame, held: Sequence[Holding | None], positions: Tensor
+        self,
+        source: str,
+        about: tuple[object, ...],
+        layer: int,
+        held: Sequence[Holding | None],
+        positions: Tensor,
     ) -> PagedRows:
         """Where the keys of a question lie; all layers of a step ask about the same."""
-        about = frame.at, frame.requests, frame.epochs
         known = self._lately.get(source)
-        if known is not None and known[0] == about and frame.layer:
+        if known is not None and known[0] == about and layer:
             return known[1]
         runs = [holding.pages.runs(holding.span.stop) for holding in held if holding]
         rows = PagedRows(runs, positions.tolist())
@@ -178,22 +193,45 @@ class Exchange:
         self._lately[source] = about, rows
         return rows
 
-    async def _answer(self, source: str, frame: Frame, state: tuple[Tensor, ...]) -> None:
+    def _refusal(self, source: str, error: Exception) -> Tensor:
+        known = isinstance(error, ServiceError)
+        why = str(error) if known else type(error).__name__
+        trace = None if known else error
+        log.error("a question of %s could not be answered: %s", source, why, exc_info=trace)
+        return pack(Unanswered(why=why))
+
+    async def _send(self, source: str, question: Frame, answer: tuple[Tensor, ...]) -> None:
         try:
-            await self._plane.send(source, frame, state)
+            frame = frame_for("answer", (), (), question.layer, question.at, answer)
+            await self._plane.send(source, frame, answer)
         except ServiceError as error:
             log.warning("an answer to %s was not sent: %s", source, error)
+        except Exception:  # such as that of a GPU, which comes where its result is waited for
+            log.exception("an answer to %s was not sent", source)
 
     def _on_answer(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
         asked = self._asked.get((source, frame.layer, frame.at))
         if asked is None or asked.answer.done():
             return
-        answer = asked.answer
-        if frame.requests:
-            gone = list(zip(frame.requests, frame.epochs, strict=True))
-            answer.set_exception(NotHeld(source, gone))
-        else:
-            answer.set_result(State(*self.device.up(tensors)))
+        try:
+            asked.answer.set_result(self._state(source, asked.keys, tensors))
+        except Exception as error:
+            if isinstance(error, Invalid):
+                error = Failed(f"{source} answered what is no answer: {error}", asked.keys)
+            asked.answer.set_exception(error)
+
+    def _state(self, source: str, keys: tuple[Key, ...], tensors: tuple[Tensor, ...]) -> State:
+        """What was answered. Raises NotHeld, Failed, or Invalid if this is no answer."""
+        if len(tensors) == 1:
+            refusal = unpack_unanswered(tensors[0])
+            if refusal.gone:
+                raise NotHeld(source, refusal.gone)
+            raise Failed(f"{source} could not answer: {refusal.why}", keys)
+        fits.check_count("an answer", tensors, 2)
+        shape = len(keys), self._config.heads
+        fits.check("a state", tensors[0], self._holdings.dtype, *shape, self._config.head_dim)
+        fits.check("its log-sum-exp", tensors[1], torch.float32, *shape)
+        return State(*self.device.up(tensors))
 
     def _overdue(self, questions: Sequence[Question], layer: int) -> None:
         for question in questions:

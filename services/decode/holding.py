@@ -6,14 +6,17 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Self
 
+import torch
 from torch import Tensor
 
-from sps2.common.errors import Cancelled, PeerLost, Refused
+from sps2.common.errors import Cancelled, Internal, Invalid, PeerLost, Refused, ServiceError
 from sps2.common.messages import Hold
 from sps2.common.messages import Holding as Held
+from sps2.common.model.config import ModelConfig
 from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool, SequencePages
 from sps2.common.spans import Span, pages_for
+from sps2.common.transport import fits
 from sps2.common.transport.frame import Frame
 from sps2.common.transport.plane import Plane
 from sps2.services.decode.cached import CachedPages
@@ -37,7 +40,8 @@ class Holding:
         span: what arrives; it follows all that is shared.
         pages: of the span and its growth, and those of the cache that the request shares.
         own: those of `pages` that were taken for this request, by number.
-        sources: planes that the KV comes from; `lost` is set, and `filled`, if one is lost before.
+        sources: planes that the KV comes from; if one is lost before, or sends what cannot be kept,
+            `failed` is set, and `filled`.
     """
 
     def __init__(
@@ -60,7 +64,7 @@ class Holding:
         self.kv_bytes = 0
         self.first_s = self.last_s = self.busy_s = 0.0
         """When the first frame came, when the last was written, and how long writing took."""
-        self.lost: PeerLost | None = None
+        self.failed: ServiceError | None = None
         self._sources = sources
         self._layers = layers
         self._heads = heads
@@ -68,15 +72,20 @@ class Holding:
         if not self._missing:
             self.filled.set()
 
-    def deposit(self, source: str, frame: Frame, k: Tensor, v: Tensor) -> None:
-        """Write a frame of keys and values, each [tokens, heads, head_dim], to its pages."""
+    def deposit(self, frame: Frame, k: Tensor, v: Tensor) -> None:
+        """Write a frame of keys and values, each [tokens, heads, head_dim], to its pages.
+
+        Raises:
+            Invalid: they are not among those that are kept here.
+        """
         tokens, heads, _ = k.shape
         arrived = Span(frame.at, frame.at + tokens)
         of_heads = Span(frame.head, frame.head + heads)
         inside = (arrived & self.span) == arrived and (of_heads & self._heads) == of_heads
         if not inside or not 0 <= frame.layer < self._layers:
-            log.error("%s sent KV of %s that does not belong here", source, self.key)
-            return
+            raise Invalid(
+                f"positions {arrived} of heads {of_heads} of layer {frame.layer} do not belong here"
+            )
         start_s = time.monotonic()
         self.put(frame.layer, frame.at, frame.head, k, v)
         self.first_s, self.last_s = self.first_s or start_s, time.monotonic()
@@ -85,8 +94,12 @@ class Holding:
 
     def lose(self, peer: str) -> None:
         """What a peer sent last may not have arrived."""
+        self.fail(peer, PeerLost(peer, f"{peer} was lost while KV of {self.key[0]} came from it"))
+
+    def fail(self, peer: str, error: ServiceError) -> None:
+        """Not all of it will come from a peer; nothing changes if none was to."""
         if peer in self._sources and not self.filled.is_set():
-            self.lost = PeerLost(peer, f"{peer} was lost while KV of {self.key[0]} came from it")
+            self.failed = error
             self.filled.set()
 
     def put(self, layer: int, at: int, head: int, k: Tensor, v: Tensor) -> None:
@@ -102,15 +115,18 @@ class Holdings:
     """Every holding of this shard, on the data loop.
 
     Args:
-        layers: of the model.
         heads: KV heads that this process has.
+        dtype: the model's, in which keys and values come.
     """
 
-    def __init__(self, pool: PagePool, plane: Plane, layers: int, heads: Span) -> None:
+    def __init__(
+        self, pool: PagePool, plane: Plane, config: ModelConfig, heads: Span, dtype: torch.dtype
+    ) -> None:
         self._pool = pool
         self._plane = plane
-        self._layers = layers
+        self._config = config
         self.heads = heads
+        self.dtype = dtype
         self._held: dict[Key, Holding] = {}
         self._freed = asyncio.Event()
         self.cached = CachedPages(pool)
@@ -121,7 +137,7 @@ class Holdings:
     def of(cls, model: Llama, pool: PagePool, plane: Plane) -> Self:
         """Those of a process that has this model, or this share of one."""
         heads = model.share.of(model.config.kv_heads * model.share.size)
-        return cls(pool, plane, model.config.layers, heads)
+        return cls(pool, plane, model.config, heads, model.dtype)
 
     def prepare(self) -> None:
         """See to it, beside all else, that the pages taken next have memory; a GPU's have."""
@@ -153,13 +169,25 @@ class Holdings:
         own = dict(enumerate(taken, span.start // tokens))
         pages = SequencePages(self._pool, shared | own)
         sources = [source.name for source in request.sources]
-        holding = Holding(key, span, pages, own, self._layers, self.heads, sources)
+        holding = Holding(key, span, pages, own, self._config.layers, self.heads, sources)
         self._held[key] = holding
         return holding
 
     def _on_deposit(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
         holding = self._held[frame.requests[0], frame.epochs[0]]
-        holding.deposit(source, frame, *self._plane.device.up(tensors))
+        what = f"KV of request {frame.requests[0]} from {source}"
+        try:
+            fits.check_count("KV", tensors, 2)
+            k, v = tensors
+            tokens, heads = k.shape[:2] if k.dim() == 3 else (0, 0)
+            for each in tensors:
+                fits.check("KV", each, self.dtype, tokens, heads, self._config.head_dim)
+            holding.deposit(frame, *self._plane.device.up((k, v)))
+        except Exception as error:  # whoever waits for it must not wait in vain
+            known = isinstance(error, Invalid)
+            why = error if known else type(error).__name__
+            log.error("%s could not be kept: %s", what, why, exc_info=None if known else error)
+            holding.fail(source, Internal(f"{what} could not be kept: {why}"))
 
     def keep(self, key: Key, layer: int, at: int, head: int, k: Tensor, v: Tensor) -> None:
         """Write what this process computed itself; as `Holding.put`.
@@ -187,13 +215,14 @@ class Holdings:
         Raises:
             Cancelled: the request was ended.
             PeerLost: a shard that it comes from was lost.
+            Internal: what a shard sent could not be kept.
         """
         key = (request.request, request.epoch)
         holding = self._held.get(key)
         if holding is not None:
             await holding.filled.wait()
-            if holding.lost is not None:
-                raise holding.lost
+            if holding.failed is not None:
+                raise holding.failed
             self.cache(key, request.names)
         if holding is None or self._held.get(key) is not holding:
             raise Cancelled(f"request {request.request} was ended")

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from sps2.common.errors import Cancelled, ServiceError
+from sps2.common.errors import Cancelled, Invalid, ServiceError
 from sps2.common.model.config import ModelConfig
 from sps2.common.model.pages import PagePool
+from sps2.common.spans import Span
+from sps2.common.transport import fits
 from sps2.common.transport.frame import Frame, frame_for
 from sps2.common.transport.plane import Plane
 from sps2.kernels import Run, State, attention, empty_state
@@ -39,7 +41,7 @@ class Prefixes:
         plane.serve("prefix_q", self._on_q)
 
     def _on_q(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
-        task = asyncio.get_running_loop().create_task(self._answer(source, frame, *tensors))
+        task = asyncio.get_running_loop().create_task(self._answer(source, frame, tensors))
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
 
@@ -57,9 +59,10 @@ class Prefixes:
             pass
         return state
 
-    async def _answer(self, source: str, frame: Frame, q: Tensor) -> None:
+    async def _answer(self, source: str, frame: Frame, asked: tuple[Tensor, ...]) -> None:
         tensors: tuple[Tensor, ...] = ()
         try:
+            q = self._checked(frame, asked)
             if holding := self._holdings.get((frame.requests[0], frame.epochs[0])):
                 (q,) = self._plane.device.up((q,))
                 state = _nothing(q)
@@ -67,6 +70,8 @@ class Prefixes:
                 for _ in self._attending(holding, *about, q, state):
                     await asyncio.sleep(0)
                 tensors = (state.out.to(q.dtype), state.lse)
+        except Invalid as error:
+            log.error("a question of %s could not be answered: %s", source, error)
         except Exception:  # whoever asked must not wait for ever
             log.exception("a question of %s could not be answered", source)
         reply = frame_for(
@@ -76,6 +81,22 @@ class Prefixes:
             await self._plane.send(source, reply, tensors)
         except ServiceError as error:
             log.warning("an answer to %s was not sent: %s", source, error)
+        except Exception:
+            log.exception("an answer to %s was not sent", source)
+
+    def _checked(self, frame: Frame, tensors: tuple[Tensor, ...]) -> Tensor:
+        """The queries. Raises Invalid if they are not for heads of this model that are here."""
+        fits.check_count("a question", tensors, 1)
+        fits.check_layer(frame.layer, self._config.layers)
+        (q,) = tensors
+        fits.check("q", q, self._holdings.dtype, None, None, self._config.head_dim)
+        here, group = self._holdings.heads, self._config.heads // self._config.kv_heads
+        heads = Span(frame.head, frame.head + q.shape[1] // group)
+        if q.shape[1] % group or not here.start <= heads.start <= heads.stop <= here.stop:
+            raise Invalid(f"{q.shape[1]} heads of q from KV head {frame.head} on; here are {here}")
+        if len(frame.requests) != 1 or frame.at < 0:
+            raise Invalid(f"{len(frame.requests)} requests, at {frame.at}; it is about one")
+        return q
 
     def _attending(
         self, holding: Holding, layer: int, at: int, head: int, q: Tensor, state: State

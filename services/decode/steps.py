@@ -4,8 +4,6 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-import msgspec
-import torch
 from torch import Tensor
 
 from sps2.common.errors import Cancelled, PeerLost
@@ -14,8 +12,9 @@ from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool
 from sps2.common.transport.frame import Frame, frame_for
 from sps2.common.transport.plane import Plane
-from sps2.services.decode.exchange import ANSWER_S, Exchange, NotHeld
+from sps2.services.decode.exchange import ANSWER_S, Exchange, Failed, NotHeld
 from sps2.services.decode.holding import Key
+from sps2.services.decode.keys import pack, unpack_keys
 from sps2.services.decode.sequence import Sequence as Running
 from sps2.services.decode.split import SplitAttention
 from sps2.services.tasks import gather_all, root_cause
@@ -32,7 +31,7 @@ def lost_by(batch: Sequence[Running], error: BaseException) -> list[Key]:
     match error:
         case Cancelled():
             return []
-        case NotHeld(keys=gone):
+        case NotHeld(keys=gone) | Failed(keys=gone):
             return gone
         case PeerLost(peer=peer):
             return [each.holding.key for each in batch if peer in each.holders] or keys
@@ -59,7 +58,7 @@ class Leading:
         """Have the followers make a step."""
         loop = asyncio.get_running_loop()
         self._failed = {(name, step): loop.create_future() for name in self._names}
-        tensors = (ids, positions, _packed(keys))
+        tensors = (ids, positions, pack(keys))
         frame = frame_for("step", (), (), 0, step, tensors)
         await gather_all(*(self._plane.send(name, frame, tensors) for name in self._names))
 
@@ -76,7 +75,7 @@ class Leading:
     def _on_failed(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
         report = self._failed.get((source, frame.at))
         if report is not None and not report.done():
-            report.set_result(_unpacked(tensors[0]))
+            report.set_result(unpack_keys(tensors[0]))
 
 
 class Following:
@@ -106,7 +105,7 @@ class Following:
             batch: list[Running] = []
             try:
                 with turn:
-                    batch = [self.sequences[key] for key in _unpacked(keys)]
+                    batch = [self.sequences[key] for key in unpack_keys(keys)]
                     for each, *token in zip(batch, ids.tolist(), positions.tolist(), strict=True):
                         each.last = Token(token[1] - each.prompt_tokens, token[0])
                     attend = SplitAttention(
@@ -122,14 +121,5 @@ class Following:
                 await self._report(leader, frame.at, lost_by(batch, error))
 
     async def _report(self, leader: str, step: int, lost: list[Key]) -> None:
-        tensors = (_packed(lost),)
+        tensors = (pack(lost),)
         await self._plane.send(leader, frame_for("step", (), (), 0, step, tensors), tensors)
-
-
-def _packed(keys: Sequence[Key]) -> Tensor:
-    """As bytes: a header has not room for a large batch."""
-    return torch.frombuffer(bytearray(msgspec.msgpack.encode(keys)), dtype=torch.uint8)
-
-
-def _unpacked(packed: Tensor) -> list[Key]:
-    return msgspec.msgpack.decode(packed.numpy().tobytes(), type=list[Key])

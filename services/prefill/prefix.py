@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from sps2.common.errors import PeerLost
+from sps2.common.errors import Internal, Invalid, PeerLost
 from sps2.common.messages import Source
 from sps2.common.model.share import Share
 from sps2.common.spans import Span
+from sps2.common.transport import fits
 from sps2.kernels import State, merge_many
 from sps2.services.prefill.deposit import owners
 from sps2.services.prefill.group import Attention, Group
@@ -100,6 +102,12 @@ class Prefix:
         state = await group.recv_from(question.peer, "prefix_state", layer, at)
         if not state:
             raise PeerLost(question.peer, f"{question.peer} no longer holds the prefix")
+        try:
+            fits.check_count("a state", state, 2)
+            fits.check("a state", state[0], q.dtype, *rows.shape)
+            fits.check("its log-sum-exp", state[1], torch.float32, *rows.shape[:2])
+        except Invalid as error:
+            raise Internal(f"{question.peer} answered what is no answer: {error}") from error
         group.sent["prefix_state"] += sum(tensor.nbytes for tensor in state)
         return State(*state)
 

@@ -217,7 +217,8 @@ class Job:
                                 if submit.progress:
                                     emit(progress)
                         case Prefilled():
-                            replied.set_result(item)
+                            if not replied.done():  # nobody waits after another rank has failed
+                                replied.set_result(item)
                         case Deposited(nbytes):
                             return nbytes
         raise Internal(f"{shard} ended its part of request {submit.request} early")

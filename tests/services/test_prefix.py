@@ -5,9 +5,11 @@ import asyncio
 import pytest
 import torch
 
-from sps2.common.errors import PeerLost
+from sps2.common.errors import Internal, PeerLost
 from sps2.common.messages import Scheme, Selection
 from sps2.common.spans import Span, paged_split
+from sps2.common.transport.frame import Frame, frame_for
+from sps2.common.transport.plane import Plane
 from sps2.services.decode import prefix
 
 from .world import PAGE_TOKENS, Shared, World, greedy, oracle, tiny_model, world
@@ -158,3 +160,66 @@ async def test_a_batch_reads_a_prefix_once_where_it_lies() -> None:
         for shard in shards.decode:
             counters = shard.pool.counters
             assert 0 < counters["decode_keys_read"] < counters["decode_keys"] * 0.7
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    {
+        "head_dim": (0, 0, torch.ones(5, 6, 32)),
+        "heads": (0, 0, torch.ones(5, 7, 16)),
+        "more heads": (0, 0, torch.ones(5, 9, 16)),
+        "other heads": (0, 1, torch.ones(5, 6, 16)),
+        "dtype": (0, 0, torch.ones(5, 6, 16, dtype=torch.int32)),
+        "dimensions": (0, 0, torch.ones(5, 96)),
+        "layer": (3, 0, torch.ones(5, 6, 16)),
+        "nothing": (0, 0, None),
+    }.items(),
+    ids=lambda each: each[0],
+)
+async def test_a_question_that_does_not_fit_is_not_answered(
+    wrong: tuple[str, tuple[int, int, torch.Tensor | None]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever asked learns so at once, and the request of which it asked goes on."""
+    _, (layer, head, q) = wrong
+    model, prompt = tiny_model(), prompt_of(60)
+    async with asyncio.timeout(8), world(model, 1, 2, "tcp") as shards:
+        parts = shared(await cached(shards, prompt), 40)
+        holdings = await shards.hold("r", prompt, greedy(2), parts)
+        stranger, shard = Plane("stranger/w", "tcp"), shards.decode[0].plane
+        await stranger.start()
+        stranger.introduce(shard.peer)
+        with stranger.open("r", 0) as inbox:
+            tensors = () if q is None else (q,)
+            frame = frame_for("prefix_q", ("r",), (0,), layer, 40, tensors, head)
+            await stranger.send(shard.name, frame, tensors)
+            assert await inbox.recv("prefix_state", layer, 40, shard.name) == ()
+        assert "a question of stranger/w could not be answered: " in caplog.text
+        await shards.fill("r", prompt, greedy(2), holdings, shared=parts)
+        await stranger.close()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        (torch.ones(20, 6, 32), torch.ones(20, 6)),
+        (torch.ones(20, 6, 16), torch.ones(19, 6)),
+        (torch.ones(20, 6, 16).half(), torch.ones(20, 6)),
+        (torch.ones(20, 6, 16),),
+    ],
+)
+async def test_a_state_that_does_not_fit_fails_the_prompt(wrong: tuple[torch.Tensor, ...]) -> None:
+    model, prompt = tiny_model(), prompt_of(60)
+    async with asyncio.timeout(8), world(model, 1, 2) as shards:
+        parts = shared(await cached(shards, prompt), 40)
+        holdings = await shards.hold("r", prompt, greedy(2), parts)
+        plane, sends = shards.decode[0].plane, set()
+
+        def answered(source: str, frame: Frame, tensors: tuple[torch.Tensor, ...]) -> None:
+            plane.introduce(shards.prefill[0].peer)
+            about = frame.requests, frame.epochs, frame.layer, frame.at
+            reply = frame_for("prefix_state", *about, wrong)
+            sends.add(asyncio.create_task(plane.send(source, reply, wrong)))
+
+        plane.serve("prefix_q", answered)
+        with pytest.raises(Internal, match="decode-0/w answered what is no answer"):
+            await shards.fill("r", prompt, greedy(2), holdings, shared=parts)

@@ -2,7 +2,7 @@
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -279,6 +279,12 @@ async def world(
             prefixes = Prefixes(model.config, listening, pool, holdings)
             shards.append(DecodeShard(listening, pool, holdings, prefixes, batch, tokens))
         yield World(model, sources, shards)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for something that has no event."""
+    while not condition():
+        await asyncio.sleep(0.001)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

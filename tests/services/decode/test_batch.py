@@ -1,14 +1,19 @@
 """SP decode equals the oracle; requests join and leave at any step; losses touch only their own."""
 
 import asyncio
+from typing import Any
 
+import msgspec
 import pytest
+import torch
+from torch import Tensor
 
-from sps2.common.errors import PeerLost
-from sps2.common.messages import Sampling
+from sps2.common.errors import Cancelled, Internal, PeerLost
+from sps2.common.messages import Sampling, Token
+from sps2.common.model.sample import Sampler
 from sps2.services.decode import exchange
 
-from ..world import greedy, oracle, tiny_model, world
+from ..world import greedy, oracle, tiny_model, until, world
 
 
 @pytest.mark.parametrize("decode", [1, 2, 3])
@@ -142,3 +147,112 @@ async def test_a_request_that_its_holder_let_go_fails_alone() -> None:
         assert type(results[0]) is PeerLost
         assert not isinstance(results[1], BaseException)
         assert [token.id for token in results[1][1]] == answer
+
+
+async def test_a_cancel_in_the_last_step_ends_that_request_alone() -> None:
+    model = tiny_model()
+    _, answer = await oracle(model, [9, 8], 30)
+    async with world(model, 1, 1) as shards:
+        scores, tokens = model.scores, shards.decode[0].tokens
+        victim = asyncio.create_task(shards.run("victim", [4], greedy(5)))
+
+        async def last(*args: Any, **named: Any) -> Tensor | None:
+            if [key for key, _ in tokens].count(("victim", 0)) == 3:
+                victim.cancel()  # the last of its tokens is about to be drawn
+            return await scores(*args, **named)
+
+        model.scores = last  # type: ignore[method-assign]
+        _, tokens_of_other = await shards.run("neighbour", [9, 8], greedy(30))
+        await asyncio.wait({victim})
+        assert victim.cancelled()
+        assert [token.id for token in tokens_of_other] == answer
+        assert [key for key, _ in tokens].count(("victim", 0)) == 3
+
+
+async def test_a_failing_sampler_fails_its_request_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Breaks(Sampler):
+        def accept(self, token: int, logits: Tensor | None, index: int) -> Token:
+            if self._sampling.seed == 13 and index == 4:
+                raise ZeroDivisionError("secret")
+            if self._sampling.seed == 14 and index == 4:
+                raise Internal("the logits of this request are not numbers")
+            return super().accept(token, logits, index)
+
+    monkeypatch.setattr("tests.services.world.Sampler", Breaks)
+    model, prompts = tiny_model(), {0: [9, 8], 13: [4], 14: [5, 6]}
+    _, answer = await oracle(model, prompts[0], 20)
+    async with world(model, 1, 1) as shards:
+        runs = (
+            shards.run(f"r{seed}", prompt, msgspec.structs.replace(greedy(20), seed=seed))
+            for seed, prompt in prompts.items()
+        )
+        good, broken, known = await asyncio.gather(*runs, return_exceptions=True)
+        assert not isinstance(good, BaseException)
+        assert [token.id for token in good[1]] == answer
+        assert isinstance(broken, Internal)
+        assert "secret" not in str(broken)
+        assert isinstance(known, Internal)
+        assert "not numbers" in str(known)
+        assert [each.message for each in caplog.records] == ["no token could be drawn"] * 2
+        assert shards.decode[0].pool.free_pages == 64
+
+
+async def test_a_step_that_fails_is_the_end_of_its_batch_and_not_of_the_shard() -> None:
+    model = tiny_model()
+    _, answer = await oracle(model, [9, 8], 10)
+    async with world(model, 1, 1) as shards:
+        scores, tokens = model.scores, shards.decode[0].tokens
+
+        async def exhausted(*args: Any, **named: Any) -> Tensor | None:
+            if len(tokens) == 5:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return await scores(*args, **named)
+
+        model.scores = exhausted  # type: ignore[method-assign]
+        with pytest.raises(Internal, match="OutOfMemoryError"):
+            await shards.run("large", [4], greedy(30))
+        model.scores = scores  # type: ignore[method-assign]
+        _, later = await shards.run("later", [9, 8], greedy(10))
+        assert [token.id for token in later] == answer
+        assert shards.decode[0].pool.free_pages == 64
+
+
+async def test_a_batch_that_has_emptied_makes_no_step(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_model()
+    async with world(model, 1, 1) as shards:
+        batch, tokens, scores = shards.decode[0].batch, shards.decode[0].tokens, model.scores
+        runs = [asyncio.create_task(shards.run(name, [1, 2], greedy(100))) for name in "ab"]
+        await until(lambda: len({key for key, _ in tokens}) == 2)
+        leaving: list[asyncio.Task[None]] = []
+
+        async def both_leave() -> None:
+            await batch.leave(("a", 0))  # the lock is here, and the next step waits for it
+            await batch.leave(("b", 0))
+
+        async def during(*args: Any, **named: Any) -> Tensor | None:
+            if not leaving:
+                leaving.append(asyncio.create_task(both_leave()))
+                await asyncio.sleep(0)
+            return await scores(*args, **named)
+
+        model.scores = during  # type: ignore[method-assign]
+        await until(lambda: leaving)
+        await leaving[0]
+        for run in runs:
+            run.cancel()
+        await asyncio.wait(runs)
+        steps = batch.counters()["decode_steps"]
+        assert len((await shards.run("c", [1, 2], greedy(5)))[1]) == 5
+        assert batch.counters()["decode_steps"] == steps + 4
+    assert not caplog.records
+
+
+async def test_a_request_that_leaves_is_ended() -> None:
+    async with asyncio.timeout(10), world(tiny_model(), 1, 1) as shards:
+        task = asyncio.create_task(shards.run("r", [1, 2], greedy(200)))
+        await until(lambda: len(shards.decode[0].tokens) >= 5)
+        await shards.decode[0].batch.leave(("r", 0))
+        with pytest.raises(Cancelled, match="was ended"):
+            await task

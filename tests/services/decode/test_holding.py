@@ -6,7 +6,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from sps2.common.errors import PeerLost, Refused
+from sps2.common.errors import Internal, PeerLost, Refused
 from sps2.common.messages import Hold
 from sps2.common.model.pages import PagePool
 from sps2.common.spans import Span
@@ -28,7 +28,7 @@ def pool() -> PagePool:
 @pytest.fixture
 def holdings(pool: PagePool) -> Holdings:
     config = tiny_config()
-    return Holdings(pool, Plane("here", "inproc"), config.layers, Span(0, config.kv_heads))
+    return Holdings(pool, Plane("here", "inproc"), config, Span(0, config.kv_heads), torch.float32)
 
 
 def hold(request: str, start: int, stop: int, *shared: Span, growth: int = 0) -> Hold:
@@ -95,7 +95,7 @@ async def test_the_loss_of_a_source_ends_the_waiting(pool: PagePool) -> None:
     here, there = Plane("here/1", "inproc"), Plane("there/1", "inproc")
     await here.start()
     await there.start()
-    holdings = Holdings(pool, here, config.layers, Span(0, config.kv_heads))
+    holdings = Holdings(pool, here, config, Span(0, config.kv_heads), torch.float32)
     request = hold("r", 0, 4)
     request = replace(request, sources=(there.peer,))
     await holdings.hold(request)
@@ -123,7 +123,7 @@ async def test_frames_of_what_is_not_held_are_dropped(pool: PagePool) -> None:
     await here.start()
     await there.start()
     there.introduce(here.peer)
-    holdings = Holdings(pool, here, config.layers, Span(0, config.kv_heads))
+    holdings = Holdings(pool, here, config, Span(0, config.kv_heads), torch.float32)
     tensors = (torch.ones(4, config.kv_heads, config.head_dim),) * 2
 
     async def deposit(request: str, epoch: int) -> None:
@@ -144,3 +144,39 @@ async def test_frames_of_what_is_not_held_are_dropped(pool: PagePool) -> None:
     prefilling.close()
     await here.close()
     await there.close()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    {
+        "head_dim": (torch.ones(4, 2, 32),) * 2,
+        "dtype": (torch.ones(4, 2, 16, dtype=torch.int32),) * 2,
+        "heads of v": (torch.ones(4, 2, 16), torch.ones(4, 1, 16)),
+        "tokens": (torch.ones(5, 2, 16),) * 2,
+        "dimensions": (torch.ones(4, 32),) * 2,
+        "count": (torch.ones(4, 2, 16),) * 3,
+        "nothing": (),
+    }.items(),
+    ids=lambda each: each[0],
+)
+async def test_kv_that_does_not_fit_ends_the_waiting(
+    pool: PagePool, wrong: tuple[str, tuple[torch.Tensor, ...]]
+) -> None:
+    """Without it the holding never fills; from somebody else, it changes nothing."""
+    config, (_, tensors) = tiny_config(), wrong
+    here, there, else_ = (Plane(f"{name}/1", "inproc") for name in ("here", "there", "else"))
+    for plane in (here, there, else_):
+        await plane.start()
+        plane.introduce(here.peer)
+    holdings = Holdings(pool, here, config, Span(0, config.kv_heads), torch.float32)
+    request = replace(hold("r", 0, 4), sources=(there.peer,))
+    held = await holdings.hold(request)
+    waiting = asyncio.create_task(holdings.complete(request))
+    for sender in (else_, there):
+        assert not held.filled.is_set()
+        await sender.send(here.name, frame_for("deposit", ("r",), (0,), 0, 0, tensors), tensors)
+    with pytest.raises(Internal, match="KV of request r from there/1 could not be kept: "):
+        async with asyncio.timeout(5):
+            await waiting
+    for plane in (here, there, else_):
+        await plane.close()

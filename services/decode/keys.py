@@ -1,0 +1,48 @@
+"""Whose rows a frame is about, as one of its tensors: a header has not room for a large batch."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import msgspec
+import torch
+from torch import Tensor
+
+from sps2.common.errors import Invalid
+from sps2.common.transport import fits
+from sps2.services.decode.holding import Key
+
+Content = TypeVar("Content")
+
+
+class Unanswered(msgspec.Struct, frozen=True, array_like=True):
+    """What comes in place of an answer: the requests that are not held any more, or a fault."""
+
+    gone: list[Key] = []
+    why: str = ""
+
+
+_keys = msgspec.msgpack.Decoder(list[Key])
+_unanswered = msgspec.msgpack.Decoder(Unanswered)
+
+
+def pack(content: Sequence[Key] | Unanswered) -> Tensor:
+    """As bytes: [bytes] uint8."""
+    return torch.frombuffer(bytearray(msgspec.msgpack.encode(content)), dtype=torch.uint8)
+
+
+def unpack_keys(packed: Tensor) -> list[Key]:
+    """Raises Invalid if these are no keys."""
+    return _unpack("keys", packed, _keys)
+
+
+def unpack_unanswered(packed: Tensor) -> Unanswered:
+    """Raises Invalid if this is none."""
+    return _unpack("a refusal", packed, _unanswered)
+
+
+def _unpack(what: str, packed: Tensor, decoder: msgspec.msgpack.Decoder[Content]) -> Content:
+    fits.check(what, packed, torch.uint8, None)
+    try:
+        return decoder.decode(packed.numpy().data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Invalid(f"{what} cannot be read: {error}") from error
