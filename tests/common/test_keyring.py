@@ -51,5 +51,5 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
         lambda: ring.add_client("a", tmp_path / "a.key"),
         lambda: ring.revoke_client("a"),
     ):
-        with pytest.raises(Invalid, match="there is no key at .*none.*spsctl keys init"):
+        with pytest.raises(Invalid, match=r"there is no key at .*none.*spsctl keys init"):
             change()
