@@ -25,7 +25,6 @@ from sps2.common.model.share import (
 from sps2.common.models import weight_files
 from sps2.kernels.native.layer import serves
 
-
 log = logging.getLogger(__name__)
 
 

@@ -157,7 +157,7 @@ def test_the_weights_say_whether_the_head_is_the_embedding(
 
 def test_a_whole_file_is_taken_before_the_parts_of_an_index(folder: Path) -> None:
     """As transformers does: an index may tell of parts that were merged and are gone."""
-    names = {name: "model-00001-of-00002.safetensors" for name in load_file(folder / SINGLE)}
+    names = dict.fromkeys(load_file(folder / SINGLE), "model-00001-of-00002.safetensors")
     (folder / INDEX).write_text(json.dumps({"weight_map": names}), encoding="utf-8")
     assert load(folder).config.layers == 3
 
