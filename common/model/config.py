@@ -141,7 +141,7 @@ def _parse(table: dict[str, Any], path: Path) -> ModelConfig:
         "mlp_bias": table.get("mlp_bias", False) if family == "llama" else False,
         "qk_norm": family == "qwen3",
         "dtype": _dtype(table, path),
-        "eos_ids": eos_ids(table),
+        "eos_ids": eos_ids(table, path),
     }
     config = _checked(fields, ModelConfig)
     sizes = (config.hidden_size, config.layers, config.heads, config.head_dim, config.max_context)
@@ -228,12 +228,19 @@ def _dtype(table: dict[str, Any], path: Path) -> str | None:
     return name
 
 
-def eos_ids(table: dict[str, Any]) -> tuple[int, ...]:
-    """`eos_token_id` of a configuration file, which is a number, a list of them, or absent."""
+def eos_ids(table: dict[str, Any], path: Path) -> tuple[int, ...]:
+    """`eos_token_id` of the file at `path`, which is a number, a list of them, or absent.
+
+    Raises:
+        Invalid: it is something else.
+    """
     given = table.get("eos_token_id")
     if given is None:
         return ()
-    return tuple(given) if isinstance(given, list) else (given,)
+    ids = given if isinstance(given, list) else [given]
+    if not all(isinstance(each, int) and each >= 0 for each in ids):
+        raise Invalid(f"{path}: eos_token_id must be a token id, or a list of them, not {given!r}")
+    return tuple(ids)
 
 
 def _checked(fields: dict[str, Any], kind: type[Checked]) -> Checked:
