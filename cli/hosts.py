@@ -26,7 +26,7 @@ class Host(Section, frozen=True):
 
     name: Annotated[str, Meta(pattern=r"^[^-\s]\S*$")]
     """As ssh knows it: a name, an address, or USER@HOST."""
-    address: str
+    address: Annotated[str, Meta(min_length=1)]
     """Where the others reach it, and what its services bind."""
     bind: str = ""
     """What its gateway, scheduler and KV directory bind instead, such as 0.0.0.0."""

@@ -264,10 +264,9 @@ def load(path: Path | None = None, **flags: Any) -> Cluster:
             raise Invalid(f"cannot read the configuration {path}: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise Invalid(f"{path} is not valid TOML: {error}") from error
-    port = flags.pop("port", None)
-    if keys := flags.pop("keys", None) or tables.get("bus", {}).get("keys", environment_bus().keys):
-        tables["bus"] = tables.get("bus", {}) | {"keys": keys}
+    port, keys = flags.pop("port", None), flags.pop("keys", None)
     tables |= {name: value for name, value in flags.items() if value is not None}
+    tables = _with_keys(tables, keys)
     if port is not None:
         tables = _with_ports(tables, port)
     if tables.get("any"):
@@ -279,6 +278,14 @@ def load(path: Path | None = None, **flags: Any) -> Cluster:
         raise Invalid(
             f"{where}: {error}; `spsctl config` prints every key with its meaning"
         ) from error
+
+
+def _with_keys(tables: dict[str, Any], keys: str | None) -> dict[str, Any]:
+    bus = tables.get("bus", {})
+    if not isinstance(bus, dict):  # refused by name, as every value of a wrong type
+        return tables
+    found = keys or bus.get("keys", environment_bus().keys)
+    return tables | {"bus": bus | {"keys": found}} if found else tables
 
 
 def _with_ports(tables: dict[str, Any], port: int) -> dict[str, Any]:
@@ -295,6 +302,8 @@ def _with_ports(tables: dict[str, Any], port: int) -> dict[str, Any]:
     }
     for offset, (section, key) in enumerate(places):
         table = tables.setdefault(section, {})
+        if not isinstance(table, dict):
+            continue
         if (section, key) == ("gateway", "port"):
             table[key] = port
         else:

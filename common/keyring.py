@@ -1,6 +1,8 @@
 """The folder of a cluster's keys: making, handing out and revoking them."""
 
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -8,6 +10,7 @@ from typing import TypeVar
 import msgspec
 import zmq
 
+from sps2.common.alone import alone_in
 from sps2.common.errors import Invalid
 from sps2.common.keys import (
     API_KEYS,
@@ -35,6 +38,7 @@ class Keyring:
     """`cluster.key`, which services need; who is a client (`clients.json`); API keys (`api.json`).
 
     Keys of clients and API keys themselves are given out once, to be handed over, and not kept.
+    Several processes may change the folder at once: each waits for the others.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -50,17 +54,18 @@ class Keyring:
             Invalid: there is one already, unless `force` replaces it: then every client needs a
                 new key.
         """
-        if self.cluster.exists() and not force:
-            raise Invalid(
-                f"{self.cluster} exists already; --force replaces it, and every service and client "
-                "needs the new one then"
-            )
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        require_private_folder(self.folder)
-        key = _pair("cluster", name)
-        write_private(self.cluster, _json(key))
-        self.listed.unlink(missing_ok=True)
-        return key
+        with self._alone():
+            if self.cluster.exists() and not force:
+                raise Invalid(
+                    f"{self.cluster} exists already; --force replaces it, and every service and "
+                    "client needs the new one then"
+                )
+            require_private_folder(self.folder)
+            key = _pair("cluster", name)
+            write_private(self.cluster, _json(key))
+            self.listed.unlink(missing_ok=True)
+            return key
 
     def clients(self) -> Clients:
         """Who may ask the gateway and subscribe to telemetry."""
@@ -72,23 +77,25 @@ class Keyring:
         Raises:
             Invalid: the name is malformed or taken, `out` exists, or there is no cluster key.
         """
-        cluster = read(self.cluster)
-        clients = self.clients()
-        if name in clients:
-            raise Invalid(f"there is a client {name} already: revoke it, or take another name")
-        if out.exists():
-            raise Invalid(f"{out} exists already")
-        key = _pair("client", name, cluster.public)
-        write_private(out, _json(key))
-        write_private(self.listed, _json({**clients, name: Client(key.public, now_text())}))
-        return key
+        with self._alone():
+            cluster = read(self.cluster)
+            clients = self.clients()
+            if name in clients:
+                raise Invalid(f"there is a client {name} already: revoke it, or take another name")
+            if out.exists():
+                raise Invalid(f"{out} exists already")
+            key = _pair("client", name, cluster.public)
+            write_private(out, _json(key))
+            write_private(self.listed, _json({**clients, name: Client(key.public, now_text())}))
+            return key
 
     def revoke_client(self, name: str) -> None:
         """Keep a client out from now on. Raises Invalid if there is none of this name."""
-        clients = self.clients()
-        if clients.pop(name, None) is None:
-            raise Invalid(f"there is no client {name} in {self.listed}")
-        write_private(self.listed, _json(clients))
+        with self._alone():
+            clients = self.clients()
+            if clients.pop(name, None) is None:
+                raise Invalid(f"there is no client {name} in {self.listed}")
+            write_private(self.listed, _json(clients))
 
     def api_keys(self) -> ApiKeys:
         """Who may ask over HTTP."""
@@ -106,10 +113,6 @@ class Keyring:
         Raises:
             Invalid: the name is malformed or taken, or there is no cluster key here.
         """
-        read(self.cluster)
-        keys = self.api_keys()
-        if name in keys and keys[name].revoked is None:
-            raise Invalid(f"there is an API key {name} already: revoke it, or take another name")
         secret = API_PREFIX + secrets.token_urlsafe(API_BYTES)
         made = ApiKey(
             api_digest(secret),
@@ -119,20 +122,36 @@ class Keyring:
             requests_per_minute,
             tokens_per_minute,
         )
-        try:
-            kept = msgspec.convert({**keys, name: made}, ApiKeys)
-        except msgspec.ValidationError as error:
-            raise Invalid(f"{name!r} cannot be a name: {error}") from error
-        write_private(self.api, _json(kept))
+        with self._alone():
+            read(self.cluster)
+            keys = self.api_keys()
+            if name in keys and keys[name].revoked is None:
+                raise Invalid(
+                    f"there is an API key {name} already: revoke it, or take another name"
+                )
+            try:
+                kept = msgspec.convert({**keys, name: made}, ApiKeys)
+            except msgspec.ValidationError as error:
+                raise Invalid(f"{name!r} cannot be a name: {error}") from error
+            write_private(self.api, _json(kept))
         return secret
 
     def revoke_api_key(self, name: str) -> None:
         """Refuse an API key from now on. Raises Invalid if there is none of this name."""
-        keys = self.api_keys()
-        if name not in keys or keys[name].revoked is not None:
-            raise Invalid(f"there is no API key {name} in {self.api}")
-        revoked = msgspec.structs.replace(keys[name], revoked=datetime.now(UTC))
-        write_private(self.api, _json({**keys, name: revoked}))
+        with self._alone():
+            keys = self.api_keys()
+            if name not in keys or keys[name].revoked is not None:
+                raise Invalid(f"there is no API key {name} in {self.api}")
+            revoked = msgspec.structs.replace(keys[name], revoked=datetime.now(UTC))
+            write_private(self.api, _json({**keys, name: revoked}))
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While nobody else changes the folder."""
+        if not self.folder.is_dir():
+            read(self.cluster)  # says what is missing
+        with alone_in(self.folder):
+            yield
 
     def _load(self, path: Path, kind: type[T]) -> T | None:
         try:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import secrets
 import stat
 from datetime import datetime
 from pathlib import Path
@@ -155,7 +156,7 @@ def read_private(path: Path) -> bytes:
 
 def write_private(path: Path, data: bytes) -> None:
     """Replace a file, in one step, by one that only its owner can read."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with os.fdopen(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
             file.write(data)

@@ -95,15 +95,19 @@ def require_tokenizer(folder: Path) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder. Raises Invalid if there are none, or not all."""
+    """The safetensors files of a folder: the whole one, else the parts that an index names.
+
+    Raises:
+        Invalid: there are none, or not all.
+    """
     index = folder / INDEX
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
     if index.exists():
         table = read_json(index).get("weight_map")
         if not isinstance(table, dict) or not table:
             raise Invalid(f"{index} has no weight_map")
         names = sorted({Path(str(name)).name for name in table.values()})
-    elif (folder / SINGLE).exists():
-        names = [SINGLE]
     else:
         pickled = " (pytorch_model.bin must be converted)" if any(folder.glob("*.bin")) else ""
         raise Invalid(f"{folder} has no weights: neither {SINGLE} nor {INDEX}{pickled}")

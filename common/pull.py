@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -77,9 +76,10 @@ def pull(ref: str, progress: Progress, home: Path | None = None) -> Path:
 
 
 def _build(ref: str, folder: Path, progress: Progress) -> None:
-    for stale in folder.parent.glob(f".{folder.name}.*.part"):
-        shutil.rmtree(stale)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+    work = folder.parent / f".{folder.name}.part"  # nobody else's: only one process builds a model
+    if work.exists():
+        shutil.rmtree(work)
+    work.mkdir()
     made = work / "model"
     made.mkdir()
     try:

@@ -2,41 +2,41 @@
 
 import codecs
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
+from sps2.common import added
 from sps2.common.chat_template import ChatTemplate
 from sps2.common.errors import Invalid
-from sps2.common.model.config import eos_ids, read_json
+from sps2.common.model.config import eos_ids
 from sps2.common.models import require_tokenizer
-
-_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+from sps2.common.spelling import spelling
 
 
 class Tokenizer:
     """The tokeniser of a model in a Hugging Face folder (tokenizer.json)."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises Invalid if a file is missing or broken."""
+        """Raises Invalid if a file is missing, broken, or has a kind of tokeniser unknown here."""
         path = require_tokenizer(folder)
         try:
-            self._text = path.read_text()
-            self._tokenizer = tokenizers.Tokenizer.from_str(self._text)
+            text = path.read_text(encoding="utf-8")
+            self._tokenizer = tokenizers.Tokenizer.from_str(text)
+            self._spelling = spelling(json.loads(text).get("decoder"))
         except Exception as error:  # the library raises bare Exception
             raise Invalid(f"{path} is not a usable tokeniser: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.folder = folder
-        self._settings = _optional(folder / "tokenizer_config.json")
-        self._spelling = _spelling(json.loads(self._text).get("decoder"))
-        added = self._tokenizer.get_added_tokens_decoder()
-        self.special_ids = frozenset(index for index, token in added.items() if token.special)
+        added.add(self._tokenizer, folder)
+        self.special_tokens = added.special_tokens(folder)
+        """`bos_token`, `eos_token` and so on, as far as the model's files name them."""
+        tokens = self._tokenizer.get_added_tokens_decoder()
+        self.special_ids = frozenset(index for index, token in tokens.items() if token.special)
         self._bytes: dict[int, bytes] = {}
 
     @cached_property
@@ -45,19 +45,10 @@ class Tokenizer:
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     @cached_property
-    def special_tokens(self) -> dict[str, str]:
-        """`bos_token`, `eos_token` and so on, as far as tokenizer_config.json names them."""
-        found = {name: self._settings.get(name) for name in _SPECIAL}
-        texts = {name: t["content"] if isinstance(t, dict) else t for name, t in found.items()}
-        return {name: text for name, text in texts.items() if text}
-
-    @cached_property
     def eos_ids(self) -> tuple[int, ...]:
         """Every token that ends generation, by any of the model's configuration files."""
-        ids = [
-            *eos_ids(_optional(self.folder / "generation_config.json")),
-            *eos_ids(_optional(self.folder / "config.json")),
-        ]
+        files = [self.folder / "generation_config.json", self.folder / "config.json"]
+        ids = [each for file in files for each in eos_ids(added.optional(file), file)]
         named = self._tokenizer.token_to_id(self.special_tokens.get("eos_token", ""))
         return tuple(dict.fromkeys([*ids, *([] if named is None else [named])]))
 
@@ -109,10 +100,16 @@ class Tokenizer:
     def template(self) -> ChatTemplate:
         """The model's chat template. Raises Invalid if it has none."""
         file = self.folder / "chat_template.jinja"
-        source = file.read_text() if file.exists() else self._settings.get("chat_template")
+        source: object
+        if file.exists():
+            source = file.read_text(encoding="utf-8")
+        else:
+            source = added.optional(self.folder / added.TABLE).get("chat_template")
         if isinstance(source, list):
-            named = {entry["name"]: entry["template"] for entry in source}
-            source = named.get("default")
+            named = [each for each in source if isinstance(each, dict)]
+            source = {each.get("name"): each.get("template") for each in named}.get("default")
+        if not isinstance(source, str | None):
+            raise Invalid(f"the model's chat template is no text: {source!r}", field="messages")
         if not source:
             raise Invalid("the model has no chat template; use completions", field="messages")
         return ChatTemplate(source, self.special_tokens)
@@ -122,27 +119,21 @@ class Tokenizer:
         known = self._bytes.get(index)
         if known is None:
             token = self._tokenizer.id_to_token(index) if index >= 0 else None
-            known = self._bytes[index] = b"" if token is None else self._spelling(token)
+            known = self._bytes[index] = b"" if token is None else self._spelling.bytes_of(token)
         return known
 
     def token_text(self, index: int) -> str:
         """`token_bytes` as text, for people: broken characters are replaced."""
         return self.token_bytes(index).decode(errors="replace")
 
-    @cached_property
+    @property
     def strips_space(self) -> bool:
         """Whether the first space of a text is the tokeniser's, not the text's (sentencepiece)."""
-        decoder = json.loads(self._text).get("decoder") or {}
-        steps = [decoder, *decoder.get("decoders", [])]
-        return any(
-            (step["type"] == "Strip" and step.get("start") == 1)
-            or (step["type"] == "Metaspace" and step.get("prepend_scheme") != "never")
-            for step in steps
-        )
+        return self._spelling.strips_space
 
     @cached_property
     def _literal(self) -> tokenizers.Tokenizer:
-        literal = tokenizers.Tokenizer.from_str(self._text)
+        literal = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
         literal.encode_special_tokens = True
         literal.no_truncation()
         literal.no_padding()
@@ -177,37 +168,3 @@ class Detokenizer:
             self._strip = False
             return text.removeprefix(" ")
         return text
-
-
-def _spelling(decoder: dict[str, Any] | None) -> Callable[[str], bytes]:
-    """How tokens spell bytes: in the byte-level alphabet, or as sentencepiece with <0xXX>."""
-    if decoder is not None and decoder["type"] == "ByteLevel":
-        return _byte_level
-    return _sentencepiece
-
-
-def _byte_level(token: str) -> bytes:
-    try:
-        return bytes(_ALPHABET[character] for character in token)
-    except KeyError:  # an added token, spelled as in text
-        return token.encode()
-
-
-def _sentencepiece(token: str) -> bytes:
-    byte = _BYTE.fullmatch(token)
-    return bytes([int(byte[1], 16)]) if byte else token.replace("▁", " ").encode()
-
-
-def _alphabet() -> dict[str, int]:
-    """Printable bytes stand for themselves, the others for characters from U+0100 on (GPT-2)."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in plain]
-    table = {chr(byte): byte for byte in plain}
-    return table | {chr(0x100 + place): byte for place, byte in enumerate(others)}
-
-
-_ALPHABET = _alphabet()
-
-
-def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}

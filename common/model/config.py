@@ -19,6 +19,8 @@ FAMILIES = {
 
 Checked = TypeVar("Checked")
 
+MOST_LAYERS = 1024
+
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -53,7 +55,8 @@ class ModelConfig:
     kv_heads: int
     head_dim: int
     max_context: int
-    """Tokens of prompt and answer together (`max_position_embeddings`)."""
+    """Tokens of prompt and answer together: `max_position_embeddings`, or what YaRN makes of the
+    context that the model was trained for, if that is more."""
     norm_eps: float
     rope: Rope
     windows: tuple[int | None, ...]
@@ -92,7 +95,7 @@ def read(folder: Path) -> ModelConfig:
         return _parse(table, path)
     except KeyError as error:
         raise Invalid(f"{path} lacks {error.args[0]!r}") from error
-    except (TypeError, ValueError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise Invalid(f"{path} is not a usable model configuration: {error}") from error
 
 
@@ -115,6 +118,10 @@ def _parse(table: dict[str, Any], path: Path) -> ModelConfig:
     heads = table["num_attention_heads"]
     default_head_dim = 128 if family == "qwen3" else table["hidden_size"] // heads
     bias = bool(table.get("attention_bias", False)) and family in ("llama", "qwen3")
+    rope = _rope(table, path)
+    context = table["max_position_embeddings"]
+    if rope.rope_type == "yarn":
+        context = max(context, int(rope.original_max_position_embeddings * rope.factor))
     fields = {
         "family": family,
         "vocab_size": table["vocab_size"],
@@ -124,9 +131,9 @@ def _parse(table: dict[str, Any], path: Path) -> ModelConfig:
         "heads": heads,
         "kv_heads": table.get("num_key_value_heads") or heads,
         "head_dim": table.get("head_dim") or default_head_dim,
-        "max_context": table["max_position_embeddings"],
+        "max_context": context,
         "norm_eps": table.get("rms_norm_eps", 1e-6),
-        "rope": asdict(_rope(table, path)),
+        "rope": asdict(rope),
         "windows": _windows(table, family),
         "tied": table.get("tie_word_embeddings", False),
         "qkv_bias": bias or family == "qwen2",
@@ -134,7 +141,7 @@ def _parse(table: dict[str, Any], path: Path) -> ModelConfig:
         "mlp_bias": table.get("mlp_bias", False) if family == "llama" else False,
         "qk_norm": family == "qwen3",
         "dtype": _dtype(table, path),
-        "eos_ids": eos_ids(table),
+        "eos_ids": eos_ids(table, path),
     }
     config = _checked(fields, ModelConfig)
     sizes = (config.hidden_size, config.layers, config.heads, config.head_dim, config.max_context)
@@ -156,7 +163,8 @@ def _family(table: dict[str, Any], path: Path) -> str:
 
 def _refuse_unsupported(table: dict[str, Any], path: Path) -> None:
     if table.get("quantization_config"):
-        kind = table["quantization_config"].get("quant_method", "unknown")
+        given = table["quantization_config"]
+        kind = given.get("quant_method", "unknown") if isinstance(given, dict) else given
         raise Invalid(
             f"{path}: quantised weights ({kind}) are not supported; take the model in "
             f"{', '.join(DTYPES)}, or a .gguf file, which `spsctl pull` converts"
@@ -194,6 +202,8 @@ def _rope(table: dict[str, Any], path: Path) -> Rope:
 
 def _windows(table: dict[str, Any], family: str) -> list[int | None]:
     layers = table["num_hidden_layers"]
+    if layers > MOST_LAYERS:
+        raise ValueError(f"{layers} layers are more than any model has")
     window = table.get("sliding_window")
     if family == "mistral":
         return [table.get("sliding_window", 4096)] * layers
@@ -218,12 +228,19 @@ def _dtype(table: dict[str, Any], path: Path) -> str | None:
     return name
 
 
-def eos_ids(table: dict[str, Any]) -> tuple[int, ...]:
-    """`eos_token_id` of a configuration file, which is a number, a list of them, or absent."""
+def eos_ids(table: dict[str, Any], path: Path) -> tuple[int, ...]:
+    """`eos_token_id` of the file at `path`, which is a number, a list of them, or absent.
+
+    Raises:
+        Invalid: it is something else.
+    """
     given = table.get("eos_token_id")
     if given is None:
         return ()
-    return tuple(given) if isinstance(given, list) else (given,)
+    ids = given if isinstance(given, list) else [given]
+    if not all(isinstance(each, int) and each >= 0 for each in ids):
+        raise Invalid(f"{path}: eos_token_id must be a token id, or a list of them, not {given!r}")
+    return tuple(ids)
 
 
 def _checked(fields: dict[str, Any], kind: type[Checked]) -> Checked:

@@ -1,5 +1,7 @@
 """Weights from safetensors into the model: memory-mapped, so that processes share the pages."""
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,6 +24,8 @@ from sps2.common.model.share import (
 )
 from sps2.common.models import weight_files
 from sps2.kernels.native.layer import serves
+
+log = logging.getLogger(__name__)
 
 
 def load(
@@ -48,8 +52,8 @@ def load(
     """
     config = read(folder)
     stored = _read_all(folder)
+    config = _settled(config, stored, folder)
     expected = shapes(config)
-    _drop_derived(stored, config)
     _check(stored, expected, folder)
 
     name = (config.dtype or _name(stored[EMBEDDING].dtype)) if dtype == "auto" else dtype
@@ -101,11 +105,25 @@ def _read_all(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _drop_derived(stored: dict[str, Tensor], config: ModelConfig) -> None:
-    """Tensors that old checkpoints carry and that follow from the rest."""
+def _settled(config: ModelConfig, stored: dict[str, Tensor], folder: Path) -> ModelConfig:
+    """Take out what follows from the rest; as transformers does, believe the weights, not the
+    configuration, about whether the head is the embedding."""
     for name in list(stored):
-        if name.endswith("rotary_emb.inv_freq") or (config.tied and name == HEAD):
+        if name.endswith("rotary_emb.inv_freq"):
             del stored[name]
+    if not config.tied or HEAD not in stored:
+        return config
+    head = stored.pop(HEAD)
+    embedding = stored.setdefault(EMBEDDING, head)
+    if head.dtype == embedding.dtype and torch.equal(head, embedding):
+        return config
+    log.warning(
+        "%s: config.json says tie_word_embeddings, but the weights have an lm_head of their own, "
+        "which is used; set tie_word_embeddings to false to be rid of this line",
+        folder,
+    )
+    stored[HEAD] = head
+    return replace(config, tied=False)
 
 
 def _check(stored: dict[str, Tensor], expected: dict[str, tuple[int, ...]], folder: Path) -> None:

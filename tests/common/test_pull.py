@@ -128,7 +128,7 @@ def test_two_pulls_at_once_make_one_model(
 ) -> None:
     source = write_gguf(checkpoint("smollm2"), tmp_path / "tiny.gguf", "llama")
     name = folder_of(str(source), tmp_path).name
-    (tmp_path / "models" / f".{name}.killed.part").mkdir(parents=True)
+    (tmp_path / "models" / f".{name}.part").mkdir(parents=True)  # of one that was killed
     reports: list[str] = []
     found: list[Path] = []
 
@@ -150,6 +150,21 @@ def test_two_pulls_at_once_make_one_model(
     (found[0] / "tokenizer.json").unlink()
     with pytest.raises(Invalid, match=r"remove .* and pull again"):
         pull(str(source), silent, tmp_path)
+
+
+def test_a_pull_leaves_that_of_another_model_alone(
+    write_gguf: WriteGguf, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """Of a model whose name goes on where this one's ends, such as 3.1 after 3."""
+    source = write_gguf(checkpoint("smollm2"), tmp_path / "tiny.gguf", "llama")
+    name = folder_of(str(source), tmp_path).name
+    others = [
+        tmp_path / "models" / f".{name}.{rest}.part" for rest in ("1", "1.abcdefgh", "abcdefgh")
+    ]
+    for other in others:
+        other.mkdir(parents=True)
+    pull(str(source), silent, tmp_path)
+    assert all(other.is_dir() for other in others)
 
 
 @pytest.mark.model

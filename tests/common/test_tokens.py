@@ -191,13 +191,13 @@ def test_half_characters_at_the_end(tokenizer: Tokenizer) -> None:
     assert b"".join(tokenizer.token_bytes(index) for index in ids) == "😀".encode()
 
 
-def test_unknown_decoders_still_decode(tmp_path: Path) -> None:
+def test_without_a_decoder_tokens_are_words(tmp_path: Path) -> None:
     library = Library(models.WordLevel({"<unk>": 0, "hi": 1, "you": 2}, unk_token="<unk>"))
     library.pre_tokenizer = pre_tokenizers.Whitespace()
     library.save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer(tmp_path)
     assert tokenizer.encode("hi you") == [1, 2]
-    assert tokenizer.token_text(2) == "you"
+    assert "".join(stream(tokenizer, [1, 2])) == tokenizer.decode([1, 2]) == "hi you"
 
 
 def test_needs_no_torch() -> None:

@@ -70,6 +70,25 @@ def test_rope_defaults(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("scaling", "context"),
+    [
+        ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}, 1024),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, 256),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}, 256),
+        ({"rope_type": "yarn", "original_max_position_embeddings": 64}, 256),
+        ({"rope_type": "yarn", "factor": 1.5}, 384),
+        ({"rope_type": "linear", "factor": 2.0}, 256),
+        (None, 256),
+    ],
+)
+def test_yarn_extends_the_context(
+    tmp_path: Path, scaling: dict[str, Any] | None, context: int
+) -> None:
+    """By the factor, as the cards of Qwen2.5 and Qwen3 tell to set it."""
+    assert parse(tmp_path, QWEN2 | {"rope_scaling": scaling}).max_context == context
+
+
+@pytest.mark.parametrize(
     "table",
     [
         LLAMA | {"sliding_window": 16},
@@ -110,6 +129,10 @@ def test_windows_and_head_dim_are_transformers_own(tmp_path: Path, table: dict[s
         ({"num_attention_heads": 0}, ["config.json"]),
         ({"num_key_value_heads": 3}, ["multiple of KV heads"]),
         ({"vocab_size": -1.5}, ["config.json"]),
+        ({"quantization_config": "int4"}, ["int4", "bfloat16"]),
+        ({"num_hidden_layers": 10**30}, ["config.json", "layers"]),
+        ({"rope_scaling": {"type": "yarn", "factor": 1e999}}, ["config.json"]),
+        ({"rope_scaling": "yarn"}, ["config.json"]),
     ],
 )
 def test_refuses_by_name(tmp_path: Path, table: dict[str, Any], words: list[str]) -> None:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from sps2.common.errors import Invalid
 from sps2.common.model.llama import EMBEDDING, FINAL_NORM, HEAD, shapes
+from sps2.common.model.share import Quantize
 from sps2.common.model.weights import load
 
 Checkpoint = Callable[[str], Path]
@@ -115,11 +116,49 @@ def private_dirty_bytes() -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("Private_Dirty"))
 
 
-def test_old_and_tied_extras_are_ignored(folder: Path, checkpoint: Checkpoint) -> None:
+def test_old_extras_are_ignored(folder: Path) -> None:
     rewrite(
         folder,
         lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}),
     )
+    assert load(folder).config.layers == 3
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+@pytest.mark.parametrize("stored", ["embedding", "head", "same", "other"])
+def test_the_weights_say_whether_the_head_is_the_embedding(
+    checkpoint: Checkpoint,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    stored: str,
+    quantize: Quantize,
+) -> None:
+    """Under `tie_word_embeddings`, which one of them, both, or two that differ may be stored."""
+    folder = Path(shutil.copytree(checkpoint("qwen3"), tmp_path / "model"))
+    other = torch.randn(384, 64, generator=torch.Generator().manual_seed(1))
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        if stored == "head":
+            tensors[HEAD] = tensors.pop(EMBEDDING)
+        elif stored != "embedding":
+            tensors[HEAD] = tensors[EMBEDDING].clone() if stored == "same" else other
+
+    rewrite(folder, change)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    hidden = torch.randn(2, 64)
+    with torch.no_grad():
+        expected = theirs.lm_head(hidden)
+    model = load(folder, "float32", quantize=quantize)
+    close = {"rtol": 1e-4, "atol": 1e-4} if quantize == "none" else {"rtol": 0.1, "atol": 0.3}
+    torch.testing.assert_close(model.logits(hidden), expected, **close)
+    assert model.config.tied == (stored != "other")
+    assert ("lm_head of their own" in caplog.text) == (stored == "other")
+
+
+def test_a_whole_file_is_taken_before_the_parts_of_an_index(folder: Path) -> None:
+    """As transformers does: an index may tell of parts that were merged and are gone."""
+    names = dict.fromkeys(load_file(folder / SINGLE), "model-00001-of-00002.safetensors")
+    (folder / INDEX).write_text(json.dumps({"weight_map": names}), encoding="utf-8")
     assert load(folder).config.layers == 3
 
 

@@ -1,0 +1,60 @@
+"""Configuration files: what is in force, and what is said of a wrong one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sps2.common import config
+from sps2.common.errors import Invalid
+
+TABLES = ["gateway", "scheduler", "sharing", "kvdir", "telemetry", "tracing", "bus", "kv"]
+FLAGS: list[dict[str, Any]] = [{}, {"port": 9000}, {"keys": "/keys"}]
+
+
+def loaded(folder: Path, text: str, **flags: Any) -> config.Cluster:
+    path = folder / "cluster.toml"
+    path.write_text(text, encoding="utf-8")
+    return config.load(path, **flags)
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=str)
+@pytest.mark.parametrize("value", ["1", "true", "''", "[]", "[{port = 1}]"])
+@pytest.mark.parametrize("table", TABLES)
+def test_what_should_be_a_table_is_named(
+    tmp_path: Path, table: str, value: str, flags: dict[str, Any]
+) -> None:
+    with pytest.raises(Invalid, match=rf"cluster\.toml.*{table}"):
+        loaded(tmp_path, f"{table} = {value}", **flags)
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=str)
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("any = 'two'", "any"),
+        ("any = [2]", "any"),
+        ("meeting_port = 'x'", "meeting_port"),
+        ("[gateway]\nport = []", "gateway.port"),
+        ("[scheduler]\nbus_port = {}", "scheduler.bus_port"),
+        ("[bus]\nbeat_s = nan", "bus.beat_s"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_named(
+    tmp_path: Path, text: str, key: str, flags: dict[str, Any]
+) -> None:
+    if "port" in flags and key == "gateway.port":
+        pytest.skip("the flag takes its place")
+    with pytest.raises(Invalid, match=key.replace(".", r"\.")):
+        loaded(tmp_path, text, **flags)
+
+
+def test_flags_and_file_together(tmp_path: Path) -> None:
+    text = "[bus]\nbeat_s = 2.0\n[kvdir]\nbus_port = 7\n"
+    cluster = loaded(tmp_path, text, port=9000, keys="/keys")
+    assert (cluster.bus.keys, cluster.bus.beat_s) == ("/keys", 2.0)
+    assert (cluster.gateway.port, cluster.gateway.bus_port, cluster.kvdir.bus_port) == (
+        9000,
+        9001,
+        7,
+    )
