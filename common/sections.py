@@ -59,6 +59,13 @@ class Scheduler(Section, frozen=True):
     max_queue: Annotated[
         Positive, Meta(description="requests waiting for room; more are refused with 429")
     ] = 256
+    patience_s: Annotated[
+        Seconds,
+        Meta(
+            description="seconds that a request may wait for shards that are not there; then it "
+            "is refused with 503"
+        ),
+    ] = 60.0
     prefill_span_tokens: Annotated[
         Positive, Meta(description="the SP degree is the prompt's length over this, rounded up")
     ] = 256

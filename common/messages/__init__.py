@@ -48,7 +48,14 @@ from sps2.common.messages.prefill import (
     Target,
 )
 from sps2.common.messages.request import Sampling, Token, TokenLogprobs
-from sps2.common.messages.scheduling import Finished, FirstToken, Placed, Progress, Submit
+from sps2.common.messages.scheduling import (
+    Displaced,
+    Finished,
+    FirstToken,
+    Placed,
+    Progress,
+    Submit,
+)
 from sps2.common.messages.sharing import (
     ExactMethod,
     Exchanged,
@@ -102,6 +109,7 @@ __all__ = [
     "Decoded",
     "Deposited",
     "Describe",
+    "Displaced",
     "Done",
     "Evict",
     "Evicted",

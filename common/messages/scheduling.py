@@ -6,7 +6,7 @@ from sps2.common.messages.request import Sampling, Token, TokenLogprobs
 from sps2.common.messages.sharing import Exchanged, Scheme, Setting, Wish
 
 
-class Submit(Stream["Placed | Progress | FirstToken | Finished"], frozen=True):
+class Submit(Stream["Placed | Displaced | Progress | FirstToken | Finished"], frozen=True):
     """Gateway to scheduler: run a request. Closing the stream cancels it everywhere."""
 
     request: str
@@ -40,6 +40,12 @@ class Placed(Struct, frozen=True, tag=True):
     """From the first on, whose KV was cached."""
     queued_s: float = 0.0
     """In the queue, all times that the request was planned together."""
+
+
+class Displaced(Struct, frozen=True, tag=True):
+    """The plan of that epoch is over before its end; the request is planned again, in its turn."""
+
+    epoch: int
 
 
 class Progress(Struct, frozen=True, tag=True):

@@ -12,8 +12,9 @@ from typing import TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from sps2.common.errors import PeerLost, ServiceError
+from sps2.common.errors import PeerLost, Refused, ServiceError
 from sps2.common.messages import (
+    Displaced,
     Finished,
     FirstToken,
     Follow,
@@ -34,13 +35,13 @@ log = logging.getLogger(__name__)
 LOSSES = 2
 """How often an answer goes on elsewhere after the loss of a shard."""
 
-Event = Placed | Progress | FirstToken | Finished
-
 T = TypeVar("T")
 
 PATIENCE_S = 4.0
-"""How long one side may take to follow when the other has ended: the scheduler to say what becomes
-of a request whose owner is lost, or to give the totals; the owner to deliver what is under way."""
+"""How long an owner may be out of reach, while the scheduler says nothing of a loss; and how long
+totals may take to follow the last token."""
+AGAIN_S = 0.1
+"""Between two tries to follow an owner."""
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -174,6 +175,9 @@ class Generation:
                             if follower is not None:
                                 follower.cancel()
                             follower = group.create_task(self._follow(job, item, emit))
+                        case Displaced():
+                            if follower is not None:
+                                follower.cancel()
                         case Progress():
                             self._advanced(item)
                         case FirstToken():
@@ -190,7 +194,7 @@ class Generation:
             self._clock = None
 
         if follower is not None and not self._is_complete:
-            await asyncio.wait({follower}, timeout=self._patience_s)
+            await asyncio.wait({follower})  # it ends when no token can come any more
         if not self._is_complete:
             raise PeerLost(self._scheduler.name, "the request ended before its last token came")
         if follower is not None:
@@ -207,22 +211,37 @@ class Generation:
             yield items
 
     async def _follow(self, job: Job, placed: Placed, emit: Callable[[Token], None]) -> None:
-        owner = self._shards.at(placed.owner_address, placed.owner)
-        try:
-            start = max(1, len(self._ids))
-            follow = Follow(job.request, placed.epoch, start)
-            async with self._opened(owner, follow) as tokens:
-                async for token in tokens:
-                    self._arrive(token, emit)
-            error: ServiceError = PeerLost(placed.owner, f"{placed.owner} sent too few tokens")
-        except ServiceError as failure:
-            error = failure
-            if isinstance(failure, PeerLost):
+        """Take tokens from their owner, again where the connection was lost.
+
+        Only the scheduler knows what becomes of a request that the owner has let go of.
+
+        Raises:
+            PeerLost: the owner cannot be reached, or told too little.
+        """
+        loop = asyncio.get_running_loop()
+        until_s = 0.0
+        while not self._is_complete:
+            owner = self._shards.at(placed.owner_address, placed.owner)
+            before = len(self._ids)
+            try:
+                follow = Follow(job.request, placed.epoch, max(1, before))
+                async with self._opened(owner, follow) as tokens:
+                    async for token in tokens:
+                        self._arrive(token, emit)
+                error = PeerLost(placed.owner, f"{placed.owner} sent too few tokens")
+            except PeerLost as lost:
                 self._shards.drop(owner)
-        if not self._is_complete:
-            # the scheduler knows why: it plans anew, or ends the request with the cause
-            await asyncio.sleep(self._patience_s)
-            raise error
+                error = lost
+            except Refused as refused:
+                error = PeerLost(placed.owner, str(refused))
+            except ServiceError as failure:
+                log.info("%s: %s; the scheduler decides", job.request, failure)
+                return
+            if not until_s or len(self._ids) > before:
+                until_s = loop.time() + self._patience_s
+            if loop.time() >= until_s and not self._is_complete:
+                raise error
+            await asyncio.sleep(AGAIN_S)
 
     def _arrive(self, token: Token, emit: Callable[[Token], None]) -> None:
         if token.index >= len(self._ids):

@@ -1,5 +1,6 @@
 """Who holds which KV: leases, free and cached pages, leaks. Pure: no clock, no I/O."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -24,6 +25,8 @@ class Pool:
     leaked: set[Key] = field(default_factory=set)
     evicted: list[bytes] = field(default_factory=list)
     """Cached pages that it has yet to be told to forget."""
+    stray: int = 0
+    """Pages held for requests without a lease."""
 
 
 Names = Mapping[str, tuple[bytes, ...]]
@@ -57,6 +60,8 @@ class Directory:
         self.cache = PageCache()
         self._pools: dict[str, Pool] = {}
         self._grants: dict[Key, Grant] = {}
+        self._leased: Counter[str] = Counter()
+        """By shard, pages of leases that are not cached."""
 
     def announce(
         self,
@@ -72,7 +77,8 @@ class Directory:
         Returns:
             Names of pages that it has to forget: whoever takes them out tells it. It grows.
         """
-        pool = self._pools[shard] = Pool(peer, pages, page_tokens, _by_key(holdings))
+        pool = self._pools[shard] = Pool(peer, pages, page_tokens, {})
+        self._take_inventory(pool, holdings)
         self.cache.lose(shard)
         self._adopt(shard, cached)
         return pool.evicted
@@ -93,7 +99,7 @@ class Directory:
         pool = self._pools.get(shard)
         if pool is None or pool.peer != peer:
             raise Invalid(f"{peer} has not announced itself")
-        pool.holdings = _by_key(holdings)
+        self._take_inventory(pool, holdings)
         unleased = {key for key in pool.holdings if key not in self._grants}
         pool.leaked = unleased & pool.unleased
         pool.unleased = unleased
@@ -137,13 +143,13 @@ class Directory:
         if not restore and not all(self.cache.on(*each) for each in shared.items()):
             raise Refused("the cached prefix is not where it was")
         grant = self._grants[request, epoch] = Grant(placements, shared, dict(own), restore)
+        self._count(request, epoch, grant, 1)
         for names in (*shared.values(), *own.values()):
             self.cache.refer(names)
         if restore:
             return
-        free = self.room().free
         for place in placements:
-            if free.get(place.shard, -1) < 0:
+            if place.shard not in self._pools or self._free(place.shard) < 0:
                 self._drop(request, epoch)
                 raise Refused(f"{place.shard} has no room for {place.pages} pages")
         for place in grant.placements:
@@ -169,16 +175,30 @@ class Directory:
                 self.cache.refer(new)
                 kept[shard] = tuple(new)
                 grant.own[shard] = grant.own.get(shard, ()) + kept[shard]
+                places = sum(place.shard == shard for place in grant.placements)
+                self._leased[shard] -= places * len(new)
         return kept
 
     def release(self, request: str, epoch: int) -> None:
         """End a lease; unknown ones are ignored. Its shards give the pages back by themselves."""
         self._drop(request, epoch)
         for pool in self._pools.values():
-            pool.holdings.pop((request, epoch), None)
+            pool.stray -= pool.holdings.pop((request, epoch), 0)
+
+    def _take_inventory(self, pool: Pool, holdings: Sequence[Holding]) -> None:
+        pool.holdings = {(held.request, held.epoch): held.pages for held in holdings}
+        pool.stray = sum(pages for key, pages in pool.holdings.items() if key not in self._grants)
+
+    def _count(self, request: str, epoch: int, grant: Grant, sign: int) -> None:
+        """A lease begins (1) or ends (-1)."""
+        for place in grant.placements:
+            self._leased[place.shard] += sign * grant.pages(place)
+        for pool in self._pools.values():
+            pool.stray -= sign * pool.holdings.get((request, epoch), 0)
 
     def _drop(self, request: str, epoch: int) -> None:
         if grant := self._grants.pop((request, epoch), None):
+            self._count(request, epoch, grant, -1)
             for names in (*grant.own.values(), *grant.shared.values()):
                 self.cache.release(names)
 
@@ -197,21 +217,16 @@ class Directory:
         """Evict until idle pages and all others fit the pool."""
         pool = self._pools[shard]
         idle = self.cache.pages(shard) - self.cache.used(shard)
-        pool.evicted += self.cache.evict(shard, max(0, idle - self.room().free[shard]))
+        pool.evicted += self.cache.evict(shard, max(0, idle - self._free(shard)))
 
     def room(self) -> Room:
         """Free and total pages per shard; free is negative where leases exceed the pool."""
-        free = {shard: pool.pages for shard, pool in self._pools.items()}
-        for grant in self._grants.values():
-            for place in grant.placements:
-                if place.shard in free:
-                    free[place.shard] -= grant.pages(place)
-        for shard, pool in self._pools.items():
-            free[shard] -= self.cache.used(shard)
-            free[shard] -= sum(
-                pages for key, pages in pool.holdings.items() if key not in self._grants
-            )
+        free = {shard: self._free(shard) for shard in self._pools}
         return Room(free, {shard: pool.pages for shard, pool in self._pools.items()})
+
+    def _free(self, shard: str) -> int:
+        pool = self._pools[shard]
+        return pool.pages - self._leased[shard] - self.cache.used(shard) - pool.stray
 
     def leases(self) -> Leases:
         """Everything known, for people and tests."""
@@ -227,7 +242,3 @@ class Directory:
             sum(self.cache.pages(shard) for shard in self._pools),
             self.cache.evicted_pages,
         )
-
-
-def _by_key(holdings: Sequence[Holding]) -> dict[Key, int]:
-    return {(held.request, held.epoch): held.pages for held in holdings}

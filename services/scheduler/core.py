@@ -4,11 +4,11 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Literal
 
-from sps2.common.errors import Invalid, Refused, ServiceError
+from sps2.common.errors import PeerLost, Refused, ServiceError
 from sps2.common.messages import CachedRun, RequestStatus, Room, Shard, ShardStatus
 from sps2.common.prefix import common_pages
 from sps2.services.scheduler.fleet import Fleet
-from sps2.services.scheduler.plan import Plan, Work
+from sps2.services.scheduler.plan import Plan, Wait, Work
 from sps2.services.scheduler.policy import Policy
 
 
@@ -53,9 +53,13 @@ class Granted:
 
 @dataclass(frozen=True)
 class Returned:
-    """A launched request could not go on (no lease, or a shard was lost): it is to run again."""
+    """A launched request could not go on: it is to run again.
+
+    rest_s: until then it is left alone: it had no lease. None where a shard was lost.
+    """
 
     request: str
+    rest_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,11 @@ class Ended:
     request: str
 
 
+@dataclass(frozen=True)
+class Tick:
+    """It is later; see `Core.wakes_at`."""
+
+
 Event = (
     Joined
     | Lost
@@ -88,6 +97,7 @@ Event = (
     | Prefilled
     | Shareable
     | Ended
+    | Tick
 )
 
 
@@ -116,8 +126,12 @@ class Reject:
 
 Action = Find | Launch | Reject
 
-TRUSTING_EPOCHS = 2
+TRUSTING_LOSSES = 2
 """How often a request is planned with what others computed; then it computes all by itself."""
+OVERTAKINGS = 64
+"""How many requests that came later may run before one that waits for room; then it is kept."""
+LOOKAHEAD = 32
+"""How many requests may wait for room while those behind them are looked at."""
 
 Stage = Literal["queued", "reserving", "prefill", "transfer", "decode"]
 
@@ -133,10 +147,16 @@ class Entry:
     """Pages of the prompt; None until the directory is asked, or where more may be cached since."""
     is_asked: bool = False
     is_shareable: bool = False
+    losses: int = 0
+    overtaken: int = 0
+    """By requests that ran before it while it waited for room."""
+    rests_until_s: float = 0.0
+    absent_since_s: float | None = None
+    """Since when it waits for shards that are not there."""
 
     @property
     def is_trusting(self) -> bool:
-        return bool(self.work.names) and self.epoch < TRUSTING_EPOCHS
+        return bool(self.work.names) and self.losses < TRUSTING_LOSSES
 
     def gains_from(self, other: "Entry") -> bool:
         """Whether to wait for pages that the other computes now: most of what it does."""
@@ -152,14 +172,19 @@ class Core:
     """Admission in order of arrival, placement by a policy.
 
     A request is planned when it is at the head of the queue and the policy finds shards and pages
-    for it; a returned one goes back to the head with its epoch counted up. One that begins as
-    another that is being prefilled lets those behind it pass until it can use the other's pages.
+    for it; a returned one goes back to the head with its epoch counted up. Some let those behind
+    them pass: one that begins as another that is being prefilled, until it can use the other's
+    pages; one that waits for room, until `OVERTAKINGS` have passed; one that waits for shards that
+    are not there, until `patience_s` are over, when it is refused.
     """
 
-    def __init__(self, policy: Policy, fleet: Fleet, max_queue: int) -> None:
+    def __init__(
+        self, policy: Policy, fleet: Fleet, max_queue: int, patience_s: float = 60.0
+    ) -> None:
         self.fleet = fleet
         self._policy = policy
         self._max_queue = max_queue
+        self._patience_s = patience_s
         self._entries: dict[str, Entry] = {}
         self._queue: deque[str] = deque()
 
@@ -173,8 +198,6 @@ class Core:
             case RoomSeen(room):
                 self.fleet.room = room
             case Submitted(work):
-                if work.request in self._entries:
-                    return [Reject(work.request, Invalid(f"{work.request} is running already"))]
                 if len(self._queue) >= self._max_queue:
                     error = Refused(f"{self._max_queue} requests are waiting already; retry later")
                     return [Reject(work.request, error)]
@@ -187,9 +210,11 @@ class Core:
                 self.fleet.pending.pop(request, None)
                 self.fleet.room = room
                 self._entries[request].stage = "prefill"
-            case Returned(request):
+            case Returned(request, rest_s):
                 self._leave_shards(request)
                 entry = self._entries[request]
+                entry.losses += rest_s is None
+                entry.rests_until_s = now_s + (rest_s or 0.0)
                 entry.epoch, entry.stage, entry.plan = entry.epoch + 1, "queued", None
                 entry.cached, entry.is_shareable = None, False
                 self._queue.appendleft(request)
@@ -204,39 +229,85 @@ class Core:
                 entry.is_shareable, entry.stage = True, "decode"
                 self._doubt_cached()
             case Ended(request):
-                self._leave_shards(request)
-                self._doubt_cached()
-                if self._entries.pop(request, None) and request in self._queue:
-                    self._queue.remove(request)
-        return self._admit()
+                self._end(request)
+            case Tick():
+                pass
+        return self._admit(now_s)
 
-    def _admit(self) -> list[Action]:
+    def wakes_at(self) -> float | None:
+        """When a `Tick` is due, if one is."""
+        times = [
+            time_s
+            for request in self._queue
+            for entry in (self._entries[request],)
+            for time_s in (
+                entry.rests_until_s or None,
+                None if entry.absent_since_s is None else entry.absent_since_s + self._patience_s,
+            )
+            if time_s is not None
+        ]
+        return min(times, default=None)
+
+    def _admit(self, now_s: float) -> list[Action]:
         actions: list[Action] = []
         computing = [each for each in self._entries.values() if each.plan and not each.is_shareable]
+        waiting: list[Entry] = []
         for request in list(self._queue):
             entry = self._entries[request]
+            if entry.rests_until_s > now_s:
+                continue
+            entry.rests_until_s = 0.0
             if any(entry.gains_from(other) for other in computing):
+                continue
+            try:
+                plan = self._planned(entry, now_s)
+            except ServiceError as error:
+                self._queue.remove(request)
+                del self._entries[request]
+                actions.append(Reject(request, error))
+                continue
+            if isinstance(plan, Wait) and plan.cause == "absent":
                 continue
             if entry.cached is None and entry.is_trusting:
                 if not entry.is_asked:
                     entry.is_asked = True
                     actions.append(Find(request, entry.work.names))
                 break
-            try:
-                plan = self._policy.plan(entry.work, entry.cached or (), self.fleet)
-            except ServiceError as error:
-                self._queue.remove(request)
-                del self._entries[request]
-                actions.append(Reject(request, error))
-                continue
-            if plan is None:
+            if isinstance(plan, Wait):
+                waiting.append(entry)
+                may_pass = plan.cause == "room" and entry.overtaken < OVERTAKINGS
+                if may_pass and len(waiting) < LOOKAHEAD:
+                    continue
                 break
+            for other in waiting:
+                other.overtaken += 1
             self._queue.remove(request)
             entry.plan, entry.stage = plan, "reserving"
             computing.append(entry)
             self._enter_shards(request, plan)
             actions.append(Launch(request, entry.epoch, plan))
         return actions
+
+    def _planned(self, entry: Entry, now_s: float) -> Plan | Wait:
+        """What the policy says.
+
+        Raises:
+            Invalid: the request can never run.
+            PeerLost: it has waited for absent shards for too long.
+        """
+        plan = self._policy.plan(entry.work, entry.cached or (), self.fleet)
+        if not isinstance(plan, Wait) or plan.cause != "absent":
+            entry.absent_since_s = None
+            return plan
+        if entry.absent_since_s is None:
+            entry.absent_since_s = now_s
+        if now_s - entry.absent_since_s >= self._patience_s:
+            raise PeerLost(
+                self.fleet.keeping,
+                f"{plan.reason}, and it has waited {self._patience_s:g} s for "
+                f"{self.fleet.waiting_for()}; retry later",
+            )
+        return plan
 
     def _enter_shards(self, request: str, plan: Plan) -> None:
         self.fleet.pending[request] = plan.takes
@@ -251,6 +322,16 @@ class Core:
         """More may be cached: those who wait ask again when it is their turn."""
         for request in self._queue:
             self._entries[request].cached = None
+
+    def _end(self, request: str) -> None:
+        self._leave_shards(request)
+        entry = self._entries.pop(request, None)
+        if entry is None:
+            return
+        if entry.plan is None:
+            self._queue.remove(request)
+        else:
+            self._doubt_cached()
 
     def _leave_shards(self, request: str) -> None:
         self.fleet.pending.pop(request, None)

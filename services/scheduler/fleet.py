@@ -79,6 +79,11 @@ class Fleet:
     def complete(self, role: Role) -> bool:
         return len(self.of(role)) >= self.expected[role]
 
+    def keeps_all(self) -> bool:
+        """Whether all shards that are to keep KV are there, and their pages known."""
+        known = [each for each in self.of(self.keeping) if each.shard.id in self.room.total]
+        return len(known) >= self.expected[self.keeping]
+
     def idle(self) -> list[Member]:
         """Members that could prefill now."""
         return [member for member in self.of(self.prefilling) if not member.prefilled]

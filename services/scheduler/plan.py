@@ -1,6 +1,7 @@
 """What a policy is asked, and what it answers."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from sps2.common.messages import Placement, Wish
 from sps2.services.scheduler.prefix import Prefix
@@ -47,3 +48,16 @@ class Plan:
     @property
     def owner(self) -> str:
         return self.placements[-1].shard
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Why a request cannot be planned now.
+
+    cause: `shards` that prefill are busy; there is too little `room` for its KV; or it needs more
+        than what is there while a shard is `absent`.
+    reason: what it waits for, in words; of an absent shard only.
+    """
+
+    cause: Literal["shards", "room", "absent"]
+    reason: str = ""

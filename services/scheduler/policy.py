@@ -1,4 +1,4 @@
-"""Policies: given the head of the queue and the fleet, what to run where."""
+"""Policies: given a request and the fleet, what to run where."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -9,17 +9,17 @@ from sps2.common.errors import Invalid
 from sps2.common.messages import CachedRun, Placement, Wish
 from sps2.common.spans import Span, fits, paged_split, pages_for
 from sps2.services.scheduler.fleet import Fleet, Member
-from sps2.services.scheduler.plan import Plan, Work
+from sps2.services.scheduler.plan import Plan, Wait, Work
 from sps2.services.scheduler.prefix import Prefix, usable
 from sps2.services.scheduler.schemes import Dealt, Schemes, Seats
 from sps2.services.scheduler.traffic import Asked
 
 
 class Policy(Protocol):
-    """Decides when and where the head of the queue runs."""
+    """Decides when and where a request runs."""
 
-    def plan(self, work: Work, cached: Sequence[CachedRun], fleet: Fleet) -> Plan | None:
-        """A plan, or None to wait.
+    def plan(self, work: Work, cached: Sequence[CachedRun], fleet: Fleet) -> Plan | Wait:
+        """A plan, or why there is none yet.
 
         Args:
             cached: pages of the prompt, from the first on.
@@ -41,19 +41,28 @@ class Fcfs:
         self._settings = settings
         self._schemes = schemes
 
-    def plan(self, work: Work, cached: Sequence[CachedRun], fleet: Fleet) -> Plan | None:
+    def plan(self, work: Work, cached: Sequence[CachedRun], fleet: Fleet) -> Plan | Wait:
         plan = self._in_place if fleet.in_place else self._apart
         prefix = usable(cached, work.prompt_tokens, fleet)
-        if prefix.runs and (found := plan(work, prefix, fleet)):
+        is_there = prefix.runs and all(pages >= 0 for _, pages in _room(prefix, fleet))
+        if is_there and isinstance(found := plan(work, prefix, fleet), Plan):
             return found
         return plan(work, Prefix((), prefix.page_tokens), fleet)
 
-    def _apart(self, work: Work, prefix: Prefix, fleet: Fleet) -> Plan | None:
+    def _apart(self, work: Work, prefix: Prefix, fleet: Fleet) -> Plan | Wait:
         tokens = work.prompt_tokens - prefix.tokens
-        group = self._group(tokens, work.wish, fleet)
+        wanted = self._degree(tokens, work.wish, fleet)
+        if absent := _absent(wanted, work, fleet):
+            return absent
+        pools = _pools(fleet)
+        if not _has_room(work, Prefix((), prefix.page_tokens), pools):
+            return _too_large(work, pools, fleet)
+        group = self._group(tokens, wanted, fleet)
+        if group is None:
+            return Wait("shards")
         placements = self._place(work, prefix, fleet)
-        if group is None or placements is None:
-            return None
+        if placements is None:
+            return Wait("room")
         dealt = self._schemes.choose(tokens, len(group), work.wish)
         return self._planned(group[: len(dealt.spans)], dealt, placements, prefix)
 
@@ -77,11 +86,11 @@ class Fcfs:
         pays_after = self._schemes.migration_pays_after(held)
         return Plan(tuple(group), dealt, tuple(placements), pays_after, prefix)
 
-    def _group(self, tokens: int, wish: Wish, fleet: Fleet) -> list[str] | None:
-        wanted, idle = self._degree(tokens, wish, fleet), fleet.idle()
+    def _group(self, tokens: int, wanted: int, fleet: Fleet) -> list[str] | None:
+        idle = fleet.idle()
         if wanted == 1 and not idle:
             idle = self._joinable(tokens, fleet.of(fleet.prefilling))
-        return [member.shard.id for member in idle[:wanted]] if 0 < wanted <= len(idle) else None
+        return [member.shard.id for member in idle[:wanted]] if wanted <= len(idle) else None
 
     def _joinable(self, tokens: int, members: Sequence[Member]) -> list[Member]:
         """Those busy with short prompts that so many tokens can join, the least busy first."""
@@ -90,7 +99,7 @@ class Fcfs:
         return sorted(able, key=lambda member: sum(member.prefilled.values()))
 
     def _degree(self, tokens: int, wish: Wish, fleet: Fleet) -> int:
-        """How many shards are to prefill; 0 where there is none."""
+        """How many shards are to prefill, which may be more than there are; 0 where none is."""
         shards = fleet.expected[fleet.prefilling]
         forced = wish.sp_degree
         if forced is not None and forced > shards:
@@ -103,20 +112,21 @@ class Fcfs:
 
     def _place(self, work: Work, prefix: Prefix, fleet: Fleet) -> tuple[Placement, ...] | None:
         free = _room(prefix, fleet)
+        if not _has_room(work, prefix, free):
+            return None
         tokens = work.prompt_tokens - prefix.tokens
         wanted = pages_for(tokens, self._settings.decode_span_tokens)
-        for holders in range(min(wanted, len(free)), len(free) + 1):
-            if holders and (found := _fit(work, prefix, free, holders)):
+        for holders in range(max(1, min(wanted, len(free))), len(free) + 1):
+            if found := _fit(work, prefix, free, holders):
                 return found
-        if not prefix.runs and fleet.complete("decode") and len(free) == len(fleet.of("decode")):
-            _check_ever_fits(work, fleet)
         return None
 
-    def _in_place(self, work: Work, prefix: Prefix, fleet: Fleet) -> Plan | None:
+    def _in_place(self, work: Work, prefix: Prefix, fleet: Fleet) -> Plan | Wait:
         tokens = work.prompt_tokens - prefix.tokens
-        known = _room(prefix, fleet)
-        roomy = [each for each in known if each[1] > 0]
         wanted = self._degree(tokens, work.wish, fleet)
+        if absent := _absent(wanted, work, fleet):
+            return absent
+        roomy = [each for each in _room(prefix, fleet) if each[1] > 0]
         if work.wish.sp_degree is None:  # a shard can be full for long
             wanted = max(1, min(wanted, len(roomy)))
         free = [each for each in roomy if not each[0].prefilled]
@@ -127,11 +137,10 @@ class Fcfs:
             for member in self._joinable(tokens, [member for member, _ in roomy]):
                 ranks = ranks or self._ranks(work, prefix, [(member, rooms[member.shard.id])], 1)
         if not ranks:
-            empty = [(member, fleet.room.total[member.shard.id]) for member, _ in known]
-            is_whole = not prefix.runs and len(known) >= fleet.expected["any"]
-            if is_whole and not self._ranks(work, prefix, empty, wanted):
-                raise _never_fits(work, empty[: work.wish.sp_degree])
-            return None
+            pools = _pools(fleet)
+            if not self._ranks(work, Prefix((), prefix.page_tokens), pools, wanted):
+                return _too_large(work, pools[: work.wish.sp_degree], fleet)
+            return Wait("shards" if self._ranks(work, prefix, roomy, wanted) else "room")
         group = [member.shard.id for member, _ in ranks]
         seats = Seats(tuple(room for _, room in ranks), prefix.page_tokens)
         dealt = self._schemes.choose(tokens, max(wanted, len(group)), work.wish, seats)
@@ -206,43 +215,82 @@ def _preference(prefix: Prefix, each: tuple[Member, int]) -> tuple[int, int]:
     return _burden(prefix, each) if prefix.runs else (0, -each[1])
 
 
+def _absent(wanted: int, work: Work, fleet: Fleet) -> Wait | None:
+    """What a request waits for that wants more prefill shards than there are."""
+    present = len(fleet.of(fleet.prefilling))
+    if 0 < wanted <= present:
+        return None
+    asked = f"sp_degree {work.wish.sp_degree}" if work.wish.sp_degree else "a request"
+    return Wait("absent", f"{asked} needs more {fleet.prefilling} shards than the {present} there")
+
+
+def _pools(fleet: Fleet) -> list[tuple[Member, int]]:
+    """Members that keep KV, with all their pages."""
+    total = fleet.room.total
+    members = fleet.of(fleet.keeping)
+    return [(each, total[each.shard.id]) for each in members if each.shard.id in total]
+
+
+def _has_room(work: Work, prefix: Prefix, free: list[tuple[Member, int]]) -> bool:
+    """Whether so many pages are enough: the owner's for the answer, all together for all tokens.
+
+    The owner has the end of the prompt, too.
+    """
+    tokens = work.prompt_tokens - prefix.tokens
+    last = (tokens - 1) % prefix.page_tokens + 1
+    most = max((pages for _, pages in free), default=0)
+    together = sum(max(0, pages) for _, pages in free)
+    return (
+        pages_for(last + work.max_tokens, prefix.page_tokens) <= most
+        and pages_for(tokens + work.max_tokens, prefix.page_tokens) <= together
+    )
+
+
 def _fit(
     work: Work, prefix: Prefix, free: list[tuple[Member, int]], holders: int
 ) -> tuple[Placement, ...] | None:
+    """Places on the so many that are preferred, in proportion to the room of each.
+
+    The owner's room is what the answer leaves of it.
+    """
+    page_tokens, first = prefix.page_tokens, prefix.tokens
+    tokens = work.prompt_tokens - first
+    last = (tokens - 1) % page_tokens + 1
+    taken = pages_for(last + work.max_tokens, page_tokens) - 1
     most = sorted(free, key=partial(_preference, prefix))[:holders]
-    owner = min(most, key=partial(_burden, prefix))
+    able = [each for each in most if each[1] > taken]
+    if not able:
+        return None
+    owner = min(able, key=partial(_burden, prefix))
     most.remove(owner)
-    most.append(owner)
-    page_tokens, first = owner[0].shard.page_tokens, prefix.tokens
-    weights = [max(1, pages) for _, pages in most]
-    spans = paged_split(work.prompt_tokens - first, weights, page_tokens)
+    rooms = [max(0, pages) for _, pages in most] + [owner[1] - taken]
+    if sum(rooms) < pages_for(tokens, page_tokens):
+        return None
     placements = []
-    for (member, pages), own in zip(most, spans, strict=True):
-        tokens = own.tokens + (work.max_tokens if member is owner[0] else 0)
-        needed = pages_for(tokens, page_tokens)
-        if needed > pages:
-            return None
-        if needed:
+    spans = paged_split(tokens, rooms, page_tokens)
+    for (member, _), own in zip([*most, owner], spans, strict=True):
+        grown = own.tokens + (work.max_tokens if member is owner[0] else 0)
+        if grown:
             span = Span(own.start + first, own.stop + first)
             shared = prefix.spans.get(member.shard.id, ())
-            placements.append(Placement(member.shard.id, span, needed, shared))
+            pages = pages_for(grown, page_tokens)
+            placements.append(Placement(member.shard.id, span, pages, shared))
     return (*prefix.besides([place.shard for place in placements]), *placements)
 
 
-def _check_ever_fits(work: Work, fleet: Fleet) -> None:
-    """Raise if an empty cluster would have no room either."""
-    empty = [(member, fleet.room.total[member.shard.id]) for member in fleet.of("decode")]
-    nothing = Prefix((), 0)
-    if not any(_fit(work, nothing, empty, holders) for holders in range(1, len(empty) + 1)):
-        raise _never_fits(work, empty)
+def _too_large(work: Work, pools: list[tuple[Member, int]], fleet: Fleet) -> Wait:
+    """What a request waits for that empty pools have no room for.
 
-
-def _never_fits(work: Work, empty: list[tuple[Member, int]]) -> Invalid:
-    tokens = sum(pages * member.shard.page_tokens for member, pages in empty)
-    return Invalid(
-        f"{work.prompt_tokens} tokens of prompt and up to {work.max_tokens} of answer do not "
-        f"fit the KV pools of the shards that may keep them, {tokens} tokens; ask for fewer tokens "
-        "or enlarge kv.pool_tokens"
+    Raises:
+        Invalid: nothing, as all shards are there.
+    """
+    tokens = sum(pages * member.shard.page_tokens for member, pages in pools)
+    needs = f"{work.prompt_tokens} tokens of prompt and up to {work.max_tokens} of answer"
+    if not fleet.keeps_all():
+        return Wait("absent", f"{needs} do not fit the {tokens} tokens of KV that are there")
+    raise Invalid(
+        f"{needs} do not fit the KV pools of the shards that may keep them, {tokens} tokens, with "
+        "the answer on one of them; ask for fewer tokens or enlarge kv.pool_tokens"
     )
 
 

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 
 from sps2.common.config import Cluster
-from sps2.common.errors import PeerLost, Refused, ServiceError
+from sps2.common.errors import Invalid, PeerLost, Refused, ServiceError
 from sps2.common.messages import (
+    Displaced,
     Done,
     Exchanged,
     Finished,
@@ -45,6 +46,7 @@ from sps2.services.scheduler.core import (
     RoomSeen,
     Shareable,
     Submitted,
+    Tick,
 )
 from sps2.services.scheduler.fleet import Fleet
 from sps2.services.scheduler.job import Job
@@ -58,11 +60,14 @@ log = logging.getLogger(__name__)
 
 REPLANS = 2
 BACKOFF_S = 0.05
+"""Until a request that had no lease is planned again: so long at first, then twice as long."""
+LONGEST_BACKOFF_S = 2.0
+SHORTEST_TICK_S = 0.05
 FIND_S = 2.0
 """How long the directory may take to say what is cached."""
 
 Launched = tuple[int, Plan]
-Item = Placed | Progress | FirstToken | Finished
+Item = Placed | Displaced | Progress | FirstToken | Finished
 Emit = Callable[[Item], None]
 
 
@@ -96,7 +101,9 @@ class SchedulerService:
             POLICIES[config.scheduler.policy](config.scheduler, schemes),
             Fleet(config.prefill, config.decode, config.any),
             config.scheduler.max_queue,
+            config.scheduler.patience_s,
         )
+        self._tick: asyncio.TimerHandle | None = None
         self._replans = Counter[str]()
         self._launches: dict[str, asyncio.Future[Launched]] = {}
         self._members = Members(
@@ -157,11 +164,15 @@ class SchedulerService:
         }
 
     async def close(self) -> None:
+        if self._tick is not None:
+            self._tick.cancel()
         for task in self._finding:
             task.cancel()
         await self._members.close()
 
     async def _run(self, submit: Submit, emit: Emit) -> None:
+        if submit.request in self._launches:
+            raise Invalid(f"{submit.request} is running already")
         names = self._names(submit)
         is_scored = submit.sampling.prompt_logprobs is not None  # all its tokens must be computed
         work = Work(
@@ -173,7 +184,7 @@ class SchedulerService:
         )
         trail = self._traces.trail(submit.request, submit.traceparent)
         self._replans["lost"] += bool(submit.sampling.answered)
-        replans = 0
+        replans = refusals = 0
         queued_s = 0.0
         answering = False
 
@@ -201,18 +212,20 @@ class SchedulerService:
                     await self._job(submit, epoch, plan, names, queued_s, trail).run(watch)
                 except Refused:
                     self._replans["refused"] += 1
-                    await asyncio.sleep(BACKOFF_S)
+                    rest_s = min(LONGEST_BACKOFF_S, BACKOFF_S * 2**refusals)
+                    again, refusals = Returned(work.request, rest_s), refusals + 1
                 except PeerLost as lost:
                     if answering or replans == REPLANS:
                         raise
-                    replans += 1
+                    again, replans = Returned(work.request), replans + 1
                     self._replans["lost"] += 1
                     log.warning("request %s: %s; planning anew", work.request, lost)
                 else:
                     error = ""
                     return
+                emit(Displaced(epoch))
                 launch = self._expect_launch(work.request)
-                self._handle(Returned(work.request))
+                self._handle(again)
         except ServiceError as failure:
             error = str(failure)
             raise
@@ -286,6 +299,16 @@ class SchedulerService:
                     launch.set_result((epoch, plan))
                 case Reject(_, error):
                     launch.set_exception(error)
+        self._set_tick()
+
+    def _set_tick(self) -> None:
+        """Tell the core when it is as late as it asked for."""
+        if self._tick is not None:
+            self._tick.cancel()
+            self._tick = None
+        if (at_s := self._core.wakes_at()) is not None:
+            wait_s = max(SHORTEST_TICK_S, at_s - time.monotonic())
+            self._tick = asyncio.get_running_loop().call_later(wait_s, self._handle, Tick())
 
     async def _find(self, action: Find) -> None:
         try:

@@ -11,6 +11,7 @@ import pytest
 from sps2.common.config import Bus
 from sps2.common.errors import Cancelled, PeerLost
 from sps2.common.messages import (
+    Displaced,
     Finished,
     FirstToken,
     Follow,
@@ -265,6 +266,84 @@ async def test_an_owner_that_tells_too_little():
     async with stage(cast) as (generation, _, _):
         with pytest.raises(PeerLost):
             await all_of(generation)
+
+
+PATIENCE_S = 0.1
+
+
+@pytest.mark.parametrize("loss", [Cancelled("request a was ended"), PeerLost("decode-0"), None])
+async def test_a_plan_that_was_lost_is_waited_for_as_long_as_the_scheduler_plans(loss):
+    """An owner's word is no end; None: its process is gone."""
+    cast, lost = Cast(), asyncio.Event()
+
+    async def script(request):
+        yield placed(cast.owner)
+        await lost.wait()
+        yield Displaced(1)
+        await asyncio.sleep(5 * PATIENCE_S)
+        yield placed(cast.second, epoch=2)
+        yield first()
+        yield Finished(4, 5, 6, 7)
+
+    async def tokens(request):
+        if request.epoch == 1:
+            lost.set()
+            if loss is None:
+                await asyncio.Event().wait()
+            raise loss
+        for token in (Token(1, 11), Token(2, 12), LAST):
+            yield token
+
+    cast.script, cast.tokens = script, tokens
+    async with stage(cast, PATIENCE_S) as (generation, record, owner):
+        second = Server(cast, BUS)
+        cast.second = await second.start("tcp://127.0.0.1:0")
+        try:
+            answer = asyncio.create_task(all_of(generation))
+            await lost.wait()
+            if loss is None:
+                await owner.close()
+            assert await answer == [10, 11, 12, 13]
+        finally:
+            await second.close()
+    assert record.placed.epoch == 2
+
+
+async def test_an_owner_that_is_out_of_reach_for_a_moment_is_followed_again():
+    cast, submitted = Cast(), []
+
+    async def script(request):
+        submitted.append(request.request)
+        yield placed(cast.owner)
+        yield first()
+        yield Finished(4, 5, 6, 7)
+
+    async def tokens(request):
+        if len(cast.starts) == 1:
+            yield Token(1, 11)
+            raise PeerLost("decode-0")
+        yield Token(2, 12)
+        yield LAST
+
+    cast.script, cast.tokens = script, tokens
+    async with stage(cast, 5.0) as (generation, _, _):
+        assert await all_of(generation) == [10, 11, 12, 13]
+    assert cast.starts == [(1, 1), (1, 2)]
+    assert len(submitted) == 1
+
+
+async def test_tokens_that_are_late_are_waited_for():
+    """The scheduler has said the last word, and the owner's stream is open."""
+    cast = Cast()
+
+    async def tokens(request):
+        for token in (Token(1, 11), Token(2, 12), LAST):
+            await asyncio.sleep(5 * PATIENCE_S)
+            yield token
+
+    cast.tokens = tokens
+    async with stage(cast, PATIENCE_S) as (generation, _, _):
+        assert await all_of(generation) == [10, 11, 12, 13]
 
 
 async def test_leaving_cancels():

@@ -104,3 +104,60 @@ def test_granted_pages_never_exceed_the_pool(steps: list[tuple[int, int, bool]])
     for request in range(10):
         kv.release(str(request), 0)
     assert kv.room().free == {"a": 8, "b": 8}
+
+
+class Books:
+    """Free pages, counted anew from all that happened."""
+
+    def __init__(self) -> None:
+        self.leases: dict[tuple[str, int], tuple[Placement, ...]] = {}
+        self.held: dict[str, dict[tuple[str, int], int]] = {}
+
+    def free(self, pages: int) -> dict[str, int]:
+        return {
+            shard: pages
+            - sum(p.pages for places in self.leases.values() for p in places if p.shard == shard)
+            - sum(count for key, count in held.items() if key not in self.leases)
+            for shard, held in self.held.items()
+        }
+
+
+events = st.tuples(
+    st.sampled_from(["announce", "report", "withdraw", "reserve", "restore", "release"]),
+    st.sampled_from("ab"),
+    st.integers(0, 4),
+    st.lists(st.tuples(st.integers(0, 4), st.integers(1, 3)), max_size=3),
+)
+
+
+@given(st.lists(events, max_size=40))
+def test_sums_are_what_a_recount_finds(
+    script: list[tuple[str, str, int, list[tuple[int, int]]]],
+) -> None:
+    kv, books = Directory(), Books()
+    for event, shard, number, sizes in script:
+        request, held = str(number), {(str(each), 0): pages for each, pages in sizes}
+        holdings = [Holding(*key, Span(0, 16), pages) for key, pages in held.items()]
+        places = (place("a", number + 1), place("b", 1))
+        try:
+            match event:
+                case "announce":
+                    kv.announce(shard, f"{shard}/1", 12, 16, holdings)
+                    books.held[shard] = dict(held)
+                case "report":
+                    kv.report(shard, f"{shard}/1", holdings)
+                    books.held[shard] = dict(held)
+                case "withdraw":
+                    kv.withdraw(shard, f"{shard}/1")
+                    books.held.pop(shard, None)
+                case "release":
+                    kv.release(request, 0)
+                    books.leases.pop((request, 0), None)
+                    for mine in books.held.values():
+                        mine.pop((request, 0), None)
+                case _:
+                    kv.reserve(request, 0, places, restore=event == "restore")
+                    books.leases[request, 0] = places
+        except (Refused, Invalid):
+            pass
+        assert kv.room().free == books.free(12)

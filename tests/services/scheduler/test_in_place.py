@@ -134,7 +134,7 @@ def test_a_prefix_stays_where_it_is_and_the_rest_is_dealt_after_it(
         plan = core._policy.plan(work, cached, core.fleet)
     except Invalid:
         return
-    if plan is not None:
+    if isinstance(plan, Plan):
         check(plan, prompt, answer, room(*free).free)
         assert plan.prefix.pages <= sum(run.pages for run in cached)
 
@@ -159,7 +159,7 @@ def test_one_keeps_a_short_rest_beside_who_has_the_prefix() -> None:
     for member in ("any-0", "any-1"):
         core.fleet.members[member].owned |= {"a", "b"}
     plan = core._policy.plan(Work("r", 22 * PAGE + 100, 16, Wish(sp_degree=3)), cached, core.fleet)
-    assert plan is not None
+    assert isinstance(plan, Plan)
     check(plan, 22 * PAGE + 100, 16, dict.fromkeys(plan.group, 64))
     assert set(plan.group) == {"any-0", "any-1", "any-2"}
     first, second, owner = plan.placements
@@ -171,14 +171,14 @@ def test_who_has_the_prefix_computes_the_rest_unless_it_owns_more() -> None:
     core = cluster(64, 64, 64)
     cached = (CachedRun("any-1", 4, 4),)
     plan = core._policy.plan(Work("r", 100, 16), cached, core.fleet)
-    assert plan is not None
+    assert isinstance(plan, Plan)
     assert plan.group == ("any-1",)
     assert plan.placements[0].shared == (Span(0, 64),)
     assert plan.dealt.spans == ((Span(64, 100),),)
     assert plan.dealt.predicted_bytes == {}
     core.fleet.members["any-1"].owned |= {"a", "b"}
     plan = core._policy.plan(Work("r", 100, 16), cached, core.fleet)
-    assert plan is not None
+    assert isinstance(plan, Plan)
     prefix, owner = plan.placements
     assert (prefix.shard, prefix.span, prefix.pages) == ("any-1", Span(64, 64), 0)
     assert (plan.group, owner.shared) == ((owner.shard,), ())
@@ -189,7 +189,7 @@ def test_who_has_the_prefix_is_asked_while_it_prefills_another() -> None:
     core = cluster(64, 64)
     core.fleet.members["any-0"].prefilled["other"] = 900
     plan = core._policy.plan(Work("r", 100, 16), (CachedRun("any-0", 6, 6),), core.fleet)
-    assert plan is not None
+    assert isinstance(plan, Plan)
     assert (plan.prefix.pages, plan.group) == (6, ("any-1",))
 
 
