@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import Meta
 
+from sps2.common import cores
 from sps2.common.errors import Invalid
 from sps2.common.messages import Role
 from sps2.common.sections import (
@@ -174,9 +175,8 @@ class Cluster(Section, frozen=True):
     @property
     def shard_threads(self) -> int:
         """Threads of one process: prefill and decode shards take turns on the same cores."""
-        cores = len(os.sched_getaffinity(0))
         processes = max(self.shards_of(role) * self.tp_of(role) for role in get_args(Role))
-        return self.threads or max(1, cores // processes)
+        return self.threads or max(1, cores.usable() // processes)
 
     def shards_of(self, role: Role) -> int:
         """How many shards of a role there are."""
