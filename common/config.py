@@ -11,7 +11,8 @@ from msgspec import Meta
 
 from sps2.common import cores
 from sps2.common.errors import Invalid
-from sps2.common.messages import Role
+from sps2.common.explained import explained
+from sps2.common.messages import Role, Setting
 from sps2.common.sections import (
     Bus,
     Directory,
@@ -44,6 +45,11 @@ __all__ = [
     "load",
 ]
 
+
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+DeviceName = Literal["cpu", "cuda", "auto"]
+Quantize = Literal["none", "int8", "int4"]
+Transport = Literal["auto", "ucx", "tcp"]
 
 ENVIRONMENT = {
     "SPS2_HOME": "where models, keys, run files and logs live; `~/.cache/sps2` where it is not set",
@@ -82,18 +88,17 @@ class Cluster(Section, frozen=True):
         "smollm2-135m"
     )
     dtype: Annotated[
-        Literal["auto", "bfloat16", "float16", "float32"],
-        Meta(description="of weights, activations and KV; auto takes the checkpoint's"),
+        Dtype, Meta(description="of weights, activations and KV; auto takes the checkpoint's")
     ] = "auto"
     device: Annotated[
-        Literal["cpu", "cuda", "auto"],
+        DeviceName,
         Meta(
             description="where shards compute; cuda deals the GPUs of a machine round to its "
             "processes, auto does so where a GPU can be used"
         ),
     ] = "cpu"
     quantize: Annotated[
-        Literal["none", "int8", "int4"],
+        Quantize,
         Meta(
             description="weights of layers and head; int4 takes 8 bits for the head. Made at the "
             "first start and kept beside the model"
@@ -138,11 +143,11 @@ class Cluster(Section, frozen=True):
         Meta(description="compute threads of one process of a shard; 0 shares the cores out"),
     ] = 0
     transport: Annotated[
-        Literal["auto", "ucx", "tcp"],
+        Transport,
         Meta(description="data plane; auto takes UCX where it has RDMA to use"),
     ] = "auto"
     attention: Annotated[
-        Literal["exact", "balanced", "fast"],
+        Setting,
         Meta(description="exact, or how much CSA may leave out, unless a request says"),
     ] = "exact"
     gateway: Gateway = Gateway()
@@ -277,7 +282,8 @@ def load(path: Path | None = None, **flags: Any) -> Cluster:
     except msgspec.ValidationError as error:
         where = path or "the command line"
         raise Invalid(
-            f"{where}: {error}; `spsctl config` prints every key with its meaning"
+            f"{where}: {explained(error, Cluster)} (`spsctl config` prints every key with its "
+            "meaning)"
         ) from error
 
 
