@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
 from sps2.common import cores
 from sps2.common.errors import Invalid
@@ -55,6 +56,7 @@ ENVIRONMENT = {
     "SPS2_HOME": "where models, keys, run files and logs live; `~/.cache/sps2` where it is not set",
     "SPS2_KEYS": "folder or file of keys, where the configuration has no `keys` in `[bus]`; for "
     "`spsctl` and the SDK too",
+    "SPS2_CLUSTER": "name of the cluster that `spsctl` means, as `--name` says it",
     "SPS2_CONFIG": "the configuration, for `python -m sps2.services.health`",
 }
 """What is read from the environment, with its meaning."""
@@ -226,6 +228,10 @@ class Cluster(Section, frozen=True):
         section: Gateway | Scheduler | Directory = getattr(self, service)
         return section.host or self.host
 
+    def at(self, host: str) -> "Cluster":
+        """The same with its gateway at another of its addresses."""
+        return replace(self, gateway=replace(self.gateway, host=host))
+
     @property
     def http_url(self) -> str:
         scheme = "https" if self.gateway.tls_key else "http"
@@ -255,8 +261,9 @@ class Cluster(Section, frozen=True):
 def load(path: Path | None = None, **flags: Any) -> Cluster:
     """Read a configuration file; `flags` that are not None override its top-level keys.
 
-    `keys` sets the bus's; `port` sets the HTTP port and moves the other ports after it, unless the
-    file names them. With `any` shards there are no prefill and decode shards unless either says so.
+    `keys` sets the bus's; `port` sets the HTTP port. That port, whether a flag or the file says it,
+    moves the other ports after it, unless the file names them. With `any` shards there are no
+    prefill and decode shards unless either says so.
 
     Raises:
         Invalid: the file is missing or not TOML, a key is unknown, or a value is out of range.
@@ -269,7 +276,7 @@ def load(path: Path | None = None, **flags: Any) -> Cluster:
             raise Invalid(f"cannot read the configuration {path}: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise Invalid(f"{path} is not valid TOML: {error}") from error
-    port = flags.pop("port", None)
+    port = flags.pop("port", None) or _http_port(tables)
     if keys := flags.pop("keys", None) or tables.get("bus", {}).get("keys", environment_bus().keys):
         tables["bus"] = tables.get("bus", {}) | {"keys": keys}
     tables |= {name: value for name, value in flags.items() if value is not None}
@@ -287,6 +294,12 @@ def load(path: Path | None = None, **flags: Any) -> Cluster:
         ) from error
 
 
+def _http_port(tables: dict[str, Any]) -> int | None:
+    gateway = tables.get("gateway")
+    port = gateway.get("port") if isinstance(gateway, dict) else None
+    return port if isinstance(port, int) else None
+
+
 def _with_ports(tables: dict[str, Any], port: int) -> dict[str, Any]:
     places = [
         ("gateway", "port"),
@@ -301,6 +314,8 @@ def _with_ports(tables: dict[str, Any], port: int) -> dict[str, Any]:
     }
     for offset, (section, key) in enumerate(places):
         table = tables.setdefault(section, {})
+        if not isinstance(table, dict):
+            continue
         if (section, key) == ("gateway", "port"):
             table[key] = port
         else:
