@@ -1,18 +1,19 @@
 """What the machine of a measurement was, and what else it did."""
 
-import os
 import platform
 from pathlib import Path
 
 import psutil
 import torch
 
+from sps2.common import cores
+
 
 def machine() -> dict[str, str | int]:
     """For the record that a benchmark writes. `cores`: those that this process may use."""
     return {
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores.usable(),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),

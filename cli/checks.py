@@ -1,7 +1,6 @@
 """What `spsctl doctor` looks at: each check says what it found and, if that is bad, what helps."""
 
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ import psutil
 
 from sps2.cli import key_checks, ports, render, runs
 from sps2.cli.finding import Finding, Verdict
-from sps2.common import config, models
+from sps2.common import config, cores, models
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, ServiceError
 from sps2.common.messages import Role
@@ -108,18 +107,18 @@ def _processor(cluster: Cluster) -> Finding:
     flags = _cpu_flags()
     wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "bf16", "asimd")
     found = [flag for flag in wanted if flag in flags]
-    cores = len(os.sched_getaffinity(0))
+    count = cores.usable()
     detail = (
-        f"{cores} cores, {cluster.shard_threads} compute threads per shard; "
+        f"{count} cores, {cluster.shard_threads} compute threads per shard; "
         f"{' '.join(found) or 'no vector features known here'}"
     )
     native = {"avx512_bf16", "amx_bf16", "bf16"} & flags
     if not native:
         detail += "; bfloat16 is emulated, float32 may be faster (--dtype float32)"
     shards = max(cluster.shards_of(role) for role in get_args(Role))
-    if shards * cluster.shard_threads > cores:
+    if shards * cluster.shard_threads > count:
         return Finding(
-            "processor", "warning", f"{detail}; {shards} shards of a kind share {cores} cores"
+            "processor", "warning", f"{detail}; {shards} shards of a kind share {count} cores"
         )
     return Finding("processor", "ok", detail)
 

@@ -10,6 +10,7 @@ import typer
 from sps2.cli import reading, render
 from sps2.cli.target import ConfigOption, NameOption, reachable
 from sps2.common.errors import Invalid
+from sps2.common.messages import Setting
 
 MaxTokens = Annotated[
     int | None, typer.Option("--max-tokens", "-m", min=1, help="length of the answer at most")
@@ -22,8 +23,8 @@ SpDegree = Annotated[
     int | None, typer.Option("--sp-degree", min=1, help="prefill shards to use, else the policy's")
 ]
 Attention = Annotated[
-    str | None,
-    typer.Option("--attention", help="exact, balanced or fast, else the cluster's setting"),
+    Setting | None,
+    typer.Option("--attention", help="how much prefill may leave out; else the cluster's setting"),
 ]
 
 

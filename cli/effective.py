@@ -1,5 +1,6 @@
 """The configuration that `spsctl up` starts a cluster with."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -9,17 +10,24 @@ from sps2.cli.hosts import Hosts
 from sps2.common import config, keys
 from sps2.common.config import Cluster, is_loopback
 from sps2.common.errors import Invalid
+from sps2.common.explained import explained
 from sps2.common.messages import Role
 from sps2.common.model.config import read
 from sps2.common.model.share import require_quantisable, share_of
 from sps2.common.models import locate
 
 
-def effective(path: Path | None, hosts: Hosts | None = None, **flags: Any) -> Cluster:
+def effective(
+    path: Path | None,
+    hosts: Hosts | None = None,
+    find: Callable[[str], Path] = locate,
+    **flags: Any,
+) -> Cluster:
     """The configuration in force: a file, overridden by flags; local model paths made absolute.
 
     Args:
         hosts: what it runs on, which says how many shards there are; the model may be there only.
+        find: gives the folder of the model.
         flags: top-level keys of the configuration, `port`, `keys` and `policy`; None leaves the
             file's.
 
@@ -41,7 +49,7 @@ def effective(path: Path | None, hosts: Hosts | None = None, **flags: Any) -> Cl
         )
     keys.cluster_key(cluster.bus)
     if hosts is None:
-        _check_model(cluster)
+        _check_model(cluster, find(cluster.model))
     local = Path(cluster.model).expanduser()
     if local.exists() and (local.is_dir() or local.suffix == ".gguf"):
         tables["model"] = str(local.resolve())
@@ -50,12 +58,11 @@ def effective(path: Path | None, hosts: Hosts | None = None, **flags: Any) -> Cl
     try:
         cluster = msgspec.convert(tables, Cluster)
     except msgspec.ValidationError as error:
-        raise Invalid(str(error)) from error
+        raise Invalid(explained(error, Cluster)) from error
     return hosts.addressed(cluster) if hosts else cluster
 
 
-def _check_model(cluster: Cluster) -> None:
-    folder = locate(cluster.model)
+def _check_model(cluster: Cluster, folder: Path) -> None:
     for tp in {cluster.tp_of(role) for role in get_args(Role)}:
         if tp > 1:
             share_of(read(folder), tp)

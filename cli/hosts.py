@@ -1,6 +1,5 @@
 """The host list of `spsctl up --hosts`: which machine runs what, and how it is reached."""
 
-import difflib
 import ipaddress
 import re
 import tomllib
@@ -10,11 +9,12 @@ from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta
-from msgspec.structs import fields, replace
+from msgspec.structs import replace
 
 from sps2.cli.services import service_names
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid
+from sps2.common.explained import explained
 from sps2.common.messages import Role
 from sps2.common.sections import NotNegative, Section
 
@@ -109,7 +109,7 @@ def load(path: Path) -> Hosts:
     try:
         hosts = msgspec.convert(tables, Hosts)
     except msgspec.ValidationError as error:
-        raise Invalid(f"{path}: {_explained(str(error), tables)}") from error
+        raise Invalid(f"{path}: {_explained(error, tables)}") from error
     if problem := _problem(hosts):
         raise Invalid(f"{path}: {problem}")
     return hosts
@@ -144,15 +144,11 @@ def _is_loopback(address: str) -> bool:
         return address == "localhost"
 
 
-def _explained(error: str, tables: dict[str, Any]) -> str:
-    """An error of msgspec's with the host's name, and the key that may have been meant."""
-    kind: type[Section] = Hosts
-    if place := re.search(r"\$\.hosts\[(\d+)\]", error):
-        kind, host = Host, tables["hosts"][int(place[1])]
+def _explained(error: msgspec.ValidationError, tables: dict[str, Any]) -> str:
+    """What is wrong in which host."""
+    text = explained(error, Hosts).replace("`hosts.", "`")
+    if place := re.search(r"\$\.hosts\[(\d+)\]", str(error)):
+        host = tables["hosts"][int(place[1])]
         name = host.get("name") if isinstance(host, dict) else None
-        error = f"host {name or int(place[1]) + 1!r}: {error}"
-    keys = [field.name for field in fields(kind)]
-    if unknown := re.search(r"unknown field `(.+?)`", error):
-        near = difflib.get_close_matches(unknown[1], keys, 1)
-        error += f"; did you mean {near[0]}?" if near else f"; there are {', '.join(keys)}"
-    return error
+        return f"host {name or int(place[1]) + 1!r}: {text}"
+    return text

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from sps2.common.messages import ClusterStatus, Describe, ShowCluster
 from sps2.common.rpc import Peer
 
 POLL_S = 0.1
+SAID = re.compile(r"\d{4}-\d\d-\d\d [\d:.]+ [A-Z]+ +\S+ [\w.]+: (.*)")
+"""What a line of a service's log says, after time, level and names."""
 STOP_S = FAR_GRACE_S + 5.0
 
 
@@ -44,6 +47,8 @@ class Started:
     state: str = "starting"
     pid: int = 0
     rss_bytes: int = 0
+    note: str = ""
+    """What it does until it is up, as its log says."""
 
 
 @dataclass
@@ -176,7 +181,14 @@ class Launch:
                     raise ServiceDied(name + where, child.last_exit, lines)
                 if not started.host:
                     started.pid = child.pid
+                started.note = self._note_of(name, started)
             await asyncio.sleep(POLL_S)
+
+    def _note_of(self, name: str, started: Started) -> str:
+        if started.up_after_s is not None:
+            return ""
+        said = [match[1] for line in self.folder.tail(name, 5) if (match := SAID.match(line))]
+        return said[-1] if said else "loading libraries"
 
     async def _answering(self, name: str, peer: Peer) -> None:
         started = self.progress.services[name]

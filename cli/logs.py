@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sps2.cli import runs
+from sps2.cli import completion, runs
 from sps2.cli.runs import RunFolder
 from sps2.cli.target import NameOption
 from sps2.common.errors import Invalid
@@ -18,12 +18,18 @@ POLL_S = 0.2
 
 def logs(
     service: Annotated[
-        str | None, typer.Argument(help="such as gateway, decode-0 or supervisor; all if absent")
+        str | None,
+        typer.Argument(
+            help="such as gateway, decode-0 or supervisor; all if absent",
+            autocompletion=completion.services,
+        ),
     ] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="go on as lines are written")
+        bool, typer.Option("--follow", "-f", help="go on printing as lines are written")
     ] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="of each service")] = 50,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=0, help="last lines of each service's log")
+    ] = 50,
     name: NameOption = None,
 ) -> None:
     """Show what the services logged, also after the cluster was stopped."""
@@ -56,10 +62,13 @@ def merged(logs: list[list[str]]) -> list[str]:
 
 
 def _folder(name: str | None) -> RunFolder:
-    folders = [RunFolder(name)] if name else runs.running() or runs.known()
-    if not folders or not folders[0].logs.is_dir():
-        raise Invalid("there are no logs: no such cluster was ever up here")
-    return folders[0] if name or len(folders) == 1 or not runs.running() else runs.choose(None)
+    if name is not None:
+        return runs.named(name)
+    if runs.running():
+        return runs.choose(None)
+    if not (folders := runs.known()):
+        raise Invalid("there are no logs: no cluster was ever up here")
+    return folders[0]
 
 
 def _follow(folder: RunFolder, sizes: dict[str, int]) -> None:

@@ -4,7 +4,7 @@ import errno
 from collections.abc import Callable
 from functools import wraps
 from importlib.metadata import version as version_of
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from sps2.cli import (
     doctor,
     down,
     logs,
+    models,
     profile,
     pull,
     render,
@@ -49,20 +50,32 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
 
 app = typer.Typer(
     name="spsctl",
-    help="Serve a language model on a sequence-parallel cluster, and look after it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-def version() -> None:
-    """Print the version."""
-    print(version_of("sps2"))
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(version_of("sps2"))
+        raise typer.Exit()
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Serve a language model on a sequence-parallel cluster, and look after it."""
 
 
 for command in (
     pull.pull,
+    models.models,
+    models.rm,
     up.up,
     down.down,
     status.status,
@@ -74,7 +87,6 @@ for command in (
     doctor.doctor,
     profile.profile,
     configuration.config,
-    version,
 ):
     app.command()(reported(command))
 

@@ -25,7 +25,7 @@ from msgspec.structs import replace
 from sps2.cli import ports
 from sps2.cli.runs import RunFolder
 from sps2.cli.services import environment, start_of
-from sps2.common import config_text, keys, models
+from sps2.common import config_text, cores, keys, models
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, Refused, ServiceError
 
@@ -152,8 +152,8 @@ def configured(order: Order) -> Cluster:
     """The configuration as it is in force here; sets SPS2_HOME, if the order says so."""
     if order.home:
         os.environ["SPS2_HOME"] = str(Path(order.home).expanduser().absolute())
-    cores = len(os.sched_getaffinity(0))
-    return replace(order.cluster, threads=order.cluster.threads or max(1, cores // order.processes))
+    threads = order.cluster.threads or max(1, cores.usable() // order.processes)
+    return replace(order.cluster, threads=threads)
 
 
 def _keep_keys(order: Order, folder: RunFolder) -> Path:

@@ -78,7 +78,7 @@ def require_free(cluster: Cluster, services: Collection[str] | None = None, host
         if problem == errno.EADDRINUSE:
             raise Invalid(
                 f"port {use.port} ({use.key}) is taken by {holder(use.port)}; "
-                "choose others with --port"
+                f"choose others with --port, or this one with {use.key} in the configuration"
             )
         if problem == errno.EADDRNOTAVAIL:
             raise Invalid(f"{address} is not an address of this machine (--host)")

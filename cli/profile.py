@@ -14,24 +14,29 @@ from sps2.services.scheduler.selections import FILE, Calibration
 
 
 def profile(
-    attention: Annotated[
-        bool, typer.Option("--attention", help="find the thresholds of balanced and fast")
-    ] = False,
     model: Annotated[
         str, typer.Option(help="as given to `spsctl pull`, or a folder")
     ] = "smollm2-135m",
-    tokens: Annotated[int, typer.Option(min=1, help="of the document it is measured on")] = 8000,
-    degrees: Annotated[str, typer.Option(help="SP degrees, separated by commas")] = "4",
+    tokens: Annotated[
+        int, typer.Option(min=1, help="length of the document that it is measured on")
+    ] = 8000,
+    degrees: Annotated[
+        str,
+        typer.Option("--sp-degree", help="prefill shards that share a prompt, such as 2,4,8"),
+    ] = "4",
 ) -> None:
-    """Measure a model. Writes to its folder; a cluster reads it when it comes up."""
-    if not attention:
-        raise typer.BadParameter("say what to measure: --attention")
+    """Find a model's thresholds for balanced and fast attention.
+
+    It writes them to the model's folder; a cluster reads them when it comes up.
+    """
     try:
         wanted = [int(each) for each in degrees.split(",")]
     except ValueError:
-        raise typer.BadParameter(f"{degrees!r} is not a list of numbers as 2,4,8") from None
+        raise typer.BadParameter(
+            f"{degrees!r} is no list of numbers such as 2,4,8", param_hint="--sp-degree"
+        ) from None
     if min(wanted) < 2:
-        raise typer.BadParameter("thresholds matter from SP degree 2 on")
+        raise typer.BadParameter("thresholds matter from SP degree 2 on", param_hint="--sp-degree")
 
     from sps2.cli.bench.calibrate import calibrate, document, load_float32
     from sps2.common.tokens import Tokenizer

@@ -1,5 +1,6 @@
 """`spsctl pull`: makes a model available, with a progress bar."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,11 +10,14 @@ from rich.progress import (
     Progress,
     SpinnerColumn,
     TextColumn,
-    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 
 from sps2.cli import render
+from sps2.common import models
 from sps2.common import pull as puller
+from sps2.common.errors import Invalid
 
 
 def pull(
@@ -25,12 +29,29 @@ def pull(
     ],
 ) -> None:
     """Download or convert a model; at once if it is there. Prints its folder."""
+    print(fetched(ref))
+
+
+def obtained(ref: str) -> Path:
+    """The folder of a model, which is pulled first where that is needed and possible."""
+    try:
+        return models.locate(ref)
+    except Invalid:
+        if not models.can_be_pulled(ref):
+            raise
+    render.err.print(f"{ref} is not here yet: pulling it", markup=False)
+    return fetched(ref)
+
+
+def fetched(ref: str) -> Path:
+    """Pull a model, with a progress bar on stderr."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(binary_units=True),
-        TimeElapsedColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
     )
     with Progress(*columns, console=render.err, transient=True) as bars:
         tasks: dict[str, int] = {}
@@ -40,5 +61,4 @@ def pull(
                 tasks[stage] = bars.add_task(stage)
             bars.update(tasks[stage], completed=done, total=total or None)  # type: ignore[arg-type]
 
-        folder = puller.pull(ref, show)
-    print(folder)
+        return puller.pull(ref, show)

@@ -144,21 +144,36 @@ def running(home: Path | None = None) -> list[RunFolder]:
     return [folder for folder in known(home) if folder.is_up()]
 
 
+def named(name: str) -> RunFolder:
+    """A cluster that is or was up here. Raises Invalid if there is none of that name."""
+    names = [folder.name for folder in known()]
+    if name not in names:
+        there = f"there are: {', '.join(names)}" if names else "none was ever up here"
+        raise Invalid(f"there is no cluster {name!r}; {there}")
+    return RunFolder(name)
+
+
 def choose(name: str | None) -> RunFolder:
     """The cluster that is meant: the one named, or the only one that is up.
 
     Raises:
         Invalid: none is up under that name, or none or several are up.
     """
+    folders = running()
+    names = ", ".join(folder.name for folder in folders)
     if name is not None:
         folder = RunFolder(name)
         if folder.is_up():
             return folder
-        raise Invalid(f"cluster '{name}' is not up; start it with `spsctl up --name {name}`")
-    folders = running()
+        others = f", or choose one that is up: {names}" if folders else ""
+        raise Invalid(
+            f"cluster {name!r} is not up; start it with `spsctl up --name {name}`{others}"
+        )
     if not folders:
         raise Invalid("no cluster is up; start one with `spsctl up`")
     if len(folders) > 1:
-        names = ", ".join(folder.name for folder in folders)
-        raise Invalid(f"several clusters are up ({names}); choose one with --name")
+        raise Invalid(
+            f"several clusters are up ({names}); choose one with --name, or SPS2_CLUSTER in the "
+            "environment"
+        )
     return folders[0]

@@ -6,13 +6,19 @@ from typing import Annotated
 
 import typer
 
-from sps2.cli import runs
+from sps2.cli import completion, runs
 from sps2.common import config
 from sps2.common.config import Cluster
 from sps2.common.errors import Refused
 
 NameOption = Annotated[
-    str | None, typer.Option("--name", help="of the cluster; not needed if only one is up")
+    str | None,
+    typer.Option(
+        "--name",
+        envvar="SPS2_CLUSTER",
+        help="name of the cluster; not needed while only one is up",
+        autocompletion=completion.clusters,
+    ),
 ]
 ConfigOption = Annotated[
     Path | None,

@@ -3,6 +3,8 @@
 import asyncio
 import signal
 import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -10,13 +12,16 @@ import typer
 from rich.live import Live
 from rich.table import Table
 
-from sps2.cli import render
+from sps2.cli import addresses, render
 from sps2.cli.effective import effective
 from sps2.cli.hosts import load
 from sps2.cli.launch import Launch, Progress, ServiceDied
-from sps2.common.config import Cluster, is_loopback
-from sps2.common.errors import Invalid
-from sps2.common.messages import ClusterStatus, Role
+from sps2.cli.pull import obtained
+from sps2.common.config import Cluster, DeviceName, Dtype, Quantize, Transport, is_loopback
+from sps2.common.keyring import Keyring
+from sps2.common.keys import API_KEYS, beside
+from sps2.common.messages import ClusterStatus, Role, Setting
+from sps2.common.sections import Policy
 
 Text = str | None
 Number = int | None
@@ -30,20 +35,36 @@ def up(
         Path | None,
         typer.Option(help="TOML list of machines to start it on over ssh", dir_okay=False),
     ] = None,
-    model: Annotated[Text, typer.Option(help="as given to `spsctl pull`, or a folder")] = None,
-    prefill: Annotated[Number, typer.Option(min=1, help="prefill shards")] = None,
-    decode: Annotated[Number, typer.Option(min=1, help="decode shards")] = None,
-    any_: Annotated[
-        Number, typer.Option("--any", min=1, help="shards that do both, instead of these")
+    model: Annotated[
+        Text,
+        typer.Option(help="as given to `spsctl pull`, or a folder; pulled if need be"),
     ] = None,
-    device: Annotated[Text, typer.Option(help="where shards compute: cpu, cuda or auto")] = None,
-    dtype: Annotated[Text, typer.Option(help="auto, bfloat16, float16 or float32")] = None,
-    quantize: Annotated[Text, typer.Option(help="weights in int8 or int4; or none")] = None,
-    attention: Annotated[Text, typer.Option(help="exact, balanced or fast")] = None,
-    policy: Annotated[Text, typer.Option(help="scheduling policy: fcfs")] = None,
-    transport: Annotated[Text, typer.Option(help="data plane: auto, ucx or tcp")] = None,
+    prefill: Annotated[Number, typer.Option(min=1, help="number of prefill shards")] = None,
+    decode: Annotated[Number, typer.Option(min=1, help="number of decode shards")] = None,
+    any_: Annotated[
+        Number,
+        typer.Option("--any", min=1, help="number of shards that do both, in place of the others"),
+    ] = None,
+    device: Annotated[
+        DeviceName | None, typer.Option(help="where shards compute; auto: on GPUs if there are any")
+    ] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="type of weights and activations; auto: the checkpoint's")
+    ] = None,
+    quantize: Annotated[Quantize | None, typer.Option(help="what weights are stored in")] = None,
+    attention: Annotated[
+        Setting | None, typer.Option(help="how much prefill may leave out, unless a request says")
+    ] = None,
+    policy: Annotated[
+        Policy | None, typer.Option(help="in which order requests are scheduled")
+    ] = None,
+    transport: Annotated[
+        Transport | None, typer.Option(help="data plane; auto: UCX where it has RDMA to use")
+    ] = None,
     tp: Annotated[Number, typer.Option(min=1, help="processes of one shard")] = None,
-    decode_tp: Annotated[Number, typer.Option(min=1, help="of one decode shard, if not tp")] = None,
+    decode_tp: Annotated[
+        Number, typer.Option(min=1, help="processes of one decode shard, if not as many as --tp")
+    ] = None,
     threads: Annotated[Number, typer.Option(min=1, help="compute threads of one process")] = None,
     host: Annotated[Text, typer.Option(help="address to bind; needs --keys")] = None,
     keys: Annotated[Text, typer.Option(help="folder of `spsctl keys init`")] = None,
@@ -55,7 +76,10 @@ def up(
             help="HTTP port; the five after it are used too, and with tp one more for each shard",
         ),
     ] = None,
-    name: Annotated[Text, typer.Option(help="of the cluster; several can be up at once")] = None,
+    name: Annotated[
+        Text,
+        typer.Option(envvar="SPS2_CLUSTER", help="name of the cluster; several can be up at once"),
+    ] = None,
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="return once it is ready; `spsctl down` stops it")
     ] = False,
@@ -69,10 +93,14 @@ def up(
     """
     places = load(hosts) if hosts is not None else None
     if places is not None and (prefill or decode or any_ or host):
-        raise Invalid(f"{hosts} says how many shards there are and where: leave these flags out")
+        raise typer.BadParameter(
+            f"{hosts} says how many shards there are and where: leave out --prefill, --decode, "
+            "--any and --host"
+        )
     cluster = effective(
         config,
         places,
+        obtained,
         attention=attention,
         policy=policy,
         model=model,
@@ -110,8 +138,9 @@ def up(
     finally:
         if not keep:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave a mess
-            with render.err.status("stopping"):
-                launch.stop()
+            render.err.print(f"stopping {cluster.name} ...")
+            launch.stop()
+            render.err.print(f"{cluster.name} is stopped")
 
 
 def _interrupt(*_: object) -> None:
@@ -133,7 +162,8 @@ def _watch(launch: Launch, timeout_s: float) -> ClusterStatus:
 def _table(progress: Progress) -> Table:
     hosts = any(started.host for started in progress.services.values())
     last = "HOST" if hosts else ">PID"
-    table = render.table("SERVICE", "STATE", ">UP AFTER", ">MEMORY", last)
+    notes = [] if progress.ready_after_s is not None else ["NOTE"]
+    table = render.table("SERVICE", "STATE", ">UP AFTER", ">MEMORY", last, *notes)
     for name, started in progress.services.items():
         after_s = started.up_after_s
         table.add_row(
@@ -142,6 +172,7 @@ def _table(progress: Progress) -> Table:
             "" if after_s is None else f"{after_s:.1f} s",
             render.size(started.rss_bytes) if started.rss_bytes else "",
             started.host if hosts else str(started.pid or ""),
+            *([started.note] if notes else []),
         )
     if progress.ready_after_s is not None:
         total = sum(started.rss_bytes for started in progress.services.values())
@@ -163,20 +194,41 @@ def _welcome(cluster: Cluster, status: ClusterStatus, ready_s: float, detached: 
         f"{f' over {transports}' if transports else ''}",
         soft_wrap=True,
     )
-    if not (is_loopback(cluster.host) or cluster.gateway.tls_key):
-        render.out.print(
-            "HTTP is in the clear, API keys too: set tls_certificate and tls_key in [gateway], or "
-            "put a proxy with TLS before it",
-            style="yellow",
-            markup=False,
-            soft_wrap=True,
-        )
-    render.out.print(f"  OpenAI API  {cluster.http_url}/v1    (try it: {cluster.http_url}/docs)")
-    render.out.print(f"  SDK         {cluster.gateway_address}")
-    render.out.print(f"  next        spsctl chat{option} | spsctl status{option}", end=" | ")
-    render.out.print(f"spsctl down{option}" if detached else f"spsctl logs -f{option}")
+    for warning in _warnings(cluster):
+        render.out.print(warning, style="yellow", markup=False, soft_wrap=True)
+    first, *others = [cluster.at(address) for address in addresses.of(cluster.host_of("gateway"))]
+    rows = [
+        ("OpenAI API", f"{first.http_url}/v1    (try it: {first.http_url}/docs)"),
+        *(("", f"{other.http_url}/v1") for other in others),
+        ("SDK", first.gateway_address),
+        (
+            "next",
+            f"spsctl chat{option} | spsctl status{option} | "
+            + (f"spsctl down{option}" if detached else f"spsctl logs -f{option}"),
+        ),
+    ]
+    for what, where in rows:
+        render.out.print(f"  {what:12}{where}", markup=False, soft_wrap=True)
     if not detached:
         render.out.print("Ctrl-C stops it.")
+
+
+def _warnings(cluster: Cluster) -> Iterator[str]:
+    """What an operator has to do yet, for the cluster to be of use and safe."""
+    if not (is_loopback(cluster.host_of("gateway")) or cluster.gateway.tls_key):
+        yield (
+            "HTTP is in the clear, API keys too: set tls_certificate and tls_key in [gateway], or "
+            "put a proxy with TLS before it"
+        )
+    if not cluster.bus.keys:
+        return
+    folder = beside(cluster.bus, API_KEYS).parent
+    now = datetime.now(UTC)
+    if not any(key.state(now) == "valid" for key in Keyring(folder).api_keys().values()):
+        yield (
+            "No HTTP request is answered yet: the cluster has keys, and no valid API key. "
+            f"`spsctl keys api add NAME --keys {folder}` makes one, which works at once"
+        )
 
 
 def _shards(cluster: Cluster) -> str:

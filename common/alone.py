@@ -5,14 +5,33 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Hold the lock of `path`, a hidden file beside it, while the block runs; blocks for it."""
-    with (path.parent / f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    """Hold the lock of `path`, a hidden file beside it, while the block runs; blocks for it.
+
+    The file is there for as long as somebody holds it.
+    """
+    place = path.parent / f".{path.name}.lock"
+    while True:
+        with place.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _is_at(lock, place):
+                continue  # the holder before has removed it; another may have made a new one
+            try:
+                yield
+            finally:
+                place.unlink(missing_ok=True)
+            return
+
+
+def _is_at(file: IO[str], place: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), place.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

@@ -1,12 +1,11 @@
 """The SDK: completions, chat and status of a cluster over its bus; imports no torch."""
 
 import asyncio
-import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from types import TracebackType
-from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Self, TypedDict, TypeVar, Unpack
 
 from sps2.common import api
 from sps2.common.api import (
@@ -23,12 +22,16 @@ from sps2.common.api import (
 )
 from sps2.common.collect import collect_chat, collect_completion
 from sps2.common.config import Bus, environment_bus
-from sps2.common.messages import CancelRequest, ClusterStatus, ShowCluster
+from sps2.common.errors import Cancelled, PeerLost
+from sps2.common.messages import CancelRequest, ClusterStatus, Request, ShowCluster, Stream
 from sps2.common.rpc import Peer
 
 T = TypeVar("T")
 
 ADDRESS = "tcp://127.0.0.1:8001"
+CONNECT_S = 30.0
+ANSWER_S = 30.0
+"""For whatever is not a completion."""
 
 
 class Turn(TypedDict):
@@ -38,7 +41,8 @@ class Turn(TypedDict):
     content: str
 
 
-Messages = Sequence[Turn | api.Message]
+Messages = str | Sequence[Turn | api.Message | api.Answer]
+"""A conversation; a text is one turn of the user. Answers are taken as they came."""
 Prompt = str | Sequence[str | int | Sequence[int]]
 """A text, token ids, or several of either."""
 
@@ -87,15 +91,26 @@ class AsyncClient:
     """A cluster at the address of its gateway's bus. Close it, or use it as a context.
 
     Where the cluster has keys, `bus` (`Bus(keys="alice.key")`) or SPS2_KEYS names this side's.
-    While the gateway cannot be reached, calls wait for it; `deadline_s` bounds those of `tokenize`,
-    `status` and the like. All raise the errors of `sps2.common.errors`.
+    All calls raise the errors of `sps2.common.errors`.
+
+    Args:
+        connect_s: how long a call waits for a gateway that does not answer, before it raises
+            PeerLost. A host name that nobody knows raises it at once. None waits for ever.
+        timeout_s: how long a whole call may take before it raises Cancelled; a stream, from its
+            start to its last chunk. None: completions and chats take as long as they take, and
+            all other calls 30 s.
     """
 
     def __init__(
-        self, address: str = ADDRESS, bus: Bus | None = None, *, deadline_s: float | None = 30.0
+        self,
+        address: str = ADDRESS,
+        bus: Bus | None = None,
+        *,
+        connect_s: float | None = CONNECT_S,
+        timeout_s: float | None = None,
     ) -> None:
-        self._peer = Peer(address, bus or environment_bus(), "gateway")
-        self._deadline_s = deadline_s
+        self._peer = Peer(address, bus or environment_bus(), "gateway", connect_s=connect_s)
+        self._timeout_s = timeout_s
 
     async def complete(
         self, prompt: Prompt, **parameters: Unpack[CompletionParameters]
@@ -118,12 +133,15 @@ class AsyncClient:
         Leaving the iteration (`aclose`, or dropping the iterator) cancels the request.
         """
         request = api.check({"prompt": prompt, **parameters}, CompletionRequest)
-        async with self._peer.stream(request) as chunks:
+        async with aclosing(self._stream(request)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     async def chat(self, messages: Messages, **parameters: Unpack[ChatParameters]) -> Chat:
-        """The assistant's whole answer; as `complete`."""
+        """The assistant's whole answer; as `complete`.
+
+        `messages` may have answers in it: `messages.append(chat.choices[0].message)`.
+        """
         async with aclosing(self.chat_stream(messages, **parameters)) as chunks:
             return await collect_chat(chunks)
 
@@ -131,36 +149,57 @@ class AsyncClient:
         self, messages: Messages, **parameters: Unpack[ChatParameters]
     ) -> AsyncGenerator[ChatChunk, None]:
         """The assistant's answer in chunks; as `complete_stream`."""
-        request = api.check({"messages": messages, **parameters}, ChatRequest)
-        async with self._peer.stream(request) as chunks:
+        request = api.check({"messages": _turns(messages), **parameters}, ChatRequest)
+        async with aclosing(self._stream(request)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     async def tokenize(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text."""
         request = Tokenize(prompt=text, add_special_tokens=add_special_tokens)
-        return (await self._peer.call(request, self._deadline_s)).tokens
+        return (await self._call(request)).tokens
 
     async def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of token ids."""
         request = api.check({"tokens": tokens}, Detokenize)
-        return (await self._peer.call(request, self._deadline_s)).prompt
+        return (await self._call(request)).prompt
 
     async def models(self) -> list[Model]:
         """The models served."""
-        return (await self._peer.call(ListModels(), self._deadline_s)).data
+        return (await self._call(ListModels())).data
 
     async def status(self) -> ClusterStatus:
         """Services, shards, requests and where their KV lies."""
-        return await self._peer.call(ShowCluster(), self._deadline_s)
+        return await self._call(ShowCluster())
 
     async def cancel(self, request_id: str) -> None:
         """End a request by the id of its answer. Raises Invalid if there is none in work."""
-        await self._peer.call(CancelRequest(request_id), self._deadline_s)
+        await self._call(CancelRequest(request_id))
 
     async def close(self) -> None:
         """Disconnect; requests in work are cancelled."""
         await self._peer.close()
+
+    async def _call(self, request: Request[T]) -> T:
+        return await self._peer.call(request, self._timeout_s or ANSWER_S)
+
+    async def _stream(self, request: Stream[T]) -> AsyncGenerator[T, None]:
+        """Every wait is timed, and none of what the consumer does between two chunks."""
+        end_s = None
+        if self._timeout_s is not None:
+            end_s = asyncio.get_running_loop().time() + self._timeout_s
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout_at(end_s):
+                    chunks = await stack.enter_async_context(self._peer.stream(request))
+                while True:
+                    async with asyncio.timeout_at(end_s):
+                        chunk = await anext(chunks, None)
+                    if chunk is None:
+                        return
+                    yield chunk
+            except TimeoutError:
+                raise Cancelled(f"the answer took longer than {self._timeout_s:g} s") from None
 
     async def __aenter__(self) -> Self:
         return self
@@ -178,14 +217,19 @@ class Client:
     """`AsyncClient` for code without asyncio; a thread of its own runs the loop. Thread-safe."""
 
     def __init__(
-        self, address: str = ADDRESS, bus: Bus | None = None, *, deadline_s: float | None = 30.0
+        self,
+        address: str = ADDRESS,
+        bus: Bus | None = None,
+        *,
+        connect_s: float | None = CONNECT_S,
+        timeout_s: float | None = None,
     ) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="sps2", daemon=True)
         self._thread.start()
 
         async def connect() -> AsyncClient:
-            return AsyncClient(address, bus, deadline_s=deadline_s)
+            return AsyncClient(address, bus, connect_s=connect_s, timeout_s=timeout_s)
 
         try:
             self._client = self._wait(connect())
@@ -251,6 +295,9 @@ class Client:
         self.close()
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._loop.is_closed():
+            work.close()
+            raise PeerLost("gateway", "the client was closed")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
@@ -259,24 +306,26 @@ class Client:
             raise
 
     def _iterate(self, start: Callable[[], AsyncGenerator[T, None]]) -> Iterator[T]:
-        items: queue.SimpleQueue[tuple[Literal["item"], T] | tuple[Literal["end"], None]]
-        items = queue.SimpleQueue()
+        """Chunks are fetched one by one, as they are wanted: the cluster is never far ahead."""
+        chunks = start()
 
-        async def pump() -> None:
-            try:
-                async with aclosing(start()) as chunks:
-                    async for chunk in chunks:
-                        items.put(("item", chunk))
-            finally:
-                items.put(("end", None))
+        async def following() -> T | None:
+            return await anext(chunks, None)
 
-        future = asyncio.run_coroutine_threadsafe(pump(), self._loop)
         try:
-            while (got := items.get())[0] == "item":
-                yield got[1]
-            future.result()
+            while (chunk := self._wait(following())) is not None:
+                yield chunk
         finally:
-            future.cancel()
+            self._drop(chunks)
+
+    def _drop(self, chunks: AsyncGenerator[Any, None]) -> None:
+        """End a stream without waiting for it: this may be the garbage collector's thread."""
+
+        async def end() -> None:
+            await chunks.aclose()
+
+        if not self._loop.is_closed():
+            asyncio.run_coroutine_threadsafe(end(), self._loop)
 
     async def _leave(self) -> None:
         await self._client.close()
@@ -288,3 +337,12 @@ class Client:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+def _turns(messages: Messages) -> Sequence[Turn | api.Message]:
+    if isinstance(messages, str):
+        return [{"role": "user", "content": messages}]
+    return [
+        {"role": each.role, "content": each.content} if isinstance(each, api.Answer) else each
+        for each in messages
+    ]

@@ -8,9 +8,12 @@ from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
+from sps2.common import cores
 from sps2.common.errors import Invalid
-from sps2.common.messages import Role
+from sps2.common.explained import explained
+from sps2.common.messages import Role, Setting
 from sps2.common.sections import (
     Bus,
     Directory,
@@ -44,10 +47,16 @@ __all__ = [
 ]
 
 
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+DeviceName = Literal["cpu", "cuda", "auto"]
+Quantize = Literal["none", "int8", "int4"]
+Transport = Literal["auto", "ucx", "tcp"]
+
 ENVIRONMENT = {
     "SPS2_HOME": "where models, keys, run files and logs live; `~/.cache/sps2` where it is not set",
     "SPS2_KEYS": "folder or file of keys, where the configuration has no `keys` in `[bus]`; for "
     "`spsctl` and the SDK too",
+    "SPS2_CLUSTER": "name of the cluster that `spsctl` means, as `--name` says it",
     "SPS2_CONFIG": "the configuration, for `python -m sps2.services.health`",
 }
 """What is read from the environment, with its meaning."""
@@ -81,18 +90,17 @@ class Cluster(Section, frozen=True):
         "smollm2-135m"
     )
     dtype: Annotated[
-        Literal["auto", "bfloat16", "float16", "float32"],
-        Meta(description="of weights, activations and KV; auto takes the checkpoint's"),
+        Dtype, Meta(description="of weights, activations and KV; auto takes the checkpoint's")
     ] = "auto"
     device: Annotated[
-        Literal["cpu", "cuda", "auto"],
+        DeviceName,
         Meta(
             description="where shards compute; cuda deals the GPUs of a machine round to its "
             "processes, auto does so where a GPU can be used"
         ),
     ] = "cpu"
     quantize: Annotated[
-        Literal["none", "int8", "int4"],
+        Quantize,
         Meta(
             description="weights of layers and head; int4 takes 8 bits for the head. Made at the "
             "first start and kept beside the model"
@@ -137,11 +145,11 @@ class Cluster(Section, frozen=True):
         Meta(description="compute threads of one process of a shard; 0 shares the cores out"),
     ] = 0
     transport: Annotated[
-        Literal["auto", "ucx", "tcp"],
+        Transport,
         Meta(description="data plane; auto takes UCX where it has RDMA to use"),
     ] = "auto"
     attention: Annotated[
-        Literal["exact", "balanced", "fast"],
+        Setting,
         Meta(description="exact, or how much CSA may leave out, unless a request says"),
     ] = "exact"
     gateway: Gateway = Gateway()
@@ -174,9 +182,8 @@ class Cluster(Section, frozen=True):
     @property
     def shard_threads(self) -> int:
         """Threads of one process: prefill and decode shards take turns on the same cores."""
-        cores = len(os.sched_getaffinity(0))
         processes = max(self.shards_of(role) * self.tp_of(role) for role in get_args(Role))
-        return self.threads or max(1, cores // processes)
+        return self.threads or max(1, cores.usable() // processes)
 
     def shards_of(self, role: Role) -> int:
         """How many shards of a role there are."""
@@ -221,6 +228,10 @@ class Cluster(Section, frozen=True):
         section: Gateway | Scheduler | Directory = getattr(self, service)
         return section.host or self.host
 
+    def at(self, host: str) -> "Cluster":
+        """The same with its gateway at another of its addresses."""
+        return replace(self, gateway=replace(self.gateway, host=host))
+
     @property
     def http_url(self) -> str:
         scheme = "https" if self.gateway.tls_key else "http"
@@ -250,8 +261,9 @@ class Cluster(Section, frozen=True):
 def load(path: Path | None = None, **flags: Any) -> Cluster:
     """Read a configuration file; `flags` that are not None override its top-level keys.
 
-    `keys` sets the bus's; `port` sets the HTTP port and moves the other ports after it, unless the
-    file names them. With `any` shards there are no prefill and decode shards unless either says so.
+    `keys` sets the bus's; `port` sets the HTTP port. That port, whether a flag or the file says it,
+    moves the other ports after it, unless the file names them. With `any` shards there are no
+    prefill and decode shards unless either says so.
 
     Raises:
         Invalid: the file is missing or not TOML, a key is unknown, or a value is out of range.
@@ -264,7 +276,7 @@ def load(path: Path | None = None, **flags: Any) -> Cluster:
             raise Invalid(f"cannot read the configuration {path}: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise Invalid(f"{path} is not valid TOML: {error}") from error
-    port, keys = flags.pop("port", None), flags.pop("keys", None)
+    port, keys = flags.pop("port", None) or _http_port(tables), flags.pop("keys", None)
     tables |= {name: value for name, value in flags.items() if value is not None}
     tables = _with_keys(tables, keys)
     if port is not None:
@@ -276,7 +288,8 @@ def load(path: Path | None = None, **flags: Any) -> Cluster:
     except msgspec.ValidationError as error:
         where = path or "the command line"
         raise Invalid(
-            f"{where}: {error}; `spsctl config` prints every key with its meaning"
+            f"{where}: {explained(error, Cluster)} (`spsctl config` prints every key with its "
+            "meaning)"
         ) from error
 
 
@@ -286,6 +299,12 @@ def _with_keys(tables: dict[str, Any], keys: str | None) -> dict[str, Any]:
         return tables
     found = keys or bus.get("keys", environment_bus().keys)
     return tables | {"bus": bus | {"keys": found}} if found else tables
+
+
+def _http_port(tables: dict[str, Any]) -> int | None:
+    gateway = tables.get("gateway")
+    port = gateway.get("port") if isinstance(gateway, dict) else None
+    return port if isinstance(port, int) else None
 
 
 def _with_ports(tables: dict[str, Any], port: int) -> dict[str, Any]:

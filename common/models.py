@@ -35,8 +35,26 @@ def locate(ref: str, home: Path | None = None) -> Path:
         return local
     folder = folder_of(ref, home)
     if not folder.is_dir():
-        raise Invalid(f"model {ref!r} is not in {folder.parent}; get it with `spsctl pull {ref}`")
+        raise Invalid(f"model {ref!r} is not in {folder.parent}; {_how_to_get(ref)}")
     return folder
+
+
+def can_be_pulled(ref: str) -> bool:
+    """Whether `spsctl pull` knows where to get a model from."""
+    from sps2.common.pull import KNOWN
+
+    return ref in KNOWN or ref.startswith("hf:") or ref.endswith(".gguf")
+
+
+def _how_to_get(ref: str) -> str:
+    from sps2.common.pull import KNOWN
+
+    if can_be_pulled(ref):
+        return f"get it with `spsctl pull {ref}`"
+    return (
+        f"give {', '.join(KNOWN)}, hf:ORG/NAME, a folder or a .gguf file (`spsctl models` lists "
+        "those that are here)"
+    )
 
 
 def folder_of(ref: str, home: Path | None = None) -> Path:
@@ -55,6 +73,21 @@ def folder_of(ref: str, home: Path | None = None) -> Path:
             "a folder with config.json, or a .gguf file"
         )
     return root / ref
+
+
+def pulled(home: Path | None = None) -> dict[str, Path]:
+    """The folders of the models that were pulled, by the reference that names each."""
+    root = (home or default_home()) / "models"
+    folders = sorted(root.glob("[!.]*")) if root.is_dir() else []
+    return {_ref_of(folder.name): folder for folder in folders if folder.is_dir()}
+
+
+def _ref_of(name: str) -> str:
+    """Of a folder that `folder_of` named."""
+    model, at, revision = name.partition("@")
+    if "--" not in model:
+        return name
+    return f"hf:{model.replace('--', '/', 1)}{at}{revision.replace('--', '/')}"
 
 
 def parse_hub(ref: str) -> tuple[str, str | None] | None:

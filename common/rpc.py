@@ -15,6 +15,7 @@ import zmq.asyncio
 from sps2.common import curve, keys, wire
 from sps2.common.config import Bus
 from sps2.common.errors import Cancelled, Invalid, PeerLost, Refused
+from sps2.common.knock import knock, require_known, stranger, unanswered
 from sps2.common.messages import Request, Stream
 from sps2.common.rpc_link import Link
 from sps2.common.rpc_pending import Answer, Items, unpack_answer
@@ -37,7 +38,12 @@ class Peer:
 
     While it cannot be reached, calls wait. When it is lost, calls in work raise PeerLost and later
     ones wait for its return. Its own `close` ends waiting calls with PeerLost. While it refuses
-    this side's key, or lack of one, calls raise Invalid.
+    this side's key, or lack of one, calls raise Invalid; while something else answers at the
+    address, they raise PeerLost.
+
+    Args:
+        connect_s: how long one call waits for a connection before it raises PeerLost; the host's
+            name must be known then, too. None waits for as long as the call's deadline allows.
 
     Raises:
         Invalid: `address` is none, or the bus's keys cannot be read.
@@ -52,19 +58,22 @@ class Peer:
         *,
         max_calls: int = 2048,
         window: int = wire.WINDOW,
+        connect_s: float | None = None,
     ) -> None:
-        if not re.fullmatch(r"tcp://\S+:\d{1,5}|ipc://\S+", address):
-            raise Invalid(f"{address!r} is no address; try tcp://HOST:PORT")
+        match = re.fullmatch(r"tcp://\S+:(\d{1,5})|ipc://\S+", address)
+        if match is None or int(match[1] or 0) >= 1 << 16:
+            raise Invalid(f"{address!r} is no address of the bus; try tcp://HOST:PORT")
         self.address = address
         self.name = name or address
         self.counters: Counter[str] = Counter()
         self._bus = bus
         self._key = keys.of(bus)
         self._broken_handshakes = 0
-        self._refusal: Invalid | None = None
+        self._refusal: Invalid | PeerLost | None = None
         self._context = context
         self._max_calls = max_calls
         self._window = window
+        self._connect_s = connect_s
         self._calls = 0
         self._link: Link | None = None
         self._changed = asyncio.Event()
@@ -144,13 +153,24 @@ class Peer:
             self._calls -= 1
 
     async def _connected(self) -> Link:
+        if self._connect_s is None or (self._link is not None and not self._link.is_lost):
+            return await self._found()
+        await require_known(self.address, self.name)
+        try:
+            async with asyncio.timeout(self._connect_s):
+                return await self._found()
+        except TimeoutError:
+            found = await knock(self.address)
+            raise unanswered(self.address, self.name, found, self._connect_s) from None
+
+    async def _found(self) -> Link:
         while not self._closed:
             if self._link is not None and not self._link.is_lost:
                 return self._link
             if self._runner is None:
                 self._runner = asyncio.create_task(self._run(), name=f"peer {self.name}")
             if self._refusal is not None:
-                raise Invalid(*self._refusal.args)
+                raise type(self._refusal)(*self._refusal.args)
             self._changed.clear()
             await self._changed.wait()
         raise PeerLost(self.name, f"the connection to {self.name} was closed")
@@ -178,7 +198,7 @@ class Peer:
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(CONNECT_S):
-                    connected = self._welcome(await link.connect())
+                    connected = await self._welcome(await link.connect())
             if connected:
                 self._link = link
                 self._changed.set()
@@ -190,12 +210,18 @@ class Peer:
             link.close()
         return connected
 
-    def _welcome(self, event: int) -> bool:
+    async def _welcome(self, event: int) -> bool:
         """Whether a handshake that ended so made a connection."""
         connected = event == zmq.Event.HANDSHAKE_SUCCEEDED
         self._broken_handshakes = self._broken_handshakes + 1 if event in curve.BROKEN else 0
-        refusal = curve.refusal(event, self.name, self._key, self._broken_handshakes)
-        if refusal is not None and self._refusal is None:
+        refusal: Invalid | PeerLost | None = curve.refusal(
+            event, self.name, self._key, self._broken_handshakes
+        )
+        if refusal is not None and self._refusal is not None:
+            refusal = self._refusal
+        elif refusal is not None:
+            if event in curve.BROKEN:
+                refusal = stranger(self.address, self.name, await knock(self.address)) or refusal
             log.info("%s", refusal)
         self._refusal = refusal
         self._changed.set()

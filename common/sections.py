@@ -10,6 +10,8 @@ Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(gt=0)]
 
+Policy = Literal["fcfs"]
+
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A table of the file; unknown keys are errors."""
@@ -55,7 +57,7 @@ class Scheduler(Section, frozen=True):
         str, Meta(description="address where the others reach it; empty takes the cluster's")
     ] = ""
     bus_port: Annotated[Port, Meta(description="ZeroMQ port")] = 8002
-    policy: Annotated[Literal["fcfs"], Meta(description="scheduling policy")] = "fcfs"
+    policy: Annotated[Policy, Meta(description="scheduling policy")] = "fcfs"
     max_queue: Annotated[
         Positive, Meta(description="requests waiting for room; more are refused with 429")
     ] = 256

@@ -286,6 +286,7 @@ async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterat
             f"{torch.cuda.device_count()}: take a smaller tp, and more shards instead"
         )
     team = await meet(share, cluster.meeting_port_of(role, about.index), device.place)
+    log.info("loading %s", folder)
     model = load_model(
         folder, cluster.dtype, device.place, cluster.quantize, collectives=team.collectives
     )

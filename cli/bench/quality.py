@@ -3,7 +3,7 @@
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import msgspec
 import typer
@@ -22,6 +22,7 @@ from sps2.common.tokens import Tokenizer
 from sps2.services.scheduler import selections
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+Spans = Literal["scheduler", "even"]
 DEFAULT_SETTINGS = "exact,int8,balanced,fast,csa:drop=.002,hire:budget=.3,strided:budget=.25,star"
 
 WIDTH = 120
@@ -30,8 +31,11 @@ WIDTH = 120
 
 def quality(
     model: Annotated[str, typer.Option(help="as given to `spsctl pull`")] = "smollm2-135m",
-    tokens: Annotated[str, typer.Option(help="lengths of prompts")] = "2048",
-    ranks: Annotated[str, typer.Option(help="prefill shards of a group")] = "4",
+    tokens: Annotated[str, typer.Option(help="lengths of prompts, such as 2048,8000")] = "2048",
+    degrees: Annotated[
+        str,
+        typer.Option("--sp-degree", help="prefill shards that share a prompt, such as 2,4,8"),
+    ] = "4",
     settings: Annotated[
         str, typer.Option(help=f"of {', '.join(names.SETTINGS)}, with :NAME=VALUE,...")
     ] = DEFAULT_SETTINGS,
@@ -44,34 +48,40 @@ def quality(
         typer.Option(min=1, max=len(TEAMS), help="needles asked for, each by a prefill of its own"),
     ] = 2,
     dtype: Annotated[
-        str, typer.Option(help="float32 shows a setting's effect alone; or bfloat16, float16")
+        Dtype, typer.Option(help="float32 shows the effect of a setting alone")
     ] = "float32",
     spans: Annotated[
-        str, typer.Option(help="scheduler: as in a cluster; even: as many tokens for each rank")
+        Spans,
+        typer.Option(help="scheduler: as in a cluster; even: as many tokens for each shard"),
     ] = "scheduler",
-    json: Annotated[
-        Path | None, typer.Option(help="write everything to this file, as it is found")
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="write everything as JSON to this file, as it is found"),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="write PNGs to this folder")] = None,
 ) -> None:
     """Compare prefill settings with exact attention: quality, bytes, needles kept."""
     if plot is not None and find_spec("matplotlib") is None:
         raise Invalid("--plot needs matplotlib; get it with `pip install 'sps2[bench]'`")
-    lengths, groups = _numbers("tokens", tokens), _numbers("ranks", ranks)
-    if dtype not in get_args(Dtype):
-        raise Invalid(f"--dtype must be one of {', '.join(get_args(Dtype))}, not {dtype!r}")
-    if spans not in ("scheduler", "even"):
-        raise Invalid(f"--spans must be scheduler or even, not {spans!r}")
+    lengths, groups = _numbers("tokens", tokens), _numbers("sp-degree", degrees)
     folder = locate(model)
     config = read(folder)
     wanted = names.split(settings)
-    for each in wanted:
-        names.scheme_of(each, config.layers)
+    try:
+        for each in wanted:
+            names.scheme_of(each, config.layers)
+    except Invalid as error:
+        raise typer.BadParameter(str(error), param_hint="--settings") from error
     for length in lengths:
         if length > config.max_context:
-            raise Invalid(f"{model} was made for {config.max_context} tokens, not {length}")
+            raise typer.BadParameter(
+                f"{model} was made for {config.max_context} tokens, not {length}",
+                param_hint="--tokens",
+            )
         if length < 128 * max(groups):
-            raise Invalid(f"{length} tokens are too few for {max(groups)} ranks")
+            raise typer.BadParameter(
+                f"{length} tokens are too few for {max(groups)} shards", param_hint="--tokens"
+            )
     found = _read(documents)
 
     from sps2.cli.bench.measure import Work, measure  # import torch, which --help can do without
@@ -86,8 +96,8 @@ def quality(
             asked = _prompts(tokenizer, found, length, questions if needles else 0)
             for case in measure(work, length, asked, status.update):
                 report = _with(report, case)
-                if json is not None:  # after each case: a run takes long, and may be ended early
-                    json.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
+                if out is not None:  # after each case: a run takes long, and may be ended early
+                    out.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
     wide = Console(highlight=False, width=max(render.out.width, WIDTH))
     for block in tables_of(report):
         wide.print(block)
@@ -108,9 +118,11 @@ def _numbers(name: str, text: str) -> list[int]:
     try:
         numbers = [int(each) for each in text.split(",")]
     except ValueError as error:
-        raise Invalid(f"--{name} takes numbers such as 2,4,8, not {text!r}") from error
+        raise typer.BadParameter(
+            f"{text!r} is no list of numbers such as 2,4,8", param_hint=f"--{name}"
+        ) from error
     if min(numbers) < 1:
-        raise Invalid(f"--{name} takes numbers of at least 1")
+        raise typer.BadParameter("the numbers must be at least 1", param_hint=f"--{name}")
     return numbers
 
 

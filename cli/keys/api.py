@@ -8,11 +8,10 @@ import typer
 
 from sps2.cli import render
 from sps2.cli.keys.folder import KeysOption, keyring_of
-from sps2.common.errors import Invalid
 
 UNITS = {"d": "days", "h": "hours", "m": "minutes"}
 
-NameArgument = Annotated[str, typer.Argument(help="of the key, in lists and messages")]
+NameArgument = Annotated[str, typer.Argument(help="name of the key, for lists and messages")]
 
 
 def add(
@@ -20,7 +19,7 @@ def add(
     requests: Annotated[int, typer.Option("--requests-per-minute", min=0, help="0: no limit")] = 0,
     tokens: Annotated[
         int,
-        typer.Option("--tokens-per-minute", min=0, help="of prompts and answers; 0: no limit"),
+        typer.Option("--tokens-per-minute", min=0, help="prompts and answers; 0: no limit"),
     ] = 0,
     expires: Annotated[
         str | None, typer.Option("--expires", help="90d, 12h, 30m, or a time: 2027-01-31T12:00Z")
@@ -30,7 +29,7 @@ def add(
     """Make an API key and print it, once. It takes effect at once."""
     until = None if expires is None else parse_expiry(expires, datetime.now(UTC))
     print(keyring_of(folder).add_api_key(name, until, requests, tokens))
-    render.err.print("It is kept nowhere: note it down.", style="dim")
+    render.err.print("Shown only once; save it now.", style="dim")
 
 
 def show(folder: KeysOption = None) -> None:
@@ -52,24 +51,24 @@ def show(folder: KeysOption = None) -> None:
 def revoke(name: NameArgument, folder: KeysOption = None) -> None:
     """Refuse an API key from now on. It takes effect at the next request."""
     keyring_of(folder).revoke_api_key(name)
-    render.out.print(f"{name} is revoked", markup=False)
+    render.out.print(f"Revoked API key {name}.", markup=False)
 
 
 def parse_expiry(text: str, now: datetime) -> datetime:
     """When a key expires: after a time, or at one (UTC unless it says otherwise).
 
     Raises:
-        Invalid: it is neither, or has passed.
+        BadParameter: it is neither, or has passed.
     """
     if match := re.fullmatch(r"(\d{1,6})([dhm])", text):
         return now + timedelta(**{UNITS[match[2]]: int(match[1])})
     try:
         when = datetime.fromisoformat(text)
     except ValueError:
-        raise Invalid(f"--expires: {text!r} is neither 90d, 12h nor 2027-01-31T12:00Z") from None
+        raise typer.BadParameter(f"{text!r} is neither 90d, 12h nor 2027-01-31T12:00Z") from None
     when = when if when.tzinfo else when.replace(tzinfo=UTC)
     if when <= now:
-        raise Invalid(f"--expires: {text} has passed; it is {_text(now)}")
+        raise typer.BadParameter(f"{text} has passed; it is {_text(now)}")
     return when
 
 

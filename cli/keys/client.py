@@ -40,4 +40,4 @@ def show(folder: KeysOption = None) -> None:
 def revoke(name: NameArgument, folder: KeysOption = None) -> None:
     """Keep a client out. It takes effect within seconds, on connections that are open too."""
     keyring_of(folder).revoke_client(name)
-    render.out.print(f"{name} is no client any more", markup=False)
+    render.out.print(f"Revoked client {name}.", markup=False)

@@ -28,7 +28,9 @@ def keyring_of(folder: Path | None) -> Keyring:
 
 def init(
     folder: KeysOption = None,
-    name: Annotated[str, typer.Option("--name", help="of the cluster")] = "default",
+    name: Annotated[
+        str, typer.Option("--name", help="name of the cluster, for messages")
+    ] = "default",
     force: Annotated[
         bool,
         typer.Option("--force", help="replace it; services and clients need new ones"),
@@ -43,6 +45,10 @@ def init(
         markup=False,
         soft_wrap=True,
     )
-    render.out.print(f"  start       spsctl up --keys {ring.folder} --host ADDRESS")
-    render.out.print("  HTTP        spsctl keys api add NAME")
-    render.out.print("  SDK, spsctl elsewhere   spsctl keys client add NAME")
+    option = "" if folder is None else f" --keys {folder}"
+    for what, command in (
+        ("start", f"spsctl up --keys {ring.folder} --host ADDRESS"),
+        ("HTTP", f"spsctl keys api add NAME{option}"),
+        ("SDK, spsctl elsewhere", f"spsctl keys client add NAME{option}"),
+    ):
+        render.out.print(f"  {what:23} {command}", markup=False, soft_wrap=True)

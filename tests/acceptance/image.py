@@ -4,7 +4,7 @@
 
 Reads compose/Dockerfile, and runs the steps of its first stage that make and fill the environment,
 in a copy of the tree and an empty folder, as the file says. Then it starts in that environment what
-the image would: `spsctl version`, a service and the probe of its health. It takes minutes.
+the image would: `spsctl --version`, a service and the probe of its health. It takes minutes.
 """
 
 import shlex
@@ -57,7 +57,7 @@ def main() -> int:
         config = Path(folder) / "cluster.toml"
         config.write_text("[kvdir]\nbus_port = 18799\n")
         python = f"{environment}/bin/python"
-        run([f"{environment}/bin/spsctl", "version"])
+        run([f"{environment}/bin/spsctl", "--version"])
         run([python, "-c", "import sps2.kernels.native as n; assert n.level, 'no C++ kernels'"])
         told = ["--config", str(config)]
         service = subprocess.Popen([python, "-m", "sps2.services.kvdir", *told])

@@ -46,7 +46,7 @@ def test_services_and_shards_are_dealt_in_order(tmp_path: Path) -> None:
         ("hosts = []\n", r"no \[\[hosts\]\]"),
         (ALPHA + "prefil = 1\n", r"host 'alpha': .*`prefil`.*did you mean prefill\?"),
         ('sshd = "ssh"\n' + ALPHA, r"`sshd`.*did you mean ssh\?"),
-        (ALPHA + BETA + "prefill = -1\n", r"host 'beta': .*>= 0.*prefill"),
+        (ALPHA + BETA + "prefill = -1\n", r"host 'beta': .*prefill.*>= 0"),
         (ALPHA + '[[hosts]]\nname = "beta"\n', "host 'beta': .*`address`"),
         ('[[hosts]]\naddress = "10.0.0.1"\n', "host 1: .*`name`"),
         ('[[hosts]]\nname = "beta"\naddress = ""\n', "host 'beta': .*address"),

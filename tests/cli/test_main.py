@@ -1,11 +1,13 @@
 """What the commands say and return when there is no cluster, and that they start fast."""
 
 import json
+import os
+import shutil
 import socket
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,7 +30,8 @@ def run(*arguments: str, stdin: str = "") -> Result:
 
 
 def test_version() -> None:
-    assert run("version").stdout.strip() == version("sps2")
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert run("--version").stdout == project["version"] + "\n"
 
 
 def test_config_prints_what_load_accepts(tmp_path: Path) -> None:
@@ -51,15 +54,66 @@ def test_up_of_a_configuration_with_a_typo(tmp_path: Path) -> None:
 def test_up_of_a_model_that_is_not_here() -> None:
     result = run("up", "--model", "some-model")
     assert result.exit_code == 1
-    assert "spsctl pull some-model" in result.stderr
+    said = " ".join(result.stderr.split())
+    assert "'some-model' is not in" in said
+    assert "give smollm2-135m, hf:ORG/NAME, a folder or a .gguf file" in said
+    assert "spsctl pull" not in said  # which would fail
+
+
+def test_up_pulls_what_can_be_pulled(
+    tmp_path: Path, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the port that is taken; the pull is of a file that is there, and is none."""
+    file = tmp_path / "tiny.gguf"
+    file.write_bytes(b"GGUF, or not")
+    result = run("up", "--model", str(file))
+    assert result.exit_code == 1
+    assert "tiny.gguf is not here yet: pulling it" in " ".join(result.stderr.split())
+    assert "tiny.gguf" in result.stderr.splitlines()[-1]
+    assert not list((tmp_path / "models").iterdir())  # not even a lock
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--prefill", "0"], ["--port", "0"], ["--decode", "two"], ["--no-such-option"]],
+    [
+        ["up", "--prefill", "0"],
+        ["up", "--port", "0"],
+        ["up", "--decode", "two"],
+        ["up", "--no-such-option"],
+        ["up", "--dtype", "float8"],
+        ["up", "--device", "tpu"],
+        ["up", "--quantize", "int3"],
+        ["up", "--attention", "bogus"],
+        ["up", "--policy", "none"],
+        ["up", "--transport", "udp"],
+        ["chat", "hi", "--attention", "foo"],
+        ["complete", "hi", "--attention", "foo"],
+        ["bench", "quality", "--dtype", "int8"],
+        ["bench", "quality", "--spans", "odd"],
+        ["keys", "api", "add", "bob", "--expires", "soon"],
+    ],
 )
-def test_up_with_wrong_usage(arguments: list[str]) -> None:
-    assert run("up", *arguments).exit_code == 2
+def test_wrong_usage(arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert arguments[-2] in result.stderr or arguments[-1] in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "choices"),
+    [
+        ("up", ["cpu|cuda|auto", "none|int8|int4", "exact|balanced|fast", "auto|ucx|tcp", "fcfs"]),
+        ("chat", ["exact|balanced|fast"]),
+        ("complete", ["exact|balanced|fast"]),
+    ],
+)
+def test_help_lists_what_can_be_chosen(
+    command: str, choices: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    said = run(command, "--help").stdout
+    for each in choices:
+        assert each in said
 
 
 @pytest.mark.parametrize(
@@ -91,19 +145,86 @@ def test_any_alone_is_a_whole_cluster(tmp_path: Path) -> None:
     assert config.load(path) == cluster
 
 
-def test_up_with_a_policy_there_is_none_of(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
-    result = run("up", "--policy", "none", "--model", str(tmp_path / "model"))
-    assert result.exit_code == 1
-    assert "none" in result.stderr
-
-
 def test_down_of_nothing() -> None:
     assert run("down").exit_code == 0
     result = run("down", "--name", "other")
+    assert result.exit_code == 1
+    assert "no cluster 'other'" in result.stderr
+    RunFolder("one").prepare(Cluster(name="one"))
+    result = run("down", "--name", "onne")
+    assert result.exit_code == 1
+    assert "there are: one" in result.stderr
+    result = run("down", "--name", "one")
     assert result.exit_code == 0
     assert "not up" in result.stdout
+
+
+def test_a_name_that_is_none_of_those_that_are_up() -> None:
+    for name in ("one", "two"):
+        RunFolder(name).prepare(Cluster(name=name))
+    with RunFolder("one").owned():
+        result = run("status", "--name", "onne")
+        assert "or choose one that is up: one" in " ".join(result.stderr.split())
+        with RunFolder("two").owned():
+            assert "SPS2_CLUSTER" in run("status").stderr
+    assert "there are:" in run("logs", "--name", "onne").stderr
+
+
+def test_the_environment_names_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPS2_CLUSTER", "other")
+    assert "cluster 'other' is not up" in run("status").stderr
+    assert "no cluster 'other'" in run("down").stderr
+    assert "'mine' is not up" in run("chat", "hi", "--name", "mine").stderr
+
+
+def test_models_are_listed_and_removed(checkpoint: Callable[[str], Path], home: Path) -> None:
+    assert "spsctl pull" in run("models").stdout
+    made = checkpoint("llama3")
+    for name in ("tiny", "org--name", "org--name@v1"):
+        shutil.copytree(made, home / "models" / name)
+    (home / "models" / ".part").mkdir()
+    listed = [line.split()[0] for line in run("models").stdout.splitlines()]
+    assert listed == ["MODEL", "hf:org/name", "hf:org/name@v1", "tiny"]
+    assert "there are: hf:org/name, hf:org/name@v1, tiny" in run("rm", "none").stderr
+    assert run("rm", "../run").exit_code == 1
+
+    folder = RunFolder("serves")
+    folder.prepare(Cluster(name="serves", model="tiny"))
+    with folder.owned():
+        result = run("rm", "tiny")
+        assert result.exit_code == 1
+        assert "spsctl down --name serves" in result.stderr
+    assert run("rm", "tiny").exit_code == 0
+    assert run("rm", "hf:org/name@v1").exit_code == 0
+    assert {path.name for path in (home / "models").iterdir()} == {"org--name", ".part"}
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("spsctl down --name o", "one"),
+        ("spsctl logs --name one g", "gateway"),
+        ("spsctl rm ti", "tiny"),
+        ("spsctl up --device cu", "cuda"),
+    ],
+)
+def test_the_shell_completes(
+    words: str, offered: str, home: Path, checkpoint: Callable[[str], Path]
+) -> None:
+    shutil.copytree(checkpoint("llama3"), home / "models" / "tiny")
+    folder = RunFolder("one")
+    folder.prepare(Cluster(name="one"))
+    folder.log("gateway").touch()
+    asked = {
+        "_SPSCTL_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    code = "from sps2.cli.main import app; app(prog_name='spsctl')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | asked, capture_output=True, text=True
+    )
+    assert done.stdout.split() == [offered], done.stderr
 
 
 @pytest.mark.parametrize("command", [["status"], ["chat", "hello"], ["complete", "hello"]])

@@ -1,4 +1,4 @@
-"""`spsctl profile --attention`: thresholds for a model."""
+"""`spsctl profile`: thresholds for a model."""
 
 import pytest
 import torch
@@ -45,9 +45,8 @@ def test_settings_of_a_model_are_ordered_and_within_reach() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--attention"),
-        (["--attention", "--degrees", "2;4"], "2,4,8"),
-        (["--attention", "--degrees", "1"], "degree 2"),
+        (["--sp-degree", "2;4"], "2,4,8"),
+        (["--sp-degree", "1"], "degree 2"),
     ],
 )
 def test_wrong_usage_says_what_is_right(arguments: list[str], message: str) -> None:

@@ -1,6 +1,7 @@
 """The SDK against a service that answers as a gateway does."""
 
 import asyncio
+import socket
 import subprocess
 import sys
 import threading
@@ -33,6 +34,7 @@ from sps2.common.config import Bus
 from sps2.common.errors import Cancelled, Invalid, PeerLost, Refused
 from sps2.common.messages import CancelRequest, ClusterStatus, Done, ShowCluster
 from sps2.common.rpc import Server
+from sps2.common.wire import WINDOW
 
 BUS = Bus(beat_s=0.2)
 HEAD = {"id": "cmpl-1", "created": 1, "model": "m", "system_fingerprint": "f"}
@@ -43,6 +45,8 @@ class Answering:
     """Says the prompt back, letter by letter; at "!" it stops and waits, at "?" it refuses."""
 
     left: list[str] = field(default_factory=list)
+    sent: int = 0
+    messages: list[api.Message] = field(default_factory=list)
 
     async def complete(self, request: CompletionRequest) -> AsyncIterator[CompletionChunk]:
         text = str(request.prompt)
@@ -52,6 +56,7 @@ class Answering:
                     await asyncio.Event().wait()
                 if letter == "?":
                     raise Refused("full", 7)
+                self.sent += 1
                 yield CompletionChunk(**HEAD, choices=[CompletionChoice(0, letter)])
             yield CompletionChunk(**HEAD, choices=[], usage=Usage(1, len(text), 2))
         except (asyncio.CancelledError, GeneratorExit):
@@ -59,6 +64,7 @@ class Answering:
             raise
 
     async def chat(self, request: ChatRequest) -> AsyncIterator[ChatChunk]:
+        self.messages = request.messages
         for letter in str(request.messages[-1].content):
             yield ChatChunk(**HEAD, choices=[ChatDelta(0, Delta(content=letter))])
         yield ChatChunk(**HEAD, choices=[], usage=Usage(1, 2, 3))
@@ -109,13 +115,13 @@ def there():
 
 @pytest.fixture
 async def far(there):
-    async with AsyncClient(there.address, BUS, deadline_s=5) as far:
+    async with AsyncClient(there.address, BUS, timeout_s=60) as far:
         yield far
 
 
 @pytest.fixture
 def near(there):
-    with Client(there.address, BUS, deadline_s=5) as near:
+    with Client(there.address, BUS, timeout_s=60) as near:
         yield near
 
 
@@ -201,9 +207,88 @@ def test_closing_ends_what_is_in_work(there):
         list(stream)
 
 
-def test_a_gateway_that_is_not_there_is_waited_for_until_the_deadline():
-    with Client("tcp://127.0.0.1:9", BUS, deadline_s=0.1) as nobody, pytest.raises(Cancelled):
-        nobody.status()
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda client: client.status(),
+        lambda client: client.complete("x"),
+        lambda client: client.chat("x"),
+        lambda client: list(client.chat_stream("x")),
+    ],
+)
+def test_a_gateway_that_is_not_there_is_waited_for_so_long(ask):
+    address = f"tcp://127.0.0.1:{free_port()}"
+    with (
+        Client(address, BUS, connect_s=0.2) as nobody,
+        pytest.raises(PeerLost, match=f"nobody answers at {address}.* the cluster is up"),
+    ):
+        ask(nobody)
+
+
+def test_a_host_that_nobody_knows_is_told_at_once():
+    with (
+        Client("tcp://nohost.invalid:8001", BUS, connect_s=3600) as lost,
+        pytest.raises(PeerLost, match=r"'nohost\.invalid' of tcp://nohost\.invalid:8001"),
+    ):
+        lost.complete("x")
+
+
+async def answer_in_http(reader, writer):
+    await reader.read(100)
+    writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\nInvalid HTTP request received.")
+    writer.close()
+
+
+async def hang_up(reader, writer):
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("there", "said"), [(answer_in_http, "speaks HTTP"), (hang_up, "not the bus of a gateway")]
+)
+async def test_the_port_of_something_else(there, said):
+    server = await asyncio.start_server(there, "127.0.0.1", 0)
+    address = f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, AsyncClient(address, BUS, connect_s=60) as mistaken:
+        for _ in range(2):
+            with pytest.raises(PeerLost, match=said):
+                await mistaken.complete("x")
+
+
+def test_a_whole_answer_has_its_time(there):
+    with Client(there.address, BUS, timeout_s=0.3) as hasty:
+        with pytest.raises(Cancelled, match=r"took longer than 0\.3 s"):
+            hasty.complete("!")
+        with pytest.raises(Cancelled):
+            list(hasty.complete_stream("ab!"))
+
+
+def test_a_conversation_of_answers_and_texts(near, there):
+    messages = [{"role": "user", "content": "hey"}]
+    messages.append(near.chat(messages).choices[0].message)
+    messages.append(api.Message("user", "ho"))
+    assert near.chat(messages).choices[0].message.content == "ho"
+    assert [(each.role, each.content) for each in there.answering.messages] == [
+        ("user", "hey"),
+        ("assistant", "hey"),
+        ("user", "ho"),
+    ]
+    assert near.chat("a text").choices[0].message.content == "a text"
+
+
+def test_a_slow_consumer_is_not_run_away_from(near, there):
+    stream = near.complete_stream("a" * 5000)
+    next(stream)
+    for _ in range(100):  # the service has had as many occasions to send more
+        near.status()
+    assert there.answering.sent < 5 * WINDOW
+    assert near.status().ready
+    assert len(list(stream)) == 5000
 
 
 def test_an_address_that_is_none():

@@ -311,3 +311,8 @@ async def test_a_port_in_use_is_named() -> None:
             await Server(Service(), PATIENT).start(server.address)
     with pytest.raises(Invalid, match="cannot listen on tcp://"):
         await Server(Service(), PATIENT).start("tcp://no-such-host.invalid:1")
+
+
+async def test_a_port_that_there_is_none_of() -> None:
+    with pytest.raises(Invalid, match="tcp://localhost:65536"):
+        Peer("tcp://localhost:65536", PATIENT)

@@ -25,8 +25,8 @@ def run(*arguments: object) -> Result:
 
 def test_everything_is_reported(folder: Path, document: Path, tmp_path: Path) -> None:
     file = tmp_path / "found.json"
-    lengths = ("--tokens", 1600, "--ranks", "2,3", "--settings", SETTINGS, "--questions", 1)
-    result = run("--model", folder, "--documents", document, *lengths, "--json", file)
+    lengths = ("--tokens", 1600, "--sp-degree", "2,3", "--settings", SETTINGS, "--questions", 1)
+    result = run("--model", folder, "--documents", document, *lengths, "--out", file)
     assert result.exit_code == 0, result.output
     assert "1600 tokens, 3 ranks" in result.stdout
     report = msgspec.json.decode(file.read_bytes(), type=Report)
@@ -46,7 +46,7 @@ def test_everything_is_reported(folder: Path, document: Path, tmp_path: Path) ->
 
 
 def test_pictures(folder: Path, document: Path, tmp_path: Path) -> None:
-    lengths = ("--tokens", 1600, "--ranks", 2, "--settings", "int8", "--questions", 1)
+    lengths = ("--tokens", 1600, "--sp-degree", 2, "--settings", "int8", "--questions", 1)
     result = run("--model", folder, "--documents", document, *lengths, "--plot", tmp_path / "out")
     assert result.exit_code == 0, result.output
     names = {path.name for path in (tmp_path / "out").iterdir()}
@@ -69,10 +69,16 @@ def test_pictures_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (["--tokens", "9000"], "4096"),
         (["--dtype", "int8"], "--dtype"),
         (["--spans", "odd"], "--spans"),
-        (["--documents", "no-such-file"], "no-such-file"),
+        (["--sp-degree", "0"], "--sp-degree"),
     ],
 )
 def test_wrong_usage(folder: Path, arguments: list[str], said: str) -> None:
     result = run("--model", folder, *arguments)
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.split())
+
+
+def test_a_document_that_is_not_there(folder: Path) -> None:
+    result = run("--model", folder, "--documents", "no-such-file")
     assert result.exit_code == 1
-    assert said in result.stderr
+    assert "no-such-file" in result.stderr

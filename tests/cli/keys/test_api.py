@@ -4,11 +4,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from sps2.cli.keys.api import parse_expiry
 from sps2.cli.main import app
-from sps2.common.errors import Invalid
 from sps2.common.keyring import Keyring
 from sps2.common.keys import api_digest
 
@@ -58,5 +58,5 @@ def test_expiry(text: str, when: datetime) -> None:
 
 @pytest.mark.parametrize("text", ["", "soon", "90", "1y", "2026-12-31", "2027-13-01"])
 def test_expiry_that_is_none(text: str) -> None:
-    with pytest.raises(Invalid, match="--expires"):
+    with pytest.raises(typer.BadParameter, match=r"neither|passed"):
         parse_expiry(text, NOW)

@@ -279,7 +279,7 @@ class Door:
     scheduler: Server
 
     def client(self) -> AsyncClient:
-        return AsyncClient(self.bus, BUS, deadline_s=5)
+        return AsyncClient(self.bus, BUS, timeout_s=60)
 
 
 @asynccontextmanager

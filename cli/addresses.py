@@ -1,0 +1,20 @@
+"""Where a service that binds every address of this machine can be reached."""
+
+import socket
+
+import psutil
+
+EVERY = ("0.0.0.0", "::")
+
+
+def of(host: str) -> list[str]:
+    """The addresses to tell people of a service that binds `host`: never 0.0.0.0 itself."""
+    if host not in EVERY:
+        return [host]
+    found = [
+        each.address
+        for addresses in psutil.net_if_addrs().values()
+        for each in addresses
+        if each.family == socket.AF_INET
+    ]
+    return sorted(dict.fromkeys(found), key=lambda address: address.startswith("127.")) or [host]

@@ -1,0 +1,67 @@
+"""What is wrong in a file of settings, in words that say what would be right."""
+
+import difflib
+import re
+from collections.abc import Sequence
+
+import msgspec
+from msgspec.inspect import Field, LiteralType, Metadata, StructType, Type, VarTupleType
+
+
+def explained(error: msgspec.ValidationError, kind: type[msgspec.Struct]) -> str:
+    """What does not fit in tables that should be a `kind`, and which keys or values there are.
+
+    Keys are named from the top of the file, such as `sharing.method`.
+    """
+    what, _, place = str(error).partition(" - at ")
+    names = re.findall(r"\.(\w+)", place)
+    where = ".".join(names)
+    if unknown := re.search(r"unknown field `(.+?)`", what):
+        full = ".".join([*names, unknown[1]])
+        keys = [field.encode_name for field in _fields(_at(kind, names))]
+        if elsewhere := _tables_with(kind, unknown[1]):
+            return f"there is no key `{full}`; did you mean {' or '.join(elsewhere)}?"
+        return f"there is no key `{full}`{_instead(unknown[1], keys)}"
+    if bad := re.fullmatch(r"Invalid enum value (.+)", what):
+        value, found = bad[1].strip("'"), _at(kind, names)
+        choices = list(map(str, found.values)) if isinstance(found, LiteralType) else []
+        return f"`{where}` cannot be {bad[1]}{_instead(value, choices)}"
+    return f"`{where}`: {what}" if where else what
+
+
+def _instead(word: str, choices: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, choices, 1)
+    there = f"; there are {', '.join(choices)}" if choices else ""
+    return f"; did you mean {near[0]}?" if near else there
+
+
+def _tables_with(kind: type[msgspec.Struct], key: str) -> list[str]:
+    """Where else in the file a key of this name is."""
+    top = _fields(_at(kind, ()))
+    places = {f"{field.encode_name}.{key}": _fields(_bare(field.type)) for field in top}
+    places[key] = top
+    return [
+        place for place, fields in places.items() if key in {field.encode_name for field in fields}
+    ]
+
+
+def _at(kind: type[msgspec.Struct], names: Sequence[str]) -> Type:
+    """The type of the value that is reached by these keys."""
+    found: Type = msgspec.inspect.type_info(kind)
+    for name in names:
+        fields = {field.encode_name: field for field in _fields(found)}
+        if name not in fields:
+            break
+        found = _bare(fields[name].type)
+    return found
+
+
+def _fields(kind: Type) -> tuple[Field, ...]:
+    return kind.fields if isinstance(kind, StructType) else ()
+
+
+def _bare(kind: Type) -> Type:
+    """Without bounds and descriptions; of a list, the type of what is in it."""
+    while isinstance(kind, Metadata | VarTupleType):
+        kind = kind.type if isinstance(kind, Metadata) else kind.item_type
+    return kind

@@ -1,0 +1,88 @@
+"""What answers at an address where no connection to a service can be made."""
+
+import asyncio
+import socket
+from typing import Literal
+
+from sps2.common.errors import PeerLost
+
+Found = Literal["service", "HTTP", "else", "nobody"]
+
+WAIT_S = 1.0
+ZMTP = b"\xff"
+"""How a ZeroMQ socket begins, unasked."""
+
+
+async def knock(address: str) -> Found:
+    """Connect to a bus address as a stranger, and see who is there."""
+    if not address.startswith("tcp://"):
+        return "service"
+    host, port = _parts(address)
+    try:
+        async with asyncio.timeout(WAIT_S):
+            reader, writer = await asyncio.open_connection(host, port)
+    except (OSError, TimeoutError):
+        return "nobody"
+    try:
+        said = await _heard(reader)
+        if not said:
+            writer.write(b"GET / HTTP/1.0\r\n\r\n")
+            said = await _heard(reader)
+    finally:
+        writer.close()
+    if said.startswith(ZMTP):
+        return "service"
+    return "HTTP" if said.startswith(b"HTTP/") else "else"
+
+
+async def require_known(address: str, name: str) -> None:
+    """Raises PeerLost if the host of a bus address is a name that nobody knows."""
+    if not address.startswith("tcp://"):
+        return
+    host, port = _parts(address)
+    try:
+        await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise PeerLost(name, f"the host {host!r} of {address} is not known: {why}") from error
+
+
+def stranger(address: str, name: str, found: Found) -> PeerLost | None:
+    """The error of one who meant a service and found something else; None for a service."""
+    if found == "HTTP":
+        return PeerLost(
+            name,
+            f"{address} speaks HTTP, so it is not the bus of a {name}: the HTTP API has a port of "
+            "its own (8000, where the bus has 8001, unless the configuration says otherwise)",
+        )
+    if found == "else":
+        return PeerLost(name, f"what answers at {address} is not the bus of a {name}: see the port")
+    return None
+
+
+def unanswered(address: str, name: str, found: Found, waited_s: float) -> PeerLost:
+    """The error of one who waited long enough."""
+    if error := stranger(address, name, found):
+        return error
+    if found == "nobody":
+        return PeerLost(
+            name,
+            f"nobody answers at {address} (tried for {waited_s:g} s): check that the cluster is "
+            "up, that address and port are right, and that no firewall is between",
+        )
+    return PeerLost(name, f"the {name} at {address} did not answer within {waited_s:g} s")
+
+
+async def _heard(reader: asyncio.StreamReader) -> bytes:
+    try:
+        async with asyncio.timeout(WAIT_S):
+            return await reader.read(8)
+    except TimeoutError:
+        return b""
+    except OSError:
+        return b"?"
+
+
+def _parts(address: str) -> tuple[str, int]:
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    return host.strip("[]"), int(port)
