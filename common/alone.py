@@ -27,13 +27,6 @@ def alone(path: Path) -> Iterator[None]:
             return
 
 
-def _is_at(file: IO[str], place: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), place.stat())
-    except FileNotFoundError:
-        return False
-
-
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """The same for what is in a folder, whose own lock it is. Raises OSError if there is none."""
@@ -43,3 +36,10 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _is_at(file: IO[str], place: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), place.stat())
+    except FileNotFoundError:
+        return False
