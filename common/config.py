@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import Meta
 
+from sps2.common import places
 from sps2.common.errors import Invalid
 from sps2.common.messages import Role
 from sps2.common.sections import (
@@ -38,14 +39,15 @@ __all__ = [
     "Telemetry",
     "Tracing",
     "environment_bus",
-    "home",
     "is_loopback",
     "load",
 ]
 
 
 ENVIRONMENT = {
-    "SPS2_HOME": "where models, keys, run files and logs live; `~/.cache/sps2` where it is not set",
+    "SPS2_HOME": "one folder for models, keys, run files and logs; where it is not set, models are "
+    "in `~/.cache/sps2`, keys in `~/.config/sps2`, run files and logs in `~/.local/state/sps2`, or "
+    "where `XDG_CACHE_HOME`, `XDG_CONFIG_HOME` and `XDG_STATE_HOME` say",
     "SPS2_KEYS": "folder or file of keys, where the configuration has no `keys` in `[bus]`; for "
     "`spsctl` and the SDK too",
     "SPS2_CONFIG": "the configuration, for `python -m sps2.services.health`",
@@ -64,11 +66,6 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def home() -> Path:
-    """Where models, logs and run files live: `$SPS2_HOME`, else `~/.cache/sps2`."""
-    return Path(os.environ.get("SPS2_HOME") or Path.home() / ".cache" / "sps2").expanduser()
 
 
 class Cluster(Section, frozen=True):
@@ -212,7 +209,7 @@ class Cluster(Section, frozen=True):
         if not self.bus.keys and not is_loopback(host):
             raise Invalid(
                 f"{host} can be reached from other machines, and the cluster has no keys: run "
-                f"`spsctl keys init`, then `spsctl up --host {host} --keys {home() / 'keys'}` (in "
+                f"`spsctl keys init`, then `spsctl up --host {host} --keys {places.keys()}` (in "
                 "a configuration: `keys` in [bus])"
             )
 

