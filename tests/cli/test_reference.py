@@ -48,7 +48,8 @@ def test_every_key_and_variable_is_there_with_its_meaning() -> None:
             assert f"| `{key.name}` | " in page
             assert key.environment in {"", *ENVIRONMENT}
     sources = "".join(path.read_text() for path in (ROOT / "services").rglob("*.py"))
-    sources += (ROOT / "common" / "config.py").read_text()
+    for name in ("config.py", "places.py"):
+        sources += (ROOT / "common" / name).read_text(encoding="utf-8")
     for variable in ENVIRONMENT:
         assert f"| `{variable}` | " in page
         assert f'environ.get("{variable}"' in sources
