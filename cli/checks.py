@@ -14,7 +14,7 @@ import psutil
 
 from sps2.cli import key_checks, ports, render, runs
 from sps2.cli.finding import Finding, Verdict
-from sps2.common import config, cores, models
+from sps2.common import cores, models, places
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, ServiceError
 from sps2.common.messages import Role
@@ -151,17 +151,19 @@ def _memory(cluster: Cluster) -> Finding:
 
 
 def _disk() -> Finding:
-    home = config.home()
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(home).free
-        probe = home / ".doctor"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        return Finding("disk", "broken", f"{home} cannot be written: {error.strerror}")
-    detail = f"{render.size(free)} free at {home}"
-    if free < GIB:
+    free = {}
+    for place in (places.cache(), places.state()):
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            free[place] = shutil.disk_usage(place).free
+            probe = place / ".doctor"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            return Finding("disk", "broken", f"{place} cannot be written: {error.strerror}")
+    least = min(free, key=free.__getitem__)
+    detail = f"{render.size(free[least])} free at {least}"
+    if free[least] < GIB:
         return Finding("disk", "warning", f"{detail}: little for models and logs")
     return Finding("disk", "ok", detail)
 

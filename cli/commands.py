@@ -16,7 +16,7 @@ from sps2.cli.hosts import Host, Hosts
 from sps2.cli.node import Order
 from sps2.cli.runs import RunFolder
 from sps2.cli.services import environment, service_names, start_of
-from sps2.common import config, keys
+from sps2.common import keys, places
 from sps2.common.config import Cluster
 from sps2.common.messages import Role
 
@@ -45,11 +45,10 @@ def commands(cluster: Cluster, folder: RunFolder) -> dict[str, Command]:
     hosts = folder.hosts()
     if hosts is not None:
         return _on_hosts(cluster, hosts)
-    home = {"SPS2_HOME": str(config.home().absolute())}
     return {
         name: Command(
             (sys.executable, *start_of(name, folder.config)),
-            environment(name, cluster.shard_threads) | _chosen() | home,
+            environment(name, cluster.shard_threads) | _chosen() | places.inherited(),
         )
         for name in service_names(cluster)
     }

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import msgspec
 
 from sps2.cli.hosts import Hosts
-from sps2.common import config, keys
+from sps2.common import config, keys, places
 from sps2.common.config import Cluster, is_loopback
 from sps2.common.errors import Invalid
 from sps2.common.explained import explained
@@ -45,7 +45,7 @@ def effective(
     elif not (cluster.bus.keys or all(map(is_loopback, hosts.addresses()))):
         raise Invalid(
             "the hosts can be reached from other machines, and the cluster has no keys: run "
-            f"`spsctl keys init`, then add `--keys {config.home() / 'keys'}`"
+            f"`spsctl keys init`, then add `--keys {places.keys()}`"
         )
     keys.cluster_key(cluster.bus)
     if hosts is None:

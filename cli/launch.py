@@ -16,7 +16,7 @@ from sps2.cli.hosts import Hosts
 from sps2.cli.runs import RunFolder
 from sps2.cli.services import service_names
 from sps2.cli.supervise import FAR_GRACE_S
-from sps2.common import config
+from sps2.common import places
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, Refused, ServiceError
 from sps2.common.messages import ClusterStatus, Describe, ShowCluster
@@ -107,7 +107,7 @@ class Launch:
                 stdout=output,
                 stderr=output,
                 cwd=self.folder.path,
-                env=os.environ | {"SPS2_HOME": str(config.home().absolute())},
+                env=os.environ | places.inherited(),
                 start_new_session=True,  # Ctrl-C in a terminal is for us alone
             )
 

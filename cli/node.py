@@ -29,6 +29,8 @@ from sps2.common import config_text, cores, keys, models
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, Refused, ServiceError
 
+MAX_ORDER_BYTES = 64 << 20
+"""Of the line with the order, which has the cluster's API keys: a few hundred bytes each."""
 BEAT_S = 5.0
 """Between two signs of life of the launcher."""
 SILENT_BEATS = 24
@@ -236,10 +238,14 @@ async def _until_silent(heard: asyncio.StreamReader, stop: asyncio.Event) -> Non
 
 
 async def _main(checks: bool) -> int:
-    heard = asyncio.StreamReader()
+    heard = asyncio.StreamReader(MAX_ORDER_BYTES)
     protocol = asyncio.StreamReaderProtocol(heard)
     await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, sys.stdin)
-    order = read(await heard.readline())
+    try:
+        line = await heard.readline()
+    except ValueError:  # over the limit
+        raise Invalid(f"the launcher's order has more than {MAX_ORDER_BYTES >> 20} MiB") from None
+    order = read(line)
     if checks:
         print(msgspec.json.encode(check(order)).decode())
         return 0

@@ -15,7 +15,8 @@ from sps2.common.config import Cluster
 from sps2.common.errors import Invalid
 from sps2.services.greeting import apart
 
-CHECK_S = 90.0
+CHECK_S = 300.0
+"""A host that sees a model for the first time reads all of it."""
 WAY_BACK_S = 1.0
 """From a host's look at its clock until its answer is here: it has to leave ssh."""
 

@@ -11,7 +11,7 @@ from typing import IO
 import msgspec
 
 from sps2.cli.hosts import Hosts
-from sps2.common import config, config_text
+from sps2.common import config, config_text, places
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, Refused
 
@@ -35,7 +35,7 @@ class State(msgspec.Struct):
 
 
 class RunFolder:
-    """`$SPS2_HOME/run/NAME/`.
+    """`run/NAME/` where the state of runs is kept.
 
     A supervisor locks the folder for its whole life, so whether a cluster is up never depends on
     what a stale file says or on who has got a dead supervisor's process id since.
@@ -43,7 +43,7 @@ class RunFolder:
 
     def __init__(self, name: str, home: Path | None = None) -> None:
         self.name = name
-        self.path = (home or config.home()).absolute() / "run" / name
+        self.path = (home or places.state()).absolute() / "run" / name
         self.config = self.path / "cluster.toml"
         self.logs = self.path / "logs"
         self._hosts = self.path / "hosts.json"
@@ -134,7 +134,7 @@ class RunFolder:
 
 def known(home: Path | None = None) -> list[RunFolder]:
     """Every cluster that was ever brought up here, the latest first."""
-    root = (home or config.home()) / "run"
+    root = (home or places.state()) / "run"
     files = sorted(root.glob("*/cluster.toml"), key=lambda file: -file.stat().st_mtime)
     return [RunFolder(file.parent.name, home) for file in files]
 

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import replace
 
-from sps2.common import cores
+from sps2.common import cores, places
 from sps2.common.errors import Invalid
 from sps2.common.explained import explained
 from sps2.common.messages import Role, Setting
@@ -41,7 +41,6 @@ __all__ = [
     "Telemetry",
     "Tracing",
     "environment_bus",
-    "home",
     "is_loopback",
     "load",
 ]
@@ -53,7 +52,9 @@ Quantize = Literal["none", "int8", "int4"]
 Transport = Literal["auto", "ucx", "tcp"]
 
 ENVIRONMENT = {
-    "SPS2_HOME": "where models, keys, run files and logs live; `~/.cache/sps2` where it is not set",
+    "SPS2_HOME": "one folder for models, keys, run files and logs; where it is not set, models are "
+    "in `~/.cache/sps2`, keys in `~/.config/sps2`, run files and logs in `~/.local/state/sps2`, or "
+    "where `XDG_CACHE_HOME`, `XDG_CONFIG_HOME` and `XDG_STATE_HOME` say",
     "SPS2_KEYS": "folder or file of keys, where the configuration has no `keys` in `[bus]`; for "
     "`spsctl` and the SDK too",
     "SPS2_CLUSTER": "name of the cluster that `spsctl` means, as `--name` says it",
@@ -73,11 +74,6 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def home() -> Path:
-    """Where models, logs and run files live: `$SPS2_HOME`, else `~/.cache/sps2`."""
-    return Path(os.environ.get("SPS2_HOME") or Path.home() / ".cache" / "sps2").expanduser()
 
 
 class Cluster(Section, frozen=True):
@@ -219,7 +215,7 @@ class Cluster(Section, frozen=True):
         if not self.bus.keys and not is_loopback(host):
             raise Invalid(
                 f"{host} can be reached from other machines, and the cluster has no keys: run "
-                f"`spsctl keys init`, then `spsctl up --host {host} --keys {home() / 'keys'}` (in "
+                f"`spsctl keys init`, then `spsctl up --host {host} --keys {places.keys()}` (in "
                 "a configuration: `keys` in [bus])"
             )
 

@@ -12,7 +12,7 @@ import msgspec
 import zmq
 from msgspec import Meta
 
-from sps2.common.config import Bus, home
+from sps2.common.config import Bus
 from sps2.common.errors import Invalid
 
 CLUSTER = "cluster.key"
@@ -78,11 +78,6 @@ ApiKeys = dict[Name, ApiKey]
 def api_digest(key: str) -> str:
     """What is kept of an API key."""
     return hashlib.sha256(key.encode()).hexdigest()
-
-
-def folder() -> Path:
-    """Where `spsctl keys` keeps the keys unless it is told otherwise."""
-    return home() / "keys"
 
 
 def of(bus: Bus) -> Key | None:

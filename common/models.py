@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from sps2.common.config import home as default_home
+from sps2.common import digests, places
 from sps2.common.errors import Invalid
 from sps2.common.model.config import ModelConfig, read, read_json
 
@@ -59,7 +59,7 @@ def _how_to_get(ref: str) -> str:
 
 def folder_of(ref: str, home: Path | None = None) -> Path:
     """Where `spsctl pull` puts a model. Raises Invalid if `ref` cannot name one."""
-    root = (home or default_home()) / "models"
+    root = (home or places.cache()) / "models"
     if hub := parse_hub(ref):
         name, revision = hub
         return root / (name + (f"@{revision}" if revision else "")).replace("/", "--")
@@ -77,7 +77,7 @@ def folder_of(ref: str, home: Path | None = None) -> Path:
 
 def pulled(home: Path | None = None) -> dict[str, Path]:
     """The folders of the models that were pulled, by the reference that names each."""
-    root = (home or default_home()) / "models"
+    root = (home or places.cache()) / "models"
     folders = sorted(root.glob("[!.]*")) if root.is_dir() else []
     return {_ref_of(folder.name): folder for folder in folders if folder.is_dir()}
 
@@ -151,18 +151,20 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def fingerprint(folder: Path) -> str:
-    """Short name of exactly these weights and this configuration, read in milliseconds.
+    """Short name of exactly these weights and this configuration: the same on every machine.
 
-    It covers config.json and, of each weight file, the size, the header and 64 KiB of the data.
+    All bytes count. They are read once, about a second per GB, and again after a change.
+
+    Raises:
+        Invalid: a file is missing or cannot be read.
     """
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in weight_files(folder):
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(8 + min(int.from_bytes(file.read(8), "little"), 1 << 26)))
-            file.seek(max(0, size - (64 << 10)))
-            digest.update(file.read())
+    paths = weight_files(folder)
+    try:
+        digest = hashlib.sha256((folder / "config.json").read_bytes())
+        for path, found in zip(paths, digests.of(paths), strict=True):
+            digest.update(f"{path.name}:{found}".encode())
+    except OSError as error:
+        raise Invalid(f"cannot read {error.filename}: {error.strerror}") from error
     return digest.hexdigest()[:16]
 
 
@@ -177,9 +179,13 @@ def item_bytes(dtype: str, folder: Path, config: ModelConfig) -> int:
 
 
 def _stored_dtype(folder: Path) -> str:
-    with safe_open(weight_files(folder)[0], framework="np") as weights:
-        stored = weights.get_slice(next(iter(weights.keys()))).get_dtype()
-    return _STORED.get(stored, "float32")
+    path = weight_files(folder)[0]
+    try:
+        with safe_open(path, framework="np") as weights:
+            kinds = {weights.get_slice(name).get_dtype() for name in list(weights.keys())[:1]}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise Invalid(f"{path} is not a sound safetensors file: {error}") from error
+    return _STORED.get(kinds.pop() if kinds else "", "float32")
 
 
 def _name_of_file(path: Path) -> str:

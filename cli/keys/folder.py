@@ -7,20 +7,28 @@ from typing import Annotated
 import typer
 
 from sps2.cli import render
-from sps2.common import keys
+from sps2.common import places
 from sps2.common.errors import Invalid
 from sps2.common.keyring import Keyring
 
 KeysOption = Annotated[
     Path | None,
-    typer.Option("--keys", help="folder of the keys; else $SPS2_KEYS, else $SPS2_HOME/keys"),
+    typer.Option("--keys", help="folder of the keys; else $SPS2_KEYS, else ~/.config/sps2/keys"),
 ]
 
 
 def keyring_of(folder: Path | None) -> Keyring:
     """The keys that are meant. Raises Invalid if the folder is a file."""
     named = os.environ.get("SPS2_KEYS")
-    path = folder or (Path(named).expanduser() if named else keys.folder())
+    path = folder or (Path(named).expanduser() if named else places.keys())
+    if not folder and not named and path != places.lasting_keys():
+        render.err.print(
+            f"The keys are still in {path}, where a program that clears caches may delete them. "
+            f"Move the folder to {places.lasting_keys()}, and name that in configurations and "
+            "commands that name the old one.",
+            markup=False,
+            soft_wrap=True,
+        )
     if path.is_file():
         raise Invalid(f"{path} is a key, not the folder of a cluster's keys: name that with --keys")
     return Keyring(path)

@@ -5,7 +5,9 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gguf
@@ -46,11 +48,31 @@ _GLOBAL_TENSORS = {
 }
 
 
-def convert(source: Path, folder: Path, progress: Progress) -> None:
+_SAMPLING = {
+    "temp": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
+}
+"""What llama.cpp's converter keeps of a generation_config.json, after `general.sampling.`."""
+
+
+def convert(
+    source: Path,
+    folder: Path,
+    progress: Progress,
+    sampling: Mapping[str, float] = MappingProxyType({}),
+) -> None:
     """Write what `source` (.gguf) holds into the existing empty `folder`.
 
+    Args:
+        sampling: what the model's makers recommend, by the names of generation_config.json, where
+            the file does not say.
+
     Raises:
-        Invalid: the file is broken, or its architecture, rope scaling or tokeniser unsupported.
+        Invalid: the file is broken or a part of several, or its architecture, rope scaling or
+            tokeniser is unsupported.
         OSError: the folder cannot be written.
     """
     reader = _open(source)
@@ -59,8 +81,13 @@ def convert(source: Path, folder: Path, progress: Progress) -> None:
         config = _config(fields, reader)
         tokenizer = gguf_tokens.build(fields)
         _write_tokenizer(folder, fields, config, tokenizer)
+        drawn = {**sampling, **_sampling(fields)}
+        how = {"do_sample": True} if drawn else {}
+        _write_json(folder / "generation_config.json", _special_ids(fields) | how | drawn)
         _write_json(folder / "config.json", config)
         _write_weights(folder / "model.safetensors", config, reader, progress)
+    except Invalid as error:
+        raise Invalid(f"{source}: {error}") from error
     except KeyError as error:
         raise Invalid(f"{source} lacks {error.args[0]!r}") from error
     except (ValueError, TypeError, IndexError, NotImplementedError) as error:
@@ -80,7 +107,18 @@ class _Reader(gguf.GGUFReader):  # type: ignore[misc]
 def _open(source: Path) -> Any:
     try:
         reader = _Reader(source)
+        if "split.count" in reader.fields:
+            part, parts = (int(reader.fields[f"split.{n}"].contents()) for n in ("no", "count"))
+        else:
+            part, parts = 0, 1
+        if parts > 1:
+            raise Invalid(
+                f"{source} is part {part + 1} of {parts} of a model; join all parts to one file "
+                "(`llama-gguf-split --merge` of llama.cpp does it) and give that"
+            )
         architecture = reader.fields["general.architecture"].contents()
+    except Invalid:
+        raise
     except OSError as error:
         raise Invalid(f"cannot read {source}: {error.strerror}") from error
     except Exception as error:  # the reader meets garbage with whatever it trips over
@@ -184,10 +222,20 @@ def _special_ids(fields: dict[str, Any]) -> dict[str, Any]:
         if f"tokenizer.ggml.{name}_token_id" in fields
     }
     ends = [fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    ends += gguf_tokens.ends(fields)
     found = list(dict.fromkeys(end for end in ends if end is not None))
     if found:
         ids["eos_token_id"] = found[0] if len(found) == 1 else found
     return ids
+
+
+def _sampling(fields: dict[str, Any]) -> dict[str, float]:
+    given = {name: fields.get(f"general.sampling.{key}") for key, name in _SAMPLING.items()}
+    return {
+        name: value if isinstance(value, int) else _decimal(value)
+        for name, value in given.items()
+        if value is not None
+    }
 
 
 def _write_tokenizer(
@@ -207,7 +255,6 @@ def _write_tokenizer(
     if "tokenizer.chat_template" in fields:
         table["chat_template"] = fields["tokenizer.chat_template"]
     _write_json(folder / "tokenizer_config.json", table)
-    _write_json(folder / "generation_config.json", _special_ids(fields))
 
 
 def _write_weights(path: Path, config: dict[str, Any], reader: Any, progress: Progress) -> None:

@@ -18,6 +18,12 @@ from sps2.common.errors import Invalid
 
 CONTROL, USER_DEFINED = 3, 4  # token types of GGUF
 
+ENDS = {
+    *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>"),
+    *("<|end_of_text|>", "<EOT>", "_<EOT>", "<end_of_utterance>"),
+}
+"""Texts of tokens that end an answer whatever a file names as its end: llama.cpp's list."""
+
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -49,18 +55,28 @@ def build(fields: Mapping[str, Any]) -> Tokenizer:
     """The tokeniser that `tokenizer.ggml.*` of a GGUF file describes.
 
     Raises:
-        Invalid: its kind or its pre-tokeniser is not supported.
+        Invalid: its kind or its pre-tokeniser is not supported, or it contradicts itself.
+        LookupError: something is missing.
     """
     kind = fields.get("tokenizer.ggml.model")
-    if kind == "gpt2":
-        tokenizer = _byte_level(fields)
-    elif kind == "llama":
-        tokenizer = _sentencepiece(fields)
-    else:
+    if kind not in ("gpt2", "llama"):
         raise Invalid(f"tokenizer {kind!r} of a GGUF file is not supported; supported: gpt2, llama")
-    _add_marked_tokens(tokenizer, fields)
-    _add_template(tokenizer, fields)
+    try:
+        tokenizer = _byte_level(fields) if kind == "gpt2" else _sentencepiece(fields)
+        _add_marked_tokens(tokenizer, fields)
+        _add_template(tokenizer, fields)
+    except (Invalid, LookupError):
+        raise
+    except Exception as error:  # the library raises bare Exception
+        raise Invalid(f"the tokenizer of the GGUF file is not sound: {error}") from error
     return tokenizer
+
+
+def ends(fields: Mapping[str, Any]) -> list[int]:
+    """Ids of the control tokens whose texts say that they end an answer."""
+    types = fields.get("tokenizer.ggml.token_type") or []
+    pairs = zip(fields["tokenizer.ggml.tokens"], types, strict=False)
+    return [index for index, (token, kind) in enumerate(pairs) if kind == CONTROL and token in ENDS]
 
 
 def _byte_level(fields: Mapping[str, Any]) -> Tokenizer:

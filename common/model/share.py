@@ -46,11 +46,12 @@ def share_of(config: ModelConfig, size: int) -> ModelConfig:
         "tokens of vocabulary": config.vocab_size,
     }
     if any(count % size for count in parts.values()):
-        counts = ", ".join(f"{count} {name}" for name, count in parts.items())
+        uneven = " and ".join(f"{n} {name}" for name, n in parts.items() if n % size)
         sizes = range(1, config.kv_heads + 1)
-        possible = [each for each in sizes if not any(n % each for n in parts.values())]
+        possible = [str(each) for each in sizes if not any(n % each for n in parts.values())]
         raise Invalid(
-            f"tp {size} cannot split {counts} evenly; possible are {', '.join(map(str, possible))}"
+            f"tp {size} cannot split {uneven} evenly (nothing is repeated or padded); possible are "
+            f"{', '.join(possible)}"
         )
     return replace(
         config,

@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 
 def path() -> Path:
     """Where the file lies."""
-    return Path(os.environ.get("SPS2_HOME") or Path.home() / ".cache" / "sps2") / "tiles.json"
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("SPS2_HOME") or caches / "sps2") / "tiles.json"
 
 
 @cache

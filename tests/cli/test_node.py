@@ -11,11 +11,13 @@ from pathlib import Path
 import msgspec
 import psutil
 import pytest
+from msgspec.structs import replace
 
 from sps2.cli import node, ports
 from sps2.cli.commands import order
 from sps2.cli.hosts import Host, Hosts
 from sps2.common.config import Cluster, load
+from sps2.common.keyring import Keyring
 
 
 @pytest.fixture
@@ -57,6 +59,37 @@ async def test_ends_with_its_standard_input(line: bytes) -> None:
     process.stdin.close()
     assert await asyncio.wait_for(process.wait(), 60) == 0
     assert not service.is_running()
+
+
+async def test_an_order_with_a_thousand_api_keys(line: bytes, tmp_path: Path) -> None:
+    ring = Keyring(tmp_path / "keys")
+    ring.make("here")
+    ring.add_api_key("first")
+    (first,) = ring.api_keys().values()
+    many = {f"client-{index}": first for index in range(1000)}
+    api = msgspec.json.encode(many).decode()
+    told = replace(
+        node.read(line), keys={"cluster.key": ring.cluster.read_text("utf-8"), "api.json": api}
+    )
+    line = msgspec.json.encode(told) + b"\n"
+    assert len(line) > 200_000
+    process = await started(line)
+    await listening(await service_of(process))
+    assert process.stdin is not None
+    process.stdin.close()
+    assert await asyncio.wait_for(process.wait(), 60) == 0
+    (kept,) = (tmp_path / "run").glob("*/keys/api.json")
+    assert kept.read_text("utf-8") == api
+
+
+async def test_an_order_without_an_end_is_refused_in_words() -> None:
+    code = "from sps2.cli import node; node.MAX_ORDER_BYTES = 1000; node.main()"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, stdin=PIPE, stderr=PIPE
+    )
+    _, said = await asyncio.wait_for(process.communicate(b"x" * 5000), 60)
+    assert process.returncode == 1
+    assert said.decode().strip() == "the launcher's order has more than 0 MiB"
 
 
 async def test_a_launcher_that_falls_silent(

@@ -49,8 +49,8 @@ def test_every_key_and_variable_is_there_with_its_meaning() -> None:
             assert f"| `{key.name}` | " in page
             assert key.environment in {"", *ENVIRONMENT}
     sources = "".join(path.read_text() for path in (ROOT / "services").rglob("*.py"))
-    sources += (ROOT / "common" / "config.py").read_text()
-    sources += (ROOT / "cli" / "target.py").read_text()
+    for name in ("common/config.py", "common/places.py", "cli/target.py"):
+        sources += (ROOT / name).read_text(encoding="utf-8")
     for variable in ENVIRONMENT:
         assert f"| `{variable}` | " in page
         assert re.search(rf'environ.get\("{variable}"|envvar="{variable}"', sources)

@@ -82,6 +82,24 @@ def test_fingerprints_tell_models_apart(checkpoint: Checkpoint, tmp_path: Path) 
     assert one != fingerprint(checkpoint("llama2"))
     copy = Path(shutil.copytree(checkpoint("qwen2"), tmp_path / "copy"))
     assert fingerprint(copy) == one
-    weights = (copy / "model.safetensors").read_bytes()
-    (copy / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
-    assert fingerprint(copy) != one
+
+
+@pytest.mark.parametrize("place", [-1, -100_000, 100_000])
+@pytest.mark.parametrize("keeps_time", [False, True])
+def test_one_other_bit_anywhere_is_another_model(
+    checkpoint: Checkpoint, tmp_path: Path, place: int, keeps_time: bool
+) -> None:
+    """Written into the same file, as one that merges or converts in place does."""
+    folder = Path(shutil.copytree(checkpoint("qwen2"), tmp_path / "model"))
+    path = folder / "model.safetensors"
+    before = os.stat(path)
+    one = fingerprint(folder)
+    with path.open("r+b") as file:
+        file.seek(place, os.SEEK_SET if place > 0 else os.SEEK_END)
+        (byte,) = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    if keeps_time:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert os.stat(path).st_size == before.st_size > 200_000
+    assert fingerprint(folder) != one

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 from sps2.common.errors import Invalid
 from sps2.common.model.config import read
 from sps2.common.model.convert import convert
+from sps2.common.model.generation import SamplingDefaults, sampling_defaults
 from sps2.common.model.weights import load
 from sps2.common.tokens import Tokenizer
 
@@ -75,6 +76,65 @@ def test_same_model_comes_out(
     assert tokenizer.encode(text) == Tokenizer(source).encode(text)
     assert tokenizer.eos_ids == (2,)
     assert tokenizer.chat([{"role": "user", "content": "hi"}]) == tokenizer.encode("hi")
+
+
+def test_every_text_that_ends_an_answer_counts(
+    write_gguf: WriteGguf, checkpoint: Checkpoint, tmp_path: Path, target: Path
+) -> None:
+    """The file names one end, its turns end with another: llama.cpp goes by the text."""
+
+    def named(writer: Any) -> None:
+        (table,) = writer.kv_data
+        merges = table["tokenizer.ggml.merges"].value
+        del merges[20:]
+        tokens = table["tokenizer.ggml.tokens"].value
+        tokens[0], tokens[300], tokens[301] = "<|im_end|>", "<|eot_id|>", "<|endoftext|>"
+        table["tokenizer.ggml.token_type"].value[301] = 3
+
+    source = write_gguf(checkpoint("llama2"), tmp_path / "m.gguf", "llama", named)
+    convert(source, target, silent)
+    assert Tokenizer(target).eos_ids == (2, 0, 301)  # 300 is plain text
+
+
+def test_a_vocabulary_that_contradicts_itself(
+    write_gguf: WriteGguf, checkpoint: Checkpoint, tmp_path: Path, target: Path
+) -> None:
+    def without(writer: Any) -> None:
+        writer.kv_data[0]["tokenizer.ggml.tokens"].value[300] = "of no merge"
+
+    source = write_gguf(checkpoint("llama2"), tmp_path / "m.gguf", "llama", without)
+    with pytest.raises(Invalid, match=r"m\.gguf.*tokenizer.*not sound"):
+        convert(source, target, silent)
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_part_of_several_is_refused_as_such(
+    write_gguf: WriteGguf, checkpoint: Checkpoint, tmp_path: Path, target: Path, part: int
+) -> None:
+    def split(writer: Any) -> None:
+        writer.add_uint16("split.no", part)
+        writer.add_uint16("split.count", 2)
+        writer.add_int32("split.tensors.count", 20)
+        if part:  # only the first tells of the model
+            writer.kv_data[0].pop("general.architecture")
+
+    source = write_gguf(checkpoint("llama2"), tmp_path / "m.gguf", "llama", split)
+    with pytest.raises(Invalid, match=rf"m\.gguf is part {part + 1} of 2 of a model"):
+        convert(source, target, silent)
+    assert list(target.iterdir()) == []
+
+
+def test_what_the_makers_recommend_is_kept(
+    write_gguf: WriteGguf, checkpoint: Checkpoint, tmp_path: Path, target: Path
+) -> None:
+    def recommending(writer: Any) -> None:
+        writer.add_float32("general.sampling.temp", 0.6)
+        writer.add_int32("general.sampling.top_k", 20)
+
+    source = write_gguf(checkpoint("llama2"), tmp_path / "m.gguf", "llama", recommending)
+    convert(source, target, silent, {"temperature": 0.2, "top_p": 0.9})
+    assert sampling_defaults(target) == SamplingDefaults(temperature=0.6, top_p=0.9, top_k=20)
+    assert Tokenizer(target).eos_ids == (2,)
 
 
 def llama3_factors() -> np.ndarray[Any, Any]:

@@ -40,10 +40,12 @@ def test_a_share_has_its_part_of_heads_and_mlp() -> None:
 
 
 def test_what_cannot_be_split_is_refused_with_what_can() -> None:
-    with pytest.raises(Invalid, match=r"tp 2 cannot split 9 heads, 3 KV heads.*possible are 1, 3$"):
+    with pytest.raises(Invalid, match=r"tp 2 cannot split 9 heads and 3 KV heads.* are 1, 3$"):
         share_of(SMOLLM2, 2)
-    with pytest.raises(Invalid, match="49153 tokens of vocabulary"):
+    with pytest.raises(Invalid, match=r"split 49153 tokens of vocabulary evenly.* are 1$"):
         share_of(replace(SMOLLM2, vocab_size=49153), 3)
+    with pytest.raises(Invalid, match=r"split 2 KV heads evenly .*possible are 1, 2$"):
+        share_of(replace(SMOLLM2, heads=8, kv_heads=2), 4)
 
 
 def test_parts_put_together_are_the_whole() -> None:
