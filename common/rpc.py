@@ -14,7 +14,7 @@ import zmq.asyncio
 
 from sps2.common import curve, keys, wire
 from sps2.common.config import Bus
-from sps2.common.errors import Cancelled, Invalid, PeerLost, Refused
+from sps2.common.errors import Cancelled, Internal, Invalid, PeerLost, Refused
 from sps2.common.messages import Request, Stream
 from sps2.common.rpc_link import Link
 from sps2.common.rpc_pending import Answer, Items, unpack_answer
@@ -37,7 +37,8 @@ class Peer:
 
     While it cannot be reached, calls wait. When it is lost, calls in work raise PeerLost and later
     ones wait for its return. Its own `close` ends waiting calls with PeerLost. While it refuses
-    this side's key, or lack of one, calls raise Invalid.
+    this side's key, or lack of one, calls raise Invalid; handshakes that break off count as that
+    until the first that succeeds, and as a loss from then on.
 
     Raises:
         Invalid: `address` is none, or the bus's keys cannot be read.
@@ -61,6 +62,7 @@ class Peer:
         self._bus = bus
         self._key = keys.of(bus)
         self._broken_handshakes = 0
+        self._is_known = False
         self._refusal: Invalid | None = None
         self._context = context
         self._max_calls = max_calls
@@ -149,11 +151,22 @@ class Peer:
                 return self._link
             if self._runner is None:
                 self._runner = asyncio.create_task(self._run(), name=f"peer {self.name}")
+                self._runner.add_done_callback(self._ended)
             if self._refusal is not None:
                 raise Invalid(*self._refusal.args)
+            runner = self._runner
             self._changed.clear()
             await self._changed.wait()
+            if runner.done() and not self._closed:
+                raise Internal(f"the connection to {self.name} failed by a fault of this side")
         raise PeerLost(self.name, f"the connection to {self.name} was closed")
+
+    def _ended(self, runner: asyncio.Task[None]) -> None:
+        """A fault of it is that of the calls that wait; the next call starts another."""
+        if not runner.cancelled() and (error := runner.exception()) is not None:
+            log.error("the connection to %s failed", self.name, exc_info=error)
+            self._runner = None
+            self._changed.set()
 
     async def _run(self) -> None:
         context = self._context or zmq.asyncio.Context()
@@ -191,9 +204,15 @@ class Peer:
         return connected
 
     def _welcome(self, event: int) -> bool:
-        """Whether a handshake that ended so made a connection."""
+        """Whether a handshake that ended so made a connection.
+
+        One that breaks off says that keys do not fit, or that somebody between, such as a proxy,
+        accepts for a service that is away. Where keys have fitted before, it is the latter.
+        """
         connected = event == zmq.Event.HANDSHAKE_SUCCEEDED
-        self._broken_handshakes = self._broken_handshakes + 1 if event in curve.BROKEN else 0
+        self._is_known = self._is_known or connected
+        broken = event in curve.BROKEN and not self._is_known
+        self._broken_handshakes = self._broken_handshakes + 1 if broken else 0
         refusal = curve.refusal(event, self.name, self._key, self._broken_handshakes)
         if refusal is not None and self._refusal is None:
             log.info("%s", refusal)
