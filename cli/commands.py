@@ -71,6 +71,7 @@ def order(cluster: Cluster, hosts: Hosts, host: Host, services: list[str]) -> Or
         host.home or hosts.home,
         _chosen() | host.environment,
         max(1, *(host.shards_of(role) * cluster.tp_of(role) for role in get_args(Role))),
+        hosts.shards_at(host, cluster),
         _key_files(cluster, services),
     )
 

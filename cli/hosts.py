@@ -65,15 +65,25 @@ class Hosts(Section, frozen=True):
 
     def places(self, cluster: Cluster) -> dict[str, Host]:
         """The host of every service of a cluster, by its name; shards are dealt in order."""
-        dealt = {
-            role: [host for host in self.hosts for _ in range(host.shards_of(role))]
-            for role in get_args(Role)
-        }
         made = {}
         for name in service_names(cluster):
             role, _, shard = name.partition("-")
-            made[name] = dealt[role][int(shard.partition(".")[0])] if shard else self.has(role)
+            index = int(shard.partition(".")[0] or 0)
+            made[name] = self._dealt(role)[index] if shard else self.has(role)
         return made
+
+    def shards_at(self, host: Host, cluster: Cluster) -> tuple[str, ...]:
+        """The processes of shards that are to run on a host."""
+        found = []
+        for name in cluster.shard_names():
+            role, _, shard = name.partition("-")
+            place = int(shard.partition(".")[0])
+            found += [name] if self._dealt(role)[place : place + 1] == [host] else []
+        return tuple(found)
+
+    def _dealt(self, role: str) -> list[Host]:
+        """The host of each shard of a role."""
+        return [host for host in self.hosts for _ in range(getattr(host, role))]
 
     def has(self, service: str) -> Host:
         """The host of the gateway, the scheduler or the KV directory."""

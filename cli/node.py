@@ -53,6 +53,8 @@ class Order(msgspec.Struct, frozen=True):
     environment: dict[str, str]
     processes: int
     """Of the role that has the most here: they share the cores."""
+    here: tuple[str, ...]
+    """All processes of shards there: they share its cards and its memory."""
     keys: dict[str, str]
     """Key files by name; they travel here and nowhere else, inside ssh."""
 
@@ -106,7 +108,7 @@ async def run(order: Order, heard: asyncio.StreamReader) -> int:
         file.write_text(config_text.dump(cluster, f"What is in force for {service}."))
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *start_of(service, file),
+            *start_of(service, file, order.here),
             *("--host", _bound(order, service)),
             stdin=asyncio.subprocess.DEVNULL,
             cwd=folder.path,

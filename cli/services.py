@@ -3,16 +3,13 @@
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
-from typing import get_args
 
 from sps2.common.config import Cluster
-from sps2.common.messages import Role
 
 
 def service_names(cluster: Cluster) -> list[str]:
     """Every process of a cluster."""
-    shards = [name for role in get_args(Role) for name in _shards(cluster, role)]
-    return ["gateway", "scheduler", "kvdir", *shards]
+    return ["gateway", "scheduler", "kvdir", *cluster.shard_names()]
 
 
 def units(services: Iterable[str]) -> list[list[str]]:
@@ -21,13 +18,18 @@ def units(services: Iterable[str]) -> list[list[str]]:
     return [list(names) for _, names in grouped]
 
 
-def start_of(service: str, config: Path) -> list[str]:
-    """What follows the interpreter to start a service."""
+def start_of(service: str, config: Path, here: Iterable[str] = ()) -> list[str]:
+    """What follows the interpreter to start a service.
+
+    Args:
+        here: the processes of shards on its machine, where these are not all of the cluster.
+    """
     module, _, shard = service.partition("-")
     index, _, rank = shard.partition(".")
     argv = ["-m", f"sps2.services.{module}", "--config", str(config)]
     argv += ["--index", index] if index else []
-    return argv + (["--rank", rank] if rank else [])
+    argv += ["--rank", rank] if rank else []
+    return argv + (["--here", ",".join(here)] if index and here else [])
 
 
 def environment(service: str, threads: int) -> dict[str, str]:
@@ -37,12 +39,3 @@ def environment(service: str, threads: int) -> dict[str, str]:
         # threads that spin while they wait take the cores from the other shards
         "OMP_WAIT_POLICY": "passive",
     }
-
-
-def _shards(cluster: Cluster, role: Role) -> list[str]:
-    """A shard's first process has its name; the others have their rank after it."""
-    return [
-        f"{role}-{index}" + (f".{rank}" if rank else "")
-        for index in range(cluster.shards_of(role))
-        for rank in range(cluster.tp_of(role))
-    ]

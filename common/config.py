@@ -193,10 +193,14 @@ class Cluster(Section, frozen=True):
         """Where the processes of one shard meet."""
         return self.meeting_port + index + (self.prefill if role == "decode" else 0)
 
-    @property
-    def shard_processes(self) -> int:
-        """Of all shards together."""
-        return sum(self.shards_of(role) * self.tp_of(role) for role in get_args(Role))
+    def shard_names(self) -> list[str]:
+        """Of every process of a shard: the first has the shard's, others their rank after it."""
+        return [
+            f"{role}-{index}" + (f".{rank}" if rank else "")
+            for role in get_args(Role)
+            for index in range(self.shards_of(role))
+            for rank in range(self.tp_of(role))
+        ]
 
     def number_of(self, role: Role, index: int, rank: int) -> int:
         """Of a process of a shard among all of them, in the order of `spsctl status`."""

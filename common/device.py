@@ -176,12 +176,12 @@ class Cuda:
         return base, time.monotonic()
 
 
-def choose(wanted: str, number: int) -> tuple[Device, str]:
+def choose(wanted: str, card_of: Callable[[int], int]) -> tuple[Device, str]:
     """The device of a process of a shard, and in words why.
 
     Args:
         wanted: "cpu", "cuda", or "auto" for a GPU where one can be used.
-        number: of the process among all of the cluster's shards; it takes that card, counted round.
+        card_of: which card a process takes of so many.
 
     Raises:
         Invalid: "cuda", and no GPU can be used.
@@ -192,7 +192,7 @@ def choose(wanted: str, number: int) -> tuple[Device, str]:
         if wanted == "cuda":
             raise Invalid(f"device is cuda, and no GPU can be used: {why}; take device cpu or auto")
         return HOST, f"the CPU: {why}"
-    card = number % torch.cuda.device_count()
+    card = card_of(torch.cuda.device_count())
     return Cuda(card), f"card {card}, {torch.cuda.get_device_name(card)}"
 
 

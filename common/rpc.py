@@ -14,7 +14,7 @@ import zmq.asyncio
 
 from sps2.common import curve, keys, wire
 from sps2.common.config import Bus
-from sps2.common.errors import Cancelled, Invalid, PeerLost, Refused
+from sps2.common.errors import Cancelled, Internal, Invalid, PeerLost, Refused
 from sps2.common.knock import knock, require_known, stranger, unanswered
 from sps2.common.messages import Request, Stream
 from sps2.common.rpc_link import Link
@@ -39,7 +39,8 @@ class Peer:
     While it cannot be reached, calls wait. When it is lost, calls in work raise PeerLost and later
     ones wait for its return. Its own `close` ends waiting calls with PeerLost. While it refuses
     this side's key, or lack of one, calls raise Invalid; while something else answers at the
-    address, they raise PeerLost.
+    address, they raise PeerLost. Handshakes that break off count as such answers until the first
+    that succeeds, and as a loss from then on.
 
     Args:
         connect_s: how long one call waits for a connection before it raises PeerLost; the host's
@@ -69,6 +70,7 @@ class Peer:
         self._bus = bus
         self._key = keys.of(bus)
         self._broken_handshakes = 0
+        self._is_known = False
         self._refusal: Invalid | PeerLost | None = None
         self._context = context
         self._max_calls = max_calls
@@ -169,11 +171,22 @@ class Peer:
                 return self._link
             if self._runner is None:
                 self._runner = asyncio.create_task(self._run(), name=f"peer {self.name}")
+                self._runner.add_done_callback(self._ended)
             if self._refusal is not None:
                 raise type(self._refusal)(*self._refusal.args)
+            runner = self._runner
             self._changed.clear()
             await self._changed.wait()
+            if runner.done() and not self._closed:
+                raise Internal(f"the connection to {self.name} failed by a fault of this side")
         raise PeerLost(self.name, f"the connection to {self.name} was closed")
+
+    def _ended(self, runner: asyncio.Task[None]) -> None:
+        """A fault of it is that of the calls that wait; the next call starts another."""
+        if not runner.cancelled() and (error := runner.exception()) is not None:
+            log.error("the connection to %s failed", self.name, exc_info=error)
+            self._runner = None
+            self._changed.set()
 
     async def _run(self) -> None:
         context = self._context or zmq.asyncio.Context()
@@ -211,16 +224,22 @@ class Peer:
         return connected
 
     async def _welcome(self, event: int) -> bool:
-        """Whether a handshake that ended so made a connection."""
+        """Whether a handshake that ended so made a connection.
+
+        One that breaks off says that keys do not fit, or that somebody between, such as a proxy,
+        accepts for a service that is away. Where keys have fitted before, it is the latter.
+        """
         connected = event == zmq.Event.HANDSHAKE_SUCCEEDED
-        self._broken_handshakes = self._broken_handshakes + 1 if event in curve.BROKEN else 0
+        self._is_known = self._is_known or connected
+        broken = event in curve.BROKEN and not self._is_known
+        self._broken_handshakes = self._broken_handshakes + 1 if broken else 0
         refusal: Invalid | PeerLost | None = curve.refusal(
             event, self.name, self._key, self._broken_handshakes
         )
         if refusal is not None and self._refusal is not None:
             refusal = self._refusal
         elif refusal is not None:
-            if event in curve.BROKEN:
+            if broken:
                 refusal = stranger(self.address, self.name, await knock(self.address)) or refusal
             log.info("%s", refusal)
         self._refusal = refusal

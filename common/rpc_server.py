@@ -17,6 +17,7 @@ from sps2.common.errors import Cancelled, Internal, Invalid, PeerLost, Refused, 
 from sps2.common.rpc_calls import Call, Client
 from sps2.common.rpc_listener import Listener
 from sps2.common.rpc_routes import Route, routes
+from sps2.common.vital import vital
 from sps2.common.wire import Header, Kind
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class Server:
         unsent = self._max_client_calls * (wire.WINDOW + 2)
         self._listener = Listener(self._bus, self._context, self.counters, unsent, self._audience)
         self.address = self._listener.bind(address)
-        self._runner = asyncio.create_task(self._run(), name=f"server {self.address}")
+        self._runner = vital(asyncio.create_task(self._run(), name=f"server {self.address}"))
         return self.address
 
     async def close(self) -> None:

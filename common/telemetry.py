@@ -8,7 +8,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -22,6 +21,7 @@ from sps2.common.config import Bus
 from sps2.common.curve import Porter
 from sps2.common.errors import Invalid
 from sps2.common.messages import Link, Struct
+from sps2.common.vital import end_process, vital
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class Hub:
         """
         self._addresses = self._open()
         if self._bus.keys:
-            self._watching = asyncio.create_task(self._watch(), name="telemetry keys")
+            self._watching = vital(asyncio.create_task(self._watch(), name="telemetry keys"))
         return self._addresses
 
     async def close(self) -> None:
@@ -155,7 +155,7 @@ class Hub:
         publish, subscribe = (
             socket.getsockopt_string(zmq.LAST_ENDPOINT) for socket in (self._entry, self._exit)
         )
-        self._admitting = asyncio.create_task(self._porter.run(), name="telemetry door")
+        self._admitting = vital(asyncio.create_task(self._porter.run(), name="telemetry door"))
         self._thread = threading.Thread(target=self._forward, name="telemetry", daemon=True)
         self._thread.start()
         return publish, subscribe
@@ -168,8 +168,12 @@ class Hub:
         self._thread.join()
 
     def _forward(self) -> None:
-        with suppress(zmq.ContextTerminated):
+        try:
             zmq.proxy(self._entry, self._exit)
+        except zmq.ContextTerminated:
+            pass
+        except zmq.ZMQError as error:
+            end_process("the telemetry hub failed", error)
         self._entry.close(0)
         self._exit.close(0)
 

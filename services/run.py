@@ -24,7 +24,9 @@ from sps2.common.errors import Invalid, ServiceError
 from sps2.common.messages import Describe, Greet, Greeted, Info, Link, Role
 from sps2.common.telemetry import Publisher
 from sps2.common.tracing import FORGETFUL, Recorder
+from sps2.common.vital import vital
 from sps2.services.greeting import VERSION, greeted
+from sps2.services.neighbours import ALONE, Neighbours, neighbours
 
 State = Literal["starting", "ready", "waiting"]
 SWITCH_S = 0.0005
@@ -45,6 +47,7 @@ class About:
     """Which shard this is a process of."""
     rank: int = 0
     """Which process of the shard; the first leads."""
+    neighbours: Neighbours = ALONE
     missing: Callable[[], str] = lambda: ""
     """What it waits for, in words; empty when it can work."""
     counters: Callable[[], dict[str, float]] = dict
@@ -101,7 +104,7 @@ async def beating(about: About, cluster: Cluster) -> AsyncIterator[Publisher]:
             )
             await asyncio.sleep(cluster.bus.beat_s)
 
-    task = asyncio.create_task(beats())
+    task = vital(asyncio.create_task(beats(), name="beating"))
     try:
         yield publisher
     finally:
@@ -133,6 +136,8 @@ def run(name: str, serve: Serve) -> None:
         place = arguments.index or 0, arguments.rank
         ports = cluster.shard_ports_of(name, *place) if is_shard(name) else (0, 0)
         about = About(service, address_of(host), ports, *place, traces=traces)
+        if is_shard(name):
+            about.neighbours = neighbours(service, arguments.here or cluster.shard_names())
         uvloop.run(_until_stopped(cluster, about, serve))
     except (ServiceError, OSError) as error:
         logging.getLogger(__name__).error("%s cannot run: %s", service, error)
@@ -146,6 +151,12 @@ def _arguments(name: str) -> argparse.Namespace:
     if is_shard(name):
         parser.add_argument("--index", type=int, default=0, help="which shard this is")
         parser.add_argument("--rank", type=int, default=0, help="which process of the shard")
+        parser.add_argument(
+            "--here",
+            type=lambda names: names.split(","),
+            help="names of all processes of shards on this machine, such as prefill-0,decode-0, "
+            "which share its cards and memory; absent, all of the cluster",
+        )
         where = "where the others reach this shard; absent, the configuration's `host`"
     else:
         where = "such as 0.0.0.0; absent, where the configuration says that the others reach it"

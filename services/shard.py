@@ -7,6 +7,7 @@ import secrets
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,10 +28,12 @@ from sps2.common.models import locate
 from sps2.common.rpc import Peer, Server
 from sps2.common.transport import choose
 from sps2.common.transport.plane import Plane
+from sps2.common.vital import vital
 from sps2.kernels import native
 from sps2.services import memory
 from sps2.services.busy import ThreadClock
 from sps2.services.greeting import greet
+from sps2.services.poisoned import end_if_poisoned
 from sps2.services.run import About, beating
 from sps2.services.team import Led, Loyalty, Team, connect, leading, meet
 
@@ -62,7 +65,9 @@ class DataLoop:
 
     async def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Run a coroutine there and await it here; cancelling here cancels there."""
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+        there = asyncio.run_coroutine_threadsafe(work, self._loop)
+        there.add_done_callback(_look_at)
+        return await asyncio.wrap_future(there)
 
     def post(self, work: Callable[[], object]) -> None:
         """Call a function there soon, without waiting."""
@@ -146,11 +151,12 @@ class Membership:
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
         """A member for as long as the context is open; services that are lost are joined again."""
-        tasks = [asyncio.create_task(self._keep("scheduler", self._register))]
+        works = {"registering": self._keep("scheduler", self._register)}
         if inventory := self._inventory:
             announce = partial(self._announce, inventory)
-            tasks.append(asyncio.create_task(self._keep("KV directory", announce)))
-            tasks.append(asyncio.create_task(self._report(inventory)))
+            works["announcing"] = self._keep("KV directory", announce)
+            works["reporting"] = self._report(inventory)
+        tasks = [vital(asyncio.create_task(work, name=name)) for name, work in works.items()]
         try:
             yield
         finally:
@@ -279,7 +285,7 @@ async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterat
     memory.keep()
     folder, share = locate(cluster.model), Share(about.rank, cluster.tp_of(role))
     share_of(read(folder), share.size)
-    device, where = choose_device(cluster.device, cluster.number_of(role, about.index, about.rank))
+    device, where = choose_device(cluster.device, about.neighbours.card)
     if device.place.type == "cuda" and share.size > torch.cuda.device_count():
         raise Invalid(
             f"tp {share.size} takes as many GPUs of one machine; here are "
@@ -310,6 +316,11 @@ async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterat
         await data.run(plane.close())
         await data.close()
         team.close()
+
+
+def _look_at(work: Future[Any]) -> None:
+    if not work.cancelled() and (error := work.exception()) is not None:
+        end_if_poisoned(error)
 
 
 def _summed(*parts: Mapping[str, float]) -> dict[str, float]:

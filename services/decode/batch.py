@@ -19,6 +19,7 @@ from sps2.services.decode.holding import Key
 from sps2.services.decode.sequence import Owned
 from sps2.services.decode.split import SplitAttention
 from sps2.services.decode.steps import Leading, lost_by
+from sps2.services.poisoned import end_if_poisoned
 from sps2.services.tasks import root_cause
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ class Batch:
                     logits = await self._layers(batch)
                     await self._draw(batch, logits)
                 except Exception as error:
+                    end_if_poisoned(error)
                     elsewhere = [] if logits is not None else await self._leading.failed()
                     self._fail(batch, root_cause(error), elsewhere)
                 finally:

@@ -21,6 +21,7 @@ from sps2.kernels import PagedRows, State, paged_attention
 from sps2.services.decode.holding import Holding, Holdings, Key
 from sps2.services.decode.keys import Unanswered, pack, unpack_keys, unpack_unanswered
 from sps2.services.decode.linger import Linger
+from sps2.services.poisoned import end_if_poisoned
 
 log = logging.getLogger(__name__)
 
@@ -194,6 +195,7 @@ class Exchange:
         return rows
 
     def _refusal(self, source: str, error: Exception) -> Tensor:
+        end_if_poisoned(error)
         known = isinstance(error, ServiceError)
         why = str(error) if known else type(error).__name__
         trace = None if known else error
@@ -206,7 +208,8 @@ class Exchange:
             await self._plane.send(source, frame, answer)
         except ServiceError as error:
             log.warning("an answer to %s was not sent: %s", source, error)
-        except Exception:  # such as that of a GPU, which comes where its result is waited for
+        except Exception as error:  # a GPU's comes where its result is waited for
+            end_if_poisoned(error)
             log.exception("an answer to %s was not sent", source)
 
     def _on_answer(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
@@ -216,6 +219,7 @@ class Exchange:
         try:
             asked.answer.set_result(self._state(source, asked.keys, tensors))
         except Exception as error:
+            end_if_poisoned(error)
             if isinstance(error, Invalid):
                 error = Failed(f"{source} answered what is no answer: {error}", asked.keys)
             asked.answer.set_exception(error)

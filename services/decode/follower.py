@@ -8,6 +8,7 @@ from sps2.common.messages import Assist, Cache, Done, Evict, Filled, Held, Hold,
 from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool
 from sps2.common.transport.plane import Plane
+from sps2.common.vital import vital
 from sps2.services.decode.exchange import Exchange
 from sps2.services.decode.holding import Holdings, Key
 from sps2.services.decode.prefix import Prefixes
@@ -41,7 +42,8 @@ class FollowerService:
         self._prefixes = Prefixes(config, self._plane, self._pool, self._holdings)
         exchange = Exchange(config, self._plane, self._pool, self._holdings)
         self._following = Following(self._model, self._plane, self._pool, exchange)
-        self._stepping = asyncio.get_running_loop().create_task(self._following.run())
+        stepping = asyncio.get_running_loop().create_task(self._following.run(), name="stepping")
+        self._stepping = vital(stepping)
 
     async def close(self) -> None:
         await self._data.run(end(self._stepping))

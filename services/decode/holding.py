@@ -21,6 +21,7 @@ from sps2.common.transport.frame import Frame
 from sps2.common.transport.plane import Plane
 from sps2.services.decode.cached import CachedPages
 from sps2.services.memory import back
+from sps2.services.poisoned import end_if_poisoned
 
 log = logging.getLogger(__name__)
 
@@ -184,6 +185,7 @@ class Holdings:
                 fits.check("KV", each, self.dtype, tokens, heads, self._config.head_dim)
             holding.deposit(frame, *self._plane.device.up((k, v)))
         except Exception as error:  # whoever waits for it must not wait in vain
+            end_if_poisoned(error)
             known = isinstance(error, Invalid)
             why = error if known else type(error).__name__
             log.error("%s could not be kept: %s", what, why, exc_info=None if known else error)

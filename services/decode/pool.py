@@ -38,10 +38,9 @@ def _pages(shard: ReadyShard, dtype: torch.dtype) -> int:
 
 def _free_bytes(shard: ReadyShard) -> int:
     """What this process may take. On a GPU it has its part of the card, weights included."""
-    cluster, place = shard.cluster, shard.plane.device.place
+    neighbours, place = shard.about.neighbours, shard.plane.device.place
     if place.type == "cuda":
-        sharing = -(-cluster.shard_processes // torch.cuda.device_count())
+        sharing = neighbours.on_a_card(torch.cuda.device_count())
         card = torch.cuda.get_device_properties(place).total_memory
         return max(0, int(card * CARD_SHARE / sharing) - torch.cuda.memory_allocated(place))
-    processes = cluster.shards_of(shard.role) * cluster.tp_of(shard.role)
-    return int(psutil.virtual_memory().available * POOL_SHARE / processes)
+    return int(psutil.virtual_memory().available * POOL_SHARE / neighbours.of_role)

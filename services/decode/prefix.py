@@ -15,6 +15,7 @@ from sps2.common.transport.frame import Frame, frame_for
 from sps2.common.transport.plane import Plane
 from sps2.kernels import Run, State, attention, empty_state
 from sps2.services.decode.holding import Holding, Holdings, Key
+from sps2.services.poisoned import end_if_poisoned
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,8 @@ class Prefixes:
                 tensors = (state.out.to(q.dtype), state.lse)
         except Invalid as error:
             log.error("a question of %s could not be answered: %s", source, error)
-        except Exception:  # whoever asked must not wait for ever
+        except Exception as error:  # whoever asked must not wait for ever
+            end_if_poisoned(error)
             log.exception("a question of %s could not be answered", source)
         reply = frame_for(
             "prefix_state", frame.requests, frame.epochs, frame.layer, frame.at, tensors
@@ -81,7 +83,8 @@ class Prefixes:
             await self._plane.send(source, reply, tensors)
         except ServiceError as error:
             log.warning("an answer to %s was not sent: %s", source, error)
-        except Exception:
+        except Exception as error:
+            end_if_poisoned(error)
             log.exception("an answer to %s was not sent", source)
 
     def _checked(self, frame: Frame, tensors: tuple[Tensor, ...]) -> Tensor:

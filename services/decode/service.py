@@ -30,6 +30,7 @@ from sps2.common.model.sample import Sampler
 from sps2.common.prefix import page_names
 from sps2.common.tracing import FORGETFUL, Recorder
 from sps2.common.transport.plane import Plane
+from sps2.common.vital import vital
 from sps2.kernels import State
 from sps2.kernels.gpu.graphs import Graphs
 from sps2.services.decode.batch import Batch
@@ -93,7 +94,8 @@ class DecodeService:
         self._prefixes = Prefixes(config, self._plane, self._pool, self._holdings)
         leading = Leading(self._plane, self._planes)
         self._batch = Batch(self._model, self._pool, exchange, leading, self._emit)
-        self._stepping = asyncio.get_running_loop().create_task(self._batch.run())
+        stepping = asyncio.get_running_loop().create_task(self._batch.run(), name="stepping")
+        self._stepping = vital(stepping)
 
     async def close(self) -> None:
         await self._data.run(end(self._stepping))

@@ -17,6 +17,7 @@ from sps2.services.decode.holding import Key
 from sps2.services.decode.keys import pack, unpack_keys
 from sps2.services.decode.sequence import Sequence as Running
 from sps2.services.decode.split import SplitAttention
+from sps2.services.poisoned import end_if_poisoned
 from sps2.services.tasks import gather_all, root_cause
 
 log = logging.getLogger(__name__)
@@ -115,6 +116,7 @@ class Following:
                     hidden = await self._model.step(ids, positions, attend, turn)
                     await self._model.scores(hidden, turn=turn)
             except Exception as failure:
+                end_if_poisoned(failure)
                 error = root_cause(failure)
                 if not isinstance(error, Cancelled | PeerLost):
                     log.error("a decode step failed", exc_info=error)

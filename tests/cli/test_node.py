@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from sps2.cli import node, ports
 from sps2.cli.commands import order
 from sps2.cli.hosts import Host, Hosts
+from sps2.cli.services import start_of
 from sps2.common.config import Cluster, load
 from sps2.common.keyring import Keyring
 
@@ -132,3 +133,19 @@ def test_shares_the_cores_of_its_own_host() -> None:
     assert node.configured(told).threads == 1
     told = order(Cluster(prefill=9), Hosts((host,)), Host("beta", "127.0.0.2", prefill=1), [])
     assert node.configured(told).threads == cores
+
+
+def test_a_shard_is_told_who_shares_its_machine(tmp_path: Path) -> None:
+    hosts = Hosts(
+        (
+            Host("alpha", "127.0.0.1", prefill=1, decode=1),
+            Host("beta", "127.0.0.2", prefill=1, decode=1),
+        )
+    )
+    cluster = Cluster(prefill=2, decode=2, decode_tp=2)
+    told = order(cluster, hosts, hosts.hosts[1], ["decode-1.1"])
+    assert told.here == ("prefill-1", "decode-1", "decode-1.1")
+    file = tmp_path / "x.toml"
+    argv = start_of("decode-1.1", file, told.here)
+    assert argv[-2:] == ["--here", "prefill-1,decode-1,decode-1.1"]
+    assert start_of("gateway", file, told.here)[-1] == str(file)

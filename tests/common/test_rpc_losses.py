@@ -8,8 +8,9 @@ import textwrap
 import pytest
 
 from sps2.common import wire
-from sps2.common.errors import Cancelled, Invalid, PeerLost
+from sps2.common.errors import Cancelled, Internal, Invalid, PeerLost
 from sps2.common.rpc import Peer, Server
+from sps2.common.rpc_link import Link
 from sps2.common.wire import Kind
 
 from .bus import (
@@ -316,3 +317,52 @@ async def test_a_port_in_use_is_named() -> None:
 async def test_a_port_that_there_is_none_of() -> None:
     with pytest.raises(Invalid, match="tcp://localhost:65536"):
         Peer("tcp://localhost:65536", PATIENT)
+
+
+async def test_a_call_waits_behind_a_proxy_that_accepts_for_a_server_that_is_away() -> None:
+    """As docker-proxy, ssh -L and HAProxy do: such a handshake breaks off, again and again."""
+    broken = 0
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal broken
+        broken += 1
+        writer.close()
+
+    async with asyncio.timeout(HANG_S):
+        async with served() as (_, server):
+            address = server.address
+            peer = Peer(address, PATIENT)
+            assert (await peer.call(Echo("before"))).text == "before"
+        await until(lambda: peer.counters["losses"])
+        proxy = await asyncio.start_server(accept, "127.0.0.1", int(address.rpartition(":")[2]))
+        async with background(peer.call(Echo("after"))) as call:
+            await until(lambda: broken >= 5 or call.done())
+            assert not call.done()
+            proxy.close()
+            await proxy.wait_closed()
+            async with served(address=address):
+                assert (await call).text == "after"
+        await peer.close()
+
+
+# --- faults of this side ---
+
+
+async def test_a_fault_of_a_connection_fails_who_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def connect(link: Link) -> int:
+        await asyncio.sleep(0)
+        raise OSError("too many open files")
+
+    async with asyncio.timeout(HANG_S), served() as (_, server):
+        peer = Peer(server.address, PATIENT, name="scheduler")
+        with monkeypatch.context() as patch:
+            patch.setattr(Link, "connect", connect)
+            calls = [asyncio.create_task(peer.call(Echo("a"))) for _ in range(3)]
+            for call in calls:
+                with pytest.raises(Internal, match="the connection to scheduler failed"):
+                    await call
+        assert "too many open files" in caplog.text
+        assert (await peer.call(Echo("b"))).text == "b"
+        await peer.close()

@@ -250,7 +250,7 @@ async def test_a_batch_that_has_emptied_makes_no_step(caplog: pytest.LogCaptureF
 
 
 async def test_a_request_that_leaves_is_ended() -> None:
-    async with asyncio.timeout(10), world(tiny_model(), 1, 1) as shards:
+    async with asyncio.timeout(60), world(tiny_model(), 1, 1) as shards:
         task = asyncio.create_task(shards.run("r", [1, 2], greedy(200)))
         await until(lambda: len(shards.decode[0].tokens) >= 5)
         await shards.decode[0].batch.leave(("r", 0))

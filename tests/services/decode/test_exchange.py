@@ -98,7 +98,7 @@ async def test_a_question_that_does_not_fit_gets_an_error(wrong: str) -> None:
     config, layer, q = WRONG[wrong]
     model, prompt = tiny_model(), list(range(40))
     _, answer = await oracle(model, prompt, 60)
-    async with asyncio.timeout(8), world(model, 1, 2, "tcp") as shards:
+    async with asyncio.timeout(60), world(model, 1, 2, "tcp") as shards:
         running = asyncio.create_task(shards.run("r", prompt, greedy(60)))
         await until(lambda: shards.decode[1].tokens)
         async with stranger(shards, config) as exchange:
@@ -112,7 +112,7 @@ async def test_a_question_that_does_not_fit_gets_an_error(wrong: str) -> None:
 async def test_what_is_no_question_at_all_harms_nobody() -> None:
     model, prompt = tiny_model(), list(range(40))
     _, answer = await oracle(model, prompt, 60)
-    async with asyncio.timeout(8), world(model, 1, 2, "tcp") as shards:
+    async with asyncio.timeout(60), world(model, 1, 2, "tcp") as shards:
         holder = shards.decode[0].plane
         running = asyncio.create_task(shards.run("r", prompt, greedy(60)))
         await until(lambda: shards.decode[1].tokens)
@@ -132,7 +132,7 @@ async def test_what_is_no_question_at_all_harms_nobody() -> None:
 async def test_an_answer_that_does_not_fit_fails_who_asked_alone(wrong: str) -> None:
     model, spread, local = tiny_model(), list(range(40)), [4]
     _, answer = await oracle(model, local, 60)
-    async with asyncio.timeout(8), world(model, 1, 2, "tcp", pages=256) as shards:
+    async with asyncio.timeout(60), world(model, 1, 2, "tcp", pages=256) as shards:
         holder, owner = shards.decode[0].plane, shards.decode[1]
         holder.introduce(owner.plane.peer)
         sends = set()
@@ -161,7 +161,7 @@ async def test_an_answer_that_does_not_fit_fails_who_asked_alone(wrong: str) -> 
 async def test_a_holder_that_fails_says_so_at_once(caplog: pytest.LogCaptureFixture) -> None:
     model, spread, local = tiny_model(), list(range(40)), [4]
     _, answer = await oracle(model, local, 60)
-    async with asyncio.timeout(8), world(model, 1, 2, pages=256) as shards:
+    async with asyncio.timeout(60), world(model, 1, 2, pages=256) as shards:
         holder, owner = shards.decode[0], shards.decode[1]
         running = asyncio.create_task(shards.run("local", local, greedy(60)))
         asking = asyncio.create_task(shards.run("spread", spread, greedy(200)))

@@ -1,0 +1,41 @@
+"""The processes of shards that share a machine, by their names: they share its cards and memory."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sps2.common.errors import Invalid
+
+
+class Neighbours(NamedTuple):
+    """What a process of a shard knows of those on its machine."""
+
+    number: int
+    """Its own among them, from 0."""
+    processes: int
+    """Itself included."""
+    of_role: int
+    """Those among them whose shards have its role."""
+
+    def card(self, cards: int) -> int:
+        """Which of the machine's cards it takes: they are dealt round."""
+        return self.number % cards
+
+    def on_a_card(self, cards: int) -> int:
+        """How many share a card, at most."""
+        return -(-self.processes // cards)
+
+
+ALONE = Neighbours(0, 1, 1)
+
+
+def neighbours(service: str, here: Sequence[str]) -> Neighbours:
+    """Of a process, by the names of all on its machine, in the order of `spsctl status`.
+
+    Raises:
+        Invalid: it is not among them.
+    """
+    if service not in here:
+        raise Invalid(f"{service} is not among the processes on this machine: {', '.join(here)}")
+    role = service.partition("-")[0]
+    of_role = sum(name.partition("-")[0] == role for name in here)
+    return Neighbours(here.index(service), len(here), of_role)
