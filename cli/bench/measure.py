@@ -18,7 +18,7 @@ from sps2.common.model.llama import Llama
 from sps2.common.spans import Span
 from sps2.services.scheduler.schemes import Schemes
 from sps2.services.scheduler.selections import Calibration
-from sps2.services.scheduler.traffic import by_purpose, transfers
+from sps2.services.scheduler.traffic import loads
 
 BFLOAT16 = 2
 """Bytes of a number on the wire that others are measured against."""
@@ -136,8 +136,8 @@ def _traffic(
     causal = spans if len(spans[0]) == 1 else _spans(work, tokens, ranks, EXACT)
     return Traffic(
         filled.sent_bytes,
-        sum(by_purpose(transfers(config, BFLOAT16, EXACT, causal)).values()),
-        sum(by_purpose(transfers(config, BFLOAT16, ring, even(tokens, ranks, ring))).values()),
+        sum(loads(config, BFLOAT16, EXACT, causal).by_purpose.values()),
+        sum(loads(config, BFLOAT16, ring, even(tokens, ranks, ring)).by_purpose.values()),
     )
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import msgspec
@@ -30,6 +30,8 @@ WEIGHTS = tuple(eighth / 8 for eighth in range(8, -1, -1))
 CLOSE = 1.05
 """Predictions this near the best are as good: the first method in `EXACT` is taken, whose ranks
 wait for each other least."""
+CHOICES = 1024
+"""How many of the last are kept: a request that waits is planned again and again."""
 EXACT: tuple[ExactMethod, ...] = ("gather", "ring", "ulysses", "usp", "pass_q")
 
 
@@ -98,6 +100,7 @@ class Schemes:
         hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
         heads, kv_heads = config.heads, config.kv_heads
         products = hidden * dim * (2 * heads + 2 * kv_heads) + 3 * hidden * inner
+        self._chosen = lru_cache(CHOICES)(self._choose)
         rate = sharing.gflops * 1e9
         self._token_s = 2 * products * config.layers / rate
         self._pair_s = 4 * heads * dim * config.layers / (rate * sharing.attention_rate)
@@ -119,6 +122,9 @@ class Schemes:
         Raises:
             Invalid: the wish cannot be done.
         """
+        return self._chosen(tokens, ranks, wish, seats)
+
+    def _choose(self, tokens: int, ranks: int, wish: Wish, seats: Seats | None) -> Dealt:
         attention, wire = self.computed(wish)
         if attention != "exact" and wish.method is not None:
             raise Invalid(
@@ -218,12 +224,9 @@ class Schemes:
         traffic.check_degree(self._config, scheme, ranks)
         dealt = []
         for spans in self._spans(scheme, tokens, ranks, seats):
-            moved = [
-                each._replace(nbytes=each.nbytes * self._tp)
-                for each in traffic.transfers(self._config, self._itemsize, scheme, spans)
-            ]
-            seconds = self._seconds(scheme, spans, moved)
-            dealt.append(Dealt("exact", scheme, tuple(spans), traffic.by_purpose(moved), seconds))
+            moved = traffic.loads(self._config, self._itemsize, scheme, spans, self._tp)
+            seconds = self._seconds(scheme, spans, moved.busiest)
+            dealt.append(Dealt("exact", scheme, tuple(spans), moved.by_purpose, seconds))
         return min(dealt, key=lambda each: each.predicted_s)
 
     def _spans(
@@ -245,9 +248,7 @@ class Schemes:
         unit = block if scheme.method == "csa" else page
         return [within(spans, seats.room, unit) for spans in ways]
 
-    def _seconds(
-        self, scheme: Scheme, spans: traffic.Spans, moved: Sequence[traffic.Transfer]
-    ) -> float:
+    def _seconds(self, scheme: Scheme, spans: traffic.Spans, busiest: float) -> float:
         """A prefill's time: arithmetic, and what of the transfers it cannot hide.
 
         Where spans are in a row, no rank waits for a later one, so that transfers hide behind all
@@ -260,14 +261,15 @@ class Schemes:
         attention = [self._pair_s * sum(map(seen, own)) for own in spans]
         if ranks == 1:
             return linear[0] + attention[0]
-        moving = traffic.busiest(moved, ranks) / (self._sharing.link_gbit * 1.25e8)
+        moving = busiest / (self._sharing.link_gbit * 1.25e8)
         if scheme.method in IN_A_ROW:
             busy = max(map(sum, zip(linear, attention, strict=True)))
             waits = 2 * layers * self._sharing.link_latency_s
             return busy + moving + waits if not scheme.pipelined else max(busy, moving) + waits
         share = -(-self._config.heads // scheme.ulysses) * scheme.ulysses / self._config.heads
         if scheme.method == "pass_q":  # whoever has the keys attends
-            busy = max(self._pair_s * sum(_queries(span, spans) for span in own) for own in spans)
+            tokens = max(own[-1].stop for own in spans)
+            busy = max(self._pair_s * sum(_queries(span, tokens) for span in own) for own in spans)
         else:
             busy = sum(attention) / ranks * share
         steps = ranks // scheme.ulysses + 2 * (scheme.ulysses > 1)
@@ -286,7 +288,6 @@ def _pairs(span: Span, earlier: float) -> float:
     return span.tokens * (span.tokens / 2 + span.start * earlier)
 
 
-def _queries(span: Span, spans: traffic.Spans) -> float:
-    """Queries that see the keys of a span, summed."""
-    tokens = max(own[-1].stop for own in spans)
+def _queries(span: Span, tokens: int) -> float:
+    """Queries of so many tokens that see the keys of a span, summed."""
     return ((tokens - span.start) ** 2 - (tokens - span.stop) ** 2) / 2

@@ -1,7 +1,9 @@
 """What each prefill method sends: the formulas, rank by rank, from which costs are predicted."""
 
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from sps2.common.errors import Invalid
@@ -21,15 +23,6 @@ EXPECTED_FINE = 0.3
 Spans = Sequence[tuple[Span, ...]]
 
 
-class Transfer(NamedTuple):
-    """Payload from one rank to another in one prefill, over all layers."""
-
-    source: int
-    target: int
-    purpose: str
-    nbytes: float
-
-
 class Asked(NamedTuple):
     """Queries of a rank, and what of the tokens before its group's lies on a shard that it asks."""
 
@@ -37,56 +30,67 @@ class Asked(NamedTuple):
     keys: Sequence[Span]
 
 
-def transfers(config: ModelConfig, itemsize: int, scheme: Scheme, spans: Spans) -> list[Transfer]:
+class Loads(NamedTuple):
+    """What the ranks of a group send each other in one prefill, over all layers, in bytes.
+
+    busiest: over the busiest direction of the busiest rank's link.
+    """
+
+    by_purpose: dict[str, int]
+    busiest: float
+
+
+def loads(
+    config: ModelConfig, itemsize: int, scheme: Scheme, spans: Spans, processes: int = 1
+) -> Loads:
     """Everything that the ranks of a group send each other.
 
     Args:
         itemsize: bytes of an activation.
-        spans: by rank.
+        spans: by rank; of `gather` and `csa` one each, after those of the ranks before.
+        processes: of a shard, each of which sends as much.
     """
     if len(spans) == 1:
-        return []
-    sizes = _Sizes(config, itemsize, scheme.wire)
-    by_method: dict[str, Callable[[], Iterator[Transfer]]] = {
-        "ring": lambda: _usp(sizes, scheme.ulysses, spans),
-        "ulysses": lambda: _usp(sizes, scheme.ulysses, spans),
-        "usp": lambda: _usp(sizes, scheme.ulysses, spans),
-        "gather": lambda: _gather(sizes, spans),
-        "pass_q": lambda: _pass_q(sizes, spans),
-        "csa": lambda: _csa(sizes, spans, scheme.selection),
-    }
-    return list(by_method[scheme.method]())
+        return Loads({}, 0.0)
+    sizes, tally = _Sizes(config, itemsize, scheme.wire), _Tally(len(spans))
+    match scheme.method:
+        case "gather":
+            _gather(sizes, spans, tally)
+        case "pass_q":
+            _pass_q(sizes, spans, tally)
+        case "csa":
+            _csa(sizes, spans, scheme.selection, processes, tally)
+            return tally.loads(1)
+        case "ring" | "ulysses" | "usp":
+            _usp(sizes, scheme.ulysses, spans, tally)
+    return tally.loads(processes)
 
 
 def prefix_transfers(config: ModelConfig, itemsize: int, asked: Sequence[Asked]) -> dict[str, int]:
     """Bytes of questions about a prefix and of their answers, by purpose."""
-    sizes = _Sizes(config, itemsize, "plain")
+    sizes, windows = _Sizes(config, itemsize, "plain"), Counter(config.windows)
     moved = Counter[str]()
     for queries, keys in asked:
         last = max(span.stop for span in keys)
-        for window in config.windows:
+        for window, layers in windows.items():
             end = queries[-1].stop if window is None else last + window - 1
             rows = sum((span & Span(0, end)).tokens for span in queries)
-            moved["prefix_q"] += sizes.q(rows, config.heads)
-            moved["prefix_state"] += sizes.state(rows, config.heads)
+            moved["prefix_q"] += layers * sizes.q(rows, config.heads)
+            moved["prefix_state"] += layers * sizes.state(rows, config.heads)
     return dict(moved)
 
 
-def by_purpose(moved: Sequence[Transfer]) -> dict[str, int]:
-    """Bytes in all, by purpose."""
-    totals: Counter[str] = Counter()
-    for each in moved:
-        totals[each.purpose] += round(each.nbytes)
-    return dict(totals)
+class _Tally:
+    """Bytes out of and into every rank, and in all by purpose."""
 
+    def __init__(self, ranks: int) -> None:
+        self.out = [0.0] * ranks
+        self.into = [0.0] * ranks
+        self.purposes: Counter[str] = Counter()
 
-def busiest(moved: Sequence[Transfer], ranks: int) -> float:
-    """Bytes over the busiest direction of the busiest rank's link."""
-    out, into = [0.0] * ranks, [0.0] * ranks
-    for each in moved:
-        out[each.source] += each.nbytes
-        into[each.target] += each.nbytes
-    return max(*out, *into)
+    def loads(self, factor: int) -> Loads:
+        purposes = {each: nbytes * factor for each, nbytes in self.purposes.items()}
+        return Loads(purposes, max(*self.out, *self.into) * factor)
 
 
 class _Sizes:
@@ -112,82 +116,110 @@ class _Sizes:
         return self.q(tokens, heads) + 4 * tokens * heads
 
 
-def _usp(sizes: _Sizes, columns: int, spans: Spans) -> Iterator[Transfer]:
+def _usp(sizes: _Sizes, columns: int, spans: Spans, tally: _Tally) -> None:
     config = sizes.config
     layers, group = config.layers, config.heads // config.kv_heads
     rows = len(spans) // columns
     shares = even_split(config.heads, columns)
+    kv_heads = [-(-heads.stop // group) - heads.start // group for heads in shares]
     tokens = [_tokens(each) for each in spans]
+    kv = [sizes.kv(each, 1) for each in tokens]
+    in_row = [sum(tokens[row * columns : (row + 1) * columns]) for row in range(rows)]
+    kv_in_row = [sum(kv[row * columns : (row + 1) * columns]) for row in range(rows)]
+    kv_of_row = [sizes.kv(each, 1) for each in in_row]
     for rank in range(len(spans)):
         row, column = divmod(rank, columns)
-        for other, heads in enumerate(shares):
-            kv_heads = -(-heads.stop // group) - heads.start // group
-            target = row * columns + other
-            if target == rank:
-                below = (row + 1) % rows * columns + column
-                carried = sum(
-                    sizes.kv(sum(tokens[r * columns : (r + 1) * columns]), kv_heads)
-                    for r in range(rows)
-                    if r != (row + 1) % rows
-                )
-                if rows > 1:
-                    yield Transfer(rank, below, "kv", layers * carried)
+        own, own_kv = shares[column].tokens, kv_heads[column]
+        others, others_kv = config.heads - own, sum(kv_heads) - own_kv
+        missing = in_row[row] - tokens[rank]
+        if columns > 1:
+            q = layers * sizes.q(tokens[rank], others)
+            keys = layers * kv[rank] * others_kv
+            state = layers * sizes.state(tokens[rank], others)
+            tally.purposes.update(q=q, kv=keys, state=state)
+            tally.out[rank] += q + keys + layers * sizes.state(missing, own)
+            tally.into[rank] += (
+                state
+                + layers * sizes.q(missing, own)
+                + layers * own_kv * (kv_in_row[row] - kv[rank])
+            )
+        if rows > 1:
+            below = (row + 1) % rows
+            carried = layers * own_kv * (sum(kv_of_row) - kv_of_row[below])
+            tally.purposes["kv"] += carried
+            tally.out[rank] += carried
+            tally.into[below * columns + column] += carried
+
+
+def _gather(sizes: _Sizes, spans: Spans, tally: _Tally) -> None:
+    own = [span for (span,) in spans]
+    stops = [span.stop for span in own]
+    whole = [sizes.kv(span.tokens, sizes.config.kv_heads) for span in own]
+    before = list(accumulate(whole, initial=0))
+    for window, layers in Counter(sizes.config.windows).items():
+        takers = [0] * (len(own) + 1)  # change of their number from the owner before
+        for target, span in enumerate(own):
+            start = 0 if window is None else max(0, span.start - window + 1)
+            first = bisect_right(stops, start)
+            if first >= target:
                 continue
-            yield Transfer(rank, target, "q", layers * sizes.q(tokens[rank], heads.tokens))
-            yield Transfer(rank, target, "kv", layers * sizes.kv(tokens[rank], kv_heads))
-            yield Transfer(target, rank, "state", layers * sizes.state(tokens[rank], heads.tokens))
+            part = layers * sizes.kv(
+                stops[first] - max(own[first].start, start), sizes.config.kv_heads
+            )
+            wholly = layers * (before[target] - before[first + 1])
+            tally.out[first] += part
+            tally.into[target] += part + wholly
+            tally.purposes["kv"] += part + wholly
+            takers[first + 1] += 1
+            takers[target] -= 1
+        for owner, number in enumerate(accumulate(takers[:-1])):
+            tally.out[owner] += layers * number * whole[owner]
 
 
-def _gather(sizes: _Sizes, spans: Spans) -> Iterator[Transfer]:
-    for owner, target in _pairs(spans):
-        nbytes = sum(
-            sizes.kv(_needed(spans[owner], spans[target], window), sizes.config.kv_heads)
-            for window in sizes.config.windows
-        )
-        if nbytes:
-            yield Transfer(owner, target, "kv", nbytes)
-
-
-def _pass_q(sizes: _Sizes, spans: Spans) -> Iterator[Transfer]:
+def _pass_q(sizes: _Sizes, spans: Spans, tally: _Tally) -> None:
     heads = sizes.config.heads
-    for owner, asker in _pairs(spans):
-        tokens = _tokens(spans[asker])
-        layers = sum(
-            _needed(spans[owner], spans[asker], window) > 0 for window in sizes.config.windows
-        )
-        if layers:
-            yield Transfer(asker, owner, "q", layers * sizes.q(tokens, heads))
-            yield Transfer(owner, asker, "state", layers * sizes.state(tokens, heads))
+    windows = Counter(sizes.config.windows)
+    keys = [[span for span in each if span.tokens] for each in spans]
+    for asker, queries in enumerate(spans):
+        tokens = _tokens(queries)
+        q, state = sizes.q(tokens, heads), sizes.state(tokens, heads)
+        stop = max(span.stop for span in queries)
+        least = min(span.start for span in queries)
+        seen = [0] * len(spans)
+        for window, layers in windows.items():
+            start = 0 if window is None else max(0, least - window + 1)
+            for owner, held in enumerate(keys):
+                if any(span.start < stop and span.stop > start for span in held):
+                    seen[owner] += layers
+        seen[asker] = 0
+        for owner, layers in enumerate(seen):
+            tally.into[owner] += layers * q
+            tally.out[owner] += layers * state
+        if layers := sum(seen):
+            tally.out[asker] += layers * q
+            tally.into[asker] += layers * state
+            tally.purposes.update(q=layers * q, state=layers * state)
 
 
-def _csa(sizes: _Sizes, spans: Spans, selection: Selection | None) -> Iterator[Transfer]:
-    config = sizes.config
+def _csa(
+    sizes: _Sizes, spans: Spans, selection: Selection | None, processes: int, tally: _Tally
+) -> None:
+    config, ranks = sizes.config, len(spans)
     selection = selection or Selection((), ())
-    for owner in range(len(spans)):
-        for consumer in range(owner + 1, len(spans)):
-            rows = _tokens(spans[consumer]) * selection.probes / 128
-            probe = rows * config.heads * (config.head_dim + 2 + 2)
-            sums = rows * config.heads * 2
-            kept = sizes.kv(_tokens(spans[owner]), config.kv_heads) * EXPECTED_KEPT
-            kept *= EXPECTED_FINE + (1 - EXPECTED_FINE) * COARSE_SHARE
-            yield Transfer(consumer, owner, "probe", config.layers * probe)
-            if selection.rounds > 1:
-                yield Transfer(owner, consumer, "probe", config.layers * sums)
-            yield Transfer(owner, consumer, "kv", config.layers * kept)
-
-
-def _pairs(spans: Spans) -> Iterator[tuple[int, int]]:
-    for owner in range(len(spans)):
-        for other in range(len(spans)):
-            if owner != other:
-                yield owner, other
-
-
-def _needed(keys: tuple[Span, ...], queries: tuple[Span, ...], window: int | None) -> int:
-    """How many of the keys some query may see."""
-    stop = max(span.stop for span in queries)
-    start = 0 if window is None else max(0, min(span.start for span in queries) - window + 1)
-    return sum((span & Span(start, stop)).tokens for span in keys)
+    kept = [sizes.kv(_tokens(each), config.kv_heads) * EXPECTED_KEPT for each in spans]
+    kept = [each * (EXPECTED_FINE + (1 - EXPECTED_FINE) * COARSE_SHARE) for each in kept]
+    rows = [_tokens(each) * selection.probes / 128 for each in spans]
+    probes = [each * config.heads * (config.head_dim + 2 + 2) for each in rows]
+    sums = [each * config.heads * 2 * (selection.rounds > 1) for each in rows]
+    kept, probes, sums = (
+        [config.layers * each * processes for each in by_rank] for by_rank in (kept, probes, sums)
+    )
+    for rank in range(ranks):
+        later = ranks - 1 - rank
+        tally.out[rank] += kept[rank] * later + probes[rank] * rank + sum(sums[rank + 1 :])
+        tally.into[rank] += sum(kept[:rank]) + sums[rank] * rank + sum(probes[rank + 1 :])
+        tally.purposes["kv"] += round(kept[rank]) * later
+        tally.purposes["probe"] += (round(probes[rank]) + round(sums[rank])) * rank
 
 
 def _tokens(spans: tuple[Span, ...]) -> int:

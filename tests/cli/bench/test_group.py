@@ -8,7 +8,7 @@ from sps2.cli.bench.compare import compare, summary
 from sps2.cli.bench.group import even, fill
 from sps2.cli.bench.settings import EXACT, scheme_of
 from sps2.common.model.llama import Llama
-from sps2.services.scheduler.traffic import by_purpose, transfers
+from sps2.services.scheduler.traffic import loads
 
 IDS = torch.randint(384, (400,), generator=torch.Generator().manual_seed(5)).tolist()
 RANKS = 3
@@ -18,7 +18,7 @@ RANKS = 3
 def test_bytes_are_those_of_the_formulas_in_bfloat16(model: Llama, setting: str) -> None:
     scheme = scheme_of(setting, model.config.layers)
     spans = even(len(IDS), RANKS, scheme)
-    expected = by_purpose(transfers(model.config, 2, scheme, spans))
+    expected = loads(model.config, 2, scheme, spans).by_purpose
     assert fill(model, IDS, scheme, RANKS).sent_bytes == expected
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sps2.common.messages import ExactMethod, Scheme
 from sps2.common.spans import Span, consecutive, zigzag
-from sps2.services.scheduler.traffic import by_purpose, transfers
+from sps2.services.scheduler.traffic import loads
 
 from ..world import greedy, oracle, tiny_model, world
 from .ranks import attended, config, random_qkv, reference
@@ -93,7 +93,7 @@ def test_attention_equals_float64_over_any_spans(
     for group in groups:
         for purpose, nbytes in group.sent.items():
             sent[purpose] = sent.get(purpose, 0) + nbytes
-    predicted = by_purpose(transfers(shape, 4, scheme, spans))
+    predicted = loads(shape, 4, scheme, spans).by_purpose
     assert sent == {purpose: nbytes for purpose, nbytes in predicted.items() if nbytes}
 
 
@@ -109,5 +109,5 @@ async def test_int8_on_the_wire_costs_little_and_saves_what_is_predicted(
     out, _, groups = await attended(shape, spans, scheme, q, k, v)
     error = (out.double() - reference(q, k, v)).abs()
     assert 0 < error.mean() < 0.01
-    plain = by_purpose(transfers(shape, 2, Scheme(method, columns), spans))["kv"]
+    plain = loads(shape, 2, Scheme(method, columns), spans).by_purpose["kv"]
     assert sum(group.sent["kv"] for group in groups) < 0.55 * plain
