@@ -16,6 +16,7 @@ from sps2.common.sections import (
     Directory,
     Gateway,
     Kv,
+    Log,
     NotNegative,
     Port,
     Positive,
@@ -33,6 +34,7 @@ __all__ = [
     "Directory",
     "Gateway",
     "Kv",
+    "Log",
     "Scheduler",
     "Sharing",
     "Telemetry",
@@ -150,6 +152,7 @@ class Cluster(Section, frozen=True):
     kvdir: Directory = Directory()
     telemetry: Telemetry = Telemetry()
     tracing: Tracing = Tracing()
+    log: Log = Log()
     bus: Bus = Bus()
     kv: Kv = Kv()
 

@@ -1,6 +1,8 @@
 """Limits of connections, and TLS."""
 
 import asyncio
+import resource
+import socket
 import ssl
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from sps2.services.gateway import http
 from .conftest import opened
 
 PATIENCE_S = 60.0
-POST = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
+POST = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"
 
 
 async def said(url: str, *pieces: bytes, pause_s: float = 0.0) -> bytes:
@@ -75,6 +77,95 @@ async def test_a_head_that_is_too_large(folder: Path) -> None:
         for answer in (one_line, many, path):
             assert b"431 Request Header Fields Too Large" in answer
             assert b"over 4096 bytes" in answer
+
+
+OFFER = (
+    POST.decode() + "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    "HTTP2-Settings: AAEAAEAAAAIAAAAAAAMAAAAAAAQBAAAAAAUAAEAAAAYABgAA\r\n"
+).encode()
+BODY = b'{"prompt": "x"}'
+CHUNKED = b"f\r\n" + BODY + b"\r\n0\r\n\r\n"
+SIZED, IN_CHUNKS = b"content-length: 15\r\n\r\n", b"transfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [OFFER + SIZED + BODY],
+        [OFFER + SIZED, BODY],
+        [OFFER[:70], OFFER[70:] + SIZED + BODY[:5], BODY[5:]],
+        [OFFER + IN_CHUNKS + CHUNKED],
+        [OFFER + IN_CHUNKS, CHUNKED[:7], CHUNKED[7:]],
+        [(OFFER + SIZED + BODY) * 3],
+        [OFFER.replace(b"h2c", b"websocket") + SIZED + BODY],
+    ],
+)
+async def test_an_offer_of_another_protocol_is_ignored(folder: Path, pieces: list[bytes]) -> None:
+    async with opened(folder) as door:
+        last = b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+        answer = await said(door.url, *pieces, last, pause_s=0.02)
+    count = b"".join(pieces).count(b"POST")
+    assert answer.count(b"HTTP/1.1 200 OK") == count + 1, answer
+    assert answer.count(b'"text":"Hello, world."') == count
+
+
+async def test_a_tunnel_is_not_opened(folder: Path) -> None:
+    async with opened(folder) as door:
+        answer = await said(door.url, b"CONNECT a.example:443 HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert b"200" not in answer.splitlines()[0]
+
+
+async def test_an_answer_to_http_1_0_has_no_chunks(folder: Path) -> None:
+    stream = b'{"prompt": "x", "stream": true}'
+    async with opened(folder) as door:
+        for body in (stream, BODY):
+            head = b"POST /v1/completions HTTP/1.0\r\ncontent-length: %d\r\n\r\n" % len(body)
+            answer = await said(door.url, head + body)
+            top, _, text = answer.partition(b"\r\n\r\n")
+            assert b"transfer-encoding" not in top
+            assert b"connection: close" in top
+            assert text.startswith(b"data: {" if body is stream else b"{")
+        head = b"POST /v1/completions HTTP/1.0\r\ncontent-length: %d\r\n\r\n" % len(stream)
+        answer = await said(door.url, head + stream)
+        assert answer.endswith(b"data: [DONE]\n\n")
+
+
+async def test_no_http_is_told_so(folder: Path) -> None:
+    async with opened(folder) as door:
+        answer = await said(door.url, b"HELLO\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 400")
+        assert b'"code":"invalid_http"' in answer
+
+
+async def test_who_takes_nothing_of_an_answer_is_disconnected(folder: Path) -> None:
+    async with opened(folder, gateway=Gateway(send_s=0.3, max_requests=16)) as door:
+        door.play.answer = lambda prompt: "y" * 190
+        body = b'{"prompt": "x", "n": 16, "max_tokens": 190, "logprobs": 2, "stream": true}'
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", int(door.url.rpartition(":")[2])))
+        with client:
+            client.sendall(POST + b"content-length: %d\r\n\r\n" % len(body) + body)
+            sample = door.parts.metrics.registry.get_sample_value
+            name, why = "sps2_http_connections_dropped_total", {"reason": "slow_reader"}
+            async with asyncio.timeout(PATIENCE_S):
+                while not sample(name, why):
+                    await asyncio.sleep(0.01)
+                async with httpx.AsyncClient(base_url=door.url, timeout=60) as others:
+                    asked = {"prompt": "x", "n": 16, "max_tokens": 1}
+                    while (await others.post("/v1/completions", json=asked)).status_code != 200:
+                        await asyncio.sleep(0.01)
+
+
+async def test_there_are_no_more_connections_than_descriptors() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, before[1]))
+        assert http.affordable(Gateway()).max_connections == 512
+        few = Gateway(max_connections=3)
+        assert http.affordable(few) == few
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 async def test_too_many_connections(folder: Path) -> None:
