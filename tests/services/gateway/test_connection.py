@@ -4,6 +4,7 @@ import asyncio
 import resource
 import socket
 import ssl
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import httpx
@@ -13,6 +14,7 @@ import trustme
 from sps2.common.config import Gateway
 from sps2.common.errors import Invalid
 from sps2.services.gateway import http
+from sps2.services.gateway.sse import Events, Json
 
 from .conftest import opened
 
@@ -137,24 +139,50 @@ async def test_no_http_is_told_so(folder: Path) -> None:
         assert b'"code":"invalid_http"' in answer
 
 
-async def test_who_takes_nothing_of_an_answer_is_disconnected(folder: Path) -> None:
-    async with opened(folder, gateway=Gateway(send_s=0.3, max_requests=16)) as door:
-        door.play.answer = lambda prompt: "y" * 190
-        body = b'{"prompt": "x", "n": 16, "max_tokens": 190, "logprobs": 2, "stream": true}'
-        client = socket.socket()
+@pytest.mark.parametrize("events", [True, False])
+async def test_who_takes_nothing_of_an_answer_is_disconnected(events: bool) -> None:
+    ended = asyncio.Event()
+
+    async def endless() -> AsyncGenerator[object, None]:
+        try:
+            while True:
+                yield "y" * 10_000
+                await asyncio.sleep(0)
+        finally:
+            ended.set()
+
+    dropped: list[str] = []
+    answer = Events(endless()) if events else Json("y" * 10_000_000)
+    listener = http.listen("127.0.0.1", 0)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.connect(("127.0.0.1", int(door.url.rpartition(":")[2])))
-        with client:
-            client.sendall(POST + b"content-length: %d\r\n\r\n" % len(body) + body)
-            sample = door.parts.metrics.registry.get_sample_value
-            name, why = "sps2_http_connections_dropped_total", {"reason": "slow_reader"}
+        limits = Gateway(send_s=0.3)
+        async with http.serving(answer, listener, limits, dropped.append):
+            client.connect(listener.getsockname())
+            client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
             async with asyncio.timeout(PATIENCE_S):
-                while not sample(name, why):
+                while not dropped or (events and not ended.is_set()):
                     await asyncio.sleep(0.01)
-                async with httpx.AsyncClient(base_url=door.url, timeout=60) as others:
-                    asked = {"prompt": "x", "n": 16, "max_tokens": 1}
-                    while (await others.post("/v1/completions", json=asked)).status_code != 200:
-                        await asyncio.sleep(0.01)
+    assert dropped == ["slow_reader"]
+
+
+async def test_who_reads_slowly_but_steadily_has_all() -> None:
+    size = 400_000
+    listener = http.listen("127.0.0.1", 0)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    async with http.serving(Json("y" * size), listener, Gateway(send_s=1.0)):
+        with socket.socket() as client:
+            client.setblocking(False)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, listener.getsockname())
+            await loop.sock_sendall(client, b"GET / HTTP/1.0\r\n\r\n")
+            came = 0
+            while part := await loop.sock_recv(client, size // 40):
+                came += len(part)
+                await asyncio.sleep(0.03)
+    assert came > size
 
 
 async def test_there_are_no_more_connections_than_descriptors() -> None:
