@@ -19,6 +19,7 @@ from sps2.common.sections import (
     Directory,
     Gateway,
     Kv,
+    Log,
     NotNegative,
     Port,
     Positive,
@@ -36,6 +37,7 @@ __all__ = [
     "Directory",
     "Gateway",
     "Kv",
+    "Log",
     "Scheduler",
     "Sharing",
     "Telemetry",
@@ -154,6 +156,7 @@ class Cluster(Section, frozen=True):
     kvdir: Directory = Directory()
     telemetry: Telemetry = Telemetry()
     tracing: Tracing = Tracing()
+    log: Log = Log()
     bus: Bus = Bus()
     kv: Kv = Kv()
 

@@ -1,15 +1,41 @@
-"""Logging of a service process: one line per record on stderr, with time, level and service."""
+"""Logging of a process: one line per record on stderr, with time, level and service."""
 
+import json
 import logging
 import sys
+from datetime import UTC, datetime
+from typing import Literal
 
 from sps2.common.errors import Invalid
 
 FORMAT = "%(asctime)s.%(msecs)03d %(levelname)-7s %(service)s %(name)s: %(message)s"
 
 
-def setup(service: str, level: str = "INFO") -> None:
-    """Send all records from `level` up, and Python's warnings, to stderr; call it once at start.
+class _Json(logging.Formatter):
+    """One JSON object a record: `time`, `level`, `service`, `logger`, `message`, perhaps
+    `exception`, and the fields that a record brings as `extra={"told": {..}}`."""
+
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self._service = service
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.fromtimestamp(record.created, UTC)
+        line = {
+            "time": when.isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "service": self._service,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "told", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def setup(service: str, level: str = "INFO", form: Literal["text", "json"] = "text") -> None:
+    """Send all records from `level` up, and Python's warnings, to stderr; the last call counts.
 
     Raises:
         Invalid: `level` is not the name of a level.
@@ -19,7 +45,9 @@ def setup(service: str, level: str = "INFO") -> None:
         raise Invalid(f"no log level {level!r}; there are {', '.join(known)}")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
-        logging.Formatter(FORMAT, datefmt="%Y-%m-%d %H:%M:%S", defaults={"service": service})
+        _Json(service)
+        if form == "json"
+        else logging.Formatter(FORMAT, datefmt="%Y-%m-%d %H:%M:%S", defaults={"service": service})
     )
     logging.basicConfig(level=known[level.upper()], handlers=[handler], force=True)
     logging.captureWarnings(True)

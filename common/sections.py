@@ -26,6 +26,13 @@ class Gateway(Section, frozen=True):
     port: Annotated[Port, Meta(description="HTTP port of the OpenAI-compatible API")] = 8000
     bus_port: Annotated[Port, Meta(description="ZeroMQ port of the SDK and spsctl")] = 8001
     max_body_bytes: Annotated[Positive, Meta(description="largest HTTP body accepted")] = 16 << 20
+    max_bodies_bytes: Annotated[
+        Positive,
+        Meta(
+            description="HTTP bodies in memory at once, without those up to 64 KiB; what is over "
+            "it is refused with 429"
+        ),
+    ] = 64 << 20
     max_requests: Annotated[
         Positive, Meta(description="requests in work at once; more are refused with 429")
     ] = 512
@@ -40,6 +47,27 @@ class Gateway(Section, frozen=True):
         Seconds,
         Meta(description="seconds that the head of an HTTP request may take, and again its body"),
     ] = 60.0
+    send_s: Annotated[
+        Seconds,
+        Meta(
+            description="seconds after which a client that takes nothing of its answer is "
+            "disconnected, and its request cancelled"
+        ),
+    ] = 30.0
+    access_log: Annotated[
+        Literal["all", "refused", "none"],
+        Meta(
+            description="HTTP requests that get a line in the gateway's log; of /health, /ready "
+            "and /metrics only `all` has any"
+        ),
+    ] = "refused"
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="names by which clients may ask (`Host`, `Origin`), besides addresses, "
+            "localhost and `host`, where there are no keys; `*` is any. For a proxy in front"
+        ),
+    ] = ()
     tls_certificate: Annotated[
         str, Meta(description="PEM file of the certificate and its chain; empty: plain HTTP")
     ] = ""
@@ -102,6 +130,18 @@ class Telemetry(Section, frozen=True):
 
     publish_port: Annotated[Port, Meta(description="ZeroMQ port that services publish to")] = 8004
     subscribe_port: Annotated[Port, Meta(description="ZeroMQ port to subscribe to")] = 8005
+
+
+class Log(Section, frozen=True):
+    """What every process writes to stderr: with `spsctl up`, to its log file."""
+
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Meta(description="lines below it are left out"),
+    ] = "info"
+    format: Annotated[
+        Literal["text", "json"], Meta(description="of a line; json is one object a line")
+    ] = "text"
 
 
 class Tracing(Section, frozen=True):

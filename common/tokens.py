@@ -16,6 +16,9 @@ from sps2.common.model.config import eos_ids
 from sps2.common.models import require_tokenizer
 from sps2.common.spelling import spelling
 
+_SLICE = 64 << 10
+"""Characters that are tokenised at once to see whether a text is too long."""
+
 
 class Tokenizer:
     """The tokeniser of a model in a Hugging Face folder (tokenizer.json)."""
@@ -58,43 +61,56 @@ class Tokenizer:
         return self._tokenizer.token_to_id(self.special_tokens.get("bos_token", ""))
 
     def encode(
-        self, text: str, add_special_tokens: bool = True, parse_special_tokens: bool = True
+        self,
+        text: str,
+        add_special_tokens: bool = True,
+        parse_special_tokens: bool = True,
+        most: int | None = None,
     ) -> list[int]:
-        """Token ids of a text.
+        """Token ids of a text. Other threads run meanwhile.
 
         Args:
             add_special_tokens: whether to add what the model puts around a text, such as its BOS.
             parse_special_tokens: whether special tokens spelled out in `text` become one token.
+            most: tokens that can be used. A text that has far more is refused before all of it is
+                tokenised; one that has a few more is not.
 
         Raises:
-            Invalid: `text` has a lone surrogate.
+            Invalid: `text` has a lone surrogate, or is too long (`context_length_exceeded`).
         """
         tokenizer = self._tokenizer if parse_special_tokens else self._literal
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise Invalid("the text is not valid Unicode: it has a lone surrogate") from error
-        return tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        if most is not None:
+            _refuse_long(text, most, tokenizer)
+        return _encode(tokenizer, text, add_special_tokens).ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids; ids without a text give none. Raises Invalid on a negative id."""
         if ids and not 0 <= min(ids) <= max(ids) < 1 << 32:
             raise Invalid("token ids must be numbers of at least 0")
-        return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        batch = [list(ids)]  # of a batch, other threads run meanwhile
+        return self._tokenizer.decode_batch(batch, skip_special_tokens=skip_special_tokens)[0]
 
     def chat(
         self,
         messages: Sequence[Mapping[str, Any]],
         add_generation_prompt: bool = True,
+        most: int | None = None,
         **variables: Any,
     ) -> list[int]:
         """Token ids of a conversation, by the model's chat template.
 
+        Args:
+            most: as for `encode`.
+
         Raises:
-            Invalid: the model has no chat template, or it refuses the messages.
+            Invalid: the model has no chat template, it refuses the messages, or they are too long.
         """
         text = self.template.render(messages, add_generation_prompt, **variables)
-        return self.encode(text, add_special_tokens=False)
+        return self.encode(text, add_special_tokens=False, most=most)
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -168,3 +184,31 @@ class Detokenizer:
             self._strip = False
             return text.removeprefix(" ")
         return text
+
+
+def _encode(
+    tokenizer: tokenizers.Tokenizer, text: str, add_special_tokens: bool
+) -> tokenizers.Encoding:
+    """As `tokenizer.encode`, which would stop all other threads."""
+    batch = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+    return batch[0]
+
+
+def _refuse_long(text: str, most: int, tokenizer: tokenizers.Tokenizer) -> None:
+    """Raise Invalid if slices of `text` have over twice `most` tokens.
+
+    A text has about as many tokens as its slices have together: each cut adds a few at most.
+    """
+    size = max(_SLICE, 8 * most)
+    if len(text) <= size:
+        return
+    tokens = 0
+    for start in range(0, len(text), size):
+        tokens += len(_encode(tokenizer, text[start : start + size], False))
+        if tokens > 2 * most:
+            raise Invalid(
+                f"the prompt is too long: its first {min(start + size, len(text))} of {len(text)} "
+                f"characters have over {2 * most} tokens; the most is {most}",
+                "prompt",
+                "context_length_exceeded",
+            )

@@ -130,6 +130,7 @@ def run(name: str, serve: Serve) -> None:
     sys.setswitchinterval(SWITCH_S)
     try:
         cluster = config.load(arguments.config)
+        log.setup(service, cluster.log.level, cluster.log.format)
         host = arguments.host or (cluster.host if is_shard(name) else cluster.host_of(name))
         cluster.require_keys(host)
         traces = Recorder(service, cluster.tracing.kept)

@@ -1,28 +1,34 @@
 """The HTTP routes: bodies to typed requests, chunks to answers."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TypeVar
 
 import msgspec
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sps2.common import api
 from sps2.common.api import ChatChunk, ChatRequest, CompletionChunk, CompletionRequest, Version
 from sps2.common.collect import collect_chat, collect_completion
 from sps2.common.errors import Invalid, ServiceError
-from sps2.services.gateway import body, metrics
+from sps2.services.gateway import metrics
 from sps2.services.gateway.api_keys import Register
+from sps2.services.gateway.body import Bodies, Body
 from sps2.services.gateway.doorman import Doorman, account_of
-from sps2.services.gateway.gateway import Gateway
+from sps2.services.gateway.gateway import CHAT, COMPLETION, Gateway
+from sps2.services.gateway.guard import Guard
 from sps2.services.gateway.openapi import document, takes
-from sps2.services.gateway.problems import NotReady, TooLarge
+from sps2.services.gateway.problems import NotReady, TooLarge, Unsupported
 from sps2.services.gateway.request_id import RequestIds, caller_of, name_of
-from sps2.services.gateway.sse import KEEP_ALIVE_S, Events, Json, Plain, failed
+from sps2.services.gateway.sse import KEEP_ALIVE_S, Events, Json, Plain, Run, failed
+from sps2.services.gateway.visits import Logged, Visits
 
 T = TypeVar("T", CompletionChunk, ChatChunk)
+R = TypeVar("R", CompletionRequest, ChatRequest)
 
 
 def application(
@@ -30,24 +36,46 @@ def application(
     obstacle: Callable[[], Awaitable[str]],
     *,
     version: str,
-    max_body_bytes: int,
+    bodies: Bodies,
     keep_alive_s: float = KEEP_ALIVE_S,
     register: Register | None = None,
+    names: Iterable[str] = (),
+    logged: Logged = "refused",
 ) -> ASGIApp:
     """The gateway as an ASGI application.
 
     Args:
+        bodies: those in memory.
         obstacle: why no request can be taken, in words; empty when they are.
         keep_alive_s: silence on a stream after which a comment is sent.
         register: of the API keys; None lets everybody in.
+        names: hosts by which the gateway is known where there are no keys.
+        logged: which requests get a line in the log.
     """
     app = FastAPI(title="SPS2", version=version, redoc_url=None)
-    for kind in (HTTPException, ServiceError, TooLarge, NotReady, Exception):
+    for kind in (HTTPException, ServiceError, TooLarge, Unsupported, NotReady, Exception):
         app.add_exception_handler(kind, _handler)
 
     async def check_ready() -> None:
         if reason := await obstacle():
             raise NotReady(f"the cluster is not ready: it waits for {reason}")
+
+    @asynccontextmanager
+    async def entered(request: Request, prefix: str, kind: type[R]) -> AsyncIterator[Body[R]]:
+        """The body of a request that can be taken; what fails is counted and traced."""
+        async with AsyncExitStack() as stack:
+            with gateway.entered(name_of(request), prefix, caller_of(request)):
+                body = await stack.enter_async_context(bodies.read(request, kind))
+                _check_progress(body.value)
+                await check_ready()
+            yield body
+
+    def given(
+        chunks: AsyncGenerator[T, None], asked: R, collected: Callable[[], Awaitable[object]]
+    ) -> Response:
+        if asked.stream:
+            return Events(_streamed(chunks, asked), keep_alive_s)
+        return Plain(collected)
 
     @app.get("/v1/models")
     async def list_models() -> Response:
@@ -55,38 +83,44 @@ def application(
 
     @app.get("/v1/models/{model:path}")
     async def show_model(model: str) -> Response:
+        if not model:
+            return Json(gateway.models())
         gateway.served.check_model(model)
         return Json(gateway.model())
 
     @app.post("/v1/completions", **takes(CompletionRequest, api.Completion))
     async def complete(request: Request) -> Response:
-        asked = await body.read(request, CompletionRequest, max_body_bytes)
-        _check_progress(asked)
-        await check_ready()
-        chunks = gateway.complete(asked, name_of(request), caller_of(request), account_of(request))
-        if asked.stream:
-            return Events(_streamed(chunks, asked), keep_alive_s)
-        return Plain(lambda: collect_completion(chunks))
+        async def run(scope: Scope, receive: Receive, send: Send) -> None:
+            name, caller = name_of(request), caller_of(request)
+            async with entered(request, COMPLETION, CompletionRequest) as body:
+                account = account_of(request)
+                chunks = gateway.complete(body.value, name, caller, account, body.release)
+                answer = given(chunks, body.value, partial(collect_completion, chunks))
+                await answer(scope, receive, send)
+
+        return Run(run)
 
     @app.post("/v1/chat/completions", **takes(ChatRequest, api.Chat))
     async def chat(request: Request) -> Response:
-        asked = await body.read(request, ChatRequest, max_body_bytes)
-        _check_progress(asked)
-        await check_ready()
-        chunks = gateway.chat(asked, name_of(request), caller_of(request), account_of(request))
-        if asked.stream:
-            return Events(_streamed(chunks, asked), keep_alive_s)
-        return Plain(lambda: collect_chat(chunks))
+        async def run(scope: Scope, receive: Receive, send: Send) -> None:
+            name, caller = name_of(request), caller_of(request)
+            async with entered(request, CHAT, ChatRequest) as body:
+                account = account_of(request)
+                chunks = gateway.chat(body.value, name, caller, account, body.release)
+                answer = given(chunks, body.value, partial(collect_chat, chunks))
+                await answer(scope, receive, send)
+
+        return Run(run)
 
     @app.post("/tokenize", **takes(api.Tokenize, api.Tokens))
     async def tokenize(request: Request) -> Response:
-        asked = await body.read(request, api.Tokenize, max_body_bytes)
-        return Json(await gateway.tokenize(asked))
+        async with bodies.read(request, api.Tokenize) as body:
+            return Json(await gateway.tokenize(body.value))
 
     @app.post("/detokenize", **takes(api.Detokenize, api.Text))
     async def detokenize(request: Request) -> Response:
-        asked = await body.read(request, api.Detokenize, max_body_bytes)
-        return Json(await gateway.detokenize(asked))
+        async with bodies.read(request, api.Detokenize) as body:
+            return Json(await gateway.detokenize(body.value))
 
     @app.get("/health")
     async def health() -> Response:
@@ -106,7 +140,8 @@ def application(
         return Response(gateway.metrics.page(), media_type=metrics.CONTENT_TYPE)
 
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
-    return RequestIds(app if register is None else Doorman(app, register))
+    inner: ASGIApp = Guard(app, names) if register is None else Doorman(app, register)
+    return RequestIds(Visits(inner, app.routes, gateway.metrics, logged))
 
 
 async def _handler(request: Request, error: Exception) -> Response:

@@ -8,6 +8,10 @@ from sps2.common.telemetry import Beat
 NO_LABELS: Mapping[str, str] = {}
 
 
+PART = 1e-6
+"""What sums of parts may lack of a whole."""
+
+
 class Family(NamedTuple):
     """One metric.
 
@@ -25,6 +29,11 @@ class Family(NamedTuple):
     def labels(self) -> tuple[str, ...]:
         """Names of those labels."""
         return tuple(next(iter(self.series.values())))
+
+    def shown(self, value: float) -> float:
+        """What is told of `value`: what is counted is whole, though layers count parts of it."""
+        is_whole = self.kind == "counter" and not self.name.endswith("_seconds")
+        return float(int(value + PART)) if is_whole else value
 
 
 def _one(name: str, kind: Literal["counter", "gauge"], text: str, counter: str) -> Family:
@@ -54,7 +63,12 @@ _PURPOSES = {
 """Kinds of communication, with the purpose of their frames."""
 
 FAMILIES: tuple[Family, ...] = (
-    _one("sps2_up", "gauge", "1 for every process that beats", "up"),
+    _one(
+        "sps2_up",
+        "gauge",
+        "1 for every process of the cluster that is heard; one that is lost has no value",
+        "up",
+    ),
     _one(
         "sps2_process_resident_memory_bytes",
         "gauge",
@@ -82,19 +96,19 @@ FAMILIES: tuple[Family, ...] = (
     _one(
         "sps2_num_requests_waiting",
         "gauge",
-        "Requests that wait for shards or pages; each choice is one",
+        "Choices of requests that wait for shards or KV pages",
         "requests_waiting",
     ),
     _one(
         "sps2_num_requests_running",
         "gauge",
-        "Requests that have shards and pages",
+        "Choices of requests that have shards and KV pages",
         "requests_running",
     ),
     _by(
         "sps2_replans",
         "counter",
-        "Requests planned again: a shard was `lost`, or the directory `refused` the lease",
+        "Plans made again for a request because a shard was lost or its pages were refused",
         "reason",
         lost="replans_lost",
         refused="replans_refused",
@@ -102,7 +116,7 @@ FAMILIES: tuple[Family, ...] = (
     _by(
         "sps2_shard_requests",
         "gauge",
-        "Requests that a shard prefills, owns (generates for) and holds KV of",
+        "Requests that a shard prefills, generates for (owned), or holds KV of",
         "stage",
         prefilling="prefilling",
         owned="owned",
@@ -111,47 +125,54 @@ FAMILIES: tuple[Family, ...] = (
     _one(
         "sps2_compute_busy_seconds",
         "counter",
-        "CPU time of a shard's computing thread; of `any` shards, of both threads",
+        "CPU seconds of a shard's computing threads",
         "busy_s",
     ),
     _one(
         "sps2_prefill_tokens",
         "counter",
-        "Tokens computed in prefill; those found in the cache are not",
+        "Prompt tokens that a shard computed; those found in the prefix cache are not among them",
         "prefill_tokens",
     ),
-    _one("sps2_decode_steps", "counter", "Decode steps of a shard's batch", "decode_steps"),
-    _one("sps2_decode_tokens", "counter", "Tokens that these steps made", "decode_tokens"),
+    _one(
+        "sps2_decode_steps",
+        "counter",
+        "Steps of a shard's decode batch; each makes a token of every request in it",
+        "decode_steps",
+    ),
+    _one(
+        "sps2_decode_tokens", "counter", "Tokens that a shard's decode steps made", "decode_tokens"
+    ),
     _one(
         "sps2_decode_keys",
         "counter",
-        "Keys that queries of decode steps attended to, per layer",
+        "Keys that the queries of decode steps attended to, per layer",
         "decode_keys",
     ),
     _one(
         "sps2_decode_keys_read",
         "counter",
-        "Of these, keys read from memory: a prefix that requests share is read once",
+        "Keys that decode steps read, per layer; a prefix that requests share is read once",
         "decode_keys_read",
     ),
     _by(
         "sps2_sent_bytes",
         "counter",
-        "Bytes sent over the data plane, headers included",
+        "Bytes that a process sent over the data plane, headers included",
         "kind",
         **{kind: f"{purpose}_sent" for kind, purpose in _PURPOSES.items()},
     ),
     _by(
         "sps2_received_bytes",
         "counter",
-        "Bytes received over the data plane, headers included",
+        "Bytes that a process received over the data plane, headers included",
         "kind",
         **{kind: f"{purpose}_received" for kind, purpose in _PURPOSES.items()},
     ),
     _by(
         "sps2_data_plane_faults",
         "counter",
-        "Frames without a taker (after a cancel, no fault), malformed ones, and lost peers",
+        "Frames that nobody wanted (usual after a cancel), malformed frames, and lost peers",
         "fault",
         frames_dropped="frames_dropped",
         bad_frames="bad_frames",
@@ -163,25 +184,25 @@ FAMILIES: tuple[Family, ...] = (
     _one(
         "sps2_exchange_seconds",
         "counter",
-        "Time in which a prefill shard awaited or made transfers with its group",
+        "Seconds in which a prefill shard exchanged data with its group",
         "exchange_s",
     ),
     _one(
         "sps2_exchange_hidden_seconds",
         "counter",
-        "Of this, time in which it computed too: their ratio is the overlap",
+        "Seconds in which a prefill shard exchanged data with its group and computed too",
         "hidden_s",
     ),
     _one(
         "sps2_csa_blocks",
         "counter",
-        "Blocks of keys and values that CSA could have moved, per KV head and layer",
+        "Blocks of keys and values that CSA chose from, per KV head and layer",
         "csa_blocks",
     ),
     _one(
         "sps2_csa_kept_blocks",
         "counter",
-        "Of these, blocks that it moved: their ratio is the kept fraction",
+        "Blocks of keys and values that CSA moved, per KV head and layer",
         "csa_kept_blocks",
     ),
     _one("sps2_kv_pages", "gauge", "Size of a shard's KV pool in pages", "kv_pages"),
@@ -189,23 +210,28 @@ FAMILIES: tuple[Family, ...] = (
     _one(
         "sps2_kv_pages_idle",
         "gauge",
-        "KV pages that are cached and free if they are needed",
+        "KV pages that hold cached prefixes and are free if they are needed",
         "kv_pages_idle",
     ),
     _one(
         "sps2_kv_cache_usage_perc",
         "gauge",
-        "KV pages in use by requests, of the pool; 1 is all",
+        "Share of a shard's KV pages that requests use; 1 is all",
         "kv_usage",
     ),
-    _one("sps2_kv_leases", "gauge", "Requests with a lease on KV pages", "kv_leases"),
+    _one("sps2_kv_leases", "gauge", "Choices of requests with a lease on KV pages", "kv_leases"),
     _one(
         "sps2_kv_leaked_pages",
         "gauge",
-        "KV pages held for requests nobody leases; anything but 0 is a fault",
+        "KV pages that a shard holds for requests that ended; anything but 0 is a fault",
         "kv_leaked_pages",
     ),
-    _one("sps2_prefix_cache_pages", "gauge", "KV pages in the prefix cache", "kv_cached_pages"),
+    _one(
+        "sps2_prefix_cache_pages",
+        "gauge",
+        "KV pages of the prefix cache, in use or not",
+        "kv_cached_pages",
+    ),
     _one(
         "sps2_prefix_cache_evicted_pages",
         "counter",

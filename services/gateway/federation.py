@@ -20,7 +20,7 @@ other services), and which process of the shard it is."""
 LINKS = Family(
     "sps2_link_sent_bytes",
     "counter",
-    "Bytes sent to another shard, by `peer`, headers included",
+    "Bytes that a shard sent to another, by `peer`, headers included",
     {"": {"peer": ""}},
 )
 ROLES = get_args(Role)
@@ -64,7 +64,7 @@ class Federation(Collector):
             for labels, _, found in told:
                 for counter, more in family.series.items():
                     if (value := found.get(counter)) is not None:
-                        metric.add_metric([*labels, *more.values()], value)
+                        metric.add_metric([*labels, *more.values()], family.shown(value))
             yield metric
         metric = _metric(LINKS)
         for labels, beat, _ in told:

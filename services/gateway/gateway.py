@@ -1,8 +1,8 @@
 """The API itself, whoever asks over whatever wire: requests in, streams of chunks out."""
 
 import time
-from collections.abc import AsyncGenerator
-from contextlib import AbstractContextManager, aclosing, nullcontext
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
 from functools import partial
 
 from sps2.common.api import (
@@ -39,6 +39,7 @@ from sps2.services.gateway.traces import AnswerTraces
 from sps2.services.gateway.usage import usage
 from sps2.services.gateway.validate import (
     Order,
+    choices_of,
     order_chat,
     order_completion,
     threaded,
@@ -47,6 +48,12 @@ from sps2.services.gateway.validate import (
 
 COMPLETION = "cmpl-"
 CHAT = "chatcmpl-"
+TOKENIZED_CONTEXTS = 16
+"""Of a text that is only tokenised there may be so many times the context's tokens."""
+
+
+def nothing() -> None:
+    """Nobody waits for it."""
 
 
 class Gateway:
@@ -74,6 +81,7 @@ class Gateway:
         name: str,
         caller: Caller = NOBODY,
         account: Account | None = None,
+        ordered: Callable[[], None] = nothing,
     ) -> AsyncGenerator[CompletionChunk, None]:
         """The chunks of a completion; the last has no choices, but the usage.
 
@@ -81,11 +89,17 @@ class Gateway:
             name: 12 hexadecimal digits, unique: the answer's id without its prefix.
             caller: what finds the trace of it again.
             account: who pays for the tokens, if anybody does.
+            ordered: called when the request's text is no longer needed, for all is tokens.
         """
-        with self.metrics.request(), self._trail(request, name, COMPLETION, caller) as trail:
+        with (
+            self.metrics.request(),
+            self._trail(request, name, COMPLETION, caller) as trail,
+            self._slots.take(choices_of(request)),
+        ):
             since_s = time.monotonic()
             with trail.during("tokenise"):
                 order = await order_completion(request, name, self.served, self._tokenizer)
+            ordered()
             records = [Record(since_s) for _ in order.jobs]
             chunk = partial(
                 CompletionChunk,
@@ -96,7 +110,7 @@ class Gateway:
             )
             prompts = Prompts(order.jobs)
             writer = _CompletionWriter(request, order, records, self._tokenizer)
-            with self._slots.take(len(order.jobs)), _spending(account, order, records):
+            with _spending(account, order, records):
                 pieces = self.running.pieces(name, order, records, trail)
                 async with aclosing(pieces):
                     async for index, piece in pieces:
@@ -115,12 +129,18 @@ class Gateway:
         name: str,
         caller: Caller = NOBODY,
         account: Account | None = None,
+        ordered: Callable[[], None] = nothing,
     ) -> AsyncGenerator[ChatChunk, None]:
         """The chunks of an answer in a conversation, as those of `complete`."""
-        with self.metrics.request(), self._trail(request, name, CHAT, caller) as trail:
+        with (
+            self.metrics.request(),
+            self._trail(request, name, CHAT, caller) as trail,
+            self._slots.take(choices_of(request)),
+        ):
             since_s = time.monotonic()
             with trail.during("tokenise"):
                 order = await order_chat(request, name, self.served, self._tokenizer)
+            ordered()
             records = [Record(since_s) for _ in order.jobs]
             chunk = partial(
                 ChatChunk,
@@ -131,7 +151,7 @@ class Gateway:
             )
             prompts = Prompts(order.jobs)
             begun: set[int] = set()
-            with self._slots.take(len(order.jobs)), _spending(account, order, records):
+            with _spending(account, order, records):
                 pieces = self.running.pieces(name, order, records, trail)
                 async with aclosing(pieces):
                     async for index, piece in pieces:
@@ -154,11 +174,13 @@ class Gateway:
         prompt, messages = request.prompt, request.messages
         if (prompt is None) == (messages is None):
             raise Invalid("give either `prompt` or `messages`", "prompt", "invalid_value")
+        most = TOKENIZED_CONTEXTS * self.served.max_context
         if messages is not None:
-            ids = list(await tokens_of_chat(messages, self._tokenizer))
+            ids = list(await tokens_of_chat(messages, self._tokenizer, most))
         else:
             text, special = prompt or "", request.add_special_tokens
-            ids = await threaded(len(text), lambda: self._tokenizer.encode(text, special))
+            encode = partial(self._tokenizer.encode, text, special, most=most)
+            ids = await threaded(len(text), encode)
         return Tokens(ids, len(ids), self.served.max_context)
 
     async def detokenize(self, request: Detokenize) -> Text:
@@ -175,6 +197,20 @@ class Gateway:
         """The served model."""
         served = self.served
         return Model(id=served.model, created=served.created, max_model_len=served.max_context)
+
+    @contextmanager
+    def entered(self, name: str, prefix: str, caller: Caller) -> Iterator[None]:
+        """Count and trace what fails in the block, before an answer is begun.
+
+        Raises:
+            Refused: all slots are taken; so nothing is done for the request.
+        """
+        try:
+            self._slots.check()
+            yield
+        except Exception:
+            with self.metrics.request(), self._traces.answer(name, prefix, caller):
+                raise
 
     def _trail(
         self, request: CompletionRequest | ChatRequest, name: str, prefix: str, caller: Caller

@@ -2,6 +2,8 @@
 
 import asyncio
 import errno
+import logging
+import resource
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -10,15 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from msgspec.structs import replace
 from starlette.types import ASGIApp
 
 from sps2.common.config import Gateway
 from sps2.common.errors import Invalid
 from sps2.common.keys import read_private
-from sps2.services.gateway.connection import connection
+from sps2.services.gateway.connection import LINGERING, Dropped, connection
 
 GRACE_S = 3
 BACKLOG = 1024
+OTHER_DESCRIPTORS = 256
+"""For links to the other services, files and the like."""
+
+log = logging.getLogger(__name__)
 
 
 class _Server(uvicorn.Server):
@@ -45,6 +52,23 @@ def listen(host: str, port: int) -> socket.socket:
         raise Invalid(f"cannot listen on http://{host}:{port}: {why}") from error
 
 
+def affordable(settings: Gateway) -> Gateway:
+    """With no more connections than this process may have descriptors for."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = descriptors - LINGERING - OTHER_DESCRIPTORS
+    if descriptors == resource.RLIM_INFINITY or settings.max_connections <= most:
+        return settings
+    most = max(1, most)
+    log.warning(
+        "%d HTTP connections at once at most, not gateway.max_connections = %d: this process may "
+        "have %d descriptors (ulimit -n)",
+        most,
+        settings.max_connections,
+        descriptors,
+    )
+    return replace(settings, max_connections=most)
+
+
 def require_certificate(settings: Gateway) -> None:
     """Raises Invalid if the certificate or its key cannot be used, or others can read the key."""
     if not settings.tls_key:
@@ -61,12 +85,21 @@ def require_certificate(settings: Gateway) -> None:
 
 
 @asynccontextmanager
-async def serving(app: ASGIApp, listener: socket.socket, settings: Gateway) -> AsyncIterator[None]:
-    """Answer HTTP on `listener` while the block runs; then end what is in work, and close it."""
+async def serving(
+    app: ASGIApp,
+    listener: socket.socket,
+    settings: Gateway,
+    dropped: Dropped = lambda why: None,
+) -> AsyncIterator[None]:
+    """Answer HTTP on `listener` while the block runs; then end what is in work, and close it.
+
+    Args:
+        dropped: told why a connection was ended.
+    """
     server = _Server(
         uvicorn.Config(
             app,
-            http=connection(settings),
+            http=connection(affordable(settings), dropped),
             ws="none",
             lifespan="off",
             log_config=None,

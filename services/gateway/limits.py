@@ -39,6 +39,11 @@ class Slots:
         self.total = total
         self.taken = 0
 
+    def check(self) -> None:
+        """Refused if none is free."""
+        if self.taken >= self.total:
+            raise Refused(f"{self.taken} of {self.total} requests are in work; try again later")
+
     @contextmanager
     def take(self, count: int) -> Iterator[None]:
         """Hold `count` slots while the block runs.

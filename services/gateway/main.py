@@ -20,12 +20,13 @@ from sps2.common.tokens import Tokenizer
 from sps2.services.gateway import http
 from sps2.services.gateway.api_keys import Register
 from sps2.services.gateway.app import application
+from sps2.services.gateway.body import Bodies
 from sps2.services.gateway.cluster import Observer
 from sps2.services.gateway.export import Export, sender
 from sps2.services.gateway.federation import Federation
 from sps2.services.gateway.gateway import Gateway
 from sps2.services.gateway.limits import Served, Slots
-from sps2.services.gateway.metrics import Metrics
+from sps2.services.gateway.metrics import Build, Metrics
 from sps2.services.gateway.readiness import Readiness
 from sps2.services.gateway.running import Running
 from sps2.services.gateway.service import GatewayService
@@ -49,7 +50,7 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
         async with (
             beating(about, cluster),
             parts.running(about.listen_at(cluster.gateway.bus_port)),
-            http.serving(parts.app, listener, cluster.gateway),
+            http.serving(parts.app, listener, cluster.gateway, parts.metrics.connection_dropped),
         ):
             about.started = True
             await stop.wait()
@@ -75,7 +76,11 @@ class Parts:
         self._scheduler = Peer(cluster.scheduler_address, cluster.bus, "scheduler", self._context)
         self._directory = Peer(cluster.kvdir_address, cluster.bus, "kvdir", self._context)
         self._shards = Shards(cluster.bus, self._context)
-        self.metrics = Metrics()
+        self.metrics = Metrics(
+            Build(
+                version("sps2"), served.model, cluster.dtype, cluster.quantize, served.fingerprint
+            )
+        )
         self._running = Running(self._scheduler, self._shards, tokenizer, self.metrics)
         self._traces = AnswerTraces(about.traces, self._scheduler, self._shards)
         self._export = self._exported(cluster)
@@ -88,7 +93,7 @@ class Parts:
             self._traces,
         )
         self.readiness = Readiness(self._scheduler, cluster.bus)
-        self.metrics.ready.set_function(lambda: float(not self.readiness.waiting_for()))
+        self.metrics.ready.set_function(lambda: float(self.readiness.serves))
         self._federation = Federation(cluster.bus)
         self.metrics.registry.register(self._federation)
         about.missing, about.counters = self.readiness.waiting_for, self.metrics.gauges
@@ -101,9 +106,13 @@ class Parts:
             self.gateway,
             self.readiness.obstacle,
             version=version("sps2"),
-            max_body_bytes=cluster.gateway.max_body_bytes,
+            bodies=Bodies(
+                cluster.gateway.max_body_bytes, cluster.gateway.max_bodies_bytes, served.max_context
+            ),
             keep_alive_s=keep_alive_s,
             register=_register(cluster),
+            names=(cluster.gateway.host, cluster.host, *cluster.gateway.allowed_hosts),
+            logged=cluster.gateway.access_log,
         )
 
     @asynccontextmanager

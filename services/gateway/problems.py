@@ -12,6 +12,18 @@ class TooLarge(Exception):
     """The body of an HTTP request is over the limit."""
 
 
+class Unsupported(Exception):
+    """The body of an HTTP request has a coding that is not taken."""
+
+
+class Misdirected(Exception):
+    """An HTTP request for a host that is not this one."""
+
+
+class Foreign(Exception):
+    """An HTTP request that a page of another site had a browser send."""
+
+
 class NotReady(Exception):
     """The cluster cannot serve yet, or not now."""
 
@@ -40,11 +52,15 @@ class Told:
     Attributes:
         status: of the HTTP answer.
         headers: to add to it.
+        message: in words.
+        code: in one word, for programs.
         body: OpenAI's error object.
     """
 
     def __init__(self, error: Exception) -> None:
         self.status, problem = _problem(error)
+        self.message = problem.message
+        self.code = problem.code or ""
         self.body = ErrorBody(problem)
         self.headers: dict[str, str] = {}
         if isinstance(error, HTTPException) and error.headers:
@@ -55,6 +71,8 @@ class Told:
             self.headers["retry-after"] = "1"
         elif self.status == 401:
             self.headers["www-authenticate"] = "Bearer"
+        elif self.status == 415:
+            self.headers["accept-encoding"] = "identity"
 
 
 def _problem(error: Exception) -> tuple[int, Problem]:
@@ -64,6 +82,12 @@ def _problem(error: Exception) -> tuple[int, Problem]:
             return status, Problem(message, _CLIENT, field, code)
         case TooLarge():
             return 413, Problem(str(error), _CLIENT, None, "request_too_large")
+        case Unsupported():
+            return 415, Problem(str(error), _CLIENT, None, "unsupported_encoding")
+        case Misdirected():
+            return 421, Problem(str(error), _CLIENT, None, "misdirected_request")
+        case Foreign():
+            return 403, Problem(str(error), _CLIENT, None, "foreign_origin")
         case Unauthorised(code=code):
             return 401, Problem(str(error), _CLIENT, None, code)
         case Refused():

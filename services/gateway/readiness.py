@@ -27,6 +27,11 @@ class Readiness:
         """Empty when every shard is there; else what is missing, in words."""
         return self._waiting_for
 
+    @property
+    def serves(self) -> bool:
+        """Whether requests are taken, as of a moment ago; shards may be missing all the same."""
+        return self._serving
+
     async def obstacle(self) -> str:
         """Empty when requests are taken; else what is missing for that, as of right now."""
         if not self._serving:

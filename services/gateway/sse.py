@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 KEEP_ALIVE_S = 3.0
 DONE = b"data: [DONE]\n\n"
 STILL_HERE = b": still working\n\n"
+WHY_CHARS = 200
 
 
 class Json(Response):
@@ -31,12 +32,39 @@ class Json(Response):
         super().__init__(msgspec.json.encode(value), status, headers)
 
 
-def failed(error: Exception) -> Json:
+class Failed(Json):
+    """An error as JSON; `state["why"]` of the request says it for the log, on one line."""
+
+    def __init__(self, told: Told) -> None:
+        super().__init__(told.body, told.status, told.headers)
+        message = repr(told.message)[1:-1][:WHY_CHARS]
+        self._why = f"{told.code}: {message}" if told.code else message
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})["why"] = self._why
+        await super().__call__(scope, receive, send)
+
+
+def failed(error: Exception) -> Failed:
     """The answer that tells of an error; what nobody expected is logged."""
     told = Told(error)
     if told.status == 500:
         log.error("a request failed", exc_info=error)
-    return Json(told.body, told.status, told.headers)
+    return Failed(told)
+
+
+class Run(Response):
+    """The answer that a function gives; what it raises is told of."""
+
+    def __init__(self, work: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        super().__init__()
+        self._work = work
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._work(scope, receive, send)
+        except Exception as error:
+            await failed(error)(scope, receive, send)
 
 
 class Plain(Response):
@@ -49,7 +77,7 @@ class Plain(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def run() -> None:
             try:
-                answer = Json(await self._work())
+                answer: Response = Json(await self._work())
             except Exception as error:
                 answer = failed(error)
             await answer(scope, receive, send)
@@ -92,7 +120,9 @@ class Events(Response):
                 idle.cancel()
                 await failed(error)(scope, receive, send)
                 return
-            await writer.write(_event(Told(error).body))
+            told = Told(error)
+            scope.setdefault("state", {})["why"] = told.code
+            await writer.write(_event(told.body))
         finally:
             idle.cancel()
         await writer.write(DONE, last=True)

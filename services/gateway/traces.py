@@ -18,6 +18,7 @@ from sps2.common.messages import (
 from sps2.common.rpc import Peer
 from sps2.common.tracing import Context, Note, Recorder, Trail
 from sps2.services.gateway.callers import Caller
+from sps2.services.gateway.problems import Told
 from sps2.services.gateway.running import NAME_CHARS
 from sps2.services.gateway.shards import Shards
 from sps2.services.greeting import compare
@@ -61,7 +62,7 @@ class AnswerTraces:
             whole.tell(error="cancelled")
             raise
         except Exception as error:
-            whole.tell(error=str(error) if isinstance(error, ServiceError) else "internal error")
+            whole.tell(error=Told(error).message)
             raise
         finally:
             whole.end()

@@ -18,6 +18,8 @@ from sps2.services.memory import give_back
 R = TypeVar("R")
 
 DEFAULT_MAX_TOKENS = 16
+TURN_CHARS = 32
+"""What a turn of a conversation takes besides its content, as characters of a text."""
 LONG_TEXT = 4096
 """Characters from which on a text is tokenised in a thread."""
 HUGE_TEXT = 64 << 10
@@ -79,7 +81,7 @@ async def order_chat(
     if request.top_logprobs is not None and not request.logprobs:
         raise Invalid("`top_logprobs` needs `logprobs` to be true", "top_logprobs")
 
-    prompt = await tokens_of_chat(request.messages, tokenizer)
+    prompt = await tokens_of_chat(request.messages, tokenizer, served.max_context)
     return Order(
         (prompt,),
         (None,),
@@ -97,11 +99,16 @@ async def order_chat(
     )
 
 
-async def tokens_of_chat(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Token ids of a conversation, ready for the assistant's answer."""
+async def tokens_of_chat(
+    messages: Sequence[Message], tokenizer: Tokenizer, most: int
+) -> tuple[int, ...]:
+    """Token ids of a conversation, ready for the assistant's answer.
+
+    Raises Invalid if there are far more than `most`.
+    """
     turns = [_turn(message) for message in messages]
-    size = sum(len(turn["content"]) for turn in turns)
-    return tuple(await threaded(size, lambda: tokenizer.chat(turns)))
+    size = sum(TURN_CHARS + len(turn["content"]) for turn in turns)
+    return tuple(await threaded(size, lambda: tokenizer.chat(turns, most=most)))
 
 
 async def threaded(size: int, work: Callable[[], R]) -> R:
@@ -124,6 +131,15 @@ def _turn(message: Message) -> dict[str, Any]:
     # templates know no developer: OpenAI's newer word for the system's voice
     role = "system" if message.role == "developer" else message.role
     return {"role": role, "content": content}
+
+
+def choices_of(request: CompletionRequest | ChatRequest) -> int:
+    """Choices that a request asks for, of all its prompts together."""
+    prompts = 1
+    if isinstance(request, CompletionRequest) and isinstance(request.prompt, list):
+        is_ids = not request.prompt or isinstance(request.prompt[0], int)
+        prompts = 1 if is_ids else len(request.prompt)
+    return prompts * (request.n or 1)
 
 
 def _choices(request: CompletionRequest | ChatRequest, served: Served) -> int:
@@ -156,7 +172,8 @@ async def _tokens(given: str | list[int], served: Served, tokenizer: Tokenizer) 
     if isinstance(given, list):
         _check_ids(given, served, "prompt")
         return tuple(given)
-    tokens = tuple(await threaded(len(given), lambda: tokenizer.encode(given)))
+    most = served.max_context
+    tokens = tuple(await threaded(len(given), lambda: tokenizer.encode(given, most=most)))
     if not tokens:
         raise Invalid("`prompt` has no tokens", "prompt", "invalid_value")
     return tokens

@@ -310,7 +310,8 @@ async def opened(folder: Path, **sections: object) -> AsyncIterator[Door]:
     listener = http.listen("127.0.0.1", 0)
     scheme = cluster.http_url.partition(":")[0]
     url = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
-    serving = http.serving(parts.app, listener, cluster.gateway)
+    dropped = parts.metrics.connection_dropped
+    serving = http.serving(parts.app, listener, cluster.gateway, dropped)
     async with parts.running("tcp://127.0.0.1:0") as bus, serving:
         while parts.readiness.waiting_for():
             await asyncio.sleep(0.01)

@@ -1,7 +1,10 @@
 """Limits of connections, and TLS."""
 
 import asyncio
+import resource
+import socket
 import ssl
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import httpx
@@ -11,11 +14,12 @@ import trustme
 from sps2.common.config import Gateway
 from sps2.common.errors import Invalid
 from sps2.services.gateway import http
+from sps2.services.gateway.sse import Events, Json
 
 from .conftest import opened
 
 PATIENCE_S = 60.0
-POST = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
+POST = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"
 
 
 async def said(url: str, *pieces: bytes, pause_s: float = 0.0) -> bytes:
@@ -75,6 +79,121 @@ async def test_a_head_that_is_too_large(folder: Path) -> None:
         for answer in (one_line, many, path):
             assert b"431 Request Header Fields Too Large" in answer
             assert b"over 4096 bytes" in answer
+
+
+OFFER = (
+    POST.decode() + "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    "HTTP2-Settings: AAEAAEAAAAIAAAAAAAMAAAAAAAQBAAAAAAUAAEAAAAYABgAA\r\n"
+).encode()
+BODY = b'{"prompt": "x"}'
+CHUNKED = b"f\r\n" + BODY + b"\r\n0\r\n\r\n"
+SIZED, IN_CHUNKS = b"content-length: 15\r\n\r\n", b"transfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [OFFER + SIZED + BODY],
+        [OFFER + SIZED, BODY],
+        [OFFER[:70], OFFER[70:] + SIZED + BODY[:5], BODY[5:]],
+        [OFFER + IN_CHUNKS + CHUNKED],
+        [OFFER + IN_CHUNKS, CHUNKED[:7], CHUNKED[7:]],
+        [(OFFER + SIZED + BODY) * 3],
+        [OFFER.replace(b"h2c", b"websocket") + SIZED + BODY],
+    ],
+)
+async def test_an_offer_of_another_protocol_is_ignored(folder: Path, pieces: list[bytes]) -> None:
+    async with opened(folder) as door:
+        last = b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+        answer = await said(door.url, *pieces, last, pause_s=0.02)
+    count = b"".join(pieces).count(b"POST")
+    assert answer.count(b"HTTP/1.1 200 OK") == count + 1, answer
+    assert answer.count(b'"text":"Hello, world."') == count
+
+
+async def test_a_tunnel_is_not_opened(folder: Path) -> None:
+    async with opened(folder) as door:
+        answer = await said(door.url, b"CONNECT a.example:443 HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert b"200" not in answer.splitlines()[0]
+
+
+async def test_an_answer_to_http_1_0_has_no_chunks(folder: Path) -> None:
+    stream = b'{"prompt": "x", "stream": true}'
+    async with opened(folder) as door:
+        for body in (stream, BODY):
+            head = b"POST /v1/completions HTTP/1.0\r\ncontent-length: %d\r\n\r\n" % len(body)
+            answer = await said(door.url, head + body)
+            top, _, text = answer.partition(b"\r\n\r\n")
+            assert b"transfer-encoding" not in top
+            assert b"connection: close" in top
+            assert text.startswith(b"data: {" if body is stream else b"{")
+        head = b"POST /v1/completions HTTP/1.0\r\ncontent-length: %d\r\n\r\n" % len(stream)
+        answer = await said(door.url, head + stream)
+        assert answer.endswith(b"data: [DONE]\n\n")
+
+
+async def test_no_http_is_told_so(folder: Path) -> None:
+    async with opened(folder) as door:
+        answer = await said(door.url, b"HELLO\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 400")
+        assert b'"code":"invalid_http"' in answer
+
+
+@pytest.mark.parametrize("events", [True, False])
+async def test_who_takes_nothing_of_an_answer_is_disconnected(events: bool) -> None:
+    ended = asyncio.Event()
+
+    async def endless() -> AsyncGenerator[object, None]:
+        try:
+            while True:
+                yield "y" * 10_000
+                await asyncio.sleep(0)
+        finally:
+            ended.set()
+
+    dropped: list[str] = []
+    answer = Events(endless()) if events else Json("y" * 10_000_000)
+    listener = http.listen("127.0.0.1", 0)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        limits = Gateway(send_s=0.3)
+        async with http.serving(answer, listener, limits, dropped.append):
+            client.connect(listener.getsockname())
+            client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            async with asyncio.timeout(PATIENCE_S):
+                while not dropped or (events and not ended.is_set()):
+                    await asyncio.sleep(0.01)
+    assert dropped == ["slow_reader"]
+
+
+async def test_who_reads_slowly_but_steadily_has_all() -> None:
+    size = 400_000
+    listener = http.listen("127.0.0.1", 0)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    async with http.serving(Json("y" * size), listener, Gateway(send_s=1.0)):
+        with socket.socket() as client:
+            client.setblocking(False)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, listener.getsockname())
+            await loop.sock_sendall(client, b"GET / HTTP/1.0\r\n\r\n")
+            came = 0
+            while part := await loop.sock_recv(client, size // 40):
+                came += len(part)
+                await asyncio.sleep(0.03)
+    assert came > size
+
+
+async def test_there_are_no_more_connections_than_descriptors() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, before[1]))
+        assert http.affordable(Gateway()).max_connections == 512
+        few = Gateway(max_connections=3)
+        assert http.affordable(few) == few
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 async def test_too_many_connections(folder: Path) -> None:

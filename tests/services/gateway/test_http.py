@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from importlib.metadata import version
 
 import httpx
 import pytest
@@ -180,10 +181,10 @@ async def test_more_requests_than_allowed_are_refused(open_door):
         await until(lambda: door.play.submitted)
         second = await http.post(COMPLETIONS, json={"prompt": "x"})
         assert second.status_code == 429
-        both = await http.post(COMPLETIONS, json={"prompt": "x", "n": 2})
-        assert both.status_code == 400
         door.play.gates["decode"].set()
         assert (await first).status_code == 200
+        both = await http.post(COMPLETIONS, json={"prompt": "x", "n": 2})
+        assert both.status_code == 400
         assert (await http.post(COMPLETIONS, json={"prompt": "x"})).status_code == 200
 
 
@@ -320,29 +321,45 @@ async def test_tokenizes(http):
 
 async def test_measures(http, door):
     await http.post(COMPLETIONS, json={"prompt": "abc"})
-    await http.post(COMPLETIONS, json={"prompt": "abc", "top_p": 0})
+    await http.post(COMPLETIONS, json={"prompt": "abc", "top_p": 9})
     await http.post(COMPLETIONS, json={"prompt": "abc" * 100})
+    await http.post(COMPLETIONS, content=b"{")
+    await http.get("/v1/unknown")
+    await http.get("/other/unknown")
+    await http.get(COMPLETIONS)
+    await http.request("LINK", "/health")
     answer = await http.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain")
     lines = answer.text.splitlines()
+    model = 'model_name="tiny"'
     for line in (
-        'sps2_requests_total{status="ok"} 1.0',
-        'sps2_requests_total{status="invalid"} 1.0',
-        "sps2_prompt_tokens_total 3.0",
-        "sps2_generation_tokens_total 14.0",
-        "sps2_time_to_first_token_seconds_count 1.0",
-        "sps2_inter_token_latency_seconds_count 13.0",
-        "sps2_request_time_per_output_token_seconds_count 1.0",
-        "sps2_e2e_request_latency_seconds_count 1.0",
-        'sps2_request_success_total{finished_reason="stop"} 1.0',
-        "sps2_request_queue_time_seconds_sum 0.25",
-        "sps2_request_prompt_tokens_sum 3.0",
-        "sps2_request_generation_tokens_sum 14.0",
-        "sps2_request_params_max_tokens_sum 16.0",
-        "sps2_request_params_n_sum 1.0",
+        f'sps2_requests_total{{{model},status="ok"}} 1.0',
+        f'sps2_requests_total{{{model},status="invalid"}} 3.0',
+        f"sps2_prompt_tokens_total{{{model}}} 3.0",
+        f"sps2_generation_tokens_total{{{model}}} 14.0",
+        f"sps2_time_to_first_token_seconds_count{{{model}}} 1.0",
+        f"sps2_inter_token_latency_seconds_count{{{model}}} 13.0",
+        f"sps2_request_time_per_output_token_seconds_count{{{model}}} 1.0",
+        f"sps2_e2e_request_latency_seconds_count{{{model}}} 1.0",
+        f'sps2_request_success_total{{finished_reason="stop",{model}}} 1.0',
+        f"sps2_request_queue_time_seconds_sum{{{model}}} 0.25",
+        f"sps2_request_prompt_tokens_sum{{{model}}} 3.0",
+        f"sps2_request_generation_tokens_sum{{{model}}} 14.0",
+        f"sps2_request_params_max_tokens_sum{{{model}}} 16.0",
+        f"sps2_request_params_n_sum{{{model}}} 1.0",
+        'sps2_http_requests_total{code="200",method="POST",route="/v1/completions"} 1.0',
+        'sps2_http_requests_total{code="400",method="POST",route="/v1/completions"} 3.0',
+        'sps2_http_requests_total{code="404",method="GET",route="other"} 2.0',
+        'sps2_http_requests_total{code="405",method="GET",route="/v1/completions"} 1.0',
+        'sps2_http_requests_total{code="405",method="other",route="/health"} 1.0',
+        'sps2_http_request_duration_seconds_count{route="/v1/completions"} 5.0',
         "sps2_ready 1.0",
     ):
         assert line in lines, line
+    assert "_created" not in answer.text
+    build = next(line for line in lines if line.startswith("sps2_build_info{"))
+    assert 'model="tiny"' in build
+    assert f'version="{version("sps2")}"' in build
 
 
 async def test_documents_every_parameter(http):
