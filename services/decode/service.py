@@ -127,10 +127,12 @@ class DecodeService:
                     yield Filled(nbytes)
                     await forever()
                 finally:
-                    with suppress(ServiceError):
-                        await self._cache_answer(key)
-                    # before followers let go: a step that they are about to make may use it
-                    await self._data.run(self._release(key))
+                    try:
+                        with suppress(ServiceError):
+                            await self._cache_answer(key)
+                    finally:
+                        # before followers let go: a step that they are about to make may use it
+                        await self._data.run(self._release(key))
         finally:
             log.fail(Cancelled(f"request {request.request} was ended"))
             self._control.call_later(KEEP_TOKENS_S, self._forget, key, log)
