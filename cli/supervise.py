@@ -20,6 +20,7 @@ from sps2.cli.runs import Child, RunFolder, State
 from sps2.cli.services import units
 from sps2.common import log
 from sps2.common.errors import ServiceError
+from sps2.services.descriptors import allow_all
 
 FAR_GRACE_S = GRACE_S + 5.0
 """The same for one that is reached through another process, which has a grace of its own."""
@@ -163,6 +164,7 @@ def main() -> None:
     parser.add_argument("--attached", action="store_true", help="stop when standard input ends")
     arguments = parser.parse_args()
     log.setup("supervisor")
+    allow_all()
     folder = RunFolder(arguments.name)
     try:
         with folder.owned():

@@ -1,4 +1,9 @@
-"""Names of KV pages: equal names have equal keys and values, whoever computed them."""
+"""Names of KV pages: pages of one name may stand for each other, whoever computed them.
+
+A name says model, tokens, and how much attention was left out: what was computed by `fast` never
+serves a request for `exact`. Keys and values of one name are equal up to rounding; by `balanced`
+and `fast`, up to what these leave out, which depends on how the prompt was dealt to shards.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -20,7 +25,7 @@ class PromptNames(NamedTuple):
 
 
 def root(*settings: str) -> bytes:
-    """What the first page follows: all that keys and values depend on beside the tokens."""
+    """What the first page follows: what keys and values are computed with beside the tokens."""
     digest = hashlib.blake2b(digest_size=NAME_BYTES)
     for setting in settings:
         text = setting.encode()

@@ -25,6 +25,7 @@ from sps2.common.messages import Describe, Greet, Greeted, Info, Link, Role
 from sps2.common.telemetry import Publisher
 from sps2.common.tracing import FORGETFUL, Recorder
 from sps2.common.vital import vital
+from sps2.services.descriptors import allow_all
 from sps2.services.greeting import VERSION, greeted
 from sps2.services.neighbours import ALONE, Neighbours, neighbours
 
@@ -127,6 +128,7 @@ def run(name: str, serve: Serve) -> None:
         service += f".{arguments.rank}"
     log.setup(service)
     _die_with_supervisor()
+    allow_all()
     sys.setswitchinterval(SWITCH_S)
     try:
         cluster = config.load(arguments.config)

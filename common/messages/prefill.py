@@ -49,7 +49,7 @@ class Prefill(Stream["Advanced | Prefilled | Deposited"], frozen=True):
     The group's spans are the end of the prompt; `prefix` has all that comes before.
 
     Items: now and then `Advanced`, `Prefilled` when they are computed, `Deposited` once their KV
-    has left. Invalid if the member has not joined.
+    has left. PeerLost if the member has not joined, or not in this life.
     """
 
     request: str

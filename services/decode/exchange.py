@@ -129,7 +129,8 @@ class Exchange:
     def give_up(self, running: Collection[Key]) -> None:
         """Await no answer that is only for requests that have ended; it counts as a loss.
 
-        Others are not slowed down by a holder that their requests have nothing to do with.
+        A step is one for the whole batch: its other requests wait for a holder that is silent until
+        those that ask it have ended, or it counts as lost.
         """
         for (holder, _, _), asked in self._asked.items():
             if not any(key in running for key in asked.keys) and not asked.answer.done():

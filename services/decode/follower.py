@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-from sps2.common.errors import Invalid
+from sps2.common.errors import PeerLost
 from sps2.common.messages import Assist, Cache, Done, Evict, Filled, Held, Hold, Token
 from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool
@@ -77,7 +77,8 @@ class FollowerService:
         key = (request.request, request.epoch)
         holding = self._holdings.get(key)
         if holding is None:
-            raise Invalid(f"request {request.request} is not held here in epoch {request.epoch}")
+            why = f"request {request.request} is not held in epoch {request.epoch}"
+            raise PeerLost(self._plane.name, f"{self._plane.name}: {why}")
         for peer in request.holders:
             self._plane.introduce(peer)
         holders = tuple(peer.name for peer in request.holders)

@@ -10,7 +10,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from sps2.common.errors import Cancelled, Invalid, ServiceError
+from sps2.common.errors import Cancelled, PeerLost, ServiceError
 from sps2.common.messages import (
     Assist,
     Cache,
@@ -127,10 +127,12 @@ class DecodeService:
                     yield Filled(nbytes)
                     await forever()
                 finally:
-                    with suppress(ServiceError):
-                        await self._cache_answer(key)
-                    # before followers let go: a step that they are about to make may use it
-                    await self._data.run(self._release(key))
+                    try:
+                        with suppress(ServiceError):
+                            await self._cache_answer(key)
+                    finally:
+                        # before followers let go: a step that they are about to make may use it
+                        await self._data.run(self._release(key))
         finally:
             log.fail(Cancelled(f"request {request.request} was ended"))
             self._control.call_later(KEEP_TOKENS_S, self._forget, key, log)
@@ -139,7 +141,7 @@ class DecodeService:
         key = (request.request, request.epoch)
         log = self._logs.get(key)
         if log is None:
-            raise Invalid(f"request {request.request} is not held here in epoch {request.epoch}")
+            raise self._not_here(request)
         trail = self._traces.trail(request.request, request.traceparent)
         times = array("d")
         try:
@@ -162,9 +164,14 @@ class DecodeService:
     async def follow(self, request: Follow) -> AsyncIterator[Token]:
         log = self._logs.get((request.request, request.epoch))
         if log is None:
-            raise Invalid(f"request {request.request} is not here in epoch {request.epoch}")
+            raise self._not_here(request)
         async for token in log.follow(request.start):
             yield token
+
+    def _not_here(self, request: Decode | Follow) -> PeerLost:
+        """It was let go, or came to an earlier life of this shard: it must be planned anew."""
+        why = f"request {request.request} is not held in epoch {request.epoch}"
+        return PeerLost(self._plane.name, f"{self._plane.name}: {why}")
 
     def keep(self, key: Key, layer: int, at: int, head: int, k: Tensor, v: Tensor) -> None:
         """As `Holdings.keep`, on the data loop."""
@@ -238,7 +245,7 @@ class DecodeService:
     async def _generate(self, request: Decode, times: "array[float]") -> Owned:
         holding = self._holdings.get((request.request, request.epoch))
         if holding is None:
-            raise Invalid(f"request {request.request} is not held here in epoch {request.epoch}")
+            raise self._not_here(request)
         holders = [peers[0] for peers in request.holders]
         for peer in holders:
             self._plane.introduce(peer)

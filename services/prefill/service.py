@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
-from sps2.common.errors import Invalid
+from sps2.common.errors import Invalid, PeerLost
 from sps2.common.messages import Advanced, Deposited, Done, Join, Peer, Prefill, Prefilled
 from sps2.common.model.collectives import Turn
 from sps2.common.model.llama import Llama
@@ -144,7 +144,8 @@ class PrefillService:
     ) -> Deposited:
         inbox = self._inboxes.get((request.request, request.epoch))
         if inbox is None:
-            raise Invalid(f"request {request.request} was not joined in epoch {request.epoch}")
+            why = f"request {request.request} is not joined in epoch {request.epoch}"
+            raise PeerLost(self._plane.name, f"{self._plane.name}: {why}")
         return await run_prompt(
             self._model,
             self._plane,

@@ -9,6 +9,7 @@ import pytest
 from sps2.common.config import Sharing
 from sps2.common.errors import Invalid
 from sps2.common.messages import Selection, Wish
+from sps2.common.prefix import root
 from sps2.services.scheduler.schemes import CLOSE, EXACT, Schemes
 from sps2.services.scheduler.selections import FILE, Calibration, load
 
@@ -99,3 +100,13 @@ def test_a_calibration_is_used_and_one_of_another_model_refused(tmp_path: Path):
     (tmp_path / FILE).write_bytes(b"{")
     with pytest.raises(Invalid, match="not a calibration"):
         load(tmp_path, "this")
+
+
+def test_pages_of_another_setting_have_other_names():
+    """Whatever shards compute them, by whichever exact method."""
+    wishes = [Wish(attention=each) for each in ("exact", "balanced", "fast")]
+    wishes.append(Wish(attention="exact", wire="int8"))
+    assert len({root("model", *schemes().computed(each)) for each in wishes}) == 4
+    exact = [Wish(), *(Wish(method=each, sp_degree=3) for each in EXACT)]
+    assert len({root("model", *schemes().computed(each)) for each in exact}) == 1
+    assert schemes(attention="fast").computed(Wish()) == schemes().computed(wishes[2])
