@@ -93,6 +93,9 @@ def _kernels() -> Finding:
         return Finding("kernels", "broken", f"cannot be loaded: {error}; install sps2 again")
     if native.level:
         return Finding("kernels", "ok", f"C++ with {native.LEVELS[native.level]}")
+    if native.unfit:
+        advice = f"{slower}: install sps2 again (`touch setup.py && make setup` in its sources)"
+        return Finding("kernels", "warning", f"{native.unfit}; {advice}")
     if not native.built:
         why = f" ({reason})" if (reason := native.unbuilt()) else ""
         detail = f"the C++ ones were not built{why}; {slower}: install g++, then sps2 again"

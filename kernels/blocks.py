@@ -214,8 +214,8 @@ class _Blocks:
 
 def _scores(q: Tensor, k: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
     """scale * q @ k.T: [rows, keys]; in `out` where that saves time."""
-    if q.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        return _linear(q * scale, k)
+    if q.dtype == torch.float32 and has_onednn():
+        return linear(q * scale, k)
     if out is None:
         out = torch.empty(len(q), len(k), dtype=q.dtype)
     return torch.addmm(out, q, k.T, beta=0, alpha=scale, out=out)
@@ -223,14 +223,19 @@ def _scores(q: Tensor, k: Tensor, scale: float, out: Tensor | None = None) -> Te
 
 def _mix(weights: Tensor, v: Tensor) -> Tensor:
     """weights @ v: [rows, dim]."""
-    if v.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        return _linear(weights, v.T)
+    if v.dtype == torch.float32 and has_onednn():
+        return linear(weights, v.T)
     return weights @ v
 
 
-def _linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x @ weight.T by oneDNN, whose float32 product torch has only as a fused linear layer."""
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+def has_onednn() -> bool:
+    """Whether oneDNN's float32 product is there: torch has it only as a fused linear layer."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x @ weight.T by it."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return product
 
 

@@ -30,7 +30,7 @@ def merge_many(states: Sequence[State]) -> State:
 
         return merge.merge_many(states)
     if all(native.serves(state.out) and state.out.is_contiguous() for state in states):
-        whole = State(first.out.to(torch.float32, copy=True), first.lse.clone())
+        whole = State(first.out.to(torch.float32, copy=True), first.lse.contiguous().clone())
         for state in others:
             native.merge(whole, State(state.out, state.lse.contiguous()))
         return whole

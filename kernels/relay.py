@@ -70,6 +70,10 @@ class Plan:
         runs = [run for part in parts for run in part.runs]
         self.runs = torch.tensor(runs, dtype=torch.int64).view(-1, 3)
         self.run_offsets = _offsets(len(part.runs) for part in parts)
+        self.queries = max((row for part in parts for row in part.rows), default=-1) + 1
+        """How many rows a batch has at least."""
+        self.slots = max((run.slot + run.tokens for run in runs), default=0)
+        """How many slots a pool has at least."""
 
 
 def _offsets(counts: Iterable[int]) -> torch.Tensor:

@@ -23,8 +23,13 @@ def add_norm(x: Tensor, plus: Tensor | None, weight: Tensor, eps: float) -> Tens
     """RMSNorm (arXiv 1910.07467) of x + plus, which is what x is afterwards.
 
     Args:
-        x: [rows, size], in memory of its own; changed unless `plus` is None.
+        x: [rows, size], in memory of its own; changed unless `plus` is None. In the dtype of
+            `weight`, or in float32, so that sums are not rounded.
+        plus: as x, in the dtype of `weight`.
         weight: [size].
+
+    Returns:
+        [rows, size], in the dtype of `weight`.
     """
     if gpu.serves(x):
         from sps2.kernels.gpu import rows
@@ -36,7 +41,7 @@ def add_norm(x: Tensor, plus: Tensor | None, weight: Tensor, eps: float) -> Tens
         x += plus
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
     scale = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-    normed: Tensor = (x * scale).to(x.dtype).mul_(weight)
+    normed: Tensor = (x * scale).to(weight.dtype).mul_(weight)
     return normed
 
 

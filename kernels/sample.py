@@ -8,6 +8,8 @@ from torch import Tensor
 from sps2.kernels import gpu
 
 WORD = 0xFFFFFFFF
+MARGIN = 1e-5
+"""Far more than a sum of float32 shares is off."""
 
 
 class Choices(NamedTuple):
@@ -30,7 +32,8 @@ class Choices(NamedTuple):
 def truncate(scores: Tensor, min_p: float, top_k: int, top_p: float) -> Tensor:
     """Scores [vocab], with -inf where a token is not to be drawn: by min_p, top_k, top_p in order.
 
-    A token counts for `top_p` if those before it, best first, have less than that together.
+    A token counts for `top_p` if those before it, best first and of equals the lowest id first,
+    have less than that together.
     """
     if min_p > 0:
         weights = (scores - scores.max()).exp_()  # relative to the most likely token
@@ -39,10 +42,23 @@ def truncate(scores: Tensor, min_p: float, top_k: int, top_p: float) -> Tensor:
         least = scores.topk(top_k).values[-1]
         scores = scores.masked_fill(scores < least, -torch.inf)
     if top_p < 1:
-        ordered, order = scores.softmax(-1).sort(descending=True)
-        beyond = (ordered.cumsum(-1) - ordered)[1:] >= top_p
-        scores = scores.index_fill(0, order[1:][beyond], -torch.inf)
+        kept = _nucleus(scores.softmax(-1), top_p)
+        scores = torch.full_like(scores, -torch.inf).index_copy_(0, kept, scores[kept])
     return scores
+
+
+def _nucleus(shares: Tensor, top_p: float) -> Tensor:
+    """The tokens that count for `top_p`, best first.
+
+    Only those with at least a token's part of what `top_p` leaves can: the others have less than
+    that together. So few are sorted, unless rounding could matter.
+    """
+    likely = (shares >= (1 - top_p) / len(shares)).nonzero()[:, 0]
+    candidates = likely if shares[likely].sum() > top_p + MARGIN else torch.arange(len(shares))
+    ordered, order = shares[candidates].sort(descending=True, stable=True)
+    inside = ordered.cumsum(-1) - ordered < top_p
+    inside[0] = True
+    return candidates[order[inside]]
 
 
 def sample(logits: Tensor, choices: Choices) -> Tensor:

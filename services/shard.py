@@ -301,6 +301,8 @@ async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterat
     if cluster.quantize != "none":
         weights = f"{cluster.quantize}, else {weights}"
     kernels = native.LEVELS[native.level]
+    if native.unfit:
+        log.warning("%s; torch does their work, slower: see `spsctl doctor`", native.unfit)
     log.info(
         "data plane: %s; device: %s; kernels: %s; weights: %s", reason, where, kernels, weights
     )

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sps2.kernels.blocks import has_onednn, linear
 from sps2.kernels.native import layer as native
 from sps2.kernels.native.layer import Weight, Weights
 from sps2.kernels.weights import BESIDE, QuantisedWeight
@@ -28,6 +29,11 @@ class Linear:
         """The output, where there is one."""
         return self(x)[0]
 
+    def wide(self, x: Tensor) -> Tensor:
+        """As `one`, in float32: what the products add up to is not rounded to the dtype of x."""
+        ((weight, bias),) = self.weights
+        return _wide(x, weight, bias)
+
 
 def _product(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     """A few rows by the C++ kernel; for many, quantised weights become numbers first."""
@@ -45,18 +51,35 @@ def _product(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     return out if bias is None else out + bias
 
 
+def _wide(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+    """In float32: by the C++ kernel, a few rows at a time, or piece by piece of the weight."""
+    if x.dtype == torch.float32:
+        return _product(x, weight, bias)
+    if len(x) and native.serves(x.dtype, weight):
+        return torch.cat([native.product(few, (weight, bias)) for few in x.split(native.MOST_ROWS)])
+    outputs, inputs = weight.shape
+    step = max(1, PIECE // (BESIDE * inputs)) * BESIDE
+    parts = []
+    for start in range(0, outputs, step):
+        stop = min(start + step, outputs)
+        if isinstance(weight, QuantisedWeight):
+            parts.append(_widening(x, weight.rows(start, stop).restored(x.dtype)))
+        else:
+            parts.append(_widening(x, weight[start:stop]))
+    out = torch.cat(parts, 1)
+    return out if bias is None else out + bias
+
+
+def _widening(x: Tensor, weight: Tensor) -> Tensor:
+    """GPUs multiply narrow numbers and give wide ones, with torch 2.8 and newer."""
+    if x.is_cuda and hasattr(torch.ops.aten.mm, "dtype"):
+        return torch.mm(x, weight.t(), out_dtype=torch.float32)
+    return _dense(x.float(), weight.float(), None)
+
+
 def _dense(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """In float32 oneDNN's product beats torch's default."""
-    if x.dtype == torch.float32 and len(x) and _has_onednn(weight):
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        return product
+    wide = x.dtype == weight.dtype == torch.float32
+    if wide and len(x) and weight.device.type == "cpu" and has_onednn():
+        return linear(x, weight, bias)
     return F.linear(x, weight, bias)
-
-
-def _has_onednn(weight: Tensor) -> bool:
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )

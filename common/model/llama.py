@@ -218,7 +218,7 @@ class Llama:
 
         Of a share: for its part of the vocabulary.
         """
-        return self._head.one(hidden).float()
+        return self._head.wide(hidden)
 
     async def scores(
         self, hidden: Tensor, run: Run = inline, turn: Turn | None = None
@@ -230,8 +230,8 @@ class Llama:
         return None if self.share.rank else logits
 
     def _begin(self, ids: Tensor, positions: Tensor) -> tuple[Tensor, Table, QKV]:
-        x = F.embedding(ids, self._embedding)
-        table = self._rotary.table(positions, x.dtype)
+        x = F.embedding(ids, self._embedding).float()
+        table = self._rotary.table(positions, self.dtype)
         return x, table, self._project(self._layers[0], x, table)
 
     def _advance(

@@ -1,14 +1,18 @@
 """From logits to the next token: penalties, truncation, a draw that any shard can repeat."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from sps2.common.errors import Internal
 from sps2.common.messages import FinishReason, Sampling, Token, TokenLogprobs
+from sps2.common.model.tally import Tally
 from sps2.kernels.sample import truncate
+
+NO_NUMBER = -1
+"""In place of the most likely token, of a row that has none."""
 
 
 class Sampler:
@@ -18,7 +22,8 @@ class Sampler:
     the same on any shard, in any batch, and after a restart. Steps, in order: repetition penalty
     (on prompt and answer, as transformers), presence and frequency penalties (on the answer, as
     OpenAI), `logit_bias`, `min_tokens`, temperature, `min_p`, `top_k`, `top_p`. Ids beyond the
-    vocabulary, which the gateway refuses, are ignored.
+    vocabulary, which the gateway refuses, are ignored. Of equally likely tokens the lowest id is
+    the most likely one.
 
     Args:
         prompt: token ids, [tokens] int64; the last `sampling.answered` are of the answer.
@@ -26,15 +31,13 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, prompt: Tensor) -> None:
         self._sampling = sampling
-        self._said = Counter(prompt[len(prompt) - sampling.answered :].tolist())
         repeats = sampling.repetition_penalty != 1
-        self._seen: set[int] = set(prompt.unique().tolist()) if repeats else set()
+        counts = bool(sampling.presence_penalty or sampling.frequency_penalty)
+        answer = prompt[len(prompt) - sampling.answered :]
+        self._seen = Tally(prompt) if repeats else None
+        self._said = Tally(answer) if counts else None
         self.greedy = sampling.temperature == 0 and not (
-            repeats
-            or sampling.presence_penalty
-            or sampling.frequency_penalty
-            or sampling.logit_bias
-            or sampling.min_tokens
+            repeats or counts or sampling.logit_bias or sampling.min_tokens
         )
         """Whether tokens are simply the most likely ones."""
         self.plain = self.greedy and sampling.logprobs is None
@@ -42,19 +45,31 @@ class Sampler:
 
     def seen(self, token: int) -> None:
         """Count a token of the answer that was drawn elsewhere."""
-        self._said[token] += 1
-        if self._sampling.repetition_penalty != 1:
-            self._seen.add(token)
+        for tally in (self._said, self._seen):
+            if tally is not None:
+                tally.add(token)
 
     def next(self, logits: Tensor, index: int) -> Token:
-        """Draw token number `index` of the answer. logits: [vocab] float32, left as they are."""
+        """Draw token number `index` of the answer. logits: [vocab] float32, left as they are.
+
+        Raises:
+            Internal: the logits are no numbers, or no token is left that may be drawn.
+        """
         scores = logits if self.greedy else self._penalised(logits, index)
-        if self._sampling.temperature == 0:
-            return self.accept(int(scores.argmax()), logits, index)
-        return self.accept(self._draw(scores / self._sampling.temperature, index), logits, index)
+        best = int(most_likely(scores))
+        if best == NO_NUMBER:
+            require_numbers(int(most_likely(logits)))
+            raise Internal("no token is left to draw: all are banned")
+        token = best if self._sampling.temperature == 0 else self._draw(scores, best, index)
+        return self.accept(token, logits, index)
 
     def accept(self, token: int, logits: Tensor | None, index: int) -> Token:
-        """Make `token` number `index` of the answer, as drawn from `logits`; None if `plain`."""
+        """Make `token` number `index` of the answer, as drawn from `logits`; None if `plain`.
+
+        Raises:
+            Internal: it is `NO_NUMBER`.
+        """
+        require_numbers(token)
         sampling = self._sampling
         self.seen(token)
         finish: FinishReason | None = None
@@ -71,14 +86,13 @@ class Sampler:
         sampling = self._sampling
         scores = logits.clone()
         vocab = len(scores)
-        if sampling.repetition_penalty != 1:
-            seen = _ids(self._seen, vocab)
+        if self._seen is not None:
+            seen, _ = self._seen.within(vocab)
             penalty = sampling.repetition_penalty
             values = scores[seen]
             scores[seen] = torch.where(values > 0, values / penalty, values * penalty)
-        if sampling.presence_penalty or sampling.frequency_penalty:
-            said = _ids(self._said, vocab)
-            counts = torch.tensor([self._said[token] for token in said.tolist()])
+        if self._said is not None:
+            said, counts = self._said.within(vocab)
             scores[said] -= sampling.presence_penalty + sampling.frequency_penalty * counts
         for token, bias in sampling.logit_bias.items():
             if 0 <= token < vocab:
@@ -87,8 +101,10 @@ class Sampler:
             scores[_ids(sampling.stop_token_ids, vocab)] = -torch.inf
         return scores
 
-    def _draw(self, scores: Tensor, index: int) -> int:
+    def _draw(self, scores: Tensor, best: int, index: int) -> int:
         sampling = self._sampling
+        heat = max(sampling.temperature, torch.finfo(scores.dtype).tiny)
+        scores = (scores - scores[best]) / heat  # finite whatever the temperature
         scores = truncate(scores, sampling.min_p, sampling.top_k, sampling.top_p)
         # The first of independent exponential clocks with these rates rings with their odds.
         digest = hashlib.blake2b(f"{sampling.seed}/{index}".encode(), digest_size=7).digest()
@@ -101,12 +117,12 @@ def needed(samplers: Sequence[Sampler], logits: Tensor) -> tuple[Tensor, Tensor]
     """What `draw` needs of `logits`, [rows, vocab], wherever they lie.
 
     Returns:
-        The most likely tokens of all rows, if any sampler is greedy, and the scores of those rows
-        whose samplers are not plain.
+        The most likely tokens of all rows, if any sampler is greedy, `NO_NUMBER` where there is
+        none; and the scores of those rows whose samplers are not plain.
     """
     greedy = any(each.greedy for each in samplers)
     rows = [row for row, each in enumerate(samplers) if not each.plain]
-    best = logits.argmax(-1) if greedy else torch.empty(0, dtype=torch.int64)
+    best = most_likely(logits) if greedy else torch.empty(0, dtype=torch.int64)
     return best, logits if len(rows) == len(samplers) else logits[rows]
 
 
@@ -132,22 +148,62 @@ def draw(
     return tokens
 
 
+def most_likely(logits: Tensor) -> Tensor:
+    """The best token of each row, the lowest of equals: [..., vocab] -> [...] int64.
+
+    `NO_NUMBER` where the best is infinite or a logit is no number, as after an overflow.
+    """
+    best, tokens = logits.max(-1)  # no number if one of them is
+    return tokens.masked_fill(~best.isfinite(), NO_NUMBER)
+
+
+def require_numbers(token: int) -> None:
+    """Check a result of `most_likely`.
+
+    Raises:
+        Internal: there was none.
+    """
+    if token == NO_NUMBER:
+        raise Internal(
+            "the model's logits are not finite numbers: its weights are damaged, or overflow in "
+            "this dtype; try --dtype float32, or check the model's files"
+        )
+
+
 def score(logits: Tensor, tokens: Sequence[int], alternatives: int) -> list[TokenLogprobs]:
     """Log-probability of a token per row, and of the most likely ones, as the model gives them.
 
     Args:
         logits: [rows, vocab] float32.
-        alternatives: how many of the most likely tokens to list, best first.
+        alternatives: how many of the most likely tokens to list, best first, then by id.
+
+    Raises:
+        Internal: logits are no numbers.
     """
+    for token in most_likely(logits).tolist():
+        require_numbers(token)
     logprobs = logits.log_softmax(-1)
-    best = logprobs.topk(min(alternatives, logits.shape[-1]), dim=-1)
-    chosen = logprobs.gather(-1, torch.as_tensor(tokens)[:, None])[:, 0].tolist()
+    best = _top(logits, min(alternatives, logits.shape[-1]))
+    values = logprobs.gather(-1, best)
+    chosen = logprobs.gather(-1, torch.as_tensor(tokens, dtype=torch.int64)[:, None])[:, 0]
     return [
-        TokenLogprobs(own, tuple(zip(ids, values, strict=True)))
-        for own, ids, values in zip(
-            chosen, best.indices.tolist(), best.values.tolist(), strict=True
-        )
+        TokenLogprobs(own, tuple(zip(ids, of_ids, strict=True)))
+        for own, ids, of_ids in zip(chosen.tolist(), best.tolist(), values.tolist(), strict=True)
     ]
+
+
+def _top(logits: Tensor, count: int) -> Tensor:
+    """The ids of the `count` best, best first, of equals the lowest first: [rows, count]."""
+    values, ids = logits.topk(min(count + 1, logits.shape[-1]), dim=-1)
+    if count and values.shape[-1] > count:
+        for row in (values[:, count - 1] == values[:, count]).nonzero()[:, 0].tolist():
+            least = values[row, count]  # several are the last: topk took any of them
+            better = int((values[row] > least).sum())
+            equal = (logits[row] == least).nonzero()[: count - better, 0]
+            ids[row, better:count] = equal
+    ids = ids[:, :count].sort(-1).values
+    order = logits.gather(-1, ids).sort(dim=-1, descending=True, stable=True).indices
+    return ids.gather(-1, order)
 
 
 def prompt_logprobs(logits: Tensor, targets: Tensor, alternatives: int) -> list[TokenLogprobs]:

@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sps2.kernels.gpu import check, tiles
+from sps2.kernels import check
+from sps2.kernels.gpu import tiles
 from sps2.kernels.gpu.quantize import FINEST, ROUND
 from sps2.kernels.gpu.rows import turn
 from sps2.kernels.state import Scales
@@ -30,7 +31,8 @@ def append(
     check.typed("k", k, *check.FLOATING)
     check.typed("v", v, k.dtype)
     check.beside("v", v, k)
-    check.require(dim % 2 == 0, f"k has head dim {dim}, which is odd")
+    if dim % 2:
+        raise ValueError(f"k has head dim {dim}, which is odd")
     for name, x in (("k", k), ("v", v)):
         check.dense(name, x)
     for name, pool in (("k_pool", k_pool), ("v_pool", v_pool)):

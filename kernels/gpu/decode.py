@@ -16,8 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sps2.kernels import check
 from sps2.kernels.attention import PagedRows
-from sps2.kernels.gpu import check, tiles
+from sps2.kernels.gpu import tiles
 from sps2.kernels.gpu.flash import strides
 from sps2.kernels.gpu.merge import merge_pieces
 from sps2.kernels.gpu.pieces import LEAST, Pieces, cut
@@ -105,7 +106,8 @@ def prepare(
     check.queries(q, scale)
     check.keys(q, k_pool, v_pool, scales)
     check.window(window)
-    check.require(len(rows.at) == len(q), f"rows has {len(rows.at)} rows, q {len(q)}")
+    if len(rows.at) != len(q):
+        raise ValueError(f"rows has {len(rows.at)} rows, q {len(q)}")
     heads, dim = q.shape[1:]
     group = heads // k_pool.shape[1]
     together = (tiles.shared(dim, q.dtype) if tile is None else tile.rows) // group

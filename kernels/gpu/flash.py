@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sps2.kernels.gpu import check, tiles, upload
+from sps2.kernels import check
+from sps2.kernels.gpu import tiles, upload
 from sps2.kernels.gpu.softmax import LOG2E, finish
 from sps2.kernels.gpu.take import begin, take
 from sps2.kernels.state import Run, Scales, State
@@ -129,11 +130,13 @@ def _plan(
 
 def _covered(n: int, k: Tensor, parts: Sequence[Part]) -> None:
     asked = sum(run.tokens for queries, _ in parts for run in queries)
-    check.require(asked == n, f"queries cover {asked} rows, not the {n} of q")
+    if asked != n:
+        raise ValueError(f"queries cover {asked} rows, not the {n} of q")
     for _, keys in parts:
         for run in keys:
             inside = run.slot >= 0 and run.tokens >= 0 and run.slot + run.tokens <= len(k)
-            check.require(inside, f"keys have {run}, outside the {len(k)} rows of k")
+            if not inside:
+                raise ValueError(f"keys have {run}, outside the {len(k)} rows of k")
 
 
 @triton.jit

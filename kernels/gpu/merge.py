@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sps2.kernels.gpu import check, tiles
+from sps2.kernels import check
+from sps2.kernels.gpu import tiles
 from sps2.kernels.state import State
 
 LEAST: tl.constexpr = tl.constexpr(-3.4e38)

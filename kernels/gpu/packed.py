@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sps2.kernels.gpu import check, tiles
+from sps2.kernels import check
+from sps2.kernels.gpu import tiles
 from sps2.kernels.gpu.quantize import checked, halves
 from sps2.kernels.gpu.softmax import LOG2E, finish, product, weigh
 from sps2.kernels.quantize import BLOCK, Packed
@@ -30,14 +31,16 @@ def attend(
     check.queries(q, scale)
     n, heads, dim = q.shape
     _, packed_dim, bits = checked(packed)
-    check.require(packed_dim == dim, f"packed has head dim {packed_dim}, q {dim}")
+    if packed_dim != dim:
+        raise ValueError(f"packed has head dim {packed_dim}, q {dim}")
     check.beside("packed", packed.k, q)
     check.shaped("offsets", offsets, (None,))
     check.typed("offsets", offsets, torch.int32, torch.int64)
     check.beside("offsets", offsets, q)
     kv_heads = len(offsets) - 1
     divides = kv_heads > 0 and heads % kv_heads == 0
-    check.require(divides, f"offsets has {kv_heads} KV heads, which do not divide {heads}")
+    if not divides:
+        raise ValueError(f"offsets has {kv_heads} KV heads, which do not divide {heads}")
     fresh = state is None
     if state is None:
         made = torch.empty(n, heads, dim, device=q.device), torch.empty(n, heads, device=q.device)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sps2.kernels.attention import PagedRows
-from sps2.kernels.gpu import check, upload
+from sps2.kernels.gpu import upload
 from sps2.kernels.relay import Part
 
 WAVES = 16
@@ -59,7 +59,8 @@ def cut(
     flat = [run for part in parts for run in part.runs]
     slot, start, tokens = torch.tensor(flat, dtype=torch.int64).view(-1, 3).unbind(1)
     inside = bool(((slot >= 0) & (tokens >= 0) & (slot + tokens <= slots)).all())
-    check.require(inside, f"rows has runs outside the {slots} slots of k_pool")
+    if not inside:
+        raise ValueError(f"rows has runs outside the {slots} slots of k_pool")
     runs = torch.tensor([len(part.runs) for part in parts], dtype=torch.int64)
     owner = torch.repeat_interleave(torch.arange(len(parts)), runs)
     stop = torch.minimum(start + tokens, _at(parts, rows, min)[owner] + 1)

@@ -15,8 +15,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import smid
 
+from sps2.kernels import check
 from sps2.kernels.attention import PagedRows
-from sps2.kernels.gpu import check, decode, flash, tiles
+from sps2.kernels.gpu import decode, flash, tiles
 from sps2.kernels.gpu.decode import piece_of
 from sps2.kernels.gpu.flash import Part, strides, tile_of
 from sps2.kernels.gpu.merge import merge_pieces

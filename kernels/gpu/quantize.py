@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sps2.kernels.gpu import check, tiles
+from sps2.kernels import check
+from sps2.kernels.gpu import tiles
 from sps2.kernels.quantize import BLOCK, Bits, Packed
 
 ROUND: tl.constexpr = tl.constexpr(12582912.0)
@@ -44,7 +45,8 @@ def pack_all_on_device(k: Tensor, v: Tensor, which: Tensor, bits: Bits) -> tuple
     check.shaped("which", which, (kv_heads, -(-tokens // BLOCK)))
     check.typed("which", which, torch.bool)
     check.beside("which", which, k)
-    check.require(dim % 2 == 0, f"k has head dim {dim}, which is odd")
+    if dim % 2:
+        raise ValueError(f"k has head dim {dim}, which is odd")
     ends = which.flatten().cumsum(0)
     most, width = len(ends), dim * bits // 8
     packed = Packed(
@@ -88,7 +90,8 @@ def checked(packed: Packed) -> tuple[int, int, int]:
     k, k_scale, v, v_scale = packed
     count, dim = len(k), k_scale.shape[-1]
     fits = dim % 2 == 0 and k.shape[-1] in (dim, dim // 2)
-    check.require(fits, f"packed.k has {k.shape[-1]} bytes a token, not {dim} or {dim // 2}")
+    if not fits:
+        raise ValueError(f"packed.k has {k.shape[-1]} bytes a token, not {dim} or {dim // 2}")
     check.shaped("packed.k", k, (count, BLOCK, None))
     check.shaped("packed.v", v, tuple(k.shape))
     check.shaped("packed.k_scale", k_scale, (count, 2, dim))
@@ -96,7 +99,8 @@ def checked(packed: Packed) -> tuple[int, int, int]:
     for name, x in packed._asdict().items():
         check.typed(f"packed.{name}", x, torch.float16 if "scale" in name else torch.uint8)
         check.beside(f"packed.{name}", x, k)
-        check.require(x.is_contiguous(), f"packed.{name} must be contiguous")
+        if not x.is_contiguous():
+            raise ValueError(f"packed.{name} must be contiguous")
     return count, dim, 8 * k.shape[-1] // dim
 
 

@@ -5,7 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sps2.kernels.gpu import check, tiles
+from sps2.kernels import check
+from sps2.kernels.gpu import tiles
 
 GATED = 1024
 """Numbers of a row for one program."""
@@ -36,19 +37,20 @@ def add_norm(x: Tensor, plus: Tensor | None, weight: Tensor, eps: float) -> Tens
     """`sps2.kernels.rows.add_norm`."""
     check.shaped("x", x, (None, None))
     rows, size = x.shape
-    check.typed("x", x, *check.FLOATING)
+    check.typed("weight", weight, *check.FLOATING)
+    check.typed("x", x, weight.dtype, torch.float32)
     check.dense("x", x)
-    check.require(size <= LONGEST, f"x has rows of {size}, more than {LONGEST}")
+    if size > LONGEST:
+        raise ValueError(f"x has rows of {size}, more than {LONGEST}")
     check.shaped("weight", weight, (size,))
-    check.typed("weight", weight, x.dtype)
     check.beside("weight", weight, x)
     check.dense("weight", weight)
     if plus is not None:
         check.shaped("plus", plus, (rows, size))
-        check.typed("plus", plus, x.dtype)
+        check.typed("plus", plus, weight.dtype)
         check.beside("plus", plus, x)
         check.dense("plus", plus)
-    made = torch.empty(rows, size, dtype=x.dtype, device=x.device)
+    made = torch.empty(rows, size, dtype=weight.dtype, device=x.device)
     if made.numel():
         other = x if plus is None else plus
         block = tiles.power(size)
@@ -68,7 +70,8 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     rows, heads, dim = x.shape
     check.typed("x", x, *check.FLOATING)
     check.dense("x", x)
-    check.require(dim % 2 == 0, f"x has head dim {dim}, which is odd")
+    if dim % 2:
+        raise ValueError(f"x has head dim {dim}, which is odd")
     check.table(x, table)
     cosines, sines = (side.contiguous() for side in table)
     made = torch.empty(rows, heads, dim, dtype=x.dtype, device=x.device)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sps2.kernels.gpu import check
+from sps2.kernels import check
 from sps2.kernels.sample import Choices
 
 CHUNK = 4096
@@ -22,13 +22,15 @@ def sample(logits: Tensor, choices: Choices) -> Tensor:
     check.typed("logits", logits, torch.float32)
     check.dense("logits", logits)
     rows, vocab = logits.shape
-    check.require(vocab > 0, "logits has no tokens")
+    if vocab == 0:
+        raise ValueError("logits has no tokens")
     kinds = (torch.float32, torch.float32, torch.int32, torch.float32, torch.int64)
     for (name, x), kind in zip(choices._asdict().items(), kinds, strict=True):
         check.shaped(f"choices.{name}", x, (rows,))
         check.typed(f"choices.{name}", x, kind)
         check.beside(f"choices.{name}", x, logits)
-        check.require(x.is_contiguous(), f"choices.{name} must be contiguous")
+        if not x.is_contiguous():
+            raise ValueError(f"choices.{name} must be contiguous")
     tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)
     if rows:
         with torch.cuda.device_of(logits):

@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sps2.kernels.gpu import check, tiles, upload
+from sps2.kernels import check
+from sps2.kernels.gpu import tiles, upload
 from sps2.kernels.gpu.flash import strides
 from sps2.kernels.gpu.softmax import LOG2E, finish
 from sps2.kernels.gpu.take import begin, take
@@ -53,9 +54,11 @@ def attend(
     check.beside("mask", mask, q)
     masks = len(mask)
     divides = masks > 0 and heads % masks == 0
-    check.require(divides, f"mask has {masks} masks, which do not divide the {heads} heads of q")
+    if not divides:
+        raise ValueError(f"mask has {masks} masks, which do not divide the {heads} heads of q")
     asked = sum(run.tokens for run in queries)
-    check.require(asked == n, f"queries cover {asked} rows, not the {n} of q")
+    if asked != n:
+        raise ValueError(f"queries cover {asked} rows, not the {n} of q")
     fresh = state is None
     if state is None:
         made = torch.empty(n, heads, dim, device=q.device), torch.empty(n, heads, device=q.device)

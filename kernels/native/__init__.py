@@ -6,13 +6,16 @@ time. Callers ask `serves` first, and use torch where it says no.
 """
 
 import ctypes
+import sysconfig
 from collections.abc import Sequence
-from ctypes import Structure, byref, c_float, c_int, c_int64, c_void_p
+from ctypes import Structure, byref, c_int, c_int64, c_void_p, sizeof
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from sps2.kernels import check
+from sps2.kernels.native import abi
 from sps2.kernels.relay import Plan
 from sps2.kernels.state import Run, Scales, State
 
@@ -28,96 +31,41 @@ BLOCK = 64
 """Keys of a block in `score`."""
 
 
-class _Attention(Structure):
-    """As in attention.cpp."""
-
-    _fields_ = [
-        *((name, c_int64) for name in ("type", "kv_type", "queries", "heads", "kv_heads", "dim")),
-        ("q", c_void_p),
-        ("q_row", c_int64),
-        ("q_head", c_int64),
-        ("positions", c_void_p),
-        ("k", c_void_p),
-        ("k_row", c_int64),
-        ("k_head", c_int64),
-        ("v", c_void_p),
-        ("v_row", c_int64),
-        ("v_head", c_int64),
-        ("k_scale", c_void_p),
-        ("v_scale", c_void_p),
-        ("scale_head", c_int64),
-        ("runs", c_void_p),
-        ("run_count", c_int64),
-        ("scale", c_float),
-        ("window", c_int64),
-        ("out", c_void_p),
-        ("lse", c_void_p),
-        ("fresh", c_int64),
-        ("threads", c_int64),
-    ]
-
-
-class _Scoring(Structure):
-    _fields_ = [("of", _Attention), ("weight", c_void_p), ("peak", c_void_p)]
-
-
-class _Decoding(Structure):
-    _fields_ = [
-        *((name, c_int64) for name in ("type", "kv_type", "heads", "kv_heads", "dim")),
-        ("q", c_void_p),
-        ("q_row", c_int64),
-        ("q_head", c_int64),
-        ("positions", c_void_p),
-        ("k", c_void_p),
-        ("v", c_void_p),
-        ("kv_slot", c_int64),
-        ("kv_head", c_int64),
-        ("k_scale", c_void_p),
-        ("v_scale", c_void_p),
-        ("scale_head", c_int64),
-        ("level_count", c_int64),
-        *((n, c_void_p) for n in ("levels", "rows", "row_offsets", "runs", "run_offsets")),
-        ("scale", c_float),
-        ("window", c_int64),
-        *((name, c_void_p) for name in ("out", "lse", "sum")),
-        ("threads", c_int64),
-    ]
-
-
-class _Merged(Structure):
-    _fields_ = [
-        *((name, c_int64) for name in ("type", "rows", "dim", "threads")),
-        *((name, c_void_p) for name in ("out", "lse", "more", "more_lse")),
-    ]
-
-
-class _Quantised(Structure):
-    _fields_ = [
-        *((name, c_int64) for name in ("type", "bits", "tokens", "dim", "count")),
-        ("blocks", c_void_p),
-        ("k", c_void_p),
-        ("k_row", c_int64),
-        ("k_head", c_int64),
-        ("v", c_void_p),
-        ("v_row", c_int64),
-        ("v_head", c_int64),
-        *((name, c_void_p) for name in ("packed_k", "k_scale", "packed_v", "v_scale")),
-        ("threads", c_int64),
-    ]
-
-
-def _load() -> ctypes.CDLL | None:
-    for path in Path(__file__).parent.glob("_attention*.so"):
-        library = ctypes.CDLL(str(path))
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    """The kernels that fit this Python code; else None, and what is wrong with those there are."""
+    own = f"_attention{sysconfig.get_config_var('EXT_SUFFIX')}"
+    found = sorted(Path(__file__).parent.glob("_attention*.so"), key=lambda path: path.name != own)
+    wrong = ""
+    for path in found:
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError as error:
+            wrong = wrong or f"{path.name} cannot be loaded: {error}"
+            continue
+        if not _fits(library):
+            wrong = wrong or f"{path.name} was built from other sources than these"
+            continue
         library.sps2_level.restype = c_int
         for name in FUNCTIONS:
             function = getattr(library, f"sps2_{name}")
-            function.argtypes, function.restype = [c_void_p, c_int], None
-        return library
-    return None
+            function.argtypes, function.restype = [c_void_p, c_int], c_int
+        return library, ""
+    return None, wrong
 
 
-_library = _load()
+def _fits(library: ctypes.CDLL) -> bool:
+    """Whether the library takes what `abi` describes."""
+    wanted = [abi.VERSION, *map(sizeof, abi.STRUCTURES)]
+    sizes = (c_int64 * len(wanted))()
+    try:
+        count = library.sps2_abi(sizes, len(sizes))
+    except AttributeError:  # older than the check
+        return False
+    return count == len(wanted) and list(sizes) == wanted
+
+
+_library, unfit = _load()
+"""The kernels; or what is wrong with those that lie here, "" if none do."""
 built = _library is not None
 """Whether this installation has the kernels, whatever the CPU can do with them."""
 LEVELS = ("none", "avx2", "avx512", "avx512_bf16")
@@ -163,6 +111,8 @@ def attend(
 ) -> State:
     """`sps2.kernels.attention`."""
     made = State(torch.empty(q.shape), torch.empty(q.shape[:2])) if state is None else state
+    _require_state(q, made)
+    _require_keys(q, k, v, scales)
     call, _alive = _attention(q, k, v, positions(queries), keys, scale, window)
     _scale(call, scales)
     call.fresh = state is None
@@ -179,12 +129,13 @@ def score(
     Args:
         at: positions of q's rows: [rows] int32.
     """
+    _require_keys(q, k, k, None)
     rows = len(q) * (q.shape[1] // k.shape[1])
     blocks = sum(-(-run.tokens // BLOCK) for run in keys)
     weight = torch.empty(k.shape[1], rows, blocks)
     peak = torch.empty(k.shape[1], rows)
     call, _alive = _attention(q, k, None, at, keys, scale, None)
-    invoke("sps2_score", _Scoring(call, weight.data_ptr(), peak.data_ptr()))
+    invoke("sps2_score", abi.Scoring(call, weight.data_ptr(), peak.data_ptr()))
     return weight, peak
 
 
@@ -204,11 +155,19 @@ def decode(
         at: positions of the queries: [rows] int64.
         plan: what of the pool is read for which rows.
     """
+    _require_keys(q, k_pool, v_pool, scales)
+    if k_pool.stride() != v_pool.stride():
+        raise ValueError(f"v_pool has strides {v_pool.stride()}, not {k_pool.stride()} as k_pool")
+    if plan.slots > len(k_pool):
+        raise ValueError(f"plan reads {plan.slots} slots, and k_pool has {len(k_pool)}")
+    _require_positions(at, torch.int64, q)
+    if plan.queries > len(q):
+        raise ValueError(f"plan has {plan.queries} rows, q {len(q)}")
     rows, heads, dim = q.shape
     state = State(torch.empty(rows, heads, dim), torch.empty(rows, heads))
     levels = len(plan.levels) - 1
     sums = torch.empty(rows, heads) if levels > 1 else None
-    call = _Decoding(
+    call = abi.Decoding(
         type=TYPES[q.dtype],
         kv_type=TYPES[k_pool.dtype],
         heads=heads,
@@ -242,7 +201,19 @@ def decode(
 
 def merge(state: State, more: State) -> None:
     """Take `more` into `state`, which is float32; both contiguous, [n, heads, dim]."""
-    call = _Merged(
+    _require_state(state.out, state)
+    if not (
+        more.out.dtype in FLOATING
+        and more.out.shape == state.out.shape
+        and more.lse.shape == state.lse.shape
+        and more.lse.dtype == torch.float32
+        and more.out.is_contiguous()
+        and more.lse.is_contiguous()
+    ):
+        check.typed("more.out", more.out, *FLOATING)
+        check.state(state.out, State(more.out.float(), more.lse))
+        raise ValueError("more.out and more.lse must be contiguous")
+    call = abi.Merged(
         type=TYPES[more.out.dtype],
         rows=state.lse.numel(),
         dim=state.out.shape[-1],
@@ -262,6 +233,10 @@ Packed = tuple[Tensor, Tensor, Tensor, Tensor]
 def pack(k: Tensor, v: Tensor, blocks: Tensor, bits: int) -> Packed:
     """`sps2.kernels.quantize.pack`. blocks: [count, 2] int64, KV head and block."""
     count, dim = len(blocks), k.shape[-1]
+    if k.shape != v.shape or k.dtype != v.dtype:
+        check.shaped("v", v, tuple(k.shape))
+        check.typed("v", v, k.dtype)
+    check.typed("blocks", blocks, torch.int64)
     packed = _room(count, dim, bits)
     blocks = blocks.contiguous()
     call = _quantised(k, v, packed, bits)
@@ -273,6 +248,17 @@ def pack(k: Tensor, v: Tensor, blocks: Tensor, bits: int) -> Packed:
 
 def unpack(packed: Packed, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """`sps2.kernels.quantize.unpack`."""
+    count, width = len(packed[0]), packed[0].shape[-1]
+    check.typed("packed.k", packed[0], torch.uint8)
+    if width not in (dim, dim // 2):
+        raise ValueError(f"packed.k has {width} bytes a token, not {dim} or {dim // 2}")
+    for name, x, like in zip(
+        ("k", "k_scale", "v", "v_scale"), packed, _room(count, dim, 8 * width // dim), strict=True
+    ):
+        check.shaped(f"packed.{name}", x, tuple(like.shape))
+        check.typed(f"packed.{name}", x, like.dtype)
+        if not x.is_contiguous():
+            raise ValueError(f"packed.{name} must be contiguous")
     k, v = (torch.empty(len(packed[0]), BLOCK, dim, dtype=dtype) for _ in range(2))
     invoke("sps2_unpack", _quantised(k, v, packed, 8 * packed[0].shape[-1] // dim))
     return k, v
@@ -284,8 +270,8 @@ def _room(count: int, dim: int, bits: int) -> Packed:
     return levels[0], scales[0], levels[1], scales[1]
 
 
-def _quantised(k: Tensor, v: Tensor, packed: Packed, bits: int) -> _Quantised:
-    return _Quantised(
+def _quantised(k: Tensor, v: Tensor, packed: Packed, bits: int) -> abi.Quantised:
+    return abi.Quantised(
         type=TYPES[k.dtype],
         bits=bits,
         dim=k.shape[-1],
@@ -314,10 +300,14 @@ def _attention(
     keys: Sequence[Run],
     scale: float,
     window: int | None,
-) -> tuple[_Attention, tuple[Tensor, ...]]:
+) -> tuple[abi.Attention, tuple[Tensor, ...]]:
     """The call but for its results, and what must live until it was made."""
+    _require_positions(at, torch.int32, q)
+    for run in keys:
+        if run.slot < 0 or run.tokens < 0 or run.slot + run.tokens > len(k):
+            raise ValueError(f"keys have {run}, outside the {len(k)} rows of k")
     runs = torch.tensor(keys, dtype=torch.int64)
-    call = _Attention(
+    call = abi.Attention(
         type=TYPES[q.dtype],
         kv_type=TYPES[k.dtype],
         queries=len(q),
@@ -343,15 +333,64 @@ def _attention(
     return call, (runs, at)
 
 
-def _scale(call: "_Attention | _Decoding", scales: Scales | None) -> None:
+def _scale(call: "abi.Attention | abi.Decoding", scales: Scales | None) -> None:
     if scales is not None:
         k_scale, v_scale = scales
-        assert k_scale.stride() == v_scale.stride()
-        assert k_scale.stride(0) == 1, "scales lie by KV head"
         call.k_scale, call.v_scale = k_scale.data_ptr(), v_scale.data_ptr()
         call.scale_head = k_scale.stride(1)
 
 
+def _require_keys(q: Tensor, k: Tensor, v: Tensor, scales: Scales | None) -> None:
+    """As `check.keys`, which says what is wrong, and is slow for every layer of every step."""
+    if not (
+        q.dim() == k.dim() == 3
+        and q.shape[2] == k.shape[2]
+        and v.shape == k.shape
+        and k.shape[1] > 0
+        and q.shape[1] % k.shape[1] == 0
+        and k.dtype == v.dtype == (q.dtype if scales is None else torch.int8)
+        and q.stride(2) == k.stride(2) == v.stride(2) == 1
+    ):
+        check.queries(q, 1.0)
+        check.keys(q, k, v, scales)
+    if scales is not None:
+        k_scale, v_scale = scales
+        if not (
+            k_scale.shape == v_scale.shape == k.shape[:2]
+            and k_scale.dtype == v_scale.dtype == torch.float32
+        ):
+            check.keys(q, k, v, scales)
+        if k_scale.stride() != v_scale.stride() or k_scale.stride(0) != 1:
+            raise ValueError("scales must both lie by KV head, as views of [kv_heads, rows]")
+
+
+def _require_state(q: Tensor, state: State) -> None:
+    """`state` is one of the rows of `q`: contiguous, in float32."""
+    out, lse = state
+    if not (
+        out.shape == q.shape
+        and lse.shape == q.shape[:2]
+        and out.dtype == lse.dtype == torch.float32
+        and out.is_contiguous()
+        and lse.is_contiguous()
+    ):
+        check.state(q, state)
+        raise ValueError("state.out and state.lse must be contiguous")
+
+
+def _require_positions(at: Tensor, dtype: torch.dtype, q: Tensor) -> None:
+    """`at` has one for each row of `q`."""
+    if at.shape != q.shape[:1] or at.dtype != dtype or not at.is_contiguous():
+        check.shaped("positions", at, (len(q),))
+        check.typed("positions", at, dtype)
+        raise ValueError("positions must be contiguous")
+
+
 def invoke(name: str, arguments: Structure) -> None:
-    """Call a function of attention.cpp."""
-    getattr(_library, name)(byref(arguments), level)
+    """Call a function of attention.cpp.
+
+    Raises:
+        MemoryError: there is not the memory for its work.
+    """
+    if getattr(_library, name)(byref(arguments), level):
+        raise MemoryError(f"there is not the memory for {name.removeprefix('sps2_')}")

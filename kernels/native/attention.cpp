@@ -15,6 +15,8 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <new>
+#include <system_error>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -25,6 +27,7 @@
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define NATIVE 1
+#include <pthread.h>
 #endif
 
 namespace {
@@ -32,6 +35,7 @@ namespace {
 constexpr long KEYS = 64;       // keys of a block
 constexpr long MOST_DIM = 256;  // of a head
 constexpr float LEAST_STEP = 6e-8f;  // the least that float16 has
+constexpr size_t KEPT = size_t(64) << 20;  // bytes that a thread keeps between calls, at most
 
 enum Type : int64_t { FLOAT32, BFLOAT16, INT8 };
 
@@ -39,7 +43,7 @@ struct Run {
     int64_t row, position, tokens;
 };
 
-// Sizes in elements. Mirrored by kernels/native/__init__.py.
+// Sizes in elements. Mirrored, as all that follow, by kernels/native/abi.py.
 struct Attention {
     int64_t type, kv_type;
     int64_t queries, heads, kv_heads, dim;
@@ -174,6 +178,7 @@ struct Gated {
 
 struct Normed {
     int64_t type, rows, size, threads;
+    int64_t x_type;  // `type`, or FLOAT32
     void* x;
     int64_t x_row;
     const void* plus;  // or null
@@ -203,11 +208,16 @@ struct Staged {
     int64_t row, position, tokens;
 };
 
+// The keys and values of a call, as the products want them.
 struct Stage {
     std::vector<Staged> keys;
     long blocks;
     char* k;
     char* v;
+
+    Stage(const Attention& call, size_t block_bytes);
+    Stage(const Stage&) = delete;
+    ~Stage();
 };
 
 inline float as_float(float x) { return x; }
@@ -244,37 +254,49 @@ template <class Number>
 void Numbers<Number>::reserve(long count) {
     if (count <= room) return;
     std::free(data);
-    room = (count + 63) / 64 * 64;
-    data = (Number*)std::aligned_alloc(64, room * sizeof(Number));
+    room = 0;
+    const long rounded = (count + 63) / 64 * 64;
+    data = (Number*)std::aligned_alloc(64, rounded * sizeof(Number));
+    if (!data) throw std::bad_alloc();
+    room = rounded;
 }
 template struct Numbers<float>;
 template struct Numbers<uint16_t>;
 
 // Memory that a thread keeps from call to call.
+struct Scratch {
+    std::unique_ptr<char[]> memory;
+    size_t size = 0;
+};
+Scratch& scratch_of_thread() {
+    static thread_local Scratch mine;
+    return mine;
+}
 char* scratch(size_t nbytes) {
-    static thread_local std::unique_ptr<char[]> memory;
-    static thread_local size_t size = 0;
-    if (nbytes + 64 > size) {
-        memory.reset(new char[nbytes + 64]);
-        size = nbytes + 64;
+    Scratch& mine = scratch_of_thread();
+    if (nbytes + 64 > mine.size) {
+        mine = {};  // before more is taken
+        mine.memory.reset(new char[nbytes + 64]);
+        mine.size = nbytes + 64;
     }
-    return (char*)(((uintptr_t)memory.get() + 63) / 64 * 64);
+    return (char*)(((uintptr_t)mine.memory.get() + 63) / 64 * 64);
 }
 
-Stage staged(const Attention& call, size_t block_bytes) {
-    Stage stage;
+Stage::Stage(const Attention& call, size_t block_bytes) {
     for (int64_t i = 0; i < call.run_count; i++)
         for (int64_t at = 0; at < call.runs[i].tokens; at += KEYS)
-            stage.keys.push_back({call.runs[i].row + at, call.runs[i].position + at,
-                                  std::min<int64_t>(KEYS, call.runs[i].tokens - at)});
-    stage.blocks = long(stage.keys.size());
-    stage.k = scratch(2 * stage.blocks * block_bytes);
-    stage.v = stage.k + stage.blocks * block_bytes;
-    return stage;
+            keys.push_back({call.runs[i].row + at, call.runs[i].position + at,
+                            std::min<int64_t>(KEYS, call.runs[i].tokens - at)});
+    blocks = long(keys.size());
+    k = scratch(2 * blocks * block_bytes);
+    v = k + blocks * block_bytes;
+}
+Stage::~Stage() {
+    if (scratch_of_thread().size > KEPT) scratch_of_thread() = {};
 }
 
 // Threads that wait for work, a moment awake and then asleep. One call at a time has them; others
-// meanwhile work alone.
+// meanwhile work alone. Where the system gives fewer threads than are asked for, these do.
 class Pool {
   public:
     void run(long threads, long count, const std::function<void(long)>& work) {
@@ -285,27 +307,40 @@ class Pool {
         }
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            while (long(workers_.size()) < threads - 1)
-                workers_.emplace_back([this, index = long(workers_.size()), seen = round_.load()] {
-                    serve(index, seen);
-                });
+            hire(threads - 1);
             work_ = &work;
             count_ = count;
             next_ = 0;
-            invited_ = threads - 1;
-            left_ = threads - 1;
+            failed_ = false;
+            invited_ = std::min(threads - 1, long(workers_.size()));
+            left_ = invited_;
             round_++;
         }
         wake_.notify_all();
         drain();
-        if (awake([this] { return left_ == 0; })) return;
-        std::unique_lock<std::mutex> lock(mutex_);
-        done_.wait(lock, [this] { return left_ == 0; });
+        if (!awake([this] { return left_ == 0; })) {
+            std::unique_lock<std::mutex> lock(mutex_);
+            done_.wait(lock, [this] { return left_ == 0; });
+        }
+        if (failed_) throw std::bad_alloc();
     }
 
   private:
+    void hire(long workers) {
+        try {
+            while (long(workers_.size()) < workers)
+                workers_.emplace_back([this, index = long(workers_.size()), seen = round_.load()] {
+                    serve(index, seen);
+                });
+        } catch (const std::system_error&) {
+        }
+    }
     void drain() {
-        for (long i = next_++; i < count_; i = next_++) (*work_)(i);
+        try {
+            for (long i = next_++; i < count_; i = next_++) (*work_)(i);
+        } catch (const std::bad_alloc&) {
+            failed_ = true;
+        }
     }
     // Waits for a moment: a step of decoding has work for the threads every few microseconds.
     template <class Ready>
@@ -346,12 +381,33 @@ class Pool {
     const std::function<void(long)>* work_ = nullptr;
     std::atomic<long> next_{0}, left_{0};
     std::atomic<uint64_t> round_{0};
+    std::atomic<bool> failed_{false};
     long count_ = 0, invited_ = 0;
 };
 
+// Never destroyed: its threads wait until the process ends.
+Pool* pool = new Pool;
+
+// A child of a fork has none of the threads, and may have a lock that nobody opens.
+void begin_anew() { pool = new Pool; }
+
 void in_parallel(long threads, long count, const std::function<void(long)>& work) {
-    static Pool* pool = new Pool;  // never destroyed: its threads wait until the process ends
+#ifdef NATIVE
+    static const int heeded = pthread_atfork(nullptr, nullptr, begin_anew);
+    (void)heeded;
+#endif
     pool->run(threads, count, work);
+}
+
+// Runs a kernel: 0, or 1 if there was not the memory. Nothing is thrown to who called from outside.
+template <class Work>
+int guarded(const Work& work) {
+    try {
+        work();
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
 }
 
 }  // namespace
@@ -475,126 +531,51 @@ int sps2_level() {
     return 0;
 }
 
-// `level` as above, at most what the CPU has.
-void sps2_attend(const Attention* call, int level) {
-#ifdef NATIVE
-    if (level == 3 && call->type == BFLOAT16) return avx512_bf16::attend(*call);
-    if (level >= 2) return avx512::attend(*call);
-    avx2::attend(*call);
-#else
-    (void)call, (void)level;
-#endif
+// The sizes of all that is given, in the order of kernels/native/abi.py, after the version of what
+// they mean, which is raised where a size does not tell.
+int sps2_abi(int64_t* sizes, int room) {
+    const int64_t all[] = {
+        1, sizeof(Run), sizeof(Attention), sizeof(Scoring), sizeof(Decoding), sizeof(Quantised),
+        sizeof(Merged), sizeof(Product), sizeof(Layer), sizeof(FewRows), sizeof(Restored),
+        sizeof(Gated), sizeof(Normed), sizeof(Rotated),
+    };
+    const int count = sizeof(all) / sizeof(*all);
+    for (int i = 0; i < count && i < room; i++) sizes[i] = all[i];
+    return count;
 }
 
-void sps2_score(const Scoring* call, int level) {
 #ifdef NATIVE
-    if (level == 3 && call->of.type == BFLOAT16) return avx512_bf16::score(*call);
-    if (level >= 2) return avx512::score(*call);
-    avx2::score(*call);
+#define BODY(...) return guarded([&] { __VA_ARGS__; });
 #else
-    (void)call, (void)level;
+#define BODY(...) return (void)call, (void)level, 0;
 #endif
-}
+#define BY_LEVEL(name) level >= 2 ? avx512::name(*call) : avx2::name(*call)
+#define TYPED(space, name) \
+    (call->type == BFLOAT16 ? space::name<uint16_t>(*call) : space::name<float>(*call))
+#define BY_TYPE(name) level >= 2 ? TYPED(avx512, name) : TYPED(avx2, name)
+#define BY_PAIRS(type) (level == 3 && (type) == BFLOAT16)
 
-void sps2_decode(const Decoding* call, int level) {
-#ifdef NATIVE
-    if (level == 3 && call->type == BFLOAT16) return avx512_bf16::decode(*call);
-    if (level >= 2) return avx512::decode(*call);
-    avx2::decode(*call);
-#else
-    (void)call, (void)level;
-#endif
+// `level` as above, at most what the CPU has. They return 0, or 1 if there was not the memory.
+int sps2_attend(const Attention* call, int level) {
+    BODY(BY_PAIRS(call->type) ? avx512_bf16::attend(*call) : BY_LEVEL(attend))
 }
-
-void sps2_pack(const Quantised* call, int level) {
-#ifdef NATIVE
-    if (level >= 2) return avx512::pack(*call);
-    avx2::pack(*call);
-#else
-    (void)call, (void)level;
-#endif
+int sps2_score(const Scoring* call, int level) {
+    BODY(BY_PAIRS(call->of.type) ? avx512_bf16::score(*call) : BY_LEVEL(score))
 }
-
-void sps2_unpack(const Quantised* call, int level) {
-#ifdef NATIVE
-    if (level >= 2) return avx512::unpack(*call);
-    avx2::unpack(*call);
-#else
-    (void)call, (void)level;
-#endif
+int sps2_decode(const Decoding* call, int level) {
+    BODY(BY_PAIRS(call->type) ? avx512_bf16::decode(*call) : BY_LEVEL(decode))
 }
-
-void sps2_layer(const Layer* call, int level) {
-#ifdef NATIVE
-    if (level == 3 && call->type == BFLOAT16) return avx512_bf16::run_layer<uint16_t>(*call);
-    if (level >= 2)
-        return call->type == BFLOAT16 ? avx512::run_layer<uint16_t>(*call)
-                                      : avx512::run_layer<float>(*call);
-    call->type == BFLOAT16 ? avx2::run_layer<uint16_t>(*call) : avx2::run_layer<float>(*call);
-#else
-    (void)call, (void)level;
-#endif
+int sps2_layer(const Layer* call, int level) {
+    BODY(BY_PAIRS(call->type) ? avx512_bf16::run_layer<uint16_t>(*call) : BY_TYPE(run_layer))
 }
-
-void sps2_product(const FewRows* call, int level) {
-#ifdef NATIVE
-    if (level == 3 && call->type == BFLOAT16) return avx512_bf16::run_product<uint16_t>(*call);
-    if (level >= 2)
-        return call->type == BFLOAT16 ? avx512::run_product<uint16_t>(*call)
-                                      : avx512::run_product<float>(*call);
-    call->type == BFLOAT16 ? avx2::run_product<uint16_t>(*call) : avx2::run_product<float>(*call);
-#else
-    (void)call, (void)level;
-#endif
+int sps2_product(const FewRows* call, int level) {
+    BODY(BY_PAIRS(call->type) ? avx512_bf16::run_product<uint16_t>(*call) : BY_TYPE(run_product))
 }
-
-void sps2_restore(const Restored* call, int level) {
-#ifdef NATIVE
-    if (level >= 2)
-        return call->type == BFLOAT16 ? avx512::restore<uint16_t>(*call) : avx512::restore<float>(*call);
-    call->type == BFLOAT16 ? avx2::restore<uint16_t>(*call) : avx2::restore<float>(*call);
-#else
-    (void)call, (void)level;
-#endif
-}
-
-void sps2_swiglu(const Gated* call, int level) {
-#ifdef NATIVE
-    if (level >= 2)
-        return call->type == BFLOAT16 ? avx512::swiglu<uint16_t>(*call) : avx512::swiglu<float>(*call);
-    call->type == BFLOAT16 ? avx2::swiglu<uint16_t>(*call) : avx2::swiglu<float>(*call);
-#else
-    (void)call, (void)level;
-#endif
-}
-
-void sps2_add_norm(const Normed* call, int level) {
-#ifdef NATIVE
-    if (level >= 2)
-        return call->type == BFLOAT16 ? avx512::add_norm<uint16_t>(*call) : avx512::add_norm<float>(*call);
-    call->type == BFLOAT16 ? avx2::add_norm<uint16_t>(*call) : avx2::add_norm<float>(*call);
-#else
-    (void)call, (void)level;
-#endif
-}
-
-void sps2_rotate(const Rotated* call, int level) {
-#ifdef NATIVE
-    if (level >= 2)
-        return call->type == BFLOAT16 ? avx512::rotate<uint16_t>(*call) : avx512::rotate<float>(*call);
-    call->type == BFLOAT16 ? avx2::rotate<uint16_t>(*call) : avx2::rotate<float>(*call);
-#else
-    (void)call, (void)level;
-#endif
-}
-
-void sps2_merge(const Merged* call, int level) {
-#ifdef NATIVE
-    if (level >= 2)
-        return call->type == BFLOAT16 ? avx512::merge<uint16_t>(*call) : avx512::merge<float>(*call);
-    call->type == BFLOAT16 ? avx2::merge<uint16_t>(*call) : avx2::merge<float>(*call);
-#else
-    (void)call, (void)level;
-#endif
-}
+int sps2_pack(const Quantised* call, int level) { BODY(BY_LEVEL(pack)) }
+int sps2_unpack(const Quantised* call, int level) { BODY(BY_LEVEL(unpack)) }
+int sps2_add_norm(const Normed* call, int level) { BODY(BY_LEVEL(add_norm)) }
+int sps2_restore(const Restored* call, int level) { BODY(BY_TYPE(restore)) }
+int sps2_swiglu(const Gated* call, int level) { BODY(BY_TYPE(swiglu)) }
+int sps2_rotate(const Rotated* call, int level) { BODY(BY_TYPE(rotate)) }
+int sps2_merge(const Merged* call, int level) { BODY(BY_TYPE(merge)) }
 }

@@ -1,13 +1,13 @@
 """Decoder layers for a few rows at a time: one call from one attention to the next."""
 
 from collections.abc import Sequence
-from ctypes import Structure, c_float, c_int64, c_void_p
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sps2.kernels import native
+from sps2.kernels import check, native
+from sps2.kernels.native import abi
 from sps2.kernels.native import weights as blocks
 from sps2.kernels.weights import QuantisedWeight
 
@@ -37,38 +37,6 @@ class LayerWeights(NamedTuple):
         return [*self.qkv, self.o, *self.gate_up, self.down]
 
 
-class _Product(Structure):
-    """As in attention.cpp."""
-
-    _fields_ = [("weight", c_void_p), ("bias", c_void_p), ("outputs", c_int64), ("bits", c_int64)]
-
-
-class _Layer(Structure):
-    _fields_ = [
-        *((n, c_int64) for n in ("type", "rows", "hidden", "inner", "heads", "kv_heads", "dim")),
-        ("eps", c_float),
-        ("threads", c_int64),
-        ("attended", c_void_p),
-        ("x", c_void_p),
-        ("o", _Product),
-        ("gate_up", _Product * 2),
-        ("down", _Product),
-        ("mlp_norm", c_void_p),
-        ("next_norm", c_void_p),
-        ("qkv", _Product * 3),
-        *((n, c_void_p) for n in ("q_norm", "k_norm", "cosines", "sines", "q", "k", "v", "normed")),
-    ]
-
-
-class _FewRows(Structure):
-    _fields_ = [
-        *((name, c_int64) for name in ("type", "rows", "size", "threads")),
-        ("x", c_void_p),
-        ("product", _Product),
-        ("out", c_void_p),
-    ]
-
-
 def serves(dtype: torch.dtype, *weights: Weight) -> bool:
     """Whether products of activations of that dtype with these weights can be made here."""
     return native.level > 0 and all(
@@ -86,9 +54,17 @@ def serves(dtype: torch.dtype, *weights: Weight) -> bool:
 def product(x: Tensor, weights: Weights) -> Tensor:
     """x [rows, inputs] times the weights, plus the bias: [rows, outputs] float32."""
     rows, size = x.shape
-    out = torch.empty(rows, weights[0].shape[0])
+    weight, bias = weights
+    out = torch.empty(rows, weight.shape[0])
+    if weight.shape[1] != size:
+        check.shaped("x", x, (None, weight.shape[1]))
+    if not isinstance(weight, QuantisedWeight) and weight.dtype != x.dtype:
+        check.typed("x", x, weight.dtype)
+    if bias is not None and (bias.shape != out.shape[1:] or bias.dtype != x.dtype):
+        check.shaped("bias", bias, (out.shape[1],))
+        check.typed("bias", bias, x.dtype)
     x = x.contiguous()  # alive until the call was made
-    call = _FewRows(
+    call = abi.FewRows(
         type=native.TYPES[x.dtype],
         rows=rows,
         size=size,
@@ -130,15 +106,15 @@ class Layers:
             "dim": dim,
             "eps": eps,
         }
-        self._calls = [_Layer(**shape) for _ in range(len(layers) + 1)]
+        self._calls = [abi.Layer(**shape) for _ in range(len(layers) + 1)]
         """From before each layer's attention; the last one ends the model."""
         for call, layer in zip(self._calls[1:], layers, strict=True):
             call.o, call.down = _product(layer.o), _product(layer.down)
-            call.gate_up = (_Product * 2)(*map(_product, layer.gate_up))
+            call.gate_up = (abi.Product * 2)(*map(_product, layer.gate_up))
             call.mlp_norm = layer.mlp_norm.data_ptr()
         for call, layer in zip(self._calls, layers, strict=False):
             call.next_norm = layer.input_norm.data_ptr()
-            call.qkv = (_Product * 3)(*map(_product, layer.qkv))
+            call.qkv = (abi.Product * 3)(*map(_product, layer.qkv))
             call.q_norm, call.k_norm = _address(layer.q_norm), _address(layer.k_norm)
         self._calls[-1].next_norm = final_norm.data_ptr()
 
@@ -160,6 +136,11 @@ class Layers:
         rows = len(x)
         q = torch.empty(rows, heads, dim, dtype=self._dtype)
         k, v = torch.empty(2, rows, kv_heads, dim, dtype=self._dtype)
+        for side in table:
+            if side.shape != (rows, 1, dim) or side.dtype != self._dtype:
+                check.table(q, table)
+            if not side.is_contiguous():
+                raise ValueError("table must be contiguous")
         call = self._call(layer)
         call.cosines, call.sines = table[0].data_ptr(), table[1].data_ptr()
         call.q, call.k, call.v = q.data_ptr(), k.data_ptr(), v.data_ptr()
@@ -174,23 +155,32 @@ class Layers:
         self._run(call, x, attended)
         return normed
 
-    def _call(self, layer: int) -> _Layer:
+    def _call(self, layer: int) -> abi.Layer:
         """A copy, which is this thread's."""
-        return _Layer.from_buffer_copy(self._calls[layer])
+        return abi.Layer.from_buffer_copy(self._calls[layer])
 
-    def _run(self, call: _Layer, x: Tensor, attended: Tensor | None) -> None:
+    def _run(self, call: abi.Layer, x: Tensor, attended: Tensor | None) -> None:
+        hidden = call.hidden
+        if x.shape[1:] != (hidden,) or x.dtype != torch.float32 or not x.is_contiguous():
+            check.shaped("x", x, (None, hidden))
+            check.typed("x", x, torch.float32)
+            raise ValueError("x must be contiguous")
         if attended is not None:
+            heads, _, dim = self._shape
+            if attended.shape != (len(x), heads, dim) or attended.dtype != self._dtype:
+                check.shaped("attended", attended, (len(x), heads, dim))
+                check.typed("attended", attended, self._dtype)
             attended = attended.contiguous()
         call.rows, call.threads = len(x), torch.get_num_threads()
         call.x, call.attended = x.data_ptr(), _address(attended)
         native.invoke("sps2_layer", call)
 
 
-def _product(weights: Weights) -> _Product:
+def _product(weights: Weights) -> abi.Product:
     weight, bias = weights
     if isinstance(weight, QuantisedWeight):
-        return _Product(weight.blocks.data_ptr(), _address(bias), weight.outputs, weight.bits)
-    return _Product(weight.data_ptr(), _address(bias), len(weight), 0)
+        return abi.Product(weight.blocks.data_ptr(), _address(bias), weight.outputs, weight.bits)
+    return abi.Product(weight.data_ptr(), _address(bias), len(weight), 0)
 
 
 def _address(x: Tensor | None) -> int | None:

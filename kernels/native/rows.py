@@ -1,50 +1,13 @@
 """Norm, rotation and gate of many rows: each one pass over memory."""
 
-from ctypes import Structure, c_float, c_int64, c_void_p
-
 import torch
 from torch import Tensor
 
-from sps2.kernels import native
+from sps2.kernels import check, native
+from sps2.kernels.native import abi
 
 STEP = 16
 """Rows have a multiple of so many numbers; a head has twice as many."""
-
-
-class _Gated(Structure):
-    """As in attention.cpp."""
-
-    _fields_ = [
-        *((name, c_int64) for name in ("type", "rows", "size", "threads")),
-        ("gate", c_void_p),
-        ("gate_row", c_int64),
-        ("up", c_void_p),
-        ("up_row", c_int64),
-        ("out", c_void_p),
-    ]
-
-
-class _Normed(Structure):
-    _fields_ = [
-        *((name, c_int64) for name in ("type", "rows", "size", "threads")),
-        ("x", c_void_p),
-        ("x_row", c_int64),
-        ("plus", c_void_p),
-        ("weight", c_void_p),
-        ("eps", c_float),
-        ("out", c_void_p),
-    ]
-
-
-class _Rotated(Structure):
-    _fields_ = [
-        *((name, c_int64) for name in ("type", "rows", "heads", "dim", "threads")),
-        ("x", c_void_p),
-        ("x_row", c_int64),
-        ("cosines", c_void_p),
-        ("sines", c_void_p),
-        ("out", c_void_p),
-    ]
 
 
 def serves(size: int, *tensors: Tensor) -> bool:
@@ -61,8 +24,11 @@ def serves(size: int, *tensors: Tensor) -> bool:
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """`sps2.kernels.rows.swiglu`."""
+    if up.shape != gate.shape or up.dtype != gate.dtype:
+        check.shaped("up", up, tuple(gate.shape))
+        check.typed("up", up, gate.dtype)
     out = torch.empty(gate.shape, dtype=gate.dtype)
-    call = _Gated(
+    call = abi.Gated(
         **_shape(gate),
         gate=gate.data_ptr(),
         gate_row=gate.stride(0),
@@ -76,11 +42,18 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 def add_norm(x: Tensor, plus: Tensor | None, weight: Tensor, eps: float) -> Tensor:
     """`sps2.kernels.rows.add_norm`, for x [rows, size]."""
-    out = torch.empty(x.shape, dtype=x.dtype)
+    if weight.shape != x.shape[1:] or x.dtype not in (weight.dtype, torch.float32):
+        check.shaped("weight", weight, (x.shape[1],))
+        check.typed("x", x, weight.dtype, torch.float32)
+    out = torch.empty(x.shape, dtype=weight.dtype)
     if plus is not None:
+        if plus.shape != x.shape or plus.dtype != weight.dtype:
+            check.shaped("plus", plus, tuple(x.shape))
+            check.typed("plus", plus, weight.dtype)
         plus = plus.contiguous()
-    call = _Normed(
-        **_shape(x),
+    call = abi.Normed(
+        **(_shape(x) | {"type": native.TYPES[weight.dtype]}),
+        x_type=native.TYPES[x.dtype],
         x=x.data_ptr(),
         x_row=x.stride(0),
         plus=None if plus is None else plus.data_ptr(),
@@ -95,8 +68,12 @@ def add_norm(x: Tensor, plus: Tensor | None, weight: Tensor, eps: float) -> Tens
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """`sps2.kernels.rows.rotate`, where the heads of a row lie one after the other."""
     rows, heads, dim = x.shape
+    for side in (cosines, sines):
+        if side.shape != (rows, 1, dim) or side.dtype != x.dtype or not side.is_contiguous():
+            check.table(x, (cosines, sines))
+            raise ValueError("table must be contiguous")
     out = torch.empty(x.shape, dtype=x.dtype)
-    call = _Rotated(
+    call = abi.Rotated(
         type=native.TYPES[x.dtype],
         rows=rows,
         heads=heads,

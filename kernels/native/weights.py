@@ -1,24 +1,13 @@
 """The numbers of weights in 4 and 8 bits; products with them are those of `layer`."""
 
-from ctypes import Structure, c_int64, c_void_p
-
 import torch
 from torch import Tensor
 
-from sps2.kernels import native
+from sps2.kernels import check, native
+from sps2.kernels.native import abi
 
 GROUP, BESIDE, HEADER = 32, 16, 64
 """Inputs and outputs of a block, and its bytes ahead of the codes, as in weights.inc."""
-
-
-class _Restored(Structure):
-    """As in attention.cpp."""
-
-    _fields_ = [
-        *((name, c_int64) for name in ("type", "bits", "blocks", "inputs", "threads")),
-        ("weight", c_void_p),
-        ("out", c_void_p),
-    ]
 
 
 def block_bytes(bits: int) -> int:
@@ -34,8 +23,11 @@ def serves(blocks: Tensor, dtype: torch.dtype) -> bool:
 def restore(blocks: Tensor, dtype: torch.dtype) -> Tensor:
     """Of `sps2.kernels.weights.QuantisedWeight`: [inputs, outputs of all blocks]."""
     across, groups, size = blocks.shape
+    check.typed("blocks", blocks, torch.uint8)
+    if size not in (block_bytes(4), block_bytes(8)) or not blocks.is_contiguous():
+        raise ValueError(f"blocks have {size} bytes, or do not lie one after the other")
     out = torch.empty(groups * GROUP, across * BESIDE, dtype=dtype)
-    call = _Restored(
+    call = abi.Restored(
         type=native.TYPES[dtype],
         bits=4 if size == block_bytes(4) else 8,
         blocks=across,

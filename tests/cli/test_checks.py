@@ -27,6 +27,16 @@ def test_why_kernels_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "not built (attention.cpp:1:2: error: #error x); torch does" in finding.detail
 
 
+def test_kernels_of_other_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "level", 0)
+    monkeypatch.setattr(native, "built", False)
+    monkeypatch.setattr(native, "unfit", "_attention.so was built from other sources than these")
+    finding = found("kernels")
+    assert finding.verdict == "warning"
+    assert finding.detail.startswith("_attention.so was built from other sources")
+    assert "make setup" in finding.detail
+
+
 @pytest.mark.parametrize(
     ("flags", "verdict", "said"),
     [({"avx2"}, "warning", "CXX=g++"), ({"asimd"}, "ok", "for x86-64 with AVX2")],

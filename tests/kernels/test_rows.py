@@ -46,6 +46,19 @@ def test_add_norm_changes_the_residual(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_sums_are_not_rounded_where_the_residual_is_wide(dtype: torch.dtype) -> None:
+    torch.manual_seed(3)
+    x, weight = torch.randn(9, 48), torch.randn(48).to(dtype)
+    plus = torch.randn(9, 48).to(dtype)
+    whole = x + plus.float()
+    got = add_norm(x, plus, weight, 1e-5)
+    assert torch.equal(x, whole)
+    assert got.dtype == dtype
+    want = F.rms_norm(whole, (48,), weight.float(), 1e-5)
+    assert_close(got.float(), want, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dim", [16, 64, 80, 128])
 def test_rotation_of_part_of_a_product(dtype: torch.dtype, dim: int) -> None:
     torch.manual_seed(dim)

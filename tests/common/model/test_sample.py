@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from sps2.common.messages import Sampling
+from sps2.common.errors import Internal
+from sps2.common.messages import Sampling, Token
 from sps2.common.model.sample import Sampler, draw, needed, prompt_logprobs
 
 VOCAB = 50
@@ -214,3 +215,89 @@ def test_an_answer_goes_on_as_it_would_have(temperature: float) -> None:
         rest = sampler(torch.cat((prompt, said)), **options, answered=answered)
         went_on = [rest.next(rows[index], index) for index in range(answered, 12)]
         assert went_on == tokens[answered:]
+
+
+BAD = [
+    pytest.param(torch.full((VOCAB,), torch.nan), id="no numbers"),
+    pytest.param(torch.zeros(VOCAB).index_fill(0, torch.tensor([7]), torch.nan), id="one is none"),
+    pytest.param(torch.zeros(VOCAB).index_fill(0, torch.tensor([7]), torch.inf), id="infinite"),
+    pytest.param(torch.full((VOCAB,), -torch.inf), id="none is likely"),
+]
+
+
+@pytest.mark.parametrize("row", BAD)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("logprobs", [None, 2])
+def test_logits_that_are_no_numbers_end_their_row_alone(
+    row: Tensor, temperature: float, logprobs: int | None
+) -> None:
+    good = logits((3, 2.0))
+    samplers = [sampler(), sampler(temperature=temperature, logprobs=logprobs), sampler()]
+    drawn = draw(samplers, *needed(samplers, torch.stack([good, row, good])), [0, 0, 0])
+    assert isinstance(drawn[0], Token)
+    assert isinstance(drawn[2], Token)
+    assert drawn[0].id == drawn[2].id == 3
+    assert isinstance(drawn[1], Internal)
+    assert "not finite" in str(drawn[1])
+    with pytest.raises(Internal, match="not finite"):  # as of a prompt's last token
+        samplers[1].next(row, 0)
+
+
+@pytest.mark.parametrize("row", BAD)
+def test_a_prompt_is_not_scored_by_what_is_no_number(row: Tensor) -> None:
+    rows = torch.stack([logits((3, 2.0)), row])
+    with pytest.raises(Internal, match="not finite"):
+        prompt_logprobs(rows, torch.tensor([1, 2]), 0)
+
+
+def test_some_tokens_that_cannot_be_are_no_fault() -> None:
+    row = logits((3, 2.0), (5, -torch.inf))
+    assert sampler(logprobs=1).next(row, 0).id == 3
+    assert 5 not in drawn(row)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_no_token_left_to_draw_is_an_error(temperature: float) -> None:
+    chooser = sampler(temperature=temperature, min_tokens=1, stop_token_ids=tuple(range(VOCAB)))
+    with pytest.raises(Internal, match="no token is left"):
+        chooser.next(torch.zeros(VOCAB), 0)
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-20, 1e-39, 1e-45, 2.3e-308])
+def test_temperatures_near_0_take_the_best(temperature: float) -> None:
+    row = torch.randn(VOCAB, generator=torch.Generator().manual_seed(2)) * 6
+    assert set(drawn(row, 20, temperature=temperature)) == {int(row.argmax())}
+
+
+def test_of_equals_the_lowest_id_is_first_everywhere() -> None:
+    row = torch.zeros(5000)
+    row[[4000, 300, 70]] = 2.0
+    row[[9, 8]] = 1.0
+    for options in ({}, {"logprobs": 4}, {"presence_penalty": 1.0}):
+        chooser = sampler(**options)
+        assert chooser.next(row, 0).id == 70
+        (token,) = draw([sampler(**options)], *needed([chooser], row[None]), [0])
+        assert isinstance(token, Token)
+        assert token.id == 70
+    for count in range(6):
+        top = prompt_logprobs(row[None], torch.tensor([0]), count)[0].top
+        assert [token for token, _ in top] == [70, 300, 4000, 8, 9][:count]
+
+
+def test_penalties_follow_each_token() -> None:
+    """The tensors that penalties read are kept from token to token, and stay right."""
+    torch.manual_seed(4)
+    prompt = torch.randint(0, VOCAB, (40,))
+    options = {"repetition_penalty": 1.2, "presence_penalty": 0.3, "frequency_penalty": 0.2}
+    chooser = sampler(prompt, answered=10, **options)
+    answer = prompt[30:].tolist()
+    for index in range(30):
+        row = torch.randn(VOCAB)
+        want = row.clone()
+        for token in {*prompt.tolist(), *answer}:
+            want[token] = want[token] / 1.2 if want[token] > 0 else want[token] * 1.2
+        for token, count in Counter(answer).items():
+            want[token] -= 0.3 + 0.2 * count
+        found = chooser.next(row, index).id
+        assert found == int(want.argmax())
+        answer.append(found)

@@ -1,4 +1,7 @@
-"""What a kernel is given is checked before its launch: errors name the argument."""
+"""What a kernel is given is checked before it runs: errors name the argument.
+
+Texts are made only once something is wrong: these checks run for every layer of every step.
+"""
 
 import torch
 from torch import Tensor
@@ -9,35 +12,33 @@ FLOATING = (torch.float32, torch.bfloat16, torch.float16)
 DIM_STEP, MOST_DIM = 8, 256
 
 
-def require(holds: bool, message: str) -> None:
-    """Raise ValueError with the message unless it holds."""
-    if not holds:
-        raise ValueError(message)
-
-
 def shaped(name: str, x: Tensor, shape: tuple[int | None, ...]) -> None:
     """`x` has that shape; None is any length."""
     fits = x.dim() == len(shape) and all(
         want is None or got == want for got, want in zip(x.shape, shape, strict=True)
     )
-    wanted = ", ".join("any" if want is None else str(want) for want in shape)
-    require(fits, f"{name} has shape {list(x.shape)}, not [{wanted}]")
+    if not fits:
+        wanted = ", ".join("any" if want is None else str(want) for want in shape)
+        raise ValueError(f"{name} has shape {list(x.shape)}, not [{wanted}]")
 
 
 def typed(name: str, x: Tensor, *dtypes: torch.dtype) -> None:
     """`x` has one of the dtypes."""
-    names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-    require(x.dtype in dtypes, f"{name} is {str(x.dtype).removeprefix('torch.')}, not {names}")
+    if x.dtype not in dtypes:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise ValueError(f"{name} is {str(x.dtype).removeprefix('torch.')}, not {names}")
 
 
 def beside(name: str, x: Tensor, other: Tensor) -> None:
     """`x` lies on the device of the other."""
-    require(x.device == other.device, f"{name} is on {x.device}, not on {other.device}")
+    if x.device != other.device:
+        raise ValueError(f"{name} is on {x.device}, not on {other.device}")
 
 
 def dense(name: str, x: Tensor) -> None:
     """Numbers of the last axis lie one after the other."""
-    require(x.shape[-1] < 2 or x.stride(-1) == 1, f"{name} must be contiguous along its last axis")
+    if x.shape[-1] > 1 and x.stride(-1) != 1:
+        raise ValueError(f"{name} must be contiguous along its last axis")
 
 
 def queries(q: Tensor, scale: float) -> None:
@@ -47,8 +48,10 @@ def queries(q: Tensor, scale: float) -> None:
     dense("q", q)
     dim = q.shape[2]
     fits = 0 < dim <= MOST_DIM and dim % DIM_STEP == 0
-    require(fits, f"q has head dim {dim}, not a multiple of {DIM_STEP} up to {MOST_DIM}")
-    require(scale > 0, f"scale is {scale}, not above 0")
+    if not fits:
+        raise ValueError(f"q has head dim {dim}, not a multiple of {DIM_STEP} up to {MOST_DIM}")
+    if not scale > 0:
+        raise ValueError(f"scale is {scale}, not above 0")
 
 
 def keys(q: Tensor, k: Tensor, v: Tensor, scales: Scales | None) -> None:
@@ -57,7 +60,8 @@ def keys(q: Tensor, k: Tensor, v: Tensor, scales: Scales | None) -> None:
     shaped("v", v, tuple(k.shape))
     kv_heads = k.shape[1]
     divides = kv_heads > 0 and q.shape[1] % kv_heads == 0
-    require(divides, f"k has {kv_heads} heads, which do not divide the {q.shape[1]} of q")
+    if not divides:
+        raise ValueError(f"k has {kv_heads} heads, which do not divide the {q.shape[1]} of q")
     for name, x in (("k", k), ("v", v)):
         typed(name, x, q.dtype if scales is None else torch.int8)
         beside(name, x, q)
@@ -88,4 +92,5 @@ def table(x: Tensor, sides: tuple[Tensor, Tensor] | None) -> None:
 
 def window(size: int | None) -> None:
     """A window sees at least the query itself."""
-    require(size is None or size > 0, f"window is {size}, not above 0")
+    if size is not None and size <= 0:
+        raise ValueError(f"window is {size}, not above 0")
