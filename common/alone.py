@@ -10,7 +10,7 @@ from pathlib import Path
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
     """Hold the lock of `path`, a hidden file beside it, while the block runs; blocks for it."""
-    with (path.parent / f".{path.name}.lock").open("w") as lock:
+    with (path.parent / f".{path.name}.lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

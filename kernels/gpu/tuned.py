@@ -65,7 +65,7 @@ def keep(kind: str, measured: Table) -> None:
     whole = known if isinstance(known, dict) else {}
     whole[kind] = dict(table(kind)) | dict(measured)
     beside = target.with_suffix(f".{os.getpid()}")
-    beside.write_text(json.dumps(whole, indent=1) + "\n")
+    beside.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     beside.replace(target)
     table.cache_clear()
 
