@@ -1,6 +1,6 @@
 """Tiles measured on a kind of device, in a file; where it has none, the fixed table serves.
 
-The file is `$SPS2_HOME/tiles.json` (default `~/.cache/sps2`): {device, Triton's version:
+The file is `~/.cache/sps2/tiles.json`, or `$SPS2_HOME/tiles.json`: {device, Triton's version:
 {kernel, head dim, bytes of a number: [rows, keys, warps, stages]}}. `make bench-gpu` writes it,
 nothing is ever tuned while serving. It is read once by a process.
 """
