@@ -47,7 +47,7 @@ async def main(given: argparse.Namespace) -> None:
     try:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "cluster.toml"
-            file.write_text(config_text.dump(cluster, "bench-gateway"))
+            file.write_text(config_text.dump(cluster, "bench-gateway"), encoding="utf-8")
             async with service("kvdir", file, cluster.kvdir_address, cluster) as (_, peer):
                 found["rpc_us"] = await rpc(peer, given.calls)
             async with service("gateway", file, cluster.gateway_address, cluster) as (process, _):

@@ -86,7 +86,7 @@ def _write(errors: dict[str, float], tuned: dict[str, object], times: Mapping[st
         **times,
     }
     path = ROOT / "benchmarks" / "results" / f"{record['date']}-gpu.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"\nwritten to {path.relative_to(ROOT)}")
 
 

@@ -138,6 +138,6 @@ def _remove_stale() -> None:
 
 
 def _run(command: str) -> None:
-    done = subprocess.run(command.split(), capture_output=True, text=True)
+    done = subprocess.run(command.split(), capture_output=True, encoding="utf-8")
     if done.returncode:
         raise Unavailable(f"`{command}` failed: {done.stderr.strip()}")

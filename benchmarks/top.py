@@ -49,7 +49,7 @@ def main() -> None:
     print(json.dumps(machine()))
     with tempfile.TemporaryDirectory() as folder, acting(cluster, given.requests):
         file = Path(folder) / "cluster.toml"
-        file.write_text(config_text.dump(cluster, "actors"))
+        file.write_text(config_text.dump(cluster, "actors"), encoding="utf-8")
         for width, height in SIZES:
             share = cost(file, width, height, given.seconds)
             print(f"{width}x{height}: {share:.4f} CPU s/s with {given.shards} shards")

@@ -128,7 +128,7 @@ def _processor(cluster: Cluster) -> Finding:
 
 def _cpu_flags() -> set[str]:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return set()
     names = ("flags", "Features")
@@ -195,7 +195,7 @@ def _loopback(wish: str) -> dict[str, Any]:
         done = subprocess.run(
             [sys.executable, "-m", "sps2.cli.loopback", wish],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=60,
             check=False,
             stdin=subprocess.DEVNULL,

@@ -74,7 +74,7 @@ def read(prompt: str | None, file: Path | None) -> str:
     if prompt is None and file is None:
         raise typer.BadParameter("give a PROMPT, - for standard input, or --file")
     try:
-        parts = [] if file is None else [file.read_text()]
+        parts = [] if file is None else [file.read_text(encoding="utf-8")]
         parts += [] if prompt is None else [sys.stdin.read() if prompt == "-" else prompt]
     except OSError as error:
         raise Invalid(f"cannot read {file}: {error.strerror}") from error

@@ -111,7 +111,7 @@ def load(path: Path) -> Hosts:
         Invalid: the file is missing or not TOML, or a host is wrong: the message names it.
     """
     try:
-        tables = tomllib.loads(path.read_text())
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise Invalid(f"cannot read the host list {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -105,7 +105,9 @@ async def run(order: Order, heard: asyncio.StreamReader) -> int:
             cluster = replace(
                 cluster, bus=replace(cluster.bus, keys=str(_keep_keys(order, folder)))
             )
-        file.write_text(config_text.dump(cluster, f"What is in force for {service}."))
+        file.write_text(
+            config_text.dump(cluster, f"What is in force for {service}."), encoding="utf-8"
+        )
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *start_of(service, file, order.here),
@@ -200,7 +202,7 @@ async def _alone(lock: Path) -> AsyncIterator[None]:
     Raises:
         Refused: it does not end.
     """
-    with lock.open("a+") as file:
+    with lock.open("a+", encoding="utf-8") as file:
         since_s = time.monotonic()
         while not _locked(file):
             if time.monotonic() - since_s > TAKEOVER_S:

@@ -57,7 +57,7 @@ class RunFolder:
             log.replace(log.with_suffix(".log.old"))
         self._state.unlink(missing_ok=True)
         self.config.write_text(
-            config_text.dump(cluster, "Written by `spsctl up`: what is in force.")
+            config_text.dump(cluster, "Written by `spsctl up`: what is in force."), encoding="utf-8"
         )
         self._hosts.unlink(missing_ok=True)
         if hosts is not None:

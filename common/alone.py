@@ -16,7 +16,7 @@ def alone(path: Path) -> Iterator[None]:
     """
     place = path.parent / f".{path.name}.lock"
     while True:
-        with place.open("w") as lock:
+        with place.open("w", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not _is_at(lock, place):
                 continue  # the holder before has removed it; another may have made a new one

@@ -49,7 +49,7 @@ def _steps(decoder: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for step in decoder["decoders"]:
             yield from _steps(step)
         return
-    known = {
+    known: dict[str, dict[str, object]] = {
         "Replace": {"pattern": {"String": _SPACE}, "content": " "},
         "Metaspace": {"replacement": _SPACE},
         "Strip": {"content": " ", "stop": 0},

@@ -252,4 +252,4 @@ PICTURES = {drawn.__name__: drawn for drawn in (services, prefill, decoding, csa
 
 if __name__ == "__main__":
     for name, draw in PICTURES.items():
-        Path(__file__).with_name(f"{name}.svg").write_text(draw().svg())
+        Path(__file__).with_name(f"{name}.svg").write_text(draw().svg(), encoding="utf-8")

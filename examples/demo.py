@@ -97,7 +97,7 @@ def main() -> None:
     console.print(f"bringing up {flags['prefill']} prefill and {flags['decode']} decode shards ...")
     with running_cluster(name="demo", model=MODEL, **flags) as client:
         console.print(f"\n[bold]{QUESTION}[/] (about {DOCUMENT.name})\n")
-        usage, times = ask(client, f"{DOCUMENT.read_text()}\n\n{QUESTION}")
+        usage, times = ask(client, f"{DOCUMENT.read_text(encoding='utf-8')}\n\n{QUESTION}")
         console.print(report(usage, times, client.status()))
     console.print(f"Everything is stopped again. {MODEL} is small: do not ask it for legal advice.")
 

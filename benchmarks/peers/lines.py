@@ -15,7 +15,7 @@ Generate = Callable[[list[list[int]], int], Iterator[list[int]]]
 
 def serve(version: str, generate: Generate) -> None:
     """Say that the model is loaded, then obey until standard input ends."""
-    told = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    told = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is no answer
 
     def tell(**event: Any) -> None:

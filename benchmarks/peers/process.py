@@ -74,7 +74,7 @@ class Process:
 
     def log_end(self, lines: int = 20) -> str:
         """The last lines of its log, below where the whole is."""
-        text = self._log.read_text(errors="replace") if self._log.exists() else ""
+        text = self._log.read_text(errors="replace", encoding="utf-8") if self._log.exists() else ""
         end = "\n".join(f"    {line}" for line in text.splitlines()[-lines:])
         return f"the end of {self._log}:\n{end or '    (empty)'}"
 
@@ -83,7 +83,11 @@ class Process:
         sums = dict.fromkeys(("Pss:", "Pss_Anon:", "Pss_File:", "Pss_Shmem:"), 0)
         for process in self._all():
             with suppress(OSError):  # it has ended, or is just ending
-                for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
+                for line in (
+                    Path(f"/proc/{process.pid}/smaps_rollup")
+                    .read_text(encoding="utf-8")
+                    .splitlines()
+                ):
                     name, *rest = line.split()
                     if name in sums:
                         sums[name] += int(rest[0]) << 10

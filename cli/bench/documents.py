@@ -17,7 +17,7 @@ def read(name: str) -> str:
     try:
         if find is not None:
             return find()
-        return Path(name).expanduser().read_text()
+        return Path(name).expanduser().read_text(encoding="utf-8")
     except (ImportError, OSError, UnicodeDecodeError) as error:
         kind = "is not on this machine" if find is not None else "is no file in UTF-8"
         known = ", ".join(BUILT_IN)
@@ -28,7 +28,9 @@ def read(name: str) -> str:
 
 def _licence() -> str:
     folder = Path("/usr/share/common-licenses")  # of Debian and what derives from it
-    return "\n\n".join((folder / name).read_text() for name in ("GPL-3", "GFDL-1.3"))
+    return "\n\n".join(
+        (folder / name).read_text(encoding="utf-8") for name in ("GPL-3", "GFDL-1.3")
+    )
 
 
 def _manual() -> str:
@@ -50,7 +52,7 @@ def _table() -> str:
 
 
 def _library(path: str) -> str:
-    return (Path(sysconfig.get_path("stdlib")) / path).read_text()
+    return (Path(sysconfig.get_path("stdlib")) / path).read_text(encoding="utf-8")
 
 
 BUILT_IN: dict[str, Callable[[], str]] = {

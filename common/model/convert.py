@@ -308,4 +308,4 @@ def _unpermute(values: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]
 
 
 def _write_json(path: Path, table: dict[str, Any]) -> None:
-    path.write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

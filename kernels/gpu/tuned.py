@@ -1,6 +1,6 @@
 """Tiles measured on a kind of device, in a file; where it has none, the fixed table serves.
 
-The file is `$SPS2_HOME/tiles.json` (default `~/.cache/sps2`): {device, Triton's version:
+The file is `~/.cache/sps2/tiles.json`, or `$SPS2_HOME/tiles.json`: {device, Triton's version:
 {kernel, head dim, bytes of a number: [rows, keys, warps, stages]}}. `make bench-gpu` writes it,
 nothing is ever tuned while serving. It is read once by a process.
 """
@@ -65,7 +65,7 @@ def keep(kind: str, measured: Table) -> None:
     whole = known if isinstance(known, dict) else {}
     whole[kind] = dict(table(kind)) | dict(measured)
     beside = target.with_suffix(f".{os.getpid()}")
-    beside.write_text(json.dumps(whole, indent=1) + "\n")
+    beside.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     beside.replace(target)
     table.cache_clear()
 

@@ -77,7 +77,7 @@ def unbuilt() -> str:
     """Why the kernels could not be built, in the compiler's words; "" if they were, or none is
     known: setup.py notes it in the source tree."""
     try:
-        return (Path(__file__).parent / "unbuilt.txt").read_text().strip()
+        return (Path(__file__).parent / "unbuilt.txt").read_text(encoding="utf-8").strip()
     except OSError:
         return ""
 

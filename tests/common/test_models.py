@@ -3,12 +3,21 @@
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sps2.common.errors import Invalid
-from sps2.common.models import fingerprint, folder_of, locate, parse_hub, validate
+from sps2.common.model.config import read
+from sps2.common.models import (
+    fingerprint,
+    folder_of,
+    item_bytes,
+    locate,
+    parse_hub,
+    validate,
+)
 
 Checkpoint = Callable[[str], Path]
 
@@ -75,6 +84,16 @@ def test_validate_names_the_broken_file(checkpoint: Checkpoint, tmp_path: Path) 
     (folder / "model.safetensors").write_bytes(b"\x10" * 300)
     with pytest.raises(Invalid, match=r"model\.safetensors is not a sound"):
         validate(folder)
+
+
+def test_a_dtype_is_not_taken_from_broken_weights(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint("qwen2"), tmp_path / "model"))
+    config = replace(read(folder), dtype=None)
+    assert item_bytes("auto", folder, config) == 4
+    (folder / "model.safetensors").write_bytes(b"garbage")
+    with pytest.raises(Invalid, match=r"model\.safetensors is not a sound"):
+        item_bytes("auto", folder, config)
+    assert item_bytes("float16", folder, config) == 2
 
 
 def test_fingerprints_tell_models_apart(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -38,6 +38,36 @@ def test_keys_are_made_listed_and_revoked(home: Path) -> None:
     assert run("keys", "client", "revoke", "alice").exit_code == 1
 
 
+def test_keys_in_the_cache_are_used_and_told_of(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where an earlier version made them: a program that clears caches may delete them."""
+    for variable in ("SPS2_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    before, after = home / ".cache" / "sps2" / "keys", home / ".config" / "sps2" / "keys"
+    assert run("keys", "init", "--keys", str(before)).exit_code == 0
+    added = run("keys", "api", "add", "web")
+    assert added.exit_code == 0, added.output
+    assert f"Move the folder to {after}" in added.stderr
+    assert (before / "api.json").exists()
+
+    after.parent.mkdir(parents=True)
+    before.rename(after)
+    again = run("keys", "api", "list")
+    assert "web" in again.stdout
+    assert again.stderr == ""
+
+
+def test_keys_are_made_where_nothing_clears_them(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SPS2_HOME")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "settings"))
+    assert run("keys", "init").exit_code == 0
+    assert (home / "settings" / "sps2" / "keys" / "cluster.key").exists()
+
+
 def test_a_key_that_looks_like_markup_is_shown_whole(home: Path) -> None:
     assert run("keys", "init").exit_code == 0
     assert run("keys", "client", "add", "alice").exit_code == 0
