@@ -8,7 +8,7 @@ from typing import Self
 
 from torch import Tensor
 
-from sps2.common.errors import Cancelled, PeerLost, Refused
+from sps2.common.errors import Cancelled, Internal, PeerLost, Refused, ServiceError
 from sps2.common.messages import Hold
 from sps2.common.messages import Holding as Held
 from sps2.common.model.llama import Llama
@@ -37,7 +37,8 @@ class Holding:
         span: what arrives; it follows all that is shared.
         pages: of the span and its growth, and those of the cache that the request shares.
         own: those of `pages` that were taken for this request, by number.
-        sources: planes that the KV comes from; `lost` is set, and `filled`, if one is lost before.
+        sources: planes that the KV comes from. `failed` is set, and `filled`, if one is lost before
+            all has come, or sends what does not belong here.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Holding:
         own: Mapping[int, int],
         layers: int,
         heads: Span,
+        head_dim: int,
         sources: Collection[str] = (),
     ) -> None:
         self.key = key
@@ -60,23 +62,33 @@ class Holding:
         self.kv_bytes = 0
         self.first_s = self.last_s = self.busy_s = 0.0
         """When the first frame came, when the last was written, and how long writing took."""
-        self.lost: PeerLost | None = None
+        self.failed: ServiceError | None = None
         self._sources = sources
         self._layers = layers
         self._heads = heads
+        self._head_dim = head_dim
         self._missing = span.tokens * layers * heads.tokens
+        self._came: set[tuple[int, int, int]] = set()
+        """Layer, position and head of every deposit."""
         if not self._missing:
             self.filled.set()
 
-    def deposit(self, source: str, frame: Frame, k: Tensor, v: Tensor) -> None:
+    def deposit(self, source: str, frame: Frame, tensors: Sequence[Tensor]) -> None:
         """Write a frame of keys and values, each [tokens, heads, head_dim], to its pages."""
-        tokens, heads, _ = k.shape
-        arrived = Span(frame.at, frame.at + tokens)
-        of_heads = Span(frame.head, frame.head + heads)
-        inside = (arrived & self.span) == arrived and (of_heads & self._heads) == of_heads
-        if not inside or not 0 <= frame.layer < self._layers:
-            log.error("%s sent KV of %s that does not belong here", source, self.key)
+        if self._sources and source not in self._sources:
+            log.error("%s sent KV of %s, which does not come from there", source, self.key)
             return
+        if not self._belongs(frame, tensors):
+            shapes = [list(tensor.shape) for tensor in tensors]
+            self._fail(
+                Internal(
+                    f"{source} sent KV of request {self.key[0]} that does not belong here: layer "
+                    f"{frame.layer}, position {frame.at}, head {frame.head}, shapes {shapes}"
+                )
+            )
+            return
+        self._came.add((frame.layer, frame.at, frame.head))
+        k, v = tensors
         start_s = time.monotonic()
         self.put(frame.layer, frame.at, frame.head, k, v)
         self.first_s, self.last_s = self.first_s or start_s, time.monotonic()
@@ -85,9 +97,8 @@ class Holding:
 
     def lose(self, peer: str) -> None:
         """What a peer sent last may not have arrived."""
-        if peer in self._sources and not self.filled.is_set():
-            self.lost = PeerLost(peer, f"{peer} was lost while KV of {self.key[0]} came from it")
-            self.filled.set()
+        if peer in self._sources:
+            self._fail(PeerLost(peer, f"{peer} was lost while KV of {self.key[0]} came from it"))
 
     def put(self, layer: int, at: int, head: int, k: Tensor, v: Tensor) -> None:
         """Write keys and values, [tokens, heads, head_dim], from position and KV head on."""
@@ -95,6 +106,28 @@ class Holding:
         tokens, heads, _ = k.shape
         self._missing -= tokens * heads
         if not self._missing:
+            self.filled.set()
+
+    def _belongs(self, frame: Frame, tensors: Sequence[Tensor]) -> bool:
+        likes = [(tensor.shape, tensor.dtype) for tensor in tensors]
+        if len(likes) != 2 or likes[0] != likes[1] or tensors[0].dim() != 3:
+            return False
+        tokens, heads, dim = tensors[0].shape
+        arrived = Span(frame.at, frame.at + tokens)
+        of_heads = Span(frame.head, frame.head + heads)
+        return (
+            dim == self._head_dim
+            and tensors[0].is_floating_point()
+            and 0 <= frame.layer < self._layers
+            and (arrived & self.span) == arrived
+            and (of_heads & self._heads) == of_heads
+            and tokens * heads <= self._missing
+            and (frame.layer, frame.at, frame.head) not in self._came
+        )
+
+    def _fail(self, error: ServiceError) -> None:
+        if not self.filled.is_set():
+            self.failed = error
             self.filled.set()
 
 
@@ -153,13 +186,14 @@ class Holdings:
         own = dict(enumerate(taken, span.start // tokens))
         pages = SequencePages(self._pool, shared | own)
         sources = [source.name for source in request.sources]
-        holding = Holding(key, span, pages, own, self._layers, self.heads, sources)
+        head_dim = self._pool.layer(0)[0].shape[-1]
+        holding = Holding(key, span, pages, own, self._layers, self.heads, head_dim, sources)
         self._held[key] = holding
         return holding
 
     def _on_deposit(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
         holding = self._held[frame.requests[0], frame.epochs[0]]
-        holding.deposit(source, frame, *self._plane.device.up(tensors))
+        holding.deposit(source, frame, self._plane.device.up(tensors))
 
     def keep(self, key: Key, layer: int, at: int, head: int, k: Tensor, v: Tensor) -> None:
         """Write what this process computed itself; as `Holding.put`.
@@ -187,13 +221,14 @@ class Holdings:
         Raises:
             Cancelled: the request was ended.
             PeerLost: a shard that it comes from was lost.
+            Internal: a shard that it comes from sent something else.
         """
         key = (request.request, request.epoch)
         holding = self._held.get(key)
         if holding is not None:
             await holding.filled.wait()
-            if holding.lost is not None:
-                raise holding.lost
+            if holding.failed is not None:
+                raise holding.failed
             self.cache(key, request.names)
         if holding is None or self._held.get(key) is not holding:
             raise Cancelled(f"request {request.request} was ended")

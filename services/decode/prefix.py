@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from sps2.common.errors import Cancelled, ServiceError
+from sps2.common.errors import Cancelled, Invalid, ServiceError
 from sps2.common.model.config import ModelConfig
 from sps2.common.model.pages import PagePool
+from sps2.common.spans import Span
 from sps2.common.transport.frame import Frame, frame_for
 from sps2.common.transport.plane import Plane
 from sps2.kernels import Run, State, attention, empty_state
@@ -39,7 +40,7 @@ class Prefixes:
         plane.serve("prefix_q", self._on_q)
 
     def _on_q(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
-        task = asyncio.get_running_loop().create_task(self._answer(source, frame, *tensors))
+        task = asyncio.get_running_loop().create_task(self._answer(source, frame, tensors))
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
 
@@ -57,9 +58,10 @@ class Prefixes:
             pass
         return state
 
-    async def _answer(self, source: str, frame: Frame, q: Tensor) -> None:
+    async def _answer(self, source: str, frame: Frame, asked: tuple[Tensor, ...]) -> None:
         tensors: tuple[Tensor, ...] = ()
         try:
+            q = self._q_of(frame, asked)
             if holding := self._holdings.get((frame.requests[0], frame.epochs[0])):
                 (q,) = self._plane.device.up((q,))
                 state = _nothing(q)
@@ -76,6 +78,25 @@ class Prefixes:
             await self._plane.send(source, reply, tensors)
         except ServiceError as error:
             log.warning("an answer to %s was not sent: %s", source, error)
+
+    def _q_of(self, frame: Frame, asked: tuple[Tensor, ...]) -> Tensor:
+        """The queries of a frame. Raises Invalid if this model could not have them."""
+        here = self._holdings.heads
+        size = self._config.heads // self._config.kv_heads
+        for q in asked[:1]:
+            heads = Span(frame.head, frame.head + (q.shape[1] // size if q.dim() == 3 else 0))
+            if (
+                len(asked) == len(frame.requests) == 1
+                and q.dim() == 3
+                and q.is_floating_point()
+                and q.shape[1] % size == 0
+                and q.shape[2] == self._config.head_dim
+                and (heads & here) == heads
+                and frame.layer < self._config.layers
+            ):
+                return q
+        shapes = [list(tensor.shape) for tensor in asked]
+        raise Invalid(f"layer {frame.layer}, KV head {frame.head}, q {shapes} are not this model's")
 
     def _attending(
         self, holding: Holding, layer: int, at: int, head: int, q: Tensor, state: State

@@ -5,6 +5,9 @@ import sys
 
 import pytest
 
+from sps2.common.errors import Invalid
+from sps2.services.run import address_of
+
 SERVE = """
 from sps2.services.run import run
 
@@ -27,3 +30,8 @@ def test_a_shard_binds_the_host_it_is_given(arguments: list[str], said: str) -> 
         [sys.executable, "-c", SERVE, *arguments], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == said
+
+
+def test_an_ipv6_address_is_refused_in_words() -> None:
+    with pytest.raises(Invalid, match=r"::1 has no IPv4 address here .* IPv6 is not supported"):
+        address_of("::1")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from sps2.common.errors import PeerLost, Refused
+from sps2.common.errors import Internal, PeerLost, Refused
 from sps2.common.messages import Hold
 from sps2.common.model.pages import PagePool
 from sps2.common.spans import Span
@@ -115,6 +115,65 @@ async def test_the_loss_of_a_source_ends_the_waiting(pool: PagePool) -> None:
     waiting.cancel()
     await here.close()
     await there.close()
+
+
+def kv(tokens: int = 4, heads: int = 2, dim: int = 16) -> torch.Tensor:
+    return torch.ones(tokens, heads, dim)
+
+
+@pytest.mark.parametrize(
+    ("layer", "at", "head", "tensors"),
+    [
+        (3, 0, 0, (kv(), kv())),
+        (0, 2, 0, (kv(), kv())),
+        (0, 0, 1, (kv(), kv())),
+        (0, 0, 0, (kv(), kv(dim=32))),
+        (0, 0, 0, (kv(dim=32), kv(dim=32))),
+        (0, 0, 0, (kv(), kv(3))),
+        (0, 0, 0, (kv().int(), kv().int())),
+        (0, 0, 0, (kv()[0], kv()[0])),
+        (0, 0, 0, (kv(),)),
+        (0, 0, 0, ()),
+    ],
+    ids=lambda value: (
+        str([list(each.shape) for each in value]) if isinstance(value, tuple) else str(value)
+    ),
+)
+async def test_a_deposit_that_does_not_belong_ends_the_waiting(
+    pool: PagePool, layer: int, at: int, head: int, tensors: tuple[torch.Tensor, ...]
+) -> None:
+    config = tiny_config()
+    here, there, other = (Plane(name, "inproc") for name in ("here/1", "there/1", "other/1"))
+    for plane in (here, there, other):
+        await plane.start()
+        plane.introduce(here.peer)
+    holdings = Holdings(pool, here, config.layers, Span(0, config.kv_heads))
+    request = replace(hold("r", 0, 4), sources=(there.peer,))
+    await holdings.hold(request)
+    waiting = asyncio.create_task(holdings.complete(request))
+    frame = frame_for("deposit", ("r",), (0,), layer, at, tensors, head)
+    await other.send(here.name, frame, tensors)  # the KV does not come from there: no matter
+    while here.counters["deposit_received"] == 0:
+        await asyncio.sleep(0.001)
+    assert not waiting.done()
+    await there.send(here.name, frame, tensors)
+    with pytest.raises(Internal, match="there/1 sent KV of request r that does not belong here"):
+        await asyncio.wait_for(waiting, 20)
+    for plane in (here, there, other):
+        await plane.close()
+
+
+async def test_kv_that_comes_twice_is_an_error(pool: PagePool) -> None:
+    """It would count for a part that never came."""
+    config = tiny_config()
+    here = Plane("here/1", "inproc")
+    holdings = Holdings(pool, here, config.layers, Span(0, config.kv_heads))
+    holding = await holdings.hold(hold("r", 0, 4))
+    frame = frame_for("deposit", ("r",), (0,), 0, 0, (kv(), kv()))
+    for _ in range(2):
+        assert not holding.filled.is_set()
+        holding.deposit("there/1", frame, (kv(), kv()))
+    assert isinstance(holding.failed, Internal)
 
 
 async def test_frames_of_what_is_not_held_are_dropped(pool: PagePool) -> None:
