@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -14,7 +14,7 @@ from sps2.common.model.attend import inline
 from sps2.common.model.llama import Llama
 from sps2.common.spans import Span, consecutive, zigzag
 from sps2.common.transport.frame import Purpose
-from sps2.common.transport.plane import Plane
+from sps2.common.transport.plane import Leaving, Plane
 from sps2.kernels.quantize import BLOCK
 from sps2.services.prefill.group import Attention, Group
 from sps2.services.prefill.methods import attend_by
@@ -98,17 +98,18 @@ class _Counted(Group):
 
     async def send_to(
         self,
-        peer: str,
+        peers: Sequence[str],
         purpose: Purpose,
         layer: int,
         at: int,
         tensors: Sequence[Tensor],
         head: int = 0,
+        leaving: Leaving = nullcontext,
     ) -> int:
-        await super().send_to(peer, purpose, layer, at, tensors, head)
+        await super().send_to(peers, purpose, layer, at, tensors, head, leaving)
         # float32 is also the dtype of sums, [rows, heads]; they stay as they are
         dim = self.config.head_dim
-        return sum(
+        return len(peers) * sum(
             each.nbytes // 2
             if each.dtype == torch.float32 and each.shape[-1] == dim
             else each.nbytes

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import Literal
 
@@ -25,6 +26,9 @@ from sps2.common.transport.takers import Deliver, Request, Takers
 
 MAX_PEERS = 4096
 """Known at one time; beyond that the longest known of those that are gone are forgotten."""
+
+Leaving = Callable[[], AbstractContextManager[None]]
+"""Entered when a frame has its credit, left when it has left."""
 
 FAULTS = (
     "frames_dropped",
@@ -152,12 +156,12 @@ class Plane:
         peer: str,
         frame: Frame,
         tensors: Sequence[Tensor],
-        begun: Callable[[], None] = lambda: None,
+        leaving: Leaving = nullcontext,
     ) -> None:
         """Send a frame; returns when `tensors` may be written again. The first send dials.
 
         They may lie on the host or on the device, and need not be contiguous. A frame waits while
-        too much lies unread at the peer, as `credit` says; `begun` is called when it goes.
+        too much lies unread at the peer, as `credit` says; then it leaves, within `leaving`.
 
         Frames to one peer of one purpose and request arrive in the order of the calls; of others
         the later may arrive first. After a cancelled call the tensors may be written at once too:
@@ -168,24 +172,24 @@ class Plane:
                 introduced anew, or opens a link itself.
             Invalid: a tensor is not what the frame says, or they are too large for a frame.
         """
-        await self._send(peer, frame, partial(self.device.down, tensors), begun)
+        await self._send(peer, frame, partial(self.device.down, tensors), leaving)
 
     async def send_all(
         self,
         peers: Sequence[str],
         frame: Frame,
         tensors: Sequence[Tensor],
-        begun: Callable[[], None] = lambda: None,
+        leaving: Leaving = nullcontext,
     ) -> None:
         """Send a frame to several peers; the tensors are brought to the host once for all of them.
 
-        As `send`. `begun` is called for each. The first failure ends the others.
+        As `send`, with `leaving` for each. The first failure ends the others.
         """
         once = Once(partial(self.device.down, tensors))
         try:
             async with asyncio.TaskGroup() as group:
                 for peer in peers:
-                    group.create_task(self._send(peer, frame, once.get, begun))
+                    group.create_task(self._send(peer, frame, once.get, leaving))
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
 
@@ -194,15 +198,16 @@ class Plane:
         peer: str,
         frame: Frame,
         bring: Callable[[], Awaitable[Sequence[Tensor]]],
-        begun: Callable[[], None],
+        leaving: Leaving,
     ) -> None:
         header = frames.encode(frame)
         credit = self._known(peer).credit
-        async with credit.turn(lane_of(frame), len(header) + frame.nbytes) as taken:
-            begun()
-            payload = frames.payload(frame, await bring())
-            link = await self._reach(peer)
-        nbytes = await link.send(header, payload, taken)  # queues before the next one's turn
+        with ExitStack() as way:
+            async with credit.turn(lane_of(frame), len(header) + frame.nbytes) as taken:
+                way.enter_context(leaving())
+                payload = frames.payload(frame, await bring())
+                link = await self._reach(peer)
+            nbytes = await link.send(header, payload, taken)  # queues before the next one's turn
         self.counters[f"{frame.purpose}_sent"] += nbytes
         self._count(peer, "sent", nbytes)
 

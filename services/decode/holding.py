@@ -70,23 +70,29 @@ class Holding:
         self._layers = layers
         self._heads = heads
         self._missing = span.tokens * layers * heads.tokens
+        self._came: set[tuple[int, int, int]] = set()
+        """Layer, position and head of each deposit."""
         if not self._missing:
             self.filled.set()
 
-    def deposit(self, frame: Frame, k: Tensor, v: Tensor) -> None:
+    def deposit(self, source: str, frame: Frame, k: Tensor, v: Tensor) -> None:
         """Write a frame of keys and values, each [tokens, heads, head_dim], to its pages.
 
         Raises:
-            Invalid: they are not among those that are kept here.
+            Invalid: they are not among those that are kept here, come from elsewhere, or came
+                before.
         """
         tokens, heads, _ = k.shape
         arrived = Span(frame.at, frame.at + tokens)
         of_heads = Span(frame.head, frame.head + heads)
+        piece = (frame.layer, frame.at, frame.head)
         inside = (arrived & self.span) == arrived and (of_heads & self._heads) == of_heads
-        if not inside or not 0 <= frame.layer < self._layers:
+        expected = not self._sources or source in self._sources
+        if not (inside and expected and 0 <= frame.layer < self._layers) or piece in self._came:
             raise Invalid(
                 f"positions {arrived} of heads {of_heads} of layer {frame.layer} do not belong here"
             )
+        self._came.add(piece)
         start_s = time.monotonic()
         self.put(frame.layer, frame.at, frame.head, k, v)
         self.first_s, self.last_s = self.first_s or start_s, time.monotonic()
@@ -183,7 +189,7 @@ class Holdings:
             tokens, heads = k.shape[:2] if k.dim() == 3 else (0, 0)
             for each in tensors:
                 fits.check("KV", each, self.dtype, tokens, heads, self._config.head_dim)
-            holding.deposit(frame, *self._plane.device.up((k, v)))
+            holding.deposit(source, frame, *self._plane.device.up((k, v)))
         except Exception as error:  # whoever waits for it must not wait in vain
             end_if_poisoned(error)
             known = isinstance(error, Invalid)

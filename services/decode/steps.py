@@ -61,7 +61,7 @@ class Leading:
         self._failed = {(name, step): loop.create_future() for name in self._names}
         tensors = (ids, positions, pack(keys))
         frame = frame_for("step", (), (), 0, step, tensors)
-        await gather_all(*(self._plane.send(name, frame, tensors) for name in self._names))
+        await self._plane.send_all(self._names, frame, tensors)
 
     async def failed(self) -> list[Key]:
         """After a step whose layers failed: requests that followers cannot go on with."""

@@ -20,9 +20,11 @@ from sps2.kernels.csa import (
     score,
 )
 from sps2.kernels.quantize import BLOCK, Packed, blocks_of, pack, quantise_rows, restore_rows
+from sps2.services.prefill.expected import Like, check
 from sps2.services.prefill.gather import Gather
 from sps2.services.prefill.group import Group
 from sps2.services.prefill.seen import Seen, by_heads
+from sps2.services.prefill.wire import packed_like
 from sps2.services.tasks import gather_all
 
 DROPPED, COARSE, FINE = range(3)
@@ -82,7 +84,7 @@ class Csa:
             return await self._whole(layer, q, k, v)
 
         for consumer in range(group.rank + 1, group.ranks):
-            group.background(self._serve(layer, consumer, k, v))
+            group.background(layer, (k, v), self._serve(layer, consumer, k, v))
         size = group.config.heads // group.config.kv_heads
         seen = [
             Seen(q[:, head * size : (head + 1) * size], group.mine, group.config.scale, None)
@@ -127,29 +129,45 @@ class Csa:
 
         rows, lse = await group.compute(probe, layer)
         carried = rows if self._selection.rounds > 1 else (*rows, lse.half())
-        await gather_all(*(group.send(of, "probe", layer, PROBES, carried) for of in owners))
+        await group.send_all(owners, "probe", layer, PROBES, carried)
         if self._selection.rounds > 1:
-            sums = await gather_all(*(group.recv(of, "probe", layer, SUMS) for of in owners))
+            wanted = (_like(lse.half()),)
+            sums = await gather_all(
+                *(group.recv(of, "probe", layer, SUMS, wanted) for of in owners)
+            )
             for (there,) in sums:
                 lse = torch.logaddexp(lse, there.float())
             total = lse.half()
-            await gather_all(*(group.send(of, "probe", layer, TOTALS, (total,)) for of in owners))
-        came = await gather_all(*(self._take(layer, of) for of in owners))
+            await group.send_all(owners, "probe", layer, TOTALS, (total,))
+        came = await gather_all(*(self._take(layer, of, k.dtype) for of in owners))
         for each, *pieces in zip(seen, *came, strict=True):
             blocks = [block for piece in pieces for block in piece]
             await group.compute(partial(each.attend_blocks, blocks), layer)
 
-    async def _take(self, layer: int, owner: int) -> list[list[Blocks]]:
+    async def _take(self, layer: int, owner: int, dtype: torch.dtype) -> list[list[Blocks]]:
         """The blocks that an owner sends, by KV head."""
-        levels, gone, *carried = await self._group.recv(owner, "kv", layer, 0, kept=2)
+        group, name = self._group, self._group.name_of(owner)
+        kv_heads, dim = group.config.kv_heads, group.config.head_dim
+        came = await group.recv_from(name, "kv", layer, 0)
+        blocks = -(-group.tokens(owner) // BLOCK)
+        heading = Like(torch.uint8, (kv_heads, blocks)), Like(torch.float32, (kv_heads,))
+        check(name, "kv", came[:2], heading)
+        levels, gone, *carried = came
+        wanted = _carried_like(*_counts(levels), dim, dtype, group.scheme.wire)
+        check(name, "kv", carried, wanted)
         self.kept[layer, owner] = Kept(levels, gone)
-        return _by_head(levels, carried)
+        return _by_head(levels, list(group.up(*carried)))
 
     # --- as owner ---
 
     async def _serve(self, layer: int, consumer: int, k: Tensor, v: Tensor) -> None:
         group = self._group
-        rows, scale, *sums = await group.recv(consumer, "probe", layer, PROBES)
+        probes, heads = len(self._probes[consumer].rows), group.config.heads
+        lse = Like(torch.float16, (probes, heads))
+        asked: tuple[Like, ...] = (Like(torch.int8, (*lse.shape, group.config.head_dim)), lse)
+        if self._selection.rounds == 1:
+            asked += (lse,)
+        rows, scale, *sums = await group.recv(consumer, "probe", layer, PROBES, asked)
 
         def scored() -> Scores:
             return score(restore_rows(rows, scale, k.dtype), k, group.config.scale)
@@ -167,7 +185,7 @@ class Csa:
         else:
             scores = await group.compute(scored, layer)
             await group.send(consumer, "probe", layer, SUMS, (scores.lse.half(),))
-            (total,) = await group.recv(consumer, "probe", layer, TOTALS)
+            (total,) = await group.recv(consumer, "probe", layer, TOTALS, (lse,))
             kept, packed = await group.compute(partial(chosen, scores, total.float()), layer)
         levels, gone = await group.down(*kept)
         blocks = [_first(each, count) for each, count in zip(packed, _counts(levels), strict=False)]
@@ -229,6 +247,26 @@ def _joined(blocks: list[Blocks]) -> tuple[Tensor, ...]:
             scales = (torch.cat(pair) for pair in zip(fine[1::2], coarse[1::2], strict=True))
             return fine.k, fine.v, coarse.k, coarse.v, *scales
     return tuple(blocks[0])
+
+
+def _carried_like(
+    fine: int, coarse: int, dim: int, dtype: torch.dtype, wire: str
+) -> tuple[Like, ...]:
+    """What so many blocks are carried by; see `_joined`."""
+    if wire == "plain":
+        return (Like(dtype, (fine, BLOCK, dim)),) * 2
+    if not coarse:
+        return packed_like(fine, dim)
+    (numbers, *_), (_, k_scale, _, v_scale) = (
+        packed_like(fine, dim),
+        packed_like(fine + coarse, dim),
+    )
+    small = Like(torch.uint8, (coarse, BLOCK, dim // 2))
+    return numbers, numbers, small, small, k_scale, v_scale
+
+
+def _like(tensor: Tensor) -> Like:
+    return Like(tensor.dtype, tuple(tensor.shape))
 
 
 def _by_head(levels: Tensor, carried: list[Tensor]) -> list[list[Blocks]]:

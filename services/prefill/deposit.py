@@ -31,8 +31,8 @@ class Deposit:
 
     A frame holds one run of consecutive positions and heads of one layer, which its `at` and `head`
     begin. Each process of a decode shard gets the heads that it has. Frames of the group's own
-    exchange go first: a deposit leaves when none of them is under way. What this process keeps
-    itself goes nowhere.
+    exchange go first: a deposit leaves when none of them is under way. Layers wait for deposits
+    that are too far `behind`. What this process keeps itself goes nowhere.
 
     Args:
         attend: the attention proper.
@@ -72,18 +72,21 @@ class Deposit:
         self.sent_bytes = 0
 
     async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        behind = self._group.behind
+        await behind.catch_up(layer)
         for piece in self._pieces:
             parts = k[piece.rows, piece.heads], v[piece.rows, piece.heads]
             if piece.peer == self._group.name:
                 self._own.keep(self._group.key, layer, piece.start, piece.head, *parts)
                 continue
-            self._tasks.create_task(self._send(piece, layer, parts))
+            task = self._tasks.create_task(self._send(piece, layer, parts))
+            behind.add(task, layer, sum(part.nbytes for part in parts))
         return (await self._attend(layer, q, k, v)).out
 
     async def _send(self, piece: Piece, layer: int, parts: tuple[Tensor, Tensor]) -> None:
         await self._group.quiet()
         nbytes = await self._group.send_to(
-            piece.peer, "deposit", layer, piece.start, parts, head=piece.head
+            (piece.peer,), "deposit", layer, piece.start, parts, head=piece.head
         )
         self.sent_bytes += nbytes
 

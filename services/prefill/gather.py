@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from sps2.kernels import State
 from sps2.services.prefill.group import Group
 from sps2.services.prefill.seen import Rows, Seen, cut, needed, rows_of
-from sps2.services.prefill.wire import from_wire, to_wire
+from sps2.services.prefill.wire import from_wire, to_wire, wire_like
 from sps2.services.tasks import gather_all
 
 
@@ -39,14 +40,14 @@ class Gather:
         own = partial(pieces.attend, k, v, group.mine)
         if group.scheme.pipelined:
             for push in pushes:
-                group.background(push)
+                group.background(layer, (k, v), push)
             took = [self._take(layer, of, rows, pieces) for of, rows in sources]
             states = await gather_all(group.compute(own, layer), *took)
         else:
             async with asyncio.TaskGroup() as both:
                 for push in pushes:
                     both.create_task(push)
-                receives = [group.recv(of, "kv", layer, 0) for of, _ in sources]
+                receives = [self._recv(layer, of, rows, q.dtype) for of, rows in sources]
                 came = await gather_all(*receives)
             states = [await group.compute(own, layer)]
             for (_, rows), carried in zip(sources, came, strict=True):
@@ -61,12 +62,21 @@ class Gather:
         work = partial(to_wire, cut(k, rows), cut(v, rows), group.scheme.wire)
         plain = group.scheme.wire == "plain"  # has nothing to compute
         carried = work() if plain else await group.compute(work, layer)
-        await gather_all(*(group.send(rank, "kv", layer, 0, carried) for rank in to))
+        await group.send_all(to, "kv", layer, 0, carried)
+
+    async def _recv(
+        self, layer: int, of: int, rows: Sequence[Rows], dtype: torch.dtype
+    ) -> tuple[Tensor, ...]:
+        config, wire = self._group.config, self._group.scheme.wire
+        tokens = sum(span.tokens for span, _ in rows)
+        wanted = wire_like(tokens, config.kv_heads, config.head_dim, dtype, wire)
+        return await self._group.recv(of, "kv", layer, 0, wanted)
 
     async def _take(
         self, layer: int, of: int, rows: Sequence[Rows], pieces: "_Pieces"
     ) -> State | None:
-        return await self._attend(layer, rows, await self._group.recv(of, "kv", layer, 0), pieces)
+        carried = await self._recv(layer, of, rows, pieces.seen.dtype)
+        return await self._attend(layer, rows, carried, pieces)
 
     async def _attend(
         self, layer: int, rows: Sequence[Rows], carried: tuple[Tensor, ...], pieces: "_Pieces"

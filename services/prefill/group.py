@@ -2,9 +2,12 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from sps2.common.messages import Prefill
@@ -12,8 +15,10 @@ from sps2.common.model.attend import Run
 from sps2.common.model.config import ModelConfig
 from sps2.common.transport.frame import Purpose, frame_for
 from sps2.common.transport.inbox import Inbox
-from sps2.common.transport.plane import Plane
+from sps2.common.transport.plane import Leaving, Plane
 from sps2.kernels import State
+from sps2.services.prefill.behind import Behind
+from sps2.services.prefill.expected import Like, check, state_like
 from sps2.services.prefill.seen import Rows, rows_of
 from sps2.services.prefill.timeline import Timeline
 
@@ -71,6 +76,8 @@ class Group:
         self._inbox = inbox
         self._run = run
         self._sends = sends
+        self.behind = Behind()
+        """What is done beside the layers."""
         self._leaving = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -97,31 +104,40 @@ class Group:
         self, rank: int, purpose: Purpose, layer: int, at: int, tensors: Sequence[Tensor]
     ) -> None:
         """Send tensors to a rank, which gets them by the same three numbers."""
-        self._leaving += 1
-        self._idle.clear()
-        try:
-            with self.timeline.during("out", layer):
-                nbytes = await self.send_to(self._names[rank], purpose, layer, at, tensors)
-            self.sent[purpose] += nbytes
-        finally:
-            self._leaving -= 1
-            if not self._leaving:
-                self._idle.set()
+        await self.send_all((rank,), purpose, layer, at, tensors)
+
+    async def send_all(
+        self,
+        ranks: Sequence[int],
+        purpose: Purpose,
+        layer: int,
+        at: int,
+        tensors: Sequence[Tensor],
+    ) -> None:
+        """Send the same tensors to several ranks."""
+        names = [self._names[rank] for rank in ranks]
+        leaving = partial(self._on_its_way, layer)
+        nbytes = await self.send_to(names, purpose, layer, at, tensors, leaving=leaving)
+        self.sent[purpose] += nbytes
 
     async def send_to(
         self,
-        peer: str,
+        peers: Sequence[str],
         purpose: Purpose,
         layer: int,
         at: int,
         tensors: Sequence[Tensor],
         head: int = 0,
+        leaving: Leaving = nullcontext,
     ) -> int:
-        """Send tensors of this request to a peer outside the group; how many bytes they have."""
+        """Send tensors of this request to peers, of the group or not; how many bytes in all."""
         request, epoch = self.key
         frame = frame_for(purpose, (request,), (epoch,), layer, at, tuple(tensors), head)
-        await self._plane.send(peer, frame, tensors)
-        return frame.nbytes
+        if len(peers) == 1:
+            await self._plane.send(peers[0], frame, tensors, leaving)
+        else:
+            await self._plane.send_all(peers, frame, tensors, leaving)
+        return frame.nbytes * len(peers)
 
     async def quiet(self) -> None:
         """Wait until nothing is on its way to the group."""
@@ -136,19 +152,55 @@ class Group:
         return await self._plane.device.down(tensors)
 
     async def recv(
-        self, rank: int, purpose: Purpose, layer: int, at: int, *, kept: int = 0
+        self, rank: int, purpose: Purpose, layer: int, at: int, wanted: Sequence[Like]
     ) -> tuple[Tensor, ...]:
-        """What a rank sent by these three numbers; the first `kept` tensors stay on the host."""
-        return await self.recv_from(self._names[rank], purpose, layer, at, kept=kept)
+        """What a rank sent by these three numbers, where this process computes.
+
+        Raises:
+            PeerLost: the rank is gone.
+            Internal: it sent tensors that are not like those wanted.
+        """
+        tensors = await self.recv_from(self._names[rank], purpose, layer, at)
+        check(self._names[rank], purpose, tensors, wanted)
+        return self.up(*tensors)
+
+    async def recv_state(
+        self, rank: int, layer: int, at: int, rows: int, heads: int, dtype: torch.dtype
+    ) -> State:
+        """The attention state of so many rows and heads that a rank sent; as `recv`."""
+        wanted = state_like(rows, heads, self.config.head_dim, dtype)
+        return State(*await self.recv(rank, "state", layer, at, wanted))
 
     async def recv_from(
-        self, peer: str, purpose: Purpose, layer: int, at: int, *, kept: int = 0
+        self, peer: str, purpose: Purpose, layer: int, at: int
     ) -> tuple[Tensor, ...]:
-        """As `recv`, from a peer that may be outside the group."""
+        """What a peer, of the group or not, sent: on the host, and not checked."""
         with self.timeline.during("in", layer):
-            tensors = await self._inbox.recv(purpose, layer, at, peer)
-        return *tensors[:kept], *self.up(*tensors[kept:])
+            return await self._inbox.recv(purpose, layer, at, peer)
 
-    def background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Do `work` beside the layers; the rank is not done before it is."""
-        return self._sends.create_task(work)
+    def name_of(self, rank: int) -> str:
+        """Of the process of a rank that this one exchanges with."""
+        return self._names[rank]
+
+    def tokens(self, rank: int) -> int:
+        """How many a rank has."""
+        return sum(span.tokens for span, _ in self.rows[rank])
+
+    def background(
+        self, layer: int, tensors: Sequence[Tensor], work: Coroutine[Any, Any, None]
+    ) -> None:
+        """Do a layer's `work` on `tensors` beside the layers; the rank is not done before it is."""
+        nbytes = sum(tensor.nbytes for tensor in tensors)
+        self.behind.add(self._sends.create_task(work), layer, nbytes)
+
+    @contextmanager
+    def _on_its_way(self, layer: int) -> Iterator[None]:
+        self._leaving += 1
+        self._idle.clear()
+        try:
+            with self.timeline.during("out", layer):
+                yield
+        finally:
+            self._leaving -= 1
+            if not self._leaving:
+                self._idle.set()

@@ -5,6 +5,7 @@ from functools import partial
 from torch import Tensor
 
 from sps2.kernels import State
+from sps2.services.prefill.expected import Like
 from sps2.services.prefill.group import Group
 from sps2.services.prefill.seen import Seen, needed
 from sps2.services.tasks import gather_all
@@ -29,25 +30,27 @@ class PassQ:
         seen = Seen(q, group.mine, group.config.scale, window)
         own = partial(seen.attend, k, v, group.mine)
         answers = [self._answer(layer, asker, k, v) for asker in askers]
-        asks = [self._ask(layer, of, q, seen) for of in sources]
+        asks = [self._take(layer, of, q, seen) for of in sources]
+        if sources:
+            asks.append(group.send_all(sources, "q", layer, 0, (q,)))
         if group.scheme.pipelined:
             for answer in answers:
-                group.background(answer)
+                group.background(layer, (k, v), answer)
             await gather_all(group.compute(own, layer), *asks)
         else:
             await gather_all(*answers, *asks)
             await group.compute(own, layer)
         return await group.compute(seen.state, layer)
 
-    async def _ask(self, layer: int, of: int, q: Tensor, seen: Seen) -> None:
+    async def _take(self, layer: int, of: int, q: Tensor, seen: Seen) -> None:
         group = self._group
-        await group.send(of, "q", layer, 0, (q,))
-        out, lse = await group.recv(of, "state", layer, 0)
-        await group.compute(partial(seen.add, State(out, lse)), layer)
+        state = await group.recv_state(of, layer, 0, len(q), group.config.heads, q.dtype)
+        await group.compute(partial(seen.add, state), layer)
 
     async def _answer(self, layer: int, asker: int, k: Tensor, v: Tensor) -> None:
         group = self._group
-        (q,) = await group.recv(asker, "q", layer, 0)
+        shape = (group.tokens(asker), group.config.heads, group.config.head_dim)
+        (q,) = await group.recv(asker, "q", layer, 0, (Like(k.dtype, shape),))
 
         def work() -> State:
             seen = Seen(q, group.rows[asker], group.config.scale, group.config.window(layer))

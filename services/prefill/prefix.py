@@ -4,16 +4,15 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from sps2.common.errors import Internal, Invalid, PeerLost
+from sps2.common.errors import PeerLost
 from sps2.common.messages import Source
 from sps2.common.model.share import Share
 from sps2.common.spans import Span
-from sps2.common.transport import fits
 from sps2.kernels import State, merge_many
 from sps2.services.prefill.deposit import owners
+from sps2.services.prefill.expected import check, state_like
 from sps2.services.prefill.group import Attention, Group
 from sps2.services.prefill.own import OwnPages
 from sps2.services.prefill.seen import Rows, visible
@@ -97,19 +96,16 @@ class Prefix:
             own = partial(self._own.attend, group.key, layer, at, question.head, rows)
             return await group.compute(own, layer)
         with group.timeline.during("out", layer):
-            await group.send_to(question.peer, "prefix_q", layer, at, (rows,), question.head)
+            await group.send_to((question.peer,), "prefix_q", layer, at, (rows,), question.head)
         group.sent["prefix_q"] += rows.nbytes
         state = await group.recv_from(question.peer, "prefix_state", layer, at)
         if not state:
             raise PeerLost(question.peer, f"{question.peer} no longer holds the prefix")
-        try:
-            fits.check_count("a state", state, 2)
-            fits.check("a state", state[0], q.dtype, *rows.shape)
-            fits.check("its log-sum-exp", state[1], torch.float32, *rows.shape[:2])
-        except Invalid as error:
-            raise Internal(f"{question.peer} answered what is no answer: {error}") from error
+        count, heads, dim = rows.shape
+        wanted = state_like(count, heads, dim, rows.dtype)
+        check(question.peer, "prefix_state", state, wanted)
         group.sent["prefix_state"] += sum(tensor.nbytes for tensor in state)
-        return State(*state)
+        return State(*group.up(*state))
 
 
 def _pieces(rows: Sequence[Rows]) -> list[Rows]:

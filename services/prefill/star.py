@@ -5,6 +5,7 @@ from functools import partial
 from torch import Tensor
 
 from sps2.kernels import State
+from sps2.services.prefill.expected import Like
 from sps2.services.prefill.group import Group
 from sps2.services.prefill.seen import Rows, Seen, needed
 from sps2.services.tasks import gather_all
@@ -29,15 +30,17 @@ class Star:
         window = group.config.window(layer)
         last = group.ranks - 1
         if group.rank == 0:
-            for rank in range(1, group.ranks):
-                group.background(group.send(rank, "kv", layer, 0, (k, v)))
+            if others := range(1, group.ranks):
+                push = group.send_all(others, "kv", layer, 0, (k, v))
+                group.background(layer, (k, v), push)
         elif group.rank < last:
-            group.background(self._answer(layer, k, v))
+            group.background(layer, (k, v), self._answer(layer, k, v))
 
         seen = Seen(q, group.mine, group.config.scale, window)
         await group.compute(partial(seen.attend, k, v, group.mine), layer)
         if group.rank:
-            anchor_k, anchor_v = await group.recv(0, "kv", layer, 0)
+            anchor = Like(k.dtype, (group.tokens(0), *k.shape[1:]))
+            anchor_k, anchor_v = await group.recv(0, "kv", layer, 0, (anchor, anchor))
             await group.compute(partial(seen.attend, anchor_k, anchor_v, group.rows[0]), layer)
         if group.rank == last:
             between = [
@@ -57,7 +60,7 @@ class Star:
     async def _ask(self, layer: int, rank: int, q: Tensor, seen: Seen) -> None:
         ((_, rows),) = self._question()
         await self._group.send(rank, "q", layer, 0, (q[-rows.stop :],))
-        out, lse = await self._group.recv(rank, "state", layer, 0)
+        out, lse = await self._group.recv_state(rank, layer, 0, rows.stop, q.shape[1], q.dtype)
         whole = State(q.new_zeros(q.shape), lse.new_full(q.shape[:2], -float("inf")))
         whole.out[-rows.stop :], whole.lse[-rows.stop :] = out, lse
         seen.add(whole)
@@ -68,7 +71,8 @@ class Star:
         question = self._question()
         if not needed(group.mine, question, window):
             return
-        (q,) = await group.recv(group.ranks - 1, "q", layer, 0)
+        shape = (question[0].span.tokens, group.config.heads, group.config.head_dim)
+        (q,) = await group.recv(group.ranks - 1, "q", layer, 0, (Like(k.dtype, shape),))
 
         def work() -> State:
             seen = Seen(q, question, group.config.scale, window)

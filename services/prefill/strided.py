@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sps2.kernels import Run, State, attention, empty_state
+from sps2.services.prefill.expected import Like
 from sps2.services.prefill.group import Group
 from sps2.services.prefill.seen import Rows, Seen
 from sps2.services.tasks import gather_all
@@ -34,15 +35,19 @@ class Strided:
             for head in range(kv_heads):
                 rows = self._rows(head, group.rank)
                 tensors = (k[rows, head], v[rows, head])
-                group.background(group.send(consumer, "kv", layer, head, tensors))
+                group.background(layer, tensors, group.send(consumer, "kv", layer, head, tensors))
         seen = Seen(q, group.mine, group.config.scale, group.config.window(layer))
         await group.compute(partial(seen.attend, k, v, group.mine), layer)
         for owner in range(group.rank):
             came = await gather_all(
-                *(group.recv(owner, "kv", layer, head) for head in range(kv_heads))
+                *(self._recv(layer, owner, head, k) for head in range(kv_heads))
             )
             await group.compute(partial(self._far, q, came, seen), layer)
         return await group.compute(seen.state, layer)
+
+    async def _recv(self, layer: int, owner: int, head: int, k: Tensor) -> tuple[Tensor, ...]:
+        like = Like(k.dtype, (len(self._rows(head, owner)), k.shape[-1]))
+        return await self._group.recv(owner, "kv", layer, head, (like, like))
 
     def _rows(self, head: int, rank: int) -> Tensor:
         """Those rows of a rank whose positions have the residue of a head."""

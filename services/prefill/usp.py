@@ -1,7 +1,7 @@
 """Ulysses, ring, and both together: heads are split in rows of ranks, keys travel between rows."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -10,9 +10,10 @@ from torch import Tensor
 
 from sps2.common.spans import Span, even_split
 from sps2.kernels import State
+from sps2.services.prefill.expected import Like
 from sps2.services.prefill.group import Group
 from sps2.services.prefill.seen import Rows, Seen, by_heads, rows_of
-from sps2.services.prefill.wire import from_wire, to_wire
+from sps2.services.prefill.wire import from_wire, to_wire, wire_like
 from sps2.services.tasks import gather_all
 
 
@@ -150,8 +151,10 @@ class Usp:
                 partial(to_wire, k, v, group.scheme.wire), layer
             )
             at = step * len(self._parts[self._column]) + part.number
+            _, whose = self._layouts[(self._row - step - 1) % self._count]
+            coming = self._wanted(part, whose[-1].ours.stop, q.dtype)
             async with asyncio.TaskGroup() as both:
-                passing = both.create_task(self._pass(layer, at, leaving))
+                passing = both.create_task(self._pass(layer, at, leaving, coming))
                 if not group.scheme.pipelined:
                     await passing
                 await group.compute(work, layer)
@@ -170,7 +173,9 @@ class Usp:
         if self._columns == 1:
             return mine
         columns = [column for column in range(self._columns) if column != self._column]
-        came = await gather_all(*(self._receive(layer, part, column) for column in columns))
+        came = await gather_all(
+            *(self._receive(layer, part, column, q.dtype) for column in columns)
+        )
         held = {self._column: mine, **dict(zip(columns, came, strict=True))}
         _, pieces = self._layouts[self._row]
 
@@ -183,22 +188,33 @@ class Usp:
         q, k, v = await self._group.compute(assemble, layer)
         return q, k, v
 
-    async def _receive(self, layer: int, part: Part, column: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _wanted(self, part: Part, tokens: int, dtype: torch.dtype) -> tuple[Like, ...]:
+        """What the keys and values of a part come as."""
+        dim, wire = self._group.config.head_dim, self._group.scheme.wire
+        return wire_like(tokens, part.kv_heads.tokens, dim, dtype, wire)
+
+    async def _receive(
+        self, layer: int, part: Part, column: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
         rank = self._rank(self._row, column)
+        tokens, dim = self._group.tokens(rank), self._group.config.head_dim
+        queries = Like(dtype, (tokens, part.heads.tokens, dim))
         carried, (q,) = await gather_all(
-            self._group.recv(rank, "kv", layer, part.number),
-            self._group.recv(rank, "q", layer, part.number),
+            self._group.recv(rank, "kv", layer, part.number, self._wanted(part, tokens, dtype)),
+            self._group.recv(rank, "q", layer, part.number, (queries,)),
         )
         k, v = await self._group.compute(partial(from_wire, carried, len(q), q.dtype), layer)
         return q, k, v
 
-    async def _pass(self, layer: int, at: int, carried: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    async def _pass(
+        self, layer: int, at: int, carried: tuple[Tensor, ...], coming: Sequence[Like]
+    ) -> tuple[Tensor, ...]:
         """Send to the row below what this one has; what the row above had."""
         below = self._rank(self._row + 1, self._column)
         above = self._rank(self._row - 1, self._column)
         async with asyncio.TaskGroup() as both:
             both.create_task(self._group.send(below, "kv", layer, at, carried))
-            arriving = both.create_task(self._group.recv(above, "kv", layer, at))
+            arriving = both.create_task(self._group.recv(above, "kv", layer, at, coming))
         return arriving.result()
 
     async def _give(self, layer: int, part: Part, column: int, done: State, out: State) -> None:
@@ -214,7 +230,9 @@ class Usp:
 
     async def _take(self, layer: int, part: Part, column: int, out: State) -> None:
         rank = self._rank(self._row, column)
-        _put(out, part.heads, await self._group.recv(rank, "state", layer, part.number))
+        rows, heads, dtype = len(out.out), part.heads.tokens, out.out.dtype
+        state = await self._group.recv_state(rank, layer, part.number, rows, heads, dtype)
+        _put(out, part.heads, state)
 
 
 def _of(x: Tensor, heads: Span) -> Tensor:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from sps2.kernels.quantize import Packed, pack_all, unpack_all
+from sps2.kernels.quantize import BLOCK, Packed, pack_all, unpack_all
+from sps2.services.prefill.expected import Like
 
 PLAIN = 2
 """Tensors of a frame whose keys and values are in the model's dtype; quantised ones have more."""
@@ -14,6 +15,22 @@ def to_wire(k: Tensor, v: Tensor, wire: str) -> tuple[Tensor, ...]:
     if wire == "int8":
         return tuple(pack_all(k, v))
     return k, v
+
+
+def wire_like(
+    tokens: int, kv_heads: int, dim: int, dtype: torch.dtype, wire: str
+) -> tuple[Like, ...]:
+    """What `to_wire` makes of k and v, [tokens, kv_heads, dim] each."""
+    if wire == "int8":
+        return packed_like(kv_heads * -(-tokens // BLOCK), dim)
+    return (Like(dtype, (tokens, kv_heads, dim)),) * 2
+
+
+def packed_like(blocks: int, dim: int) -> tuple[Like, ...]:
+    """What so many blocks are in 8 bits; see `quantize.Packed`."""
+    numbers = Like(torch.uint8, (blocks, BLOCK, dim))
+    k_scale = Like(torch.float16, (blocks, 2, dim))
+    return numbers, k_scale, numbers, Like(torch.float16, (blocks, 2, BLOCK))
 
 
 def from_wire(

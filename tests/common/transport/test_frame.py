@@ -34,6 +34,9 @@ def test_garbage_is_invalid_or_a_frame(data: bytes) -> None:
         Frame("kv", ("a",), (0,), 0, 0, (Part("int8", (frames.MAX_PAYLOAD_BYTES + 1,)),)),
         Frame("kv", ("a",), (0,), 0, 0, (Part("int8", (-1,)),)),
         Frame("kv", ("a",), (0,), 0, 0, (Part("int8", (1,) * 9),)),
+        Frame("kv", ("a",), (0,), 0, 0, (Part("int8", (1 << 63, 0)),)),
+        Frame("kv", ("a",), (0,), 0, 1 << 63, ()),
+        Frame("kv", ("a",), (0,), -1, 0, ()),
         Frame("other", ("a",), (0,), 0, 0, ()),  # type: ignore[arg-type]
     ],
 )
@@ -45,6 +48,18 @@ def test_bad_headers_are_refused(bad: Frame) -> None:
 def test_header_too_long() -> None:
     with pytest.raises(Invalid, match="over"):
         frames.encode(Frame("q", ("x" * 9000,), (0,), 0, 0, ()))
+
+
+def test_tensors_too_large_for_a_frame() -> None:
+    huge = torch.ones(1).expand((1 << 30) + 1)  # over 4 GiB by its shape, and no memory
+    with pytest.raises(Invalid, match="is over 4294967296: split the prompt"):
+        frames.encode(frame_for("kv", ("r",), (0,), 0, 0, (huge,)))
+
+
+@pytest.mark.parametrize("shape", [(1 << 32, 1 << 32, 0), (1 << 32, 1 << 32, 1 << 32, 0)])
+def test_sizes_that_no_tensor_has(shape: tuple[int, ...]) -> None:
+    with contextlib.suppress(Invalid):
+        frames.allocate(Frame("kv", ("r",), (0,), 0, 0, (Part("int8", shape),)))
 
 
 def test_bytes_are_the_tensors_own() -> None:

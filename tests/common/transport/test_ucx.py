@@ -3,18 +3,23 @@
 import asyncio
 from collections import Counter
 
+import msgspec
 import pytest
 import torch
 
 from sps2.common.transport import frame as frames
 from sps2.common.transport import hello, ucx_link
-from sps2.common.transport.frame import frame_for
+from sps2.common.transport.frame import Frame, Part, frame_for
 from sps2.common.transport.plane import Plane
 from sps2.common.transport.ucx_driver import Driver
 from sps2.common.transport.ucx_link import CHUNKED, COMPLETE, INLINE, MESSAGE_BYTES, PREFIX
 
 LARGE = frame_for("kv", ("r",), (0,), 0, 0, (torch.empty(MESSAGE_BYTES, dtype=torch.int8),))
 HEADER = frames.encode(LARGE)
+HUGE = msgspec.msgpack.encode(Frame("kv", ("r",), (0,), 0, 0, (Part("int8", (1 << 63, 0)),)))
+WIDTHS = (1 << 32,) * 4 + (0,)
+WIDE = msgspec.msgpack.encode(Frame("kv", ("r",), (0,), 0, 0, (Part("int8", WIDTHS),)))
+"""Sizes that fit no integer of the library's, of tensors without a byte."""
 
 
 @pytest.mark.parametrize(
@@ -27,6 +32,8 @@ HEADER = frames.encode(LARGE)
         [PREFIX.pack(INLINE, len(HEADER)) + HEADER],
         [PREFIX.pack(CHUNKED, len(HEADER)) + HEADER, bytes(MESSAGE_BYTES * 2)],
         [bytes(MESSAGE_BYTES + 1)],
+        [PREFIX.pack(INLINE, len(HUGE)) + HUGE],
+        [PREFIX.pack(INLINE, len(WIDE)) + WIDE],
     ],
 )
 async def test_garbage_ends_the_link_and_nothing_else(messages: list[bytes]) -> None:

@@ -89,7 +89,6 @@ WRONG = {
     "dimensions": (tiny_config(), 0, ones(6, 16)),
     "dtype": (tiny_config(), 0, ones(1, 6, 16, dtype=torch.int32)),
     "layer": (tiny_config(), 3, ones(1, 6, 16)),
-    "no layer": (tiny_config(), -1, ones(1, 6, 16)),
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from sps2.common.errors import Internal, PeerLost, Refused
+from sps2.common.errors import Internal, Invalid, PeerLost, Refused
 from sps2.common.messages import Hold
 from sps2.common.model.pages import PagePool
 from sps2.common.spans import Span
@@ -115,6 +115,20 @@ async def test_the_loss_of_a_source_ends_the_waiting(pool: PagePool) -> None:
     waiting.cancel()
     await here.close()
     await there.close()
+
+
+async def test_kv_that_comes_twice_is_an_error(pool: PagePool) -> None:
+    """It would count for a part that never came."""
+    config = tiny_config()
+    here = Plane("here/1", "inproc")
+    holdings = Holdings(pool, here, config, Span(0, config.kv_heads), torch.float32)
+    held = await holdings.hold(hold("r", 0, 4))
+    k, v = (torch.ones(4, config.kv_heads, config.head_dim),) * 2
+    frame = frame_for("deposit", ("r",), (0,), 0, 0, (k, v))
+    held.deposit("there/1", frame, k, v)
+    with pytest.raises(Invalid, match="do not belong here"):
+        held.deposit("there/1", frame, k, v)
+    assert not held.filled.is_set()
 
 
 async def test_frames_of_what_is_not_held_are_dropped(pool: PagePool) -> None:

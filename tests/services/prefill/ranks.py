@@ -1,7 +1,9 @@
 """The attention of a whole prefill group in one process, without a model around it."""
 
 import asyncio
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,26 +13,29 @@ from sps2.common.model.attend import Attend, Run, inline
 from sps2.common.model.config import ModelConfig, Rope
 from sps2.common.spans import Span
 from sps2.common.transport.backends import BackendName
+from sps2.common.transport.inbox import Inbox
 from sps2.common.transport.plane import Plane
 from sps2.services.prefill.group import Group
 from sps2.services.prefill.methods import attend_by
 from sps2.services.tasks import gather_all
 
 
-def config(heads: int, kv_heads: int, dim: int = 8, window: int | None = None) -> ModelConfig:
+def config(
+    heads: int, kv_heads: int, dim: int = 8, window: int | None = None, layers: int = 1
+) -> ModelConfig:
     return ModelConfig(
         family="llama",
         vocab_size=9,
         hidden_size=heads * dim,
         intermediate_size=8,
-        layers=1,
+        layers=layers,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=dim,
         max_context=4096,
         norm_eps=1e-5,
         rope=Rope(),
-        windows=(window,),
+        windows=(window,) * layers,
     )
 
 
@@ -40,6 +45,44 @@ def random_qkv(tokens: int, config: ModelConfig, seed: int) -> tuple[Tensor, Ten
     k = torch.randn(tokens, config.kv_heads, config.head_dim, generator=generator) * 2
     v = torch.randn(tokens, config.kv_heads, config.head_dim, generator=generator)
     return q, k, v
+
+
+class Member(NamedTuple):
+    """What a rank's `Group` is made of."""
+
+    plane: Plane
+    inbox: Inbox
+    request: Prefill
+
+
+@asynccontextmanager
+async def members(
+    spans: Sequence[tuple[Span, ...]], scheme: Scheme, backend: BackendName = "inproc"
+) -> AsyncIterator[list[Member]]:
+    """Ranks that know each other, with these spans."""
+    async with AsyncExitStack() as stack:
+        planes = [Plane(f"rank-{rank}", backend) for rank in range(len(spans))]
+        for plane in planes:
+            await plane.start()
+            stack.push_async_callback(plane.close)
+        peers = [plane.peer for plane in planes]
+        for plane in planes:
+            for peer in peers:
+                plane.introduce(peer)
+        group = tuple(PrefillRank((peer,), each) for peer, each in zip(peers, spans, strict=True))
+        yield [
+            Member(
+                plane,
+                stack.enter_context(plane.open("r", 0)),
+                Prefill("r", 0, b"", group, rank, (), Sampling(1, 0), scheme),
+            )
+            for rank, plane in enumerate(planes)
+        ]
+
+
+def rows_of(spans: Sequence[Span]) -> Tensor:
+    """The positions of a rank's tokens."""
+    return torch.cat([torch.arange(*span) for span in spans])
 
 
 async def attended(
@@ -54,23 +97,12 @@ async def attended(
 ) -> tuple[Tensor, list[Attend], list[Group]]:
     """One layer's attention of all ranks, by position; and what computed it."""
     out = torch.full_like(q, float("nan"))
-    async with AsyncExitStack() as stack:
-        planes = [Plane(f"rank-{rank}", backend) for rank in range(len(spans))]
-        for plane in planes:
-            await plane.start()
-            stack.push_async_callback(plane.close)
-        peers = [plane.peer for plane in planes]
-        for plane in planes:
-            for peer in peers:
-                plane.introduce(peer)
-        inboxes = [stack.enter_context(plane.open("r", 0)) for plane in planes]
-        members = tuple(PrefillRank((peer,), each) for peer, each in zip(peers, spans, strict=True))
+    async with members(spans, scheme, backend) as ranks:
 
         async def rank_of(rank: int) -> tuple[Attend, Group]:
-            rows = torch.cat([torch.arange(*span) for span in spans[rank]])
-            request = Prefill("r", 0, b"", members, rank, (), Sampling(1, 0), scheme)
+            rows = rows_of(spans[rank])
             async with asyncio.TaskGroup() as sends:
-                group = Group(config, planes[rank], inboxes[rank], request, run, sends)
+                group = Group(config, *ranks[rank], run, sends)
                 attend = attend_by(group)
                 out[rows] = (await attend(0, q[rows], k[rows], v[rows])).out
             return attend, group
