@@ -5,6 +5,8 @@ from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from functools import partial
 
+from msgspec.structs import replace
+
 from sps2.common.api import (
     ChatChunk,
     ChatDelta,
@@ -86,6 +88,8 @@ class Gateway:
             since_s = time.monotonic()
             with trail.during("tokenise"):
                 order = await order_completion(request, name, self.served, self._tokenizer)
+            if account is not None:
+                order = replace(order, jobs=account.bounded(order.prompts, order.jobs))
             records = [Record(since_s) for _ in order.jobs]
             chunk = partial(
                 CompletionChunk,
@@ -121,6 +125,8 @@ class Gateway:
             since_s = time.monotonic()
             with trail.during("tokenise"):
                 order = await order_chat(request, name, self.served, self._tokenizer)
+            if account is not None:
+                order = replace(order, jobs=account.bounded(order.prompts, order.jobs))
             records = [Record(since_s) for _ in order.jobs]
             chunk = partial(
                 ChatChunk,

@@ -76,7 +76,13 @@ class Parts:
         self._directory = Peer(cluster.kvdir_address, cluster.bus, "kvdir", self._context)
         self._shards = Shards(cluster.bus, self._context)
         self.metrics = Metrics()
-        self._running = Running(self._scheduler, self._shards, tokenizer, self.metrics)
+        self._running = Running(
+            self._scheduler,
+            self._shards,
+            tokenizer,
+            self.metrics,
+            max(1, cluster.scheduler.max_queue // 2),
+        )
         self._traces = AnswerTraces(about.traces, self._scheduler, self._shards)
         self._export = self._exported(cluster)
         self.gateway = Gateway(
@@ -168,6 +174,7 @@ def served_by(cluster: Cluster, folder: Path, tokenizer: Tokenizer) -> Served:
         max_choices=cluster.gateway.max_choices,
         fingerprint=f"fp_{fingerprint(folder)}",
         created=int(time.time()),
+        default_max_tokens=cluster.gateway.default_max_tokens,
     )
 
 
