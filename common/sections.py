@@ -36,6 +36,13 @@ class Gateway(Section, frozen=True):
     max_requests: Annotated[
         Positive, Meta(description="requests in work at once; more are refused with 429")
     ] = 512
+    default_max_tokens: Annotated[
+        NotNegative,
+        Meta(
+            description="tokens of an answer to a chat without `max_tokens`; 0: as many as the "
+            "context and an eighth of a KV pool allow"
+        ),
+    ] = 0
     max_choices: Annotated[Positive, Meta(description="largest `n` of one request")] = 16
     max_header_bytes: Annotated[
         Positive, Meta(description="largest head of an HTTP request accepted")

@@ -18,6 +18,8 @@ class Submit(Stream["Placed | Displaced | Progress | FirstToken | Finished"], fr
     """Requests share cached KV only with those of the same salt."""
     progress: bool = False
     """Whether `Progress` is told."""
+    open_ended: bool = False
+    """Whether the caller left the length of the answer open: `max_tokens` may be cut."""
     traceparent: str = ""
     """Of the stretch that this is a part of; see `sps2.common.tracing`."""
 

@@ -5,6 +5,8 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
 from functools import partial
 
+from msgspec.structs import replace
+
 from sps2.common.api import (
     ChatChunk,
     ChatDelta,
@@ -100,6 +102,8 @@ class Gateway:
             with trail.during("tokenise"):
                 order = await order_completion(request, name, self.served, self._tokenizer)
             ordered()
+            if account is not None:
+                order = replace(order, jobs=account.bounded(order.prompts, order.jobs))
             records = [Record(since_s) for _ in order.jobs]
             chunk = partial(
                 CompletionChunk,
@@ -141,6 +145,8 @@ class Gateway:
             with trail.during("tokenise"):
                 order = await order_chat(request, name, self.served, self._tokenizer)
             ordered()
+            if account is not None:
+                order = replace(order, jobs=account.bounded(order.prompts, order.jobs))
             records = [Record(since_s) for _ in order.jobs]
             chunk = partial(
                 ChatChunk,

@@ -55,6 +55,8 @@ class Job(msgspec.Struct, frozen=True):
     silent: bool = False
     cache_salt: str = ""
     progress: bool = False
+    open_ended: bool = False
+    """Whether `max_tokens` was left open, so that the scheduler may cut it."""
 
 
 @dataclass
@@ -76,6 +78,7 @@ class Generation:
         record: filled in as the job runs; the totals are there when the iteration has ended.
         advanced: told of the prefill's progress, if the job asks for it.
         traceparent: of the answer's trace.
+        placed: told whenever the job has left the scheduler's queue.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Generation:
         patience_s: float = PATIENCE_S,
         advanced: Callable[[Progress], None] = lambda progress: None,
         traceparent: str = "",
+        placed: Callable[[], None] = lambda: None,
     ) -> None:
         self._job = job
         self._record = record
@@ -95,6 +99,7 @@ class Generation:
         self._patience_s = patience_s
         self._advanced = advanced
         self._traceparent = traceparent
+        self._placed = placed
         self._ids: list[int] = []
         """The tokens so far."""
         self._early: dict[int, Token] = {}
@@ -160,6 +165,7 @@ class Generation:
             job.wish,
             job.cache_salt,
             job.progress,
+            job.open_ended,
             self._traceparent,
         )
         follower: asyncio.Task[None] | None = None
@@ -171,6 +177,7 @@ class Generation:
                 async for item in items:
                     match item:
                         case Placed():
+                            self._placed()
                             record.placed = _also(record.placed, item, job.sampling.answered)
                             if follower is not None:
                                 follower.cancel()

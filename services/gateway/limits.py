@@ -21,6 +21,8 @@ class Served(msgspec.Struct, frozen=True):
     max_choices: int
     fingerprint: str
     created: int
+    default_max_tokens: int = 0
+    """Of a chat that does not say; 0 leaves as many as the context and the KV pools allow."""
 
     def check_model(self, name: str | None) -> None:
         """Invalid (`model_not_found`) unless `name` is absent or the served model."""

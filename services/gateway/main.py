@@ -81,7 +81,13 @@ class Parts:
                 version("sps2"), served.model, cluster.dtype, cluster.quantize, served.fingerprint
             )
         )
-        self._running = Running(self._scheduler, self._shards, tokenizer, self.metrics)
+        self._running = Running(
+            self._scheduler,
+            self._shards,
+            tokenizer,
+            self.metrics,
+            max(1, cluster.scheduler.max_queue // 2),
+        )
         self._traces = AnswerTraces(about.traces, self._scheduler, self._shards)
         self._export = self._exported(cluster)
         self.gateway = Gateway(
@@ -177,6 +183,7 @@ def served_by(cluster: Cluster, folder: Path, tokenizer: Tokenizer) -> Served:
         max_choices=cluster.gateway.max_choices,
         fingerprint=f"fp_{fingerprint(folder)}",
         created=int(time.time()),
+        default_max_tokens=cluster.gateway.default_max_tokens,
     )
 
 

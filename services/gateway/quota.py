@@ -4,10 +4,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from msgspec.structs import replace
+
 from sps2.common.errors import Invalid, Refused
 from sps2.services.gateway.generate import Job, Record
 
 MINUTE_S = 60.0
+SHARES = 8
+"""An answer of no stated length holds one of so many parts of a minute's tokens while it runs."""
 
 
 class Bucket:
@@ -91,17 +95,28 @@ class Account:
         """One request more. Refused if there were too many."""
         self._requests.take(1)
 
+    def bounded(self, prompts: Sequence[Sequence[int]], jobs: Sequence[Job]) -> tuple[Job, ...]:
+        """The jobs, with answers of no stated length cut to what a minute's tokens allow."""
+        if not self._tokens.per_minute:
+            return tuple(jobs)
+        most = (self._tokens.per_minute - sum(map(len, prompts))) // len(jobs)
+        return tuple(_cut(job, most) if job.open_ended else job for job in jobs)
+
     @contextmanager
     def spending(
         self, prompts: Sequence[Sequence[int]], jobs: Sequence[Job], records: Sequence[Record]
     ) -> Iterator[None]:
         """Hold the tokens that an answer may take while the block runs; then what it took stays.
 
+        Of an answer without `max_tokens` that is not known: a share of the minute is held for it.
+
         Raises:
             Invalid, Refused: as `Bucket.take`.
         """
         prompt = sum(map(len, prompts))
-        held = prompt + sum(job.sampling.max_tokens for job in jobs)
+        share = max(1, self._tokens.per_minute // SHARES // len(jobs))
+        limits = [_cut(job, share) if job.open_ended else job for job in jobs]
+        held = prompt + sum(job.sampling.max_tokens for job in limits)
         self._tokens.take(held)
         try:
             yield
@@ -121,3 +136,9 @@ class Account:
                 reset_s = math.ceil(bucket.wait_s(bucket.per_minute))
                 told[f"x-ratelimit-reset-{name}"] = f"{reset_s}s"
         return told
+
+
+def _cut(job: Job, most: int) -> Job:
+    sampling = job.sampling
+    tokens = min(sampling.max_tokens, max(1, sampling.min_tokens, most))
+    return replace(job, sampling=replace(sampling, max_tokens=tokens))

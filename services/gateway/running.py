@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 
 from sps2.common.errors import Cancelled, Invalid, ServiceError
 from sps2.common.messages import Progress
@@ -25,11 +25,22 @@ Emit = Callable[[Said], None]
 
 
 class Running:
-    """The answers in work, by name (the hexadecimal part of their id)."""
+    """The answers in work, by name (the hexadecimal part of their id).
+
+    Args:
+        max_waiting: how many choices of one answer may wait in the scheduler's queue; the others
+            are submitted when these have left it.
+    """
 
     def __init__(
-        self, scheduler: Peer, shards: Shards, tokenizer: Tokenizer, metrics: Metrics
+        self,
+        scheduler: Peer,
+        shards: Shards,
+        tokenizer: Tokenizer,
+        metrics: Metrics,
+        max_waiting: int,
     ) -> None:
+        self._max_waiting = max_waiting
         self._scheduler = scheduler
         self._shards = shards
         self._tokenizer = tokenizer
@@ -48,13 +59,16 @@ class Running:
         """
         abort = asyncio.get_running_loop().create_future()
         self._metrics.choices.observe(len(order.jobs))
+        waiting = asyncio.Semaphore(self._max_waiting)
 
         async def run(emit: Emit) -> None:
             try:
                 async with asyncio.TaskGroup() as group:
                     watch = group.create_task(_fail_with(abort))
                     choices = [
-                        group.create_task(self._choice(index, job, records[index], trail, emit))
+                        group.create_task(
+                            self._choice(index, job, records[index], trail, waiting, emit)
+                        )
                         for index, job in enumerate(order.jobs)
                     ]
                     await asyncio.wait(choices)
@@ -90,29 +104,41 @@ class Running:
         if not self._aborts[name].done():
             self._aborts[name].set_exception(error)
 
-    async def _choice(self, index: int, job: Job, record: Record, trail: Trail, emit: Emit) -> None:
+    async def _choice(
+        self,
+        index: int,
+        job: Job,
+        record: Record,
+        trail: Trail,
+        waiting: asyncio.Semaphore,
+        emit: Emit,
+    ) -> None:
         writer = Writer(
             Detokenizer(self._tokenizer, job.prompt), job.stops, job.sampling.min_tokens
         )
-        generation = Generation(
-            job,
-            record,
-            self._scheduler,
-            self._shards,
-            advanced=lambda progress: emit((index, progress)),
-            traceparent=trail.traceparent,
-        )
-        pace = Pace(self._metrics, job, record, trail)
-        async with aclosing(generation.tokens()) as tokens:
-            async for token in tokens:
-                with pace.token():
-                    piece = Piece(finish=token.finish) if job.silent else writer.add(token)
-                emit((index, piece))
-                if piece.finish is not None:
-                    pace.ended(piece.finish)
-                    if token.finish is None:
-                        break  # a stop string: leaving cancels the rest
-        pace.closed()
+        with ExitStack() as turn:
+            await waiting.acquire()
+            turn.callback(waiting.release)
+            generation = Generation(
+                job,
+                record,
+                self._scheduler,
+                self._shards,
+                advanced=lambda progress: emit((index, progress)),
+                traceparent=trail.traceparent,
+                placed=turn.close,
+            )
+            pace = Pace(self._metrics, job, record, trail)
+            async with aclosing(generation.tokens()) as tokens:
+                async for token in tokens:
+                    with pace.token():
+                        piece = Piece(finish=token.finish) if job.silent else writer.add(token)
+                    emit((index, piece))
+                    if piece.finish is not None:
+                        pace.ended(piece.finish)
+                        if token.finish is None:
+                            break  # a stop string: leaving cancels the rest
+            pace.closed()
 
 
 async def _fail_with(abort: asyncio.Future[None]) -> None:

@@ -92,7 +92,7 @@ async def order_chat(
             choices,
             served,
             max_tokens=request.max_completion_tokens or request.max_tokens,
-            default=served.max_context,
+            default=served.default_max_tokens or served.max_context,
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,
             prompt_logprobs=None,
         ),
@@ -227,6 +227,7 @@ def _jobs(
             silent=limits[index] == 0,
             cache_salt=request.cache_salt or "",
             progress=bool(request.sps2 and request.sps2.progress),
+            open_ended=max_tokens is None,
         )
         for index, prompt in enumerate(prompts)
         for choice in range(choices)

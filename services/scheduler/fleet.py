@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 
 from sps2.common.messages import Role, Room, Shard
 
+SHARES = 8
+"""An answer of no stated length has one of so many parts of a pool at most."""
+
 
 @dataclass
 class Member:
@@ -83,6 +86,27 @@ class Fleet:
         """Whether all shards that are to keep KV are there, and their pages known."""
         known = [each for each in self.of(self.keeping) if each.shard.id in self.room.total]
         return len(known) >= self.expected[self.keeping]
+
+    def answer_room(self, prompt_tokens: int, shards: int | None) -> int:
+        """Tokens of an answer of no stated length; 0 where it is not known what pools there are.
+
+        A share of the largest pool, so that some answers run at once, and no more than fits beside
+        the prompt when nothing else runs.
+
+        Args:
+            shards: how many may keep it, if not all.
+        """
+        pools = sorted(
+            (self.room.total[each.shard.id] * each.shard.page_tokens, each.shard.page_tokens)
+            for each in self.of(self.keeping)
+            if each.shard.id in self.room.total
+        )[::-1][:shards]
+        if not pools:
+            return 0
+        largest, page_tokens = pools[0]
+        last = (prompt_tokens - 1) % page_tokens + 1
+        together = sum(tokens for tokens, _ in pools) - prompt_tokens
+        return max(1, min(largest // SHARES, largest - last, together))
 
     def idle(self) -> list[Member]:
         """Members that could prefill now."""

@@ -1,6 +1,7 @@
 """One request carried out: lease, holds, prefill, decode, each for as long as it is needed."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -40,7 +41,13 @@ from sps2.common.tracing import Trail
 from sps2.services.scheduler.pace import Pace
 from sps2.services.scheduler.plan import Plan
 from sps2.services.scheduler.prefix import own_names, shared_names
-from sps2.services.tasks import gather_all, root_cause
+from sps2.services.tasks import end, gather_all, root_cause
+
+log = logging.getLogger(__name__)
+
+COMMIT_S = 2.0
+"""How long the directory may take, when all is decoded, to hear what is cached."""
+COMMIT_AGAIN_S = 0.2
 
 
 class Listener(Protocol):
@@ -225,31 +232,50 @@ class Job:
 
     async def _decode(self, first: Token, deposited: int, emit: Emit) -> None:
         submit, plan = self._submit, self._plan
-        page_tokens = plan.prefix.page_tokens
-        with self._trail.during("commit"):
-            await self._commit(own_names(plan.placements, self._names.names, page_tokens))
-        self._listener.shareable()
-        if first.finish is not None:
-            emit(Finished(1, 0, 0, deposited))
-            return
-        holders = tuple(self._shards[place.shard].peers for place in plan.placements[:-1])
-        with self._reporting(plan.owner), self._trail.during("decode") as trail:
-            decoded = await self._peers[plan.owner].call(
-                Decode(
-                    submit.request,
-                    self._epoch,
-                    submit.prompt,
-                    first,
-                    holders,
-                    submit.sampling,
-                    self._names.last,
-                    trail.traceparent,
+        committing = asyncio.create_task(self._share())
+        try:
+            if first.finish is not None:
+                await asyncio.wait({committing}, timeout=COMMIT_S)
+                emit(Finished(1, 0, 0, deposited))
+                return
+            holders = tuple(self._shards[place.shard].peers for place in plan.placements[:-1])
+            with self._reporting(plan.owner), self._trail.during("decode") as trail:
+                decoded = await self._peers[plan.owner].call(
+                    Decode(
+                        submit.request,
+                        self._epoch,
+                        submit.prompt,
+                        first,
+                        holders,
+                        submit.sampling,
+                        self._names.last,
+                        trail.traceparent,
+                    )
                 )
-            )
-        if decoded.names:
-            with suppress(ServiceError):  # the directory will hear of them from the owner
-                await self._commit({plan.owner: decoded.names})
-        emit(Finished(decoded.tokens, decoded.q_bytes, decoded.state_bytes, deposited))
+            await asyncio.wait({committing}, timeout=COMMIT_S)
+            if decoded.names and committing.done():
+                with suppress(ServiceError):  # the directory will hear of them from the owner
+                    await self._commit({plan.owner: decoded.names})
+            emit(Finished(decoded.tokens, decoded.q_bytes, decoded.state_bytes, deposited))
+        finally:
+            await end(committing)
+
+    async def _share(self) -> None:
+        """Tell the directory that the prompt's pages are cached; again after it was lost.
+
+        Nothing waits for it: what it does not hear of here it will hear of from the shards.
+        """
+        plan = self._plan
+        names = own_names(plan.placements, self._names.names, plan.prefix.page_tokens)
+        with self._trail.during("commit"):
+            while True:
+                try:
+                    await self._commit(names)
+                    break
+                except ServiceError as error:
+                    log.info("request %s: commit: %s; again", self._submit.request, error)
+                    await asyncio.sleep(COMMIT_AGAIN_S)
+        self._listener.shareable()
 
     def _described(self) -> dict[str, str | float]:
         """What is told of the prefill in a trace."""

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 
+from msgspec.structs import replace
+
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, PeerLost, Refused, ServiceError
 from sps2.common.messages import (
@@ -173,6 +175,7 @@ class SchedulerService:
     async def _run(self, submit: Submit, emit: Emit) -> None:
         if submit.request in self._launches:
             raise Invalid(f"{submit.request} is running already")
+        submit = self._bounded(submit)
         names = self._names(submit)
         is_scored = submit.sampling.prompt_logprobs is not None  # all its tokens must be computed
         work = Work(
@@ -233,6 +236,17 @@ class SchedulerService:
             self._launches.pop(work.request, None)
             self._handle(Ended(work.request))
             self._tell(work.request, "ended", **({"error": error} if error else {}))
+
+    def _bounded(self, submit: Submit) -> Submit:
+        """An answer of no stated length is cut to what the pools can hold."""
+        sampling, fleet = submit.sampling, self._core.fleet
+        given = len(submit.prompt) // 4 - sampling.answered
+        room = fleet.answer_room(given, submit.wish.sp_degree if fleet.in_place else None)
+        if not submit.open_ended or not room:
+            return submit
+        most = max(room, sampling.min_tokens, sampling.answered + 1)
+        sampling = replace(sampling, max_tokens=min(sampling.max_tokens, most))
+        return replace(submit, sampling=sampling)
 
     def _names(self, submit: Submit) -> PromptNames:
         """The names of the prompt's pages; none where the cache is off."""

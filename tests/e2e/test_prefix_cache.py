@@ -12,7 +12,6 @@ import pytest
 
 from sps2.common.api import Completion
 from sps2.common.client import AsyncClient, Client
-from sps2.common.errors import ServiceError
 from sps2.common.messages import ClusterStatus
 from sps2.common.tokens import Tokenizer
 
@@ -162,10 +161,9 @@ async def test_a_prefix_that_is_lost_at_any_moment_changes_no_answer(cluster: Ru
             asking = [asyncio.create_task(_ask(client, prompt_of(350))) for _ in range(3)]
             await asyncio.sleep(pause_s)
             os.kill(pid, signal.SIGKILL)
-            async with asyncio.timeout(40):
-                answers = await asyncio.gather(*asking, return_exceptions=True)
-            for answer in answers:  # one that had begun to answer may fail
-                assert isinstance(answer, ServiceError) or said(answer) == wanted
+            async with asyncio.timeout(120):
+                for answer in await asyncio.gather(*asking):
+                    assert said(answer) == wanted
             assert said(await _ask(client, prompt_of(350))) == wanted
             await joined(client, "decode-1", pid)
         assert (await released(client)).leaked_pages == 0

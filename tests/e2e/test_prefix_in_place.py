@@ -9,7 +9,6 @@ import pytest
 
 from sps2.common.api import Completion
 from sps2.common.client import AsyncClient
-from sps2.common.errors import ServiceError
 from sps2.common.tokens import Tokenizer
 
 from .conftest import Launch, Running
@@ -145,12 +144,9 @@ async def test_a_prefix_that_is_lost_at_any_moment_changes_no_answer(doomed: Run
             asking = [asyncio.create_task(ask(client, each, "alike")) for each in prompts]
             await asyncio.sleep(pause_s)
             os.kill(pid, signal.SIGKILL)
-            async with asyncio.timeout(40):
-                answers = await asyncio.gather(*asking, return_exceptions=True)
+            async with asyncio.timeout(120):
+                answers = await asyncio.gather(*asking)
             for prompt, answer in zip(prompts, answers, strict=True):
-                if isinstance(answer, ServiceError):  # it had begun to answer
-                    continue
-                assert isinstance(answer, Completion)
                 assert said(answer) == right(doomed, prompt)
             await joined(client, "any-1", pid)
         assert (await released(client)).leaked_pages == 0

@@ -93,3 +93,19 @@ def test_tokens_are_held_and_what_was_not_used_is_given_back(clock: Clock) -> No
     clock.now_s += refused.value.retry_after_s
     spend(account, prompt=40, wanted=50, generated=50)
     assert account.headers()["x-ratelimit-remaining-tokens"] == "0"
+
+
+def test_an_answer_of_no_stated_length_is_within_a_minutes_tokens(clock: Clock) -> None:
+    """It holds a share of them while it runs, and is charged for what it took."""
+    account = Account("alice", clock)
+    account.limit(0, 800)
+    job = Job("r", tuple(range(40)), Sampling(max_tokens=8000, seed=0), open_ended=True)
+    (bounded,) = account.bounded([job.prompt], [job])
+    assert bounded.sampling.max_tokens == 760
+    stated = Job("s", (1,), Sampling(max_tokens=8000, seed=0))
+    assert account.bounded([stated.prompt], [stated]) == (stated,)
+    record = Record(0.0, Placed(0, "d", "a", 1, (), "exact", Scheme(), {}))
+    with account.spending([bounded.prompt], [bounded], [record]):
+        assert account.headers()["x-ratelimit-remaining-tokens"] == "660"
+        record.tokens = 300
+    assert account.headers()["x-ratelimit-remaining-tokens"] == "460"

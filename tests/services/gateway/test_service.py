@@ -124,3 +124,24 @@ async def test_shutting_down_tells_those_in_work(client, door):
     with pytest.raises(PeerLost, match="shutting down"):
         async for _ in stream:
             pass
+
+
+async def test_an_answer_of_many_choices_never_fills_the_schedulers_queue(open_door):
+    """A choice is submitted when one of those before it has left the queue."""
+    async with open_door(max_requests=400) as door, door.client() as client:
+        play = door.play
+        play.gates["queue"] = asyncio.Event()
+        asking = asyncio.create_task(client.complete(["abc"] * 400, max_tokens=1, temperature=0))
+        await until(lambda: len(play.submitted) >= 128)
+        await client.status()  # asks the scheduler, after all that is on its way there
+        assert len(play.submitted) == 128
+        play.gates["queue"].set()
+        assert len((await asking).choices) == 400
+
+
+async def test_a_chat_that_leaves_its_length_open_says_so(open_door):
+    async with open_door(default_max_tokens=20) as door, door.client() as client:
+        await client.chat(HI)
+        await client.chat(HI, max_tokens=30)
+        asked = [(each.sampling.max_tokens, each.open_ended) for each in door.play.submitted]
+        assert asked == [(20, True), (30, False)]

@@ -1,0 +1,195 @@
+"""The scheduler on the bus, with a real directory and shards that follow a script."""
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+
+from sps2.common import messages
+from sps2.common.config import Bus, Cluster, Scheduler, Sharing
+from sps2.common.errors import Invalid, PeerLost, ServiceError
+from sps2.common.messages import (
+    Announce,
+    Commit,
+    Committed,
+    Decode,
+    Decoded,
+    Deposited,
+    Describe,
+    Done,
+    Exchanged,
+    Filled,
+    Finished,
+    Held,
+    Hold,
+    Info,
+    Join,
+    Prefill,
+    Prefilled,
+    Register,
+    Sampling,
+    Shard,
+    Submit,
+    Token,
+)
+from sps2.common.rpc import Peer, Server
+from sps2.common.telemetry import Publisher
+from sps2.services.kvdir.directory import Directory
+from sps2.services.kvdir.service import DirectoryService
+from sps2.services.scheduler.schemes import Schemes
+from sps2.services.scheduler.service import SchedulerService
+from sps2.services.tasks import forever
+
+from .test_core import CONFIG, PAGE
+
+BUS = Bus(beat_s=0.1)
+PAGES = 64
+
+
+class Play(DirectoryService):
+    """The directory and all shards; tests change what they do."""
+
+    def __init__(self) -> None:
+        super().__init__(Directory())
+        self.commits: list[Commit] = []
+        self.refusals: list[ServiceError] = []
+        self.commit_gate = asyncio.Event()
+        self.commit_gate.set()
+        self.decoding: list[Decode] = []
+        self.decode_gate = asyncio.Event()
+        self.decode_gate.set()
+
+    async def describe(self, request: Describe) -> Info:
+        return Info("shard", 1, "0", "ready")
+
+    async def commit(self, request: Commit) -> Committed:
+        self.commits.append(request)
+        await self.commit_gate.wait()
+        if self.refusals:
+            raise self.refusals.pop(0)
+        return await super().commit(request)
+
+    async def hold(self, request: Hold) -> AsyncIterator[Held | Filled]:
+        yield Held(1)
+        yield Filled(0)
+        await forever()
+
+    async def join(self, request: Join) -> AsyncIterator[Done]:
+        yield Done()
+        await forever()
+
+    async def prefill(self, request: Prefill) -> AsyncIterator[Prefilled | Deposited]:
+        yield Prefilled(Token(0, 10), (), 0.0, Exchanged({}, 0.0, 0.0, 0.0, 0.0))
+        yield Deposited(0)
+
+    async def decode(self, request: Decode) -> Decoded:
+        self.decoding.append(request)
+        await self.decode_gate.wait()
+        return Decoded(2, "length", 0, 0)
+
+
+@asynccontextmanager
+async def stage(play: Play, **scheduler: object) -> AsyncIterator[Peer]:
+    """A scheduler with one prefill and one decode shard; yields a connection to it."""
+    async with AsyncExitStack() as stack:
+        actors = Server(play, BUS)
+        address = await actors.start("tcp://127.0.0.1:0")
+        stack.push_async_callback(actors.close)
+        directory = Peer(address, BUS, "kvdir")
+        stack.push_async_callback(directory.close)
+        settings = Scheduler(**scheduler)  # type: ignore[arg-type]
+        cluster = Cluster(prefill=1, decode=1, bus=BUS, scheduler=settings)
+        telemetry = Publisher("tcp://127.0.0.1:9", "scheduler", BUS)
+        stack.push_async_callback(asyncio.to_thread, telemetry.close)
+        service = SchedulerService(
+            cluster, Schemes(CONFIG, 2, Sharing()), "tiny", directory, telemetry
+        )
+        stack.push_async_callback(service.close)
+        watching = asyncio.create_task(service.watch_room())
+        door = Server(service, BUS)
+        peer = Peer(await door.start("tcp://127.0.0.1:0"), BUS, "scheduler")
+        stack.push_async_callback(door.close)
+        stack.callback(watching.cancel)
+        stack.push_async_callback(peer.close)
+        for role, pages in (("prefill", 0), ("decode", PAGES)):
+            plane = messages.Peer(f"{role}-0/1", "tcp://127.0.0.1:9", bytes(16))
+            shard = Shard(f"{role}-0", role, 1, address, plane, pages, PAGE if pages else 0)  # type: ignore[arg-type]
+            registered = await stack.enter_async_context(peer.stream(Register(shard)))
+            await anext(registered)
+            if pages:
+                announce = Announce(shard.id, plane.name, pages, PAGE)
+                announced = await stack.enter_async_context(directory.stream(announce))
+                await anext(announced)
+        while service.waiting_for():
+            await asyncio.sleep(0.01)
+        yield peer
+
+
+def submit(name: str, tokens: int = 40, **more: object) -> Submit:
+    prompt = struct.pack(f"<{tokens}i", *range(tokens))
+    sampling = more.pop("sampling", Sampling(2, 0))
+    return Submit(name, prompt, sampling, **more)  # type: ignore[arg-type]
+
+
+async def finished(peer: Peer, request: Submit) -> Finished:
+    async with peer.stream(request) as items:
+        async for item in items:
+            if isinstance(item, Finished):
+                return item
+    raise AssertionError("it ended without totals")
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_decoding_does_not_wait_for_the_directory() -> None:
+    play = Play()
+    play.commit_gate.clear()
+    async with stage(play) as peer:
+        asking = asyncio.create_task(finished(peer, submit("a")))
+        await until(lambda: play.commits and play.decoding)
+        play.commit_gate.set()
+        assert (await asking).tokens == 2
+
+
+async def test_a_directory_that_is_lost_at_the_commit_costs_nothing() -> None:
+    play = Play()
+    play.refusals = [PeerLost("kvdir"), Invalid("request a has no lease in epoch 0")]
+    play.decode_gate.clear()
+    async with stage(play) as peer:
+        asking = asyncio.create_task(finished(peer, submit("a")))
+        await until(lambda: len(play.commits) == 3)
+        play.decode_gate.set()
+        assert (await asking).tokens == 2
+    assert len(play.decoding) == 1
+
+
+async def test_a_second_request_of_a_name_leaves_the_first_alone() -> None:
+    play = Play()
+    play.decode_gate.clear()
+    async with stage(play) as peer:
+        asking = asyncio.create_task(finished(peer, submit("a")))
+        await until(lambda: play.decoding)
+        with pytest.raises(Invalid, match="running already"):
+            await finished(peer, submit("a"))
+        fleet = await peer.call(messages.ShowFleet())
+        assert [each.request for each in fleet.requests] == ["a"]
+        play.decode_gate.set()
+        assert (await asking).tokens == 2
+
+
+async def test_an_answer_of_no_stated_length_is_cut_to_what_fits() -> None:
+    """The pool has 1,024 tokens, and the model's context many more."""
+    play = Play()
+    async with stage(play) as peer:
+        long = Sampling(100_000, 0)
+        await finished(peer, submit("a", sampling=long, open_ended=True))
+        await finished(peer, submit("b", 1000, sampling=long, open_ended=True))
+        with pytest.raises(Invalid, match="enlarge"):
+            await finished(peer, submit("c", sampling=long))
+    assert [each.sampling.max_tokens for each in play.decoding] == [PAGES * PAGE // 8, 24]
