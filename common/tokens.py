@@ -12,6 +12,7 @@ import tokenizers
 
 from sps2.common.chat_template import ChatTemplate
 from sps2.common.errors import Invalid
+from sps2.common.literal import Guard, stretches
 from sps2.common.model.config import eos_ids, read_json
 from sps2.common.models import require_tokenizer
 
@@ -99,11 +100,32 @@ class Tokenizer:
     ) -> list[int]:
         """Token ids of a conversation, by the model's chat template.
 
+        Special tokens spelled out in a content are text: only the template's own begin or end a
+        turn.
+
         Raises:
             Invalid: the model has no chat template, or it refuses the messages.
         """
-        text = self.template.render(messages, add_generation_prompt, **variables)
-        return self.encode(text, add_special_tokens=False)
+        guarded = [
+            {**message, "content": self._guard.guarded(message["content"])} for message in messages
+        ]
+        text = self.template.render(guarded, add_generation_prompt, **variables)
+        if guarded == list(messages):
+            return self.encode(text, add_special_tokens=False)
+        ids: list[int] = []
+        for stretch in stretches(text):
+            ids += self.encode(stretch.text, False, parse_special_tokens=not stretch.literal)
+        return ids
+
+    @cached_property
+    def special(self) -> dict[str, int]:
+        """Ids of the special tokens, by how they are spelled."""
+        spelled = {self._tokenizer.id_to_token(index): index for index in self.special_ids}
+        return {text: index for text, index in spelled.items() if text}
+
+    @cached_property
+    def _guard(self) -> Guard:
+        return Guard(self.special)
 
     @cached_property
     def template(self) -> ChatTemplate:
