@@ -6,6 +6,7 @@ from typing import TypeVar
 import msgspec
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
+from msgspec import UNSET
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
@@ -55,8 +56,7 @@ def application(
 
     @app.get("/v1/models/{model:path}")
     async def show_model(model: str) -> Response:
-        gateway.served.check_model(model)
-        return Json(gateway.model())
+        return Json(gateway.model(model))
 
     @app.post("/v1/completions", **takes(CompletionRequest, api.Completion))
     async def complete(request: Request) -> Response:
@@ -129,7 +129,8 @@ async def _streamed(
     try:
         async for chunk in chunks:
             if chunk.choices or chunk.sps2:
-                yield msgspec.structs.replace(chunk, usage=None) if wanted else chunk
+                silent = wanted and chunk.usage is UNSET
+                yield msgspec.structs.replace(chunk, usage=None) if silent else chunk
             elif wanted:
                 yield chunk
     finally:

@@ -5,6 +5,8 @@ from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from functools import partial
 
+from msgspec import UNSET, UnsetType
+
 from sps2.common.api import (
     ChatChunk,
     ChatDelta,
@@ -39,6 +41,7 @@ from sps2.services.gateway.traces import AnswerTraces
 from sps2.services.gateway.usage import usage
 from sps2.services.gateway.validate import (
     Order,
+    choices_of,
     order_chat,
     order_completion,
     threaded,
@@ -82,7 +85,11 @@ class Gateway:
             caller: what finds the trace of it again.
             account: who pays for the tokens, if anybody does.
         """
-        with self.metrics.request(), self._trail(request, name, COMPLETION, caller) as trail:
+        with (
+            self.metrics.request(),
+            self._trail(request, name, COMPLETION, caller) as trail,
+            self._slots.take(choices_of(request)),
+        ):
             since_s = time.monotonic()
             with trail.during("tokenise"):
                 order = await order_completion(request, name, self.served, self._tokenizer)
@@ -95,15 +102,19 @@ class Gateway:
                 system_fingerprint=self.served.fingerprint,
             )
             prompts = Prompts(order.jobs)
+            counted = _Counted(request, order)
             writer = _CompletionWriter(request, order, records, self._tokenizer)
-            with self._slots.take(len(order.jobs)), _spending(account, order, records):
+            with _spending(account, order, records):
                 pieces = self.running.pieces(name, order, records, trail)
                 async with aclosing(pieces):
                     async for index, piece in pieces:
                         if isinstance(piece, Progress):
-                            yield chunk(choices=[], sps2=prompts.told(index, piece))
-                        elif (choice := await writer.choice(index, piece)) is not None:
-                            yield chunk(choices=[choice])
+                            told = prompts.told(index, piece)
+                            yield chunk(choices=[], sps2=told, usage=counted.usage())
+                            continue
+                        counted.add(index)
+                        if (choice := await writer.choice(index, piece)) is not None:
+                            yield chunk(choices=[choice], usage=counted.usage())
             total = usage(order.prompts, order.jobs, records, self.served.kv_token_bytes)
             self.metrics.spent(total)
             trail.tell(**_told(total))
@@ -117,7 +128,11 @@ class Gateway:
         account: Account | None = None,
     ) -> AsyncGenerator[ChatChunk, None]:
         """The chunks of an answer in a conversation, as those of `complete`."""
-        with self.metrics.request(), self._trail(request, name, CHAT, caller) as trail:
+        with (
+            self.metrics.request(),
+            self._trail(request, name, CHAT, caller) as trail,
+            self._slots.take(choices_of(request)),
+        ):
             since_s = time.monotonic()
             with trail.during("tokenise"):
                 order = await order_chat(request, name, self.served, self._tokenizer)
@@ -130,19 +145,23 @@ class Gateway:
                 system_fingerprint=self.served.fingerprint,
             )
             prompts = Prompts(order.jobs)
+            counted = _Counted(request, order)
             begun: set[int] = set()
-            with self._slots.take(len(order.jobs)), _spending(account, order, records):
+            with _spending(account, order, records):
                 pieces = self.running.pieces(name, order, records, trail)
                 async with aclosing(pieces):
                     async for index, piece in pieces:
                         if isinstance(piece, Progress):
-                            yield chunk(choices=[], sps2=prompts.told(index, piece))
+                            told = prompts.told(index, piece)
+                            yield chunk(choices=[], sps2=told, usage=counted.usage())
                             continue
+                        counted.add(index)
                         if index not in begun:
                             begun.add(index)
-                            yield chunk(choices=[ChatDelta(index, Delta("assistant", ""))])
+                            opening = ChatDelta(index, Delta("assistant", ""))
+                            yield chunk(choices=[opening], usage=counted.usage())
                         if (choice := self._chat_choice(request, index, piece)) is not None:
-                            yield chunk(choices=[choice])
+                            yield chunk(choices=[choice], usage=counted.usage())
             total = usage(order.prompts, order.jobs, records, self.served.kv_token_bytes)
             self.metrics.spent(total)
             trail.tell(**_told(total))
@@ -168,13 +187,25 @@ class Gateway:
         return Text(await threaded(len(ids), lambda: self._tokenizer.decode(ids, False)))
 
     def models(self) -> Models:
-        """The one model served."""
-        return Models([self.model()])
+        """The one model served, by each of its names."""
+        return Models([self.model(name) for name in self.served.names])
 
-    def model(self) -> Model:
-        """The served model."""
+    def model(self, name: str) -> Model:
+        """The served model, by one of its names. Raises Invalid if it has no such name."""
         served = self.served
-        return Model(id=served.model, created=served.created, max_model_len=served.max_context)
+        served.check_model(name)
+        defaults = served.sampling_defaults
+        return Model(
+            id=name,
+            created=served.created,
+            root=served.model,
+            max_model_len=served.max_context,
+            sampling_defaults={
+                field: value
+                for field in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+                if (value := getattr(defaults, field)) is not None
+            },
+        )
 
     def _trail(
         self, request: CompletionRequest | ChatRequest, name: str, prefix: str, caller: Caller
@@ -197,6 +228,26 @@ def _spending(
     account: Account | None, order: Order, records: list[Record]
 ) -> AbstractContextManager[None]:
     return account.spending(order.prompts, order.jobs, records) if account else nullcontext()
+
+
+class _Counted:
+    """What a chunk says of the usage so far; nothing, unless the request wants it."""
+
+    def __init__(self, request: CompletionRequest | ChatRequest, order: Order) -> None:
+        options = request.stream_options
+        self._wanted = bool(options and options.include_usage and options.continuous_usage_stats)
+        self._prompt_tokens = sum(map(len, order.prompts))
+        self._order = order
+        self._made = 0
+
+    def add(self, index: int) -> None:
+        """A token of choice `index` came."""
+        self._made += not self._order.jobs[index].silent
+
+    def usage(self) -> Usage | UnsetType:
+        if not self._wanted:
+            return UNSET
+        return Usage(self._prompt_tokens, self._made, self._prompt_tokens + self._made)
 
 
 def _told(usage: Usage) -> dict[str, str | float]:

@@ -38,13 +38,12 @@ FAULTS = [
     (COMPLETIONS, {"prompt": "x", "max_tokens": "9"}, "max_tokens"),
     (COMPLETIONS, {"prompt": "x", "temperature": -0.1}, "temperature"),
     (COMPLETIONS, {"prompt": "x", "temperature": 2.1}, "temperature"),
-    (COMPLETIONS, {"prompt": "x", "top_p": 0}, "top_p"),
+    (COMPLETIONS, {"prompt": "x", "top_p": -0.1}, "top_p"),
     (COMPLETIONS, {"prompt": "x", "top_p": 1.5}, "top_p"),
     (COMPLETIONS, {"prompt": "x", "top_k": -2}, "top_k"),
     (COMPLETIONS, {"prompt": "x", "min_p": 2}, "min_p"),
     (COMPLETIONS, {"prompt": "x", "seed": 2**63}, "seed"),
-    (COMPLETIONS, {"prompt": "x", "stop": ["a", "b", "c", "d", "e"]}, "stop"),
-    (COMPLETIONS, {"prompt": "x", "stop": ""}, "stop"),
+    (COMPLETIONS, {"prompt": "x", "stop": ["a"] * 33}, "stop"),
     (COMPLETIONS, {"prompt": "x", "stop_token_ids": [260]}, "stop_token_ids"),
     (COMPLETIONS, {"prompt": "x", "presence_penalty": 3}, "presence_penalty"),
     (COMPLETIONS, {"prompt": "x", "frequency_penalty": -3}, "frequency_penalty"),
@@ -320,7 +319,7 @@ async def test_tokenizes(http):
 
 async def test_measures(http, door):
     await http.post(COMPLETIONS, json={"prompt": "abc"})
-    await http.post(COMPLETIONS, json={"prompt": "abc", "top_p": 0})
+    await http.post(COMPLETIONS, json={"prompt": "abc", "temperature": 9})
     await http.post(COMPLETIONS, json={"prompt": "abc" * 100})
     answer = await http.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain")
