@@ -16,14 +16,18 @@ from sps2.common.collect import collect_chat, collect_completion
 from sps2.common.errors import Invalid, ServiceError
 from sps2.services.gateway import body, metrics
 from sps2.services.gateway.api_keys import Register
-from sps2.services.gateway.doorman import Doorman, account_of
+from sps2.services.gateway.doorman import OPEN, Doorman, account_of
 from sps2.services.gateway.gateway import Gateway
-from sps2.services.gateway.openapi import document, takes
+from sps2.services.gateway.openapi import document, gives, takes
 from sps2.services.gateway.problems import NotReady, TooLarge
 from sps2.services.gateway.request_id import RequestIds, caller_of, name_of
 from sps2.services.gateway.sse import KEEP_ALIVE_S, Events, Json, Plain, failed
 
 T = TypeVar("T", CompletionChunk, ChatChunk)
+
+COMPLETION = {"prompt": "The capital of France is", "max_tokens": 16}
+CHAT = {"messages": [{"role": "user", "content": "Name three rivers."}], "max_tokens": 64}
+"""Examples of requests, for the API's document."""
 
 
 def application(
@@ -50,15 +54,17 @@ def application(
         if reason := await obstacle():
             raise NotReady(f"the cluster is not ready: it waits for {reason}")
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", **gives(api.Models, "List the model, by each of its names"))
     async def list_models() -> Response:
         return Json(gateway.models())
 
-    @app.get("/v1/models/{model:path}")
+    @app.get("/v1/models/{model:path}", **gives(api.Model, "Show the model", 404))
     async def show_model(model: str) -> Response:
         return Json(gateway.model(model))
 
-    @app.post("/v1/completions", **takes(CompletionRequest, api.Completion))
+    @app.post(
+        "/v1/completions", **takes(CompletionRequest, api.Completion, "Continue a text", COMPLETION)
+    )
     async def complete(request: Request) -> Response:
         asked = await body.read(request, CompletionRequest, max_body_bytes)
         _check_progress(asked)
@@ -68,7 +74,9 @@ def application(
             return Events(_streamed(chunks, asked), keep_alive_s)
         return Plain(lambda: collect_completion(chunks))
 
-    @app.post("/v1/chat/completions", **takes(ChatRequest, api.Chat))
+    @app.post(
+        "/v1/chat/completions", **takes(ChatRequest, api.Chat, "Answer in a conversation", CHAT)
+    )
     async def chat(request: Request) -> Response:
         asked = await body.read(request, ChatRequest, max_body_bytes)
         _check_progress(asked)
@@ -78,12 +86,16 @@ def application(
             return Events(_streamed(chunks, asked), keep_alive_s)
         return Plain(lambda: collect_chat(chunks))
 
-    @app.post("/tokenize", **takes(api.Tokenize, api.Tokens))
+    @app.post(
+        "/tokenize", **takes(api.Tokenize, api.Tokens, "Text to token ids", {"prompt": "Hello"})
+    )
     async def tokenize(request: Request) -> Response:
         asked = await body.read(request, api.Tokenize, max_body_bytes)
         return Json(await gateway.tokenize(asked))
 
-    @app.post("/detokenize", **takes(api.Detokenize, api.Text))
+    @app.post(
+        "/detokenize", **takes(api.Detokenize, api.Text, "Token ids to text", {"tokens": [1, 2]})
+    )
     async def detokenize(request: Request) -> Response:
         asked = await body.read(request, api.Detokenize, max_body_bytes)
         return Json(await gateway.detokenize(asked))
@@ -97,7 +109,7 @@ def application(
         await check_ready()
         return Response()
 
-    @app.get("/version")
+    @app.get("/version", **gives(Version, "Show the version"))
     async def show_version() -> Response:
         return Json(Version(version))
 
@@ -105,7 +117,8 @@ def application(
     async def show_metrics() -> Response:
         return Response(gateway.metrics.page(), media_type=metrics.CONTENT_TYPE)
 
-    app.openapi = lambda: document(app)  # type: ignore[method-assign]
+    open_paths = None if register is None else OPEN
+    app.openapi = lambda: document(app, open_paths)  # type: ignore[method-assign]
     return RequestIds(app if register is None else Doorman(app, register))
 
 

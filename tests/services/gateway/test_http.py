@@ -361,7 +361,15 @@ async def test_documents_every_parameter(http):
     walk(document)
     assert {ref.rpartition("/")[2] for ref in refs} <= set(schemas)
     assert "min_p" in schemas["CompletionRequest"]["properties"]
-    assert document["paths"][CHAT]["post"]["requestBody"]["content"]["application/json"]
+    chat = document["paths"][CHAT]["post"]
+    example = chat["requestBody"]["content"]["application/json"]["example"]
+    assert (await http.post(CHAT, json=example)).status_code == 200
+    assert {"200", "400", "404", "429", "503"} <= set(chat["responses"])
+    assert "401" not in chat["responses"]
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            assert "422" not in operation["responses"], path
+    assert "404" in document["paths"]["/v1/models/{model}"]["get"]["responses"]
     assert (await http.get("/docs")).status_code == 200
     assert (await http.get("/version")).json()["version"]
 
