@@ -2,7 +2,7 @@
 
 import inspect
 
-from msgspec.inspect import BoolType, FloatType, IntType, Type
+from msgspec.inspect import BoolType, FloatType, IntType, Type, VarTupleType
 
 from sps2.cli.up import up
 from sps2.common.config import ENVIRONMENT, Cluster
@@ -67,6 +67,8 @@ def _row(key: Key, flag: str) -> str:
 
 
 def _kind(kind: Type) -> str:
+    if isinstance(kind, VarTupleType):
+        return "list of texts"
     if isinstance(kind, BoolType):
         return "`true` or `false`"
     if not isinstance(kind, IntType | FloatType):

@@ -31,6 +31,10 @@ def up(
         typer.Option(help="TOML list of machines to start it on over ssh", dir_okay=False),
     ] = None,
     model: Annotated[Text, typer.Option(help="as given to `spsctl pull`, or a folder")] = None,
+    served_model_name: Annotated[
+        list[str] | None,
+        typer.Option(help="what clients call the model; give it again for more names"),
+    ] = None,
     prefill: Annotated[Number, typer.Option(min=1, help="prefill shards")] = None,
     decode: Annotated[Number, typer.Option(min=1, help="decode shards")] = None,
     any_: Annotated[
@@ -76,6 +80,7 @@ def up(
         attention=attention,
         policy=policy,
         model=model,
+        served_model_name=served_model_name or None,
         prefill=prefill,
         decode=decode,
         any=any_,
