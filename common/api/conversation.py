@@ -24,8 +24,8 @@ Nothing = Annotated[Any, only(why=TEXT_ALONE)]
 class TextPart(Tolerant, frozen=True):
     """A part of a message's content."""
 
-    text: str | None = None
-    type: PartType = "text"
+    text: Annotated[str | None, Meta(description="the text of a part of type `text`")] = None
+    type: Annotated[PartType, Meta(description="`text` or `refusal`")] = "text"
     refusal: Annotated[str | None, Meta(description="the text of a part of type `refusal`")] = None
     cache_control: Annotated[Any, ignored("prefixes are cached without being told")] = None
     prompt_cache_breakpoint: Annotated[Any, ignored("as `cache_control`")] = None
@@ -52,7 +52,7 @@ class TextPart(Tolerant, frozen=True):
 class Message(Tolerant, frozen=True):
     """One turn of a conversation. An assistant's may have no content: it is empty then."""
 
-    role: Role
+    role: Annotated[Role, Meta(description="`system`, `developer`, `user` or `assistant`")]
     content: Annotated[
         str | list[TextPart] | None, Meta(description="parts are joined by a newline")
     ] = None

@@ -148,30 +148,44 @@ class Harmless(Tolerant, frozen=True, kw_only=True):
 class Parameters(Harmless, frozen=True, kw_only=True, omit_defaults=True):
     """What both kinds of completion take; null is the same as absent."""
 
-    model: str | None = None
-    """Must be the served model if given."""
+    model: Annotated[str | None, Meta(description="a name of the served model, if given")] = None
     temperature: Annotated[float, Meta(ge=0, le=2, description="0 is greedy")] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1, description="0 is greedy")] | None = None
     top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1, description="-1 and 0 are off")] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1, description="0 is off")] | None = None
-    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    seed: (
+        Annotated[
+            int,
+            Meta(ge=-(2**63), le=2**63 - 1, description="the same draws again; random if absent"),
+        ]
+        | None
+    ) = None
     stop: Annotated[
         StopString | Annotated[list[StopString], Meta(max_length=32)] | None,
         Meta(description="up to 32; one that is a special token of the model ends answers by it"),
     ] = None
-    stop_token_ids: Annotated[list[TokenId], Meta(max_length=64)] | None = None
-    n: Positive | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
+    stop_token_ids: (
+        Annotated[list[TokenId], Meta(max_length=64, description="as well as the model's own")]
+        | None
+    ) = None
+    n: Annotated[Positive, Meta(description="choices for each prompt")] | None = None
+    presence_penalty: (
+        Annotated[Penalty, Meta(description="of tokens that the answer has")] | None
+    ) = None
+    frequency_penalty: (
+        Annotated[Penalty, Meta(description="the same, for each time that it has them")] | None
+    ) = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=100, description="1 is off")] | None = None
     logit_bias: (
         Annotated[dict[str, Bias], Meta(max_length=1024, description="by token id, as a string")]
         | None
     ) = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    ignore_eos: bool | None = None
-    min_tokens: Count | None = None
+    stream: Annotated[bool | None, Meta(description="server-sent events, as tokens come")] = None
+    stream_options: Annotated[StreamOptions | None, Meta(description="needs `stream`")] = None
+    ignore_eos: Annotated[
+        bool | None, Meta(description="the model's own tokens do not end an answer")
+    ] = None
+    min_tokens: Annotated[Count, Meta(description="nothing ends an answer before")] | None = None
     cache_salt: (
         Annotated[
             str,
@@ -183,7 +197,7 @@ class Parameters(Harmless, frozen=True, kw_only=True, omit_defaults=True):
         ]
         | None
     ) = None
-    sps2: Extension | None = None
+    sps2: Annotated[Extension | None, Meta(description="SPS2's own parameters, below")] = None
 
 
 class CompletionRequest(Parameters, Stream[CompletionChunk], frozen=True, kw_only=True):
@@ -196,7 +210,7 @@ class CompletionRequest(Parameters, Stream[CompletionChunk], frozen=True, kw_onl
         Annotated[int, Meta(ge=0, le=2**31 - 1, description="16 if absent; 0 needs `echo`")] | None
     ) = None
     logprobs: Annotated[int, Meta(ge=0, le=20, description="alternatives per token")] | None = None
-    echo: bool | None = None
+    echo: Annotated[bool | None, Meta(description="the prompt before its answer")] = None
     best_of: Annotated[int, Meta(description="1, or as many as `n`: none are dropped")] | None = (
         None
     )
@@ -209,15 +223,19 @@ class CompletionRequest(Parameters, Stream[CompletionChunk], frozen=True, kw_onl
 class ChatRequest(Parameters, Stream[ChatChunk], frozen=True, kw_only=True):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Meta(min_length=1)]
+    messages: Annotated[
+        list[Message], Meta(min_length=1, description="the conversation; at least one message")
+    ]
     max_tokens: Positive | None = None
     """Absent, the answer may fill the rest of the context."""
     max_completion_tokens: (
         Annotated[Positive, Meta(description="as `max_tokens`, and decides where both are given")]
         | None
     ) = None
-    logprobs: bool | None = None
-    top_logprobs: Alternatives | None = None
+    logprobs: Annotated[bool | None, Meta(description="of each token of the answer")] = None
+    top_logprobs: (
+        Annotated[Alternatives, Meta(description="alternatives per token; needs `logprobs`")] | None
+    ) = None
     echo: Annotated[bool | None, only(False, why=WHOLE_TURNS)] = None
     add_generation_prompt: Annotated[bool | None, only(True, why=WHOLE_TURNS)] = None
     continue_final_message: Annotated[bool | None, only(False, why=WHOLE_TURNS)] = None

@@ -17,9 +17,14 @@ class Only(NamedTuple):
     why: str
 
     @property
+    def taken(self) -> list[str]:
+        """The same as JSON."""
+        return [json.dumps(value) for value in self.values]
+
+    @property
     def advice(self) -> str:
         """What to do about it."""
-        taken = " or ".join(json.dumps(value) for value in self.values)
+        taken = " or ".join(self.taken)
         return f"{self.why}; leave it out{f', or send {taken}' if taken else ''}"
 
 
