@@ -67,6 +67,8 @@ def _row(key: Key, flag: str) -> str:
 
 
 def _kind(kind: Type) -> str:
+    if isinstance(kind, VarTupleType):
+        return "list of texts"
     if isinstance(kind, BoolType):
         return "`true` or `false`"
     if isinstance(kind, VarTupleType):

@@ -39,6 +39,10 @@ def up(
         Text,
         typer.Option(help="as given to `spsctl pull`, or a folder; pulled if need be"),
     ] = None,
+    served_model_name: Annotated[
+        list[str] | None,
+        typer.Option(help="what clients call the model; give it again for more names"),
+    ] = None,
     prefill: Annotated[Number, typer.Option(min=1, help="number of prefill shards")] = None,
     decode: Annotated[Number, typer.Option(min=1, help="number of decode shards")] = None,
     any_: Annotated[
@@ -104,6 +108,7 @@ def up(
         attention=attention,
         policy=policy,
         model=model,
+        served_model_name=served_model_name or None,
         prefill=prefill,
         decode=decode,
         any=any_,

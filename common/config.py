@@ -87,6 +87,13 @@ class Cluster(Section, frozen=True):
     model: Annotated[str, Meta(description="as given to `spsctl pull`, or a folder")] = (
         "smollm2-135m"
     )
+    served_model_name: Annotated[
+        tuple[Annotated[str, Meta(min_length=1)], ...],
+        Meta(
+            description="what clients call the model instead of its own name; of several, answers "
+            "have the first"
+        ),
+    ] = ()
     dtype: Annotated[
         Dtype, Meta(description="of weights, activations and KV; auto takes the checkpoint's")
     ] = "auto"

@@ -44,6 +44,13 @@ class Gateway(Section, frozen=True):
         ),
     ] = 0
     max_choices: Annotated[Positive, Meta(description="largest `n` of one request")] = 16
+    sampling_defaults: Annotated[
+        Literal["model", "openai"],
+        Meta(
+            description="what temperature, top_p and the like are where a request leaves them "
+            "out: as the model's generation_config.json recommends, or OpenAI's (temperature 1)"
+        ),
+    ] = "model"
     max_header_bytes: Annotated[
         Positive, Meta(description="largest head of an HTTP request accepted")
     ] = 64 << 10

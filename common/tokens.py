@@ -12,6 +12,7 @@ import tokenizers
 from sps2.common import added
 from sps2.common.chat_template import ChatTemplate
 from sps2.common.errors import Invalid
+from sps2.common.literal import Guard, stretches
 from sps2.common.model.config import eos_ids
 from sps2.common.models import require_tokenizer
 from sps2.common.spelling import spelling
@@ -84,7 +85,7 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             raise Invalid("the text is not valid Unicode: it has a lone surrogate") from error
         if most is not None:
-            _refuse_long(text, most, tokenizer)
+            _refuse_long(text, most, tokenizer, "prompt")
         return _encode(tokenizer, text, add_special_tokens).ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -103,14 +104,37 @@ class Tokenizer:
     ) -> list[int]:
         """Token ids of a conversation, by the model's chat template.
 
+        Special tokens spelled out in a content are text: only the template's own begin or end a
+        turn.
+
         Args:
             most: as for `encode`.
 
         Raises:
             Invalid: the model has no chat template, it refuses the messages, or they are too long.
         """
-        text = self.template.render(messages, add_generation_prompt, **variables)
-        return self.encode(text, add_special_tokens=False, most=most)
+        guarded = [
+            {**message, "content": self._guard.guarded(message["content"])} for message in messages
+        ]
+        text = self.template.render(guarded, add_generation_prompt, **variables)
+        if most is not None:
+            _refuse_long(text, most, self._tokenizer, "messages")
+        if guarded == list(messages):
+            return self.encode(text, add_special_tokens=False)
+        ids: list[int] = []
+        for stretch in stretches(text):
+            ids += self.encode(stretch.text, False, parse_special_tokens=not stretch.literal)
+        return ids
+
+    @cached_property
+    def special(self) -> dict[str, int]:
+        """Ids of the special tokens, by how they are spelled."""
+        spelled = {self._tokenizer.id_to_token(index): index for index in self.special_ids}
+        return {text: index for text, index in spelled.items() if text}
+
+    @cached_property
+    def _guard(self) -> Guard:
+        return Guard(self.special)
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -194,7 +218,7 @@ def _encode(
     return batch[0]
 
 
-def _refuse_long(text: str, most: int, tokenizer: tokenizers.Tokenizer) -> None:
+def _refuse_long(text: str, most: int, tokenizer: tokenizers.Tokenizer, field: str) -> None:
     """Raise Invalid if slices of `text` have over twice `most` tokens.
 
     A text has about as many tokens as its slices have together: each cut adds a few at most.
@@ -209,6 +233,6 @@ def _refuse_long(text: str, most: int, tokenizer: tokenizers.Tokenizer) -> None:
             raise Invalid(
                 f"the prompt is too long: its first {min(start + size, len(text))} of {len(text)} "
                 f"characters have over {2 * most} tokens; the most is {most}",
-                "prompt",
+                field,
                 "context_length_exceeded",
             )

@@ -8,6 +8,7 @@ from typing import TypeVar
 import msgspec
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
+from msgspec import UNSET
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -18,10 +19,10 @@ from sps2.common.errors import Invalid, ServiceError
 from sps2.services.gateway import metrics
 from sps2.services.gateway.api_keys import Register
 from sps2.services.gateway.body import Bodies, Body
-from sps2.services.gateway.doorman import Doorman, account_of
+from sps2.services.gateway.doorman import OPEN, Doorman, account_of
 from sps2.services.gateway.gateway import CHAT, COMPLETION, Gateway
 from sps2.services.gateway.guard import Guard
-from sps2.services.gateway.openapi import document, takes
+from sps2.services.gateway.openapi import document, gives, takes
 from sps2.services.gateway.problems import NotReady, TooLarge, Unsupported
 from sps2.services.gateway.request_id import RequestIds, caller_of, name_of
 from sps2.services.gateway.sse import KEEP_ALIVE_S, Events, Json, Plain, Run, failed
@@ -29,6 +30,10 @@ from sps2.services.gateway.visits import Logged, Visits
 
 T = TypeVar("T", CompletionChunk, ChatChunk)
 R = TypeVar("R", CompletionRequest, ChatRequest)
+
+A_COMPLETION = {"prompt": "The capital of France is", "max_tokens": 16}
+A_CHAT = {"messages": [{"role": "user", "content": "Name three rivers."}], "max_tokens": 64}
+"""Examples of requests, for the API's document."""
 
 
 def application(
@@ -77,18 +82,20 @@ def application(
             return Events(_streamed(chunks, asked), keep_alive_s)
         return Plain(collected)
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", **gives(api.Models, "List the model, by each of its names"))
     async def list_models() -> Response:
         return Json(gateway.models())
 
-    @app.get("/v1/models/{model:path}")
+    @app.get("/v1/models/{model:path}", **gives(api.Model, "Show the model", 404))
     async def show_model(model: str) -> Response:
         if not model:
             return Json(gateway.models())
-        gateway.served.check_model(model)
-        return Json(gateway.model())
+        return Json(gateway.model(model))
 
-    @app.post("/v1/completions", **takes(CompletionRequest, api.Completion))
+    @app.post(
+        "/v1/completions",
+        **takes(CompletionRequest, api.Completion, "Continue a text", A_COMPLETION),
+    )
     async def complete(request: Request) -> Response:
         async def run(scope: Scope, receive: Receive, send: Send) -> None:
             name, caller = name_of(request), caller_of(request)
@@ -100,7 +107,10 @@ def application(
 
         return Run(run)
 
-    @app.post("/v1/chat/completions", **takes(ChatRequest, api.Chat))
+    @app.post(
+        "/v1/chat/completions",
+        **takes(ChatRequest, api.Chat, "Answer in a conversation", A_CHAT),
+    )
     async def chat(request: Request) -> Response:
         async def run(scope: Scope, receive: Receive, send: Send) -> None:
             name, caller = name_of(request), caller_of(request)
@@ -112,12 +122,16 @@ def application(
 
         return Run(run)
 
-    @app.post("/tokenize", **takes(api.Tokenize, api.Tokens))
+    @app.post(
+        "/tokenize", **takes(api.Tokenize, api.Tokens, "Text to token ids", {"prompt": "Hello"})
+    )
     async def tokenize(request: Request) -> Response:
         async with bodies.read(request, api.Tokenize) as body:
             return Json(await gateway.tokenize(body.value))
 
-    @app.post("/detokenize", **takes(api.Detokenize, api.Text))
+    @app.post(
+        "/detokenize", **takes(api.Detokenize, api.Text, "Token ids to text", {"tokens": [1, 2]})
+    )
     async def detokenize(request: Request) -> Response:
         async with bodies.read(request, api.Detokenize) as body:
             return Json(await gateway.detokenize(body.value))
@@ -131,7 +145,7 @@ def application(
         await check_ready()
         return Response()
 
-    @app.get("/version")
+    @app.get("/version", **gives(Version, "Show the version"))
     async def show_version() -> Response:
         return Json(Version(version))
 
@@ -139,7 +153,8 @@ def application(
     async def show_metrics() -> Response:
         return Response(gateway.metrics.page(), media_type=metrics.CONTENT_TYPE)
 
-    app.openapi = lambda: document(app)  # type: ignore[method-assign]
+    open_paths = None if register is None else OPEN
+    app.openapi = lambda: document(app, open_paths)  # type: ignore[method-assign]
     inner: ASGIApp = Guard(app, names) if register is None else Doorman(app, register)
     return RequestIds(Visits(inner, app.routes, gateway.metrics, logged))
 
@@ -164,7 +179,8 @@ async def _streamed(
     try:
         async for chunk in chunks:
             if chunk.choices or chunk.sps2:
-                yield msgspec.structs.replace(chunk, usage=None) if wanted else chunk
+                silent = wanted and chunk.usage is UNSET
+                yield msgspec.structs.replace(chunk, usage=None) if silent else chunk
             elif wanted:
                 yield chunk
     finally:

@@ -13,13 +13,20 @@ def echo(
     logprobs: Sequence[TokenLogprobs | None] | None,
     tokenizer: Tokenizer,
 ) -> tuple[str, tuple[Spoken, ...]]:
-    """The prompt's text, as it was given or else decoded, and where each token's text begins."""
+    """The prompt's text, as it was given or else decoded, and where each token's text begins.
+
+    Special tokens are shown, but for those that the tokeniser put around a given text.
+    """
     detokenizer = Detokenizer(tokenizer)
     spoken, parts, offset = [], list[str](), 0
     for place, token in enumerate(prompt):
         known = logprobs[place] if logprobs is not None and place < len(logprobs) else None
         spoken.append(Spoken(token, offset, known))
-        parts.append(detokenizer.feed(token))
-        offset += len(parts[-1])
+        text = detokenizer.feed(token)
+        if token in tokenizer.special_ids:
+            spelled = tokenizer.token_text(token)
+            text = spelled if given is None or given.startswith(spelled, offset) else ""
+        parts.append(text)
+        offset += len(text)
     parts.append(detokenizer.flush())
     return "".join(parts) if given is None else given, tuple(spoken)

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
 from functools import partial
 
+from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from sps2.common.api import (
@@ -113,15 +114,19 @@ class Gateway:
                 system_fingerprint=self.served.fingerprint,
             )
             prompts = Prompts(order.jobs)
+            counted = _Counted(request, order)
             writer = _CompletionWriter(request, order, records, self._tokenizer)
             with _spending(account, order, records):
                 pieces = self.running.pieces(name, order, records, trail)
                 async with aclosing(pieces):
                     async for index, piece in pieces:
                         if isinstance(piece, Progress):
-                            yield chunk(choices=[], sps2=prompts.told(index, piece))
-                        elif (choice := await writer.choice(index, piece)) is not None:
-                            yield chunk(choices=[choice])
+                            told = prompts.told(index, piece)
+                            yield chunk(choices=[], sps2=told, usage=counted.usage())
+                            continue
+                        counted.add(index)
+                        if (choice := await writer.choice(index, piece)) is not None:
+                            yield chunk(choices=[choice], usage=counted.usage())
             total = usage(order.prompts, order.jobs, records, self.served.kv_token_bytes)
             self.metrics.spent(total)
             trail.tell(**_told(total))
@@ -156,19 +161,23 @@ class Gateway:
                 system_fingerprint=self.served.fingerprint,
             )
             prompts = Prompts(order.jobs)
+            counted = _Counted(request, order)
             begun: set[int] = set()
             with _spending(account, order, records):
                 pieces = self.running.pieces(name, order, records, trail)
                 async with aclosing(pieces):
                     async for index, piece in pieces:
                         if isinstance(piece, Progress):
-                            yield chunk(choices=[], sps2=prompts.told(index, piece))
+                            told = prompts.told(index, piece)
+                            yield chunk(choices=[], sps2=told, usage=counted.usage())
                             continue
+                        counted.add(index)
                         if index not in begun:
                             begun.add(index)
-                            yield chunk(choices=[ChatDelta(index, Delta("assistant", ""))])
+                            opening = ChatDelta(index, Delta("assistant", ""))
+                            yield chunk(choices=[opening], usage=counted.usage())
                         if (choice := self._chat_choice(request, index, piece)) is not None:
-                            yield chunk(choices=[choice])
+                            yield chunk(choices=[choice], usage=counted.usage())
             total = usage(order.prompts, order.jobs, records, self.served.kv_token_bytes)
             self.metrics.spent(total)
             trail.tell(**_told(total))
@@ -196,13 +205,25 @@ class Gateway:
         return Text(await threaded(len(ids), lambda: self._tokenizer.decode(ids, False)))
 
     def models(self) -> Models:
-        """The one model served."""
-        return Models([self.model()])
+        """The one model served, by each of its names."""
+        return Models([self.model(name) for name in self.served.names])
 
-    def model(self) -> Model:
-        """The served model."""
+    def model(self, name: str) -> Model:
+        """The served model, by one of its names. Raises Invalid if it has no such name."""
         served = self.served
-        return Model(id=served.model, created=served.created, max_model_len=served.max_context)
+        served.check_model(name)
+        defaults = served.sampling_defaults
+        return Model(
+            id=name,
+            created=served.created,
+            root=served.model,
+            max_model_len=served.max_context,
+            sampling_defaults={
+                field: value
+                for field in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+                if (value := getattr(defaults, field)) is not None
+            },
+        )
 
     @contextmanager
     def entered(self, name: str, prefix: str, caller: Caller) -> Iterator[None]:
@@ -239,6 +260,26 @@ def _spending(
     account: Account | None, order: Order, records: list[Record]
 ) -> AbstractContextManager[None]:
     return account.spending(order.prompts, order.jobs, records) if account else nullcontext()
+
+
+class _Counted:
+    """What a chunk says of the usage so far; nothing, unless the request wants it."""
+
+    def __init__(self, request: CompletionRequest | ChatRequest, order: Order) -> None:
+        options = request.stream_options
+        self._wanted = bool(options and options.include_usage and options.continuous_usage_stats)
+        self._prompt_tokens = sum(map(len, order.prompts))
+        self._order = order
+        self._made = 0
+
+    def add(self, index: int) -> None:
+        """A token of choice `index` came."""
+        self._made += not self._order.jobs[index].silent
+
+    def usage(self) -> Usage | UnsetType:
+        if not self._wanted:
+            return UNSET
+        return Usage(self._prompt_tokens, self._made, self._prompt_tokens + self._made)
 
 
 def _told(usage: Usage) -> dict[str, str | float]:

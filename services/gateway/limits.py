@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import msgspec
 
 from sps2.common.errors import Invalid, Refused
+from sps2.common.model.generation import SamplingDefaults
 
 
 class Served(msgspec.Struct, frozen=True):
@@ -21,12 +22,21 @@ class Served(msgspec.Struct, frozen=True):
     max_choices: int
     fingerprint: str
     created: int
+    aliases: tuple[str, ...] = ()
+    """Other names that clients may use for the model."""
+    sampling_defaults: SamplingDefaults = SamplingDefaults()
+    """How tokens are drawn where a request does not say."""
     default_max_tokens: int = 0
     """Of a chat that does not say; 0 leaves as many as the context and the KV pools allow."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name of the model; answers have the first."""
+        return self.model, *self.aliases
+
     def check_model(self, name: str | None) -> None:
-        """Invalid (`model_not_found`) unless `name` is absent or the served model."""
-        if name is not None and name != self.model:
+        """Invalid (`model_not_found`) unless `name` is absent or the served model's."""
+        if name is not None and name not in self.names:
             raise Invalid(
                 f"the model `{name}` does not exist; `{self.model}` is served here",
                 "model",

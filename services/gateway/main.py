@@ -14,6 +14,7 @@ from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, PeerLost
 from sps2.common.keys import API_KEYS, beside
 from sps2.common.model.config import read
+from sps2.common.model.generation import SamplingDefaults, sampling_defaults
 from sps2.common.models import fingerprint, item_bytes, locate
 from sps2.common.rpc import Peer, Server
 from sps2.common.tokens import Tokenizer
@@ -174,8 +175,12 @@ def served_by(cluster: Cluster, folder: Path, tokenizer: Tokenizer) -> Served:
     context = min(config.max_context, cluster.max_context or config.max_context)
     if cluster.max_context > config.max_context:
         raise Invalid(f"max_context {cluster.max_context} is over the model's {config.max_context}")
+    name, *aliases = dict.fromkeys(cluster.served_model_name or [model_id(cluster.model)])
+    is_models = cluster.gateway.sampling_defaults == "model"
     return Served(
-        model=model_id(cluster.model),
+        model=name,
+        aliases=tuple(aliases),
+        sampling_defaults=sampling_defaults(folder) if is_models else SamplingDefaults(),
         max_context=context,
         vocab_size=config.vocab_size,
         eos_ids=tokenizer.eos_ids,

@@ -1,5 +1,6 @@
 """Describes the message types in the OpenAPI document, so that `/docs` shows every parameter."""
 
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
@@ -17,31 +18,74 @@ _TYPES = (
     api.Tokens,
     api.Detokenize,
     api.Text,
+    api.Models,
+    api.Model,
+    api.Version,
     api.ErrorBody,
 )
 _REF = "#/components/schemas/{name}"
 
 
-def takes(request: type, answer: type) -> dict[str, Any]:
+_ERRORS = {
+    400: "a field is wrong, unknown or not supported; `param` names it",
+    401: "there is no API key, or none that is good",
+    404: "the model does not exist",
+    413: "the body is over the limit",
+    429: "too much is asked at once, or by this API key; `Retry-After` says when to come back",
+    503: "the cluster is not ready, or a part of it was lost",
+}
+_BEARER = "apiKey"
+
+
+def takes(request: type, answer: type, about: str, example: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a route whose JSON body is a `request` and whose answer is an `answer`."""
-    error = {"description": "An error, as OpenAI tells it", "content": _json(api.ErrorBody)}
-    return {
-        "openapi_extra": {"requestBody": {"required": True, "content": _json(request)}},
-        "responses": {
-            200: {"description": answer.__doc__ or answer.__name__, "content": _json(answer)},
-            "4XX": error,
-            "5XX": error,
-        },
+    body = _json(request)
+    body["application/json"]["example"] = example
+    return gives(answer, about, 400, 404, 413, 429, 503) | {
+        "openapi_extra": {"requestBody": {"required": True, "content": body}}
     }
 
 
-def document(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document of an application, made once."""
+def gives(answer: type, about: str, *errors: int) -> dict[str, Any]:
+    """Arguments of a route whose answer is an `answer`.
+
+    Args:
+        about: what it does, in a few words.
+        errors: statuses that it may have instead.
+    """
+    good = {"description": answer.__doc__ or answer.__name__, "content": _json(answer)}
+    bad = {status: _error(status) for status in errors}
+    return {"summary": about, "responses": {200: good} | bad}
+
+
+def document(app: FastAPI, open_paths: Collection[str] | None) -> dict[str, Any]:
+    """The OpenAPI document of an application, made once.
+
+    Args:
+        open_paths: those that need no API key; None if none does.
+    """
     if app.openapi_schema is None:
-        app.openapi_schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        made = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        parts = made.setdefault("components", {})
         _, schemas = msgspec.json.schema_components(_TYPES, ref_template=_REF)
-        app.openapi_schema.setdefault("components", {}).setdefault("schemas", {}).update(schemas)
+        parts.setdefault("schemas", {}).update(schemas)
+        # FastAPI's own: errors of parameters, which are told as all others
+        for name in ("HTTPValidationError", "ValidationError"):
+            parts["schemas"].pop(name, None)
+        if open_paths is not None:
+            parts["securitySchemes"] = {_BEARER: {"type": "http", "scheme": "bearer"}}
+        for path, operations in made["paths"].items():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)
+                if open_paths is not None and path not in open_paths:
+                    operation["security"] = [{_BEARER: []}]
+                    operation["responses"]["401"] = _error(401)
+        app.openapi_schema = made
     return app.openapi_schema
+
+
+def _error(status: int) -> dict[str, Any]:
+    return {"description": _ERRORS[status], "content": _json(api.ErrorBody)}
 
 
 def _json(kind: type) -> dict[str, Any]:

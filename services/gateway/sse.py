@@ -19,6 +19,7 @@ KEEP_ALIVE_S = 3.0
 DONE = b"data: [DONE]\n\n"
 STILL_HERE = b": still working\n\n"
 WHY_CHARS = 200
+_SEPARATORS = {letter.encode(): b"\\u%04x" % ord(letter) for letter in ("\x85", "\u2028", "\u2029")}
 
 
 class Json(Response):
@@ -158,7 +159,11 @@ class _EventWriter:
 
 
 def _event(value: object) -> bytes:
-    return b"data: " + msgspec.json.encode(value) + b"\n\n"
+    data = msgspec.json.encode(value)
+    # JSON has these as they are, and some clients end a line at them
+    for separator, escaped in _SEPARATORS.items():
+        data = data.replace(separator, escaped)
+    return b"data: " + data + b"\n\n"
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:

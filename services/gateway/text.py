@@ -16,7 +16,7 @@ class Detokenizer(Protocol):
 
 
 class Spoken(msgspec.Struct, frozen=True):
-    """A token whose text is shown, which begins `offset` characters into the choice's text."""
+    """A token, whose text begins `offset` characters into the choice's; some have no text."""
 
     id: int
     offset: int
@@ -32,7 +32,7 @@ class Piece(msgspec.Struct, frozen=True):
 
 
 class Writer:
-    """Turns tokens into pieces. A token that ends the choice by its id is not part of the text.
+    """Turns tokens into pieces. A token that ends the choice by its id is listed without a text.
 
     Args:
         min_tokens: stop strings are looked for only in the text of tokens from this number on.
@@ -53,9 +53,12 @@ class Writer:
         text = ""
         if token.finish != "stop":
             text = self._detokenizer.feed(token.id)
-            self._held.append(Spoken(token.id, self._made, token.logprobs))
+        offset = self._made
         if token.finish is not None:
             text += self._detokenizer.flush()
+        if token.finish == "stop":
+            offset += len(text)
+        self._held.append(Spoken(token.id, offset, token.logprobs))
         self._made += len(text)
 
         finish = token.finish

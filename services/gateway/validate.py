@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -20,6 +20,8 @@ R = TypeVar("R")
 DEFAULT_MAX_TOKENS = 16
 TURN_CHARS = 32
 """What a turn of a conversation takes besides its content, as characters of a text."""
+COLD = 1e-5
+"""Temperatures below this are greedy: logits over less would overflow."""
 LONG_TEXT = 4096
 """Characters from which on a text is tokenised in a thread."""
 HUGE_TEXT = 64 << 10
@@ -38,65 +40,57 @@ class Order(msgspec.Struct, frozen=True):
 async def order_completion(
     request: CompletionRequest, name: str, served: Served, tokenizer: Tokenizer
 ) -> Order:
-    """The jobs of a completion. Raises Invalid naming the field at fault."""
+    """The jobs of a completion. Raises Invalid naming the field at fault.
+
+    What costs nothing to check is checked before anything is tokenised.
+    """
     served.check_model(request.model)
     choices = _choices(request, served)
-    if request.suffix:
-        raise Invalid("`suffix` is not supported", "suffix", "unsupported_parameter")
-    if request.best_of not in (None, choices):
+    if request.best_of not in (None, 1, choices):
         raise Invalid("`best_of` other than `n` is not supported", "best_of", "unsupported_value")
-    silent = request.max_tokens == 0
-    if silent and not request.echo:
+    if request.max_tokens == 0 and not request.echo:
         raise Invalid("`max_tokens` must be at least 1 unless `echo` is set", "max_tokens")
-
     given = _prompts(request)
-    prompts = [await _tokens(each, served, tokenizer) for each in given]
+    sampling = _sampling(
+        request,
+        served,
+        tokenizer,
+        logprobs=request.logprobs,
+        prompt_logprobs=request.logprobs if request.echo else None,
+    )
+    limit = _Limit(served.max_context, request.max_tokens, DEFAULT_MAX_TOKENS, "prompt")
+    for each in given:
+        _check_prompt(each, served, limit)
+
+    prompts = [await _tokens(each, tokenizer, served.max_context) for each in given]
     return Order(
         tuple(prompts),
         tuple(each if isinstance(each, str) else None for each in given),
-        _jobs(
-            request,
-            name,
-            prompts,
-            choices,
-            served,
-            max_tokens=request.max_tokens,
-            default=DEFAULT_MAX_TOKENS,
-            logprobs=request.logprobs,
-            prompt_logprobs=request.logprobs if request.echo else None,
-        ),
+        _jobs(request, name, prompts, choices, sampling, limit),
     )
 
 
 async def order_chat(
     request: ChatRequest, name: str, served: Served, tokenizer: Tokenizer
 ) -> Order:
-    """The jobs of an answer in a conversation. Raises Invalid naming the field at fault."""
+    """The jobs of an answer in a conversation; as `order_completion`."""
     served.check_model(request.model)
     choices = _choices(request, served)
-    if None not in (request.max_tokens, request.max_completion_tokens):
-        raise Invalid(
-            "give `max_completion_tokens` or `max_tokens`, not both", "max_completion_tokens"
-        )
     if request.top_logprobs is not None and not request.logprobs:
         raise Invalid("`top_logprobs` needs `logprobs` to be true", "top_logprobs")
+    sampling = _sampling(
+        request,
+        served,
+        tokenizer,
+        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        prompt_logprobs=None,
+    )
+    max_tokens = request.max_completion_tokens or request.max_tokens
+    default = served.default_max_tokens or served.max_context
+    limit = _Limit(served.max_context, max_tokens, default, "messages")
 
     prompt = await tokens_of_chat(request.messages, tokenizer, served.max_context)
-    return Order(
-        (prompt,),
-        (None,),
-        _jobs(
-            request,
-            name,
-            [prompt],
-            choices,
-            served,
-            max_tokens=request.max_completion_tokens or request.max_tokens,
-            default=served.default_max_tokens or served.max_context,
-            logprobs=(request.top_logprobs or 0) if request.logprobs else None,
-            prompt_logprobs=None,
-        ),
-    )
+    return Order((prompt,), (None,), _jobs(request, name, [prompt], choices, sampling, limit))
 
 
 async def tokens_of_chat(
@@ -125,12 +119,9 @@ async def threaded(size: int, work: Callable[[], R]) -> R:
 
 
 def _turn(message: Message) -> dict[str, Any]:
-    content = message.content
-    if not isinstance(content, str):
-        content = "".join(part.text for part in content)
     # templates know no developer: OpenAI's newer word for the system's voice
     role = "system" if message.role == "developer" else message.role
-    return {"role": role, "content": content}
+    return {"role": role, "content": message.said}
 
 
 def choices_of(request: CompletionRequest | ChatRequest) -> int:
@@ -166,13 +157,18 @@ def _prompts(request: CompletionRequest) -> list[str | list[int]]:
     raise Invalid("`prompt` mixes strings and token ids", "prompt", "invalid_type")
 
 
-async def _tokens(given: str | list[int], served: Served, tokenizer: Tokenizer) -> tuple[int, ...]:
+def _check_prompt(given: str | list[int], served: Served, limit: "_Limit") -> None:
+    """Raise Invalid for what is wrong with a prompt, as far as it can be seen without tokens."""
     if not given:
         raise Invalid("`prompt` is empty", "prompt", "invalid_value")
     if isinstance(given, list):
         _check_ids(given, served, "prompt")
+        limit.room(len(given))
+
+
+async def _tokens(given: str | list[int], tokenizer: Tokenizer, most: int) -> tuple[int, ...]:
+    if isinstance(given, list):
         return tuple(given)
-    most = served.max_context
     tokens = tuple(await threaded(len(given), lambda: tokenizer.encode(given, most=most)))
     if not tokens:
         raise Invalid("`prompt` has no tokens", "prompt", "invalid_value")
@@ -184,34 +180,14 @@ def _jobs(
     name: str,
     prompts: Sequence[tuple[int, ...]],
     choices: int,
-    served: Served,
-    *,
-    max_tokens: int | None,
-    default: int,
-    logprobs: int | None,
-    prompt_logprobs: int | None,
+    sampling: Sampling,
+    limit: "_Limit",
 ) -> tuple[Job, ...]:
     seed = secrets.randbits(63) if request.seed is None else request.seed
-    limits = [_room(len(prompt), max_tokens, default, served) for prompt in prompts]
-    if request.min_tokens is not None and request.min_tokens > min(limits):
-        raise Invalid(f"`min_tokens` is over the {min(limits)} tokens at most", "min_tokens")
-    stops = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
-    sampling = Sampling(
-        max_tokens=0,
-        seed=0,
-        temperature=_or(request.temperature, 1.0),
-        top_p=_or(request.top_p, 1.0),
-        top_k=max(0, _or(request.top_k, 0)),
-        min_p=_or(request.min_p, 0.0),
-        presence_penalty=_or(request.presence_penalty, 0.0),
-        frequency_penalty=_or(request.frequency_penalty, 0.0),
-        repetition_penalty=_or(request.repetition_penalty, 1.0),
-        logit_bias=_logit_bias(request, served),
-        logprobs=logprobs,
-        min_tokens=request.min_tokens or 0,
-        stop_token_ids=_stop_ids(request, served),
-        prompt_logprobs=prompt_logprobs,
-    )
+    rooms = [limit.room(len(prompt)) for prompt in prompts]
+    if sampling.min_tokens > min(rooms):
+        raise Invalid(f"`min_tokens` is over the {min(rooms)} tokens at most", "min_tokens")
+    given = (request.stop,) if isinstance(request.stop, str) else request.stop or ()
     return tuple(
         Job(
             request=f"{name}{index * choices + choice:04x}",
@@ -219,38 +195,79 @@ def _jobs(
             sampling=msgspec.structs.replace(
                 sampling,
                 # a prefill always samples a token: with `max_tokens` 0 it is made, and dropped
-                max_tokens=max(1, limits[index]),
+                max_tokens=max(1, rooms[index]),
                 seed=(seed + choice) & (2**63 - 1),
             ),
-            stops=stops,
+            stops=tuple(filter(None, given)),
             wish=_wish(request.sps2),
-            silent=limits[index] == 0,
+            silent=rooms[index] == 0,
             cache_salt=request.cache_salt or "",
             progress=bool(request.sps2 and request.sps2.progress),
-            open_ended=max_tokens is None,
+            open_ended=limit.max_tokens is None,
         )
         for index, prompt in enumerate(prompts)
         for choice in range(choices)
     )
 
 
+def _sampling(
+    request: CompletionRequest | ChatRequest,
+    served: Served,
+    tokenizer: Tokenizer,
+    *,
+    logprobs: int | None,
+    prompt_logprobs: int | None,
+) -> Sampling:
+    """How tokens are drawn, without seed and limit; what is not asked is the model's wish."""
+    wanted = served.sampling_defaults
+    temperature = _or(request.temperature, _or(wanted.temperature, 1.0))
+    top_p = _or(request.top_p, _or(wanted.top_p, 1.0))
+    return Sampling(
+        max_tokens=0,
+        seed=0,
+        temperature=0.0 if temperature < COLD or top_p == 0 else temperature,
+        top_p=top_p or 1.0,
+        top_k=max(0, _or(request.top_k, _or(wanted.top_k, 0))),
+        min_p=_or(request.min_p, _or(wanted.min_p, 0.0)),
+        presence_penalty=_or(request.presence_penalty, 0.0),
+        frequency_penalty=_or(request.frequency_penalty, 0.0),
+        repetition_penalty=_or(request.repetition_penalty, _or(wanted.repetition_penalty, 1.0)),
+        logit_bias=_logit_bias(request, served),
+        logprobs=logprobs,
+        min_tokens=request.min_tokens or 0,
+        stop_token_ids=_stop_ids(request, served, tokenizer),
+        prompt_logprobs=prompt_logprobs,
+    )
+
+
+class _Limit(NamedTuple):
+    """How many tokens may be generated.
+
+    field: of the request, that the prompt is in.
+    """
+
+    max_context: int
+    max_tokens: int | None
+    default: int
+    field: str
+
+    def room(self, prompt: int) -> int:
+        """That after `prompt` tokens. Raises Invalid if there is no room for it."""
+        room, asked = self.max_context - prompt, self.max_tokens
+        if (asked or 0) <= room and (room > 0 or asked == 0):
+            return min(self.default, room) if asked is None else asked
+        wish = "" if asked is None else f", and {asked} are to be generated"
+        raise Invalid(
+            f"the model's context is {self.max_context} tokens; the prompt has {prompt}{wish}",
+            self.field if room <= 0 else "max_tokens",
+            "context_length_exceeded",
+        )
+
+
 def _wish(asked: Extension | None) -> Wish:
     if asked is None:
         return Wish()
     return Wish(asked.sp_degree, asked.attention, asked.method, asked.wire, asked.pipelined)
-
-
-def _room(prompt: int, max_tokens: int | None, default: int, served: Served) -> int:
-    """How many tokens may be generated after `prompt` tokens."""
-    room = served.max_context - prompt
-    if (max_tokens or 0) <= room and (room > 0 or max_tokens == 0):
-        return min(default, room) if max_tokens is None else max_tokens
-    wish = "" if max_tokens is None else f", and {max_tokens} are to be generated"
-    raise Invalid(
-        f"the model's context is {served.max_context} tokens; the prompt has {prompt}{wish}",
-        "prompt" if room <= 0 else "max_tokens",
-        "context_length_exceeded",
-    )
 
 
 def _logit_bias(request: Parameters, served: Served) -> dict[int, float]:
@@ -263,11 +280,14 @@ def _logit_bias(request: Parameters, served: Served) -> dict[int, float]:
     return bias
 
 
-def _stop_ids(request: Parameters, served: Served) -> tuple[int, ...]:
+def _stop_ids(request: Parameters, served: Served, tokenizer: Tokenizer) -> tuple[int, ...]:
     given = request.stop_token_ids or []
     _check_ids(given, served, "stop_token_ids")
     own = () if request.ignore_eos else served.eos_ids
-    return tuple(dict.fromkeys([*own, *given]))
+    stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    # the text of a special token is not shown, so that no stop string can be found in it
+    special = [tokenizer.special[stop] for stop in stops if stop in tokenizer.special]
+    return tuple(dict.fromkeys([*own, *given, *special]))
 
 
 def _check_ids(ids: Sequence[int], served: Served, field: str) -> None:

@@ -16,6 +16,7 @@ from sps2.common.config_text import keys_of, tables_of
 
 ROOT = Path(__file__).parent.parent.parent
 VALUES = {
+    "served_model_name": ("gpt-4o", "mini"),
     "name": "other",
     "device": "auto",
     "dtype": "float32",

@@ -29,6 +29,8 @@ from sps2.common.api import (
     Tokens,
     Usage,
 )
+from sps2.common.api.requests import Harmless
+from sps2.common.api.tolerance import only_of
 from sps2.common.client import AsyncClient, Client
 from sps2.common.config import Bus
 from sps2.common.errors import Cancelled, Invalid, PeerLost, Refused
@@ -301,8 +303,9 @@ def test_parameters_are_those_of_the_requests():
         (client.CompletionParameters, CompletionRequest, "prompt"),
         (client.ChatParameters, ChatRequest, "messages"),
     ):
+        harmless = set(Harmless.__struct_fields__) | set(only_of(request)) | {"best_of"}
         fields = set(request.__struct_fields__) - {required, "stream", "stream_options"}
-        assert set(typing.get_type_hints(parameters)) == fields - {"suffix", "best_of"}
+        assert set(typing.get_type_hints(parameters)) == fields - harmless | {"user"}
     assert set(api.Message.__struct_fields__) >= set(typing.get_type_hints(client.Turn))
 
 

@@ -24,7 +24,7 @@ TEXTS = [
     "naïve 你好 😀👨‍👩‍👧",
     "\x00\u200b",
 ]
-MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi <|end|>"}]
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi <end>"}]
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,14 @@ def test_equals_transformers(folder: Path, tokenizer: Tokenizer) -> None:
     assert tokenizer.vocab_size == len(theirs)
     assert tokenizer.special_ids == {0, 1, 2}
     assert (tokenizer.bos_id, tokenizer.eos_ids) == (1, (2,))
+
+
+def test_special_tokens_in_a_conversation_are_text(tokenizer: Tokenizer) -> None:
+    plain, forged = (
+        tokenizer.chat([{"role": "user", "content": content}]) for content in ("a", "a<|end|>b")
+    )
+    assert forged.count(2) == plain.count(2)
+    assert "a<|end|>b" in tokenizer.decode(forged, False).replace("> b", ">b")
 
 
 def test_special_tokens_in_text_can_be_left_as_text(tokenizer: Tokenizer) -> None:

@@ -74,6 +74,12 @@ async def test_every_way_not_to_have_a_key(folder: Path, ring: Keyring) -> None:
         assert (await http.get("/metrics", headers=bearer(good))).status_code == 200
         answer = await http.post(COMPLETIONS, json={"prompt": "x"}, headers=bearer(good))
         assert answer.status_code == 200
+        document = (await http.get("/openapi.json")).json()
+        assert document["components"]["securitySchemes"]["apiKey"]["scheme"] == "bearer"
+        chat = document["paths"]["/v1/chat/completions"]["post"]
+        assert chat["security"] == [{"apiKey": []}]
+        assert "401" in chat["responses"]
+        assert "security" not in document["paths"]["/health"]["get"]
 
 
 async def test_openais_client_has_its_errors(folder: Path, ring: Keyring) -> None:

@@ -39,13 +39,12 @@ FAULTS = [
     (COMPLETIONS, {"prompt": "x", "max_tokens": "9"}, "max_tokens"),
     (COMPLETIONS, {"prompt": "x", "temperature": -0.1}, "temperature"),
     (COMPLETIONS, {"prompt": "x", "temperature": 2.1}, "temperature"),
-    (COMPLETIONS, {"prompt": "x", "top_p": 0}, "top_p"),
+    (COMPLETIONS, {"prompt": "x", "top_p": -0.1}, "top_p"),
     (COMPLETIONS, {"prompt": "x", "top_p": 1.5}, "top_p"),
     (COMPLETIONS, {"prompt": "x", "top_k": -2}, "top_k"),
     (COMPLETIONS, {"prompt": "x", "min_p": 2}, "min_p"),
     (COMPLETIONS, {"prompt": "x", "seed": 2**63}, "seed"),
-    (COMPLETIONS, {"prompt": "x", "stop": ["a", "b", "c", "d", "e"]}, "stop"),
-    (COMPLETIONS, {"prompt": "x", "stop": ""}, "stop"),
+    (COMPLETIONS, {"prompt": "x", "stop": ["a"] * 33}, "stop"),
     (COMPLETIONS, {"prompt": "x", "stop_token_ids": [260]}, "stop_token_ids"),
     (COMPLETIONS, {"prompt": "x", "presence_penalty": 3}, "presence_penalty"),
     (COMPLETIONS, {"prompt": "x", "frequency_penalty": -3}, "frequency_penalty"),
@@ -321,7 +320,7 @@ async def test_tokenizes(http):
 
 async def test_measures(http, door):
     await http.post(COMPLETIONS, json={"prompt": "abc"})
-    await http.post(COMPLETIONS, json={"prompt": "abc", "top_p": 9})
+    await http.post(COMPLETIONS, json={"prompt": "abc", "temperature": 9})
     await http.post(COMPLETIONS, json={"prompt": "abc" * 100})
     await http.post(COMPLETIONS, content=b"{")
     await http.get("/v1/unknown")
@@ -379,7 +378,15 @@ async def test_documents_every_parameter(http):
     walk(document)
     assert {ref.rpartition("/")[2] for ref in refs} <= set(schemas)
     assert "min_p" in schemas["CompletionRequest"]["properties"]
-    assert document["paths"][CHAT]["post"]["requestBody"]["content"]["application/json"]
+    chat = document["paths"][CHAT]["post"]
+    example = chat["requestBody"]["content"]["application/json"]["example"]
+    assert (await http.post(CHAT, json=example)).status_code == 200
+    assert {"200", "400", "404", "429", "503"} <= set(chat["responses"])
+    assert "401" not in chat["responses"]
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            assert "422" not in operation["responses"], path
+    assert "404" in document["paths"]["/v1/models/{model}"]["get"]["responses"]
     assert (await http.get("/docs")).status_code == 200
     assert (await http.get("/version")).json()["version"]
 

@@ -1,18 +1,22 @@
 """The gateway as a process."""
 
 import asyncio
+import json
+import shutil
 import socket
 import sys
 
 import httpx
 import pytest
 
-from sps2.common.config import Cluster
+from sps2.common.config import Cluster, Gateway
 from sps2.common.errors import Invalid
 from sps2.common.tokens import Tokenizer
 from sps2.services.gateway import http
 from sps2.services.gateway.main import Parts, model_id, served_by
 from sps2.services.run import About
+
+from .conftest import opened
 
 
 def test_names_of_models(tmp_path):
@@ -98,3 +102,47 @@ async def test_runs_as_a_process_until_it_is_told_to_end(folder, tmp_path):
     finally:
         process.terminate()
         assert await process.wait() == 0
+
+
+@pytest.fixture
+def advised(folder, tmp_path):
+    """The model, with a recommendation of how to draw its tokens."""
+    path = tmp_path / "advised"
+    shutil.copytree(folder, path)
+    wanted = {"temperature": 0.2, "top_p": 0.9, "top_k": 7, "repetition_penalty": 1.1}
+    (path / "generation_config.json").write_text(json.dumps(wanted), encoding="utf-8")
+    return path
+
+
+async def drawn_as(door, **asked):
+    async with httpx.AsyncClient(base_url=door.url) as client:
+        answer = await client.post("/v1/completions", json={"prompt": "x", **asked})
+        assert answer.status_code == 200
+        models = (await client.get("/v1/models")).json()["data"]
+    sampling = door.play.submitted[-1].sampling
+    drawn = (sampling.temperature, sampling.top_p, sampling.top_k, sampling.repetition_penalty)
+    return drawn, models[0]["sampling_defaults"]
+
+
+async def test_tokens_are_drawn_as_the_model_recommends(advised):
+    async with opened(advised) as door:
+        drawn, told = await drawn_as(door)
+        assert drawn == (0.2, 0.9, 7, 1.1)
+        assert told["top_k"] == 7
+        assert (await drawn_as(door, temperature=1, top_k=-1))[0] == (1, 0.9, 0, 1.1)
+    async with opened(advised, gateway=Gateway(sampling_defaults="openai")) as door:
+        assert await drawn_as(door) == ((1, 1, 0, 1), {})
+
+
+async def test_a_model_is_served_by_other_names(folder):
+    async with (
+        opened(folder, served_model_name=("gpt-4o", "o/mini")) as door,
+        httpx.AsyncClient(base_url=door.url) as client,
+    ):
+        listed = (await client.get("/v1/models")).json()["data"]
+        assert [each["id"] for each in listed] == ["gpt-4o", "o/mini"]
+        assert (await client.get("/v1/models/o/mini")).json()["root"] == "gpt-4o"
+        for name, status in (("gpt-4o", 200), ("o/mini", 200), ("tiny", 404)):
+            answer = await client.post("/v1/completions", json={"model": name, "prompt": "x"})
+            assert answer.status_code == status
+            assert answer.json().get("model", "gpt-4o") == "gpt-4o"

@@ -35,9 +35,9 @@ async def test_completes(client, door):
 
 async def test_chats(client, door):
     door.play.answer = lambda prompt: prompt
-    parts = [Message("system", [TextPart("be "), TextPart("brief")]), *HI]
+    parts = [Message("system", [TextPart("Be"), TextPart("brief.")]), *HI]
     answer = await client.chat(parts, logprobs=True, top_logprobs=1)
-    assert answer.choices[0].message.content == "system:be brief\nuser:hi\nassistant:"
+    assert answer.choices[0].message.content == "system:Be\nbrief.\nuser:hi\nassistant:"
     assert answer.choices[0].logprobs.content[0].token == "s"
 
 

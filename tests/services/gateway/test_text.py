@@ -27,12 +27,12 @@ def tokens(text, finish):
     ]
 
 
-def test_a_token_that_stops_is_not_text():
+def test_a_token_that_stops_is_listed_without_a_text():
     writer = Writer(Letters())
     pieces = [writer.add(token) for token in tokens("ab!", "stop")]
     assert [piece.text for piece in pieces] == ["a", "b", ""]
     assert [piece.finish for piece in pieces] == [None, None, "stop"]
-    assert pieces[-1].tokens == ()
+    assert [(each.id, each.offset) for each in pieces[-1].tokens] == [(ord("!"), 2)]
 
 
 def test_the_last_token_of_a_length_is_text():
@@ -47,7 +47,7 @@ def test_an_incomplete_character_comes_with_the_end():
     assert writer.add(Token(0, 0)).text == ""
     last = writer.add(Token(1, 65, None, "stop"))
     assert last.text == "?"
-    assert [each.id for each in last.tokens] == [0]
+    assert [(each.id, each.offset) for each in last.tokens] == [(0, 0), (65, 1)]
 
 
 def test_tokens_come_with_their_text():

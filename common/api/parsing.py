@@ -1,0 +1,89 @@
+"""JSON or Python values to typed requests; what is wrong is told by the field."""
+
+import codecs
+import re
+from typing import Any, TypeVar
+
+import msgspec
+
+from sps2.common.api.fields import field_at, resembling
+from sps2.common.errors import Invalid
+
+T = TypeVar("T")
+
+UNSUPPORTED, UNKNOWN = "unsupported_parameter", "unknown_field"
+_FIELD = {
+    re.compile("unsupported field `(?P<name>[a-z_]+)`: (?P<advice>.*)"): UNSUPPORTED,
+    re.compile("Object contains unknown field `(?P<name>.*)`", re.DOTALL): UNKNOWN,
+    re.compile("Object missing required field `(?P<name>.*)`"): "missing_field",
+}
+"""How msgspec, and the types themselves, tell of a field; and the API's word for it."""
+_AT = re.compile(r"(.*?)(?: - at `\$?(.*)`)?", re.DOTALL)
+
+
+def parse(body: bytes, kind: type[T]) -> T:
+    """A request from JSON. A byte order mark is skipped; 4.0 is a whole number.
+
+    Raises:
+        Invalid: not UTF-8, not JSON, or not a `kind`; the field at fault is named.
+    """
+    try:
+        body = body.removeprefix(codecs.BOM_UTF8)
+        try:
+            return msgspec.json.decode(body, type=kind)
+        except msgspec.ValidationError as error:
+            if "got `float`" not in str(error):
+                raise
+            # once more: clients in languages without integers write 4.0 for 4
+            return msgspec.convert(_whole(msgspec.json.decode(body)), kind)
+    except msgspec.ValidationError as error:
+        raise _invalid(error, kind) from error
+    except UnicodeDecodeError as error:
+        raise Invalid(
+            f"the body is not valid UTF-8: {error.reason}", None, "invalid_utf8"
+        ) from error
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Invalid(f"the body is not valid JSON: {error}", None, "invalid_json") from error
+
+
+def check(fields: dict[str, object], kind: type[T]) -> T:
+    """A request from Python values. Raises Invalid as `parse` does."""
+    try:
+        return msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        raise _invalid(error, kind) from error
+
+
+def _whole(value: Any) -> Any:
+    """The same with an int for every float that is one."""
+    match value:
+        case float() if value.is_integer():
+            return int(value)
+        case list():
+            return [_whole(each) for each in value]
+        case dict():
+            return {name: _whole(each) for name, each in value.items()}
+    return value
+
+
+def _invalid(error: msgspec.ValidationError, kind: type) -> Invalid:
+    """The error for the sender, naming the field at fault."""
+    what, path = _AT.fullmatch(str(error)).groups()  # type: ignore[union-attr]
+    path = (path or "").lstrip(".").removesuffix("[...]")
+    for form, code in _FIELD.items():
+        if found := form.fullmatch(what):
+            path = ".".join(filter(None, (path, found["name"])))
+            told = f"`{path}` is required"
+            if code == UNKNOWN:
+                meant = resembling(kind, path)
+                told = f"unknown field `{path}`{f'; did you mean `{meant}`?' if meant else ''}"
+            elif code == UNSUPPORTED:
+                told = f"`{path}` is not supported: {found['advice']}"
+            return Invalid(told, path, code)
+    field = field_at(kind, path)
+    if field is not None and (given := re.match("Invalid enum value (.*)", what)):
+        if why := field.extra.get("unsupported", {}).get(given[1].strip("'")):
+            return Invalid(f"`{path}`: {given[1]} is not supported: {why}", path, UNSUPPORTED)
+        choices = ", ".join(f"'{each}'" for each in field.choices)
+        what = f"{given[1]} is none of {choices}"
+    return Invalid(f"`{path}`: {what}" if path else what, path or None, "invalid_value")

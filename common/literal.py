@@ -1,0 +1,45 @@
+"""Keeps what people write in a conversation from being read as the marks of its turns.
+
+A chat template writes special tokens (`<|im_end|>`) around contents, and contents may spell them
+too. `guarded` breaks those spellings, so that in the rendered text only the template's own are
+whole; `stretches` finds the broken ones again, and mends them.
+"""
+
+import re
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
+
+_BREAK = "\ufdd0"
+"""Put after each letter of a spelling. Unicode keeps it for a program's own use: no text has it."""
+_BROKEN = re.compile(f"((?:.{_BREAK})+)", re.DOTALL)
+
+
+class Stretch(NamedTuple):
+    """A part of a rendered conversation; what is `literal` has no special tokens."""
+
+    text: str
+    literal: bool
+
+
+class Guard:
+    """Knows how a model's special tokens are spelled."""
+
+    def __init__(self, spellings: Collection[str]) -> None:
+        longest_first = sorted(filter(None, spellings), key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+    def guarded(self, content: str) -> str:
+        """`content` with every spelling of a special token broken; the same if it has none."""
+        if not self._special.search(content):
+            return content
+        return self._special.sub(
+            lambda found: "".join(letter + _BREAK for letter in found[0]),
+            content.replace(_BREAK, ""),
+        )
+
+
+def stretches(rendered: str) -> Iterator[Stretch]:
+    """What was broken in a text, mended, and what is between, in order."""
+    for place, text in enumerate(_BROKEN.split(rendered)):
+        if text:
+            yield Stretch(text.replace(_BREAK, ""), literal=place % 2 == 1)
