@@ -232,7 +232,7 @@ def test_other_threads_run_while_a_text_is_tokenised(tokenizer: Tokenizer) -> No
         return longest_s / (last_s - begun_s)
 
     # a busy machine may stop any thread: so the best of some
-    assert min(longest_stop() for _ in range(5)) < 0.5
+    assert any(longest_stop() < 0.5 for _ in range(5))
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "sentencepiece"])
