@@ -11,6 +11,9 @@ Item = TypeVar("Item")
 INSIST_S = 0.2
 """After which a task that goes on is cancelled again."""
 
+MOST = 1 << 14
+"""Items that may wait to be taken: tokens of half a minute, of many choices."""
+
 _WEIGHT: tuple[type[ServiceError], ...] = (Invalid, PeerLost, Refused, Internal, Cancelled)
 
 
@@ -45,9 +48,19 @@ async def end(task: asyncio.Task[Any]) -> None:
 async def emitted_by(
     job: Callable[[Callable[[Item], None]], Coroutine[Any, Any, None]],
 ) -> AsyncIterator[Item]:
-    """Yield what `job(emit)` emits while it runs; ending the iteration cancels and awaits it."""
+    """Yield what `job(emit)` emits while it runs; ending the iteration cancels and awaits it.
+
+    Raises:
+        Cancelled: `MOST` items wait to be taken; whoever takes them has stopped.
+    """
     items: asyncio.Queue[Item] = asyncio.Queue()
-    task = asyncio.create_task(job(items.put_nowait))
+
+    def emit(item: Item) -> None:
+        if items.qsize() >= MOST:
+            raise Cancelled(f"{MOST} items wait for a client that does not read them")
+        items.put_nowait(item)
+
+    task = asyncio.create_task(job(emit))
     try:
         while not task.done() or not items.empty():
             getting = asyncio.ensure_future(items.get())

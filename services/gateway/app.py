@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from importlib.resources import files
 from typing import TypeVar
 
 import msgspec
@@ -29,6 +30,12 @@ from sps2.services.gateway.sse import KEEP_ALIVE_S, Events, Json, Plain, Run, fa
 from sps2.services.gateway.visits import Logged, Visits
 
 T = TypeVar("T", CompletionChunk, ChatChunk)
+DOCS = (
+    "default-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
+    "frame-ancestors 'none'"
+)
+"""What the page at /docs may do: nothing with other hosts."""
+
 R = TypeVar("R", CompletionRequest, ChatRequest)
 
 A_COMPLETION = {"prompt": "The capital of France is", "max_tokens": 16}
@@ -57,9 +64,11 @@ def application(
         names: hosts by which the gateway is known where there are no keys.
         logged: which requests get a line in the log.
     """
-    app = FastAPI(title="SPS2", version=version, redoc_url=None)
+    app = FastAPI(title="SPS2", version=version, docs_url=None, redoc_url=None)
     for kind in (HTTPException, ServiceError, TooLarge, Unsupported, NotReady, Exception):
         app.add_exception_handler(kind, _handler)
+
+    page = files(__package__).joinpath("docs.html").read_text("utf-8")
 
     async def check_ready() -> None:
         if reason := await obstacle():
@@ -135,6 +144,10 @@ def application(
     async def detokenize(request: Request) -> Response:
         async with bodies.read(request, api.Detokenize) as body:
             return Json(await gateway.detokenize(body.value))
+
+    @app.get("/docs", include_in_schema=False)
+    async def show_docs() -> Response:
+        return Response(page, media_type="text/html", headers={"content-security-policy": DOCS})
 
     @app.get("/health")
     async def health() -> Response:

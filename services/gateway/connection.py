@@ -103,8 +103,8 @@ class Connection(HttpToolsProtocol):
 
     # answers
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:
-        super()._start_asgi_task(cycle, partial(self._answer, cycle, app))  # type: ignore[arg-type]
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        super()._start_asgi_task(cycle, partial(self._answer, cycle, app))
 
     async def _answer(
         self,

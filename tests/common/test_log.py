@@ -1,5 +1,6 @@
 """Log lines of a service: what they carry, and that warnings become lines."""
 
+import json
 import re
 import subprocess
 import sys
@@ -41,3 +42,30 @@ def test_lines() -> None:
 def test_an_unknown_level_is_invalid() -> None:
     with pytest.raises(Invalid, match="no log level 'LOUD'; there are"):
         log.setup("x", "LOUD")
+
+
+JSON = """
+import logging
+from sps2.common import log
+log.setup("gateway", "warning", "json")
+logging.getLogger("sps2.x").info("unseen")
+logging.getLogger("sps2.x").warning("two\\nlines", extra={"told": {"code": 400}})
+try:
+    1 / 0
+except ZeroDivisionError:
+    logging.getLogger("sps2.x").exception("failed")
+"""
+
+
+def test_lines_as_json() -> None:
+    done = subprocess.run([sys.executable, "-c", JSON], capture_output=True, text=True, check=True)
+    first, second = (json.loads(line) for line in done.stderr.splitlines())
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", first.pop("time"))
+    assert first == {
+        "level": "warning",
+        "service": "gateway",
+        "logger": "sps2.x",
+        "message": "two\nlines",
+        "code": 400,
+    }
+    assert "ZeroDivisionError" in second["exception"]

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -224,3 +226,36 @@ def test_real_model(smollm2: Path) -> None:
     expected = theirs.apply_chat_template(MESSAGES, add_generation_prompt=True)["input_ids"]
     assert ours.chat(MESSAGES) == expected
     assert ours.eos_ids[0] == 2
+
+
+def test_other_threads_run_while_a_text_is_tokenised(tokenizer: Tokenizer) -> None:
+    text = "quick brown foxes, and more of the like; " * 2_000
+
+    def longest_stop() -> float:
+        """Of this thread while another tokenises, as a share of the time that it takes."""
+        working = threading.Thread(target=tokenizer.encode, args=(text,))
+        longest_s = 0.0
+        working.start()
+        begun_s = last_s = time.perf_counter()
+        while working.is_alive():
+            now_s = time.perf_counter()
+            longest_s, last_s = max(longest_s, now_s - last_s), now_s
+        return longest_s / (last_s - begun_s)
+
+    # a busy machine may stop any thread: so the best of some
+    assert any(longest_stop() < 0.5 for _ in range(20))
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "sentencepiece"])
+def test_a_text_that_is_far_too_long_is_refused(name: str, request: pytest.FixtureRequest) -> None:
+    tokenizer: Tokenizer = request.getfixturevalue(name)
+    with pytest.raises(Invalid, match="characters have over 200 tokens; the most is 100") as caught:
+        tokenizer.encode("a b " * 50_000, most=100)
+    assert caught.value.code == "context_length_exceeded"
+    text = "The quick brown fox jumps, the lazy dog sleeps. " * 3_000
+    ids = tokenizer.encode(text)
+    assert len(text) > 2 * (64 << 10)
+    assert tokenizer.encode(text, most=len(ids)) == ids
+    assert tokenizer.encode(text, most=len(ids) - 1) == ids, "the caller counts"
+    with pytest.raises(Invalid, match="too long"):
+        tokenizer.encode(text, most=1_000)

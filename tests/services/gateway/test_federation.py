@@ -84,3 +84,21 @@ def test_no_name_is_taken_twice_or_has_no_meaning() -> None:
     names = [family.name for family in FAMILIES]
     assert len({*names}) == len(names)
     assert all(family.text and family.series for family in FAMILIES)
+
+
+def test_what_is_counted_is_whole() -> None:
+    federation = Federation(Bus())
+    federation.hear(beat("prefill-0", prefill_tokens=9537.500000000007, exchange_s=1.25))
+    ((_, tokens),) = samples(federation, "sps2_prefill_tokens_total").items()
+    ((_, seconds),) = samples(federation, "sps2_exchange_seconds_total").items()
+    assert (tokens, seconds) == (9537.0, 1.25)
+
+
+def test_no_help_leans_on_another_metric() -> None:
+    metrics = Metrics()
+    metrics.registry.register(Federation(Bus()))
+    for family in metrics.registry.collect():
+        words = family.documentation
+        assert not words.lower().startswith(("of these", "of this")), words
+        assert " these" not in words, words
+        assert "their ratio" not in words, words
