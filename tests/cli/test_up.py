@@ -1,5 +1,6 @@
 """A real cluster from `up` to `down`, as a user and as an accident would treat it."""
 
+import asyncio
 import json
 import os
 import signal
@@ -14,10 +15,13 @@ import psutil
 import pytest
 
 from sps2.cli import ports
+from sps2.cli.effective import effective
+from sps2.cli.launch import Launch, Progress
 from sps2.cli.local import running_cluster
 from sps2.cli.runs import RunFolder
 from sps2.cli.up import _welcome
-from sps2.common.config import Cluster
+from sps2.common.config import Bus, Cluster
+from sps2.common.keyring import Keyring
 from sps2.common.messages import ClusterStatus
 
 Spsctl = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -70,14 +74,14 @@ def test_up_status_complete_restart_down(spsctl: Spsctl, smollm2: Path) -> None:
     assert other.returncode == 1
     assert "cluster 'test'" in other.stderr
 
-    done = spsctl("complete", "Once upon a time", "-m", "4", "-t", "0", "--json")
+    done = spsctl("complete", "Once upon a time", "-n", "4", "-t", "0", "--json")
     assert done.returncode == 0, done.stderr
     usage = json.loads(done.stdout)["usage"]
     assert usage["completion_tokens"] == 4
     assert usage["sps2"]["owner"] == "decode-0"
-    streamed = spsctl("complete", "Once upon a time", "-m", "4", "-t", "0")
+    streamed = spsctl("complete", "Once upon a time", "-n", "4", "-t", "0")
     assert streamed.stdout == json.loads(done.stdout)["choices"][0]["text"] + "\n"
-    assert spsctl("chat", "Hello", "-m", "4").returncode == 0
+    assert spsctl("chat", "Hello", "-n", "4").returncode == 0
 
     os.kill(pids(first)["gateway"], signal.SIGKILL)
     until(lambda: (status := ready()) and pids(status)["gateway"] != pids(first)["gateway"])
@@ -132,11 +136,74 @@ def test_two_shards_that_do_both_are_a_cluster(
     assert {"gateway", "scheduler", "kvdir", "any-0", "any-1"} == set(pids(status))
     assert [(shard["role"], shard["state"]) for shard in status["shards"]] == [("any", "ready")] * 2
     assert all(shard["pages_free"] == shard["pages"] > 0 for shard in status["shards"])
-    done = spsctl("complete", "Once upon a time", "-m", "4", "-t", "0", "--json", "--name", "test")
+    done = spsctl("complete", "Once upon a time", "-n", "4", "-t", "0", "--json", "--name", "test")
     usage = json.loads(done.stdout)["usage"]["sps2"]
     assert usage["owner"] in ("any-0", "any-1")
     assert usage["deposit_bytes"] == 0
     assert spsctl("down", "--name", "test").returncode == 0
+
+
+def test_what_is_told_can_be_opened(capsys: pytest.CaptureFixture[str]) -> None:
+    status = ClusterStatus("model", "", True, "", (), (), (), (), 0)
+    _welcome(Cluster(host="0.0.0.0"), status, 1.0, detached=True)
+    told = capsys.readouterr().out
+    assert "0.0.0.0" not in told
+    assert "http://127.0.0.1:8000/v1" in told
+    assert "tcp://" in told
+
+
+def test_a_cluster_without_api_keys_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ring = Keyring(tmp_path / "keys")
+    ring.make("test")
+    status = ClusterStatus("model", "", True, "", (), (), (), (), 0)
+    cluster = Cluster(bus=Bus(keys=str(ring.folder)))
+    _welcome(cluster, status, 1.0, detached=True)
+    assert f"`spsctl keys api add NAME --keys {ring.folder}`" in capsys.readouterr().out
+    ring.add_api_key("web", None)
+    _welcome(cluster, status, 1.0, detached=True)
+    assert "keys api add" not in capsys.readouterr().out
+    ring.revoke_api_key("web")
+    _welcome(cluster, status, 1.0, detached=True)
+    assert "keys api add" in capsys.readouterr().out
+
+
+def test_what_a_service_does_until_it_is_up(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPS2_HOME", str(tmp_path))
+    model = checkpoint("llama3")
+    cluster = effective(None, port=ports.free_base(), name="test", model=str(model))
+    launch = Launch(cluster)
+    launch.start()
+    told: dict[str, set[str]] = {name: set() for name in launch.progress.services}
+
+    def note(progress: Progress) -> None:
+        for name, started in progress.services.items():
+            told[name].add(started.note)
+
+    try:
+        asyncio.run(launch.until_ready(300, note))
+    finally:
+        launch.stop()
+    assert {"loading libraries", f"loading {model}"} <= told["prefill-0"]
+    assert "loading libraries" in told["gateway"]
+    assert not launch.progress.services["prefill-0"].note
+
+
+def test_the_foreground_says_that_it_stops(
+    spsctl: Spsctl, checkpoint: Callable[[str], Path]
+) -> None:
+    argv = [sys.executable, "-m", "sps2.cli.main", "up", "--name", "test"]
+    argv += ["--port", str(ports.free_base()), "--model", str(checkpoint("llama3"))]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as up:
+        assert up.stdout is not None
+        assert any("Ctrl-C stops it" in line for line in up.stdout)
+        up.send_signal(signal.SIGINT)
+        _, said = up.communicate(timeout=120)
+    assert said.splitlines() == ["stopping test ...", "test is stopped"]
+    assert up.returncode == 0
 
 
 def test_who_serves_others_without_tls_is_told(capsys: pytest.CaptureFixture[str]) -> None:
