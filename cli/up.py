@@ -151,7 +151,7 @@ def _watch(launch: Launch, timeout_s: float) -> ClusterStatus:
     console = render.out
     if not console.is_terminal:
         status = asyncio.run(launch.until_ready(timeout_s))
-        console.print(_table(launch.progress))
+        render.show(_table(launch.progress))
         return status
     with Live(console=console, refresh_per_second=8) as live:
         return asyncio.run(
@@ -162,7 +162,7 @@ def _watch(launch: Launch, timeout_s: float) -> ClusterStatus:
 def _table(progress: Progress) -> Table:
     hosts = any(started.host for started in progress.services.values())
     last = "HOST" if hosts else ">PID"
-    notes = [] if progress.ready_after_s is not None else ["NOTE"]
+    notes = [] if progress.ready_after_s is not None else ["~NOTE"]
     table = render.table("SERVICE", "STATE", ">UP AFTER", ">MEMORY", last, *notes)
     for name, started in progress.services.items():
         after_s = started.up_after_s

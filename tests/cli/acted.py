@@ -18,8 +18,12 @@ from sps2.common.api import (
     Delta,
     Usage,
 )
+from sps2.common.messages import ClusterStatus, ListTraces, ShowCluster, Traces, TraceSummary
 from sps2.common.rpc import Server
 
+from .top.acts import running, status
+
+IDS = ("cmpl-693a2a6f1c20", "chatcmpl-77aa03b9d4e1", "5d3c1f20-0b4e-4f43-9a60-000000000007")
 HEAD = {"id": "cmpl-1", "created": 1, "model": "m", "system_fingerprint": "f"}
 
 
@@ -38,6 +42,18 @@ class Acted:
         if self.answer.endswith("!"):
             await asyncio.Event().wait()
         yield ChatChunk(**HEAD, choices=[], usage=Usage(6247, len(self.answer), 9))  # type: ignore[arg-type]
+
+    async def show_cluster(self, request: ShowCluster) -> ClusterStatus:
+        return status(running(), running("prefill", 195.0, "c" * 17))
+
+    async def list_traces(self, request: ListTraces) -> Traces:
+        error = "prefill-1 was lost: it was silent for 3 beats, and [red] no other could take over"
+        return Traces(
+            (
+                TraceSummary(IDS[0], IDS[2], 12.0, 345.6, False, 7900, 128, 0.5),
+                TraceSummary(IDS[1], "", 3600.0, 61.0, False, 70, 0, error=error),
+            )
+        )
 
     async def complete(self, request: CompletionRequest) -> AsyncIterator[CompletionChunk]:
         self.completed.append(request)
