@@ -1,6 +1,5 @@
 """A real cluster from `up` to `down`, as a user and as an accident would treat it."""
 
-import asyncio
 import json
 import os
 import signal
@@ -15,14 +14,14 @@ import psutil
 import pytest
 
 from sps2.cli import ports
-from sps2.cli.effective import effective
-from sps2.cli.launch import Launch, Progress
 from sps2.cli.local import running_cluster
 from sps2.cli.runs import RunFolder
 from sps2.cli.up import _welcome
 from sps2.common.config import Bus, Cluster
 from sps2.common.keyring import Keyring
 from sps2.common.messages import ClusterStatus
+
+from ..terminal import terminal
 
 Spsctl = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -169,41 +168,22 @@ def test_a_cluster_without_api_keys_says_so(
     assert "keys api add" in capsys.readouterr().out
 
 
-def test_what_a_service_does_until_it_is_up(
-    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SPS2_HOME", str(tmp_path))
-    model = checkpoint("llama3")
-    cluster = effective(None, port=ports.free_base(), name="test", model=str(model))
-    launch = Launch(cluster)
-    launch.start()
-    told: dict[str, set[str]] = {name: set() for name in launch.progress.services}
-
-    def note(progress: Progress) -> None:
-        for name, started in progress.services.items():
-            told[name].add(started.note)
-
-    try:
-        asyncio.run(launch.until_ready(300, note))
-    finally:
-        launch.stop()
-    assert {"loading libraries", f"loading {model}"} <= told["prefill-0"]
-    assert "loading libraries" in told["gateway"]
-    assert not launch.progress.services["prefill-0"].note
-
-
-def test_the_foreground_says_that_it_stops(
+def test_the_foreground_says_what_it_does(
     spsctl: Spsctl, checkpoint: Callable[[str], Path]
 ) -> None:
+    model = checkpoint("llama3")
     argv = [sys.executable, "-m", "sps2.cli.main", "up", "--name", "test"]
-    argv += ["--port", str(ports.free_base()), "--model", str(checkpoint("llama3"))]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as up:
-        assert up.stdout is not None
-        assert any("Ctrl-C stops it" in line for line in up.stdout)
-        up.send_signal(signal.SIGINT)
-        _, said = up.communicate(timeout=120)
-    assert said.splitlines() == ["stopping test ...", "test is stopped"]
-    assert up.returncode == 0
+    argv += ["--port", str(ports.free_base()), "--model", str(model)]
+    with terminal(argv, 100, 40) as screen:
+        screen.until(lambda rows: any("Ctrl-C stops it" in row for row in rows), "the start")
+        assert b"loading libraries" in screen.raw
+        assert f"loading {model}"[:40].encode() in screen.raw
+        assert not any("loading" in row for row in screen.rows)
+        screen.process.send_signal(signal.SIGINT)
+        assert screen.wait() == 0
+        assert [row.strip() for row in screen.rows if "stop" in row][-2:] == [
+            *("stopping test ...", "test is stopped"),
+        ]
 
 
 def test_who_serves_others_without_tls_is_told(capsys: pytest.CaptureFixture[str]) -> None:
