@@ -162,7 +162,7 @@ def _watch(launch: Launch, timeout_s: float) -> ClusterStatus:
 def _table(progress: Progress) -> Table:
     hosts = any(started.host for started in progress.services.values())
     last = "HOST" if hosts else ">PID"
-    notes = [] if progress.ready_after_s is not None else ["~NOTE"]
+    notes = [] if progress.ready_after_s is not None else ["NOTE"]
     table = render.table("SERVICE", "STATE", ">UP AFTER", ">MEMORY", last, *notes)
     for name, started in progress.services.items():
         after_s = started.up_after_s
