@@ -1,43 +1,53 @@
 """`spsctl chat`: a conversation in the terminal, or one question and its answer."""
 
 import readline  # noqa: F401  gives `input` its line editing and history
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from sps2.cli import reading, render
 from sps2.cli.complete import (
     Attention,
+    File,
     MaxTokens,
     Seed,
     SpDegree,
     Temperature,
-    footer,
+    TopP,
+    is_piped,
     parameters,
     read,
 )
+from sps2.cli.shown import Shown
 from sps2.cli.target import ConfigOption, NameOption, reachable
 from sps2.common.errors import ServiceError
 
 if TYPE_CHECKING:
     from sps2.common.client import Client, Turn
 
-HELP = "/exit ends, /reset forgets the conversation; Ctrl-C interrupts an answer"
+HELP = (
+    "/exit ends, /reset forgets the conversation; Ctrl-C stops an answer. "
+    'Lines between """ and """, or with \\ at their end, are one message'
+)
+LEAVE = "Ctrl-C again, Ctrl-D or /exit ends the conversation"
+FENCE = '"""'
+INTERRUPTED = 130
+"""The exit code of a program that Ctrl-C ended."""
 
 
 def chat(
     message: Annotated[
         str | None,
-        typer.Argument(help="one question; - reads standard input; none starts a conversation"),
+        typer.Argument(
+            help="one question; piped text goes before it; - is the piped text. Without any of "
+            "them a conversation starts"
+        ),
     ] = None,
     system: Annotated[str | None, typer.Option(help="instructions to the model")] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option("--file", "-f", help="a document to talk about", dir_okay=False),
-    ] = None,
+    file: File = None,
     max_tokens: MaxTokens = 512,
     temperature: Temperature = None,
+    top_p: TopP = None,
     seed: Seed = None,
     sp_degree: SpDegree = None,
     attention: Attention = None,
@@ -47,16 +57,22 @@ def chat(
     """Talk to the model."""
     from sps2.common.client import Client
 
+    asked = None
+    if message is not None or is_piped():
+        asked = read(message, file)
     cluster = reachable(name, config)
-    settings = parameters(max_tokens, temperature, seed, sp_degree, attention)
+    settings = parameters(max_tokens, temperature, top_p, seed, sp_degree, attention)
     turns: list[Turn] = [{"role": "system", "content": system}] if system else []
     with Client(cluster.gateway_address, cluster.bus) as client:
-        if message is not None:
-            turns.append({"role": "user", "content": read(message, file)})
-            answer(client, turns, settings)
+        if asked is not None:
+            turns.append({"role": "user", "content": asked})
+            if not answer(client, turns, settings).whole:
+                raise typer.Exit(INTERRUPTED)
             return
         document = "" if file is None else read(None, file)
-        render.err.print(f"{cluster.model} at {cluster.http_url}. {HELP}", style="dim")
+        render.err.print(
+            f"{cluster.model} at {cluster.http_url}. {HELP}", style="dim", markup=False
+        )
         converse(client, turns, settings, document)
 
 
@@ -69,18 +85,27 @@ def converse(
         document: goes before the first question.
     """
     start = list(turns)
+    leaving = False
     while True:
         try:
-            text = input("> ").strip()
-        except (EOFError, KeyboardInterrupt):
+            text = asked()
+        except EOFError:
             print()
             return
+        except KeyboardInterrupt:
+            print()
+            if leaving:
+                return
+            leaving = True
+            render.err.print(LEAVE, style="dim")
+            continue
+        leaving = False
         if text in ("/exit", "/quit"):
             return
         if text == "/reset":
             turns[:] = start
         elif text.startswith("/"):
-            render.err.print(HELP, style="dim")
+            render.err.print(HELP, style="dim", markup=False)
         elif text:
             if document and turns == start:
                 text = f"{document}\n\n{text}"
@@ -90,25 +115,48 @@ def converse(
             except ServiceError as error:
                 turns.pop()
                 render.say_error(f"error: {error}")
+                continue
+            if reply.text:
+                turns.append({"role": "assistant", "content": reply.text})
             else:
-                turns.append({"role": "assistant", "content": reply})
+                turns.pop()
 
 
-def answer(client: "Client", turns: list["Turn"], settings: dict[str, Any]) -> str:
+def asked() -> str:
+    """A message of the user: a line, or several."""
+    line = input("> ").strip()
+    if line.startswith(FENCE):
+        lines = [line.removeprefix(FENCE)]
+        while not lines[-1].endswith(FENCE):
+            lines.append(input(". ").rstrip())
+        return "\n".join(lines).removesuffix(FENCE).strip()
+    lines = [line]
+    while lines[-1].endswith("\\"):
+        lines[-1] = lines[-1].removesuffix("\\")
+        lines.append(input(". ").rstrip())
+    return "\n".join(lines)
+
+
+class Reply(NamedTuple):
+    """What was answered; `whole` unless the user stopped it."""
+
+    text: str
+    whole: bool
+
+
+def answer(client: "Client", turns: list["Turn"], settings: dict[str, Any]) -> Reply:
     """Stream one answer to standard output; Ctrl-C cancels it and keeps what has come."""
-    pieces: list[str] = []
-    usage = None
+    shown, note = Shown(), ""
     try:
         with reading.shown() as waiting:
             for chunk in client.chat_stream(turns, **reading.watched(settings)):
                 waiting.take(chunk)
-                for choice in chunk.choices:
-                    piece = choice.delta.content or ""
-                    pieces.append(piece)
-                    print(piece, end="", flush=True)
-                usage = chunk.usage or usage
+                shown.take(chunk, [choice.delta.content or "" for choice in chunk.choices])
     except KeyboardInterrupt:
-        print(" [interrupted]", end="")
-    print()
-    footer(usage)
-    return "".join(pieces)
+        note = " [stopped]"
+    except ServiceError:
+        if shown.text:
+            shown.end()
+        raise
+    shown.end(note)
+    return Reply(shown.text, not note)

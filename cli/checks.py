@@ -186,7 +186,8 @@ def _data_plane(cluster: Cluster) -> Iterator[Finding]:
     if "error" in answer:
         yield Finding("data plane, auto", "broken", answer["error"])
     else:
-        detail = f"takes {answer['backend']}: {answer['reason']}"
+        chosen, reason = answer["backend"], answer["reason"]
+        detail = f"takes {chosen}: {reason.removeprefix(f'{chosen}, since ')}"
         yield Finding("data plane, auto", "ok", detail)
 
 

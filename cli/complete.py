@@ -1,5 +1,7 @@
 """`spsctl complete`: continues a prompt, streaming."""
 
+import os
+import stat
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,37 +9,80 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from sps2.cli import reading, render
+from sps2.cli import reading
+from sps2.cli.shown import Shown
 from sps2.cli.target import ConfigOption, NameOption, reachable
 from sps2.common.errors import Invalid
 from sps2.common.messages import Setting
 
+STDIN = Path("-")
+
 MaxTokens = Annotated[
-    int | None, typer.Option("--max-tokens", "-m", min=1, help="length of the answer at most")
+    int | None,
+    typer.Option("--max-tokens", "-n", min=1, help="length of the answer at most, in tokens"),
 ]
 Temperature = Annotated[
-    float | None, typer.Option("--temperature", "-t", min=0.0, max=2.0, help="0 is greedy")
+    float | None,
+    typer.Option(
+        "--temperature",
+        "-t",
+        min=0.0,
+        max=2.0,
+        help="how freely tokens are chosen; 0 always takes the likeliest",
+        show_default="the model's",
+    ),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", help="makes sampling repeatable")]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        "--top-p",
+        min=0.0,
+        max=1.0,
+        help="choose among the likeliest tokens that have this share together",
+        show_default="the model's",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", help="makes the choice repeatable", show_default="another each time"),
+]
 SpDegree = Annotated[
-    int | None, typer.Option("--sp-degree", min=1, help="prefill shards to use, else the policy's")
+    int | None,
+    typer.Option(
+        "--sp-degree",
+        min=1,
+        help="prefill shards that share the prompt",
+        show_default="the scheduler decides",
+    ),
 ]
 Attention = Annotated[
     Setting | None,
-    typer.Option("--attention", help="how much prefill may leave out; else the cluster's setting"),
+    typer.Option(
+        "--attention",
+        help="how much prefill may leave out",
+        show_default="the cluster's",
+    ),
+]
+File = Annotated[
+    Path | None,
+    typer.Option(
+        "--file",
+        "-f",
+        help="a document to put before the prompt; - reads standard input",
+        dir_okay=False,
+    ),
 ]
 
 
 def complete(
     prompt: Annotated[
-        str | None, typer.Argument(help="text to continue; - reads standard input")
+        str | None,
+        typer.Argument(help="text to continue; piped text goes before it; - is the piped text"),
     ] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option("--file", "-f", help="a document to put before the prompt", dir_okay=False),
-    ] = None,
+    file: File = None,
     max_tokens: MaxTokens = 128,
     temperature: Temperature = None,
+    top_p: TopP = None,
     seed: Seed = None,
     sp_degree: SpDegree = None,
     attention: Attention = None,
@@ -51,68 +96,86 @@ def complete(
     from sps2.common.client import Client
 
     text = read(prompt, file)
-    settings = parameters(max_tokens, temperature, seed, sp_degree, attention)
+    settings = parameters(max_tokens, temperature, top_p, seed, sp_degree, attention)
     cluster = reachable(name, config)
     with Client(cluster.gateway_address, cluster.bus) as client:
         if as_json:
             print(msgspec.json.encode(client.complete(text, **settings)).decode())
             return
-        with reading.shown() as waiting:
-            for chunk in client.complete_stream(text, **reading.watched(settings)):
-                waiting.take(chunk)
-                for choice in chunk.choices:
-                    print(choice.text, end="", flush=True)
-    print()
+        shown = Shown()
+        try:
+            with reading.shown() as waiting:
+                for chunk in client.complete_stream(text, **reading.watched(settings)):
+                    waiting.take(chunk)
+                    shown.take(chunk, [choice.text for choice in chunk.choices])
+        finally:
+            shown.end()
 
 
 def read(prompt: str | None, file: Path | None) -> str:
-    """The text to send: a document, if there is one, and the prompt or standard input after it.
+    """The text to send: a document, what is piped in, and the prompt, as far as there are any.
 
     Raises:
-        Invalid: the file cannot be read, or there is nothing to send.
+        BadParameter: there is nothing to send, or standard input is asked for twice.
+        Invalid: the file cannot be read, or is no text.
     """
-    if prompt is None and file is None:
-        raise typer.BadParameter("give a PROMPT, - for standard input, or --file")
+    if prompt == "-" and file == STDIN:
+        raise typer.BadParameter("standard input can be read once: as PROMPT, or as --file")
+    piped = piped_text() if is_piped() or prompt == "-" or file == STDIN else ""
+    parts = [
+        "" if file is None or file == STDIN else _document(file),
+        piped,
+        "" if prompt in (None, "-") else prompt,
+    ]
+    text = "\n\n".join(filter(None, parts))
+    if not text:
+        raise typer.BadParameter("there is nothing to send: give a PROMPT, a --file, or pipe text")
+    return text
+
+
+def is_piped() -> bool:
+    """Whether standard input is a pipe or a file: a terminal, or /dev/null, has no text for us."""
     try:
-        parts = [] if file is None else [file.read_text(encoding="utf-8")]
-        parts += [] if prompt is None else [sys.stdin.read() if prompt == "-" else prompt]
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):  # closed, or no file at all
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
+
+
+def piped_text() -> str:
+    """All of standard input. Raises Invalid if it is no text."""
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise Invalid(f"standard input is not UTF-8 text: {error.reason}") from error
+
+
+def _document(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
     except OSError as error:
         raise Invalid(f"cannot read {file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise Invalid(f"{file or 'standard input'} is not UTF-8 text: {error.reason}") from error
-    text = "\n\n".join(parts)
-    if not text:
-        raise Invalid("there is nothing to continue: the prompt is empty")
-    return text
+        raise Invalid(f"{file} is not UTF-8 text: {error.reason}") from error
 
 
 def parameters(
     max_tokens: int | None,
     temperature: float | None,
+    top_p: float | None,
     seed: int | None,
     sp_degree: int | None,
     attention: str | None,
 ) -> dict[str, Any]:
     """What was given of the options that `complete` and `chat` share, as the API names it."""
-    given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    given = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+    }
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     extension = {"sp_degree": sp_degree, "attention": attention}
     if asked := {name: value for name, value in extension.items() if value is not None}:
         settings["sps2"] = asked
     return settings
-
-
-def footer(usage: Any) -> None:
-    """One dim line on stderr about what an answer took."""
-    if usage is None or usage.sps2 is None or not render.err.is_terminal:
-        return
-    places = len({place.shard for place in usage.sps2.placements})
-    cached = usage.prompt_tokens_details.cached_tokens
-    prompt = f"{usage.prompt_tokens} ({cached} cached)" if cached else f"{usage.prompt_tokens}"
-    render.err.print(
-        f"{prompt} + {usage.completion_tokens} tokens, first after "
-        f"{usage.sps2.ttft_ms / 1000:.2f} s, SP degree {usage.sps2.sp_degree}, "
-        f"{usage.sps2.attention} attention by {usage.sps2.method}, "
-        f"KV on {places} {'shard' if places == 1 else 'shards'}",
-        style="dim",
-    )

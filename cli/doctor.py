@@ -5,6 +5,7 @@ from typing import Annotated
 
 import msgspec
 import typer
+from rich.text import Text
 
 from sps2.cli import render
 from sps2.cli.finding import Finding
@@ -21,7 +22,9 @@ def doctor(
 
     cluster = configuration.load(config, keys=keys)
     findings: list[Finding] = []
-    with render.err.status("checking"):
+    # one console for both: rows of another would be drawn into the spinner's line
+    console = render.err if as_json else render.out
+    with console.status("checking"):
         for finding in checks.run_all(cluster):
             findings.append(finding)
             if not as_json:
@@ -34,5 +37,5 @@ def doctor(
 
 def _print(check: str, verdict: str, detail: str) -> None:
     colour = {"ok": "green", "warning": "yellow", "broken": "red"}[verdict]
-    render.out.print(f"[{colour}]{verdict:8}[/] [bold]{check:16}[/] ", end="")
-    render.out.print(detail, markup=False, soft_wrap=True)
+    row = Text.assemble((f"{verdict:8}", colour), " ", (f"{check:16}", "bold"), f" {detail}")
+    render.out.print(row, soft_wrap=True)

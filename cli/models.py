@@ -22,7 +22,7 @@ def models() -> None:
     table = render.table("MODEL", ">SIZE", ">CONTEXT", "FOLDER")
     for ref, folder in found.items():
         table.add_row(ref, render.size(_bytes(folder)), _context(folder), str(folder))
-    render.out.print(table, soft_wrap=not render.out.is_terminal)
+    render.show(table)
 
 
 def rm(

@@ -15,8 +15,9 @@ HEAD = """\
 
 `spsctl config > cluster.toml` writes a file with every key, and `spsctl up --config cluster.toml`
 uses one. A file needs only the keys that differ from their defaults. A key that is misspelt, or a
-value out of range, is an error that names it. Flags of `spsctl up` override the file. `--port` sets
-the HTTP port and moves those of the other services after it, unless the file names them.
+value out of range, is an error that names it. Flags of `spsctl up` override the file. `--port`, or
+`port` of `[gateway]`, sets the HTTP port and moves those of the other services after it, unless the
+file names them.
 
 `spsctl up --hosts hosts.toml` takes the numbers of shards and every `host` from the list of hosts
 ([nodes.md](nodes.md#over-ssh)).

@@ -1,7 +1,10 @@
 """How the commands show things to a person: consoles, units and the tables that several share."""
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
+
+UNBOUNDED = 1000
+"""Columns where nothing limits them."""
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -26,24 +29,30 @@ def quantised(how: str) -> str:
     return "" if how == "none" else f" in {how}"
 
 
-def duration(seconds: float) -> str:
-    """Seconds for people."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    if minutes:
-        return f"{minutes} min {rest} s"
-    return f"{seconds:.1f} s"
-
-
 def table(*columns: str) -> Table:
-    """An empty table; a column whose name starts with `>` is flush right."""
+    """An empty table. A column whose name starts with `>` is flush right; one that starts with `~`
+    has prose, which may take several lines."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        right = column.startswith(">")
-        made.add_column(column.removeprefix(">"), justify="right" if right else "left")
+        made.add_column(
+            column.lstrip(">~"),
+            justify="right" if column.startswith(">") else "left",
+            no_wrap=not column.startswith("~"),
+        )
     return made
+
+
+def show(table: RenderableType) -> None:
+    """Print a table, say; into a pipe or a file as wide as it has to be."""
+    if out.is_terminal:
+        out.print(table)
+    else:
+        Console(file=out.file, highlight=False, width=UNBOUNDED).print(table)
+
+
+def width() -> int:
+    """Columns that there are for a table."""
+    return out.width if out.is_terminal else UNBOUNDED
 
 
 def state(name: str) -> str:

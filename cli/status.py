@@ -5,10 +5,12 @@ from typing import Annotated
 
 import msgspec
 import typer
+from rich.table import Table
 
-from sps2.cli import render, runs
+from sps2.cli import addresses, render, runs
 from sps2.cli.runs import Child, State
 from sps2.cli.target import ConfigOption, NameOption, cluster_of
+from sps2.cli.top.format import elapsed
 from sps2.common.config import Cluster
 from sps2.common.errors import ServiceError
 from sps2.common.messages import ClusterStatus, ServiceStatus, ShowCluster
@@ -16,6 +18,8 @@ from sps2.common.rpc import Peer
 from sps2.services.greeting import APART_S
 
 DEADLINE_S = 5.0
+NARROW = 100
+"""Columns below which requests are shown in short."""
 
 
 def status(
@@ -62,63 +66,80 @@ def show(cluster: Cluster, found: ClusterStatus, children: dict[str, Child]) -> 
     word = render.state("ready" if found.ready else "waiting")
     render.out.print(
         f"[bold]{cluster.name}[/]: {word}, {found.model}"
-        f"{render.quantised(found.quantize)}, {cluster.http_url}"
+        f"{render.quantised(found.quantize)}, {_url(cluster)}",
+        soft_wrap=True,
     )
     if found.waiting_for:
         render.out.print(f"waits for {found.waiting_for}", style="yellow", markup=False)
+    render.out.print()
+    render.show(_services(found, children))
+    if found.shards:
+        render.out.print()
+        render.show(_shards(found, cluster.kv.page_tokens))
+    if found.requests:
+        render.out.print()
+        render.show(_requests(found, narrow=render.width() < NARROW))
+    if found.leaked_pages:
+        render.out.print(f"\n[red]{found.leaked_pages} KV pages have leaked[/]")
 
-    services = render.table("\nSERVICE", "STATE", ">PID", ">UP", ">MEMORY", ">RESTARTS", "NOTE")
+
+def _url(cluster: Cluster) -> str:
+    return cluster.at(addresses.of(cluster.host_of("gateway"))[0]).http_url
+
+
+def _services(found: ClusterStatus, children: dict[str, Child]) -> Table:
     reported = {each.service: each for each in found.services}
+    rows = []
     for name in dict.fromkeys([*reported, *children]):
         each = reported.get(name) or ServiceStatus(name, "", "starting")
         child = children.get(name, Child())
-        services.add_row(
+        rows.append((name, each, child, _note(each, child)))
+    restarts, notes = any(row[2].exits for row in rows), any(row[3] for row in rows)
+    optional = [*([">RESTARTS"] if restarts else []), *(["~NOTE"] if notes else [])]
+    table = render.table("SERVICE", "STATE", ">PID", ">UP", ">MEMORY", *optional)
+    for name, each, child, note in rows:
+        table.add_row(
             name,
             render.state(each.state),
             str(each.pid or child.pid or ""),
-            render.duration(each.up_s) if each.up_s else "",
+            elapsed(each.up_s) if each.up_s else "",
             render.size(each.rss_bytes) if each.rss_bytes else "",
-            str(child.exits or ""),
-            _note(each, child),
+            *([str(child.exits or "")] if restarts else []),
+            *([note] if notes else []),
         )
-    render.out.print(services)
+    return table
 
-    if found.shards:
-        shards = render.table("\nSHARD", "STATE", "TRANSPORT", ">PAGES", ">FREE", "REQUESTS")
-        for shard in found.shards:
-            pages = (str(shard.pages), str(shard.pages_free)) if shard.pages else ("", "")
-            shards.add_row(
-                shard.id,
-                render.state(shard.state),
-                shard.transport,
-                *pages,
-                ", ".join(shard.requests),
-            )
-        render.out.print(shards)
 
-    if found.requests:
-        requests = render.table(
-            "\nREQUEST", "STAGE", ">PROMPT", ">CACHED", ">AGE", ">SP", "OWNER", "KV (tokens)"
+def _shards(found: ClusterStatus, page_tokens: int) -> Table:
+    table = render.table("SHARD", "STATE", "TRANSPORT", ">KV TOKENS", ">FREE", ">REQUESTS")
+    for shard in found.shards:
+        pages = (shard.pages, shard.pages_free) if shard.pages else ()
+        tokens = [f"{page_tokens * count:,}" for count in pages] or ["", ""]
+        requests = str(len(shard.requests) or "")
+        table.add_row(shard.id, render.state(shard.state), shard.transport, *tokens, requests)
+    return table
+
+
+def _requests(found: ClusterStatus, narrow: bool) -> Table:
+    more = [] if narrow else [">CACHED", ">SP", "~KV (tokens)"]
+    table = render.table("REQUEST", "STAGE", ">PROMPT", ">AGE", "OWNER", *more)
+    for request in found.requests:
+        places = ", ".join(
+            f"{place.shard} {span.start}-{span.stop}"
+            for place in request.placements
+            for span in (*place.shared, place.span)
+            if span.tokens
         )
-        for request in found.requests:
-            requests.add_row(
-                request.request,
-                request.stage,
-                str(request.prompt_tokens),
-                str(request.cached_tokens or ""),
-                render.duration(request.age_s),
-                str(request.sp_degree or ""),
-                request.owner,
-                ", ".join(
-                    f"{place.shard} {span.start}-{span.stop}"
-                    for place in request.placements
-                    for span in (*place.shared, place.span)
-                    if span.tokens
-                ),
-            )
-        render.out.print(requests)
-    if found.leaked_pages:
-        render.out.print(f"\n[red]{found.leaked_pages} KV pages have leaked[/]")
+        wide = [str(request.cached_tokens or ""), str(request.sp_degree or ""), places]
+        table.add_row(
+            request.request,
+            request.stage,
+            f"{request.prompt_tokens:,}",
+            elapsed(request.age_s),
+            request.owner,
+            *([] if narrow else wide),
+        )
+    return table
 
 
 def _note(service: ServiceStatus, child: Child) -> str:

@@ -156,7 +156,7 @@ def _watch(launch: Launch, timeout_s: float) -> ClusterStatus:
     console = render.out
     if not console.is_terminal:
         status = asyncio.run(launch.until_ready(timeout_s))
-        console.print(_table(launch.progress))
+        render.show(_table(launch.progress))
         return status
     with Live(console=console, refresh_per_second=8) as live:
         return asyncio.run(

@@ -13,14 +13,16 @@ from itertools import pairwise
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from sps2.cli import reading
 from sps2.cli.local import running_cluster
+from sps2.cli.pull import fetched
+from sps2.cli.wrapping import Wrapped
+from sps2.common.api import Extension
 from sps2.common.client import Client, Turn
 from sps2.common.errors import ServiceError
 from sps2.common.messages import ClusterStatus
-from sps2.common.pull import pull
 from sps2.common.usage import Usage
 
 MODEL = "smollm2-135m"
@@ -30,29 +32,21 @@ QUESTION = "What are the three branches of government in this document, and what
 console = Console(highlight=False)
 
 
-def pull_model() -> None:
-    """Download and convert the model, unless it is there."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(f"pulling {MODEL}")
-
-        def show(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=stage, completed=done, total=total or 1)
-
-        pull(MODEL, show)
-
-
 def ask(client: Client, question: str) -> tuple[Usage, list[float]]:
     """Stream the answer to the console; returns its usage and when each piece came."""
     times: list[float] = []
     turn: Turn = {"role": "user", "content": question}
-    with console.status("reading the document") as waiting:
-        for chunk in client.chat_stream([turn], max_tokens=96, temperature=0):
+    progress = Extension(progress=True)
+
+    answer = Wrapped(console.width if console.is_terminal else None, sys.stdout.write)
+    with reading.shown() as waiting:
+        for chunk in client.chat_stream([turn], max_tokens=96, temperature=0, sps2=progress):
+            waiting.take(chunk)
             for choice in chunk.choices:
                 if choice.delta.content:
-                    waiting.stop()
                     times.append(time.perf_counter())
-                    console.print(choice.delta.content, end="", markup=False, style="cyan")
+                    answer.add(choice.delta.content)
+                    sys.stdout.flush()
             usage = chunk.usage or None
     console.print()
     assert usage, "the last chunk has the usage"
@@ -93,7 +87,7 @@ def main() -> None:
     parser.add_argument("--decode", type=int, default=2)
     flags = vars(parser.parse_args())
 
-    pull_model()
+    fetched(MODEL)
     console.print(f"bringing up {flags['prefill']} prefill and {flags['decode']} decode shards ...")
     with running_cluster(name="demo", model=MODEL, **flags) as client:
         console.print(f"\n[bold]{QUESTION}[/] (about {DOCUMENT.name})\n")

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import msgspec
 import typer
-from rich.console import Console
 
 from sps2.cli import render
 from sps2.cli.bench import documents as texts
@@ -24,9 +23,6 @@ from sps2.services.scheduler import selections
 Dtype = Literal["float32", "bfloat16", "float16"]
 Spans = Literal["scheduler", "even"]
 DEFAULT_SETTINGS = "exact,int8,balanced,fast,csa:drop=.002,hire:budget=.3,strided:budget=.25,star"
-
-WIDTH = 120
-"""Columns of the tables at least, also where no terminal tells its width."""
 
 
 def quality(
@@ -98,9 +94,8 @@ def quality(
                 report = _with(report, case)
                 if out is not None:  # after each case: a run takes long, and may be ended early
                     out.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
-    wide = Console(highlight=False, width=max(render.out.width, WIDTH))
-    for block in tables_of(report):
-        wide.print(block)
+    for block in tables_of(report, render.width()):
+        render.show(block)
     if plot is not None:
         from sps2.cli.bench.plots import draw
 

@@ -1,35 +1,49 @@
 """The tables that a person reads; imports no torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import RenderableType
+from rich.table import Table
 
 from sps2.cli import render
 from sps2.cli.bench.results import Measured, Quality, Report
 
+QUALITY = ("ppl %", "last 25 %", "KL", "top-1 %", "digits")
+COST = ("kept %", "lost %", "bytes", "of ring", "attention")
+WIDE = 112
+"""Columns from which on a row has both."""
 
-def tables_of(report: Report) -> Iterator[RenderableType]:
-    """One table for each length and number of ranks, a row for each setting, and what it means."""
+
+def tables_of(report: Report, width: int) -> Iterator[RenderableType]:
+    """Tables for each length and SP degree, a row for each setting, and what it all means."""
+    halves = len(QUALITY)
     groups = dict.fromkeys((each.tokens, each.ranks) for each in report.pooled)
     for tokens, ranks in groups:
-        made = render.table(
-            "setting",
-            *(f">{name}" for name in ("ppl %", "last 25 %", "KL", "top-1 %", "digits")),
-            *(f">{name}" for name in ("kept %", "lost %", "bytes", "of ring", "attention")),
-        )
-        made.title = f"{tokens} tokens, {ranks} ranks"
-        made.title_justify = "left"
-        for each in report.pooled:
-            if (each.tokens, each.ranks) == (tokens, ranks):
-                made.add_row(*_row(each))
-        yield made
+        rows = [
+            _row(each) for each in report.pooled if (each.tokens, each.ranks) == (tokens, ranks)
+        ]
+        title = f"{tokens} tokens, SP degree {ranks}"
+        if width >= WIDE:
+            yield _table(title, (*QUALITY, *COST), rows)
+        else:
+            yield _table(f"{title}: quality", QUALITY, [row[: 1 + halves] for row in rows])
+            cost = [(row[0], *row[1 + halves :]) for row in rows]
+            yield _table(f"{title}: what is sent and computed", COST, cost)
     yield (
         f"\n{report.model}, {report.dtype}; {', '.join(report.documents)}\n"
         "ppl: change of perplexity over the last 75 % of tokens ± standard error. digits: of those "
-        "that exact\nattention gets right, kept. kept: blocks; lost: mass. bytes: against exact "
-        "attention's in bfloat16, keys\nand values sent once to each later rank; of ring: round "
-        "the ring. attention: arithmetic against one rank's."
+        "that exact attention gets right, kept. kept: blocks; lost: mass. bytes: against exact "
+        "attention's in bfloat16, keys and values sent once to each later shard; of ring: round "
+        "the ring. attention: arithmetic against one shard's."
     )
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Table:
+    made = render.table("setting", *(f">{name}" for name in columns))
+    made.title, made.title_justify = title, "left"
+    for row in rows:
+        made.add_row(*row)
+    return made
 
 
 def _row(each: Measured) -> tuple[str, ...]:

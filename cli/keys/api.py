@@ -45,7 +45,7 @@ def show(folder: KeysOption = None) -> None:
             str(key.requests_per_minute or ""),
             str(key.tokens_per_minute or ""),
         )
-    render.out.print(table)
+    render.show(table)
 
 
 def revoke(name: NameArgument, folder: KeysOption = None) -> None:

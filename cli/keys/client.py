@@ -34,7 +34,7 @@ def show(folder: KeysOption = None) -> None:
     table = render.table("CLIENT", "SINCE", "PUBLIC KEY")
     for name, client in keyring_of(folder).clients().items():
         table.add_row(name, client.created, Text(client.public))  # it may look like markup
-    render.out.print(table)
+    render.show(table)
 
 
 def revoke(name: NameArgument, folder: KeysOption = None) -> None:

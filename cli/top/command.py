@@ -36,7 +36,10 @@ def top(
     name: NameOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Watch a cluster: load, shards, links between them, requests. Press ? for the keys."""
+    """Watch a cluster: load, shards, links between them, requests. Press ? for the keys.
+
+    With --once the exit code is 1 unless the cluster is ready.
+    """
     cluster = cluster_of(name, config)
     if not (once or as_json or render.out.is_terminal):
         raise Invalid("this is no terminal: `spsctl top --once` prints one picture")
@@ -48,7 +51,10 @@ async def _watch(cluster: Cluster, once: bool, as_json: bool) -> None:
     monitor = Monitor(cluster.name, cluster.bus)
     async with _informed(monitor, cluster) as news:
         if once:
-            _print(await _settled(monitor, news), as_json)
+            picture = await _settled(monitor, news)
+            _print(picture, as_json)
+            if picture.cluster.state != "ready":
+                raise typer.Exit(1)
         elif as_json:
             await _settled(monitor, news)
             while True:

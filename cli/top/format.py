@@ -58,7 +58,7 @@ def elapsed(seconds: float) -> str:
 
 
 def percent(share: float | None) -> str:
-    return UNKNOWN if share is None else f"{100 * share:.0f}%"
+    return UNKNOWN if share is None else f"{round(100 * share)}%"
 
 
 def count(number: int | None) -> str:

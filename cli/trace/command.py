@@ -1,11 +1,14 @@
 """`spsctl trace`: where the time of a request went, through all services."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import msgspec
 import typer
+from rich.table import Table
+from rich.text import Text
 
 from sps2.cli import render
 from sps2.cli.target import ConfigOption, NameOption, reachable
@@ -20,6 +23,11 @@ Reply = TypeVar("Reply")
 
 DEADLINE_S = 15.0
 NARROW = 80
+COLUMNS = ("REQUEST", ">AGO", ">TOOK", ">TTFT", ">PROMPT", ">ANSWER", "END", "ASKED AS")
+OPTIONAL = ("ASKED AS", ">PROMPT", ">ANSWER", ">TTFT")
+"""Left out in this order where there is no room."""
+END = 12
+"""Columns for how a request ended, at least."""
 
 
 def trace(
@@ -72,11 +80,8 @@ def _list(found: Traces) -> None:
     if not found.traces:
         render.out.print("no request was answered yet, or `tracing.kept` is 0")
         return
-    table = render.table(
-        "REQUEST", ">AGO", ">TOOK", ">FIRST TOKEN", ">PROMPT", ">ANSWER", "END", "ASKED AS"
-    )
-    for each in found.traces:
-        table.add_row(
+    rows = [
+        (
             each.request,
             elapsed(each.age_s),
             latency(each.took_s),
@@ -86,4 +91,24 @@ def _list(found: Traces) -> None:
             each.error or ("runs" if each.is_running else "ok"),
             each.asked_as,
         )
-    render.out.print(table)
+        for each in found.traces
+    ]
+    render.show(_fitting(rows, render.width()))
+
+
+def _fitting(rows: Sequence[tuple[str, ...]], width: int) -> Table:
+    """The table in so many columns: ids stay whole, how a request ended is told in short."""
+    lengths = {
+        name: max(len(name.lstrip(">")), *(len(row[place]) for row in rows)) + 2
+        for place, name in enumerate(COLUMNS)
+    }
+    lengths["END"] = min(lengths["END"], END + 2)
+    for name in OPTIONAL:
+        if sum(lengths.values()) - 2 > width:
+            del lengths[name]
+    table = render.table(*lengths)
+    room = width - sum(lengths.values()) + lengths["END"]
+    table.columns[list(lengths).index("END")].max_width = room
+    for row in rows:  # an error may look like markup
+        table.add_row(*(Text(row[COLUMNS.index(name)]) for name in lengths))
+    return table

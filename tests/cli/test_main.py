@@ -253,7 +253,8 @@ def test_complete_needs_something_to_say(tmp_path: Path) -> None:
     assert run("complete").exit_code == 2
     RunFolder("default").prepare(Cluster())
     with RunFolder("default").owned():
-        assert "empty" in run("complete", "-").stderr
+        assert "nothing to send" in run("complete", "-").stderr
+        assert run("complete", "-", "-f", "-", stdin="text").exit_code == 2
         assert "cannot read" in run("complete", "--file", str(tmp_path / "none.txt")).stderr
         (tmp_path / "bad.txt").write_bytes(b"\xff\xfe")
         assert "UTF-8" in run("complete", "--file", str(tmp_path / "bad.txt")).stderr

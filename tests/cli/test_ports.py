@@ -57,3 +57,22 @@ def test_one_port_for_two_keys_is_refused() -> None:
 def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(Invalid, match="not an address of this machine"):
         ports.require_free(config.load(host="192.0.2.1"))
+
+
+def test_one_http_port_in_a_file_moves_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.toml"
+    path.write_text("[gateway]\nport = 8900\n[kvdir]\nbus_port = 7000\n")
+    cluster = config.load(path)
+    assert cluster == config.load(path, port=8900)
+    assert (cluster.gateway.port, cluster.gateway.bus_port, cluster.kvdir.bus_port) == (
+        *(8900, 8901, 7000),
+    )
+    assert not {use.port for use in ports.uses(cluster)} & {
+        use.port for use in ports.uses(Cluster())
+    }
+    assert config.load(path, port=9900).scheduler.bus_port == 9902
+
+
+def test_a_conflict_says_what_to_change_in_a_file(taken: int) -> None:
+    with pytest.raises(Invalid, match=r"--port, or this one with gateway\.port in the config"):
+        ports.require_free(with_http_port(taken))

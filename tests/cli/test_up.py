@@ -17,8 +17,11 @@ from sps2.cli import ports
 from sps2.cli.local import running_cluster
 from sps2.cli.runs import RunFolder
 from sps2.cli.up import _welcome
-from sps2.common.config import Cluster
+from sps2.common.config import Bus, Cluster
+from sps2.common.keyring import Keyring
 from sps2.common.messages import ClusterStatus
+
+from ..terminal import terminal
 
 Spsctl = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -70,14 +73,14 @@ def test_up_status_complete_restart_down(spsctl: Spsctl, smollm2: Path) -> None:
     assert other.returncode == 1
     assert "cluster 'test'" in other.stderr
 
-    done = spsctl("complete", "Once upon a time", "-m", "4", "-t", "0", "--json")
+    done = spsctl("complete", "Once upon a time", "-n", "4", "-t", "0", "--json")
     assert done.returncode == 0, done.stderr
     usage = json.loads(done.stdout)["usage"]
     assert usage["completion_tokens"] == 4
     assert usage["sps2"]["owner"] == "decode-0"
-    streamed = spsctl("complete", "Once upon a time", "-m", "4", "-t", "0")
+    streamed = spsctl("complete", "Once upon a time", "-n", "4", "-t", "0")
     assert streamed.stdout == json.loads(done.stdout)["choices"][0]["text"] + "\n"
-    assert spsctl("chat", "Hello", "-m", "4").returncode == 0
+    assert spsctl("chat", "Hello", "-n", "4").returncode == 0
 
     os.kill(pids(first)["gateway"], signal.SIGKILL)
     until(lambda: (status := ready()) and pids(status)["gateway"] != pids(first)["gateway"])
@@ -132,11 +135,54 @@ def test_two_shards_that_do_both_are_a_cluster(
     assert {"gateway", "scheduler", "kvdir", "any-0", "any-1"} == set(pids(status))
     assert [(shard["role"], shard["state"]) for shard in status["shards"]] == [("any", "ready")] * 2
     assert all(shard["pages_free"] == shard["pages"] > 0 for shard in status["shards"])
-    done = spsctl("complete", "Once upon a time", "-m", "4", "-t", "0", "--json", "--name", "test")
+    done = spsctl("complete", "Once upon a time", "-n", "4", "-t", "0", "--json", "--name", "test")
     usage = json.loads(done.stdout)["usage"]["sps2"]
     assert usage["owner"] in ("any-0", "any-1")
     assert usage["deposit_bytes"] == 0
     assert spsctl("down", "--name", "test").returncode == 0
+
+
+def test_what_is_told_can_be_opened(capsys: pytest.CaptureFixture[str]) -> None:
+    status = ClusterStatus("model", "", True, "", (), (), (), (), 0)
+    _welcome(Cluster(host="0.0.0.0"), status, 1.0, detached=True)
+    told = capsys.readouterr().out
+    assert "0.0.0.0" not in told
+    assert "http://127.0.0.1:8000/v1" in told
+    assert "tcp://" in told
+
+
+def test_a_cluster_without_api_keys_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ring = Keyring(tmp_path / "keys")
+    ring.make("test")
+    status = ClusterStatus("model", "", True, "", (), (), (), (), 0)
+    cluster = Cluster(bus=Bus(keys=str(ring.folder)))
+    _welcome(cluster, status, 1.0, detached=True)
+    assert f"`spsctl keys api add NAME --keys {ring.folder}`" in capsys.readouterr().out
+    ring.add_api_key("web", None)
+    _welcome(cluster, status, 1.0, detached=True)
+    assert "keys api add" not in capsys.readouterr().out
+    ring.revoke_api_key("web")
+    _welcome(cluster, status, 1.0, detached=True)
+    assert "keys api add" in capsys.readouterr().out
+
+
+def test_the_foreground_says_what_it_does(
+    spsctl: Spsctl, checkpoint: Callable[[str], Path]
+) -> None:
+    model = checkpoint("llama3")
+    argv = [sys.executable, "-m", "sps2.cli.main", "up", "--name", "test"]
+    argv += ["--port", str(ports.free_base()), "--model", str(model)]
+    with terminal(argv, 100, 40) as screen:
+        screen.until(lambda rows: any("Ctrl-C stops it" in row for row in rows), "the start")
+        assert b"loading libraries" in screen.raw
+        assert not any("loading" in row for row in screen.rows)
+        screen.process.send_signal(signal.SIGINT)
+        assert screen.wait() == 0
+        assert [row.strip() for row in screen.rows if "stop" in row][-2:] == [
+            *("stopping test ...", "test is stopped"),
+        ]
 
 
 def test_who_serves_others_without_tls_is_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -131,7 +131,7 @@ def test_progress_of_a_real_prefill(loaded: Running) -> None:
 def test_what_a_person_sees_while_a_prompt_is_read(loaded: Running, tmp_path: Path) -> None:
     file = tmp_path / "long.txt"
     file.write_text("word " * 80)
-    command = [sys.executable, "-m", "sps2.cli.main", "complete", "-m", "3", "-f", str(file)]
+    command = [sys.executable, "-m", "sps2.cli.main", "complete", "-n", "3", "-f", str(file)]
     with terminal(command, cwd=tmp_path) as screen:
         assert screen.wait() == 0
         assert b"reading" in screen.raw

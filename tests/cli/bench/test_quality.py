@@ -1,12 +1,15 @@
 """`spsctl bench quality` from the command line."""
 
+from io import StringIO
 from pathlib import Path
 
 import msgspec
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from sps2.cli.bench.results import Report
+from sps2.cli.bench.results import Found, Measured, Quality, Report, Traffic
+from sps2.cli.bench.table import tables_of
 from sps2.cli.main import app
 
 SETTINGS = "exact,int8,csa:drop=.05,fine=.1,star"
@@ -28,7 +31,7 @@ def test_everything_is_reported(folder: Path, document: Path, tmp_path: Path) ->
     lengths = ("--tokens", 1600, "--sp-degree", "2,3", "--settings", SETTINGS, "--questions", 1)
     result = run("--model", folder, "--documents", document, *lengths, "--out", file)
     assert result.exit_code == 0, result.output
-    assert "1600 tokens, 3 ranks" in result.stdout
+    assert "1600 tokens, SP degree 3" in result.stdout
     report = msgspec.json.decode(file.read_bytes(), type=Report)
     assert report.documents == ("text.txt",)
     assert len(report.cases) == len(report.pooled) == 8
@@ -82,3 +85,30 @@ def test_a_document_that_is_not_there(folder: Path) -> None:
     result = run("--model", folder, "--documents", "no-such-file")
     assert result.exit_code == 1
     assert "no-such-file" in result.stderr
+
+
+def report() -> Report:
+    quality = Quality(6144, 12.3, 0.0123, 0.0045, 0.00123, 0.0001, 0.98765)
+    traffic = Traffic({"kv": 123}, 456, 789)
+    found = (Found(0.5, 9, 9, 8),)
+    pooled = [
+        Measured(setting, 8000, 4, "", quality, quality, traffic, (), 9, 3, 0.0123, 1, 2, found)
+        for setting in ("exact", "csa:drop=.002,fine=.01", "strided:budget=.25")
+    ]
+    return Report("0", "tiny", "float32", ("a", "b"), (), tuple(pooled))
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_tables_fit_the_terminal(width: int) -> None:
+    console = Console(width=width, file=StringIO())
+    for block in tables_of(report(), width):
+        console.print(block)
+    assert isinstance(console.file, StringIO)
+    lines = console.file.getvalue().splitlines()
+    settings = ("exact", "csa:drop=.002,fine=.01", "strided:budget=.25")
+    rows = [line for line in lines if line.startswith(settings)]
+    assert len(rows) == (3 if width == 120 else 6)
+    text = " ".join(rows)
+    for cell in ("+1.23 ± 0.45", "0.00123", "98.77", "8/9", "33.3", "1.23", "0.270", "0.156"):
+        assert text.count(f" {cell}") >= 3
+    assert "…" not in text

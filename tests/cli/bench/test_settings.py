@@ -4,7 +4,6 @@ import pytest
 
 from sps2.cli.bench.settings import EXACT, SETTINGS, scheme_of, split
 from sps2.common.errors import Invalid
-from sps2.common.messages import Scheme
 
 
 def test_a_list_may_have_options_with_commas() -> None:
@@ -12,9 +11,20 @@ def test_a_list_may_have_options_with_commas() -> None:
     assert split(settings) == ["exact", "csa:drop=.002,fine=.01", "hire:budget=.3", "star"]
 
 
+METHODS = {"exact": "gather", "int8": "gather", "balanced": "csa", "fast": "csa", "hire": "csa"}
+"""Of settings that are not called as their method."""
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_setting_can_do_without_options(name: str) -> None:
-    assert isinstance(scheme_of(name, 3, 8000), Scheme)
+    scheme = scheme_of(name, 3, 8000)
+    assert scheme.method == METHODS.get(name, name)
+    assert (scheme.selection is not None) == (scheme.method in ("csa", "strided"))
+
+
+def test_no_two_settings_are_the_same_but_for_their_names() -> None:
+    schemes = [scheme_of(name, 3, 8000) for name in SETTINGS]
+    assert all(schemes.count(scheme) == 1 for scheme in schemes)
 
 
 def test_options() -> None:

@@ -98,3 +98,15 @@ def test_up_where_others_reach_it_names_the_command_that_is_missing() -> None:
     assert run("keys", "client", "add", "alice").exit_code == 0
     wrong = run("up", "--host", "0.0.0.0", "--keys", "alice.key")
     assert "a service needs cluster.key" in wrong.stderr
+
+
+def test_what_keys_init_says_to_do_next_works(home: Path) -> None:
+    """With a folder of one's own, and without."""
+    for option in ("", f" --keys {home}/my-keys"):
+        made = run("keys", "init", *option.split())
+        (line,) = (line for line in made.stdout.splitlines() if "api add" in line)
+        command = line[line.index("spsctl") :].split()[1:]
+        assert command[-2:] == (option.split() or ["add", "NAME"])
+        assert run(*command).exit_code == 0, line
+    revoked = run("keys", "api", "revoke", "NAME", "--keys", f"{home}/my-keys")
+    assert revoked.stdout == "Revoked API key NAME.\n"

@@ -174,5 +174,5 @@ def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
     cluster = config.load(port=ports.free_base(), name="nobody")
     (tmp_path / "cluster.toml").write_text(config_text.dump(cluster, "test"))
     done = subprocess.run(command(tmp_path, "--once"), capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0
+    assert done.returncode == 1
     assert f"waits for the gateway at {cluster.gateway_address}" in done.stdout

@@ -2,24 +2,38 @@
 
 from functools import reduce
 
+from msgspec.structs import replace
+
 from sps2.cli.top.controls import Controls
 from sps2.cli.top.monitor import Monitor
 from sps2.cli.top.picture import Picture
 
 from .acts import BUS, beat, event
 
+SHARDS: dict[str, dict[str, float]] = {
+    "prefill-0": {},
+    "decode-0": {"kv_pages_idle": 0.0, "busy_s": 0.1},
+    "decode-1": {"busy_s": 0.9, "question_received": 5e4},
+}
+"""By how much each counter grows in a second, where it is not as `beat` says."""
+
 
 def picture() -> Picture:
-    """Three requests: the oldest is the shortest, the second is in prefill, one has ended."""
+    """Four requests: the oldest has ended, "bb" is in prefill, "dd" in decode. No two orders of
+    them are the same, nor of the shards."""
     monitor = Monitor("test", BUS)
     for place, (name, tokens) in enumerate((("aa", 10), ("bb", 900), ("cc", 50), ("dd", 70))):
         monitor.hear(event("queued", name, prompt_tokens=tokens), float(place))
     monitor.hear(event("reserving", "bb", owner="decode-1", group="prefill-0"), 5.0)
     monitor.hear(event("prefill", "bb"), 5.0)
+    monitor.hear(event("reserving", "dd", owner="decode-0", group="prefill-0"), 5.0)
+    monitor.hear(event("decode", "dd"), 5.0)
     monitor.hear(event("ended", "aa"), 5.0)
     for second in (1, 2):
-        for shard in ("prefill-0", "decode-0", "decode-1"):
-            monitor.hear(beat(shard, second), float(second))
+        for shard, more in SHARDS.items():
+            told = beat(shard, second)
+            counters = told.counters | {name: second * each for name, each in more.items()}
+            monitor.hear(replace(told, counters=counters), float(second))
     return monitor.picture(5.0)
 
 
@@ -35,7 +49,7 @@ def requests(controls: Controls) -> list[str]:
 def test_orders_of_requests() -> None:
     assert requests(Controls()) == ["bb", "cc", "dd", "aa"]  # what ended comes last
     assert requests(pressed("s")) == ["bb", "dd", "cc", "aa"]  # prompt
-    assert requests(pressed("s", "s")) == ["cc", "dd", "bb", "aa"]  # stage
+    assert requests(pressed("s", "s")) == ["cc", "bb", "dd", "aa"]  # stage
     assert requests(pressed("s", "s", "s")) == ["cc", "dd", "bb", "aa"]  # owner
     assert pressed("s", "s", "s", "s") == Controls()
 
@@ -45,9 +59,9 @@ def test_orders_of_shards() -> None:
         return [each.id for each in controls.shards(picture())]
 
     assert shards(Controls()) == ["prefill-0", "decode-0", "decode-1"]
-    assert shards(pressed("o"))[0] == "prefill-0"  # busy
-    assert shards(pressed("o", "o"))[0] == "decode-0"  # KV
-    assert shards(pressed("o", "o", "o"))[0] == "prefill-0"  # traffic
+    assert shards(pressed("o")) == ["decode-1", "prefill-0", "decode-0"]  # busy
+    assert shards(pressed("o", "o")) == ["decode-0", "decode-1", "prefill-0"]  # KV
+    assert shards(pressed("o", "o", "o")) == ["prefill-0", "decode-1", "decode-0"]  # traffic
 
 
 def test_filter() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sps2.cli.top.format import Column, bar, elapsed, latency, line, short
+from sps2.cli.top.format import Column, bar, elapsed, latency, line, percent, short
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,9 @@ def test_rows_are_aligned() -> None:
     columns = [Column("A", 5), Column("B", 4, right=True)]
     assert line(columns, ["x", "7"]).plain == " x        7 "
     assert line(columns, ["too long", ("123456", "red")]).plain == " too … 123… "
+
+
+def test_nothing_is_less_than_nothing() -> None:
+    assert [percent(share) for share in (None, -1e-17, 0, 0.004, 0.126, 1)] == [
+        *("-", "0%", "0%", "0%", "13%", "100%"),
+    ]

@@ -1,0 +1,56 @@
+"""An answer as it comes, on standard output, and after it one line about what it took."""
+
+import sys
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from sps2.cli import render
+from sps2.cli.wrapping import Wrapped
+
+if TYPE_CHECKING:
+    from sps2.common.api import ChatChunk, CompletionChunk
+    from sps2.common.usage import Usage
+
+
+class Shown:
+    """Prints pieces of one answer and keeps them; `text` is what has come."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self._out = Wrapped(render.out.width if render.out.is_terminal else None, sys.stdout.write)
+        self._first_s: float | None = None
+        self._last_s = 0.0
+        self._usage: Usage | None = None
+
+    def take(self, chunk: "CompletionChunk | ChatChunk", pieces: Iterable[str]) -> None:
+        """Print what a chunk has of the answer."""
+        for piece in filter(None, pieces):
+            self._last_s = time.monotonic()
+            self._first_s = self._first_s or self._last_s
+            self.text += piece
+            self._out.add(piece)
+        sys.stdout.flush()
+        self._usage = chunk.usage or self._usage
+
+    def end(self, note: str = "") -> None:
+        """End the text, and tell on stderr what it took, where that is a terminal."""
+        print(note)
+        if self._usage is not None and render.err.is_terminal:
+            seconds = self._last_s - (self._first_s or 0.0)
+            render.err.print(told(self._usage, seconds), style="dim", markup=False)
+
+
+def told(usage: "Usage", seconds: float) -> str:
+    """How much was read and written, and how fast.
+
+    Args:
+        seconds: from the first piece of the answer to the last.
+    """
+    cached = usage.prompt_tokens_details.cached_tokens
+    prompt = f"prompt {usage.prompt_tokens:,} tokens" + (f" ({cached:,} cached)" if cached else "")
+    answer = f"answer {usage.completion_tokens:,} tokens"
+    if usage.completion_tokens > 1 and seconds > 0:
+        answer += f" at {(usage.completion_tokens - 1) / seconds:.3g} tokens/s"
+    first = "" if usage.sps2 is None else f", first after {usage.sps2.ttft_ms / 1000:.2f} s"
+    return f"{prompt}; {answer}{first}"
