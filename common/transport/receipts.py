@@ -8,7 +8,7 @@ from sps2.common.transport.credit import Taken
 from sps2.common.transport.lifeline import taken
 
 AT_ONCE_BYTES = 256 << 10
-LATEST_S = 0.005
+LATEST_S = 0.02
 
 
 class Receipts:

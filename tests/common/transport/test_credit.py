@@ -50,7 +50,7 @@ async def settled(a: Plane, b: Plane) -> None:
             await here.send(there.name, frame_for("state", (), (), 0, 0, tensors), tensors)
             while there.counters["state_received"] == seen:
                 await asyncio.sleep(0.001)
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.03)
 
 
 def done(sends: Sequence[asyncio.Task[None]]) -> int:
