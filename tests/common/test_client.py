@@ -194,7 +194,7 @@ async def test_leaving_a_sync_stream_cancels(near, there):
 
 
 async def left(there):
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while there.answering.left != ["ab!"]:
             await asyncio.sleep(0.01)
 

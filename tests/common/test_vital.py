@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-HANG_S = 30
+HANG_S = 60
 SERVER = """
     import asyncio
     from sps2.common.config import Bus

@@ -57,7 +57,7 @@ def said(answer: Completion) -> list[str]:
 
 async def released(client: AsyncClient) -> ClusterStatus:
     """The status once nothing is held any more."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             status = await client.status()
             if not status.leases and all(each.pages_free == each.pages for each in status.shards):

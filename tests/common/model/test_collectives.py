@@ -25,7 +25,7 @@ def in_threads(size: int, work: Callable[[Collectives], Awaitable[Result]]) -> l
         collectives = Collectives(Share(rank, size), store)
 
         async def all_of_it() -> Result:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 return await work(collectives)
 
         try:

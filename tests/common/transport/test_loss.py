@@ -49,7 +49,7 @@ def test_killed_while_a_receive_waits(backend: BackendName, loop: Loop) -> None:
         await plane.start()
         lost: list[str] = []
         plane.on_lost(lost.append)
-        async with asyncio.timeout(15), child_of(plane) as child:
+        async with asyncio.timeout(60), child_of(plane) as child:
             with plane.open("r", 0) as inbox:
                 await inbox.recv("kv", 0, 0, "child/1")
                 waiting = asyncio.create_task(inbox.recv("kv", 0, 1, "child/1"))
@@ -72,7 +72,7 @@ def test_killed_while_a_large_send_is_under_way(backend: BackendName, loop: Loop
         lost: list[str] = []
         plane.on_lost(lost.append)
         tensors = (torch.ones(64 << 20, dtype=torch.uint8),)
-        async with asyncio.timeout(15), child_of(plane) as child:
+        async with asyncio.timeout(60), child_of(plane) as child:
             for at in range(2):  # the link is up
                 await plane.send(
                     "child/1", frame_for("kv", ("r",), (0,), 0, at, tensors[:0]), tensors[:0]

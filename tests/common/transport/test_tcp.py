@@ -30,7 +30,7 @@ async def stranger_sends(data: bytes, piece: int, taken: list[tuple[Tensor, ...]
             break
         await asyncio.sleep(0)
     connection.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while plane.counters["peers_lost"] == 0:
             await asyncio.sleep(0.001)
     return plane

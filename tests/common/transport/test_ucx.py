@@ -48,7 +48,7 @@ async def test_garbage_ends_the_link_and_nothing_else(messages: list[bytes]) -> 
     tags = [ucx_link.message_tag(welcome.slot), ucx_link.chunk_tag(welcome.slot, 1)]
     for message, tag in zip(messages, tags, strict=False):
         endpoint.send(message, tag, lambda error: None)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while plane.counters["peers_lost"] == 0:
             await asyncio.sleep(0.001)
         assert plane.counters["bad_frames"] == 1

@@ -12,7 +12,7 @@ from sps2.common.errors import PeerLost, Refused
 
 @pytest.fixture
 async def http(door):
-    async with httpx.AsyncClient(base_url=door.url, timeout=10) as http:
+    async with httpx.AsyncClient(base_url=door.url, timeout=60) as http:
         yield http
 
 

@@ -78,7 +78,7 @@ async def test_runs_as_a_process_until_it_is_told_to_end(folder, tmp_path):
     )
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{ports[0]}") as client:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while True:
                     try:
                         answer = await client.get("/ready")

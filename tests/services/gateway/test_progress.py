@@ -47,7 +47,7 @@ async def test_progress_does_not_get_into_the_whole_answer(door) -> None:
 async def test_over_http(door) -> None:
     door.play.progress = [Progress(2, 9, 2, 70.0)]
     body = {"prompt": "hello", "sps2": {"progress": True}}
-    async with httpx.AsyncClient(base_url=door.url, timeout=10) as http:
+    async with httpx.AsyncClient(base_url=door.url, timeout=60) as http:
         answer = await http.post("/v1/completions", json=body | {"stream": True})
         events = [line[6:] for line in answer.text.splitlines() if line.startswith("data: {")]
         first = json.loads(events[0])

@@ -23,7 +23,7 @@ PICTURE = {"type": "image_url", "image_url": {"url": "data:,"}}
 
 @pytest.fixture
 async def http(door):
-    async with httpx.AsyncClient(base_url=door.url, timeout=10) as http:
+    async with httpx.AsyncClient(base_url=door.url, timeout=60) as http:
         yield http
 
 

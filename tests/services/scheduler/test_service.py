@@ -142,7 +142,7 @@ async def finished(peer: Peer, request: Submit) -> Finished:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.01)
 
