@@ -16,6 +16,9 @@ from sps2.common.model.config import read
 from sps2.common.model.share import require_quantisable, share_of
 from sps2.common.models import locate
 
+NESTED = {"policy": "scheduler", "access_log": "gateway"}
+"""Flags that set a key of a table, and which table."""
+
 
 def effective(
     path: Path | None,
@@ -28,18 +31,19 @@ def effective(
     Args:
         hosts: what it runs on, which says how many shards there are; the model may be there only.
         find: gives the folder of the model.
-        flags: top-level keys of the configuration, `port`, `keys` and `policy`; None leaves the
-            file's.
+        flags: top-level keys of the configuration, `port`, `keys`, and those of `NESTED`; None
+            leaves the file's.
 
     Raises:
         Invalid: a key, a value or the file is wrong, or the model was not pulled or cannot be
             split or quantised as asked, or others could reach a cluster without keys.
     """
-    policy = flags.pop("policy", None)
+    nested = {key: flags.pop(key, None) for key in NESTED}
     cluster = config.load(path, **(flags | (hosts.shards() if hosts else {})))
     tables = msgspec.to_builtins(cluster)
-    if policy is not None:
-        tables["scheduler"]["policy"] = policy
+    for key, value in nested.items():
+        if value is not None:
+            tables[NESTED[key]][key] = value
     if hosts is None:
         cluster.require_keys(cluster.host)
     elif not (cluster.bus.keys or all(map(is_loopback, hosts.addresses()))):

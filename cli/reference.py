@@ -72,8 +72,6 @@ def _kind(kind: Type) -> str:
         return "list of texts"
     if isinstance(kind, BoolType):
         return "`true` or `false`"
-    if isinstance(kind, VarTupleType):
-        return "list of texts"
     if not isinstance(kind, IntType | FloatType):
         return "text"
     number = "integer" if isinstance(kind, IntType) else "number"

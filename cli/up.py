@@ -21,7 +21,7 @@ from sps2.common.config import Cluster, DeviceName, Dtype, Quantize, Transport, 
 from sps2.common.keyring import Keyring
 from sps2.common.keys import API_KEYS, beside
 from sps2.common.messages import ClusterStatus, Role, Setting
-from sps2.common.sections import Policy
+from sps2.common.sections import AccessLog, Policy
 
 Text = str | None
 Number = int | None
@@ -69,6 +69,9 @@ def up(
     decode_tp: Annotated[
         Number, typer.Option(min=1, help="processes of one decode shard, if not as many as --tp")
     ] = None,
+    access_log: Annotated[
+        AccessLog | None, typer.Option(help="HTTP requests that get a line in the gateway's log")
+    ] = None,
     threads: Annotated[Number, typer.Option(min=1, help="compute threads of one process")] = None,
     host: Annotated[Text, typer.Option(help="address to bind; needs --keys")] = None,
     keys: Annotated[Text, typer.Option(help="folder of `spsctl keys init`")] = None,
@@ -107,6 +110,7 @@ def up(
         obtained,
         attention=attention,
         policy=policy,
+        access_log=access_log,
         model=model,
         served_model_name=served_model_name or None,
         prefill=prefill,

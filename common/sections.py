@@ -11,6 +11,7 @@ NotNegative = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(gt=0)]
 
 Policy = Literal["fcfs"]
+AccessLog = Literal["all", "refused", "none"]
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,7 +70,7 @@ class Gateway(Section, frozen=True):
         ),
     ] = 30.0
     access_log: Annotated[
-        Literal["all", "refused", "none"],
+        AccessLog,
         Meta(
             description="HTTP requests that get a line in the gateway's log; of /health, /ready "
             "and /metrics only `all` has any"

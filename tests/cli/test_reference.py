@@ -32,6 +32,7 @@ VALUES = {
     "attention": "fast",
     "port": 9000,
     "policy": "fcfs",
+    "access_log": "all",
 }
 """For each flag that sets a key, a value for it; `model` and `keys` have paths of the test."""
 
