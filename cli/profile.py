@@ -61,7 +61,7 @@ def profile(
     path = folder / FILE
     path.write_bytes(msgspec.json.format(msgspec.json.encode(made)) + b"\n")
     render.out.print(_table(made))
-    render.err.print(f"written to {path}")
+    render.note(f"written to {path}")
 
 
 def _table(made: Calibration) -> Table:

@@ -39,7 +39,7 @@ def obtained(ref: str) -> Path:
     except Invalid:
         if not models.can_be_pulled(ref):
             raise
-    render.err.print(f"{ref} is not here yet: pulling it", markup=False)
+    render.note(f"{ref} is not here yet: pulling it")
     return fetched(ref)
 
 

@@ -12,7 +12,12 @@ err = Console(stderr=True, highlight=False)
 
 def say_error(message: str) -> None:
     """One red line on stderr."""
-    err.print(message, style="red", markup=False, soft_wrap=True)
+    note(message, "red")
+
+
+def note(message: str, style: str | None = None) -> None:
+    """One line on stderr; no path in it is broken, however long it is."""
+    err.print(message, style=style, markup=False, soft_wrap=True)
 
 
 def size(count: float) -> str:

@@ -131,7 +131,7 @@ def up(
     launch = Launch(cluster, detach, places)
     launch.start()
     for warning in launch.warnings:
-        render.err.print(f"warning: {warning}", style="yellow", markup=False)
+        render.note(f"warning: {warning}", "yellow")
     signal.signal(signal.SIGTERM, _interrupt)
     keep = False
     try:

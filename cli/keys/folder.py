@@ -22,12 +22,10 @@ def keyring_of(folder: Path | None) -> Keyring:
     named = os.environ.get("SPS2_KEYS")
     path = folder or (Path(named).expanduser() if named else places.keys())
     if not folder and not named and path != places.lasting_keys():
-        render.err.print(
+        render.note(
             f"The keys are still in {path}, where a program that clears caches may delete them. "
             f"Move the folder to {places.lasting_keys()}, and name that in configurations and "
-            "commands that name the old one.",
-            markup=False,
-            soft_wrap=True,
+            "commands that name the old one."
         )
     if path.is_file():
         raise Invalid(f"{path} is a key, not the folder of a cluster's keys: name that with --keys")

@@ -23,7 +23,7 @@ Checkpoint = Callable[[str], Path]
 
 
 def test_pulled_models_are_found_by_name(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(Invalid, match="spsctl pull tiny"):
+    with pytest.raises(Invalid, match=r"model 'tiny' is not in .*; give smollm2-135m, hf:ORG/NAME"):
         locate("tiny", tmp_path)
     shutil.copytree(checkpoint("llama2"), tmp_path / "models" / "tiny")
     assert locate("tiny", tmp_path) == tmp_path / "models" / "tiny"
