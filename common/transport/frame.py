@@ -160,7 +160,7 @@ def as_bytes(tensor: torch.Tensor) -> memoryview:
         tensor = tensor.detach()
     if not tensor.dim() or tensor.stride(-1) != 1:
         tensor = tensor.view(-1)
-    return memoryview(tensor.view(torch.uint8).numpy()).cast("B")
+    return tensor.view(torch.uint8).numpy().data.cast("B")
 
 
 def payload(frame: Frame, tensors: Sequence[torch.Tensor]) -> list[memoryview]:
