@@ -155,7 +155,7 @@ def as_bytes(tensor: torch.Tensor) -> memoryview:
     if tensor.device.type != "cpu" or not tensor.is_contiguous():
         raise Invalid("only contiguous CPU tensors can be sent; call .contiguous() first")
     if not tensor.numel():
-        return memoryview(b"")
+        return memoryview(bytearray())
     if tensor.requires_grad:
         tensor = tensor.detach()
     if not tensor.dim() or tensor.stride(-1) != 1:
