@@ -1,35 +1,45 @@
 """How far a sender may get ahead of whoever reads: credit, for each lane to a peer.
 
 A lane is all frames of one purpose and one request (with its epoch) to one peer. They arrive in
-the order in which they were sent; lanes share nothing. The receiver says of every frame that it was
-taken, once it has been given to its reader or handler, or was dropped. A frame leaves when nothing
-of its lane is unread, or when all that is unread makes at most `CREDIT_BYTES` together with it.
+the order in which they were sent; lanes share nothing. A frame is taken once it has been given to
+its reader or handler, or was dropped. The receiver tells the sender so by receipts, many at once:
+it keeps back less than `slack()` bytes of them. So the sender may think of frames as unread that
+were taken, but never of more than the slack. A frame leaves when all that is unread of its lane
+makes at most the slack, or at most `CREDIT_BYTES` together with it.
 
 Nothing waits for ever, whatever the order of reading:
 
 1. A reader that waits opens its lane: all of the lane that lies unread counts as taken, and so does
-   all that comes while it waits. So every frame before the awaited one leaves, and then that one.
+   all that comes while it waits. Then all that the sender still counts as unread are receipts kept
+   back, which the slack covers. So every frame before the awaited one leaves, and then that one.
 2. A handler takes a frame as it comes. A request that has ended, or was never open, drops its
    frames as they come. A slow or forgotten request holds up its own lanes only.
 3. A lost peer ends the waiting with PeerLost, and links of a new generation begin with full credit.
 
-So much memory is bounded: of a lane that nobody waits in, `CREDIT_BYTES` or one frame, whichever is
-more, lies at the receiver or is on its way to it.
+So much memory is bounded: of a lane that nobody waits in, `CREDIT_BYTES`, or the slack and one
+frame, whichever is more, lies at the receiver or is on its way to it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
 
 from sps2.common.errors import PeerLost
 from sps2.common.transport.frame import Frame, Purpose
 
 CREDIT_BYTES = 64 << 20
+_SLACK_PART = 16
 
 Lane = tuple[Purpose, str, int]
 """Purpose, request, epoch; frames for several requests at once share one without a request."""
 Taken = Callable[[], None]
 """Told, once, that a frame was read or dropped, or will never leave."""
+
+
+def slack() -> int:
+    """Bytes of taken frames whose receipts a receiver may keep back; both sides know it."""
+    return CREDIT_BYTES // _SLACK_PART
 
 
 def lane_of(frame: Frame) -> Lane:
@@ -42,9 +52,10 @@ def lane_of(frame: Frame) -> Lane:
 class _State:
     """Of one lane that is in use."""
 
-    __slots__ = ("order", "unread_bytes", "users", "waiter")
+    __slots__ = ("lane", "order", "unread_bytes", "users", "waiter")
 
-    def __init__(self) -> None:
+    def __init__(self, lane: Lane) -> None:
+        self.lane = lane
         self.order = asyncio.Lock()
         self.unread_bytes = 0
         self.users = 0
@@ -56,34 +67,32 @@ class Credit:
 
     def __init__(self) -> None:
         self.unread_bytes = 0
-        """Sent, or about to be, and not yet taken: of all lanes."""
+        """Sent, or about to be, and without a receipt: of all lanes."""
         self._lanes: dict[Lane, _State] = {}
         self._lost: PeerLost | None = None
 
-    @asynccontextmanager
-    async def turn(self, lane: Lane, nbytes: int) -> AsyncIterator[Taken]:
-        """Wait for the lane's turn and credit; the lane's next frame waits for the block's end.
-
-        The block is given what is to be called when the frame was taken. If the block fails, the
-        credit comes back by itself.
+    async def turn(self, lane: Lane, nbytes: int) -> "Turn":
+        """Wait for the lane's turn and credit; does not suspend if it is free and has them.
 
         Raises:
             PeerLost: the peer was lost meanwhile.
         """
-        state = self._lanes.setdefault(lane, _State())
+        state = self._lanes.get(lane)
+        if state is None:
+            state = self._lanes[lane] = _State(lane)
         state.users += 1
         try:
-            async with state.order:
+            await state.order.acquire()
+            try:
                 await self._room(state, nbytes)
-                self._add(state, nbytes)
-                try:
-                    yield lambda: self._taken(lane, state, nbytes)
-                except BaseException:
-                    self._add(state, -nbytes)
-                    raise
-        finally:
-            state.users -= 1
-            self._tidy(lane, state)
+            except BaseException:
+                state.order.release()
+                raise
+        except BaseException:
+            self._leave(state)
+            raise
+        self._add(state, nbytes)
+        return Turn(self, state, nbytes)
 
     def end(self, lost: PeerLost) -> None:
         """Fail who waits: the peer was lost."""
@@ -93,24 +102,60 @@ class Credit:
                 state.waiter.set_exception(PeerLost(lost.peer, lost.message))
 
     async def _room(self, state: _State, nbytes: int) -> None:
-        while self._lost is None and state.unread_bytes:
-            if state.unread_bytes + nbytes <= CREDIT_BYTES:
+        while self._lost is None:
+            unread = state.unread_bytes
+            if unread + nbytes <= CREDIT_BYTES or unread <= slack():
                 return
             state.waiter = asyncio.get_running_loop().create_future()
             await state.waiter
-        if self._lost is not None:
-            raise PeerLost(self._lost.peer, self._lost.message)
+        raise PeerLost(self._lost.peer, self._lost.message)
 
-    def _taken(self, lane: Lane, state: _State, nbytes: int) -> None:
+    def _taken(self, state: _State, nbytes: int) -> None:
         self._add(state, -nbytes)
         if state.waiter is not None and not state.waiter.done():
             state.waiter.set_result(None)
-        self._tidy(lane, state)
+        self._tidy(state)
+
+    def _leave(self, state: _State) -> None:
+        state.users -= 1
+        self._tidy(state)
 
     def _add(self, state: _State, nbytes: int) -> None:
         state.unread_bytes += nbytes
         self.unread_bytes += nbytes
 
-    def _tidy(self, lane: Lane, state: _State) -> None:
-        if not state.users and not state.unread_bytes and self._lanes.get(lane) is state:
-            del self._lanes[lane]
+    def _tidy(self, state: _State) -> None:
+        if not state.users and not state.unread_bytes and self._lanes.get(state.lane) is state:
+            del self._lanes[state.lane]
+
+
+class Turn:
+    """A frame that has its credit; the lane's next one waits for the end of the `with` block.
+
+    If the block fails, the credit comes back by itself.
+    """
+
+    __slots__ = ("_credit", "_nbytes", "_state")
+
+    def __init__(self, credit: Credit, state: _State, nbytes: int) -> None:
+        self._credit = credit
+        self._state = state
+        self._nbytes = nbytes
+
+    def taken(self) -> None:
+        """The frame was read or dropped, or will never leave; see `Taken`."""
+        self._credit._taken(self._state, self._nbytes)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self.taken()
+        self._state.order.release()
+        self._credit._leave(self._state)

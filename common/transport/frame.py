@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from math import prod
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 import torch
@@ -27,6 +27,10 @@ prefix, a deposit goes to who keeps the KV, the others are of decoding; a shard 
 once."""
 Dtype = Literal["bfloat16", "float16", "float32", "int8", "uint8", "int32", "int64"]
 
+_DTYPES: dict[Dtype, torch.dtype] = {name: getattr(torch, name) for name in get_args(Dtype)}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_ITEM_BYTES = {name: dtype.itemsize for name, dtype in _DTYPES.items()}
+
 VERSION = 1
 MAX_HEADER_BYTES = 8192
 MAX_PAYLOAD_BYTES = 4 << 30
@@ -42,7 +46,7 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def nbytes(self) -> int:
-        return prod(self.shape) * int(getattr(torch, self.dtype).itemsize)
+        return prod(self.shape) * _ITEM_BYTES[self.dtype]
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True):
@@ -77,11 +81,15 @@ def frame_for(
     tensors: tuple[torch.Tensor, ...],
     head: int = 0,
 ) -> Frame:
-    """The frame that announces `tensors`, in their order."""
-    parts = tuple(
-        Part(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))  # type: ignore[arg-type]
-        for tensor in tensors
-    )
+    """The frame that announces `tensors`, in their order.
+
+    Raises:
+        Invalid: one is of a dtype that no frame carries.
+    """
+    try:
+        parts = tuple([Part(_NAMES[tensor.dtype], tuple(tensor.shape)) for tensor in tensors])
+    except KeyError as error:
+        raise Invalid(f"a frame carries no tensor of {error}") from None
     return Frame(purpose, requests, epochs, layer, at, parts, head)
 
 
@@ -131,7 +139,7 @@ def allocate(frame: Frame) -> tuple[torch.Tensor, ...]:
     pinned = torch.cuda.is_initialized()
     try:
         return tuple(
-            torch.empty(part.shape, dtype=getattr(torch, part.dtype), pin_memory=pinned)
+            torch.empty(part.shape, dtype=_DTYPES[part.dtype], pin_memory=pinned)
             for part in frame.parts
         )
     except (MemoryError, OverflowError, RuntimeError, TypeError) as error:
@@ -146,7 +154,13 @@ def as_bytes(tensor: torch.Tensor) -> memoryview:
     """
     if tensor.device.type != "cpu" or not tensor.is_contiguous():
         raise Invalid("only contiguous CPU tensors can be sent; call .contiguous() first")
-    return tensor.detach().view(-1).view(torch.uint8).numpy().data
+    if not tensor.numel():
+        return memoryview(bytearray())
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    if not tensor.dim() or tensor.stride(-1) != 1:
+        tensor = tensor.view(-1)
+    return tensor.view(torch.uint8).numpy().data.cast("B")
 
 
 def payload(frame: Frame, tensors: Sequence[torch.Tensor]) -> list[memoryview]:
@@ -154,6 +168,6 @@ def payload(frame: Frame, tensors: Sequence[torch.Tensor]) -> list[memoryview]:
     if len(frame.parts) != len(tensors):
         raise Invalid(f"a frame of {len(frame.parts)} parts was given {len(tensors)} tensors")
     for part, tensor in zip(frame.parts, tensors, strict=True):
-        if part.shape != tuple(tensor.shape) or str(tensor.dtype) != f"torch.{part.dtype}":
+        if part.shape != tuple(tensor.shape) or _NAMES.get(tensor.dtype) != part.dtype:
             raise Invalid(f"{tensor.dtype} {tuple(tensor.shape)} is not {part}")
     return [as_bytes(tensor) for tensor in tensors]

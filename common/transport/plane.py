@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Literal
 
@@ -202,18 +202,18 @@ class Plane:
     ) -> None:
         header = frames.encode(frame)
         credit = self._known(peer).credit
-        with ExitStack() as way:
-            async with credit.turn(lane_of(frame), len(header) + frame.nbytes) as taken:
-                way.enter_context(leaving())
+        turn = await credit.turn(lane_of(frame), len(header) + frame.nbytes)
+        with leaving():
+            with turn:
                 payload = frames.payload(frame, await bring())
                 link = await self._reach(peer)
-            nbytes = await link.send(header, payload, taken)  # queues before the next one's turn
+            nbytes = await link.send(header, payload, turn.taken)  # queued before the next's turn
         self.counters[f"{frame.purpose}_sent"] += nbytes
         self._count(peer, "sent", nbytes)
 
     @property
     def unread_bytes(self) -> int:
-        """Of frames that this side has sent, and that were not yet taken."""
+        """Of frames that this side has sent, and that have no receipt yet."""
         return sum(peer.credit.unread_bytes for peer in self._peers.values())
 
     @property
@@ -345,6 +345,8 @@ class Plane:
 
     def _count(self, peer: str, way: Literal["sent", "received"], nbytes: int) -> None:
         if peer in self._peers:
-            totals = self.links.setdefault(peer, Counter())
+            totals = self.links.get(peer)
+            if totals is None:
+                totals = self.links[peer] = Counter()
             totals[way] += nbytes
             totals[f"frames_{way}"] += 1

@@ -1,18 +1,21 @@
 """The receiving side of credit: tells a sender which of its frames were taken."""
 
-import asyncio
 from collections.abc import Callable
 from functools import partial
 
+from sps2.common.transport import credit
 from sps2.common.transport.credit import Taken
 from sps2.common.transport.lifeline import taken
 
-AT_ONCE_BYTES = 256 << 10
-LATEST_S = 0.02
+KEPT_BACK = 256
+"""Receipts at most: the sender remembers every frame until then."""
 
 
 class Receipts:
     """Numbers a link's frames as they come, and sends receipts for them, many at once.
+
+    Receipts are kept back while they are for less than `credit.slack()` bytes: no sender waits for
+    them.
 
     Args:
         write: sends bytes to the peer, by the connection that the handshake left open.
@@ -23,36 +26,25 @@ class Receipts:
         self._number = 0
         self._taken: list[int] = []
         self._bytes = 0
-        self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
     def next(self, nbytes: int) -> Taken:
-        """What is to be called when the next frame was taken."""
+        """What is to be called when the next frame was taken; `nbytes` on the wire."""
         self._number += 1
         return partial(self._take, self._number, nbytes)
 
     def close(self) -> None:
         """Send nothing more."""
         self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
 
     def _take(self, number: int, nbytes: int) -> None:
         if self._closed:
             return
         self._taken.append(number)
         self._bytes += nbytes
-        if self._bytes >= AT_ONCE_BYTES:
-            self._flush()
-        elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(LATEST_S, self._flush)
-
-    def _flush(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        numbers, self._taken, self._bytes = self._taken, [], 0
-        self._write(b"".join(map(taken, numbers)))
+        if self._bytes >= credit.slack() or len(self._taken) >= KEPT_BACK:
+            numbers, self._taken, self._bytes = self._taken, [], 0
+            self._write(b"".join(map(taken, numbers)))
 
 
 class Unread:

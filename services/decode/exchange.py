@@ -14,7 +14,7 @@ from sps2.common.device import Device
 from sps2.common.errors import Internal, Invalid, PeerLost, ServiceError
 from sps2.common.model.config import ModelConfig
 from sps2.common.model.pages import PagePool
-from sps2.common.transport import fits
+from sps2.common.transport.expected import Like, check, check_layer, state_like
 from sps2.common.transport.frame import Frame, frame_for
 from sps2.common.transport.plane import Plane
 from sps2.kernels import PagedRows, State, paged_attention
@@ -161,12 +161,12 @@ class Exchange:
         """The state that was asked for, or what is not held any more. Raises Invalid if it asks
         for what this model has not."""
         config = self._config
-        fits.check_count("a question", tensors, 3)
-        fits.check_layer(frame.layer, config.layers)
-        q, positions, packed = tensors
-        keys = unpack_keys(packed)
-        fits.check("q", q, self._holdings.dtype, len(keys), config.heads, config.head_dim)
-        fits.check("positions", positions, torch.int32, len(keys))
+        check_layer(frame.layer, config.layers)
+        keys = unpack_keys(tensors[-1]) if tensors else []
+        queries = Like(self._holdings.dtype, (len(keys), config.heads, config.head_dim))
+        at, packed = Like(torch.int32, (len(keys),)), Like(torch.uint8, (None,))
+        check("a question", tensors, (queries, at, packed))
+        q, positions, _ = tensors
         held = [self._holdings.get(key) for key in keys]
         if gone := [key for key, holding in zip(keys, held, strict=True) if holding is None]:
             return (pack(Unanswered(gone)),)
@@ -232,10 +232,8 @@ class Exchange:
             if refusal.gone:
                 raise NotHeld(source, refusal.gone)
             raise Failed(f"{source} could not answer: {refusal.why}", keys)
-        fits.check_count("an answer", tensors, 2)
-        shape = len(keys), self._config.heads
-        fits.check("a state", tensors[0], self._holdings.dtype, *shape, self._config.head_dim)
-        fits.check("its log-sum-exp", tensors[1], torch.float32, *shape)
+        config, dtype = self._config, self._holdings.dtype
+        check("a state", tensors, state_like(len(keys), config.heads, config.head_dim, dtype))
         return State(*self.device.up(tensors))
 
     def _overdue(self, questions: Sequence[Question], layer: int) -> None:

@@ -16,7 +16,7 @@ from sps2.common.model.config import ModelConfig
 from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool, SequencePages
 from sps2.common.spans import Span, pages_for
-from sps2.common.transport import fits
+from sps2.common.transport.expected import Like, check
 from sps2.common.transport.frame import Frame
 from sps2.common.transport.plane import Plane
 from sps2.services.decode.cached import CachedPages
@@ -184,11 +184,9 @@ class Holdings:
         holding = self._held[frame.requests[0], frame.epochs[0]]
         what = f"KV of request {frame.requests[0]} from {source}"
         try:
-            fits.check_count("KV", tensors, 2)
+            check("KV", tensors, (Like(self.dtype, (None, None, self._config.head_dim)),) * 2)
             k, v = tensors
-            tokens, heads = k.shape[:2] if k.dim() == 3 else (0, 0)
-            for each in tensors:
-                fits.check("KV", each, self.dtype, tokens, heads, self._config.head_dim)
+            check("V", (v,), (Like(k.dtype, tuple(k.shape)),))
             holding.deposit(source, frame, *self._plane.device.up((k, v)))
         except Exception as error:  # whoever waits for it must not wait in vain
             end_if_poisoned(error)

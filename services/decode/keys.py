@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sps2.common.errors import Invalid
-from sps2.common.transport import fits
+from sps2.common.transport.expected import Like, check
 from sps2.services.decode.holding import Key
 
 Content = TypeVar("Content")
@@ -41,7 +41,7 @@ def unpack_unanswered(packed: Tensor) -> Unanswered:
 
 
 def _unpack(what: str, packed: Tensor, decoder: msgspec.msgpack.Decoder[Content]) -> Content:
-    fits.check(what, packed, torch.uint8, None)
+    check(what, (packed,), (Like(torch.uint8, (None,)),))
     try:
         return decoder.decode(packed.numpy().data)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

@@ -10,7 +10,7 @@ from sps2.common.errors import Cancelled, Invalid, ServiceError
 from sps2.common.model.config import ModelConfig
 from sps2.common.model.pages import PagePool
 from sps2.common.spans import Span
-from sps2.common.transport import fits
+from sps2.common.transport.expected import Like, check, check_layer
 from sps2.common.transport.frame import Frame, frame_for
 from sps2.common.transport.plane import Plane
 from sps2.kernels import Run, State, attention, empty_state
@@ -89,10 +89,10 @@ class Prefixes:
 
     def _checked(self, frame: Frame, tensors: tuple[Tensor, ...]) -> Tensor:
         """The queries. Raises Invalid if they are not for heads of this model that are here."""
-        fits.check_count("a question", tensors, 1)
-        fits.check_layer(frame.layer, self._config.layers)
+        check_layer(frame.layer, self._config.layers)
+        queries = Like(self._holdings.dtype, (None, None, self._config.head_dim))
+        check("a question", tensors, (queries,))
         (q,) = tensors
-        fits.check("q", q, self._holdings.dtype, None, None, self._config.head_dim)
         here, group = self._holdings.heads, self._config.heads // self._config.kv_heads
         heads = Span(frame.head, frame.head + q.shape[1] // group)
         if q.shape[1] % group or not here.start <= heads.start <= heads.stop <= here.stop:

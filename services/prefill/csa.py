@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sps2.common.errors import Invalid
+from sps2.common.transport.expected import Like, check_from
 from sps2.kernels import State
 from sps2.kernels.csa import (
     Blocks,
@@ -20,7 +21,6 @@ from sps2.kernels.csa import (
     score,
 )
 from sps2.kernels.quantize import BLOCK, Packed, blocks_of, pack, quantise_rows, restore_rows
-from sps2.services.prefill.expected import Like, check
 from sps2.services.prefill.gather import Gather
 from sps2.services.prefill.group import Group
 from sps2.services.prefill.seen import Seen, by_heads
@@ -151,10 +151,10 @@ class Csa:
         came = await group.recv_from(name, "kv", layer, 0)
         blocks = -(-group.tokens(owner) // BLOCK)
         heading = Like(torch.uint8, (kv_heads, blocks)), Like(torch.float32, (kv_heads,))
-        check(name, "kv", came[:2], heading)
+        check_from(name, "kv", came[:2], heading)
         levels, gone, *carried = came
         wanted = _carried_like(*_counts(levels), dim, dtype, group.scheme.wire)
-        check(name, "kv", carried, wanted)
+        check_from(name, "kv", carried, wanted)
         self.kept[layer, owner] = Kept(levels, gone)
         return _by_head(levels, list(group.up(*carried)))
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from sps2.common.messages import Prefill
 from sps2.common.model.attend import Run
 from sps2.common.model.config import ModelConfig
+from sps2.common.transport.expected import Like, check_from, state_like
 from sps2.common.transport.frame import Purpose, frame_for
 from sps2.common.transport.inbox import Inbox
 from sps2.common.transport.plane import Leaving, Plane
 from sps2.kernels import State
 from sps2.services.prefill.behind import Behind
-from sps2.services.prefill.expected import Like, check, state_like
 from sps2.services.prefill.seen import Rows, rows_of
 from sps2.services.prefill.timeline import Timeline
 
@@ -161,7 +161,7 @@ class Group:
             Internal: it sent tensors that are not like those wanted.
         """
         tensors = await self.recv_from(self._names[rank], purpose, layer, at)
-        check(self._names[rank], purpose, tensors, wanted)
+        check_from(self._names[rank], purpose, tensors, wanted)
         return self.up(*tensors)
 
     async def recv_state(

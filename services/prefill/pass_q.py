@@ -4,8 +4,8 @@ from functools import partial
 
 from torch import Tensor
 
+from sps2.common.transport.expected import Like
 from sps2.kernels import State
-from sps2.services.prefill.expected import Like
 from sps2.services.prefill.group import Group
 from sps2.services.prefill.seen import Seen, needed
 from sps2.services.tasks import gather_all

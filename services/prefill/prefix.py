@@ -10,9 +10,9 @@ from sps2.common.errors import PeerLost
 from sps2.common.messages import Source
 from sps2.common.model.share import Share
 from sps2.common.spans import Span
+from sps2.common.transport.expected import check_from, state_like
 from sps2.kernels import State, merge_many
 from sps2.services.prefill.deposit import owners
-from sps2.services.prefill.expected import check, state_like
 from sps2.services.prefill.group import Attention, Group
 from sps2.services.prefill.own import OwnPages
 from sps2.services.prefill.seen import Rows, visible
@@ -103,7 +103,7 @@ class Prefix:
             raise PeerLost(question.peer, f"{question.peer} no longer holds the prefix")
         count, heads, dim = rows.shape
         wanted = state_like(count, heads, dim, rows.dtype)
-        check(question.peer, "prefix_state", state, wanted)
+        check_from(question.peer, "prefix_state", state, wanted)
         group.sent["prefix_state"] += sum(tensor.nbytes for tensor in state)
         return State(*group.up(*state))
 

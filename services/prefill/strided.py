@@ -5,8 +5,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from sps2.common.transport.expected import Like
 from sps2.kernels import Run, State, attention, empty_state
-from sps2.services.prefill.expected import Like
 from sps2.services.prefill.group import Group
 from sps2.services.prefill.seen import Rows, Seen
 from sps2.services.tasks import gather_all

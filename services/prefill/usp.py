@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sps2.common.spans import Span, even_split
+from sps2.common.transport.expected import Like
 from sps2.kernels import State
-from sps2.services.prefill.expected import Like
 from sps2.services.prefill.group import Group
 from sps2.services.prefill.seen import Rows, Seen, by_heads, rows_of
 from sps2.services.prefill.wire import from_wire, to_wire, wire_like

@@ -72,3 +72,27 @@ def test_bytes_are_the_tensors_own() -> None:
 def test_only_contiguous_tensors_are_sent() -> None:
     with pytest.raises(Invalid, match="contiguous"):
         frames.as_bytes(torch.zeros(3, 4).T)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.tensor(3.0),
+        torch.ones(2, 0),
+        torch.arange(6, dtype=torch.bfloat16).view(2, 3),
+        torch.arange(12.0).view(4, 3).t()[:, :1],
+        torch.ones(3, requires_grad=True),
+    ],
+    ids=["scalar", "empty", "bfloat16", "one column", "needs a gradient"],
+)
+def test_the_bytes_of_a_tensor_are_its_own_memory(tensor: torch.Tensor) -> None:
+    tensor = tensor if tensor.is_contiguous() else tensor.contiguous()
+    view = frames.as_bytes(tensor)
+    assert (view.ndim, view.nbytes) == (1, tensor.nbytes)
+    view[:] = bytes(tensor.nbytes)
+    assert not tensor.any()
+
+
+def test_a_tensor_that_no_frame_carries_is_refused() -> None:
+    with pytest.raises(Invalid, match="float64"):
+        frames.frame_for("kv", (), (), 0, 0, (torch.ones(1, dtype=torch.float64),))

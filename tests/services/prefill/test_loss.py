@@ -89,7 +89,7 @@ async def test_a_lost_rank_is_peer_lost_to_the_others(
 @pytest.mark.parametrize("other", [0, RANKS - 1])
 async def test_frames_of_another_model_are_an_error(scheme: Scheme, other: int) -> None:
     async with asyncio.timeout(120), members(spans_of(scheme), scheme) as ranks:
-        with pytest.raises(Internal, match="is awaited; see that all shards run the same model"):
+        with pytest.raises(Internal, match="is wanted; see that all shards run the same model"):
             await gather_all(
                 *(run(each, LAYERS, 32 if each is ranks[other] else 16) for each in ranks)
             )
