@@ -11,6 +11,7 @@ from typing import NamedTuple, get_args
 import psutil
 
 from sps2.cli import runs
+from sps2.common.addresses import address_of
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, ServiceError
 from sps2.common.messages import Role
@@ -63,7 +64,8 @@ def require_free(cluster: Cluster, services: Collection[str] | None = None, host
         host: address that they bind; absent, the configuration's.
 
     Raises:
-        Invalid: two keys name one port, or one is taken (and by whom) or cannot be bound.
+        Invalid: two keys name one port, or one is taken (and by whom) or cannot be bound; or an
+            address is not IPv4.
     """
     counts = Counter(use.port for use in uses(cluster))
     for port, count in counts.items():
@@ -74,6 +76,7 @@ def require_free(cluster: Cluster, services: Collection[str] | None = None, host
         if services is not None and use.service not in services:
             continue
         address = host or (cluster.host if "-" in use.service else cluster.host_of(use.service))
+        address_of(address)
         problem = _problem(address, use.port)
         if problem == errno.EADDRINUSE:
             raise Invalid(

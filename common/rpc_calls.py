@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from sps2.common import wire
-from sps2.common.errors import ServiceError
+from sps2.common.errors import Cancelled, ServiceError
 
 
 @dataclass(slots=True)
@@ -39,8 +39,20 @@ class Call:
         self.credit = min(self.credit + items, wire.MAX_WINDOW)
         self.granted.set()
 
-    async def spend(self) -> None:
-        while self.credit == 0:
-            self.granted.clear()
-            await self.granted.wait()
+    async def spend(self, within_s: float | None) -> None:
+        """Take the credit of one item, once there is any.
+
+        Raises:
+            Cancelled: the client gave none for so many seconds.
+        """
+        if self.credit == 0:
+            try:
+                async with asyncio.timeout(within_s):
+                    while self.credit == 0:
+                        self.granted.clear()
+                        await self.granted.wait()
+            except TimeoutError:
+                raise Cancelled(
+                    f"the client took nothing of its answer for {within_s:g} s"
+                ) from None
         self.credit -= 1

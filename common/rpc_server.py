@@ -35,6 +35,8 @@ class Server:
 
     Args:
         audience: who may call, where the bus has keys.
+        send_s: seconds after which the stream of a client that takes none of it is cancelled;
+            None waits as long as the client is there.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Server:
         max_calls: int = 8192,
         max_client_calls: int = 2048,
         audience: Audience = "services",
+        send_s: float | None = None,
     ) -> None:
         self.counters: Counter[str] = Counter()
         self.address = ""
@@ -55,6 +58,7 @@ class Server:
         self._max_calls = max_calls
         self._max_client_calls = max_client_calls
         self._audience = audience
+        self._send_s = send_s
         self._clients: dict[bytes, Client] = {}
         self._calls = 0
         self._closing = False
@@ -206,7 +210,7 @@ class Server:
             if route.is_stream:
                 async with aclosing(route.method(request)) as items:
                     async for item in items:
-                        await call.spend()
+                        await call.spend(self._send_s)
                         self._send(name, Kind.ITEM, call.id, self._pack(item))
                 self._send(name, Kind.END, call.id)
             else:

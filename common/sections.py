@@ -65,8 +65,8 @@ class Gateway(Section, frozen=True):
     send_s: Annotated[
         Seconds,
         Meta(
-            description="seconds after which a client that takes nothing of its answer is "
-            "disconnected, and its request cancelled"
+            description="seconds after which a client that takes nothing of its answer, over HTTP "
+            "or the bus, is disconnected, and its request cancelled"
         ),
     ] = 30.0
     access_log: Annotated[

@@ -6,7 +6,6 @@ import ctypes
 import logging
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,6 +18,7 @@ import psutil
 import uvloop
 
 from sps2.common import config, log
+from sps2.common.addresses import address_of
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, ServiceError
 from sps2.common.messages import Describe, Greet, Greeted, Info, Link, Role
@@ -170,18 +170,6 @@ def _arguments(name: str) -> argparse.Namespace:
 def is_shard(name: str) -> TypeGuard[Role]:
     """Whether a service of this name is a shard."""
     return name in get_args(Role)
-
-
-def address_of(host: str) -> str:
-    """The IPv4 address of a name. Raises Invalid if the name has none."""
-    try:
-        return socket.gethostbyname(host)
-    except OSError as error:
-        raise Invalid(
-            f"{host} has no IPv4 address here ({error}); IPv6 is not supported: give `host` an "
-            "IPv4 address, or a name that has one",
-            "host",
-        ) from error
 
 
 async def _until_stopped(cluster: Cluster, about: About, serve: Serve) -> None:

@@ -72,6 +72,7 @@ class Parts:
         tokenizer = Tokenizer(folder)
         served = served_by(cluster, folder, tokenizer)
         self._bus = cluster.bus
+        self._send_s = cluster.gateway.send_s
         self._telemetry = cluster.subscribe_address
         self._context = zmq.asyncio.Context()
         self._scheduler = Peer(cluster.scheduler_address, cluster.bus, "scheduler", self._context)
@@ -125,7 +126,13 @@ class Parts:
     @asynccontextmanager
     async def running(self, address: str) -> AsyncIterator[str]:
         """On the bus at `address` while the block runs; yields the bound address."""
-        server = Server([self._service, self._about], self._bus, self._context, audience="clients")
+        server = Server(
+            [self._service, self._about],
+            self._bus,
+            self._context,
+            audience="clients",
+            send_s=self._send_s,
+        )
         tasks = [
             asyncio.create_task(self.readiness.watch()),
             asyncio.create_task(self._federation.listen(self._telemetry)),

@@ -54,6 +54,11 @@ def test_one_port_for_two_keys_is_refused() -> None:
         ports.require_free(Cluster(gateway=Gateway(port=8001)))
 
 
+def test_an_ipv6_address_is_refused_before_anything_starts() -> None:
+    with pytest.raises(Invalid, match=r"::1 has no IPv4 address here .* IPv6 is not supported"):
+        ports.require_free(config.load(host="::1"))
+
+
 def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(Invalid, match="not an address of this machine"):
         ports.require_free(config.load(host="192.0.2.1"))

@@ -18,6 +18,7 @@ from .bus import (
     Echo,
     Grow,
     Hang,
+    Keep,
     Number,
     background,
     raw,
@@ -31,6 +32,25 @@ SMALL = Bus(beat_s=20.0, max_message_bytes=10_000)
 
 
 # --- limits ---
+
+
+async def test_a_client_that_takes_nothing_of_its_stream_loses_it() -> None:
+    async with served(send_s=0.05) as (service, server), raw(server.address) as client:
+        await client.call(Count(1000), credit=4)
+        for _ in range(4):
+            assert (await client.receive())[0].kind is Kind.ITEM
+        call, error = await client.error()
+        assert (call, str(error)) == (1, "the client took nothing of its answer for 0.05 s")
+        await until(lambda: server.calls == 0)
+        assert service.ended == ["count"]
+
+
+async def test_a_stream_that_has_nothing_to_send_waits_for_nobody() -> None:
+    async with served(send_s=0.05) as (service, server), raw(server.address) as client:
+        await client.call(Keep("a"), credit=1)
+        assert (await client.receive())[0].kind is Kind.ITEM
+        await asyncio.sleep(0.2)
+        assert (server.calls, service.ended) == (1, [])
 
 
 async def test_too_many_calls_are_refused_by_the_peer() -> None:

@@ -7,7 +7,6 @@ import sys
 import pytest
 
 from sps2.common.errors import Invalid
-from sps2.services.run import address_of
 
 SERVE = """
 from sps2.services.run import run
@@ -55,8 +54,3 @@ def test_a_service_may_open_as_many_files_as_the_system_allows() -> None:
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (512, many)),
     )
     assert done.stdout.split() == [str(many)] * 2
-
-
-def test_an_ipv6_address_is_refused_in_words() -> None:
-    with pytest.raises(Invalid, match=r"::1 has no IPv4 address here .* IPv6 is not supported"):
-        address_of("::1")
