@@ -30,6 +30,7 @@ def why_not() -> str | None:
     return None
 
 
+@pytest.mark.timeout(1800)  # all of them together
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 def test_they_pass() -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1"}
