@@ -18,13 +18,13 @@ from sps2.kernels.native import rows as row_kernels
 from sps2.kernels.native import weights as weight_kernels
 from sps2.kernels.weights import quantise
 
-needs_kernels = pytest.mark.skipif(not native.level, reason="there are no C++ kernels")
+pytestmark = pytest.mark.skipif(not native.level, reason="there are no C++ kernels")
 
 
 @pytest.fixture(autouse=True)
-def only_where_there_are_kernels(level: int) -> None:
-    if not level:
-        pytest.skip("torch checks for itself")
+def level() -> int:
+    """The best there is: what is checked before C++ is the same for all."""
+    return native.level
 
 
 def q(*shape: int, **options: Any) -> torch.Tensor:
@@ -187,14 +187,6 @@ def alone(code: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.fixture
-def once(level: int) -> None:
-    """For what no instruction set changes."""
-    if level != 1:
-        pytest.skip("seen already")
-
-
-@pytest.mark.usefixtures("once")
 def test_a_child_of_a_fork_has_threads_of_its_own() -> None:
     code = """
         import os, signal, torch
@@ -211,7 +203,6 @@ def test_a_child_of_a_fork_has_threads_of_its_own() -> None:
     assert alone(code) == "0"
 
 
-@pytest.mark.usefixtures("once")
 def test_no_memory_is_an_error_and_large_scratch_is_given_back() -> None:
     code = """
         import gc, resource, torch
