@@ -21,6 +21,8 @@ Audience = Literal["services", "clients"]
 
 ASKED_AT = "inproc://zeromq.zap.01"
 BROKEN = (zmq.Event.HANDSHAKE_FAILED_PROTOCOL, zmq.Event.HANDSHAKE_FAILED_NO_DETAIL)
+HANDSHAKE_S = 5.0
+"""For how long a connection keeps a descriptor that does not say who it is."""
 SILENCE_S = 10.0
 """Between two warnings: whoever is turned away comes again and again."""
 ATTEMPTS = 3
@@ -38,7 +40,7 @@ def dial(socket: zmq.Socket[Any], key: Key | None) -> None:
 
 
 class Porter:
-    """Decides who may connect to the listening sockets of one context; idle without keys.
+    """Decides who may connect to the listening sockets of one context; without keys, anybody.
 
     libzmq asks by ZAP (RFC 27). pyzmq's AsyncioAuthenticator answers too, but after its `stop` no
     other works on the same loop: it leaves a closed descriptor with the loop.
@@ -66,7 +68,8 @@ class Porter:
             self._asked.bind(ASKED_AT)
 
     def guard(self, socket: zmq.Socket[Any], audience: Audience) -> None:
-        """Have `socket`, not yet bound, take only `audience`."""
+        """Have `socket`, not yet bound, take only `audience`, and nobody who says nothing."""
+        socket.handshake_ivl = round(HANDSHAKE_S * 1000)
         if self._key is not None:
             socket.curve_server = True
             socket.curve_secretkey = self._key.secret.encode()

@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import Self
 
 import msgspec
-import psutil
 import zmq
 import zmq.asyncio
 
@@ -21,6 +20,7 @@ from sps2.common.config import Bus
 from sps2.common.curve import Porter
 from sps2.common.errors import Invalid
 from sps2.common.messages import Link, Struct
+from sps2.common.resident import Resident
 from sps2.common.vital import end_process, vital
 
 log = logging.getLogger(__name__)
@@ -188,7 +188,7 @@ class Publisher:
         self.dropped = 0
         self._service = service
         self._limit = min(bus.max_message_bytes, MAX_EVENT_BYTES)
-        self._process = psutil.Process()
+        self._memory = Resident()
         key = keys.of(bus)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PUB)
@@ -223,7 +223,7 @@ class Publisher:
                 self._service,
                 os.getpid(),
                 time.time(),
-                self._process.memory_info().rss,
+                self._memory.nbytes(),
                 dict(counters),
                 state,
                 waiting_for,

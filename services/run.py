@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeGuard, get_args
 
-import psutil
 import uvloop
 
 from sps2.common import config, log
@@ -22,6 +21,7 @@ from sps2.common.addresses import address_of
 from sps2.common.config import Cluster
 from sps2.common.errors import ServiceError
 from sps2.common.messages import Describe, Greet, Greeted, Info, Link, Role
+from sps2.common.resident import Resident
 from sps2.common.telemetry import Publisher
 from sps2.common.tracing import FORGETFUL, Recorder
 from sps2.common.vital import vital
@@ -59,7 +59,7 @@ class About:
     started: bool = False
 
     def __post_init__(self) -> None:
-        self._process = psutil.Process()
+        self._memory = Resident()
         self._since_s = time.monotonic()
 
     @property
@@ -90,7 +90,7 @@ class About:
 
     def rss_bytes(self) -> int:
         """Resident memory of this process."""
-        return int(self._process.memory_info().rss)
+        return self._memory.nbytes()
 
 
 @asynccontextmanager

@@ -18,6 +18,8 @@ _FIELD = {
     re.compile("Object missing required field `(?P<name>.*)`"): "missing_field",
 }
 """How msgspec, and the types themselves, tell of a field; and the API's word for it."""
+MOST_CHARS = 600
+"""Of what an error says in the sender's own words: a name may be as long as a body."""
 _AT = re.compile(r"(.*?)(?: - at `\$?(.*)`)?", re.DOTALL)
 
 
@@ -68,7 +70,10 @@ def _whole(value: Any) -> Any:
 
 def _invalid(error: msgspec.ValidationError, kind: type) -> Invalid:
     """The error for the sender, naming the field at fault."""
-    what, path = _AT.fullmatch(str(error)).groups()  # type: ignore[union-attr]
+    said = str(error)
+    if len(said) > MOST_CHARS:
+        said = f"{said[: MOST_CHARS // 2]}...{said[-MOST_CHARS // 2 :]}"
+    what, path = _AT.fullmatch(said).groups()  # type: ignore[union-attr]
     path = (path or "").lstrip(".").removesuffix("[...]")
     for form, code in _FIELD.items():
         if found := form.fullmatch(what):

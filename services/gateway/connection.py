@@ -23,6 +23,8 @@ LINGER_S = 2.0
 reset the connection, and the client lose the answer."""
 LINGERING = 256
 """Connections over the limit that are told so; more are only closed."""
+IDLE_S = 1.0
+"""A connection that has had no request for so long makes room for another, if it must."""
 
 Dropped = Callable[[str], None]
 """Told why a connection was ended that was not to end."""
@@ -33,6 +35,8 @@ class Connection(HttpToolsProtocol):
 
     limits = Gateway()
     dropped: Dropped = staticmethod(lambda why: None)
+    idle: dict["Connection", float]
+    """Those of this server that have no whole head of a request, and since when; longest first."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -49,15 +53,17 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         most = self.limits.max_connections
-        if len(self.connections) > most + LINGERING:
+        if len(self.connections) <= most or self._is_given_room():
+            self._arm()
+            self.idle[self] = self.loop.time()
+        elif len(self.connections) > most + LINGERING:
             self.dropped("too_many_connections")
             transport.close()
-        elif len(self.connections) > most:
-            self._refuse(503, f"there are {most} connections already", "too_many_connections")
         else:
-            self._arm()
+            self._refuse(503, f"there are {most} connections already", "too_many_connections")
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.idle.pop(self, None)
         self._disarm()
         self._watch_no_more()
         super().connection_lost(exc)
@@ -88,6 +94,7 @@ class Connection(HttpToolsProtocol):
         if self.parser.is_offered:  # type: ignore[attr-defined]
             return
         self._in_head, self._head_bytes = False, 0
+        self.idle.pop(self, None)
         self._arm()
         super().on_headers_complete()
 
@@ -155,6 +162,16 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
         else:
             self._clock = self.loop.call_later(min(LINGER_S, left_s), self.transport.close)
+
+    def _is_given_room(self) -> bool:
+        """Whether another connection, which has long had no request, is closed for this one."""
+        longest = next(iter(self.idle), None)
+        if longest is None or self.loop.time() - self.idle[longest] < IDLE_S:
+            return False
+        del self.idle[longest]
+        self.dropped("idle")
+        longest.transport.close()
+        return True
 
     # clients that do not read
 
@@ -244,5 +261,5 @@ def connection(limits: Gateway, dropped: Dropped) -> type[Connection]:
     class Limited(Connection):
         pass
 
-    Limited.limits, Limited.dropped = limits, staticmethod(dropped)
+    Limited.limits, Limited.dropped, Limited.idle = limits, staticmethod(dropped), {}
     return Limited

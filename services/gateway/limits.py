@@ -38,7 +38,7 @@ class Served(msgspec.Struct, frozen=True):
         """Invalid (`model_not_found`) unless `name` is absent or the served model's."""
         if name is not None and name not in self.names:
             raise Invalid(
-                f"the model `{name}` does not exist; `{self.model}` is served here",
+                f"the model `{name[:200]}` does not exist; `{self.model}` is served here",
                 "model",
                 "model_not_found",
             )

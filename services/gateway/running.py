@@ -92,7 +92,7 @@ class Running:
         """
         name = request.rpartition("-")[2][:NAME_CHARS]
         if name not in self._aborts:
-            raise Invalid(f"no request {request!r} is in work", "request", "request_not_found")
+            raise Invalid(f"no request {request[:80]!r} is in work", "request", "request_not_found")
         self._abort(name, Cancelled(f"request {request} was cancelled"))
 
     def abort_all(self, error: ServiceError) -> None:

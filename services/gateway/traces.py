@@ -113,7 +113,7 @@ class AnswerTraces:
                 return name, whole
         kept = f"the last {len(wholes)} are" if wholes else "none is"
         raise Invalid(
-            f"no trace of a request {request!r}: {kept} kept; `spsctl trace` lists them",
+            f"no trace of a request {request[:80]!r}: {kept} kept; `spsctl trace` lists them",
             "request",
             "request_not_found",
         )

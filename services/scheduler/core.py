@@ -7,6 +7,7 @@ from typing import Literal
 from sps2.common.errors import PeerLost, Refused, ServiceError
 from sps2.common.messages import CachedRun, RequestStatus, Room, Shard, ShardStatus
 from sps2.common.prefix import common_pages
+from sps2.services.scheduler.apart import APART_S, planned
 from sps2.services.scheduler.fleet import Fleet
 from sps2.services.scheduler.plan import Plan, Wait, Work
 from sps2.services.scheduler.policy import Policy
@@ -23,6 +24,14 @@ class Lost:
 
     shard: str
     peer: str
+
+
+@dataclass(frozen=True)
+class Parted:
+    """Two processes have lost each other on the data plane, where these are their names."""
+
+    one: str
+    other: str
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,7 @@ class Tick:
 Event = (
     Joined
     | Lost
+    | Parted
     | RoomSeen
     | Submitted
     | Found
@@ -190,11 +200,14 @@ class Core:
 
     def handle(self, event: Event, now_s: float) -> list[Action]:
         """Apply one event; carry out the returned actions in their order."""
+        self.fleet.reunite(now_s)
         match event:
             case Joined(shard):
                 self.fleet.join(shard)
             case Lost(shard_id, peer):
                 self.fleet.lose(shard_id, peer)
+            case Parted(one, other):
+                self.fleet.part(one, other, now_s + APART_S)
             case RoomSeen(room):
                 self.fleet.room = room
             case Submitted(work):
@@ -241,6 +254,7 @@ class Core:
             for request in self._queue
             for entry in (self._entries[request],)
             for time_s in (
+                self.fleet.apart_until_s(),
                 entry.rests_until_s or None,
                 None if entry.absent_since_s is None else entry.absent_since_s + self._patience_s,
             )
@@ -295,18 +309,16 @@ class Core:
             Invalid: the request can never run.
             PeerLost: it has waited for absent shards for too long.
         """
-        plan = self._policy.plan(entry.work, entry.cached or (), self.fleet)
+        plan = planned(self._policy, entry.work, entry.cached or (), self.fleet)
         if not isinstance(plan, Wait) or plan.cause != "absent":
             entry.absent_since_s = None
             return plan
         if entry.absent_since_s is None:
             entry.absent_since_s = now_s
         if now_s - entry.absent_since_s >= self._patience_s:
-            raise PeerLost(
-                self.fleet.keeping,
-                f"{plan.reason}, and it has waited {self._patience_s:g} s for "
-                f"{self.fleet.waiting_for()}; retry later",
-            )
+            missing = self.fleet.waiting_for() or "them"
+            why = f"{plan.reason}, and it has waited {self._patience_s:g} s for {missing}"
+            raise PeerLost(self.fleet.keeping, f"{why}; retry later")
         return plan
 
     def _enter_shards(self, request: str, plan: Plan) -> None:

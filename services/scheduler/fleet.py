@@ -1,5 +1,7 @@
 """The shards as the scheduler knows them: who is there, who is busy, how much room is left."""
 
+from collections.abc import Collection
+from copy import copy
 from dataclasses import dataclass, field
 
 from sps2.common.messages import Role, Room, Shard
@@ -61,8 +63,11 @@ class Fleet:
         self.room = Room({}, {})
         self.pending: dict[str, dict[str, int]] = {}
         """Pages per shard of requests whose lease has not been granted yet."""
+        self._apart: dict[frozenset[str], float] = {}
+        """Pairs of members that have lost the link between them, and until when that counts."""
 
     def join(self, shard: Shard) -> None:
+        self._reunite(shard.id)
         self.members[shard.id] = Member(shard)
         self.lost.pop(shard.id, None)
 
@@ -72,7 +77,37 @@ class Fleet:
         if member is None or member.shard.peer.name != peer:
             return False
         self.lost[shard_id] = self.members.pop(shard_id).shard
+        self._reunite(shard_id)
         return True
+
+    def part(self, one: str, other: str, until_s: float) -> None:
+        """Two processes cannot reach each other, by their names on the data plane."""
+        shards = {peer.name: id for id, each in self.members.items() for peer in each.shard.peers}
+        pair = frozenset(shards[name] for name in (one, other) if name in shards)
+        if len(pair) == 2:
+            self._apart[pair] = until_s
+
+    def reunite(self, now_s: float) -> None:
+        """Forget of the pairs apart those whose time is over."""
+        self._apart = {pair: until for pair, until in self._apart.items() if until > now_s}
+
+    def apart_until_s(self) -> float | None:
+        """When the next pair is tried again."""
+        return min(self._apart.values(), default=None)
+
+    def pairs_apart(self, shards: Collection[str]) -> list[frozenset[str]]:
+        """Those among so many shards."""
+        return [pair for pair in self._apart if pair <= {*shards}]
+
+    def without(self, shard_id: str) -> "Fleet":
+        """The same, to be read, with a member less."""
+        fleet = copy(self)
+        fleet.members = {id: each for id, each in self.members.items() if id != shard_id}
+        return fleet
+
+    def _reunite(self, shard_id: str) -> None:
+        """Nothing is known of the links of a new life."""
+        self._apart = {pair: until for pair, until in self._apart.items() if shard_id not in pair}
 
     def of(self, role: Role) -> list[Member]:
         """Members of a role, by id."""

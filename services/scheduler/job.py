@@ -58,6 +58,7 @@ class Listener(Protocol):
     def prefilled(self, exchanged: Sequence[Exchanged]) -> None: ...
     def shareable(self) -> None: ...
     def lost(self, shard: Shard, peer: Peer) -> None: ...
+    def parted(self, shard: Shard, peer: str) -> None: ...
 
 
 Emit = Callable[[Placed | Progress | FirstToken | Finished], None]
@@ -352,12 +353,15 @@ class Job:
 
     @contextmanager
     def _reporting(self, shard: str) -> Iterator[None]:
-        """Tell the listener when the call fails for the loss of the very shard that was called."""
+        """Tell the listener when the call fails for a loss: of the shard that was called, or of
+        one that this shard has lost on the data plane."""
         try:
             yield
         except PeerLost as lost:
             if lost.peer == self._peers[shard].name:
                 self._listener.lost(self._shards[shard], self._peers[shard])
+            else:
+                self._listener.parted(self._shards[shard], lost.peer)
             raise
 
 

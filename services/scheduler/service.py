@@ -42,6 +42,7 @@ from sps2.services.scheduler.core import (
     Joined,
     Launch,
     Lost,
+    Parted,
     Prefilled,
     Reject,
     Returned,
@@ -367,3 +368,7 @@ class _Listening:
 
     def lost(self, shard: Shard, peer: Peer) -> None:
         self._service._members.lose(shard, peer)
+
+    def parted(self, shard: Shard, peer: str) -> None:
+        log.info("request %s: %s has lost %s", self._request, shard.id, peer)
+        self._service._handle(Parted(shard.peer.name, peer))

@@ -49,6 +49,25 @@ def test_says_what_is_wrong_with_the_body():
     assert fault(b"[" * 100_000) == (None, "invalid_value")
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "code"),
+    [
+        ('{"', '": 1, "prompt": "x"}', "unknown_field"),
+        ('{"prompt": "x", "sps2": {"', '": 1}}', "unknown_field"),
+        ('{"prompt": "x", "sps2": {"attention": "', '"}}', "invalid_value"),
+    ],
+    ids=["name", "nested", "value"],
+)
+@pytest.mark.parametrize("char", ["k", "`", "'", "\\n", "é"])
+def test_an_error_is_short_whatever_was_sent(before, after, code, char):
+    """A name of 16 MB was looked up for a minute, and sent back twice."""
+    with pytest.raises(Invalid) as caught:
+        api.parse((before + char * 200_000 + after).encode(), CompletionRequest)
+    assert caught.value.code == code
+    assert len(str(caught.value)) < 1000
+    assert len(caught.value.field) < 1000
+
+
 def test_every_answer_survives_the_wire():
     kinds = [
         each

@@ -7,7 +7,7 @@ from contextlib import suppress
 import msgpack
 import pytest
 
-from sps2.common import wire
+from sps2.common import curve, wire
 from sps2.common.config import Bus
 from sps2.common.errors import Internal, Invalid, PeerLost, Refused
 from sps2.common.wire import Kind
@@ -168,6 +168,24 @@ async def test_garbage_on_the_port(data: bytes) -> None:
         writer.close()
         assert (await peer.call(Echo("alive"))).text == "alive"
         await until(lambda: server.counters["bad_handshakes"] + server.counters["disconnects"])
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff" + bytes(8) + b"\x7f\x03"], ids=["none", "greeting"])
+async def test_who_does_not_say_who_it_is_is_disconnected(
+    data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such connections took every descriptor of a service for 30 s each."""
+    monkeypatch.setattr(curve, "HANDSHAKE_S", 0.05)
+    async with served() as (_, server), reached(server.address) as peer:
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", int(server.address.rpartition(":")[2])
+        )
+        writer.write(data)
+        async with asyncio.timeout(20):
+            while await reader.read(1000):
+                pass
+        writer.close()
+        assert (await peer.call(Echo("alive"))).text == "alive"
 
 
 async def test_a_server_that_answers_junk() -> None:

@@ -13,7 +13,7 @@ import trustme
 
 from sps2.common.config import Gateway
 from sps2.common.errors import Invalid
-from sps2.services.gateway import http
+from sps2.services.gateway import connection, http
 from sps2.services.gateway.sse import Events, Json
 
 from .conftest import opened
@@ -196,7 +196,8 @@ async def test_there_are_no_more_connections_than_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-async def test_too_many_connections(folder: Path) -> None:
+async def test_too_many_connections(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "IDLE_S", PATIENCE_S)
     async with opened(folder, gateway=Gateway(max_connections=2)) as door:
         host, port = door.url.removeprefix("http://").split(":")
         first = [await asyncio.open_connection(host, int(port)) for _ in range(2)]
@@ -209,6 +210,32 @@ async def test_too_many_connections(folder: Path) -> None:
             async with asyncio.timeout(PATIENCE_S):
                 while (await client.get("/health")).status_code != 200:
                     await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\n"], ids=["nothing", "a part"])
+async def test_who_asks_for_nothing_makes_room(
+    folder: Path, sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Idle connections kept everybody else out for a minute."""
+    monkeypatch.setattr(connection, "IDLE_S", 0.0)
+    async with opened(folder, gateway=Gateway(max_connections=2)) as door:
+        host, port = door.url.removeprefix("http://").split(":")
+        door.play.gates["decode"] = slow = asyncio.Event()
+        async with httpx.AsyncClient(base_url=door.url, timeout=60) as client:
+            asking = asyncio.create_task(client.post("/v1/completions", json={"prompt": "x"}))
+            async with asyncio.timeout(PATIENCE_S):
+                while not door.play.submitted:
+                    await asyncio.sleep(0.01)
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(sent)
+            for _ in range(3):
+                asked = b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+                assert b"200 OK" in await said(door.url, asked)
+            async with asyncio.timeout(PATIENCE_S):
+                assert await reader.read() == b""
+            writer.close()
+            slow.set()
+            assert (await asking).status_code == 200
 
 
 @pytest.fixture

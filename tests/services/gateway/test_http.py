@@ -141,6 +141,8 @@ async def test_unknown_routes_methods_and_models(http):
     unknown = await http.post(COMPLETIONS, json={"model": "gpt", "prompt": "x"})
     assert unknown.status_code == 404
     assert unknown.json()["error"]["code"] == "model_not_found"
+    long = await http.post(COMPLETIONS, json={"model": "m" * 100_000, "prompt": "x"})
+    assert len(long.content) < 1000
 
 
 async def test_a_body_over_the_limit_is_413(open_door):

@@ -60,6 +60,10 @@ class Play(DirectoryService):
         self.decoding: list[Decode] = []
         self.decode_gate = asyncio.Event()
         self.decode_gate.set()
+        self.groups: list[list[str]] = []
+        """Of every prefill: the ranks' names on the data plane."""
+        self.link_is_cut = False
+        """Between prefill shards."""
 
     async def describe(self, request: Describe) -> Info:
         return Info("shard", 1, "0", "ready")
@@ -81,6 +85,11 @@ class Play(DirectoryService):
         await forever()
 
     async def prefill(self, request: Prefill) -> AsyncIterator[Prefilled | Deposited]:
+        group = [rank.peers[0].name for rank in request.group]
+        if not request.rank:
+            self.groups.append(group)
+        if self.link_is_cut and len(group) > 1:
+            raise PeerLost(group[1 - request.rank])
         yield Prefilled(Token(0, 10), (), 0.0, Exchanged({}, 0.0, 0.0, 0.0, 0.0))
         yield Deposited(0)
 
@@ -91,8 +100,8 @@ class Play(DirectoryService):
 
 
 @asynccontextmanager
-async def stage(play: Play, **scheduler: object) -> AsyncIterator[Peer]:
-    """A scheduler with one prefill and one decode shard; yields a connection to it."""
+async def stage(play: Play, prefill: int = 1, **scheduler: object) -> AsyncIterator[Peer]:
+    """A scheduler with prefill shards and one decode shard; yields a connection to it."""
     async with AsyncExitStack() as stack:
         actors = Server(play, BUS)
         address = await actors.start("tcp://127.0.0.1:0")
@@ -100,7 +109,7 @@ async def stage(play: Play, **scheduler: object) -> AsyncIterator[Peer]:
         directory = Peer(address, BUS, "kvdir")
         stack.push_async_callback(directory.close)
         settings = Scheduler(**scheduler)  # type: ignore[arg-type]
-        cluster = Cluster(prefill=1, decode=1, bus=BUS, scheduler=settings)
+        cluster = Cluster(prefill=prefill, decode=1, bus=BUS, scheduler=settings)
         telemetry = Publisher("tcp://127.0.0.1:9", "scheduler", BUS)
         stack.push_async_callback(asyncio.to_thread, telemetry.close)
         service = SchedulerService(
@@ -113,9 +122,11 @@ async def stage(play: Play, **scheduler: object) -> AsyncIterator[Peer]:
         stack.push_async_callback(door.close)
         stack.callback(watching.cancel)
         stack.push_async_callback(peer.close)
-        for role, pages in (("prefill", 0), ("decode", PAGES)):
-            plane = messages.Peer(f"{role}-0/1", "tcp://127.0.0.1:9", bytes(16))
-            shard = Shard(f"{role}-0", role, 1, address, plane, pages, PAGE if pages else 0)  # type: ignore[arg-type]
+        shards = [(f"prefill-{index}", 0) for index in range(prefill)]
+        for name, pages in [*shards, ("decode-0", PAGES)]:
+            plane = messages.Peer(f"{name}/1", "tcp://127.0.0.1:9", bytes(16))
+            role = name.partition("-")[0]
+            shard = Shard(name, role, 1, address, plane, pages, PAGE if pages else 0)  # type: ignore[arg-type]
             registered = await stack.enter_async_context(peer.stream(Register(shard)))
             await anext(registered)
             if pages:
@@ -193,3 +204,13 @@ async def test_an_answer_of_no_stated_length_is_cut_to_what_fits() -> None:
         with pytest.raises(Invalid, match="enlarge"):
             await finished(peer, submit("c", sampling=long))
     assert [each.sampling.max_tokens for each in play.decoding] == [PAGES * PAGE // 8, 24]
+
+
+async def test_prefill_shards_that_lost_each_other_work_apart() -> None:
+    """A link that was cut for good ended every long prompt with 503, after three tries on it."""
+    play = Play()
+    play.link_is_cut = True
+    async with stage(play, 2, prefill_span_tokens=32) as peer:
+        for name in ("a", "b"):
+            assert (await finished(peer, submit(name, 64))).tokens == 2
+    assert [len(group) for group in play.groups] == [2, 1, 1]
