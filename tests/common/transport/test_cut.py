@@ -123,7 +123,8 @@ def test_a_cut_ends_whoever_sends_or_waits(sites: Sites) -> None:
     alpha.begin(reached).result(PATIENCE_S)
     beta.plane.introduce(alpha.plane.peer)
     beta.begin(lambda plane: plane.reach([alpha.plane.peer])).result(PATIENCE_S)
-    again = beta.begin(receiving(alpha, "t"))
+    inbox = beta.begin(lambda plane: asyncio.sleep(0, plane.open("t", 0))).result(PATIENCE_S)
+    again = beta.begin(lambda plane: inbox.recv("kv", 0, 1, alpha.plane.name))
     alpha.begin(lambda plane: plane.send(beta.plane.name, frame(1, "t"), TENSORS)).result(
         PATIENCE_S
     )
