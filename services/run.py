@@ -20,7 +20,7 @@ import uvloop
 from sps2.common import config, log
 from sps2.common.addresses import address_of
 from sps2.common.config import Cluster
-from sps2.common.errors import Invalid, ServiceError
+from sps2.common.errors import ServiceError
 from sps2.common.messages import Describe, Greet, Greeted, Info, Link, Role
 from sps2.common.telemetry import Publisher
 from sps2.common.tracing import FORGETFUL, Recorder

@@ -6,8 +6,6 @@ import sys
 
 import pytest
 
-from sps2.common.errors import Invalid
-
 SERVE = """
 from sps2.services.run import run
 
