@@ -54,3 +54,7 @@ class Cancelled(ServiceError):
 
 class Internal(ServiceError):
     """A fault in a service; it was logged there."""
+
+
+class Unsound(Internal):
+    """The model's own numbers are at fault; whoever asks is told so."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from sps2.common.errors import Internal
+from sps2.common.errors import Internal, Unsound
 from sps2.common.messages import FinishReason, Sampling, Token, TokenLogprobs
 from sps2.common.model.tally import Tally
 from sps2.kernels.sample import truncate
@@ -53,7 +53,8 @@ class Sampler:
         """Draw token number `index` of the answer. logits: [vocab] float32, left as they are.
 
         Raises:
-            Internal: the logits are no numbers, or no token is left that may be drawn.
+            Unsound: the logits are no numbers.
+        Internal: no token is left that may be drawn.
         """
         scores = logits if self.greedy else self._penalised(logits, index)
         best = int(most_likely(scores))
@@ -67,7 +68,7 @@ class Sampler:
         """Make `token` number `index` of the answer, as drawn from `logits`; None if `plain`.
 
         Raises:
-            Internal: it is `NO_NUMBER`.
+            Unsound: it is `NO_NUMBER`.
         """
         require_numbers(token)
         sampling = self._sampling
@@ -161,10 +162,10 @@ def require_numbers(token: int) -> None:
     """Check a result of `most_likely`.
 
     Raises:
-        Internal: there was none.
+        Unsound: there was none.
     """
     if token == NO_NUMBER:
-        raise Internal(
+        raise Unsound(
             "the model's logits are not finite numbers: its weights are damaged, or overflow in "
             "this dtype; try --dtype float32, or check the model's files"
         )

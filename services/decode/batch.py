@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from sps2.common.errors import Cancelled, Internal, PeerLost, ServiceError
+from sps2.common.errors import Cancelled, Internal, PeerLost, ServiceError, Unsound
 from sps2.common.messages import Token
 from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool
@@ -170,5 +170,7 @@ def _told(error: BaseException, what: str) -> ServiceError:
     if isinstance(error, PeerLost):
         return error
     log.error("%s", what, exc_info=error)
+    if isinstance(error, Unsound):
+        return error
     why = error if isinstance(error, Internal) else type(error).__name__
     return Internal(f"{what}: {why}")

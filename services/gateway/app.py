@@ -1,5 +1,6 @@
 """The HTTP routes: bodies to typed requests, chunks to answers."""
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -28,6 +29,7 @@ from sps2.services.gateway.problems import NotReady, TooLarge, Unsupported
 from sps2.services.gateway.request_id import RequestIds, caller_of, name_of
 from sps2.services.gateway.sse import KEEP_ALIVE_S, Events, Json, Plain, Run, failed
 from sps2.services.gateway.visits import Logged, Visits
+from sps2.services.gateway.written import Written
 
 T = TypeVar("T", CompletionChunk, ChatChunk)
 DOCS = (
@@ -111,7 +113,7 @@ def application(
             async with entered(request, COMPLETION, CompletionRequest) as body:
                 account = account_of(request)
                 chunks = gateway.complete(body.value, name, caller, account, body.release)
-                answer = given(chunks, body.value, partial(collect_completion, chunks))
+                answer = given(chunks, body.value, partial(collect_completion, chunks, Written))
                 await answer(scope, receive, send)
 
         return Run(run)
@@ -126,7 +128,7 @@ def application(
             async with entered(request, CHAT, ChatRequest) as body:
                 account = account_of(request)
                 chunks = gateway.chat(body.value, name, caller, account, body.release)
-                answer = given(chunks, body.value, partial(collect_chat, chunks))
+                answer = given(chunks, body.value, partial(collect_chat, chunks, Written))
                 await answer(scope, receive, send)
 
         return Run(run)
@@ -164,7 +166,8 @@ def application(
 
     @app.get("/metrics")
     async def show_metrics() -> Response:
-        return Response(gateway.metrics.page(), media_type=metrics.CONTENT_TYPE)
+        text = await asyncio.to_thread(gateway.metrics.page)
+        return Response(text, media_type=metrics.CONTENT_TYPE)
 
     open_paths = None if register is None else OPEN
     app.openapi = lambda: document(app, open_paths)  # type: ignore[method-assign]

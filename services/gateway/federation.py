@@ -42,7 +42,7 @@ class Federation(Collector):
     def hear(self, event: Event) -> None:
         """Take an event from the telemetry bus."""
         if isinstance(event, Beat):
-            self._beats[event.service] = self._clock(), event
+            self._beats = self._heard() | {event.service: (self._clock(), event)}
 
     async def listen(self, address: str) -> None:
         """Hear what is told at the telemetry bus, until cancelled."""
@@ -56,9 +56,8 @@ class Federation(Collector):
             yield _metric(family)
 
     def collect(self) -> Iterator[Metric]:
-        """All metrics, with what was told last."""
-        self._forget()
-        told = [(process(name), beat, values(beat)) for name, (_, beat) in self._beats.items()]
+        """All metrics, with what was told last; may be asked by any thread."""
+        told = [(process(name), beat, values(beat)) for name, (_, beat) in self._heard().items()]
         for family in FAMILIES:
             metric = _metric(family)
             for labels, _, found in told:
@@ -72,9 +71,10 @@ class Federation(Collector):
                 metric.add_metric([*labels, peer], sent)
         yield metric
 
-    def _forget(self) -> None:
+    def _heard(self) -> dict[str, tuple[float, Beat]]:
+        """Those that are not silent. The table itself is replaced, never changed."""
         oldest_s = self._clock() - self._silent_s
-        self._beats = {name: each for name, each in self._beats.items() if each[0] >= oldest_s}
+        return {name: each for name, each in self._beats.items() if each[0] >= oldest_s}
 
 
 def process(service: str) -> tuple[str, str, str]:

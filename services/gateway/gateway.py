@@ -14,6 +14,7 @@ from sps2.common.api import (
     ChatRequest,
     CompletionChoice,
     CompletionChunk,
+    CompletionLogprobs,
     CompletionRequest,
     Delta,
     Detokenize,
@@ -310,15 +311,21 @@ class _CompletionWriter:
     async def choice(self, index: int, piece: Piece) -> CompletionChoice | None:
         request = self._request
         text, tokens, base = piece.text, piece.tokens, self._bases.get(index, 0)
-        prompt_tokens = None
+        before = None
         if request.echo and index not in self._bases:
             job = self._order.jobs[index]
             given = self._order.texts[index // (request.n or 1)]
             first = self._records[index].first
             logprobs = first.prompt_logprobs if first is not None else None
-            echoed, prompt_tokens = await threaded(
-                len(job.prompt), lambda: echo(job.prompt, given, logprobs, self._tokenizer)
-            )
+
+            def echoing() -> tuple[str, CompletionLogprobs | None]:
+                told, said = echo(job.prompt, given, logprobs, self._tokenizer)
+                if request.logprobs is None:
+                    return told, None
+                return told, completion_logprobs(said, request.logprobs, self._tokenizer, 0)
+
+            alternatives = 1 + (request.logprobs or 0)
+            echoed, before = await threaded(len(job.prompt) * alternatives, echoing)
             self._bases[index] = base = len(echoed)
             text = echoed + text
         if not (text or tokens or piece.finish):
@@ -327,7 +334,6 @@ class _CompletionWriter:
             return CompletionChoice(index, text, None, piece.finish)
 
         listed = completion_logprobs(tokens, request.logprobs, self._tokenizer, base)
-        if prompt_tokens is not None:
-            before = completion_logprobs(prompt_tokens, request.logprobs, self._tokenizer, 0)
+        if before is not None:
             listed = before + listed
         return CompletionChoice(index, text, listed, piece.finish)

@@ -5,7 +5,7 @@ import math
 from starlette.exceptions import HTTPException
 
 from sps2.common.api import ErrorBody, Problem
-from sps2.common.errors import Cancelled, Invalid, PeerLost, Refused
+from sps2.common.errors import Cancelled, Invalid, PeerLost, Refused, Unsound
 
 
 class TooLarge(Exception):
@@ -98,6 +98,8 @@ def _problem(error: Exception) -> tuple[int, Problem]:
             return 503, Problem(str(error), "service_unavailable", None, "peer_lost")
         case Cancelled():
             return 499, Problem(str(error), "cancelled", None, "cancelled")
+        case Unsound():
+            return 500, Problem(str(error), "server_error", None, "model_unsound")
         case HTTPException(status_code=status, detail=detail):
             return status, Problem(str(detail), _CLIENT, None, _HTTP.get(status))
     return 500, Problem("an internal error; it was logged", "server_error", None, "internal_error")

@@ -56,3 +56,25 @@ async def test_folds_a_chat():
 async def test_an_answer_without_usage_is_no_answer():
     with pytest.raises(Internal):
         await collect_completion(stream())
+
+
+async def test_log_probabilities_of_a_long_answer_are_copied_once(monkeypatch):
+    copied = 0
+
+    def add(self, other):
+        nonlocal copied
+        copied += len(self.tokens) + len(other.tokens)
+        return CompletionLogprobs(
+            self.tokens + other.tokens,
+            self.token_logprobs + other.token_logprobs,
+            self.top_logprobs + other.top_logprobs,
+            self.text_offset + other.text_offset,
+        )
+
+    monkeypatch.setattr(CompletionLogprobs, "__add__", add)
+    one = CompletionLogprobs(["a"], [-1.0], [None], [0])
+    pieces = [CompletionChunk(**HEAD, choices=[CompletionChoice(0, "a", one)]) for _ in range(500)]
+    end = CompletionChunk(**HEAD, choices=[], usage=Usage(1, 2, 3))
+    answer = await collect_completion(stream(*pieces, end))
+    assert len(answer.choices[0].logprobs.tokens) == 500
+    assert copied <= 1000

@@ -153,6 +153,7 @@ def test_random_bytes_raise_nothing_but_invalid() -> None:
         Refused("full", 2.5),
         PeerLost("decode-1"),
         errors.Cancelled("late"),
+        errors.Unsound("no numbers"),
         Internal("fault"),
         errors.Cancelled(),
     ],

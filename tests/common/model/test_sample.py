@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from sps2.common.errors import Internal
+from sps2.common.errors import Internal, Unsound
 from sps2.common.messages import Sampling, Token
 from sps2.common.model.sample import Sampler, draw, needed, prompt_logprobs
 
@@ -237,16 +237,16 @@ def test_logits_that_are_no_numbers_end_their_row_alone(
     assert isinstance(drawn[0], Token)
     assert isinstance(drawn[2], Token)
     assert drawn[0].id == drawn[2].id == 3
-    assert isinstance(drawn[1], Internal)
+    assert isinstance(drawn[1], Unsound)
     assert "not finite" in str(drawn[1])
-    with pytest.raises(Internal, match="not finite"):  # as of a prompt's last token
+    with pytest.raises(Unsound, match="not finite"):  # as of a prompt's last token
         samplers[1].next(row, 0)
 
 
 @pytest.mark.parametrize("row", BAD)
 def test_a_prompt_is_not_scored_by_what_is_no_number(row: Tensor) -> None:
     rows = torch.stack([logits((3, 2.0)), row])
-    with pytest.raises(Internal, match="not finite"):
+    with pytest.raises(Unsound, match="not finite"):
         prompt_logprobs(rows, torch.tensor([1, 2]), 0)
 
 

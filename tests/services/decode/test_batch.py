@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sps2.common.errors import Cancelled, Internal, PeerLost
+from sps2.common.errors import Cancelled, Internal, PeerLost, Unsound
 from sps2.common.messages import Sampling, Token
 from sps2.common.model.sample import Sampler
 from sps2.services.decode import exchange
@@ -177,7 +177,7 @@ async def test_a_failing_sampler_fails_its_request_alone(
             if self._sampling.seed == 13 and index == 4:
                 raise ZeroDivisionError("secret")
             if self._sampling.seed == 14 and index == 4:
-                raise Internal("the logits of this request are not numbers")
+                raise Unsound("the logits of this request are not numbers")
             return super().accept(token, logits, index)
 
     monkeypatch.setattr("tests.services.world.Sampler", Breaks)
@@ -193,7 +193,7 @@ async def test_a_failing_sampler_fails_its_request_alone(
         assert [token.id for token in good[1]] == answer
         assert isinstance(broken, Internal)
         assert "secret" not in str(broken)
-        assert isinstance(known, Internal)
+        assert isinstance(known, Unsound)
         assert "not numbers" in str(known)
         assert [each.message for each in caplog.records] == ["no token could be drawn"] * 2
         assert shards.decode[0].pool.free_pages == 64

@@ -7,7 +7,7 @@ from importlib.metadata import version
 import httpx
 import pytest
 
-from sps2.common.errors import PeerLost, Refused
+from sps2.common.errors import Internal, PeerLost, Refused, Unsound
 
 
 @pytest.fixture
@@ -173,6 +173,12 @@ async def test_maps_errors_to_statuses(http, door):
     assert lost.status_code == 503
     assert "prefill-0" in lost.json()["error"]["message"]
     assert lost.headers["retry-after"]
+    door.play.fail["queue"] = Unsound("the model's logits are not finite numbers")
+    unsound = await http.post(COMPLETIONS, json={"prompt": "x"})
+    assert (unsound.status_code, unsound.json()["error"]["code"]) == (500, "model_unsound")
+    assert "not finite" in unsound.json()["error"]["message"]
+    door.play.fail["queue"] = Internal("a secret of the inside")
+    assert "secret" not in (await http.post(COMPLETIONS, json={"prompt": "x"})).text
 
 
 async def test_more_requests_than_allowed_are_refused(open_door):
