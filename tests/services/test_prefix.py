@@ -221,5 +221,5 @@ async def test_a_state_that_does_not_fit_fails_the_prompt(wrong: tuple[torch.Ten
             sends.add(asyncio.create_task(plane.send(source, reply, wrong)))
 
         plane.serve("prefix_q", answered)
-        with pytest.raises(Internal, match="a prefix_state frame from decode-0/w of .* is wanted"):
+        with pytest.raises(Internal, match=r"a prefix_state frame from decode-0/w of .* is wanted"):
             await shards.fill("r", prompt, greedy(2), holdings, shared=parts)
