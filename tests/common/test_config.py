@@ -35,7 +35,6 @@ def test_what_should_be_a_table_is_named(
         ("any = 'two'", "any"),
         ("any = [2]", "any"),
         ("meeting_port = 'x'", "meeting_port"),
-        ("[gateway]\nport = []", "gateway.port"),
         ("[scheduler]\nbus_port = {}", "scheduler.bus_port"),
         ("[bus]\nbeat_s = nan", "bus.beat_s"),
     ],
@@ -43,10 +42,15 @@ def test_what_should_be_a_table_is_named(
 def test_a_value_of_a_wrong_type_is_named(
     tmp_path: Path, text: str, key: str, flags: dict[str, Any]
 ) -> None:
-    if "port" in flags and key == "gateway.port":
-        pytest.skip("the flag takes its place")
     with pytest.raises(Invalid, match=key.replace(".", r"\.")):
         loaded(tmp_path, text, **flags)
+
+
+def test_a_port_of_a_wrong_type_is_named_or_replaced_by_the_flag(tmp_path: Path) -> None:
+    text = "[gateway]\nport = []"
+    with pytest.raises(Invalid, match=r"gateway\.port"):
+        loaded(tmp_path, text)
+    assert loaded(tmp_path, text, port=9000).gateway.port == 9000
 
 
 def test_flags_and_file_together(tmp_path: Path) -> None:
