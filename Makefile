@@ -35,7 +35,7 @@ demo: $(READY)  ## ask a cluster of four shards about a long document
 
 test: $(READY)  ## pull the test model and run all tests
 	@$(BIN)/spsctl pull $(MODEL)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(ARGS)
 
 lint: $(READY)  ## check style, formatting and types
 	$(BIN)/ruff check .

@@ -80,6 +80,14 @@ TEMPLATE = (
 )
 
 
+LONGEST = ("test_gpu.py", "test_tensor_parallel.py", "test_up.py", "e2e")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: none is left to one worker at the end."""
+    items.sort(key=lambda item: not set(LONGEST) & set(item.path.parts))
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Makes (once) a folder with random weights and a tokeniser, for a name of `FAMILIES`."""

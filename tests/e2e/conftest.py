@@ -41,7 +41,7 @@ def launch(
             **more,
         }
         with running_cluster(
-            name=f"{family}-{transport}", port=port, model=str(folder), transport=transport, **flags
+            name=f"{family}-{port}", port=port, model=str(folder), transport=transport, **flags
         ):
             cluster = config.load(port=port)
             yield Running(folder, cluster.gateway_address, cluster.http_url)

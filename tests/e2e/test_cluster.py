@@ -232,11 +232,10 @@ def test_bad_requests_are_told_apart_and_change_nothing(cluster: Running) -> Non
     [
         ("mistral", {}),
         ("qwen2", {"any": 2}),
-        ("qwen3", {"any": 2}),
         ("yarn", {"any": 2}),
     ],
 )
 def test_every_family_is_served(launch: Launch, family: str, shards: dict[str, int]) -> None:
-    """By two shards that do both where no window needs more; test_tensor_parallel.py has llama3."""
+    """By two shards that do both where no window needs more; other tests have llama3 and qwen3."""
     with launch(family, "tcp", **shards) as cluster:
         assert answered_as_transformers(cluster, 200, 16).sp_degree == 2

@@ -21,6 +21,13 @@ from .test_cluster import expected, prompt_of, released, said
 PAGE = 32
 
 
+@pytest.fixture(scope="module")
+def cluster(launch: Launch) -> Iterator[Running]:
+    """Over UCX; test_in_place.py has caches of both transports."""
+    with launch("smollm2", "ucx") as running:
+        yield running
+
+
 def ask(client: Client, prompt: list[int], tokens: int = 8, **changes: object) -> Completion:
     wish = {"max_tokens": tokens, "temperature": 0, "ignore_eos": True, "logprobs": 0} | changes
     return client.complete(prompt, **wish)  # type: ignore[arg-type]

@@ -65,15 +65,8 @@ def texts(folder: Path, length: int, tokens: int = 64) -> list[str]:
     return [tokenizer.token_text(token) for token in wanted]
 
 
-@pytest.mark.parametrize(
-    ("prefill", "decode", "follower"),
-    [((2, 2), (1, 1), "prefill-1.1"), ((1, 1), (2, 2), "decode-1.1")],
-    ids=["2 to 1", "1 to 2"],
-)
-def test_answers_departures_and_a_killed_follower(
-    launch: Launch, prefill: tuple[int, int], decode: tuple[int, int], follower: str
-) -> None:
-    """Greedy tokens equal transformers', before and after clients left and a shard was lost."""
+def test_answers_departures_and_killed_followers(launch: Launch) -> None:
+    """Greedy tokens equal transformers', before and after clients left and shards were lost."""
 
     async def ask(cluster: Running) -> None:
         async with AsyncClient(cluster.bus) as client:
@@ -91,19 +84,20 @@ def test_answers_departures_and_a_killed_follower(
             assert await greedy(client, 30, 20) == alone[0]
             assert (await released(client)).leaked_pages == 0
 
-            running = [asyncio.create_task(greedy(client, 300, 200)) for _ in range(2)]
-            await asyncio.sleep(0.2)
-            before = pids(follower, follower.partition(".")[0])
-            os.kill(before[0], signal.SIGKILL)
-            for answer in await asyncio.gather(*running):
-                assert answer == texts(cluster.folder, 300, 200)
-            async with asyncio.timeout(120):
-                while any(map(psutil.pid_exists, before)) or not (await client.status()).ready:
-                    await asyncio.sleep(0.1)
-            assert await greedy(client, 30, 20) == alone[0]
-            assert (await released(client)).leaked_pages == 0
+            for follower in ("prefill-1.1", "decode-1.1"):
+                running = [asyncio.create_task(greedy(client, 300, 200)) for _ in range(2)]
+                await asyncio.sleep(0.2)
+                before = pids(follower, follower.partition(".")[0])
+                os.kill(before[0], signal.SIGKILL)
+                for answer in await asyncio.gather(*running):
+                    assert answer == texts(cluster.folder, 300, 200)
+                async with asyncio.timeout(120):
+                    while any(map(psutil.pid_exists, before)) or not (await client.status()).ready:
+                        await asyncio.sleep(0.1)
+                assert await greedy(client, 30, 20) == alone[0]
+                assert (await released(client)).leaked_pages == 0
 
-    with launch(prefill, decode) as cluster:
+    with launch((2, 2), (2, 2)) as cluster:
         asyncio.run(ask(cluster))
 
 

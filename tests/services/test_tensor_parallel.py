@@ -1,7 +1,6 @@
 """Shards of several processes answer as one process does, at any TP of prefill and of decode."""
 
 import asyncio
-import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from sps2.common.errors import PeerLost
 from sps2.common.messages import ExactMethod, Scheme, Selection
 from sps2.common.model.collectives import Collectives
 from sps2.common.model.llama import Llama
-from sps2.common.model.share import Quantize, Share
+from sps2.common.model.share import Share
 from sps2.common.model.weights import load
 from sps2.common.spans import Span
 
@@ -27,8 +26,10 @@ WHOLE = Llama(CONFIG, TENSORS)
 PROMPT = torch.randint(96, (75,), generator=torch.Generator().manual_seed(1)).tolist()
 
 
-@pytest.mark.parametrize(("prefill_tp", "decode_tp"), [(1, 1), (2, 2), (1, 2), (2, 1), (3, 2)])
-@pytest.mark.parametrize("shards", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("shards", "prefill_tp", "decode_tp"),
+    [(1, 1, 2), (1, 3, 2), (2, 2, 1), (2, 2, 2), (4, 1, 1), (4, 2, 2)],
+)
 async def test_greedy_answers_equal_the_oracles(
     shards: int, prefill_tp: int, decode_tp: int
 ) -> None:
@@ -60,14 +61,9 @@ async def test_methods_equal_the_oracle_between_processes_of_the_same_heads(sche
 
 @pytest.mark.parametrize(
     ("method", "degree"),
-    [
-        *itertools.product(["ring", "gather", "pass_q", "ulysses"], [1, 2, 3, 4, 8]),
-        *itertools.product(["usp"], [4, 8]),  # of fewer shards it is one of the two it is made of
-    ],
+    [("ring", 3), ("ring", 6), ("gather", 2), ("pass_q", 4), ("ulysses", 3), ("usp", 8)],
 )
-async def test_sixty_four_tokens_at_every_degree(method: ExactMethod, degree: int) -> None:
-    if method == "ulysses":
-        degree = min(degree, CONFIG.heads // 2)
+async def test_sixty_four_tokens_at_many_degrees(method: ExactMethod, degree: int) -> None:
     columns = {"ulysses": degree, "usp": 2}.get(method, 1)
     _, answer = await oracle(WHOLE, PROMPT, 64)
     async with teams(CONFIG, TENSORS, (degree, 2), (2, 2)) as cluster:
@@ -197,15 +193,14 @@ def linked(smollm2: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("how", ["none", "int4"])
-async def test_the_real_model_in_three_processes(linked: Path, how: Quantize) -> None:
-    whole = load(linked, "float32", quantize=how)
+async def test_the_real_model_in_three_processes(linked: Path) -> None:
+    whole = load(linked, "float32", quantize="int4")
     _, answer = await oracle(whole, PROMPT, 16)
     store = dist.HashStore()
 
     def part(rank: int) -> Llama:
         collectives = Collectives(Share(rank, 3), store)
-        return load(linked, "float32", quantize=how, collectives=collectives)
+        return load(linked, "float32", quantize="int4", collectives=collectives)
 
     with ThreadPoolExecutor(3) as threads:
         models = list(threads.map(part, range(3)))

@@ -28,7 +28,7 @@ from .close import DTYPES, near_state
     size=st.sampled_from([1.0, 12.0]),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_pages_in_any_order_split_anywhere(
     lengths: list[int],
     start: int,
@@ -66,7 +66,7 @@ def test_pages_in_any_order_split_anywhere(
     dtype=st.sampled_from([*DTYPES, torch.int8]),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_what_rows_share_is_read_once(
     lengths: list[int],
     common: int,

@@ -63,7 +63,7 @@ def definition(
     size=st.sampled_from([1.0, 12.0]),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_runs_that_lie_anywhere(
     asked: list[int],
     given_: list[int],

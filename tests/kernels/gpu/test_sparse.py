@@ -52,7 +52,7 @@ def definition(
     held=st.booleans(),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_a_mask_of_blocks(
     n: int,
     m: int,
