@@ -38,7 +38,7 @@ from prompts import Prompts
 from sps2.common.errors import Invalid
 from sps2.common.model.config import read
 from sps2.common.models import locate
-from sps2.common.tokens import Tokenizer
+from sps2.common.text.tokens import Tokenizer
 
 BASELINE = next(iter(KINDS))
 

@@ -25,11 +25,12 @@ from gateway_actors import Actors
 from record import write
 
 from sps2.cli import ports
-from sps2.common import config, config_text
+from sps2.common import config
+from sps2.common.bus.peer import Peer, Server
 from sps2.common.config import Cluster
+from sps2.common.config import text as config_text
 from sps2.common.errors import ServiceError
 from sps2.common.messages import Describe, ListLeases
-from sps2.common.rpc import Peer, Server
 from sps2.services.run import About
 
 START_S = 60.0

@@ -12,10 +12,10 @@ from tempfile import TemporaryDirectory
 
 import uvloop
 
+from sps2.common.bus.peer import Peer, Server
 from sps2.common.config import Bus
-from sps2.common.keyring import Keyring
+from sps2.common.keys.keyring import Keyring
 from sps2.common.messages import Request, Struct
-from sps2.common.rpc import Peer, Server
 
 SIZES = (16, 16 << 10, 1 << 20)
 

@@ -34,11 +34,11 @@ from machine import busy_s
 
 from sps2.cli.effective import effective
 from sps2.common.api import Completion, ErrorBody
+from sps2.common.api.usage import Sps2Usage
 from sps2.common.config import Cluster
 from sps2.common.errors import ServiceError
 from sps2.common.models import locate
-from sps2.common.tokens import Tokenizer
-from sps2.common.usage import Sps2Usage
+from sps2.common.text.tokens import Tokenizer
 
 BASELINE = "ring-by-turns"
 CASES: dict[str, dict[str, object]] = {

@@ -17,7 +17,7 @@ from sps2.cli.services import service_names
 from sps2.cli.supervise import Supervisor
 from sps2.common.config import Cluster
 from sps2.common.errors import ServiceError
-from sps2.common.keyring import Keyring
+from sps2.common.keys.keyring import Keyring
 
 CONTROL = "control"
 """The host of whatever is not a shard."""

@@ -24,9 +24,9 @@ from links_network import Unavailable, inside, network
 
 from sps2.cli.effective import effective
 from sps2.common.api import CompletionChunk
+from sps2.common.api.usage import Sps2Usage
 from sps2.common.model.config import read
 from sps2.common.models import locate
-from sps2.common.usage import Sps2Usage
 
 PORTS_APART = 100
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import msgspec
 import record
 
-from sps2.common.usage import Sps2Usage
+from sps2.common.api.usage import Sps2Usage
 
 
 class Setting(NamedTuple):

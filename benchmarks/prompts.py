@@ -4,7 +4,7 @@ import importlib
 import inspect
 import random
 
-from sps2.common.tokens import Tokenizer
+from sps2.common.text.tokens import Tokenizer
 
 SOURCES = ("argparse", "doctest", "inspect", "tarfile", "typing", "zipfile")
 """Modules of Python's, which have long docstrings."""

@@ -28,8 +28,9 @@ from machine import machine
 from top_cluster import Actors
 
 from sps2.cli import ports
-from sps2.common import config, config_text
+from sps2.common import config
 from sps2.common.config import Cluster
+from sps2.common.config import text as config_text
 
 SIZES = ((80, 24), (200, 50))
 WARM_S = 6.0

@@ -5,6 +5,8 @@ import math
 import time
 from itertools import count
 
+from sps2.common.bus.peer import Server
+from sps2.common.bus.telemetry import Beat, Event, Hub, Publisher, RequestEvent
 from sps2.common.config import Cluster
 from sps2.common.messages import (
     ClusterStatus,
@@ -15,8 +17,6 @@ from sps2.common.messages import (
     ShardStatus,
     ShowCluster,
 )
-from sps2.common.rpc import Server
-from sps2.common.telemetry import Beat, Event, Hub, Publisher, RequestEvent
 
 ROLES: tuple[Role, ...] = ("prefill", "decode")
 STEP_S = 0.25

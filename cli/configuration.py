@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from sps2.cli.reference import reference as as_markdown
-from sps2.common import config_text
+from sps2.common.config import text as config_text
 
 
 def config(

@@ -9,8 +9,8 @@ import msgspec
 from sps2.cli.hosts import Hosts
 from sps2.common import config, keys, places
 from sps2.common.config import Cluster, is_loopback
+from sps2.common.config.explained import explained
 from sps2.common.errors import Invalid
-from sps2.common.explained import explained
 from sps2.common.messages import Role
 from sps2.common.model.config import read
 from sps2.common.model.share import require_quantisable, share_of

@@ -13,10 +13,10 @@ from msgspec.structs import replace
 
 from sps2.cli.services import service_names
 from sps2.common.config import Cluster
+from sps2.common.config.explained import explained
+from sps2.common.config.sections import NotNegative, Section
 from sps2.common.errors import Invalid
-from sps2.common.explained import explained
 from sps2.common.messages import Role
-from sps2.common.sections import NotNegative, Section
 
 Control = Literal["gateway", "scheduler", "kvdir"]
 

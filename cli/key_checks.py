@@ -9,9 +9,9 @@ from sps2.cli.finding import Finding
 from sps2.common import keys
 from sps2.common.config import Bus, Cluster
 from sps2.common.errors import Invalid
-from sps2.common.keyring import Keyring
 from sps2.common.keys import API_KEYS
-from sps2.services.gateway.http import require_certificate
+from sps2.common.keys.keyring import Keyring
+from sps2.services.gateway.http.server import require_certificate
 
 
 def run_all(cluster: Cluster) -> Iterator[Finding]:

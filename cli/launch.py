@@ -17,10 +17,10 @@ from sps2.cli.runs import RunFolder
 from sps2.cli.services import service_names
 from sps2.cli.supervise import FAR_GRACE_S
 from sps2.common import places
+from sps2.common.bus.peer import Peer
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, Refused, ServiceError
 from sps2.common.messages import ClusterStatus, Describe, ShowCluster
-from sps2.common.rpc import Peer
 
 POLL_S = 0.1
 SAID = re.compile(r"\d{4}-\d\d-\d\d [\d:.]+ [A-Z]+ +\S+ [\w.]+: (.*)")

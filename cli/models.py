@@ -8,9 +8,9 @@ import typer
 
 from sps2.cli import completion, render, runs
 from sps2.common import models as here
-from sps2.common.alone import alone
 from sps2.common.errors import Invalid, ServiceError
 from sps2.common.model.config import read
+from sps2.common.models.file_lock import alone
 
 
 def models() -> None:

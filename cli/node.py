@@ -25,8 +25,9 @@ from msgspec.structs import replace
 from sps2.cli import ports
 from sps2.cli.runs import RunFolder
 from sps2.cli.services import environment, start_of
-from sps2.common import config_text, cores, keys, models
+from sps2.common import cores, keys, models
 from sps2.common.config import Cluster
+from sps2.common.config import text as config_text
 from sps2.common.errors import Invalid, Refused, ServiceError
 
 MAX_ORDER_BYTES = 64 << 20

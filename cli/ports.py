@@ -11,7 +11,7 @@ from typing import NamedTuple, get_args
 import psutil
 
 from sps2.cli import runs
-from sps2.common.addresses import address_of
+from sps2.common.bus.addresses import address_of
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, ServiceError
 from sps2.common.messages import Role

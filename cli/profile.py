@@ -39,7 +39,7 @@ def profile(
         raise typer.BadParameter("thresholds matter from SP degree 2 on", param_hint="--sp-degree")
 
     from sps2.cli.bench.calibrate import calibrate, document, load_float32
-    from sps2.common.tokens import Tokenizer
+    from sps2.common.text.tokens import Tokenizer
 
     folder = locate(model)
     llama = load_float32(model)

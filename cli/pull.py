@@ -16,8 +16,8 @@ from rich.progress import (
 
 from sps2.cli import render
 from sps2.common import models
-from sps2.common import pull as puller
 from sps2.common.errors import Invalid
+from sps2.common.models import pull as puller
 
 
 def pull(

@@ -6,12 +6,12 @@ from msgspec.inspect import BoolType, FloatType, IntType, Type, VarTupleType
 
 from sps2.cli.up import up
 from sps2.common.config import ENVIRONMENT, Cluster
-from sps2.common.config_text import Key, keys_of, tables_of
+from sps2.common.config.text import Key, keys_of, tables_of
 
 HEAD = """\
 # Configuration
 
-`spsctl config --reference` makes this page from `common/config.py` and `common/sections.py`.
+`spsctl config --reference` makes this page from `common/config`.
 
 `spsctl config > cluster.toml` writes a file with every key, and `spsctl up --config cluster.toml`
 uses one. A file needs only the keys that differ from their defaults. A key that is misspelt, or a

@@ -11,8 +11,9 @@ from typing import IO
 import msgspec
 
 from sps2.cli.hosts import Hosts
-from sps2.common import config, config_text, places
+from sps2.common import config, places
 from sps2.common.config import Cluster
+from sps2.common.config import text as config_text
 from sps2.common.errors import Invalid, Refused
 
 

@@ -10,7 +10,7 @@ from sps2.cli.wrapping import Wrapped
 
 if TYPE_CHECKING:
     from sps2.common.api import ChatChunk, CompletionChunk
-    from sps2.common.usage import Usage
+    from sps2.common.api.usage import Usage
 
 
 class Shown:

@@ -11,10 +11,10 @@ from sps2.cli import addresses, render, runs
 from sps2.cli.runs import Child, State
 from sps2.cli.target import ConfigOption, NameOption, cluster_of
 from sps2.cli.top.format import elapsed
+from sps2.common.bus.peer import Peer
 from sps2.common.config import Cluster
 from sps2.common.errors import ServiceError
 from sps2.common.messages import ClusterStatus, ServiceStatus, ShowCluster
-from sps2.common.rpc import Peer
 from sps2.services.greeting import APART_S
 
 DEADLINE_S = 5.0

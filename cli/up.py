@@ -18,10 +18,10 @@ from sps2.cli.hosts import load
 from sps2.cli.launch import Launch, Progress, ServiceDied
 from sps2.cli.pull import obtained
 from sps2.common.config import Cluster, DeviceName, Dtype, Quantize, Transport, is_loopback
-from sps2.common.keyring import Keyring
+from sps2.common.config.sections import AccessLog, Policy
 from sps2.common.keys import API_KEYS, beside
+from sps2.common.keys.keyring import Keyring
 from sps2.common.messages import ClusterStatus, Role, Setting
-from sps2.common.sections import AccessLog, Policy
 
 Text = str | None
 Number = int | None

@@ -20,11 +20,11 @@ from sps2.common.api import (
     Model,
     Tokenize,
 )
-from sps2.common.collect import collect_chat, collect_completion
+from sps2.common.api.collect import collect_chat, collect_completion
+from sps2.common.bus.peer import Peer
 from sps2.common.config import Bus, environment_bus
 from sps2.common.errors import Cancelled, PeerLost
 from sps2.common.messages import CancelRequest, ClusterStatus, Request, ShowCluster, Stream
-from sps2.common.rpc import Peer
 
 T = TypeVar("T")
 

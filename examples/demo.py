@@ -20,10 +20,10 @@ from sps2.cli.local import running_cluster
 from sps2.cli.pull import fetched
 from sps2.cli.wrapping import Wrapped
 from sps2.common.api import Extension
+from sps2.common.api.usage import Usage
 from sps2.common.client import Client, Turn
 from sps2.common.errors import ServiceError
 from sps2.common.messages import ClusterStatus
-from sps2.common.usage import Usage
 
 MODEL = "smollm2-135m"
 DOCUMENT = Path(__file__).parent / "constitution.txt"

@@ -5,9 +5,9 @@ import time
 from importlib.metadata import version
 from typing import NamedTuple
 
+from sps2.common.bus.peer import Peer
 from sps2.common.errors import Invalid
 from sps2.common.messages import Greet, Greeted
-from sps2.common.rpc import Peer
 
 VERSION = version("sps2")
 APART_S = 1.0

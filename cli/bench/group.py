@@ -17,7 +17,7 @@ from sps2.common.transport.frame import Purpose
 from sps2.common.transport.plane import Leaving, Plane
 from sps2.kernels.quantize import BLOCK
 from sps2.services.prefill.group import Attention, Group
-from sps2.services.prefill.methods import attend_by
+from sps2.services.prefill.methods.registry import attend_by
 from sps2.services.prefill.prompt import exchanged
 from sps2.services.tasks import gather_all, root_cause
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from sps2.common.errors import Invalid
-from sps2.common.tokens import Tokenizer
+from sps2.common.text.tokens import Tokenizer
 
 TEAMS = ("Amber", "Birch", "Copper", "Delta", "Ember", "Falcon", "Garnet", "Harbor")
 SHALLOW, DEEP = 0.04, 0.68

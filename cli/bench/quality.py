@@ -17,7 +17,7 @@ from sps2.cli.bench.table import tables_of
 from sps2.common.errors import Invalid
 from sps2.common.model.config import read
 from sps2.common.models import fingerprint, locate
-from sps2.common.tokens import Tokenizer
+from sps2.common.text.tokens import Tokenizer
 from sps2.services.scheduler import selections
 
 Dtype = Literal["float32", "bfloat16", "float16"]

@@ -9,7 +9,7 @@ import typer
 from sps2.cli import render
 from sps2.common import places
 from sps2.common.errors import Invalid
-from sps2.common.keyring import Keyring
+from sps2.common.keys.keyring import Keyring
 
 KeysOption = Annotated[
     Path | None,

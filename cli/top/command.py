@@ -15,11 +15,11 @@ from sps2.cli.top.controls import Controls
 from sps2.cli.top.monitor import Monitor
 from sps2.cli.top.picture import Picture
 from sps2.cli.top.view import view
+from sps2.common.bus.peer import Peer
+from sps2.common.bus.telemetry import Subscriber
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, ServiceError
 from sps2.common.messages import ShowCluster
-from sps2.common.rpc import Peer
-from sps2.common.telemetry import Subscriber
 
 ASK_S = 5.0
 """Between two questions to the gateway; all else comes by itself."""

@@ -1,8 +1,8 @@
 """The course of one request, from the events about it and what the scheduler says when asked."""
 
 from sps2.cli.top.picture import Request, Stage
+from sps2.common.bus.telemetry import RequestEvent
 from sps2.common.messages import Placement, RequestStatus
-from sps2.common.telemetry import RequestEvent
 
 Detail = dict[str, str | float]
 

@@ -6,9 +6,9 @@ from typing import get_args
 from sps2.cli.top.course import Course
 from sps2.cli.top.picture import Link, Picture, Service, Shard, Totals
 from sps2.cli.top.pulse import Pulse
+from sps2.common.bus.telemetry import Beat, Event, role_of, shard_of
 from sps2.common.config import Bus
 from sps2.common.messages import ClusterStatus, Role, ShardStatus
-from sps2.common.telemetry import Beat, Event, role_of, shard_of
 
 LINGER_S = 10.0
 """How long a request that ended is still shown."""

@@ -2,7 +2,7 @@
 
 from collections import deque
 
-from sps2.common.telemetry import Beat
+from sps2.common.bus.telemetry import Beat
 
 KEPT = 6
 """Beats; rates are over the time between the first and the last of them."""

@@ -15,9 +15,9 @@ from sps2.cli.target import ConfigOption, NameOption, reachable
 from sps2.cli.top.format import count, elapsed, latency
 from sps2.cli.trace.drawing import draw
 from sps2.cli.trace.perfetto import events
+from sps2.common.bus.peer import Peer
 from sps2.common.config import Cluster
 from sps2.common.messages import ListTraces, Request, ShowTrace, Traces
-from sps2.common.rpc import Peer
 
 Reply = TypeVar("Reply")
 

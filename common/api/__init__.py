@@ -4,9 +4,9 @@ What a request may say is the type of its fields: which are supported, which cha
 ignored, which are refused unless they ask for nothing. docs/api.md lists them all. A field that is
 not there is refused, never ignored.
 
-On the bus a completion is always a stream of chunks (`sps2.common.collect` folds them); its last
-chunk has no choices and carries the usage. Nor have those about progress, which come before all
-others.
+On the bus a completion is always a stream of chunks; `sps2.common.api.collect` folds them. The last
+one has no choices and carries the usage. Chunks about progress come first and have no choices
+either.
 """
 
 from sps2.common.api.answers import (
@@ -43,7 +43,7 @@ from sps2.common.api.requests import (
     StreamOptions,
     Tokenize,
 )
-from sps2.common.usage import Usage
+from sps2.common.api.usage import Usage
 
 __all__ = [
     "Answer",

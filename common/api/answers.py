@@ -5,9 +5,9 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from sps2.common.api.progress import ChunkExtension
+from sps2.common.api.usage import Usage
 from sps2.common.messages import FinishReason, Struct
-from sps2.common.progress import ChunkExtension
-from sps2.common.usage import Usage
 
 
 class CompletionLogprobs(Struct, frozen=True):

@@ -11,12 +11,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sps2.common.alone import alone
 from sps2.common.errors import Invalid
 from sps2.common.model.config import ModelConfig
 from sps2.common.model.llama import EMBEDDING, HEAD, shapes
 from sps2.common.model.share import COLUMNS, GROUP, ROWS, SIDE, Quantize, Share
 from sps2.common.models import fingerprint, weight_files
+from sps2.common.models.file_lock import alone
 from sps2.kernels import weights as kernel
 from sps2.kernels.weights import Bits, QuantisedWeight, quantise
 

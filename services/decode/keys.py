@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sps2.common.errors import Invalid
 from sps2.common.transport.expected import Like, check
-from sps2.services.decode.holding import Key
+from sps2.services.decode.kv.holding import Key
 
 Content = TypeVar("Content")
 

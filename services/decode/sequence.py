@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from sps2.common.messages import Token
 from sps2.common.model.sample import Sampler
-from sps2.services.decode.holding import Holding
+from sps2.services.decode.kv.holding import Holding
 
 
 @dataclass

@@ -34,10 +34,10 @@ from sps2.common.vital import vital
 from sps2.kernels import State
 from sps2.kernels.gpu.graphs import Graphs
 from sps2.services.decode.batch import Batch
-from sps2.services.decode.exchange import Exchange
-from sps2.services.decode.holding import Holdings, Key
+from sps2.services.decode.kv.holding import Holdings, Key
 from sps2.services.decode.paces import paces
-from sps2.services.decode.prefix import Prefixes
+from sps2.services.decode.remote.exchange import Exchange
+from sps2.services.decode.remote.prefix import Prefixes
 from sps2.services.decode.sequence import Owned
 from sps2.services.decode.steps import Leading
 from sps2.services.decode.tokens import TokenLog

@@ -12,11 +12,11 @@ from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool
 from sps2.common.transport.frame import Frame, frame_for
 from sps2.common.transport.plane import Plane
-from sps2.services.decode.exchange import ANSWER_S, Exchange, Failed, NotHeld
-from sps2.services.decode.holding import Key
 from sps2.services.decode.keys import pack, unpack_keys
+from sps2.services.decode.kv.holding import Key
+from sps2.services.decode.remote.exchange import ANSWER_S, Exchange, Failed, NotHeld
+from sps2.services.decode.remote.split import SplitAttention
 from sps2.services.decode.sequence import Sequence as Running
-from sps2.services.decode.split import SplitAttention
 from sps2.services.poisoned import end_if_poisoned
 from sps2.services.tasks import gather_all, root_cause
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from sps2.common.messages import TokenLogprobs
-from sps2.common.tokens import Detokenizer, Tokenizer
+from sps2.common.text.tokens import Detokenizer, Tokenizer
 from sps2.services.gateway.text import Spoken
 
 

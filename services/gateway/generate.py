@@ -12,6 +12,7 @@ from typing import TypeVar
 import msgspec
 from msgspec.structs import replace
 
+from sps2.common.bus.peer import Peer
 from sps2.common.errors import PeerLost, Refused, ServiceError
 from sps2.common.messages import (
     Displaced,
@@ -26,7 +27,6 @@ from sps2.common.messages import (
     Token,
     Wish,
 )
-from sps2.common.rpc import Peer
 from sps2.services.gateway.shards import Shards
 from sps2.services.tasks import emitted_by, root_cause
 

@@ -10,30 +10,30 @@ from pathlib import Path
 
 import zmq.asyncio
 
+from sps2.common.bus.peer import Peer, Server
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, PeerLost
 from sps2.common.keys import API_KEYS, beside
 from sps2.common.model.config import read
 from sps2.common.model.generation import SamplingDefaults, sampling_defaults
 from sps2.common.models import fingerprint, item_bytes, locate
-from sps2.common.rpc import Peer, Server
-from sps2.common.tokens import Tokenizer
-from sps2.services.gateway import http
-from sps2.services.gateway.api_keys import Register
-from sps2.services.gateway.app import application
-from sps2.services.gateway.body import Bodies
-from sps2.services.gateway.cluster import Observer
-from sps2.services.gateway.export import Export, sender
-from sps2.services.gateway.federation import Federation
+from sps2.common.text.tokens import Tokenizer
 from sps2.services.gateway.gateway import Gateway
+from sps2.services.gateway.http import server as http
+from sps2.services.gateway.http.app import application
+from sps2.services.gateway.http.body import Bodies
+from sps2.services.gateway.http.sse import KEEP_ALIVE_S
+from sps2.services.gateway.keys.api_keys import Register
 from sps2.services.gateway.limits import Served, Slots
-from sps2.services.gateway.metrics import Build, Metrics
-from sps2.services.gateway.readiness import Readiness
 from sps2.services.gateway.running import Running
 from sps2.services.gateway.service import GatewayService
 from sps2.services.gateway.shards import Shards
-from sps2.services.gateway.sse import KEEP_ALIVE_S
-from sps2.services.gateway.traces import AnswerTraces
+from sps2.services.gateway.watch.cluster import Observer
+from sps2.services.gateway.watch.export import Export, sender
+from sps2.services.gateway.watch.federation import Federation
+from sps2.services.gateway.watch.metrics import Build, Metrics
+from sps2.services.gateway.watch.readiness import Readiness
+from sps2.services.gateway.watch.traces import AnswerTraces
 from sps2.services.memory import give_back
 from sps2.services.run import About, beating
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from sps2.common.api.progress import ChunkExtension, PrefillProgress
 from sps2.common.messages import Progress
-from sps2.common.progress import ChunkExtension, PrefillProgress
 from sps2.services.gateway.generate import Job
 
 

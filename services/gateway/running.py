@@ -4,17 +4,17 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack, aclosing
 
+from sps2.common.bus.peer import Peer
 from sps2.common.errors import Cancelled, Invalid, ServiceError
 from sps2.common.messages import Progress
-from sps2.common.rpc import Peer
-from sps2.common.tokens import Detokenizer, Tokenizer
+from sps2.common.text.tokens import Detokenizer, Tokenizer
 from sps2.common.tracing import Trail
 from sps2.services.gateway.generate import Generation, Job, Record
-from sps2.services.gateway.metrics import Metrics
 from sps2.services.gateway.pace import Pace
 from sps2.services.gateway.shards import Shards
 from sps2.services.gateway.text import Piece, Writer
 from sps2.services.gateway.validate import Order
+from sps2.services.gateway.watch.metrics import Metrics
 from sps2.services.tasks import emitted_by, root_cause
 
 NAME_CHARS = 12

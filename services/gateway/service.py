@@ -29,11 +29,11 @@ from sps2.common.messages import (
     Trace,
     Traces,
 )
-from sps2.services.gateway.cluster import Observer
 from sps2.services.gateway.gateway import Gateway
-from sps2.services.gateway.readiness import Readiness
 from sps2.services.gateway.running import NAME_CHARS
-from sps2.services.gateway.traces import AnswerTraces
+from sps2.services.gateway.watch.cluster import Observer
+from sps2.services.gateway.watch.readiness import Readiness
+from sps2.services.gateway.watch.traces import AnswerTraces
 
 
 def new_name() -> str:

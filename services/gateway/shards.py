@@ -4,8 +4,8 @@ import asyncio
 
 import zmq.asyncio
 
+from sps2.common.bus.peer import Peer
 from sps2.common.config import Bus
-from sps2.common.rpc import Peer
 
 
 class Shards:

@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from sps2.common.api.usage import Part, PromptTokensDetails, Sps2Usage, Usage
 from sps2.common.messages import Placement
-from sps2.common.usage import Part, PromptTokensDetails, Sps2Usage, Usage
 from sps2.services.gateway.generate import Job, Record
 
 

@@ -10,7 +10,7 @@ import msgspec
 from sps2.common.api import ChatRequest, CompletionRequest, Extension, Message, Parameters
 from sps2.common.errors import Invalid
 from sps2.common.messages import Sampling, Wish
-from sps2.common.tokens import Tokenizer
+from sps2.common.text.tokens import Tokenizer
 from sps2.services.gateway.generate import Job
 from sps2.services.gateway.limits import Served
 from sps2.services.memory import give_back

@@ -2,9 +2,9 @@
 
 import asyncio
 
+from sps2.common.bus.peer import Server
 from sps2.common.config import Cluster
 from sps2.common.messages import Leases
-from sps2.common.rpc import Server
 from sps2.services.kvdir.directory import Directory
 from sps2.services.kvdir.service import DirectoryService
 from sps2.services.run import About, beating, run

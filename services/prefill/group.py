@@ -19,7 +19,7 @@ from sps2.common.transport.inbox import Inbox
 from sps2.common.transport.plane import Leaving, Plane
 from sps2.kernels import State
 from sps2.services.prefill.behind import Behind
-from sps2.services.prefill.seen import Rows, rows_of
+from sps2.services.prefill.methods.attended import Rows, rows_of
 from sps2.services.prefill.timeline import Timeline
 
 Result = TypeVar("Result")

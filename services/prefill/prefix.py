@@ -14,8 +14,8 @@ from sps2.common.transport.expected import check_from, state_like
 from sps2.kernels import State, merge_many
 from sps2.services.prefill.deposit import owners
 from sps2.services.prefill.group import Attention, Group
+from sps2.services.prefill.methods.attended import Rows, visible
 from sps2.services.prefill.own import OwnPages
-from sps2.services.prefill.seen import Rows, visible
 from sps2.services.tasks import gather_all
 
 ROWS = 256

@@ -17,10 +17,10 @@ from sps2.common.model.llama import Llama
 from sps2.common.model.sample import Sampler, prompt_logprobs
 from sps2.common.transport.inbox import Inbox
 from sps2.common.transport.plane import Plane
-from sps2.services.prefill.csa import Csa
 from sps2.services.prefill.deposit import Deposit
 from sps2.services.prefill.group import Attention, Group
-from sps2.services.prefill.methods import attend_by
+from sps2.services.prefill.methods.csa import Csa
+from sps2.services.prefill.methods.registry import attend_by
 from sps2.services.prefill.own import NO_PAGES, OwnPages
 from sps2.services.prefill.passes import Passes
 from sps2.services.prefill.prefix import Prefix

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from sps2.common.bus.peer import Peer
 from sps2.common.errors import Internal
 from sps2.common.messages import Advanced, Deposited, Exchanged, Prefill, Prefilled
-from sps2.common.rpc import Peer
 
 Item = Advanced | Prefilled | Deposited
 Emit = Callable[[Item], None]

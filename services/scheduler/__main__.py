@@ -2,11 +2,11 @@
 
 import asyncio
 
+from sps2.common.bus.peer import Peer, Server
+from sps2.common.bus.telemetry import Hub
 from sps2.common.config import Cluster
 from sps2.common.model.config import read
 from sps2.common.models import fingerprint, item_bytes, locate
-from sps2.common.rpc import Peer, Server
-from sps2.common.telemetry import Hub
 from sps2.services.run import About, beating, run
 from sps2.services.scheduler.schemes import Schemes
 from sps2.services.scheduler.selections import load

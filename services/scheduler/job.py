@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
+from sps2.common.bus.peer import Peer
 from sps2.common.errors import Internal, PeerLost, Refused, ServiceError
 from sps2.common.messages import (
     Advanced,
@@ -36,7 +37,6 @@ from sps2.common.messages import (
     TokenLogprobs,
 )
 from sps2.common.prefix import PromptNames
-from sps2.common.rpc import Peer
 from sps2.common.tracing import Trail
 from sps2.services.scheduler.pace import Pace
 from sps2.services.scheduler.plan import Plan

@@ -4,10 +4,10 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 
+from sps2.common.bus.peer import Peer
 from sps2.common.config import Bus
 from sps2.common.errors import Cancelled, Invalid
 from sps2.common.messages import Describe, Done, Register, Shard
-from sps2.common.rpc import Peer
 
 REACH_S = 5.0
 """How long it may take to connect to a shard that registers."""

@@ -9,6 +9,8 @@ from contextlib import aclosing
 
 from msgspec.structs import replace
 
+from sps2.common.bus.peer import Peer
+from sps2.common.bus.telemetry import Publisher, RequestEvent
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, PeerLost, Refused, ServiceError
 from sps2.common.messages import (
@@ -29,8 +31,6 @@ from sps2.common.messages import (
     Watch,
 )
 from sps2.common.prefix import PromptNames, page_names, root
-from sps2.common.rpc import Peer
-from sps2.common.telemetry import Publisher, RequestEvent
 from sps2.common.tracing import FORGETFUL, Recorder, Trail
 from sps2.services.scheduler.core import (
     Core,

@@ -19,7 +19,7 @@ from sps2.common.messages import Scheme
 from sps2.common.model.llama import Llama
 from sps2.common.model.weights import load
 from sps2.common.models import locate
-from sps2.common.tokens import Tokenizer
+from sps2.common.text.tokens import Tokenizer
 
 ALLOWED = 1.10
 

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sps2.cli.local import running_cluster
 from sps2.common.client import Client
 from sps2.common.models import locate
-from sps2.common.tokens import Tokenizer
+from sps2.common.text.tokens import Tokenizer
 
 TOLERANCE = 1e-3
 SHAPES = ["1,1", "2,1", "2,2", "3,2", "4,3"]

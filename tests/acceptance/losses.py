@@ -22,7 +22,7 @@ from sps2.common.client import AsyncClient
 from sps2.common.errors import ServiceError
 from sps2.common.messages import ClusterStatus
 from sps2.common.models import locate
-from sps2.common.tokens import Tokenizer
+from sps2.common.text.tokens import Tokenizer
 
 PORT = 18600
 ADDRESS = config.load(port=PORT).gateway_address

@@ -18,7 +18,7 @@ from sps2.cli.local import running_cluster
 from sps2.common import config
 from sps2.common.client import AsyncClient
 from sps2.common.models import locate
-from sps2.common.tokens import Tokenizer
+from sps2.common.text.tokens import Tokenizer
 
 PORT = 18600
 

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sps2.common.config import Gateway
-from sps2.services.gateway.http import listen, serving
+from sps2.services.gateway.http.server import listen, serving
 
 PROGRAM = f"""
 import sys

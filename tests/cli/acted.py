@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sps2.cli import ports
-from sps2.common import config, config_text
+from sps2.common import config
 from sps2.common.api import (
     ChatChunk,
     ChatDelta,
@@ -18,8 +18,9 @@ from sps2.common.api import (
     Delta,
     Usage,
 )
+from sps2.common.bus.peer import Server
+from sps2.common.config import text as config_text
 from sps2.common.messages import ClusterStatus, ListTraces, ShowCluster, Traces, TraceSummary
-from sps2.common.rpc import Server
 
 from .top.acts import running, status
 

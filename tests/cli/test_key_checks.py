@@ -10,7 +10,7 @@ from sps2.cli import key_checks
 from sps2.cli.finding import Finding
 from sps2.common import config
 from sps2.common.config import Cluster
-from sps2.common.keyring import Keyring
+from sps2.common.keys.keyring import Keyring
 
 DAY = timedelta(days=1)
 

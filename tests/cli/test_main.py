@@ -15,8 +15,9 @@ from typer.testing import CliRunner, Result
 
 from sps2.cli.main import app
 from sps2.cli.runs import RunFolder
-from sps2.common import config, config_text
+from sps2.common import config
 from sps2.common.config import Cluster
+from sps2.common.config import text as config_text
 
 
 @pytest.fixture(autouse=True)

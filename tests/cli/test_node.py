@@ -18,7 +18,7 @@ from sps2.cli.commands import order
 from sps2.cli.hosts import Host, Hosts
 from sps2.cli.services import start_of
 from sps2.common.config import Cluster, load
-from sps2.common.keyring import Keyring
+from sps2.common.keys.keyring import Keyring
 
 
 @pytest.fixture

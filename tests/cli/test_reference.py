@@ -12,7 +12,7 @@ from sps2.cli.main import app
 from sps2.cli.reference import flags_by_key, reference
 from sps2.common import config
 from sps2.common.config import ENVIRONMENT, Cluster
-from sps2.common.config_text import keys_of, tables_of
+from sps2.common.config.text import keys_of, tables_of
 
 ROOT = Path(__file__).parent.parent.parent
 VALUES = {
@@ -51,7 +51,7 @@ def test_every_key_and_variable_is_there_with_its_meaning() -> None:
             assert f"| `{key.name}` | " in page
             assert key.environment in {"", *ENVIRONMENT}
     sources = "".join(path.read_text() for path in (ROOT / "services").rglob("*.py"))
-    for name in ("common/config.py", "common/places.py", "cli/target.py"):
+    for name in ("common/config/cluster.py", "common/places.py", "cli/target.py"):
         sources += (ROOT / name).read_text(encoding="utf-8")
     for variable in ENVIRONMENT:
         assert f"| `{variable}` | " in page

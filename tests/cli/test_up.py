@@ -18,7 +18,7 @@ from sps2.cli.local import running_cluster
 from sps2.cli.runs import RunFolder
 from sps2.cli.up import _welcome
 from sps2.common.config import Bus, Cluster
-from sps2.common.keyring import Keyring
+from sps2.common.keys.keyring import Keyring
 from sps2.common.messages import ClusterStatus
 
 from ..terminal import terminal

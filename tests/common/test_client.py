@@ -31,12 +31,12 @@ from sps2.common.api import (
 )
 from sps2.common.api.requests import Harmless
 from sps2.common.api.tolerance import only_of
+from sps2.common.bus.peer import Server
+from sps2.common.bus.wire import WINDOW
 from sps2.common.client import AsyncClient, Client
 from sps2.common.config import Bus
 from sps2.common.errors import Cancelled, Invalid, PeerLost, Refused
 from sps2.common.messages import CancelRequest, ClusterStatus, Done, ShowCluster
-from sps2.common.rpc import Server
-from sps2.common.wire import WINDOW
 
 BUS = Bus(beat_s=0.2)
 HEAD = {"id": "cmpl-1", "created": 1, "model": "m", "system_fingerprint": "f"}

@@ -10,8 +10,8 @@ HANG_S = 60
 SERVER = """
     import asyncio
     from sps2.common.config import Bus
-    from sps2.common.rpc import Server
-    from sps2.common.rpc_listener import Listener
+    from sps2.common.bus.peer import Server
+    from sps2.common.bus.listener import Listener
 
     async def fails(listener):
         raise RuntimeError("a bug")
@@ -26,8 +26,8 @@ SERVER = """
 HUB = """
     import asyncio
     from sps2.common.config import Bus
-    from sps2.common.curve import Porter
-    from sps2.common.telemetry import Hub
+    from sps2.common.bus.curve import Porter
+    from sps2.common.bus.telemetry import Hub
 
     async def fails(porter):
         raise RuntimeError("a bug")
@@ -42,7 +42,7 @@ HUB = """
 PROXY = """
     import asyncio, zmq
     from sps2.common.config import Bus
-    from sps2.common.telemetry import Hub
+    from sps2.common.bus.telemetry import Hub
 
     def fails(*sockets):
         raise zmq.ZMQError(zmq.EFAULT, "a bug")

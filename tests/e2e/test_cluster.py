@@ -13,11 +13,11 @@ import torch
 import transformers
 
 from sps2.common.api import Completion
+from sps2.common.api.usage import Sps2Usage
 from sps2.common.client import AsyncClient, Client
 from sps2.common.errors import Invalid
 from sps2.common.messages import ClusterStatus
-from sps2.common.tokens import Tokenizer
-from sps2.common.usage import Sps2Usage
+from sps2.common.text.tokens import Tokenizer
 
 from .conftest import Launch, Running
 

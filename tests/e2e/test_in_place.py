@@ -15,7 +15,7 @@ from sps2.common.api import Completion
 from sps2.common.client import AsyncClient, Client
 from sps2.common.errors import Invalid
 from sps2.common.spans import Span
-from sps2.common.tokens import Tokenizer
+from sps2.common.text.tokens import Tokenizer
 
 from .conftest import Launch, Running
 from .test_cluster import (

@@ -11,12 +11,12 @@ import msgspec
 import psutil
 import pytest
 
+from sps2.common.bus.peer import Peer as BusPeer
 from sps2.common.client import Client
 from sps2.common.config import Bus
 from sps2.common.errors import Invalid, PeerLost
-from sps2.common.keyring import Keyring
+from sps2.common.keys.keyring import Keyring
 from sps2.common.messages import ClusterStatus, Peer, Register, Shard, ShowCluster, ShowFleet
-from sps2.common.rpc import Peer as BusPeer
 from sps2.common.transport import hello
 
 from .conftest import Launch, Running

@@ -13,7 +13,7 @@ import pytest
 from sps2.common.api import Completion
 from sps2.common.client import AsyncClient, Client
 from sps2.common.messages import ClusterStatus
-from sps2.common.tokens import Tokenizer
+from sps2.common.text.tokens import Tokenizer
 
 from .conftest import Launch, Running
 from .test_cluster import expected, prompt_of, released, said

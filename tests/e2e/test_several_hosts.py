@@ -9,7 +9,7 @@ import pytest
 
 from sps2.common.client import Client
 from sps2.common.config import Bus
-from sps2.common.tokens import Tokenizer
+from sps2.common.text.tokens import Tokenizer
 
 from .several_hosts import Machines, machines
 from .test_cluster import LENGTHS, expected, prompt_of, said

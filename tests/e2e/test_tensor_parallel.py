@@ -16,7 +16,7 @@ from sps2.cli.runs import RunFolder
 from sps2.common import config
 from sps2.common.client import AsyncClient
 from sps2.common.errors import Invalid
-from sps2.common.tokens import Tokenizer
+from sps2.common.text.tokens import Tokenizer
 
 from .conftest import Running
 from .test_cluster import expected, prompt_of, released, said

@@ -5,9 +5,9 @@ import logging
 
 import pytest
 
+from sps2.common.bus.peer import Peer, Server
 from sps2.common.config import Bus
 from sps2.common.errors import Invalid
-from sps2.common.rpc import Peer, Server
 from sps2.services import greeting
 from sps2.services.greeting import VERSION, greet
 from sps2.services.run import About

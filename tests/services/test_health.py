@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from sps2.cli import ports
-from sps2.common import config_text
+from sps2.common.bus.peer import Server
 from sps2.common.config import Cluster, load
+from sps2.common.config import text as config_text
 from sps2.common.errors import Invalid
-from sps2.common.rpc import Server
 from sps2.services import health
 from sps2.services.run import About
 

@@ -10,7 +10,7 @@ from sps2.common.messages import Scheme, Selection
 from sps2.common.spans import Span, paged_split
 from sps2.common.transport.frame import Frame, frame_for
 from sps2.common.transport.plane import Plane
-from sps2.services.decode import prefix
+from sps2.services.decode.remote import prefix
 
 from .world import PAGE_TOKENS, Shared, World, greedy, oracle, tiny_model, world
 

@@ -34,9 +34,9 @@ from sps2.common.spans import Span, consecutive, paged_split, zigzag
 from sps2.common.transport.plane import Plane
 from sps2.kernels.quantize import BLOCK
 from sps2.services.decode.batch import Batch
-from sps2.services.decode.exchange import Exchange
-from sps2.services.decode.holding import Holding, Holdings, Key
-from sps2.services.decode.prefix import Prefixes
+from sps2.services.decode.kv.holding import Holding, Holdings, Key
+from sps2.services.decode.remote.exchange import Exchange
+from sps2.services.decode.remote.prefix import Prefixes
 from sps2.services.decode.sequence import Owned
 from sps2.services.decode.steps import Leading
 from sps2.services.prefill.prompt import run_prompt

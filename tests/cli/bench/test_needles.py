@@ -7,7 +7,7 @@ import pytest
 from sps2.cli.bench import documents
 from sps2.cli.bench.needles import hidden_in, prompts
 from sps2.common.errors import Invalid
-from sps2.common.tokens import Tokenizer
+from sps2.common.text.tokens import Tokenizer
 
 TEXT = "".join(f"Line {number} says nothing.\n" for number in range(2000))
 

@@ -9,8 +9,8 @@ from typer.testing import CliRunner, Result
 
 from sps2.cli.keys.api import parse_expiry
 from sps2.cli.main import app
-from sps2.common.keyring import Keyring
 from sps2.common.keys import api_digest
+from sps2.common.keys.keyring import Keyring
 
 NOW = datetime(2027, 1, 1, tzinfo=UTC)
 

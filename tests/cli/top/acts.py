@@ -1,6 +1,7 @@
 """What a small cluster tells, for tests: events by hand, with times by hand."""
 
 from sps2.cli.top.monitor import Monitor
+from sps2.common.bus.telemetry import Beat, RequestEvent
 from sps2.common.config import Bus
 from sps2.common.messages import (
     ClusterStatus,
@@ -11,7 +12,6 @@ from sps2.common.messages import (
     ShardStatus,
 )
 from sps2.common.spans import Span
-from sps2.common.telemetry import Beat, RequestEvent
 
 BUS = Bus(beat_s=1.0, missed_beats=3)
 NAMES = ("gateway", "scheduler", "kvdir", "prefill-0", "prefill-1", "decode-0", "decode-1")

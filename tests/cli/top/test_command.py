@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 
 from sps2.cli import ports
 from sps2.cli.main import app
-from sps2.common import config, config_text
+from sps2.common import config
+from sps2.common.bus.peer import Server
+from sps2.common.bus.telemetry import Hub, Publisher
 from sps2.common.config import Cluster
+from sps2.common.config import text as config_text
 from sps2.common.messages import ClusterStatus, ShowCluster
-from sps2.common.rpc import Server
-from sps2.common.telemetry import Hub, Publisher
 
 from ...terminal import Terminal, terminal
 from .acts import NAMES, REQUEST, beat, event, running, status

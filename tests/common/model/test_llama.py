@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from sps2.common.model.llama import Llama
 from sps2.common.model.local import LocalAttention
 from sps2.common.model.weights import load
-from sps2.common.tokens import Tokenizer
+from sps2.common.text.tokens import Tokenizer
 from sps2.kernels import native
 
 Result = TypeVar("Result")

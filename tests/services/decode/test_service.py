@@ -11,7 +11,7 @@ from sps2.common.messages import Decode, Follow, Held, Hold, Token
 from sps2.common.model.pages import PagePool
 from sps2.common.spans import Span
 from sps2.common.transport.plane import Plane
-from sps2.services.decode.holding import Key
+from sps2.services.decode.kv.holding import Key
 from sps2.services.decode.service import DecodeService
 from sps2.services.shard import DataLoop
 

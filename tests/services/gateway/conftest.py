@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
+from sps2.common.bus.peer import Server
 from sps2.common.client import AsyncClient
 from sps2.common.config import Bus, Cluster, Directory, Gateway, Kv, Scheduler
 from sps2.common.errors import ServiceError
@@ -45,10 +46,9 @@ from sps2.common.messages import (
     Token,
     TokenLogprobs,
 )
-from sps2.common.rpc import Server
 from sps2.common.spans import Span
 from sps2.common.tracing import Recorder, context_of
-from sps2.services.gateway import http
+from sps2.services.gateway.http import server as http
 from sps2.services.gateway.main import Parts
 from sps2.services.greeting import greeted
 from sps2.services.run import About

@@ -8,6 +8,7 @@ from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
+from sps2.common.bus.peer import Peer, Server
 from sps2.common.config import Bus
 from sps2.common.errors import Cancelled, PeerLost
 from sps2.common.messages import (
@@ -21,7 +22,6 @@ from sps2.common.messages import (
     Submit,
     Token,
 )
-from sps2.common.rpc import Peer, Server
 from sps2.services.gateway.generate import Generation, Job, Record
 from sps2.services.gateway.shards import Shards
 

@@ -11,8 +11,8 @@ import pytest
 
 from sps2.common.config import Cluster, Gateway
 from sps2.common.errors import Invalid
-from sps2.common.tokens import Tokenizer
-from sps2.services.gateway import http
+from sps2.common.text.tokens import Tokenizer
+from sps2.services.gateway.http import server as http
 from sps2.services.gateway.main import Parts, model_id, served_by
 from sps2.services.run import About
 

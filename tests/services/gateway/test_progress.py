@@ -5,9 +5,9 @@ import json
 import httpx
 import pytest
 
-from sps2.common.collect import collect_completion
+from sps2.common.api.collect import collect_completion
+from sps2.common.api.progress import PrefillProgress
 from sps2.common.messages import Progress, Sampling
-from sps2.common.progress import PrefillProgress
 from sps2.services.gateway.generate import Job
 from sps2.services.gateway.progress import Prompts
 

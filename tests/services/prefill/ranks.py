@@ -16,7 +16,7 @@ from sps2.common.transport.backends import BackendName
 from sps2.common.transport.inbox import Inbox
 from sps2.common.transport.plane import Plane
 from sps2.services.prefill.group import Group
-from sps2.services.prefill.methods import attend_by
+from sps2.services.prefill.methods.registry import attend_by
 from sps2.services.tasks import gather_all
 
 

@@ -10,7 +10,7 @@ from sps2.common.messages.sharing import Wire
 from sps2.common.model.attend import inline
 from sps2.common.spans import Span, consecutive, zigzag
 from sps2.services.prefill.group import Group
-from sps2.services.prefill.methods import METHODS, attend_by
+from sps2.services.prefill.methods.registry import METHODS, attend_by
 from sps2.services.tasks import gather_all, root_cause
 
 from .ranks import Member, config, members, random_qkv, rows_of

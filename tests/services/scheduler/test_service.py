@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 
 from sps2.common import messages
+from sps2.common.bus.peer import Peer, Server
+from sps2.common.bus.telemetry import Publisher
 from sps2.common.config import Bus, Cluster, Scheduler, Sharing
 from sps2.common.errors import Invalid, PeerLost, ServiceError
 from sps2.common.messages import (
@@ -34,8 +36,6 @@ from sps2.common.messages import (
     Submit,
     Token,
 )
-from sps2.common.rpc import Peer, Server
-from sps2.common.telemetry import Publisher
 from sps2.services.kvdir.directory import Directory
 from sps2.services.kvdir.service import DirectoryService
 from sps2.services.scheduler.schemes import Schemes

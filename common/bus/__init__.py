@@ -1,0 +1,1 @@
+"""Typed calls and events between services over ZeroMQ."""

@@ -1,0 +1,53 @@
+"""A cluster's configuration: a TOML file, overridden by flags."""
+
+from sps2.common.config.cluster import (
+    ENVIRONMENT,
+    Cluster,
+    DeviceName,
+    Dtype,
+    Quantize,
+    Transport,
+    environment_bus,
+    is_loopback,
+    load,
+)
+from sps2.common.config.sections import (
+    Bus,
+    Directory,
+    Gateway,
+    Kv,
+    Log,
+    NotNegative,
+    Port,
+    Positive,
+    Scheduler,
+    Section,
+    Sharing,
+    Telemetry,
+    Tracing,
+)
+
+__all__ = [
+    "ENVIRONMENT",
+    "Bus",
+    "Cluster",
+    "DeviceName",
+    "Directory",
+    "Dtype",
+    "Gateway",
+    "Kv",
+    "Log",
+    "NotNegative",
+    "Port",
+    "Positive",
+    "Quantize",
+    "Scheduler",
+    "Section",
+    "Sharing",
+    "Telemetry",
+    "Tracing",
+    "Transport",
+    "environment_bus",
+    "is_loopback",
+    "load",
+]

@@ -1,0 +1,341 @@
+"""One cluster's configuration: a TOML file, overridden by flags; `sections` has its tables."""
+
+import os
+import tomllib
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
+from msgspec import Meta
+from msgspec.structs import replace
+
+from sps2.common import cores, places
+from sps2.common.config.explained import explained
+from sps2.common.config.sections import (
+    Bus,
+    Directory,
+    Gateway,
+    Kv,
+    Log,
+    NotNegative,
+    Port,
+    Positive,
+    Scheduler,
+    Section,
+    Sharing,
+    Telemetry,
+    Tracing,
+)
+from sps2.common.errors import Invalid
+from sps2.common.messages import Role, Setting
+
+__all__ = [
+    "ENVIRONMENT",
+    "Bus",
+    "Cluster",
+    "Directory",
+    "Gateway",
+    "Kv",
+    "Log",
+    "Scheduler",
+    "Sharing",
+    "Telemetry",
+    "Tracing",
+    "environment_bus",
+    "is_loopback",
+    "load",
+]
+
+
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+DeviceName = Literal["cpu", "cuda", "auto"]
+Quantize = Literal["none", "int8", "int4"]
+Transport = Literal["auto", "ucx", "tcp"]
+
+ENVIRONMENT = {
+    "SPS2_HOME": "one folder for models, keys, run files and logs; where it is not set, models are "
+    "in `~/.cache/sps2`, keys in `~/.config/sps2`, run files and logs in `~/.local/state/sps2`, or "
+    "where `XDG_CACHE_HOME`, `XDG_CONFIG_HOME` and `XDG_STATE_HOME` say",
+    "SPS2_KEYS": "folder or file of keys, where the configuration has no `keys` in `[bus]`; for "
+    "`spsctl` and the SDK too",
+    "SPS2_CLUSTER": "name of the cluster that `spsctl` means, as `--name` says it",
+    "SPS2_CONFIG": "the configuration, for `python -m sps2.services.health`",
+}
+"""What is read from the environment, with its meaning."""
+
+
+def environment_bus() -> Bus:
+    """The bus of a program without a configuration: its keys are those that `$SPS2_KEYS` names."""
+    return Bus(keys=os.environ.get("SPS2_KEYS", ""))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address can be reached from this machine only."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Cluster(Section, frozen=True):
+    """The whole file."""
+
+    name: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]+$", description="of this cluster")] = (
+        "default"
+    )
+    model: Annotated[str, Meta(description="as given to `spsctl pull`, or a folder")] = (
+        "smollm2-135m"
+    )
+    served_model_name: Annotated[
+        tuple[Annotated[str, Meta(min_length=1)], ...],
+        Meta(
+            description="what clients call the model instead of its own name; of several, answers "
+            "have the first"
+        ),
+    ] = ()
+    dtype: Annotated[
+        Dtype, Meta(description="of weights, activations and KV; auto takes the checkpoint's")
+    ] = "auto"
+    device: Annotated[
+        DeviceName,
+        Meta(
+            description="where shards compute; cuda deals the GPUs of a machine round to its "
+            "processes, auto does so where a GPU can be used"
+        ),
+    ] = "cpu"
+    quantize: Annotated[
+        Quantize,
+        Meta(
+            description="weights of layers and head; int4 takes 8 bits for the head. Made at the "
+            "first start and kept beside the model"
+        ),
+    ] = "none"
+    max_context: Annotated[
+        NotNegative, Meta(description="tokens of prompt and answer; 0 takes the model's limit")
+    ] = 0
+    host: Annotated[
+        str, Meta(description="address of every service that has none of its own, on one host")
+    ] = "127.0.0.1"
+    prefill: Annotated[NotNegative, Meta(description="prefill shards")] = 1
+    decode: Annotated[NotNegative, Meta(description="decode shards")] = 1
+    any: Annotated[
+        NotNegative,
+        Meta(
+            description="shards that do both, in place of prefill and decode shards, which are 0 "
+            "then"
+        ),
+    ] = 0
+    tp: Annotated[
+        Positive, Meta(description="processes of one shard, which split heads, MLP and vocabulary")
+    ] = 1
+    decode_tp: Annotated[
+        NotNegative, Meta(description="the same for decode shards alone; 0 takes tp")
+    ] = 0
+    meeting_port: Annotated[
+        Port,
+        Meta(description="where the processes of the first shard meet; others take those after it"),
+    ] = 8006
+    shard_port: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=65535,
+            description="first port of the shards' processes, which take two each, for bus and "
+            "data plane, in the order of `spsctl status`; 0: any that are free",
+        ),
+    ] = 0
+    threads: Annotated[
+        NotNegative,
+        Meta(description="compute threads of one process of a shard; 0 shares the cores out"),
+    ] = 0
+    transport: Annotated[
+        Transport,
+        Meta(description="data plane; auto takes UCX where it has RDMA to use"),
+    ] = "auto"
+    attention: Annotated[
+        Setting,
+        Meta(description="exact, or how much CSA may leave out, unless a request says"),
+    ] = "exact"
+    gateway: Gateway = Gateway()
+    scheduler: Scheduler = Scheduler()
+    sharing: Sharing = Sharing()
+    kvdir: Directory = Directory()
+    telemetry: Telemetry = Telemetry()
+    tracing: Tracing = Tracing()
+    log: Log = Log()
+    bus: Bus = Bus()
+    kv: Kv = Kv()
+
+    def __post_init__(self) -> None:
+        if not self.any:
+            if not (self.prefill and self.decode):
+                raise ValueError("there must be prefill and decode shards, or shards that do both")
+            return
+        if self.prefill or self.decode:
+            raise ValueError(
+                f"`any` shards are for prefill and decoding: besides {self.any} of them there can "
+                f"be no others, here {self.prefill} prefill and {self.decode} decode shards"
+            )
+        if self.tp > 1 or self.decode_tp > 1:
+            raise ValueError("`any` shards have one process: leave out `tp` and `decode_tp`")
+        if self.sharing.method in ("ring", "usp"):
+            raise ValueError(
+                f"`any` shards keep the keys and values of one span; {self.sharing.method} deals "
+                "each of them two: take another sharing.method, or prefill and decode shards"
+            )
+
+    @property
+    def shard_threads(self) -> int:
+        """Threads of one process: prefill and decode shards take turns on the same cores."""
+        processes = max(self.shards_of(role) * self.tp_of(role) for role in get_args(Role))
+        return self.threads or max(1, cores.usable() // processes)
+
+    def shards_of(self, role: Role) -> int:
+        """How many shards of a role there are."""
+        return {"prefill": self.prefill, "decode": self.decode, "any": self.any}[role]
+
+    def tp_of(self, role: Role) -> int:
+        """Processes of one shard."""
+        return self.decode_tp or self.tp if role == "decode" else self.tp
+
+    def meeting_port_of(self, role: Role, index: int) -> int:
+        """Where the processes of one shard meet."""
+        return self.meeting_port + index + (self.prefill if role == "decode" else 0)
+
+    def shard_names(self) -> list[str]:
+        """Of every process of a shard: the first has the shard's, others their rank after it."""
+        return [
+            f"{role}-{index}" + (f".{rank}" if rank else "")
+            for role in get_args(Role)
+            for index in range(self.shards_of(role))
+            for rank in range(self.tp_of(role))
+        ]
+
+    def number_of(self, role: Role, index: int, rank: int) -> int:
+        """Of a process of a shard among all of them, in the order of `spsctl status`."""
+        before = self.prefill * self.tp_of("prefill") if role == "decode" else 0
+        return before + index * self.tp_of(role) + rank
+
+    def shard_ports_of(self, role: Role, index: int, rank: int) -> tuple[int, int]:
+        """What a process of a shard binds, for the bus and for the data plane; 0 is any port."""
+        if not self.shard_port:
+            return 0, 0
+        first = self.shard_port + 2 * self.number_of(role, index, rank)
+        return first, first + 1
+
+    def require_keys(self, host: str) -> None:
+        """Check that a service may bind `host`. Invalid if others could reach it without keys."""
+        if not self.bus.keys and not is_loopback(host):
+            raise Invalid(
+                f"{host} can be reached from other machines, and the cluster has no keys: run "
+                f"`spsctl keys init`, then `spsctl up --host {host} --keys {places.keys()}` (in "
+                "a configuration: `keys` in [bus])"
+            )
+
+    def host_of(self, service: str) -> str:
+        """Where the gateway, the scheduler or the KV directory ("kvdir") is reached."""
+        section: Gateway | Scheduler | Directory = getattr(self, service)
+        return section.host or self.host
+
+    def at(self, host: str) -> "Cluster":
+        """The same with its gateway at another of its addresses."""
+        return replace(self, gateway=replace(self.gateway, host=host))
+
+    @property
+    def http_url(self) -> str:
+        scheme = "https" if self.gateway.tls_key else "http"
+        return f"{scheme}://{self.host_of('gateway')}:{self.gateway.port}"
+
+    @property
+    def gateway_address(self) -> str:
+        return f"tcp://{self.host_of('gateway')}:{self.gateway.bus_port}"
+
+    @property
+    def scheduler_address(self) -> str:
+        return f"tcp://{self.host_of('scheduler')}:{self.scheduler.bus_port}"
+
+    @property
+    def kvdir_address(self) -> str:
+        return f"tcp://{self.host_of('kvdir')}:{self.kvdir.bus_port}"
+
+    @property
+    def publish_address(self) -> str:
+        return f"tcp://{self.host_of('scheduler')}:{self.telemetry.publish_port}"
+
+    @property
+    def subscribe_address(self) -> str:
+        return f"tcp://{self.host_of('scheduler')}:{self.telemetry.subscribe_port}"
+
+
+def load(path: Path | None = None, **flags: Any) -> Cluster:
+    """Read a configuration file; `flags` that are not None override its top-level keys.
+
+    `keys` sets the bus's; `port` sets the HTTP port. That port, whether a flag or the file says it,
+    moves the other ports after it, unless the file names them. With `any` shards there are no
+    prefill and decode shards unless either says so.
+
+    Raises:
+        Invalid: the file is missing or not TOML, a key is unknown, or a value is out of range.
+    """
+    tables: dict[str, Any] = {}
+    if path is not None:
+        try:
+            tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise Invalid(f"cannot read the configuration {path}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise Invalid(f"{path} is not valid TOML: {error}") from error
+    port, keys = flags.pop("port", None) or _http_port(tables), flags.pop("keys", None)
+    tables |= {name: value for name, value in flags.items() if value is not None}
+    tables = _with_keys(tables, keys)
+    if port is not None:
+        tables = _with_ports(tables, port)
+    if tables.get("any"):
+        tables = {"prefill": 0, "decode": 0} | tables
+    try:
+        return msgspec.convert(tables, Cluster)
+    except msgspec.ValidationError as error:
+        where = path or "the command line"
+        raise Invalid(
+            f"{where}: {explained(error, Cluster)} (`spsctl config` prints every key with its "
+            "meaning)"
+        ) from error
+
+
+def _with_keys(tables: dict[str, Any], keys: str | None) -> dict[str, Any]:
+    bus = tables.get("bus", {})
+    if not isinstance(bus, dict):  # refused by name, as every value of a wrong type
+        return tables
+    found = keys or bus.get("keys", environment_bus().keys)
+    return tables | {"bus": bus | {"keys": found}} if found else tables
+
+
+def _http_port(tables: dict[str, Any]) -> int | None:
+    gateway = tables.get("gateway")
+    port = gateway.get("port") if isinstance(gateway, dict) else None
+    return port if isinstance(port, int) else None
+
+
+def _with_ports(tables: dict[str, Any], port: int) -> dict[str, Any]:
+    places = [
+        ("gateway", "port"),
+        ("gateway", "bus_port"),
+        ("scheduler", "bus_port"),
+        ("kvdir", "bus_port"),
+        ("telemetry", "publish_port"),
+        ("telemetry", "subscribe_port"),
+    ]
+    tables = {
+        name: dict(value) if isinstance(value, dict) else value for name, value in tables.items()
+    }
+    for offset, (section, key) in enumerate(places):
+        table = tables.setdefault(section, {})
+        if not isinstance(table, dict):
+            continue
+        if (section, key) == ("gateway", "port"):
+            table[key] = port
+        else:
+            table.setdefault(key, port + offset)
+    tables.setdefault("meeting_port", port + len(places))
+    return tables

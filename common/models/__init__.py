@@ -1,0 +1,29 @@
+"""Which models this machine has: where they lie, how they are pulled and converted."""
+
+from sps2.common.models.registry import (
+    Progress,
+    can_be_pulled,
+    fingerprint,
+    folder_of,
+    item_bytes,
+    locate,
+    parse_hub,
+    pulled,
+    require_tokenizer,
+    validate,
+    weight_files,
+)
+
+__all__ = [
+    "Progress",
+    "can_be_pulled",
+    "fingerprint",
+    "folder_of",
+    "item_bytes",
+    "locate",
+    "parse_hub",
+    "pulled",
+    "require_tokenizer",
+    "validate",
+    "weight_files",
+]

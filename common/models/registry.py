@@ -1,0 +1,199 @@
+"""Where models live, and what makes a folder a model; imports no torch."""
+
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from sps2.common import places
+from sps2.common.errors import Invalid
+from sps2.common.model.config import ModelConfig, read, read_json
+from sps2.common.models import digests
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage in words, how much of it is done, and of how much (0: not known)."""
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+_ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+_STORED = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+_HUB = re.compile(r"hf:(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+
+
+def locate(ref: str, home: Path | None = None) -> Path:
+    """The folder of a model that was pulled, or of a local one; nothing is downloaded.
+
+    Args:
+        ref: as given to `spsctl pull`: a known name, `hf:ORG/NAME`, a folder, or a .gguf file.
+
+    Raises:
+        Invalid: it is not here; says how to get it.
+    """
+    local = Path(ref).expanduser()
+    if local.is_dir() and (local / "config.json").exists():
+        return local
+    folder = folder_of(ref, home)
+    if not folder.is_dir():
+        raise Invalid(f"model {ref!r} is not in {folder.parent}; {_how_to_get(ref)}")
+    return folder
+
+
+def can_be_pulled(ref: str) -> bool:
+    """Whether `spsctl pull` knows where to get a model from."""
+    from sps2.common.models.pull import KNOWN
+
+    return ref in KNOWN or ref.startswith("hf:") or ref.endswith(".gguf")
+
+
+def _how_to_get(ref: str) -> str:
+    from sps2.common.models.pull import KNOWN
+
+    if can_be_pulled(ref):
+        return f"get it with `spsctl pull {ref}`"
+    return (
+        f"give {', '.join(KNOWN)}, hf:ORG/NAME, a folder or a .gguf file (`spsctl models` lists "
+        "those that are here)"
+    )
+
+
+def folder_of(ref: str, home: Path | None = None) -> Path:
+    """Where `spsctl pull` puts a model. Raises Invalid if `ref` cannot name one."""
+    root = (home or places.cache()) / "models"
+    if hub := parse_hub(ref):
+        name, revision = hub
+        return root / (name + (f"@{revision}" if revision else "")).replace("/", "--")
+    if ref.endswith(".gguf"):
+        return root / _name_of_file(Path(ref).expanduser().resolve())
+    if Path(ref).expanduser().is_dir():
+        raise Invalid(f"{ref} is a folder without config.json, so not a model")
+    if not re.fullmatch(r"\w[\w.@-]*", ref):
+        raise Invalid(
+            f"{ref!r} names no model: give a known name (smollm2-135m), hf:ORG/NAME, "
+            "a folder with config.json, or a .gguf file"
+        )
+    return root / ref
+
+
+def pulled(home: Path | None = None) -> dict[str, Path]:
+    """The folders of the models that were pulled, by the reference that names each."""
+    root = (home or places.cache()) / "models"
+    folders = sorted(root.glob("[!.]*")) if root.is_dir() else []
+    return {_ref_of(folder.name): folder for folder in folders if folder.is_dir()}
+
+
+def _ref_of(name: str) -> str:
+    """Of a folder that `folder_of` named."""
+    model, at, revision = name.partition("@")
+    if "--" not in model:
+        return name
+    return f"hf:{model.replace('--', '/', 1)}{at}{revision.replace('--', '/')}"
+
+
+def parse_hub(ref: str) -> tuple[str, str | None] | None:
+    """(ORG/NAME, revision) of an `hf:` reference, None for others. Invalid if it is malformed."""
+    if not ref.startswith("hf:"):
+        return None
+    match = _HUB.fullmatch(ref)
+    if match is None or ".." in ref:
+        raise Invalid(f"{ref!r} is not of the form hf:ORG/NAME or hf:ORG/NAME@REVISION")
+    return match["name"], match["revision"]
+
+
+def validate(folder: Path) -> None:
+    """Check that a folder holds a model that can be served, without reading the weights.
+
+    Raises:
+        Invalid: naming the file that is missing, broken or unsupported.
+    """
+    read(folder)
+    require_tokenizer(folder)
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="np"):
+                pass
+        except (SafetensorError, OSError, ValueError) as error:
+            raise Invalid(f"{path} is not a sound safetensors file: {error}") from error
+
+
+def require_tokenizer(folder: Path) -> Path:
+    """The folder's tokenizer.json. Raises Invalid if there is none."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        hint = ""
+        if (folder / "tokenizer.model").exists():
+            hint = " (tokenizer.model must be converted, for example by transformers)"
+        raise Invalid(f"{folder} lacks tokenizer.json{hint}")
+    return path
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder: the whole one, else the parts that an index names.
+
+    Raises:
+        Invalid: there are none, or not all.
+    """
+    index = folder / INDEX
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if index.exists():
+        table = read_json(index).get("weight_map")
+        if not isinstance(table, dict) or not table:
+            raise Invalid(f"{index} has no weight_map")
+        names = sorted({Path(str(name)).name for name in table.values()})
+    else:
+        pickled = " (pytorch_model.bin must be converted)" if any(folder.glob("*.bin")) else ""
+        raise Invalid(f"{folder} has no weights: neither {SINGLE} nor {INDEX}{pickled}")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise Invalid(f"{folder} lacks {', '.join(missing)}, named in {INDEX}")
+    return [folder / name for name in names]
+
+
+def fingerprint(folder: Path) -> str:
+    """Short name of exactly these weights and this configuration: the same on every machine.
+
+    All bytes count. They are read once, about a second per GB, and again after a change.
+
+    Raises:
+        Invalid: a file is missing or cannot be read.
+    """
+    paths = weight_files(folder)
+    try:
+        digest = hashlib.sha256((folder / "config.json").read_bytes())
+        for path, found in zip(paths, digests.of(paths), strict=True):
+            digest.update(f"{path.name}:{found}".encode())
+    except OSError as error:
+        raise Invalid(f"cannot read {error.filename}: {error.strerror}") from error
+    return digest.hexdigest()[:16]
+
+
+def item_bytes(dtype: str, folder: Path, config: ModelConfig) -> int:
+    """Bytes of one activation.
+
+    Args:
+        dtype: as configured; "auto" is what the model in `folder` is stored in.
+    """
+    stored = config.dtype or _stored_dtype(folder) if dtype == "auto" else dtype
+    return _ITEM_BYTES[stored]
+
+
+def _stored_dtype(folder: Path) -> str:
+    path = weight_files(folder)[0]
+    try:
+        with safe_open(path, framework="np") as weights:
+            kinds = {weights.get_slice(name).get_dtype() for name in list(weights.keys())[:1]}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise Invalid(f"{path} is not a sound safetensors file: {error}") from error
+    return _STORED.get(kinds.pop() if kinds else "", "float32")
+
+
+def _name_of_file(path: Path) -> str:
+    """Names a converted file by its contents' identity: a changed file is another model."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise Invalid(f"cannot read {path}: {error.strerror}") from error
+    identity = hashlib.sha256(f"{path}:{stat.st_size}:{stat.st_mtime_ns}".encode())
+    return f"{path.stem}-{identity.hexdigest()[:8]}"

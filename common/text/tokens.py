@@ -1,0 +1,238 @@
+"""Text to tokens and back, one token at a time; imports no torch."""
+
+import codecs
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from sps2.common.errors import Invalid
+from sps2.common.model.config import eos_ids
+from sps2.common.models import require_tokenizer
+from sps2.common.text import added
+from sps2.common.text.literal import Guard, stretches
+from sps2.common.text.spelling import spelling
+from sps2.common.text.template import ChatTemplate
+
+_SLICE = 64 << 10
+"""Characters that are tokenised at once to see whether a text is too long."""
+
+
+class Tokenizer:
+    """The tokeniser of a model in a Hugging Face folder (tokenizer.json)."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises Invalid if a file is missing, broken, or has a kind of tokeniser unknown here."""
+        path = require_tokenizer(folder)
+        try:
+            text = path.read_text(encoding="utf-8")
+            self._tokenizer = tokenizers.Tokenizer.from_str(text)
+            self._spelling = spelling(json.loads(text).get("decoder"))
+        except Exception as error:  # the library raises bare Exception
+            raise Invalid(f"{path} is not a usable tokeniser: {error}") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.folder = folder
+        added.add(self._tokenizer, folder)
+        self.special_tokens = added.special_tokens(folder)
+        """`bos_token`, `eos_token` and so on, as far as the model's files name them."""
+        tokens = self._tokenizer.get_added_tokens_decoder()
+        self.special_ids = frozenset(index for index, token in tokens.items() if token.special)
+        self._bytes: dict[int, bytes] = {}
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """One more than the largest token id; a model may have rows beyond, without a text."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    @cached_property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Every token that ends generation, by any of the model's configuration files."""
+        files = [self.folder / "generation_config.json", self.folder / "config.json"]
+        ids = [each for file in files for each in eos_ids(added.optional(file), file)]
+        named = self._tokenizer.token_to_id(self.special_tokens.get("eos_token", ""))
+        return tuple(dict.fromkeys([*ids, *([] if named is None else [named])]))
+
+    @cached_property
+    def bos_id(self) -> int | None:
+        """The token that begins a sequence, if the model has one."""
+        return self._tokenizer.token_to_id(self.special_tokens.get("bos_token", ""))
+
+    def encode(
+        self,
+        text: str,
+        add_special_tokens: bool = True,
+        parse_special_tokens: bool = True,
+        most: int | None = None,
+    ) -> list[int]:
+        """Token ids of a text. Other threads run meanwhile.
+
+        Args:
+            add_special_tokens: whether to add what the model puts around a text, such as its BOS.
+            parse_special_tokens: whether special tokens spelled out in `text` become one token.
+            most: tokens that can be used. A text that has far more is refused before all of it is
+                tokenised; one that has a few more is not.
+
+        Raises:
+            Invalid: `text` has a lone surrogate, or is too long (`context_length_exceeded`).
+        """
+        tokenizer = self._tokenizer if parse_special_tokens else self._literal
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise Invalid("the text is not valid Unicode: it has a lone surrogate") from error
+        if most is not None:
+            _refuse_long(text, most, tokenizer, "prompt")
+        return _encode(tokenizer, text, add_special_tokens).ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of token ids; ids without a text give none. Raises Invalid on a negative id."""
+        if ids and not 0 <= min(ids) <= max(ids) < 1 << 32:
+            raise Invalid("token ids must be numbers of at least 0")
+        batch = [list(ids)]  # of a batch, other threads run meanwhile
+        return self._tokenizer.decode_batch(batch, skip_special_tokens=skip_special_tokens)[0]
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        most: int | None = None,
+        **variables: Any,
+    ) -> list[int]:
+        """Token ids of a conversation, by the model's chat template.
+
+        Special tokens spelled out in a content are text: only the template's own begin or end a
+        turn.
+
+        Args:
+            most: as for `encode`.
+
+        Raises:
+            Invalid: the model has no chat template, it refuses the messages, or they are too long.
+        """
+        guarded = [
+            {**message, "content": self._guard.guarded(message["content"])} for message in messages
+        ]
+        text = self.template.render(guarded, add_generation_prompt, **variables)
+        if most is not None:
+            _refuse_long(text, most, self._tokenizer, "messages")
+        if guarded == list(messages):
+            return self.encode(text, add_special_tokens=False)
+        ids: list[int] = []
+        for stretch in stretches(text):
+            ids += self.encode(stretch.text, False, parse_special_tokens=not stretch.literal)
+        return ids
+
+    @cached_property
+    def special(self) -> dict[str, int]:
+        """Ids of the special tokens, by how they are spelled."""
+        spelled = {self._tokenizer.id_to_token(index): index for index in self.special_ids}
+        return {text: index for text, index in spelled.items() if text}
+
+    @cached_property
+    def _guard(self) -> Guard:
+        return Guard(self.special)
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The model's chat template. Raises Invalid if it has none."""
+        file = self.folder / "chat_template.jinja"
+        source: object
+        if file.exists():
+            source = file.read_text(encoding="utf-8")
+        else:
+            source = added.optional(self.folder / added.TABLE).get("chat_template")
+        if isinstance(source, list):
+            named = [each for each in source if isinstance(each, dict)]
+            source = {each.get("name"): each.get("template") for each in named}.get("default")
+        if not isinstance(source, str | None):
+            raise Invalid(f"the model's chat template is no text: {source!r}", field="messages")
+        if not source:
+            raise Invalid("the model has no chat template; use completions", field="messages")
+        return ChatTemplate(source, self.special_tokens)
+
+    def token_bytes(self, index: int) -> bytes:
+        """What a token adds to the text: maybe a part of a character. Empty if it has no text."""
+        known = self._bytes.get(index)
+        if known is None:
+            token = self._tokenizer.id_to_token(index) if index >= 0 else None
+            known = self._bytes[index] = b"" if token is None else self._spelling.bytes_of(token)
+        return known
+
+    def token_text(self, index: int) -> str:
+        """`token_bytes` as text, for people: broken characters are replaced."""
+        return self.token_bytes(index).decode(errors="replace")
+
+    @property
+    def strips_space(self) -> bool:
+        """Whether the first space of a text is the tokeniser's, not the text's (sentencepiece)."""
+        return self._spelling.strips_space
+
+    @cached_property
+    def _literal(self) -> tokenizers.Tokenizer:
+        literal = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+        literal.encode_special_tokens = True
+        literal.no_truncation()
+        literal.no_padding()
+        return literal
+
+
+class Detokenizer:
+    """The text of one growing sequence: feed ids, get what each adds; never half a character."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, prompt: Iterable[int] = (), skip_special_tokens: bool = True
+    ) -> None:
+        """`prompt` is what the tokens continue; only whether it has any text matters."""
+        self._tokenizer = tokenizer
+        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        begun = any(index not in self._skipped for index in prompt)
+        self._strip = tokenizer.strips_space and not begun
+
+    def feed(self, index: int) -> str:
+        """The text that token `index` completes; empty while a character is incomplete."""
+        if index in self._skipped:
+            return ""
+        return self._emit(self._decoder.decode(self._tokenizer.token_bytes(index)))
+
+    def flush(self) -> str:
+        """What is left at the end: a replacement character for an incomplete one, or nothing."""
+        return self._emit(self._decoder.decode(b"", final=True))
+
+    def _emit(self, text: str) -> str:
+        if self._strip and text:
+            self._strip = False
+            return text.removeprefix(" ")
+        return text
+
+
+def _encode(
+    tokenizer: tokenizers.Tokenizer, text: str, add_special_tokens: bool
+) -> tokenizers.Encoding:
+    """As `tokenizer.encode`, which would stop all other threads."""
+    batch = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+    return batch[0]
+
+
+def _refuse_long(text: str, most: int, tokenizer: tokenizers.Tokenizer, field: str) -> None:
+    """Raise Invalid if slices of `text` have over twice `most` tokens.
+
+    A text has about as many tokens as its slices have together: each cut adds a few at most.
+    """
+    size = max(_SLICE, 8 * most)
+    if len(text) <= size:
+        return
+    tokens = 0
+    for start in range(0, len(text), size):
+        tokens += len(_encode(tokenizer, text[start : start + size], False))
+        if tokens > 2 * most:
+            raise Invalid(
+                f"the prompt is too long: its first {min(start + size, len(text))} of {len(text)} "
+                f"characters have over {2 * most} tokens; the most is {most}",
+                field,
+                "context_length_exceeded",
+            )

@@ -1,0 +1,1 @@
+"""The KV that a decode shard keeps: its pool, pages of requests, cached pages."""

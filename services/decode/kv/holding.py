@@ -1,0 +1,277 @@
+"""The KV of requests on this shard: pages taken or shared, filled, given back."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from sps2.common.errors import Cancelled, Internal, Invalid, PeerLost, Refused, ServiceError
+from sps2.common.messages import Hold
+from sps2.common.messages import Holding as Held
+from sps2.common.model.config import ModelConfig
+from sps2.common.model.llama import Llama
+from sps2.common.model.pages import PagePool, SequencePages
+from sps2.common.spans import Span, pages_for
+from sps2.common.transport.expected import Like, check
+from sps2.common.transport.frame import Frame
+from sps2.common.transport.plane import Plane
+from sps2.services.decode.kv.cached import CachedPages
+from sps2.services.memory import back
+from sps2.services.poisoned import end_if_poisoned
+
+log = logging.getLogger(__name__)
+
+Key = tuple[str, int]
+"""(request, epoch)"""
+
+AHEAD_TOKENS = 4096
+"""For which memory is ready before they come."""
+WAIT_FOR_PAGES_S = 5.0
+"""A lease may be granted a moment before its pages' last user has let go of them here."""
+
+
+class Holding:
+    """One request's KV on this shard; `filled` is set once every layer of `span` has arrived.
+
+    Args:
+        span: what arrives; it follows all that is shared.
+        pages: of the span and its growth, and those of the cache that the request shares.
+        own: those of `pages` that were taken for this request, by number.
+        sources: planes that the KV comes from; if one is lost before, or sends what cannot be kept,
+            `failed` is set, and `filled`.
+    """
+
+    def __init__(
+        self,
+        key: Key,
+        span: Span,
+        pages: SequencePages,
+        own: Mapping[int, int],
+        layers: int,
+        heads: Span,
+        sources: Collection[str] = (),
+    ) -> None:
+        self.key = key
+        self.span = span
+        self.pages = pages
+        self.own = own
+        self.named: list[bytes] = []
+        """Of its own pages, those that are cached."""
+        self.filled = asyncio.Event()
+        self.kv_bytes = 0
+        self.first_s = self.last_s = self.busy_s = 0.0
+        """When the first frame came, when the last was written, and how long writing took."""
+        self.failed: ServiceError | None = None
+        self._sources = sources
+        self._layers = layers
+        self._heads = heads
+        self._missing = span.tokens * layers * heads.tokens
+        self._came: set[tuple[int, int, int]] = set()
+        """Layer, position and head of each deposit."""
+        if not self._missing:
+            self.filled.set()
+
+    def deposit(self, source: str, frame: Frame, k: Tensor, v: Tensor) -> None:
+        """Write a frame of keys and values, each [tokens, heads, head_dim], to its pages.
+
+        Raises:
+            Invalid: they are not among those that are kept here, come from elsewhere, or came
+                before.
+        """
+        tokens, heads, _ = k.shape
+        arrived = Span(frame.at, frame.at + tokens)
+        of_heads = Span(frame.head, frame.head + heads)
+        piece = (frame.layer, frame.at, frame.head)
+        inside = (arrived & self.span) == arrived and (of_heads & self._heads) == of_heads
+        expected = not self._sources or source in self._sources
+        if not (inside and expected and 0 <= frame.layer < self._layers) or piece in self._came:
+            raise Invalid(
+                f"positions {arrived} of heads {of_heads} of layer {frame.layer} do not belong here"
+            )
+        self._came.add(piece)
+        start_s = time.monotonic()
+        self.put(frame.layer, frame.at, frame.head, k, v)
+        self.first_s, self.last_s = self.first_s or start_s, time.monotonic()
+        self.busy_s += self.last_s - start_s
+        self.kv_bytes += frame.nbytes
+
+    def lose(self, peer: str) -> None:
+        """What a peer sent last may not have arrived."""
+        self.fail(peer, PeerLost(peer, f"{peer} was lost while KV of {self.key[0]} came from it"))
+
+    def fail(self, peer: str, error: ServiceError) -> None:
+        """Not all of it will come from a peer; nothing changes if none was to."""
+        if peer in self._sources and not self.filled.is_set():
+            self.failed = error
+            self.filled.set()
+
+    def put(self, layer: int, at: int, head: int, k: Tensor, v: Tensor) -> None:
+        """Write keys and values, [tokens, heads, head_dim], from position and KV head on."""
+        self.pages.write(layer, at, k, v, head - self._heads.start)
+        tokens, heads, _ = k.shape
+        self._missing -= tokens * heads
+        if not self._missing:
+            self.filled.set()
+
+
+class Holdings:
+    """Every holding of this shard, on the data loop.
+
+    Args:
+        heads: KV heads that this process has.
+        dtype: the model's, in which keys and values come.
+    """
+
+    def __init__(
+        self, pool: PagePool, plane: Plane, config: ModelConfig, heads: Span, dtype: torch.dtype
+    ) -> None:
+        self._pool = pool
+        self._plane = plane
+        self._config = config
+        self.heads = heads
+        self.dtype = dtype
+        self._held: dict[Key, Holding] = {}
+        self._freed = asyncio.Event()
+        self.cached = CachedPages(pool)
+        plane.serve("deposit", self._on_deposit, self._held)
+        plane.on_gone(self._on_gone)
+
+    @classmethod
+    def of(cls, model: Llama, pool: PagePool, plane: Plane) -> Self:
+        """Those of a process that has this model, or this share of one."""
+        heads = model.share.of(model.config.kv_heads * model.share.size)
+        return cls(pool, plane, model.config, heads, model.dtype)
+
+    def prepare(self) -> None:
+        """See to it, beside all else, that the pages taken next have memory; a GPU's have."""
+        if self._pool.device.type != "cpu":
+            return
+        pieces = self._pool.ahead(AHEAD_TOKENS // self._pool.page_tokens)
+        addresses = [(piece.data_ptr(), piece.nbytes) for piece in pieces]
+        asyncio.get_running_loop().run_in_executor(None, back, addresses)
+
+    def get(self, key: Key) -> Holding | None:
+        return self._held.get(key)
+
+    async def hold(self, request: Hold) -> Holding:
+        """Take pages for a request and accept its KV from now on, over the data plane or by `keep`.
+
+        Raises:
+            Refused: there are too few pages, and none came free in time; or pages that it would
+                share are not cached here.
+            PeerLost: a shard that the KV comes from was lost and cannot be reached again.
+        """
+        await self._plane.reach(request.sources)
+        key, span, tokens = (request.request, request.epoch), request.span, self._pool.page_tokens
+        taken = await self._take(pages_for(request.capacity, tokens))
+        try:
+            shared = self.cached.share(request.names, request.shared)
+        except Refused:
+            self._give_back(taken)
+            raise
+        own = dict(enumerate(taken, span.start // tokens))
+        pages = SequencePages(self._pool, shared | own)
+        sources = [source.name for source in request.sources]
+        holding = Holding(key, span, pages, own, self._config.layers, self.heads, sources)
+        self._held[key] = holding
+        return holding
+
+    def _on_deposit(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
+        holding = self._held[frame.requests[0], frame.epochs[0]]
+        what = f"KV of request {frame.requests[0]} from {source}"
+        try:
+            check("KV", tensors, (Like(self.dtype, (None, None, self._config.head_dim)),) * 2)
+            k, v = tensors
+            check("V", (v,), (Like(k.dtype, tuple(k.shape)),))
+            holding.deposit(source, frame, *self._plane.device.up((k, v)))
+        except Exception as error:  # whoever waits for it must not wait in vain
+            end_if_poisoned(error)
+            known = isinstance(error, Invalid)
+            why = error if known else type(error).__name__
+            log.error("%s could not be kept: %s", what, why, exc_info=None if known else error)
+            holding.fail(source, Internal(f"{what} could not be kept: {why}"))
+
+    def keep(self, key: Key, layer: int, at: int, head: int, k: Tensor, v: Tensor) -> None:
+        """Write what this process computed itself; as `Holding.put`.
+
+        Raises:
+            Cancelled: the request is not held any more.
+        """
+        holding = self._held.get(key)
+        if holding is None:
+            raise Cancelled(f"request {key[0]} is not held in epoch {key[1]} any more")
+        holding.put(layer, at, head, k, v)
+
+    async def _take(self, pages: int) -> list[int]:
+        try:
+            async with asyncio.timeout(WAIT_FOR_PAGES_S):
+                while self._pool.free_pages < pages:
+                    await self._freed.wait()
+        except TimeoutError:
+            raise Refused(f"{self._pool.free_pages} pages are free, {pages} are needed") from None
+        return self._pool.take(pages)
+
+    async def complete(self, request: Hold) -> int:
+        """Wait until every layer has arrived, and cache the full pages; bytes that came.
+
+        Raises:
+            Cancelled: the request was ended.
+            PeerLost: a shard that it comes from was lost.
+            Internal: what a shard sent could not be kept.
+        """
+        key = (request.request, request.epoch)
+        holding = self._held.get(key)
+        if holding is not None:
+            await holding.filled.wait()
+            if holding.failed is not None:
+                raise holding.failed
+            self.cache(key, request.names)
+        if holding is None or self._held.get(key) is not holding:
+            raise Cancelled(f"request {request.request} was ended")
+        return holding.kv_bytes
+
+    def cache(self, key: Key, names: Sequence[bytes], first: int = 0) -> None:
+        """Cache those own pages of a request that `names`, from page `first` on, has names for.
+
+        They must be full, in every layer. Pages whose name is cached already stay the request's.
+        """
+        if holding := self._held.get(key):
+            own = {name: holding.own[n] for n, name in enumerate(names, first) if n in holding.own}
+            holding.named += self.cached.add(own)
+
+    def evict(self, names: Sequence[bytes]) -> None:
+        """Forget cached pages; they are free once no request uses them."""
+        self.cached.drop(names)
+        self._tell_freed()
+
+    def release(self, key: Key) -> None:
+        """Give a request's pages back; unknown ones are ignored."""
+        holding = self._held.pop(key, None)
+        if holding is None:
+            return
+        self.cached.settle(holding.named)
+        self._give_back(holding.pages.table.values())
+        self.prepare()
+
+    def inventory(self) -> tuple[Held, ...]:
+        """What is held now, cached pages not counted; safe to call from another thread."""
+        return tuple(
+            Held(*key, holding.span, len(holding.own) - len(holding.named))
+            for key, holding in list(self._held.items())
+        )
+
+    def _on_gone(self, peer: str) -> None:
+        for holding in self._held.values():
+            holding.lose(peer)
+
+    def _give_back(self, pages: Iterable[int]) -> None:
+        self._pool.give_back(pages)
+        self._tell_freed()
+
+    def _tell_freed(self) -> None:
+        self._freed.set()
+        self._freed = asyncio.Event()

@@ -1,0 +1,1 @@
+"""Attention to KV on other shards: queries go there, attention states come back."""

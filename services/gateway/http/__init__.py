@@ -1,0 +1,1 @@
+"""The gateway's HTTP server: connections, limits, routes, errors, server-sent events."""

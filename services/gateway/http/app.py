@@ -1,0 +1,203 @@
+"""The HTTP routes: bodies to typed requests, chunks to answers."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from importlib.resources import files
+from typing import TypeVar
+
+import msgspec
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from msgspec import UNSET
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sps2.common import api
+from sps2.common.api import ChatChunk, ChatRequest, CompletionChunk, CompletionRequest, Version
+from sps2.common.api.collect import collect_chat, collect_completion
+from sps2.common.errors import Invalid, ServiceError
+from sps2.services.gateway.gateway import CHAT, COMPLETION, Gateway
+from sps2.services.gateway.http.body import Bodies, Body
+from sps2.services.gateway.http.doorman import OPEN, Doorman, account_of
+from sps2.services.gateway.http.guard import Guard
+from sps2.services.gateway.http.openapi import document, gives, takes
+from sps2.services.gateway.http.problems import NotReady, TooLarge, Unsupported
+from sps2.services.gateway.http.request_id import RequestIds, caller_of, name_of
+from sps2.services.gateway.http.sse import KEEP_ALIVE_S, Events, Json, Plain, Run, failed
+from sps2.services.gateway.http.visits import Logged, Visits
+from sps2.services.gateway.http.written import Written
+from sps2.services.gateway.keys.api_keys import Register
+from sps2.services.gateway.watch import metrics
+
+T = TypeVar("T", CompletionChunk, ChatChunk)
+DOCS = (
+    "default-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
+    "frame-ancestors 'none'"
+)
+"""What the page at /docs may do: nothing with other hosts."""
+
+R = TypeVar("R", CompletionRequest, ChatRequest)
+
+A_COMPLETION = {"prompt": "The capital of France is", "max_tokens": 16}
+A_CHAT = {"messages": [{"role": "user", "content": "Name three rivers."}], "max_tokens": 64}
+"""Examples of requests, for the API's document."""
+
+
+def application(
+    gateway: Gateway,
+    obstacle: Callable[[], Awaitable[str]],
+    *,
+    version: str,
+    bodies: Bodies,
+    keep_alive_s: float = KEEP_ALIVE_S,
+    register: Register | None = None,
+    names: Iterable[str] = (),
+    logged: Logged = "refused",
+) -> ASGIApp:
+    """The gateway as an ASGI application.
+
+    Args:
+        bodies: those in memory.
+        obstacle: why no request can be taken, in words; empty when they are.
+        keep_alive_s: silence on a stream after which a comment is sent.
+        register: of the API keys; None lets everybody in.
+        names: hosts by which the gateway is known where there are no keys.
+        logged: which requests get a line in the log.
+    """
+    app = FastAPI(title="SPS2", version=version, docs_url=None, redoc_url=None)
+    for kind in (HTTPException, ServiceError, TooLarge, Unsupported, NotReady, Exception):
+        app.add_exception_handler(kind, _handler)
+
+    page = files(__package__).joinpath("docs.html").read_text("utf-8")
+
+    async def check_ready() -> None:
+        if reason := await obstacle():
+            raise NotReady(f"the cluster is not ready: it waits for {reason}")
+
+    @asynccontextmanager
+    async def entered(request: Request, prefix: str, kind: type[R]) -> AsyncIterator[Body[R]]:
+        """The body of a request that can be taken; what fails is counted and traced."""
+        async with AsyncExitStack() as stack:
+            with gateway.entered(name_of(request), prefix, caller_of(request)):
+                body = await stack.enter_async_context(bodies.read(request, kind))
+                _check_progress(body.value)
+                await check_ready()
+            yield body
+
+    def given(
+        chunks: AsyncGenerator[T, None], asked: R, collected: Callable[[], Awaitable[object]]
+    ) -> Response:
+        if asked.stream:
+            return Events(_streamed(chunks, asked), keep_alive_s)
+        return Plain(collected)
+
+    @app.get("/v1/models", **gives(api.Models, "List the model, by each of its names"))
+    async def list_models() -> Response:
+        return Json(gateway.models())
+
+    @app.get("/v1/models/{model:path}", **gives(api.Model, "Show the model", 404))
+    async def show_model(model: str) -> Response:
+        if not model:
+            return Json(gateway.models())
+        return Json(gateway.model(model))
+
+    @app.post(
+        "/v1/completions",
+        **takes(CompletionRequest, api.Completion, "Continue a text", A_COMPLETION),
+    )
+    async def complete(request: Request) -> Response:
+        async def run(scope: Scope, receive: Receive, send: Send) -> None:
+            name, caller = name_of(request), caller_of(request)
+            async with entered(request, COMPLETION, CompletionRequest) as body:
+                account = account_of(request)
+                chunks = gateway.complete(body.value, name, caller, account, body.release)
+                answer = given(chunks, body.value, partial(collect_completion, chunks, Written))
+                await answer(scope, receive, send)
+
+        return Run(run)
+
+    @app.post(
+        "/v1/chat/completions",
+        **takes(ChatRequest, api.Chat, "Answer in a conversation", A_CHAT),
+    )
+    async def chat(request: Request) -> Response:
+        async def run(scope: Scope, receive: Receive, send: Send) -> None:
+            name, caller = name_of(request), caller_of(request)
+            async with entered(request, CHAT, ChatRequest) as body:
+                account = account_of(request)
+                chunks = gateway.chat(body.value, name, caller, account, body.release)
+                answer = given(chunks, body.value, partial(collect_chat, chunks, Written))
+                await answer(scope, receive, send)
+
+        return Run(run)
+
+    @app.post(
+        "/tokenize", **takes(api.Tokenize, api.Tokens, "Text to token ids", {"prompt": "Hello"})
+    )
+    async def tokenize(request: Request) -> Response:
+        async with bodies.read(request, api.Tokenize) as body:
+            return Json(await gateway.tokenize(body.value))
+
+    @app.post(
+        "/detokenize", **takes(api.Detokenize, api.Text, "Token ids to text", {"tokens": [1, 2]})
+    )
+    async def detokenize(request: Request) -> Response:
+        async with bodies.read(request, api.Detokenize) as body:
+            return Json(await gateway.detokenize(body.value))
+
+    @app.get("/docs", include_in_schema=False)
+    async def show_docs() -> Response:
+        return Response(page, media_type="text/html", headers={"content-security-policy": DOCS})
+
+    @app.get("/health")
+    async def health() -> Response:
+        return Response()
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        await check_ready()
+        return Response()
+
+    @app.get("/version", **gives(Version, "Show the version"))
+    async def show_version() -> Response:
+        return Json(Version(version))
+
+    @app.get("/metrics")
+    async def show_metrics() -> Response:
+        text = await asyncio.to_thread(gateway.metrics.page)
+        return Response(text, media_type=metrics.CONTENT_TYPE)
+
+    open_paths = None if register is None else OPEN
+    app.openapi = lambda: document(app, open_paths)  # type: ignore[method-assign]
+    inner: ASGIApp = Guard(app, names) if register is None else Doorman(app, register)
+    return RequestIds(Visits(inner, app.routes, gateway.metrics, logged))
+
+
+async def _handler(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        what = f"{request.method} {request.url.path}"
+        error = HTTPException(error.status_code, f"{error.detail}: {what}", error.headers)
+    return failed(error)
+
+
+def _check_progress(request: CompletionRequest | ChatRequest) -> None:
+    if request.sps2 is not None and request.sps2.progress and not request.stream:
+        raise Invalid("`sps2.progress` needs `stream` to be true", "sps2.progress")
+
+
+async def _streamed(
+    chunks: AsyncGenerator[T, None], request: CompletionRequest | ChatRequest
+) -> AsyncGenerator[object, None]:
+    """Chunks as HTTP clients want them: about usage only if they asked for it."""
+    wanted = request.stream_options is not None and request.stream_options.include_usage
+    try:
+        async for chunk in chunks:
+            if chunk.choices or chunk.sps2:
+                silent = wanted and chunk.usage is UNSET
+                yield msgspec.structs.replace(chunk, usage=None) if silent else chunk
+            elif wanted:
+                yield chunk
+    finally:
+        await chunks.aclose()

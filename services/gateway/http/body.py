@@ -1,0 +1,131 @@
+"""Reads the bodies of HTTP requests, within bounds of size, of memory and of work."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Generic, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+
+from sps2.common import api
+from sps2.common.errors import Cancelled, Invalid, Refused
+from sps2.services.gateway.http.problems import TooLarge, Unsupported
+
+T = TypeVar("T")
+
+SMALL = 64 << 10
+"""Bytes that a body may have without being counted: as many as a connection holds anyway."""
+MOST_VALUES = 1 << 18
+"""Values in one body, at least; each takes up to 40 times its bytes once it is decoded."""
+VALUES_PER_TOKEN = 8
+
+
+class Body(Generic[T]):
+    """A decoded body, and its share of the memory for bodies."""
+
+    def __init__(self, held: "_Held", value: T) -> None:
+        self.value = value
+        self.release = held.release
+
+
+class Bodies:
+    """All bodies in memory, until what they say is tokens.
+
+    Args:
+        max_bytes: of one body.
+        max_total: bytes of all of them.
+        max_context: tokens of prompt and answer; bounds the values of a body.
+    """
+
+    def __init__(self, max_bytes: int, max_total: int, max_context: int) -> None:
+        self._max_bytes = max_bytes
+        self._max_values = max(MOST_VALUES, VALUES_PER_TOKEN * max_context)
+        self._room = _Room(max_total)
+
+    @asynccontextmanager
+    async def read(self, request: Request, kind: type[T]) -> AsyncIterator[Body[T]]:
+        """The request's JSON body as a `kind`; its memory counts until released, or the block ends.
+
+        Raises:
+            TooLarge: it is over the limit; no more than that is kept in memory.
+            Unsupported: it is compressed.
+            Refused: there is no room for it beside the others.
+            Cancelled: the client left before all of it came.
+            Invalid: it is not a `kind`, or has too many values.
+        """
+        held = _Held(self._room)
+        try:
+            raw = await self._raw(request, held)
+            yield Body(held, await self._decoded(raw, kind))
+        finally:
+            held.release()
+
+    async def _raw(self, request: Request, held: "_Held") -> list[bytes]:
+        too_large = TooLarge(f"the body is over the limit of {self._max_bytes} bytes")
+        coding = request.headers.get("content-encoding", "identity")
+        if coding.strip().lower() not in ("", "identity"):
+            raise Unsupported(f"content-encoding {coding[:40]!r} is not taken: send plain JSON")
+        length = request.headers.get("content-length", "")
+        if length.isdigit() and int(length) > self._max_bytes:
+            raise too_large
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async for part in request.stream():
+                size += len(part)
+                if size > self._max_bytes:
+                    raise too_large
+                held.grow(size)
+                parts.append(part)
+        except ClientDisconnect:
+            raise Cancelled("the client left before its request was complete") from None
+        return parts
+
+    async def _decoded(self, parts: list[bytes], kind: type[T]) -> T:
+        raw = b"".join(parts)
+        parts.clear()
+        commas = raw.count(b",")
+        if commas >= self._max_values:
+            raise Invalid(
+                f"the body has {commas} commas: more token ids than one request may have "
+                f"({self._max_values}), or a text that no context holds",
+                None,
+                "context_length_exceeded",
+            )
+        if len(raw) <= SMALL:
+            return api.parse(raw, kind)
+        return await asyncio.to_thread(api.parse, raw, kind)
+
+
+class _Room:
+    """Bytes of all bodies in memory."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.taken = 0
+
+
+class _Held:
+    """The bytes of one body."""
+
+    def __init__(self, room: _Room) -> None:
+        self._room = room
+        self._bytes = 0
+
+    def grow(self, size: int) -> None:
+        """It has `size` bytes by now. Refused if that is too much beside the others."""
+        if size <= SMALL:
+            return
+        more, others = size - self._bytes, self._room.taken - self._bytes
+        if others and others + size > self._room.total:
+            raise Refused(
+                f"large requests fill the {self._room.total} bytes that are for them; "
+                "try again later"
+            )
+        self._bytes += more
+        self._room.taken += more
+
+    def release(self) -> None:
+        """It is no longer in memory."""
+        self._room.taken -= self._bytes
+        self._bytes = 0

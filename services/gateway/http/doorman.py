@@ -1,0 +1,52 @@
+"""Lets HTTP requests in that bring a valid API key, and no more of them than the key is for."""
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sps2.common.errors import ServiceError
+from sps2.services.gateway.http.problems import Unauthorised
+from sps2.services.gateway.http.sse import failed
+from sps2.services.gateway.keys.api_keys import Register
+from sps2.services.gateway.keys.quota import Account
+
+OPEN = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
+"""Paths that tell nothing of requests: probes and browsers bring no keys."""
+
+
+class Doorman:
+    """ASGI middleware around the routes."""
+
+    def __init__(self, app: ASGIApp, register: Register) -> None:
+        self._app = app
+        self._register = register
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN:
+            await self._app(scope, receive, send)
+            return
+        try:
+            account = self._register.account(Headers(scope=scope).get("authorization", ""))
+        except Unauthorised as error:
+            await failed(error)(scope, receive, send)
+            return
+
+        async def send_with_limits(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(account.headers())
+            await send(message)
+
+        scope.setdefault("state", {})["account"] = account
+        try:
+            if scope["method"] == "POST":
+                account.ask()
+        except ServiceError as error:
+            await failed(error)(scope, receive, send_with_limits)
+            return
+        await self._app(scope, receive, send_with_limits)
+
+
+def account_of(request: Request) -> Account | None:
+    """Who asks; None where no keys are wanted."""
+    account: Account | None = getattr(request.state, "account", None)
+    return account

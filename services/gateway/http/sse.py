@@ -1,0 +1,180 @@
+"""Answers that take their time, plain or as server-sent events; both end with their client."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from sps2.common.errors import ServiceError
+from sps2.services.gateway.http.problems import Told
+
+log = logging.getLogger(__name__)
+
+KEEP_ALIVE_S = 3.0
+DONE = b"data: [DONE]\n\n"
+STILL_HERE = b": still working\n\n"
+WHY_CHARS = 200
+_SEPARATORS = {letter.encode(): b"\\u%04x" % ord(letter) for letter in ("\x85", "\u2028", "\u2029")}
+
+
+class Json(Response):
+    """A Struct as JSON."""
+
+    media_type = "application/json"
+
+    def __init__(
+        self, value: object, status: int = 200, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(msgspec.json.encode(value), status, headers)
+
+
+class Failed(Json):
+    """An error as JSON; `state["why"]` of the request says it for the log, on one line."""
+
+    def __init__(self, told: Told) -> None:
+        super().__init__(told.body, told.status, told.headers)
+        message = repr(told.message)[1:-1][:WHY_CHARS]
+        self._why = f"{told.code}: {message}" if told.code else message
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})["why"] = self._why
+        await super().__call__(scope, receive, send)
+
+
+def failed(error: Exception) -> Failed:
+    """The answer that tells of an error; what nobody expected is logged."""
+    told = Told(error)
+    if told.status == 500:
+        log.error("a request failed", exc_info=error)
+    return Failed(told)
+
+
+class Run(Response):
+    """The answer that a function gives; what it raises is told of."""
+
+    def __init__(self, work: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        super().__init__()
+        self._work = work
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._work(scope, receive, send)
+        except Exception as error:
+            await failed(error)(scope, receive, send)
+
+
+class Plain(Response):
+    """One JSON object, once `work` is done; cancels `work` when the client goes."""
+
+    def __init__(self, work: Callable[[], Awaitable[object]]) -> None:
+        super().__init__()
+        self._work = work
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def run() -> None:
+            try:
+                answer: Response = Json(await self._work())
+            except Exception as error:
+                answer = failed(error)
+            await answer(scope, receive, send)
+
+        await while_connected(receive, run())
+
+
+class Events(Response):
+    """Objects as server-sent events, with comments while nothing comes.
+
+    The answer begins with the first object, or after `keep_alive_s`: an error before that has its
+    HTTP status; a later one is an event.
+    """
+
+    def __init__(
+        self, objects: AsyncGenerator[object, None], keep_alive_s: float = KEEP_ALIVE_S
+    ) -> None:
+        super().__init__(
+            media_type="text/event-stream",
+            headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+        )
+        del self.headers["content-length"]
+        self._objects = objects
+        self._keep_alive_s = keep_alive_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await while_connected(receive, self._run(scope, receive, send))
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        writer = _EventWriter(send, self.status_code, self.raw_headers)
+        idle = asyncio.create_task(writer.keep_alive(self._keep_alive_s))
+        try:
+            async with aclosing(self._objects) as objects:
+                async for each in objects:
+                    await writer.write(_event(each))
+        except Exception as error:
+            if not isinstance(error, ServiceError):
+                log.error("a stream failed", exc_info=error)
+            if not writer.begun:
+                idle.cancel()
+                await failed(error)(scope, receive, send)
+                return
+            told = Told(error)
+            scope.setdefault("state", {})["why"] = told.code
+            await writer.write(_event(told.body))
+        finally:
+            idle.cancel()
+        await writer.write(DONE, last=True)
+
+
+class _EventWriter:
+    def __init__(self, send: Send, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self._send = send
+        self._status = status
+        self._headers = headers
+        self._turn = asyncio.Lock()
+        self._written = asyncio.Event()
+        self.begun = False
+
+    async def write(self, event: bytes, last: bool = False) -> None:
+        async with self._turn:
+            if not self.begun:
+                self.begun = True
+                start = {"status": self._status, "headers": self._headers}
+                await self._send({"type": "http.response.start", **start})
+            body = {"body": event, "more_body": not last}
+            await self._send({"type": "http.response.body", **body})
+        self._written.set()
+
+    async def keep_alive(self, pause_s: float) -> None:
+        while True:
+            self._written.clear()
+            try:
+                async with asyncio.timeout(pause_s):
+                    await self._written.wait()
+            except TimeoutError:
+                await self.write(STILL_HERE)
+
+
+def _event(value: object) -> bytes:
+    data = msgspec.json.encode(value)
+    # JSON has these as they are, and some clients end a line at them
+    for separator, escaped in _SEPARATORS.items():
+        data = data.replace(separator, escaped)
+    return b"data: " + data + b"\n\n"
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Do `work`, but not beyond the client's leaving."""
+    async with asyncio.TaskGroup() as group:
+        tasks = {group.create_task(work), group.create_task(_left(receive))}
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,1 @@
+"""API keys of HTTP clients, with their quotas."""

@@ -1,0 +1,86 @@
+"""Who may ask over HTTP, and how much: API keys from a file, with quotas."""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sps2.common.keys import ApiKey, ApiKeys, api_digest
+from sps2.common.keys.reload import Reloaded
+from sps2.services.gateway.http.problems import Unauthorised
+from sps2.services.gateway.keys.quota import Account
+
+
+class Register:
+    """The API keys of a file, as they are now, and what each has used.
+
+    Args:
+        path: written by `spsctl keys api`.
+        now: seconds since the epoch, for keys that expire.
+        clock: seconds of no particular beginning, for quotas.
+
+    Raises:
+        Invalid: the file is malformed, or others may read it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        now: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._file = Reloaded(path, ApiKeys, {})
+        self._now = now
+        self._clock = clock
+        self._seen: ApiKeys | None = None
+        self._by_digest: dict[str, tuple[str, ApiKey]] = {}
+        self._accounts: dict[str, Account] = {}
+
+    def account(self, authorization: str) -> Account:
+        """The account that an `Authorization` header opens.
+
+        Raises:
+            Unauthorised: there is none, or its key is unknown, was revoked or has expired.
+        """
+        scheme, _, given = authorization.strip().partition(" ")
+        if scheme.lower() != "bearer" or not given.strip():
+            raise Unauthorised(
+                "give an API key: the header `Authorization: Bearer KEY`", "missing_api_key"
+            )
+        self._refresh()
+        # how long it takes to find the digest tells of digests, not of keys
+        digest = api_digest(given.strip())
+        if digest not in self._by_digest:
+            raise Unauthorised("this API key is not known here", "invalid_api_key")
+        name, key = self._by_digest[digest]
+        if key.revoked is not None:
+            when = _text(key.revoked)
+            raise Unauthorised(f"API key {name} was revoked at {when}", "revoked_api_key")
+        if key.expires is not None and self._now() >= key.expires.timestamp():
+            raise Unauthorised(
+                f"API key {name} expired at {_text(key.expires)}; it is "
+                f"{_text(datetime.fromtimestamp(self._now(), UTC))} at the gateway",
+                "expired_api_key",
+            )
+        return self._accounts[digest]
+
+    def is_empty(self) -> bool:
+        """Whether there is no key that anybody could use."""
+        return all(key.revoked is not None for key in self._file.now().values())
+
+    def _refresh(self) -> None:
+        keys = self._file.now()
+        if keys is self._seen:
+            return
+        self._seen = keys
+        self._by_digest = {key.digest: (name, key) for name, key in keys.items()}
+        old = self._accounts
+        self._accounts = {}
+        for name, key in keys.items():
+            account = old.get(key.digest) or Account(name, self._clock)
+            account.limit(key.requests_per_minute, key.tokens_per_minute)
+            self._accounts[key.digest] = account
+
+
+def _text(when: datetime) -> str:
+    return when.astimezone(UTC).isoformat(timespec="seconds")

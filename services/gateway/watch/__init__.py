@@ -1,0 +1,1 @@
+"""What the gateway reports: metrics, traces, readiness, the state of the cluster."""

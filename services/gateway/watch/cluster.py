@@ -1,0 +1,123 @@
+"""The whole cluster at a glance, from what each service says; who says nothing is lost."""
+
+import asyncio
+from importlib.metadata import version
+
+from sps2.common.bus.peer import Peer
+from sps2.common.config import Cluster
+from sps2.common.errors import ServiceError
+from sps2.common.messages import (
+    ClusterStatus,
+    Describe,
+    FleetStatus,
+    Info,
+    Leases,
+    Link,
+    ListLeases,
+    ServiceStatus,
+    ShardStatus,
+    ShowFleet,
+)
+from sps2.services.gateway.shards import Shards
+
+DEADLINE_S = 0.5
+
+Described = tuple[ServiceStatus, tuple[Link, ...]]
+
+
+class Observer:
+    """Asks everyone at once.
+
+    Args:
+        config: where the gateway itself can be reached.
+        model: the id of the served model.
+    """
+
+    def __init__(
+        self, config: Cluster, model: str, scheduler: Peer, directory: Peer, shards: Shards
+    ) -> None:
+        self._config = config
+        self._model = model
+        self._scheduler = scheduler
+        self._directory = directory
+        self._shards = shards
+
+    async def status(self, own: Info) -> ClusterStatus:
+        """What everyone says within half a second. `own` is what the gateway says of itself."""
+        async with asyncio.TaskGroup() as group:
+            fleet_asked = group.create_task(self._fleet())
+            leases_asked = group.create_task(self._leases())
+            named = [
+                group.create_task(_describe("scheduler", self._scheduler)),
+                group.create_task(_describe("kvdir", self._directory)),
+            ]
+            fleet, leases = await fleet_asked, await leases_asked
+            named += [
+                group.create_task(self._describe_shard(process, address))
+                for shard in fleet.shards
+                for process, address in _processes(shard)
+            ]
+        services = [_status(own.service, self._config.gateway_address, own)]
+        described = [each.result() for each in named]
+        services += [status for status, _ in described]
+        return ClusterStatus(
+            model=self._model,
+            quantize=self._config.quantize,
+            version=version("sps2"),
+            ready=not fleet.waiting_for,
+            waiting_for=fleet.waiting_for,
+            services=tuple(services),
+            shards=fleet.shards,
+            requests=fleet.requests,
+            leases=leases.leases,
+            leaked_pages=leases.leaked_pages,
+            links=tuple(link for _, links in described for link in links),
+        )
+
+    async def _fleet(self) -> FleetStatus:
+        try:
+            return await self._scheduler.call(ShowFleet(), DEADLINE_S)
+        except ServiceError:
+            return FleetStatus((), (), f"the scheduler at {self._scheduler.address}")
+
+    async def _leases(self) -> Leases:
+        try:
+            return await self._directory.call(ListLeases(), DEADLINE_S)
+        except ServiceError:
+            return Leases((), {}, {}, 0)
+
+    async def _describe_shard(self, shard: str, address: str) -> Described:
+        if not address:
+            return ServiceStatus(shard, "", "lost"), ()
+        peer = self._shards.at(address, shard)
+        status, links = await _describe(shard, peer)
+        if status.state == "lost":
+            self._shards.drop(peer)
+        return status, links
+
+
+def _processes(shard: ShardStatus) -> list[tuple[str, str]]:
+    """The processes of a shard, with their addresses on the control bus."""
+    followers = enumerate(shard.followers, 1)
+    return [(shard.id, shard.address), *((f"{shard.id}.{rank}", at) for rank, at in followers)]
+
+
+async def _describe(service: str, peer: Peer) -> Described:
+    try:
+        info = await peer.call(Describe(), DEADLINE_S)
+    except ServiceError:
+        return ServiceStatus(service, peer.address, "lost", waiting_for="no answer"), ()
+    return _status(service, peer.address, info), info.links
+
+
+def _status(service: str, address: str, info: Info) -> ServiceStatus:
+    return ServiceStatus(
+        service,
+        address,
+        info.state,
+        info.pid,
+        info.waiting_for,
+        info.rss_bytes,
+        info.up_s,
+        info.counters,
+    )

@@ -1,0 +1,90 @@
+"""The metrics of every process of the cluster, from the last beats that the gateway heard."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import get_args
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from sps2.common.bus.telemetry import Beat, Event, Subscriber, role_of, shard_of
+from sps2.common.config import Bus
+from sps2.common.messages import Role
+from sps2.services.gateway.watch.families import FAMILIES, Family, values
+
+Metric = CounterMetricFamily | GaugeMetricFamily
+
+PROCESS = ("role", "shard", "rank")
+"""Labels of everything that a process tells: the service or the shard's role, the shard (empty for
+other services), and which process of the shard it is."""
+LINKS = Family(
+    "sps2_link_sent_bytes",
+    "counter",
+    "Bytes that a shard sent to another, by `peer`, headers included",
+    {"": {"peer": ""}},
+)
+ROLES = get_args(Role)
+
+
+class Federation(Collector):
+    """What processes tell, for as long as they do: one that is silent is left out.
+
+    Args:
+        clock: seconds by which beats are missed.
+    """
+
+    def __init__(self, bus: Bus, clock: Callable[[], float] = time.monotonic) -> None:
+        self._bus = bus
+        self._silent_s = bus.beat_s * bus.missed_beats
+        self._clock = clock
+        self._beats: dict[str, tuple[float, Beat]] = {}
+
+    def hear(self, event: Event) -> None:
+        """Take an event from the telemetry bus."""
+        if isinstance(event, Beat):
+            self._beats = self._heard() | {event.service: (self._clock(), event)}
+
+    async def listen(self, address: str) -> None:
+        """Hear what is told at the telemetry bus, until cancelled."""
+        async with Subscriber(address, self._bus) as events:
+            async for event in events:
+                self.hear(event)
+
+    def describe(self) -> Iterator[Metric]:
+        """All metrics, without values."""
+        for family in (*FAMILIES, LINKS):
+            yield _metric(family)
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics, with what was told last; may be asked by any thread."""
+        told = [(process(name), beat, values(beat)) for name, (_, beat) in self._heard().items()]
+        for family in FAMILIES:
+            metric = _metric(family)
+            for labels, _, found in told:
+                for counter, more in family.series.items():
+                    if (value := found.get(counter)) is not None:
+                        metric.add_metric([*labels, *more.values()], family.shown(value))
+            yield metric
+        metric = _metric(LINKS)
+        for labels, beat, _ in told:
+            for peer, sent in beat.sent_bytes().items():
+                metric.add_metric([*labels, peer], sent)
+        yield metric
+
+    def _heard(self) -> dict[str, tuple[float, Beat]]:
+        """Those that are not silent. The table itself is replaced, never changed."""
+        oldest_s = self._clock() - self._silent_s
+        return {name: each for name, each in self._beats.items() if each[0] >= oldest_s}
+
+
+def process(service: str) -> tuple[str, str, str]:
+    """Values of the labels `PROCESS`."""
+    role = role_of(service)
+    if role not in ROLES:
+        return role, "", "0"
+    return role, shard_of(service), service.partition(".")[2] or "0"
+
+
+def _metric(family: Family) -> Metric:
+    kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
+    return kind(family.name, family.text, labels=[*PROCESS, *family.labels])

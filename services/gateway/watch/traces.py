@@ -1,0 +1,189 @@
+"""One trace per answer: the gateway's own part, and all parts together when somebody asks."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from sps2.common.bus.peer import Peer
+from sps2.common.errors import Invalid, ServiceError
+from sps2.common.messages import (
+    Clock,
+    Recall,
+    ShowFleet,
+    Stretch,
+    Trace,
+    Traces,
+    TraceSummary,
+)
+from sps2.common.tracing import Context, Note, Recorder, Trail
+from sps2.services.gateway.callers import Caller
+from sps2.services.gateway.http.problems import Told
+from sps2.services.gateway.running import NAME_CHARS
+from sps2.services.gateway.shards import Shards
+from sps2.services.greeting import compare
+
+DEADLINE_S = 2.0
+TIMES_ASKED = 3
+"""How often a service's clock is read: the quickest answer says most."""
+
+Part = tuple[Clock, tuple[Stretch, ...]]
+Ended = Callable[[str, Context, bool], None]
+"""Told of every answer that has ended: its name, its context, whether that is the caller's."""
+
+
+class AnswerTraces:
+    """The traces of the last answers.
+
+    Args:
+        recorder: the gateway's own.
+    """
+
+    def __init__(self, recorder: Recorder, scheduler: Peer, shards: Shards) -> None:
+        self.ended: Ended = lambda name, context, is_callers: None
+        self._recorder = recorder
+        self._scheduler = scheduler
+        self._shards = shards
+
+    @contextmanager
+    def answer(self, name: str, prefix: str, caller: Caller) -> Iterator[Trail]:
+        """The whole of an answer is what the block does.
+
+        Args:
+            prefix: of the answer's id, before its name.
+        """
+        trail = self._recorder.trail(name, caller.traceparent)
+        whole = trail.begin("request", id=f"{prefix}{name}", trace_id=trail.context.trace_id)
+        if caller.request_id:
+            whole.tell(asked_as=caller.request_id)
+        try:
+            yield whole
+        except (asyncio.CancelledError, GeneratorExit):
+            whole.tell(error="cancelled")
+            raise
+        except Exception as error:
+            whole.tell(error=Told(error).message)
+            raise
+        finally:
+            whole.end()
+            self.ended(name, trail.context, bool(trail.context.stretch))
+
+    def listed(self) -> Traces:
+        """What is kept, the last answer first."""
+        now_s = time.monotonic()
+        return Traces(tuple(_summary(note, now_s) for _, note in self._wholes()))
+
+    async def show(self, request: str) -> Trace:
+        """All parts of a trace, by the clock of the gateway.
+
+        Raises:
+            Invalid: no trace of such a request is kept.
+        """
+        name, whole = self._find(request)
+        own = await self._recorder.recall(Recall(name))
+        (asked, parts), missing = await self._others(name), list[str]()
+        clocks = [Clock("gateway", 0.0, 0.0)]
+        stretches = [*own.stretches]
+        for service, part in zip(asked, parts, strict=True):
+            if part is None:
+                missing.append(service)
+            elif part[1]:
+                clocks.append(part[0])
+                stretches += part[1]
+        ago_s = time.monotonic() - whole.start_s
+        return Trace(
+            str(whole.detail["id"]),
+            str(whole.detail["trace_id"]),
+            time.time() - ago_s,
+            tuple(_shifted(each, -whole.start_s) for each in stretches),
+            tuple(clocks),
+            tuple(missing),
+        )
+
+    def _wholes(self) -> list[tuple[str, Note]]:
+        return [
+            (name, page[0]) for name, page in self._recorder.notes() if isinstance(page[0], Note)
+        ]
+
+    def _find(self, request: str) -> tuple[str, Note]:
+        wholes = self._wholes()
+        wanted = request.rpartition("-")[2][:NAME_CHARS]  # as in `Running.cancel`
+        for name, whole in wholes:
+            if name == wanted or request == whole.detail.get("asked_as"):
+                return name, whole
+        kept = f"the last {len(wholes)} are" if wholes else "none is"
+        raise Invalid(
+            f"no trace of a request {request[:80]!r}: {kept} kept; `spsctl trace` lists them",
+            "request",
+            "request_not_found",
+        )
+
+    async def _others(self, name: str) -> tuple[list[str], list[Part | None]]:
+        """Who was asked, and what they said; None where there was no answer."""
+        peers = {"scheduler": self._scheduler}
+        try:
+            fleet = await self._scheduler.call(ShowFleet(), DEADLINE_S)
+        except ServiceError:
+            return ["scheduler"], [None]
+        silent = []
+        for shard in fleet.shards:
+            if shard.address:
+                peers[shard.id] = self._shards.at(shard.address, shard.id)
+            else:
+                silent.append(shard.id)
+        parts = await asyncio.gather(*(_ask(*each, name) for each in peers.items()))
+        return [*peers, *silent], [*parts, *[None] * len(silent)]
+
+
+async def _ask(service: str, peer: Peer, name: str) -> Part | None:
+    try:
+        clock = await _clock(service, peer)
+        told = (await peer.call(Recall(name), DEADLINE_S)).stretches
+    except ServiceError:
+        return None
+    return clock, tuple(_shifted(each, clock.offset_s) for each in told)
+
+
+async def _clock(service: str, peer: Peer) -> Clock:
+    """How the service's clock differs from ours; if by no more than can be known, they are one and
+    the same, that of this host."""
+    found = [await compare(peer, "gateway", DEADLINE_S) for _ in range(TIMES_ASKED)]
+    best = min(found, key=lambda clocks: clocks.error_s)
+    if abs(best.monotonic_s) <= best.error_s:
+        return Clock(service, 0.0, 0.0)
+    return Clock(service, -best.monotonic_s, best.error_s)
+
+
+def _shifted(each: Stretch, by_s: float) -> Stretch:
+    return Stretch(
+        each.id,
+        each.parent,
+        each.name,
+        each.start_s + by_s,
+        each.stop_s + by_s,
+        each.busy_s,
+        each.is_open,
+        each.service,
+        each.detail,
+    )
+
+
+def _summary(whole: Note, now_s: float) -> TraceSummary:
+    detail = whole.detail
+
+    def number(name: str) -> float | None:
+        value = detail.get(name)
+        return None if value is None else float(value)
+
+    prompt_tokens, tokens = number("prompt_tokens"), number("tokens")
+    return TraceSummary(
+        str(detail["id"]),
+        str(detail.get("asked_as", "")),
+        now_s - whole.start_s,
+        (now_s if whole.stop_s is None else whole.stop_s) - whole.start_s,
+        whole.stop_s is None,
+        None if prompt_tokens is None else int(prompt_tokens),
+        None if tokens is None else int(tokens),
+        number("ttft_s"),
+        str(detail.get("error", "")),
+    )

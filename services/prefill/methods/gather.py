@@ -1,0 +1,103 @@
+"""All-gather of keys and values: each rank pushes its own to every rank that can see them."""
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sps2.kernels import State
+from sps2.services.prefill.group import Group
+from sps2.services.prefill.methods.attended import Rows, Seen, cut, needed, rows_of
+from sps2.services.prefill.methods.codec import from_wire, to_wire, wire_like
+from sps2.services.tasks import gather_all
+
+
+class Gather:
+    """The `Attention` of one rank: its keys leave at once, those of others are used as they come.
+
+    With spans that follow each other a rank needs only the ranks before it, none of which waits for
+    it: half of a ring's bytes, and transfers hide behind all of the layers before. Source: the
+    all-gather context parallelism of Llama 3 (arXiv 2407.21783, section 3.3.2), pushed.
+    """
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+
+    async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> State:
+        group = self._group
+        window = group.config.window(layer)
+        others = [rank for rank in range(group.ranks) if rank != group.rank]
+        leaving: dict[str, tuple[list[Rows], list[int]]] = {}
+        for to in others:
+            if rows := needed(group.mine, group.rows[to], window):
+                leaving.setdefault(str(rows), (rows, []))[1].append(to)
+        pushes = [self._push(layer, k, v, *each) for each in leaving.values()]
+        coming = [(of, needed(group.rows[of], group.mine, window)) for of in others]
+        sources = [(of, rows) for of, rows in coming if rows]
+        pieces = _Pieces(Seen(q, group.mine, group.config.scale, window), 1 + len(sources))
+        own = partial(pieces.attend, k, v, group.mine)
+        if group.scheme.pipelined:
+            for push in pushes:
+                group.background(layer, (k, v), push)
+            took = [self._take(layer, of, rows, pieces) for of, rows in sources]
+            states = await gather_all(group.compute(own, layer), *took)
+        else:
+            async with asyncio.TaskGroup() as both:
+                for push in pushes:
+                    both.create_task(push)
+                receives = [self._recv(layer, of, rows, q.dtype) for of, rows in sources]
+                came = await gather_all(*receives)
+            states = [await group.compute(own, layer)]
+            for (_, rows), carried in zip(sources, came, strict=True):
+                states.append(await self._attend(layer, rows, carried, pieces))
+        (whole,) = filter(None, states)
+        return whole
+
+    async def _push(
+        self, layer: int, k: Tensor, v: Tensor, rows: Sequence[Rows], to: Sequence[int]
+    ) -> None:
+        group = self._group
+        work = partial(to_wire, cut(k, rows), cut(v, rows), group.scheme.wire)
+        plain = group.scheme.wire == "plain"  # has nothing to compute
+        carried = work() if plain else await group.compute(work, layer)
+        await group.send_all(to, "kv", layer, 0, carried)
+
+    async def _recv(
+        self, layer: int, of: int, rows: Sequence[Rows], dtype: torch.dtype
+    ) -> tuple[Tensor, ...]:
+        config, wire = self._group.config, self._group.scheme.wire
+        tokens = sum(span.tokens for span, _ in rows)
+        wanted = wire_like(tokens, config.kv_heads, config.head_dim, dtype, wire)
+        return await self._group.recv(of, "kv", layer, 0, wanted)
+
+    async def _take(
+        self, layer: int, of: int, rows: Sequence[Rows], pieces: "_Pieces"
+    ) -> State | None:
+        carried = await self._recv(layer, of, rows, pieces.seen.dtype)
+        return await self._attend(layer, rows, carried, pieces)
+
+    async def _attend(
+        self, layer: int, rows: Sequence[Rows], carried: tuple[Tensor, ...], pieces: "_Pieces"
+    ) -> State | None:
+        spans = rows_of(span for span, _ in rows)
+        tokens = sum(span.tokens for span, _ in rows)
+
+        def work() -> State | None:
+            return pieces.attend(*from_wire(carried, tokens, pieces.seen.dtype), spans)
+
+        return await self._group.compute(work, layer)
+
+
+class _Pieces:
+    """Keys and values that come in so many pieces; who attends to the last one has the state."""
+
+    def __init__(self, seen: Seen, left: int) -> None:
+        self.seen = seen
+        self._left = left
+
+    def attend(self, k: Tensor, v: Tensor, rows: Sequence[Rows]) -> State | None:
+        self.seen.attend(k, v, rows)
+        self._left -= 1
+        return None if self._left else self.seen.state()
