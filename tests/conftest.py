@@ -138,7 +138,8 @@ def _write_tokenizer(folder: Path) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([Path(__file__).read_text()], trainer)
+    license = (Path(__file__).parents[1] / "LICENSE").read_text()  # a text that never changes
+    tokenizer.train_from_iterator([license], trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",

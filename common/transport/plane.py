@@ -26,6 +26,8 @@ from sps2.common.transport.takers import Deliver, Request, Takers
 
 MAX_PEERS = 4096
 """Known at one time; beyond that the longest known of those that are gone are forgotten."""
+DIALS = 8
+"""Attempts to open one link while the other side, which dials too, begins new generations."""
 
 Leaving = Callable[[], AbstractContextManager[None]]
 """Entered when a frame has its credit, left when it has left."""
@@ -247,16 +249,18 @@ class Plane:
 
     async def _dial(self, peer: Known, there: messages.Peer) -> Link:
         try:
-            try:
-                peer.link = await self._backend.dial(there, peer.generation)
-            except Behind as behind:
-                is_over = peer.is_linked and peer.generation < behind.generation
-                if is_over:
-                    self.gone(there.name, "it has lost its links with this side")
-                peer.generation = max(peer.generation, behind.generation)
-                if is_over:
-                    raise
-                peer.link = await self._backend.dial(there, peer.generation)
+            for attempts_left in reversed(range(DIALS)):
+                try:
+                    peer.link = await self._backend.dial(there, peer.generation)
+                    break
+                except Behind as behind:
+                    is_over = peer.is_linked and peer.generation < behind.generation
+                    if is_over:
+                        self.gone(there.name, "it has lost its links with this side")
+                    peer.generation = max(peer.generation, behind.generation)
+                    if is_over or not attempts_left:
+                        raise
+            assert peer.link is not None
             self._welcome(peer)
             return peer.link
         except PeerLost:

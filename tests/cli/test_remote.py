@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sps2.cli import commands, remote
+from sps2.cli import commands, ports, remote
 from sps2.cli.hosts import Host, Hosts
+from sps2.common import config
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid
 
@@ -23,7 +24,11 @@ def alone(folder: Path, **has: str) -> Hosts:
 
 @pytest.fixture
 def cluster(checkpoint: Callable[[str], Path]) -> Cluster:
-    return Cluster(model=str(checkpoint("smollm2")))
+    return of_free_ports(str(checkpoint("smollm2")))
+
+
+def of_free_ports(model: str, **shards: int) -> Cluster:
+    return config.load(port=ports.free_base(), model=model, **shards)
 
 
 def test_nothing_is_wrong(tmp_path: Path, cluster: Cluster) -> None:
@@ -65,7 +70,7 @@ def test_versions_apart(tmp_path: Path, cluster: Cluster, monkeypatch: pytest.Mo
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match=r"'alpha': model 'hf:no/model' is not in .*spsctl pull"):
-        remote.check(Cluster(model="hf:no/model"), alone(tmp_path))
+        remote.check(of_free_ports("hf:no/model"), alone(tmp_path))
 
 
 def test_models_apart(tmp_path: Path, checkpoint: Callable[[str], Path]) -> None:
@@ -78,7 +83,7 @@ def test_models_apart(tmp_path: Path, checkpoint: Callable[[str], Path]) -> None
         hosts.append(Host(f"host-{number}", f"127.0.0.{number}", any=1, home=str(models.parent)))
     listed = Hosts(tuple(hosts), HERE, sys.executable)
     with pytest.raises(Invalid, match=r"^host 'host-3': its model is not the one"):
-        remote.check(Cluster(model="hf:org/model", prefill=0, decode=0, any=3), listed)
+        remote.check(of_free_ports("hf:org/model", any=3), listed)
 
 
 def test_a_clock_apart_is_told(

@@ -4,10 +4,12 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,8 +95,7 @@ def test_what_the_screen_shows(loaded: Running, width: int, height: int) -> None
 
 
 def test_once_for_scripts(loaded: Running) -> None:
-    done = subprocess.run([*TOP, "--once", "--json"], capture_output=True, text=True, timeout=60)
-    found = json.loads(done.stdout)
+    found = until_it_decodes()
     assert {each["service"] for each in found["services"]} == {
         "gateway",
         "scheduler",
@@ -106,13 +107,23 @@ def test_once_for_scripts(loaded: Running) -> None:
     assert all(each["state"] in ("ready", "busy") for each in shards.values())
     assert all(0 <= each["busy"] <= 1 for each in shards.values())
     keepers = [shards[name] for name in SHARDS[2:]]
-    assert sum(each["owned"] for each in keepers) >= 1
     assert all(each["pages"] >= each["pages_free"] > 0 for each in keepers)
-    assert found["cluster"]["tokens_out_s"] > 0
     between = {(each["source"], each["target"]) for each in found["links"]}
     assert {("prefill-0", "prefill-1"), ("prefill-1", "prefill-0")} <= between
     assert all(each["sent_bytes"] > 0 for each in found["links"])
-    assert any(each["stage"] == "decode" and each["tokens"] for each in found["requests"])
+
+
+def until_it_decodes() -> dict[str, Any]:
+    """What the command tells once a request of the load has tokens."""
+    deadline_s = time.monotonic() + 120
+    while True:
+        done = subprocess.run([*TOP, "--once", "--json"], capture_output=True, text=True)
+        found: dict[str, Any] = json.loads(done.stdout)
+        decoding = any(each["stage"] == "decode" and each["tokens"] for each in found["requests"])
+        owned = sum(each["owned"] for each in found["shards"])
+        if decoding and owned and found["cluster"]["tokens_out_s"] > 0:
+            return found
+        assert time.monotonic() < deadline_s, found
 
 
 def test_progress_of_a_real_prefill(loaded: Running) -> None:

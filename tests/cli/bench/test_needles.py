@@ -42,7 +42,7 @@ def test_too_little_room_and_too_little_text(folder: Path) -> None:
     needles = hidden_in("text")
     with pytest.raises(Invalid, match="too few for 8 needles"):
         prompts(Tokenizer(folder), TEXT, 600, needles, needles[:1])
-    with pytest.raises(Invalid, match="the text has 3 tokens"):
+    with pytest.raises(Invalid, match="the text has 4 tokens"):
         prompts(Tokenizer(folder), "short", 500, [], [])
 
 

@@ -65,7 +65,6 @@ Sites = tuple[Site, Site, Network]
 def sites(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sites]:
     """Two planes with links both ways."""
     monkeypatch.setattr(hello, "SILENCE_S", SILENCE_S)
-    monkeypatch.setattr(hello, "DIAL_S", SILENCE_S)
     try:
         with network(["alpha", "beta"]) as built:
             alpha, beta = (Site(host, request.param) for host in built.hosts.values())
@@ -74,6 +73,7 @@ def sites(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
                     here.plane.introduce(there.plane.peer)
                     there.begin(lambda plane: asyncio.sleep(0, plane.open("r", 0))).result()
                     here.begin(sending(there, 0)).result(PATIENCE_S)
+                monkeypatch.setattr(hello, "DIAL_S", SILENCE_S)
                 yield alpha, beta, built
             finally:
                 for site in (alpha, beta):

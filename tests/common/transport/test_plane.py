@@ -10,6 +10,7 @@ from sps2.common.errors import Invalid, PeerLost
 from sps2.common.messages import Peer
 from sps2.common.transport import plane as planes
 from sps2.common.transport.frame import Frame, frame_for
+from sps2.common.transport.links import Stale
 from sps2.common.transport.plane import Plane
 
 MakePlanes = Callable[..., Awaitable[list[Plane]]]
@@ -337,6 +338,24 @@ async def test_losses_on_both_sides_again_and_again(make_planes: MakePlanes) -> 
 
         await asyncio.gather(eventually(a, b, "x"), eventually(b, a, "y"))
     assert not a.counters["bad_frames"] + b.counters["bad_frames"]
+
+
+async def test_a_side_that_goes_on_losing_its_links_is_dialled_again(
+    make_planes: MakePlanes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both dial at once on a busy machine: each attempt may meet a later generation."""
+    a, b = await make_planes()
+    admit, generations = b.admit, iter([1, 2, 3])
+
+    def late(peer: Peer, generation: int) -> None:
+        if generation < (now := next(generations, generation)):
+            raise Stale("its links were lost again", now)
+        admit(peer, generation)
+
+    monkeypatch.setattr(b, "admit", late)
+    with b.open("r", 0) as inbox:
+        await a.send(b.name, kv(torch.ones(1)), (torch.ones(1),))
+        assert await inbox.recv("kv", 0, 0, a.name)
 
 
 async def test_waiting_uses_no_processor(make_planes: MakePlanes) -> None:

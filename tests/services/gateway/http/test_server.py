@@ -220,7 +220,7 @@ async def test_streams_events(http):
     async with http.stream("POST", COMPLETIONS, json=body) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         assert "content-length" not in answer.headers
-        lines = [line async for line in answer.aiter_lines() if line]
+        lines = [line async for line in answer.aiter_lines() if line.startswith("data: ")]
     assert lines[-1] == "data: [DONE]"
     events = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
     assert [event["choices"][0]["text"] for event in events] == ["H", "e"]
