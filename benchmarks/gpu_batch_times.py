@@ -5,10 +5,11 @@ from gpu_timing import DIM, HEADS, KV_HEADS, Row, milliseconds, random, show
 
 from sps2.kernels import PagedRows, Run, attention, paged_attention
 from sps2.kernels.append import append
+from sps2.kernels.contracts import Choices
 from sps2.kernels.gpu import pod
 from sps2.kernels.quantize import quantise_rows
 from sps2.kernels.rows import rotate
-from sps2.kernels.sample import Choices, sample, truncate
+from sps2.kernels.sample import sample, truncate
 
 PREFIX, OWN = 8 << 10, 512
 BATCHES = (4, 16, 64)

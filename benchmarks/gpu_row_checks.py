@@ -8,8 +8,9 @@ from gpu_compare import LIMIT, Check, error_of, of_state, short
 
 from sps2.kernels import State, merge_many
 from sps2.kernels.append import append
+from sps2.kernels.contracts import Choices
 from sps2.kernels.rows import add_norm, rotate, swiglu
-from sps2.kernels.sample import Choices, sample
+from sps2.kernels.sample import sample
 
 
 def run(device: torch.device) -> Iterator[Check]:

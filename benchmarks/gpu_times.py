@@ -8,11 +8,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from sps2.kernels import PagedRows, Run, attention, paged_attention
+from sps2.kernels.contracts import BLOCK
 from sps2.kernels.csa import Scores, choose_probes, importance, score
 from sps2.kernels.gpu import packed
 from sps2.kernels.gpu import sparse as masked
 from sps2.kernels.gpu.quantize import pack_all_on_device
-from sps2.kernels.quantize import BLOCK
 
 LENGTHS = (8 << 10, 32 << 10, 128 << 10)
 BATCHES = (1, 16, 64)

@@ -1,0 +1,1 @@
+"""The `spsctl` command, and the launcher and supervisor behind it."""

@@ -1,0 +1,1 @@
+"""Images, Docker Compose files and Kubernetes manifests."""

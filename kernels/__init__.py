@@ -1,7 +1,8 @@
 """Attention and what it is made of: pure functions from tensors to tensors."""
 
-from sps2.kernels.attention import PagedRows, attention, paged_attention
+from sps2.kernels.attention import attention, paged_attention
 from sps2.kernels.merge import merge, merge_many
+from sps2.kernels.relay import PagedRows
 from sps2.kernels.state import Run, Scales, State, empty_state
 
 __all__ = [

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sps2.kernels import blocks, gpu, native, paged, relay
+from sps2.kernels import blocks, gpu, native, paged
 from sps2.kernels.merge import merge_many
 from sps2.kernels.quantize import restore_rows
+from sps2.kernels.relay import PagedRows
 from sps2.kernels.state import Run, Scales, State, empty_state
 
 
@@ -68,50 +69,6 @@ def attention(
             )
         whole.out[rows], whole.lse[rows] = merge_many(states)
     return whole
-
-
-class PagedRows:
-    """Where the keys of each row of a decode batch lie: made once, used in every layer.
-
-    Args:
-        runs: of each row's own sequence, as slots of the pool.
-        positions: of the queries.
-    """
-
-    def __init__(self, runs: Sequence[Sequence[Run]], positions: Sequence[int]) -> None:
-        self.positions = positions
-        self.keys = sum(run.tokens for own in runs for run in own)
-        """That the rows attend to, in a layer without a window."""
-        self.at = torch.tensor(positions, dtype=torch.int64)
-        self.runs = runs
-        self._shared = relay.parts_of(runs, positions)
-        self.keys_read = sum(part.tokens for level in self._shared for part in level)
-        """As `keys`, but those that rows share counted once."""
-        self._reach = max(
-            (
-                positions[row] + 1 - part.runs[0].start
-                for level in self._shared[:-1]
-                for part in level
-                for row in part.rows
-                if part.runs
-            ),
-            default=0,
-        )
-        self._plans: dict[bool, relay.Plan] = {}
-
-    def parts(self, window: int | None) -> list[list[relay.Part]]:
-        """What is read for which rows; a window that hides shared keys from some leaves none."""
-        return self._shared if self._shares(window) else relay.alone(self.runs)
-
-    def plan(self, window: int | None) -> relay.Plan:
-        """`parts` for the native kernel."""
-        shares = self._shares(window)
-        if shares not in self._plans:
-            self._plans[shares] = relay.Plan(self.parts(window))
-        return self._plans[shares]
-
-    def _shares(self, window: int | None) -> bool:
-        return window is None or self._reach <= window
 
 
 def paged_attention(

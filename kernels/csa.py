@@ -14,7 +14,8 @@ from torch import Tensor
 
 from sps2.kernels import gpu, native
 from sps2.kernels.attention import attention
-from sps2.kernels.quantize import BLOCK, Packed, unpack
+from sps2.kernels.contracts import BLOCK, Packed
+from sps2.kernels.quantize import unpack
 from sps2.kernels.state import Run, State, empty_state
 
 SEGMENT = 128

@@ -4,31 +4,11 @@ Asymmetric, with a lower edge and a step in float16 for every channel of a block
 every token of values. Source: KIVI (arXiv 2402.02750), section 3, for the axes.
 """
 
-from typing import Literal, NamedTuple
-
 import torch
 from torch import Tensor
 
 from sps2.kernels import gpu, native
-
-BLOCK = 64
-"""Tokens that share the channel scales of their keys; what CSA keeps or drops."""
-
-Bits = Literal[4, 8]
-
-
-class Packed(NamedTuple):
-    """Blocks of keys and values; in 4 bits two numbers share a byte, and `width` is dim / 2.
-
-    k, v: [blocks, BLOCK, width] uint8.
-    k_scale: [blocks, 2, dim] float16, lower edge and step of a channel.
-    v_scale: [blocks, 2, BLOCK] float16, of a token.
-    """
-
-    k: Tensor
-    k_scale: Tensor
-    v: Tensor
-    v_scale: Tensor
+from sps2.kernels.contracts import BLOCK, Bits, Packed
 
 
 def blocks_of(x: Tensor) -> Tensor:

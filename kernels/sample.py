@@ -1,32 +1,14 @@
 """The next token of each row of a batch: truncation, and a draw that only its seed decides."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from sps2.kernels import gpu
+from sps2.kernels.contracts import Choices
 
 WORD = 0xFFFFFFFF
 MARGIN = 1e-5
 """Far more than a sum of float32 shares is off."""
-
-
-class Choices(NamedTuple):
-    """How the token of each row is chosen; on the device of the logits.
-
-    temperature: [rows] float32; 0 takes the most likely token.
-    min_p: [rows] float32, relative to the most likely token; 0 keeps all.
-    top_k: [rows] int32; 0 keeps all.
-    top_p: [rows] float32; 1 keeps all.
-    seeds: [rows] int64, of the request and the token's number.
-    """
-
-    temperature: Tensor
-    min_p: Tensor
-    top_k: Tensor
-    top_p: Tensor
-    seeds: Tensor
 
 
 def truncate(scores: Tensor, min_p: float, top_k: int, top_p: float) -> Tensor:

@@ -1,0 +1,1 @@
+"""`spsctl bench`: what sparse attention costs in quality."""

@@ -15,7 +15,7 @@ from sps2.common.model.llama import Llama
 from sps2.common.spans import Span, consecutive, zigzag
 from sps2.common.transport.frame import Purpose
 from sps2.common.transport.plane import Leaving, Plane
-from sps2.kernels.quantize import BLOCK
+from sps2.kernels.contracts import BLOCK
 from sps2.services.prefill.group import Attention, Group
 from sps2.services.prefill.methods.registry import attend_by
 from sps2.services.prefill.prompt import exchanged

@@ -1,0 +1,1 @@
+"""`spsctl keys`: keys of the bus, API keys, keys of clients."""

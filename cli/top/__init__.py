@@ -1,0 +1,1 @@
+"""`spsctl top`: a live view of a cluster in the terminal."""

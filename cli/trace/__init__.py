@@ -1,0 +1,1 @@
+"""`spsctl trace`: where the time of a request went."""

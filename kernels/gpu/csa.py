@@ -9,9 +9,9 @@ import triton.language as tl
 from torch import Tensor
 
 from sps2.kernels import check
+from sps2.kernels.contracts import BLOCK
 from sps2.kernels.gpu import tiles
 from sps2.kernels.gpu.softmax import LN2, LOG2E, operand, product
-from sps2.kernels.quantize import BLOCK
 
 PORTION = 8
 """Blocks of keys for one program."""

@@ -17,13 +17,13 @@ import triton.language as tl
 from torch import Tensor
 
 from sps2.kernels import check
-from sps2.kernels.attention import PagedRows
 from sps2.kernels.gpu import tiles
 from sps2.kernels.gpu.flash import strides
 from sps2.kernels.gpu.merge import merge_pieces
 from sps2.kernels.gpu.pieces import LEAST, Pieces, cut
 from sps2.kernels.gpu.softmax import LOG2E, finish, operand, product, weigh
 from sps2.kernels.gpu.tiles import Tile
+from sps2.kernels.relay import PagedRows
 from sps2.kernels.state import Scales, State
 
 

@@ -9,10 +9,10 @@ import triton.language as tl
 from torch import Tensor
 
 from sps2.kernels import check
+from sps2.kernels.contracts import BLOCK, Packed
 from sps2.kernels.gpu import tiles
 from sps2.kernels.gpu.quantize import checked, halves
 from sps2.kernels.gpu.softmax import LOG2E, finish, product, weigh
-from sps2.kernels.quantize import BLOCK, Packed
 from sps2.kernels.state import State
 
 

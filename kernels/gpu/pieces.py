@@ -6,9 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sps2.kernels.attention import PagedRows
 from sps2.kernels.gpu import upload
-from sps2.kernels.relay import Part
+from sps2.kernels.relay import PagedRows, Part
 
 WAVES = 16
 """Programs for each multiprocessor, so that the last ones are a small part."""

@@ -16,12 +16,12 @@ from torch import Tensor
 from triton.language.extra.cuda import smid
 
 from sps2.kernels import check
-from sps2.kernels.attention import PagedRows
 from sps2.kernels.gpu import decode, flash, tiles
 from sps2.kernels.gpu.decode import piece_of
 from sps2.kernels.gpu.flash import Part, strides, tile_of
 from sps2.kernels.gpu.merge import merge_pieces
 from sps2.kernels.gpu.softmax import INTERPRETED
+from sps2.kernels.relay import PagedRows
 from sps2.kernels.state import Scales, State
 
 PROCESSORS = 512

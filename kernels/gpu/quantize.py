@@ -9,8 +9,8 @@ import triton.language as tl
 from torch import Tensor
 
 from sps2.kernels import check
+from sps2.kernels.contracts import BLOCK, Bits, Packed
 from sps2.kernels.gpu import tiles
-from sps2.kernels.quantize import BLOCK, Bits, Packed
 
 ROUND: tl.constexpr = tl.constexpr(12582912.0)
 """1.5 * 2^23: added and taken away again it rounds to even, as torch does."""

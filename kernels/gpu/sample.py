@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sps2.kernels import check
-from sps2.kernels.sample import Choices
+from sps2.kernels.contracts import Choices
 
 CHUNK = 4096
 """Tokens that a program looks at together."""

@@ -1,0 +1,1 @@
+"""A mixed shard: it prefills and decodes."""

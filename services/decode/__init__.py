@@ -1,0 +1,1 @@
+"""A decode shard: keeps KV pages and generates tokens in a running batch."""

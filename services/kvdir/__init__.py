@@ -1,0 +1,1 @@
+"""The KV directory: leases of pages, and which prefixes are cached where."""

@@ -1,0 +1,1 @@
+"""A prefill shard: one rank of the groups that compute prompts together."""

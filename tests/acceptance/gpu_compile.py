@@ -12,6 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from sps2.kernels import PagedRows, Run, State
+from sps2.kernels.contracts import Choices
 from sps2.kernels.gpu import (
     append,
     csa,
@@ -25,7 +26,6 @@ from sps2.kernels.gpu import (
     sample,
     sparse,
 )
-from sps2.kernels.sample import Choices
 
 DTYPE = torch.bfloat16
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from sps2.kernels.contracts import BLOCK
 from sps2.kernels.csa import score
-from sps2.kernels.quantize import BLOCK
 
 
 @given(

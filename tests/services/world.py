@@ -32,7 +32,7 @@ from sps2.common.model.sample import Sampler
 from sps2.common.prefix import page_names
 from sps2.common.spans import Span, consecutive, paged_split, zigzag
 from sps2.common.transport.plane import Plane
-from sps2.kernels.quantize import BLOCK
+from sps2.kernels.contracts import BLOCK
 from sps2.services.decode.batch import Batch
 from sps2.services.decode.kv.holding import Holding, Holdings, Key
 from sps2.services.decode.remote.exchange import Exchange

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from sps2.common.transport.expected import Like
-from sps2.kernels.quantize import BLOCK, Packed, pack_all, unpack_all
+from sps2.kernels.contracts import BLOCK, Packed
+from sps2.kernels.quantize import pack_all, unpack_all
 
 PLAIN = 2
 """Tensors of a frame whose keys and values are in the model's dtype; quantised ones have more."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from sps2.common.errors import Invalid
 from sps2.common.transport.expected import Like, check_from
 from sps2.kernels import State
+from sps2.kernels.contracts import BLOCK, Packed
 from sps2.kernels.csa import (
     Blocks,
     Plain,
@@ -20,7 +21,7 @@ from sps2.kernels.csa import (
     lost,
     score,
 )
-from sps2.kernels.quantize import BLOCK, Packed, blocks_of, pack, quantise_rows, restore_rows
+from sps2.kernels.quantize import blocks_of, pack, quantise_rows, restore_rows
 from sps2.services.prefill.group import Group
 from sps2.services.prefill.methods.attended import Seen, by_heads
 from sps2.services.prefill.methods.codec import packed_like

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sps2.kernels import csa as on_cpu
+from sps2.kernels.contracts import BLOCK
 from sps2.kernels.gpu import csa
-from sps2.kernels.quantize import BLOCK
 
 from .close import DTYPES, near
 

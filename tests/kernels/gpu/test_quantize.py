@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from sps2.kernels import State
+from sps2.kernels.contracts import BLOCK, Bits, Packed
 from sps2.kernels.gpu import packed, quantize
-from sps2.kernels.quantize import BLOCK, Bits, Packed, blocks_of, pack, unpack
+from sps2.kernels.quantize import blocks_of, pack, unpack
 from sps2.kernels.reference import reference_attention
 
 from .close import DTYPES, near_state

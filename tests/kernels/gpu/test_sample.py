@@ -5,10 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sps2.kernels.contracts import Choices
 from sps2.kernels.gpu import sample as on_gpu
 from sps2.kernels.gpu.sample import sample
-from sps2.kernels.sample import Choices, truncate
 from sps2.kernels.sample import sample as defined
+from sps2.kernels.sample import truncate
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sps2.kernels import Run, State, empty_state
+from sps2.kernels.contracts import BLOCK
 from sps2.kernels.gpu import sparse
-from sps2.kernels.quantize import BLOCK
 from sps2.kernels.reference import reference_attention
 
 from .batch import pool_of

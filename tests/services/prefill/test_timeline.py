@@ -10,7 +10,7 @@ import pytest
 
 from sps2.common.messages import Method, Scheme, Selection
 from sps2.common.spans import consecutive, zigzag
-from sps2.kernels.quantize import BLOCK
+from sps2.kernels.contracts import BLOCK
 from sps2.services.prefill.timeline import Entry, Timeline
 
 from .ranks import attended, config, random_qkv

@@ -5,7 +5,7 @@ import torch
 
 from sps2.common.messages import Scheme, Selection
 from sps2.common.spans import Span, consecutive
-from sps2.kernels.quantize import BLOCK
+from sps2.kernels.contracts import BLOCK
 from sps2.services.prefill.methods.csa import Csa
 
 from ...world import greedy, oracle, tiny_model, world
