@@ -34,7 +34,7 @@ class Host(Section, frozen=True):
     """Those of the three that run here; the first host has what nobody else has."""
     prefill: NotNegative = 0
     decode: NotNegative = 0
-    any: NotNegative = 0
+    mixed: NotNegative = 0
     python: str = ""
     """The Python there that has SPS2; empty takes the list's."""
     home: str = ""
@@ -44,7 +44,7 @@ class Host(Section, frozen=True):
 
     def shards_of(self, role: Role) -> int:
         """How many shards of a role run here."""
-        return {"prefill": self.prefill, "decode": self.decode, "any": self.any}[role]
+        return {"prefill": self.prefill, "decode": self.decode, "mixed": self.mixed}[role]
 
 
 class Hosts(Section, frozen=True):

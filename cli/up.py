@@ -45,9 +45,9 @@ def up(
     ] = None,
     prefill: Annotated[Number, typer.Option(min=1, help="number of prefill shards")] = None,
     decode: Annotated[Number, typer.Option(min=1, help="number of decode shards")] = None,
-    any_: Annotated[
+    mixed: Annotated[
         Number,
-        typer.Option("--any", min=1, help="number of shards that do both, in place of the others"),
+        typer.Option("--mixed", min=1, help="number of shards that prefill and decode"),
     ] = None,
     device: Annotated[
         DeviceName | None, typer.Option(help="where shards compute; auto: on GPUs if there are any")
@@ -99,10 +99,10 @@ def up(
     Flags override the file. In the foreground it runs until Ctrl-C, which stops all of it.
     """
     places = load(hosts) if hosts is not None else None
-    if places is not None and (prefill or decode or any_ or host):
+    if places is not None and (prefill or decode or mixed or host):
         raise typer.BadParameter(
             f"{hosts} says how many shards there are and where: leave out --prefill, --decode, "
-            "--any and --host"
+            "--mixed and --host"
         )
     cluster = effective(
         config,
@@ -115,7 +115,7 @@ def up(
         served_model_name=served_model_name or None,
         prefill=prefill,
         decode=decode,
-        any=any_,
+        mixed=mixed,
         device=device,
         dtype=dtype,
         quantize=quantize,

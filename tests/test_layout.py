@@ -13,8 +13,8 @@ SETUP = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools
 FOLDERS = {name: ROOT / folder for name, folder in SETUP["package-dir"].items()}
 ORDER = ["sps2.kernels", "sps2.common", "sps2.services", "sps2.cli"]
 """Each package imports itself and those before it."""
-SERVICES = ["any", "decode", "gateway", "kvdir", "prefill", "scheduler"]
-MADE_OF = {"any": ["decode", "prefill"]}
+SERVICES = ["mixed", "decode", "gateway", "kvdir", "prefill", "scheduler"]
+MADE_OF = {"mixed": ["decode", "prefill"]}
 """A shard that does both is made of the services that do either."""
 SOURCES = sorted(path for folder in FOLDERS.values() for path in folder.rglob("*.py"))
 TORCH_FREE = [

@@ -151,7 +151,7 @@ EVERY = ("ttft", "tbt", "streams", "start", "memory", "turns")
 
 KINDS: dict[str, Kind] = {
     "sps2": Kind(_sps2("--prefill=2", "--decode=2"), 4, EVERY),
-    "sps2-any": Kind(_sps2("--any=2"), 4, EVERY),
+    "sps2-mixed": Kind(_sps2("--mixed=2"), 4, EVERY),
     "sps2-int4": Kind(_sps2("--prefill=2", "--decode=2", "--quantize=int4"), 4, ("tbt", "streams")),
     "vllm": Kind(_vllm(prefix_caching=False), 8),
     "vllm-prefix": Kind(_vllm(prefix_caching=True), 8, ("turns",)),

@@ -27,7 +27,7 @@ STATES = {
     "starting": "yellow",
     "lost": "bold red",
 }
-ROLES = {"prefill": "cyan", "decode": "green", "any": "blue"}
+ROLES = {"prefill": "cyan", "decode": "green", "mixed": "blue"}
 BAR = 5
 """The shortest."""
 

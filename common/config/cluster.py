@@ -119,7 +119,7 @@ class Cluster(Section, frozen=True):
     ] = "127.0.0.1"
     prefill: Annotated[NotNegative, Meta(description="prefill shards")] = 1
     decode: Annotated[NotNegative, Meta(description="decode shards")] = 1
-    any: Annotated[
+    mixed: Annotated[
         NotNegative,
         Meta(
             description="shards that do both, in place of prefill and decode shards, which are 0 "
@@ -168,20 +168,20 @@ class Cluster(Section, frozen=True):
     kv: Kv = Kv()
 
     def __post_init__(self) -> None:
-        if not self.any:
+        if not self.mixed:
             if not (self.prefill and self.decode):
                 raise ValueError("there must be prefill and decode shards, or shards that do both")
             return
         if self.prefill or self.decode:
             raise ValueError(
-                f"`any` shards are for prefill and decoding: besides {self.any} of them there can "
-                f"be no others, here {self.prefill} prefill and {self.decode} decode shards"
+                f"mixed shards prefill and decode: beside {self.mixed} of them there can be no "
+                f"others, here {self.prefill} prefill and {self.decode} decode shards"
             )
         if self.tp > 1 or self.decode_tp > 1:
-            raise ValueError("`any` shards have one process: leave out `tp` and `decode_tp`")
+            raise ValueError("mixed shards have one process: leave out `tp` and `decode_tp`")
         if self.sharing.method in ("ring", "usp"):
             raise ValueError(
-                f"`any` shards keep the keys and values of one span; {self.sharing.method} deals "
+                f"mixed shards keep the keys and values of one span; {self.sharing.method} deals "
                 "each of them two: take another sharing.method, or prefill and decode shards"
             )
 
@@ -193,7 +193,7 @@ class Cluster(Section, frozen=True):
 
     def shards_of(self, role: Role) -> int:
         """How many shards of a role there are."""
-        return {"prefill": self.prefill, "decode": self.decode, "any": self.any}[role]
+        return {"prefill": self.prefill, "decode": self.decode, "mixed": self.mixed}[role]
 
     def tp_of(self, role: Role) -> int:
         """Processes of one shard."""
@@ -272,7 +272,7 @@ def load(path: Path | None = None, **flags: Any) -> Cluster:
     """Read a configuration file; `flags` that are not None override its top-level keys.
 
     `keys` sets the bus's; `port` sets the HTTP port. That port, whether a flag or the file says it,
-    moves the other ports after it, unless the file names them. With `any` shards there are no
+    moves the other ports after it, unless the file names them. With mixed shards there are no
     prefill and decode shards unless either says so.
 
     Raises:
@@ -291,7 +291,7 @@ def load(path: Path | None = None, **flags: Any) -> Cluster:
     tables = _with_keys(tables, keys)
     if port is not None:
         tables = _with_ports(tables, port)
-    if tables.get("any"):
+    if tables.get("mixed"):
         tables = {"prefill": 0, "decode": 0} | tables
     try:
         return msgspec.convert(tables, Cluster)

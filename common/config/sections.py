@@ -125,8 +125,8 @@ class Scheduler(Section, frozen=True):
     decode_span_tokens: Annotated[
         Positive,
         Meta(
-            description="KV is spread over decode shards so that one gets about this; `any` shards "
-            "spread that of prompts with more than this to compute"
+            description="KV is spread over decode shards so that one gets about this; mixed "
+            "shards spread that of prompts with more than this to compute"
         ),
     ] = 2048
 

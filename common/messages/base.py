@@ -7,8 +7,8 @@ import msgspec
 Reply = TypeVar("Reply")
 Item = TypeVar("Item")
 
-Role = Literal["prefill", "decode", "any"]
-"""`any` does both: what it computes of a prompt's KV stays with it."""
+Role = Literal["prefill", "decode", "mixed"]
+"""`mixed` does both: what it computes of a prompt's KV stays with it."""
 FinishReason = Literal["stop", "length"]
 
 

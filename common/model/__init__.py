@@ -1,1 +1,1 @@
-"""The transformer: configuration, weights, layers, rotary embedding, sampling, tensor parallelism."""
+"""The transformer: configuration, weights, layers, sampling, tensor parallelism."""

@@ -46,17 +46,17 @@ class Fleet:
     """Members by id, those that were lost, and the room of the directory less what is on its way.
 
     Args:
-        prefill, decode, any: how many shards of each role the cluster is configured to have: of the
-            first two, or of the last.
+        prefill, decode, mixed: how many shards of each role the cluster is configured to have: of
+            the first two, or of the last.
     """
 
-    def __init__(self, prefill: int = 0, decode: int = 0, any: int = 0) -> None:
-        self.expected: dict[Role, int] = {"prefill": prefill, "decode": decode, "any": any}
-        self.in_place = any > 0
+    def __init__(self, prefill: int = 0, decode: int = 0, mixed: int = 0) -> None:
+        self.expected: dict[Role, int] = {"prefill": prefill, "decode": decode, "mixed": mixed}
+        self.in_place = mixed > 0
         """Whether prompts are decoded where they were prefilled."""
-        self.prefilling: Role = "any" if self.in_place else "prefill"
+        self.prefilling: Role = "mixed" if self.in_place else "prefill"
         """The role of the shards that prefill."""
-        self.keeping: Role = "any" if self.in_place else "decode"
+        self.keeping: Role = "mixed" if self.in_place else "decode"
         """The role of the shards that keep KV."""
         self.members: dict[str, Member] = {}
         self.lost: dict[str, Shard] = {}

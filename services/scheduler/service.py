@@ -102,7 +102,7 @@ class SchedulerService:
         self._traces = traces
         self._core = Core(
             POLICIES[config.scheduler.policy](config.scheduler, schemes),
-            Fleet(config.prefill, config.decode, config.any),
+            Fleet(config.prefill, config.decode, config.mixed),
             config.scheduler.max_queue,
             config.scheduler.patience_s,
         )

@@ -120,11 +120,11 @@ def test_help_lists_what_can_be_chosen(
 @pytest.mark.parametrize(
     ("file", "flags", "message"),
     [
-        ("", ["--any", "2", "--prefill", "1"], "1 prefill and 0 decode shards"),
-        ("prefill = 4\ndecode = 3", ["--any", "2"], "4 prefill and 3 decode shards"),
-        ("any = 2", ["--decode", "1"], "besides 2 of them there can be no others"),
-        ("any = 2", ["--tp", "2"], "one process"),
-        ("any = 2\n[sharing]\nmethod = 'ring'", [], "another sharing.method"),
+        ("", ["--mixed", "2", "--prefill", "1"], "1 prefill and 0 decode shards"),
+        ("prefill = 4\ndecode = 3", ["--mixed", "2"], "4 prefill and 3 decode shards"),
+        ("mixed = 2", ["--decode", "1"], "besides 2 of them there can be no others"),
+        ("mixed = 2", ["--tp", "2"], "one process"),
+        ("mixed = 2\n[sharing]\nmethod = 'ring'", [], "another sharing.method"),
         ("prefill = 0", [], "or shards that do both"),
     ],
 )
@@ -139,8 +139,8 @@ def test_shards_that_do_both_stand_alone(
 
 
 def test_any_alone_is_a_whole_cluster(tmp_path: Path) -> None:
-    cluster = config.load(any=2)
-    assert (cluster.prefill, cluster.decode, cluster.any) == (0, 0, 2)
+    cluster = config.load(mixed=2)
+    assert (cluster.prefill, cluster.decode, cluster.mixed) == (0, 0, 2)
     path = tmp_path / "cluster.toml"
     path.write_text(config_text.dump(cluster, "test"))
     assert config.load(path) == cluster

@@ -24,7 +24,7 @@ VALUES = {
     "host": "localhost",
     "prefill": 5,
     "decode": 6,
-    "any": 2,
+    "mixed": 2,
     "tp": 2,
     "decode_tp": 2,
     "threads": 3,

@@ -80,10 +80,10 @@ def test_models_apart(tmp_path: Path, checkpoint: Callable[[str], Path]) -> None
         models = tmp_path / f"home-{number}" / "models"
         models.mkdir(parents=True)
         (models / "org--model").symlink_to(checkpoint(family))
-        hosts.append(Host(f"host-{number}", f"127.0.0.{number}", any=1, home=str(models.parent)))
+        hosts.append(Host(f"host-{number}", f"127.0.0.{number}", mixed=1, home=str(models.parent)))
     listed = Hosts(tuple(hosts), HERE, sys.executable)
     with pytest.raises(Invalid, match=r"^host 'host-3': its model is not the one"):
-        remote.check(of_free_ports("hf:org/model", any=3), listed)
+        remote.check(of_free_ports("hf:org/model", mixed=3), listed)
 
 
 def test_a_clock_apart_is_told(

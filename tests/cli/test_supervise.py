@@ -148,10 +148,10 @@ def test_a_shard_of_several_processes_is_one_unit(folder: RunFolder) -> None:
 
 
 def test_shards_that_do_both_are_services_of_their_own(folder: RunFolder) -> None:
-    cluster = load(any=2)
-    assert service_names(cluster)[3:] == ["any-0", "any-1"]
-    argv = commands(cluster, folder)["any-1"].argv
-    assert (argv[2], argv[-2:]) == ("sps2.services.any", ("--index", "1"))
+    cluster = load(mixed=2)
+    assert service_names(cluster)[3:] == ["mixed-0", "mixed-1"]
+    argv = commands(cluster, folder)["mixed-1"].argv
+    assert (argv[2], argv[-2:]) == ("sps2.services.mixed", ("--index", "1"))
 
 
 async def test_processes_of_a_unit_end_and_start_again_together(folder: RunFolder) -> None:

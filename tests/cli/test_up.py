@@ -128,16 +128,18 @@ def test_two_shards_that_do_both_are_a_cluster(
     spsctl: Spsctl, checkpoint: Callable[[str], Path]
 ) -> None:
     flags = ("--port", str(ports.free_base()), "--model", str(checkpoint("llama3")))
-    up = spsctl("up", "--detach", "--name", "test", "--any", "2", *flags)
+    up = spsctl("up", "--detach", "--name", "test", "--mixed", "2", *flags)
     assert up.returncode == 0, up.stderr
-    assert "2 any shards" in " ".join(up.stdout.split())
+    assert "2 mixed shards" in " ".join(up.stdout.split())
     status = json.loads(spsctl("status", "--name", "test", "--json").stdout)
-    assert {"gateway", "scheduler", "kvdir", "any-0", "any-1"} == set(pids(status))
-    assert [(shard["role"], shard["state"]) for shard in status["shards"]] == [("any", "ready")] * 2
+    assert {"gateway", "scheduler", "kvdir", "mixed-0", "mixed-1"} == set(pids(status))
+    assert [(shard["role"], shard["state"]) for shard in status["shards"]] == [
+        ("mixed", "ready")
+    ] * 2
     assert all(shard["pages_free"] == shard["pages"] > 0 for shard in status["shards"])
     done = spsctl("complete", "Once upon a time", "-n", "4", "-t", "0", "--json", "--name", "test")
     usage = json.loads(done.stdout)["usage"]["sps2"]
-    assert usage["owner"] in ("any-0", "any-1")
+    assert usage["owner"] in ("mixed-0", "mixed-1")
     assert usage["deposit_bytes"] == 0
     assert spsctl("down", "--name", "test").returncode == 0
 

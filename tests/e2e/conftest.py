@@ -37,7 +37,7 @@ def launch(
             "scheduler": {"prefill_span_tokens": 16, "decode_span_tokens": 64},
             "dtype": "float32",
             "threads": 1,
-            **({} if "any" in more else {"prefill": 2, "decode": 2}),
+            **({} if "mixed" in more else {"prefill": 2, "decode": 2}),
             **more,
         }
         with running_cluster(

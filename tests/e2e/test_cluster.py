@@ -231,8 +231,8 @@ def test_bad_requests_are_told_apart_and_change_nothing(cluster: Running) -> Non
     ("family", "shards"),
     [
         ("mistral", {}),
-        ("qwen2", {"any": 2}),
-        ("yarn", {"any": 2}),
+        ("qwen2", {"mixed": 2}),
+        ("yarn", {"mixed": 2}),
     ],
 )
 def test_every_family_is_served(launch: Launch, family: str, shards: dict[str, int]) -> None:

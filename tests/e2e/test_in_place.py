@@ -34,8 +34,8 @@ KV = {"page_tokens": PAGE}
 
 @pytest.fixture(scope="module", params=["ucx", "tcp"])
 def cluster(request: pytest.FixtureRequest, launch: Launch) -> Iterator[Running]:
-    """Three shards of role `any` over each transport; pages so small that 7 tokens fill three."""
-    with launch("smollm2", request.param, any=3, kv=KV) as running:
+    """Three shards of role `mixed` over each transport; pages so small that 7 tokens fill three."""
+    with launch("smollm2", request.param, mixed=3, kv=KV) as running:
         yield running
 
 
@@ -58,7 +58,7 @@ def test_kv_stays_with_the_ranks_that_computed_it(cluster: Running, method: str)
     assert usage.method == method
     assert usage.deposit_bytes == 0
     assert usage.prefill_bytes == usage.exchange_bytes == usage.predicted_exchange_bytes
-    assert {place.shard for place in usage.placements} == {"any-0", "any-1", "any-2"}
+    assert {place.shard for place in usage.placements} == {"mixed-0", "mixed-1", "mixed-2"}
     assert usage.owner == usage.placements[-1].shard
     spans = [place.span for place in usage.placements]
     assert all(span.tokens for span in spans)
@@ -113,7 +113,7 @@ async def test_a_cancel_at_any_moment_frees_every_page(cluster: Running, pauses:
 @pytest.fixture(scope="module")
 def doomed(launch: Launch) -> Iterator[Running]:
     """A cluster that loses shards."""
-    with launch("llama3", "tcp", any=3, kv=KV) as running:
+    with launch("llama3", "tcp", mixed=3, kv=KV) as running:
         yield running
 
 
@@ -213,7 +213,7 @@ async def test_the_rest_of_a_prompt_joins_its_prefix(
 @pytest.fixture
 def long(launch: Launch) -> Iterator[Running]:
     """A cluster for prompts over 4,096 tokens: CSA leaves shorter ones whole."""
-    with launch("long", "tcp", any=2) as running:
+    with launch("long", "tcp", mixed=2) as running:
         yield running
 
 
@@ -255,7 +255,7 @@ async def test_a_prefix_that_is_lost_at_any_moment_changes_no_answer(doomed: Run
     async with AsyncClient(doomed.bus) as client:
         for pause_s in (0.0, 0.02, 0.05):
             await ask(client, prompt_of(300), "alike", sp_degree=3)
-            pid = pid_of(await client.status(), "any-1")
+            pid = pid_of(await client.status(), "mixed-1")
             asking = [asyncio.create_task(ask(client, each, "alike")) for each in prompts]
             await asyncio.sleep(pause_s)
             os.kill(pid, signal.SIGKILL)
@@ -263,14 +263,14 @@ async def test_a_prefix_that_is_lost_at_any_moment_changes_no_answer(doomed: Run
                 answers = await asyncio.gather(*asking)
             for prompt, answer in zip(prompts, answers, strict=True):
                 assert said(answer) == right(doomed, prompt)
-            await joined(client, "any-1", pid)
+            await joined(client, "mixed-1", pid)
         assert (await released(client)).leaked_pages == 0
 
 
 @pytest.fixture
 def small(launch: Launch) -> Iterator[Running]:
     """A cluster with room for few prompts."""
-    with launch("llama3", "tcp", any=2, kv={"page_tokens": 8, "pool_tokens": 320}) as running:
+    with launch("llama3", "tcp", mixed=2, kv={"page_tokens": 8, "pool_tokens": 320}) as running:
         yield running
 
 

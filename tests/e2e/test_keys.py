@@ -40,7 +40,7 @@ def keyed(
     ring.add_client("alice", folder / "alice.key")
     api_key = ring.add_api_key("bob")
     with (
-        launch("smollm2", request.param, any=2, keys=str(ring.folder)) as cluster,
+        launch("smollm2", request.param, mixed=2, keys=str(ring.folder)) as cluster,
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("SPS2_KEYS", str(folder / "alice.key"))

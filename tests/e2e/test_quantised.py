@@ -31,7 +31,7 @@ def restored(folder: Path, target: Path) -> Path:
 def test_answers_are_those_of_the_numbers(
     launch: Launch, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    with launch("qwen3", "tcp", any=2, quantize="int4") as cluster:
+    with launch("qwen3", "tcp", mixed=2, quantize="int4") as cluster:
         plain = Running(restored(cluster.folder, tmp_path / "m"), cluster.bus, cluster.url)
         for length in (1, 17, 150):
             answered_as_transformers(plain, length, 32)

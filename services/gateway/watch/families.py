@@ -82,7 +82,7 @@ FAMILIES: tuple[Family, ...] = (
         "shard_role",
         prefill="prefill_shards",
         decode="decode_shards",
-        any="any_shards",
+        mixed="mixed_shards",
     ),
     _by(
         "sps2_shards_expected",
@@ -91,7 +91,7 @@ FAMILIES: tuple[Family, ...] = (
         "shard_role",
         prefill="prefill_shards_expected",
         decode="decode_shards_expected",
-        any="any_shards_expected",
+        mixed="mixed_shards_expected",
     ),
     _one(
         "sps2_num_requests_waiting",

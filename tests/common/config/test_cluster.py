@@ -32,8 +32,8 @@ def test_what_should_be_a_table_is_named(
 @pytest.mark.parametrize(
     ("text", "key"),
     [
-        ("any = 'two'", "any"),
-        ("any = [2]", "any"),
+        ("mixed = 'two'", "mixed"),
+        ("mixed = [2]", "mixed"),
         ("meeting_port = 'x'", "meeting_port"),
         ("[scheduler]\nbus_port = {}", "scheduler.bus_port"),
         ("[bus]\nbeat_s = nan", "bus.beat_s"),

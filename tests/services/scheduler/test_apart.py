@@ -70,7 +70,7 @@ def test_the_only_shard_of_a_role_is_kept() -> None:
 def test_shards_that_do_both_work_apart_too() -> None:
     core = in_place(64, 64)
     assert len(parts(plan_of(core, 200))) == 2
-    part(core, "any-0", "any-1")
+    part(core, "mixed-0", "mixed-1")
     assert len(parts(plan_of(core, 200))) == 1
 
 

@@ -36,16 +36,16 @@ SHORT = 128
 
 
 def room(*free: int, total: int = 64) -> Room:
-    named = {f"any-{index}": pages for index, pages in enumerate(free)}
+    named = {f"mixed-{index}": pages for index, pages in enumerate(free)}
     return Room(named, dict.fromkeys(named, total))
 
 
 def cluster(*free: int, total: int = 64, **sharing: object) -> Core:
     configured = Scheduler(prefill_span_tokens=64, decode_span_tokens=SHORT)
     schemes = Schemes(CONFIG, 2, Sharing(**sharing))  # type: ignore[arg-type]
-    core = Core(Fcfs(configured, schemes), Fleet(any=len(free)), 100)
+    core = Core(Fcfs(configured, schemes), Fleet(mixed=len(free)), 100)
     for index in range(len(free)):
-        core.handle(Joined(shard("any", index, total)), 0)
+        core.handle(Joined(shard("mixed", index, total)), 0)
     core.handle(RoomSeen(room(*free, total=total)), 0)
     return core
 
@@ -81,7 +81,7 @@ def check(plan: Plan, prompt: int, answer: int, free: dict[str, int]) -> None:
 def test_short_prompts_share_a_shard() -> None:
     core = cluster(64)
     for request in "abcdefgh":
-        assert launched(submit(core, request, 30)).plan.group == ("any-0",)
+        assert launched(submit(core, request, 30)).plan.group == ("mixed-0",)
     assert submit(core, "too many", 30) == []
 
 
@@ -123,10 +123,10 @@ def test_a_prefix_stays_where_it_is_and_the_rest_is_dealt_after_it(
     degree: int | None,
 ) -> None:
     cached = [
-        CachedRun(f"any-{index % len(free)}", pages, pages * idle) for index, pages, idle in runs
+        CachedRun(f"mixed-{index % len(free)}", pages, pages * idle) for index, pages, idle in runs
     ]
     for index in range(len(free)):
-        free[index] += sum(run.idle for run in cached if run.shard == f"any-{index}")
+        free[index] += sum(run.idle for run in cached if run.shard == f"mixed-{index}")
     core = cluster(*free, total=200)
     wish = Wish(sp_degree=None if degree is None else min(degree, len(free)))
     work = Work("r", prompt, answer, wish)
@@ -155,48 +155,48 @@ def test_one_keeps_a_short_prompt_that_two_compute() -> None:
 
 def test_one_keeps_a_short_rest_beside_who_has_the_prefix() -> None:
     core = cluster(64, 64, 64)
-    cached = (CachedRun("any-0", 20, 20), CachedRun("any-1", 2, 2))
-    for member in ("any-0", "any-1"):
+    cached = (CachedRun("mixed-0", 20, 20), CachedRun("mixed-1", 2, 2))
+    for member in ("mixed-0", "mixed-1"):
         core.fleet.members[member].owned |= {"a", "b"}
     plan = core._policy.plan(Work("r", 22 * PAGE + 100, 16, Wish(sp_degree=3)), cached, core.fleet)
     assert isinstance(plan, Plan)
     check(plan, 22 * PAGE + 100, 16, dict.fromkeys(plan.group, 64))
-    assert set(plan.group) == {"any-0", "any-1", "any-2"}
+    assert set(plan.group) == {"mixed-0", "mixed-1", "mixed-2"}
     first, second, owner = plan.placements
     assert [(each.pages, each.span.tokens) for each in (first, second)] == [(0, 0), (0, 0)]
-    assert (owner.shard, owner.span) == ("any-2", Span(22 * PAGE, 22 * PAGE + 100))
+    assert (owner.shard, owner.span) == ("mixed-2", Span(22 * PAGE, 22 * PAGE + 100))
 
 
 def test_who_has_the_prefix_computes_the_rest_unless_it_owns_more() -> None:
     core = cluster(64, 64, 64)
-    cached = (CachedRun("any-1", 4, 4),)
+    cached = (CachedRun("mixed-1", 4, 4),)
     plan = core._policy.plan(Work("r", 100, 16), cached, core.fleet)
     assert isinstance(plan, Plan)
-    assert plan.group == ("any-1",)
+    assert plan.group == ("mixed-1",)
     assert plan.placements[0].shared == (Span(0, 64),)
     assert plan.dealt.spans == ((Span(64, 100),),)
     assert plan.dealt.predicted_bytes == {}
-    core.fleet.members["any-1"].owned |= {"a", "b"}
+    core.fleet.members["mixed-1"].owned |= {"a", "b"}
     plan = core._policy.plan(Work("r", 100, 16), cached, core.fleet)
     assert isinstance(plan, Plan)
     prefix, owner = plan.placements
-    assert (prefix.shard, prefix.span, prefix.pages) == ("any-1", Span(64, 64), 0)
+    assert (prefix.shard, prefix.span, prefix.pages) == ("mixed-1", Span(64, 64), 0)
     assert (plan.group, owner.shared) == ((owner.shard,), ())
     assert plan.dealt.predicted_bytes["prefix_q"] == 36 * 3 * 6 * 16 * 2
 
 
 def test_who_has_the_prefix_is_asked_while_it_prefills_another() -> None:
     core = cluster(64, 64)
-    core.fleet.members["any-0"].prefilled["other"] = 900
-    plan = core._policy.plan(Work("r", 100, 16), (CachedRun("any-0", 6, 6),), core.fleet)
+    core.fleet.members["mixed-0"].prefilled["other"] = 900
+    plan = core._policy.plan(Work("r", 100, 16), (CachedRun("mixed-0", 6, 6),), core.fleet)
     assert isinstance(plan, Plan)
-    assert (plan.prefix.pages, plan.group) == (6, ("any-1",))
+    assert (plan.prefix.pages, plan.group) == (6, ("mixed-1",))
 
 
 def test_spans_shift_from_shards_that_are_nearly_full() -> None:
     plan = launched(submit(cluster(64, 2, 64), "r", 600, sp=3)).plan
-    check(plan, 600, 16, {"any-0": 64, "any-1": 2, "any-2": 64})
-    assert {place.shard: place.span.tokens for place in plan.placements}["any-1"] == 2 * PAGE
+    check(plan, 600, 16, {"mixed-0": 64, "mixed-1": 2, "mixed-2": 64})
+    assert {place.shard: place.span.tokens for place in plan.placements}["mixed-1"] == 2 * PAGE
 
 
 def test_more_shards_prefill_where_fewer_have_no_room() -> None:
@@ -210,7 +210,7 @@ def test_the_owner_is_the_one_that_owns_least_and_has_room_for_the_answer() -> N
     core.handle(Granted("a", room(50, 50)), 0)
     core.handle(Prefilled("a"), 0)
     assert launched(submit(core, "b", 200)).plan.owner != first.owner
-    assert launched(submit(cluster(3, 30), "r", 100, 200)).plan.owner == "any-1"
+    assert launched(submit(cluster(3, 30), "r", 100, 200)).plan.owner == "mixed-1"
 
 
 def test_a_shard_prefills_one_prompt_at_a_time_beside_what_it_decodes() -> None:
@@ -220,7 +220,7 @@ def test_a_shard_prefills_one_prompt_at_a_time_beside_what_it_decodes() -> None:
     core.handle(Granted("a", room(50)), 0)
     assert [action.request for action in core.handle(Prefilled("a"), 0)] == ["b"]
     (status,) = core.shards()
-    assert (status.role, status.state, status.requests) == ("any", "busy", ("a", "b"))
+    assert (status.role, status.state, status.requests) == ("mixed", "busy", ("a", "b"))
     core.handle(Ended("a"), 0)
     core.handle(Ended("b"), 0)
     assert core.shards()[0].state == "ready"
@@ -244,7 +244,7 @@ def test_a_loss_runs_the_request_again_on_those_that_are_left() -> None:
     core.handle(Granted("r", room(50, 50, 50)), 0)
     lost = plan.group[0]
     core.handle(Lost(lost, f"{lost}/0"), 0)
-    assert core.fleet.waiting_for() == "1 of 3 any shards"
+    assert core.fleet.waiting_for() == "1 of 3 mixed shards"
     assert core.fleet.serving()
     again = launched(core.handle(Returned("r"), 0))
     assert (again.epoch, set(again.plan.group)) == (1, set(plan.group) - {lost})
@@ -252,10 +252,10 @@ def test_a_loss_runs_the_request_again_on_those_that_are_left() -> None:
 
 def test_a_prompt_that_needs_the_lost_shard_waits_for_it() -> None:
     core = cluster(8, 8, total=8)
-    core.handle(Lost("any-1", "any-1/0"), 0)
+    core.handle(Lost("mixed-1", "mixed-1/0"), 0)
     core.handle(RoomSeen(room(8, total=8)), 0)
     assert submit(core, "r", 200) == []
-    core.handle(Joined(shard("any", 1, 8, life=1)), 0)
+    core.handle(Joined(shard("mixed", 1, 8, life=1)), 0)
     assert launched(core.handle(RoomSeen(room(8, 8, total=8)), 0)).request == "r"
 
 
@@ -292,7 +292,7 @@ def test_pages_are_never_promised_twice_and_everything_runs(
     sizes: list[tuple[int, int]], data: st.DataObject
 ) -> None:
     core = cluster(40, 40, 40, total=40)
-    free = Counter({f"any-{index}": 40 for index in range(3)})
+    free = Counter({f"mixed-{index}": 40 for index in range(3)})
     running: dict[str, tuple[str, Plan]] = {}
     launches: list[Launch] = []
     ended = 0

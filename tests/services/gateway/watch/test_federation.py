@@ -60,8 +60,8 @@ def test_labels_tell_services_shards_and_their_processes_apart() -> None:
 
 def test_used_pages_are_those_that_are_neither_free_nor_idle() -> None:
     federation = Federation(Bus())
-    federation.hear(beat("any-0", kv_pages=100.0, kv_pages_free=60.0, kv_pages_idle=30.0))
-    shard = ("any", "any-0", "0", "")
+    federation.hear(beat("mixed-0", kv_pages=100.0, kv_pages_free=60.0, kv_pages_idle=30.0))
+    shard = ("mixed", "mixed-0", "0", "")
     assert samples(federation, "sps2_kv_pages_used") == {shard: 10.0}
     assert samples(federation, "sps2_kv_cache_usage_perc") == {shard: 0.1}
 

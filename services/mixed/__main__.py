@@ -1,4 +1,4 @@
-"""Runs a shard that prefills and decodes: `python -m sps2.services.any --config FILE --index I`."""
+"""Runs a mixed shard: `python -m sps2.services.mixed --config FILE --index I`."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ from sps2.services.shard import Counting, ready_shard
 
 
 async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
-    async with ready_shard(cluster, about, "any") as shard:
+    async with ready_shard(cluster, about, "mixed") as shard:
         pool = await pool_for(shard)
         parts = shard.model, shard.plane
         decode = DecodeService(*parts, pool, shard.data, traces=about.traces)
@@ -26,4 +26,4 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
 
 
 if __name__ == "__main__":
-    run("any", serve)
+    run("mixed", serve)

@@ -51,7 +51,7 @@ GIVE_UP_S = 60.0
 
 @dataclass
 class Shard:
-    """The two services of a shard of role `any`, on its own data loop."""
+    """The two services of a shard of role `mixed`, on its own data loop."""
 
     plane: Plane
     pool: PagePool
@@ -156,7 +156,7 @@ def ids_of(prompt: list[int]) -> bytes:
 async def shard(model: Llama, pages: int = 256, index: int = 0) -> AsyncIterator[Shard]:
     data = DataLoop()
     data.start()
-    plane = Plane(f"any-{index}/t", "tcp")
+    plane = Plane(f"mixed-{index}/t", "tcp")
     await data.run(plane.start())
     pool = PagePool(model.config, pages, PAGE_TOKENS, model.dtype)
     decode = DecodeService(model, plane, pool, data)
