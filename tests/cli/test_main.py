@@ -122,7 +122,7 @@ def test_help_lists_what_can_be_chosen(
     [
         ("", ["--mixed", "2", "--prefill", "1"], "1 prefill and 0 decode shards"),
         ("prefill = 4\ndecode = 3", ["--mixed", "2"], "4 prefill and 3 decode shards"),
-        ("mixed = 2", ["--decode", "1"], "besides 2 of them there can be no others"),
+        ("mixed = 2", ["--decode", "1"], "beside 2 of them there can be no others"),
         ("mixed = 2", ["--tp", "2"], "one process"),
         ("mixed = 2\n[sharing]\nmethod = 'ring'", [], "another sharing.method"),
         ("prefill = 0", [], "or shards that do both"),
