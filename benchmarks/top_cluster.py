@@ -6,7 +6,7 @@ import time
 from itertools import count
 
 from sps2.common.bus.peer import Server
-from sps2.common.bus.telemetry import Beat, Event, Hub, Publisher, RequestEvent
+from sps2.common.bus.telemetry import Event, Heartbeat, Hub, Publisher, RequestEvent
 from sps2.common.config import Cluster
 from sps2.common.messages import (
     ClusterStatus,
@@ -26,7 +26,7 @@ PAGES = 4096
 
 
 class Actors:
-    """Beats every second of all services, and `running` requests that come and go.
+    """Heartbeats every second of all services, and `running` requests that come and go.
 
     Args:
         cluster: says how many shards there are, and where the bus and the gateway are.
@@ -52,9 +52,9 @@ class Actors:
         await server.start(cluster.gateway_address)
         try:
             for step in count():
-                if step % round(cluster.bus.beat_s / STEP_S) == 0:
-                    for beat in self._beats():
-                        publisher.publish(beat)
+                if step % round(cluster.bus.heartbeat_s / STEP_S) == 0:
+                    for heartbeat in self._heartbeats():
+                        publisher.publish(heartbeat)
                 for event in self._events():
                     publisher.publish(event)
                 await asyncio.sleep(STEP_S)
@@ -83,7 +83,7 @@ class Actors:
     def _age_s(self) -> float:
         return time.monotonic() - self._since_s
 
-    def _beats(self) -> list[Beat]:
+    def _heartbeats(self) -> list[Heartbeat]:
         age_s = self._age_s()
         told = {
             "gateway": {
@@ -98,12 +98,12 @@ class Actors:
             "kvdir": {"kv_cached_pages": 100.0},
         }
         others = [
-            Beat(name, 1, time.time(), 1 << 27, counters, "ready")
+            Heartbeat(name, 1, time.time(), 1 << 27, counters, "ready")
             for name, counters in told.items()
         ]
-        return others + [self._beat(index, *shard) for index, shard in enumerate(self._shards)]
+        return others + [self._heartbeat(index, *shard) for index, shard in enumerate(self._shards)]
 
-    def _beat(self, index: int, shard: str, role: Role) -> Beat:
+    def _heartbeat(self, index: int, shard: str, role: Role) -> Heartbeat:
         age_s = self._age_s()
         targets = [name for name, _ in self._shards if name != shard]
         links = tuple(Link(shard, name, int(age_s * 3e6), 100) for name in targets)
@@ -116,12 +116,12 @@ class Actors:
         }
         if role == "prefill":
             counters |= {"prefill_tokens": age_s * 800, "prefilling": 1.0}
-            return Beat(shard, 1, time.time(), 1 << 29, counters, "ready", "", links)
+            return Heartbeat(shard, 1, time.time(), 1 << 29, counters, "ready", "", links)
         used = 1500 + 1000 * math.sin(age_s / 20 + index)
         counters |= {"kv_pages": PAGES, "kv_pages_free": PAGES - used, "kv_pages_idle": 500.0}
         counters |= {"owned": 2.0, "held": 5.0}
         tokens = {name: int(30 * (age_s - since_s)) for name, since_s in self._requests.items()}
-        return Beat(shard, 1, time.time(), 1 << 29, counters, "ready", "", links, tokens)
+        return Heartbeat(shard, 1, time.time(), 1 << 29, counters, "ready", "", links, tokens)
 
     def _events(self) -> list[Event]:
         age_s = self._age_s()

@@ -32,9 +32,9 @@ from sps2.common.errors import Invalid, Refused, ServiceError
 
 MAX_ORDER_BYTES = 64 << 20
 """Of the line with the order, which has the cluster's API keys: a few hundred bytes each."""
-BEAT_S = 5.0
+HEARTBEAT_S = 5.0
 """Between two signs of life of the launcher."""
-SILENT_BEATS = 24
+SILENT_HEARTBEATS = 24
 GRACE_S = 5.0
 """From SIGTERM to SIGKILL."""
 TAKEOVER_S = 30.0
@@ -227,18 +227,19 @@ def _locked(file: IO[str]) -> bool:
 
 
 async def _until_silent(heard: asyncio.StreamReader, stop: asyncio.Event) -> None:
-    """Set `stop` when the launcher is gone. Beats that were due while all slept are not missed."""
+    """Set `stop` when the launcher is gone; heartbeats due while all slept are not missed."""
     silent = 0
-    while silent < SILENT_BEATS:
+    while silent < SILENT_HEARTBEATS:
         try:
-            async with asyncio.timeout(BEAT_S):
+            async with asyncio.timeout(HEARTBEAT_S):
                 if not await heard.read(1024):
                     break
             silent = 0
         except TimeoutError:
             silent += 1
     else:
-        print(f"nothing heard of the launcher for {SILENT_BEATS * BEAT_S:.0f} s", file=sys.stderr)
+        silence_s = SILENT_HEARTBEATS * HEARTBEAT_S
+        print(f"nothing heard of the launcher for {silence_s:.0f} s", file=sys.stderr)
     stop.set()
 
 

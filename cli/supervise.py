@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from sps2.cli.commands import Command, commands
-from sps2.cli.node import BEAT_S, GRACE_S
+from sps2.cli.node import GRACE_S, HEARTBEAT_S
 from sps2.cli.runs import Child, RunFolder, State
 from sps2.cli.services import units
 from sps2.common import log
@@ -96,11 +96,11 @@ class Supervisor:
         child.pid, child.launched_at = process.pid, time.time()
         self._save()
         logger.info("%s started, pid %d", name, process.pid)
-        beats = asyncio.create_task(_tell(process, command.order))
+        heartbeats = asyncio.create_task(_tell(process, command.order))
         try:
             await process.wait()
         finally:
-            beats.cancel()
+            heartbeats.cancel()
             if process.returncode is None:
                 await self._end(name, process)
             child.pid, child.exits, child.last_exit = 0, child.exits + 1, _how(process)
@@ -136,7 +136,7 @@ async def _tell(process: asyncio.subprocess.Process, order: bytes) -> None:
         process.stdin.write(order)
         while True:
             await process.stdin.drain()
-            await asyncio.sleep(BEAT_S)
+            await asyncio.sleep(HEARTBEAT_S)
             process.stdin.write(b"\n")
 
 

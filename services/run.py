@@ -1,4 +1,4 @@
-"""One service process: arguments, log, signals, beats and a graceful stop around its `serve`."""
+"""One service process: arguments, log, signals, heartbeats, a graceful stop around `serve`."""
 
 import argparse
 import asyncio
@@ -94,18 +94,18 @@ class About:
 
 
 @asynccontextmanager
-async def beating(about: About, cluster: Cluster) -> AsyncIterator[Publisher]:
-    """A telemetry publisher that carries the service's beats while the context is open."""
+async def sending_heartbeats(about: About, cluster: Cluster) -> AsyncIterator[Publisher]:
+    """A telemetry publisher that carries the service's heartbeats while the context is open."""
     publisher = Publisher(cluster.publish_address, about.service, cluster.bus)
 
-    async def beats() -> None:
+    async def heartbeats() -> None:
         while True:
-            publisher.beat(
+            publisher.heartbeat(
                 about.counters(), about.state, about.missing(), about.links(), about.tokens()
             )
-            await asyncio.sleep(cluster.bus.beat_s)
+            await asyncio.sleep(cluster.bus.heartbeat_s)
 
-    task = vital(asyncio.create_task(beats(), name="beating"))
+    task = vital(asyncio.create_task(heartbeats(), name="sending_heartbeats"))
     try:
         yield publisher
     finally:

@@ -34,7 +34,7 @@ from sps2.services import memory
 from sps2.services.busy import ThreadClock
 from sps2.services.greeting import greet
 from sps2.services.poisoned import end_if_poisoned
-from sps2.services.run import About, beating
+from sps2.services.run import About, sending_heartbeats
 from sps2.services.team import Led, Loyalty, Team, connect, leading, meet
 
 Result = TypeVar("Result")
@@ -113,7 +113,7 @@ class Inventory(Protocol):
 
 
 class Counting(Protocol):
-    """What the services of a shard tell in its beats."""
+    """What the services of a shard tell in its heartbeats."""
 
     def counters(self) -> dict[str, float]:
         """Monotonic counts and current gauges."""
@@ -136,7 +136,7 @@ class Membership:
         self._directory = directory
         self._bus = bus
         self._inventory = inventory
-        self._deadline_s = bus.beat_s * bus.missed_beats
+        self._deadline_s = bus.heartbeat_s * bus.missed_heartbeats
         self._missing = {"scheduler": ""} | ({"KV directory": ""} if inventory else {})
         self._ahead_s = 0.0
 
@@ -145,7 +145,7 @@ class Membership:
         return ", ".join(f"the {name}{why}" for name, why in sorted(self._missing.items()))
 
     def counters(self) -> dict[str, float]:
-        """For beats."""
+        """For heartbeats."""
         return {"clock_ahead_s": self._ahead_s}
 
     @asynccontextmanager
@@ -176,7 +176,7 @@ class Membership:
                 if self._missing.get(name) != why:
                     log.warning("the %s: %s", name, error)
                 self._missing[name] = why
-                await asyncio.sleep(self._bus.beat_s)
+                await asyncio.sleep(self._bus.heartbeat_s)
             finally:
                 self._missing[name] = why
 
@@ -205,7 +205,7 @@ class Membership:
     async def _report(self, inventory: Inventory) -> None:
         shard = self._shard
         while True:
-            await asyncio.sleep(self._bus.beat_s)
+            await asyncio.sleep(self._bus.heartbeat_s)
             if "KV directory" in self._missing:
                 continue
             news, missing = inventory.news(), inventory.missing()
@@ -243,7 +243,7 @@ class ReadyShard:
         address = await server.start(self.about.listen_at())
         self.team.present(Follower(address, self.plane.peer))
         self.about.started = True
-        async with beating(self.about, self.cluster):
+        async with sending_heartbeats(self.about, self.cluster):
             yield
         await server.close()
 
@@ -271,7 +271,7 @@ class ReadyShard:
         counting = (*services, membership)
         self.about.counters = lambda: _summed(plane(), *(each.counters() for each in counting))
         self.about.started = True
-        async with beating(self.about, self.cluster), membership.kept(), leading(led):
+        async with sending_heartbeats(self.about, self.cluster), membership.kept(), leading(led):
             yield
         await server.close()
         for each in (scheduler, directory, *(each.bus for each in led)):

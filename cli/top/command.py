@@ -59,7 +59,7 @@ async def _watch(cluster: Cluster, once: bool, as_json: bool) -> None:
             await _settled(monitor, news)
             while True:
                 _print(monitor.picture(time.monotonic()), as_json)
-                await asyncio.sleep(cluster.bus.beat_s)
+                await asyncio.sleep(cluster.bus.heartbeat_s)
         else:
             from sps2.cli.top.terminal import Screen  # Unix only
 

@@ -6,7 +6,7 @@ from typing import get_args
 from sps2.cli.top.course import Course
 from sps2.cli.top.picture import Link, Picture, Service, Shard, Totals
 from sps2.cli.top.pulse import Pulse
-from sps2.common.bus.telemetry import Beat, Event, role_of, shard_of
+from sps2.common.bus.telemetry import Event, Heartbeat, role_of, shard_of
 from sps2.common.config import Bus
 from sps2.common.messages import ClusterStatus, Role, ShardStatus
 
@@ -15,7 +15,7 @@ LINGER_S = 10.0
 FORGET_S = 60.0
 """How long a silent process is, that nobody else knows of."""
 ROLES = get_args(Role)
-_SILENCE = Pulse(Beat("", 0, 0.0, 0), 0.0)
+_SILENCE = Pulse(Heartbeat("", 0, 0.0, 0), 0.0)
 
 
 class Monitor:
@@ -27,7 +27,7 @@ class Monitor:
 
     def __init__(self, name: str, bus: Bus) -> None:
         self._name = name
-        self._silent_s = bus.beat_s * bus.missed_beats
+        self._silent_s = bus.heartbeat_s * bus.missed_heartbeats
         self._pulses: dict[str, Pulse] = {}
         self._courses: dict[str, Course] = {}
         self._known: ClusterStatus | None = None
@@ -35,7 +35,7 @@ class Monitor:
 
     def hear(self, event: Event, now_s: float) -> None:
         """Take an event from the bus."""
-        if not isinstance(event, Beat):
+        if not isinstance(event, Heartbeat):
             course = self._courses.setdefault(event.request, Course(event.request, now_s))
             course.hear(event, now_s)
             return
@@ -63,12 +63,12 @@ class Monitor:
         self._problem = problem
 
     def settled(self) -> bool:
-        """Whether every process that is known has beaten twice, so that all rates are there."""
+        """Whether every known process has sent two heartbeats, so that all rates are there."""
         known = self._known
         if known is None:
             return False
         names = [each.service for each in known.services if each.state != "lost"]
-        return all(name in self._pulses and self._pulses[name].beats > 1 for name in names)
+        return all(name in self._pulses and self._pulses[name].heartbeats > 1 for name in names)
 
     def picture(self, now_s: float) -> Picture:
         """The cluster as it is now."""
@@ -92,7 +92,7 @@ class Monitor:
                 del self._courses[request]
 
     def _lives(self, name: str, now_s: float) -> Pulse | None:
-        """The pulse of a process that beats."""
+        """The pulse of a process that sends heartbeats."""
         pulse = self._pulses.get(name)
         return pulse if pulse and now_s - pulse.heard_s <= self._silent_s else None
 
@@ -132,9 +132,16 @@ class Monitor:
                 state = "lost" if name in self._pulses else status.state if status else "lost"
                 found.append(Service(name, state, address, status.pid if status else 0))
                 continue
-            beat = pulse.last
+            heartbeat = pulse.last
             found.append(
-                Service(name, beat.state, address, beat.pid, beat.rss_bytes, beat.waiting_for)
+                Service(
+                    name,
+                    heartbeat.state,
+                    address,
+                    heartbeat.pid,
+                    heartbeat.rss_bytes,
+                    heartbeat.waiting_for,
+                )
             )
         return tuple(found)
 
@@ -204,7 +211,7 @@ def _sum(parts: Iterable[float | None]) -> float | None:
 
 
 def _hidden(*pulses: Pulse) -> float | None:
-    """Of transfers in the last few beats, else of all so far; None where there were none."""
+    """Of transfers in the last few heartbeats, else of all so far; None where there were none."""
     for lately in (True, False):
         took = _sum((p.change if lately else p.gauge)("exchange_s") for p in pulses)
         hidden = _sum((p.change if lately else p.gauge)("hidden_s") for p in pulses)

@@ -1,6 +1,6 @@
 """What there is to see of a cluster at one moment, also as `spsctl top --json`.
 
-None is what nobody has told yet. Rates are per second, over the last few beats.
+None is what nobody has told yet. Rates are per second, over the last few heartbeats.
 """
 
 from sps2.common.messages import Placement, Struct

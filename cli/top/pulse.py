@@ -1,35 +1,35 @@
-"""The last beats of one process, and the rates that follow from them."""
+"""The last heartbeats of one process, and the rates that follow from them."""
 
 from collections import deque
 
-from sps2.common.bus.telemetry import Beat
+from sps2.common.bus.telemetry import Heartbeat
 
 KEPT = 6
-"""Beats; rates are over the time between the first and the last of them."""
+"""Heartbeats; rates are over the time between the first and the last of them."""
 
 
 class Pulse:
-    """One process. A beat of another life of it starts over."""
+    """One process. A heartbeat of another life of it starts over."""
 
-    def __init__(self, beat: Beat, now_s: float) -> None:
-        self._beats = deque([beat], KEPT)
+    def __init__(self, heartbeat: Heartbeat, now_s: float) -> None:
+        self._heartbeats = deque([heartbeat], KEPT)
         self.heard_s = now_s
-        """When the last beat came, by the watcher's clock."""
+        """When the last heartbeat came, by the watcher's clock."""
 
     @property
-    def last(self) -> Beat:
-        return self._beats[-1]
+    def last(self) -> Heartbeat:
+        return self._heartbeats[-1]
 
     @property
-    def beats(self) -> int:
+    def heartbeats(self) -> int:
         """Of this life, those that are kept."""
-        return len(self._beats)
+        return len(self._heartbeats)
 
-    def hear(self, beat: Beat, now_s: float) -> None:
-        """Take a beat. `now_s` is the watcher's clock, which may differ from the service's."""
-        if beat.pid != self.last.pid or beat.at_s <= self.last.at_s:
-            self._beats.clear()
-        self._beats.append(beat)
+    def hear(self, heartbeat: Heartbeat, now_s: float) -> None:
+        """Take a heartbeat. `now_s` is the watcher's clock, which may differ from the service's."""
+        if heartbeat.pid != self.last.pid or heartbeat.at_s <= self.last.at_s:
+            self._heartbeats.clear()
+        self._heartbeats.append(heartbeat)
         self.heard_s = now_s
 
     def gauge(self, name: str) -> float | None:
@@ -40,33 +40,33 @@ class Pulse:
         return None if value is None else int(value)
 
     def rate(self, *names: str) -> float | None:
-        """Of counters together, per second; None before the second beat and where none is told."""
+        """Of counters together, per second; None before the second heartbeat, or without them."""
         changes = [change for name in names if (change := self.change(name)) is not None]
         return sum(changes) / self._elapsed_s() if changes else None
 
     def change(self, name: str) -> float | None:
         """By how much a counter went up; one that appears only now began at 0."""
         last = self.gauge(name)
-        if last is None or len(self._beats) < 2:
+        if last is None or len(self._heartbeats) < 2:
             return None
-        return last - self._beats[0].counters.get(name, 0.0)
+        return last - self._heartbeats[0].counters.get(name, 0.0)
 
     def flow(self, way: str) -> float | None:
         """Bytes per second over the data plane, of all purposes; `way` is "sent" or "received"."""
-        if len(self._beats) < 2:
+        if len(self._heartbeats) < 2:
             return None
         return self.rate(*(name for name in self.last.counters if name.endswith(f"_{way}"))) or 0.0
 
     def links(self) -> dict[str, tuple[int, float | None]]:
         """By target: bytes sent so far, and per second."""
         last = self.last.sent_bytes()
-        if len(self._beats) < 2:
+        if len(self._heartbeats) < 2:
             return {target: (sent, None) for target, sent in last.items()}
-        first = self._beats[0].sent_bytes()
+        first = self._heartbeats[0].sent_bytes()
         return {
             target: (sent, max(0.0, sent - first.get(target, 0)) / self._elapsed_s())
             for target, sent in last.items()
         }
 
     def _elapsed_s(self) -> float:
-        return self.last.at_s - self._beats[0].at_s
+        return self.last.at_s - self._heartbeats[0].at_s

@@ -69,7 +69,7 @@ class Link:
     async def live(self) -> None:
         """Carry frames until the connection is lost."""
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(each) for each in (self._watch(), self._beat())]
+            tasks = [group.create_task(each) for each in (self._watch(), self._heartbeat())]
             await self._lost.wait()
             for task in tasks:
                 task.cancel()
@@ -124,16 +124,16 @@ class Link:
         self._mail.drain()
         self.lose("it disconnected")
 
-    async def _beat(self) -> None:
+    async def _heartbeat(self) -> None:
         missed = 0
         while True:
-            await asyncio.sleep(self._bus.beat_s)
+            await asyncio.sleep(self._bus.heartbeat_s)
             if not self.calls:
                 self._asked = False
                 continue
             missed = missed + 1 if self._asked else 0
-            if missed >= self._bus.missed_beats:
-                self.lose(f"it was silent for {missed} beats")
+            if missed >= self._bus.missed_heartbeats:
+                self.lose(f"it was silent for {missed} heartbeats")
             self._asked = True
             self._send(Kind.PING)
 

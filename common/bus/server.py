@@ -107,7 +107,7 @@ class Server:
             self._group.create_task(self._listener.watch())
             self._group.create_task(self._listener.admit())
             self._group.create_task(self._find_lost())
-            self._group.create_task(self._beat())
+            self._group.create_task(self._heartbeat())
 
     async def _find_lost(self) -> None:
         # the monitor does not say who, but a mandatory ROUTER refuses to send to whom it lost,
@@ -120,12 +120,12 @@ class Server:
                 for client in list(self._clients.values()):
                     self._send(client.name, Kind.PING)
 
-    async def _beat(self) -> None:
+    async def _heartbeat(self) -> None:
         while True:
-            await asyncio.sleep(self._bus.beat_s)
+            await asyncio.sleep(self._bus.heartbeat_s)
             for client in list(self._clients.values()):
                 client.missed += 1
-                if client.missed > self._bus.missed_beats:
+                if client.missed > self._bus.missed_heartbeats:
                     self._lose(client, f"{self.address} heard nothing from its caller")
                 elif client.missed > 1:
                     self._send(client.name, Kind.PING)

@@ -1,4 +1,4 @@
-"""Events of all services on one PUB/SUB address: beats, and the stages of requests."""
+"""Events of all services on one PUB/SUB address: heartbeats, and the stages of requests."""
 
 import asyncio
 import errno
@@ -31,7 +31,7 @@ QUEUE = 1000
 """Events kept for a slow receiver; more are dropped."""
 
 
-class Beat(Struct, frozen=True, tag=True):
+class Heartbeat(Struct, frozen=True, tag=True):
     """A sign of life of a service, with its counts and gauges by metric name."""
 
     service: str
@@ -68,7 +68,7 @@ class RequestEvent(Struct, frozen=True, tag=True):
     detail: dict[str, str | float] = msgspec.field(default_factory=dict)
 
 
-Event = Beat | RequestEvent
+Event = Heartbeat | RequestEvent
 
 
 def shard_of(service: str) -> str:
@@ -119,7 +119,7 @@ class Hub:
     async def _watch(self) -> None:
         known = self._porter.clients()
         while True:
-            await asyncio.sleep(self._bus.beat_s)
+            await asyncio.sleep(self._bus.heartbeat_s)
             now = self._porter.clients()
             if not known <= now:
                 await self._shut()
@@ -133,7 +133,7 @@ class Hub:
                 return
             except Invalid as error:
                 log.error("telemetry stands still: %s", error)
-            await asyncio.sleep(self._bus.beat_s)
+            await asyncio.sleep(self._bus.heartbeat_s)
 
     def _open(self) -> tuple[str, str]:
         self._porter = Porter(self._bus, self.counters)
@@ -210,7 +210,7 @@ class Publisher:
         except zmq.Again:
             self.dropped += 1
 
-    def beat(
+    def heartbeat(
         self,
         counters: Mapping[str, float],
         state: str = "",
@@ -220,7 +220,7 @@ class Publisher:
     ) -> None:
         """Publish a sign of life of this process."""
         self.publish(
-            Beat(
+            Heartbeat(
                 self._service,
                 os.getpid(),
                 time.time(),

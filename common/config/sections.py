@@ -141,7 +141,7 @@ class Directory(Section, frozen=True):
 
 
 class Telemetry(Section, frozen=True):
-    """Where beats and events of all services meet (in the scheduler's process)."""
+    """Where heartbeats and events of all services meet (in the scheduler's process)."""
 
     publish_port: Annotated[Port, Meta(description="ZeroMQ port that services publish to")] = 8004
     subscribe_port: Annotated[Port, Meta(description="ZeroMQ port to subscribe to")] = 8005
@@ -187,8 +187,10 @@ class Tracing(Section, frozen=True):
 class Bus(Section, frozen=True):
     """The control bus."""
 
-    beat_s: Annotated[Seconds, Meta(description="seconds between beats")] = 1.0
-    missed_beats: Annotated[Positive, Meta(description="beats missed before a peer is lost")] = 3
+    heartbeat_s: Annotated[Seconds, Meta(description="seconds between heartbeats")] = 1.0
+    missed_heartbeats: Annotated[
+        Positive, Meta(description="heartbeats missed before a peer is lost")
+    ] = 3
     max_message_bytes: Annotated[Positive, Meta(description="larger messages are refused")] = (
         64 << 20
     )

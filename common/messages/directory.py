@@ -43,7 +43,7 @@ class Evicted(Struct, frozen=True):
 
 
 class Report(Request[Done], frozen=True):
-    """Shard to directory, every beat: what it holds now."""
+    """Shard to directory, every heartbeat: what it holds now."""
 
     shard: str
     peer: str

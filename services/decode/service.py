@@ -182,7 +182,7 @@ class DecodeService:
         return self._prefixes.attend(key, layer, at, head, q)
 
     def counters(self) -> dict[str, float]:
-        """For beats: pages, idle cached ones, requests that it owns and holds, decode steps."""
+        """For heartbeats: pages, idle cached ones, requests it owns and holds, decode steps."""
         return {
             "kv_pages": float(self._pool.pages),
             "kv_pages_free": float(self._pool.free_pages),

@@ -35,7 +35,7 @@ from sps2.services.gateway.watch.metrics import Build, Metrics
 from sps2.services.gateway.watch.readiness import Readiness
 from sps2.services.gateway.watch.traces import AnswerTraces
 from sps2.services.memory import give_back
-from sps2.services.run import About, beating
+from sps2.services.run import About, sending_heartbeats
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
         parts = Parts(cluster, about, folder)
         give_back()
         async with (
-            beating(about, cluster),
+            sending_heartbeats(about, cluster),
             parts.running(about.listen_at(cluster.gateway.bus_port)),
             http.serving(parts.app, listener, cluster.gateway, parts.metrics.connection_dropped),
         ):

@@ -7,14 +7,14 @@ from sps2.common.config import Cluster
 from sps2.common.messages import Leases
 from sps2.services.kvdir.directory import Directory
 from sps2.services.kvdir.service import DirectoryService
-from sps2.services.run import About, beating, run
+from sps2.services.run import About, run, sending_heartbeats
 
 
 async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
     directory = Directory()
     about.counters = lambda: _counters(directory.leases())
     server = Server([DirectoryService(directory), about], cluster.bus)
-    async with beating(about, cluster):
+    async with sending_heartbeats(about, cluster):
         await server.start(about.listen_at(cluster.kvdir.bus_port))
         about.started = True
         await stop.wait()

@@ -10,7 +10,7 @@ PAUSE_S = 0.25
 
 
 class Tally:
-    """What a shard's prefills come to since it started, for its beats.
+    """What a shard's prefills come to since it started, for its heartbeats.
 
     Written on the data loop; reading is safe on any thread.
     """

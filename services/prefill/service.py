@@ -91,7 +91,7 @@ class PrefillService:
             yield item
 
     def counters(self) -> dict[str, float]:
-        """For beats: what was computed, and for how many requests frames are accepted."""
+        """For heartbeats: what was computed, and for how many requests frames are accepted."""
         return {
             "prefilling": float(len(self._inboxes)),
             **self._tally.counters(),

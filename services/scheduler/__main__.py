@@ -7,7 +7,7 @@ from sps2.common.bus.telemetry import Hub
 from sps2.common.config import Cluster
 from sps2.common.model.config import read
 from sps2.common.models import fingerprint, item_bytes, locate
-from sps2.services.run import About, beating, run
+from sps2.services.run import About, run, sending_heartbeats
 from sps2.services.scheduler.schemes import Schemes
 from sps2.services.scheduler.selections import load
 from sps2.services.scheduler.service import SchedulerService
@@ -19,7 +19,7 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
     hub = Hub(*places, cluster.bus)
     await hub.start()
     directory = Peer(cluster.kvdir_address, cluster.bus, name="kvdir")
-    async with beating(about, cluster) as telemetry:
+    async with sending_heartbeats(about, cluster) as telemetry:
         model = f"{fingerprint(locate(cluster.model))} {cluster.dtype} {cluster.quantize}"
         service = SchedulerService(
             cluster, _schemes(cluster), model, directory, telemetry, about.traces

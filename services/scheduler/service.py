@@ -127,7 +127,7 @@ class SchedulerService:
                 log.warning("%s; waiting for it", lost)
             except ServiceError as error:
                 log.warning("watching the KV directory: %s", error)
-                await asyncio.sleep(self._config.bus.beat_s)
+                await asyncio.sleep(self._config.bus.heartbeat_s)
 
     async def register(self, request: Register) -> AsyncIterator[Done]:
         async with aclosing(self._members.register(request)) as accepted:
@@ -156,7 +156,7 @@ class SchedulerService:
         )
 
     def counters(self) -> dict[str, float]:
-        """For beats: requests by stage, how often they were planned again, shards by role."""
+        """For heartbeats: requests by stage, how often they were planned again, shards by role."""
         stages = [status.stage for status in self._core.requests(time.monotonic())]
         return {
             "requests_waiting": float(stages.count("queued")),

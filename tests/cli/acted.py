@@ -48,7 +48,9 @@ class Acted:
         return status(running(), running("prefill", 195.0, "c" * 17))
 
     async def list_traces(self, request: ListTraces) -> Traces:
-        error = "prefill-1 was lost: it was silent for 3 beats, and [red] no other could take over"
+        error = (
+            "prefill-1 was lost: it was silent for 3 heartbeats, and [red] no other could take over"
+        )
         return Traces(
             (
                 TraceSummary(IDS[0], IDS[2], 12.0, 345.6, False, 7900, 128, 0.5),

@@ -96,8 +96,8 @@ async def test_an_order_without_an_end_is_refused_in_words() -> None:
 async def test_a_launcher_that_falls_silent(
     line: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(node, "BEAT_S", 0.05)
-    monkeypatch.setattr(node, "SILENT_BEATS", 3)
+    monkeypatch.setattr(node, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(node, "SILENT_HEARTBEATS", 3)
     monkeypatch.setenv("SPS2_HOME", str(tmp_path))
     heard = asyncio.StreamReader()
     async with asyncio.timeout(60):

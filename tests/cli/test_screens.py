@@ -65,7 +65,7 @@ def test_a_pipe_gets_everything(tmp_path: Path) -> None:
         )
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if line.startswith(IDS[1]))
-    assert "silent for 3 beats, and [red] no other could take over" in line
+    assert "silent for 3 heartbeats, and [red] no other could take over" in line
     assert IDS[2] in done.stdout
     assert "…" not in done.stdout
 

@@ -38,7 +38,7 @@ from sps2.common.config import Bus
 from sps2.common.errors import Cancelled, Invalid, PeerLost, Refused
 from sps2.common.messages import CancelRequest, ClusterStatus, Done, ShowCluster
 
-BUS = Bus(beat_s=0.2)
+BUS = Bus(heartbeat_s=0.2)
 HEAD = {"id": "cmpl-1", "created": 1, "model": "m", "system_fingerprint": "f"}
 
 

@@ -21,7 +21,7 @@ def no_descriptor_left() -> Iterator[None]:
 
 
 def test_it_is_the_last_known_where_no_file_can_be_opened() -> None:
-    """Connections may take every descriptor; beats ended their process then."""
+    """Connections may take every descriptor; heartbeats ended their process then."""
     memory = Resident()
     before = memory.nbytes()
     assert before > 1 << 20

@@ -54,7 +54,7 @@ def scraped(cluster: Running) -> list[Sample]:
 
 
 def until(cluster: Running, shows: Callable[[list[Sample]], bool]) -> list[Sample]:
-    """The metrics once they show that; what is told in beats comes a moment later."""
+    """The metrics once they show that; what is told in heartbeats comes a moment later."""
     deadline_s = time.monotonic() + PATIENCE_S
     while not shows(samples := scraped(cluster)):
         assert time.monotonic() < deadline_s, sorted({each.name for each in samples})

@@ -12,7 +12,7 @@ from sps2.services import greeting
 from sps2.services.greeting import VERSION, greet
 from sps2.services.run import About
 
-BUS = Bus(beat_s=20.0)
+BUS = Bus(heartbeat_s=20.0)
 
 
 async def ask() -> float:

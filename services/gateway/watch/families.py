@@ -1,9 +1,9 @@
-"""The metrics that processes tell in their beats: names, meanings, and what they are made of."""
+"""The metrics that heartbeats carry: names, meanings, and what they are made of."""
 
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from sps2.common.bus.telemetry import Beat
+from sps2.common.bus.telemetry import Heartbeat
 
 NO_LABELS: Mapping[str, str] = {}
 
@@ -17,7 +17,7 @@ class Family(NamedTuple):
 
     Attributes:
         name: a counter's without `_total`.
-        series: the counters of a beat that it is made of, with the labels that tell them apart.
+        series: counters of a heartbeat that it is made of, with the labels that tell them apart.
     """
 
     name: str
@@ -43,7 +43,7 @@ def _one(name: str, kind: Literal["counter", "gauge"], text: str, counter: str) 
 def _by(
     name: str, kind: Literal["counter", "gauge"], text: str, label: str, **values: str
 ) -> Family:
-    """`values`: counters of a beat by the label's value."""
+    """`values`: counters of a heartbeat by the label's value."""
     series = {counter: {label: value} for value, counter in values.items()}
     return Family(name, kind, f"{text}, by `{label}`", series)
 
@@ -241,9 +241,9 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
-def values(beat: Beat) -> dict[str, float]:
-    """What a beat tells, and what follows from it, by the names that `series` uses."""
-    told = beat.counters | {"up": 1.0, "rss_bytes": float(beat.rss_bytes)}
+def values(heartbeat: Heartbeat) -> dict[str, float]:
+    """What a heartbeat tells, and what follows from it, by the names that `series` uses."""
+    told = heartbeat.counters | {"up": 1.0, "rss_bytes": float(heartbeat.rss_bytes)}
     if pages := told.get("kv_pages"):
         used = pages - told["kv_pages_free"] - told["kv_pages_idle"]
         told |= {"kv_pages_used": used, "kv_usage": used / pages}

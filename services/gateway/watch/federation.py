@@ -1,4 +1,4 @@
-"""The metrics of every process of the cluster, from the last beats that the gateway heard."""
+"""The metrics of every process of the cluster, from the last heartbeats that the gateway heard."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from typing import get_args
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from sps2.common.bus.telemetry import Beat, Event, Subscriber, role_of, shard_of
+from sps2.common.bus.telemetry import Event, Heartbeat, Subscriber, role_of, shard_of
 from sps2.common.config import Bus
 from sps2.common.messages import Role
 from sps2.services.gateway.watch.families import FAMILIES, Family, values
@@ -30,19 +30,19 @@ class Federation(Collector):
     """What processes tell, for as long as they do: one that is silent is left out.
 
     Args:
-        clock: seconds by which beats are missed.
+        clock: seconds by which heartbeats are missed.
     """
 
     def __init__(self, bus: Bus, clock: Callable[[], float] = time.monotonic) -> None:
         self._bus = bus
-        self._silent_s = bus.beat_s * bus.missed_beats
+        self._silent_s = bus.heartbeat_s * bus.missed_heartbeats
         self._clock = clock
-        self._beats: dict[str, tuple[float, Beat]] = {}
+        self._heartbeats: dict[str, tuple[float, Heartbeat]] = {}
 
     def hear(self, event: Event) -> None:
         """Take an event from the telemetry bus."""
-        if isinstance(event, Beat):
-            self._beats = self._heard() | {event.service: (self._clock(), event)}
+        if isinstance(event, Heartbeat):
+            self._heartbeats = self._heard() | {event.service: (self._clock(), event)}
 
     async def listen(self, address: str) -> None:
         """Hear what is told at the telemetry bus, until cancelled."""
@@ -57,7 +57,10 @@ class Federation(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All metrics, with what was told last; may be asked by any thread."""
-        told = [(process(name), beat, values(beat)) for name, (_, beat) in self._heard().items()]
+        told = [
+            (process(name), heartbeat, values(heartbeat))
+            for name, (_, heartbeat) in self._heard().items()
+        ]
         for family in FAMILIES:
             metric = _metric(family)
             for labels, _, found in told:
@@ -66,15 +69,15 @@ class Federation(Collector):
                         metric.add_metric([*labels, *more.values()], family.shown(value))
             yield metric
         metric = _metric(LINKS)
-        for labels, beat, _ in told:
-            for peer, sent in beat.sent_bytes().items():
+        for labels, heartbeat, _ in told:
+            for peer, sent in heartbeat.sent_bytes().items():
                 metric.add_metric([*labels, peer], sent)
         yield metric
 
-    def _heard(self) -> dict[str, tuple[float, Beat]]:
+    def _heard(self) -> dict[str, tuple[float, Heartbeat]]:
         """Those that are not silent. The table itself is replaced, never changed."""
         oldest_s = self._clock() - self._silent_s
-        return {name: each for name, each in self._beats.items() if each[0] >= oldest_s}
+        return {name: each for name, each in self._heartbeats.items() if each[0] >= oldest_s}
 
 
 def process(service: str) -> tuple[str, str, str]:

@@ -209,7 +209,7 @@ class Metrics:
         return generate_latest(self.registry)
 
     def gauges(self) -> dict[str, float]:
-        """What the gateway's beats tell."""
+        """What the gateway's heartbeats tell."""
         return {
             "sps2_requests_total": _total(self.requests),
             "sps2_generation_tokens_total": _total(self.generation_tokens),

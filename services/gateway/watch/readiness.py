@@ -18,7 +18,7 @@ class Readiness:
 
     def __init__(self, scheduler: Peer, bus: Bus) -> None:
         self._scheduler = scheduler
-        self._deadline_s = bus.beat_s * bus.missed_beats
+        self._deadline_s = bus.heartbeat_s * bus.missed_heartbeats
         self._waiting_for = "the scheduler"
         self._serving = False
         self._greeted = False

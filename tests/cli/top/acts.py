@@ -1,7 +1,7 @@
 """What a small cluster tells, for tests: events by hand, with times by hand."""
 
 from sps2.cli.top.monitor import Monitor
-from sps2.common.bus.telemetry import Beat, RequestEvent
+from sps2.common.bus.telemetry import Heartbeat, RequestEvent
 from sps2.common.config import Bus
 from sps2.common.messages import (
     ClusterStatus,
@@ -13,13 +13,13 @@ from sps2.common.messages import (
 )
 from sps2.common.spans import Span
 
-BUS = Bus(beat_s=1.0, missed_beats=3)
+BUS = Bus(heartbeat_s=1.0, missed_heartbeats=3)
 NAMES = ("gateway", "scheduler", "kvdir", "prefill-0", "prefill-1", "decode-0", "decode-1")
 REQUEST = "3fa9c01be2d40000"
 
 
-def beat(service: str, second: int, pid: int = 1, **more: object) -> Beat:
-    """Beat number `second` of a service under steady load."""
+def heartbeat(service: str, second: int, pid: int = 1, **more: object) -> Heartbeat:
+    """Heartbeat number `second` of a service under steady load."""
     counters: dict[str, dict[str, float]] = {
         "gateway": {
             "sps2_requests_total": 2.0 * second,
@@ -54,7 +54,7 @@ def beat(service: str, second: int, pid: int = 1, **more: object) -> Beat:
     role = service.partition("-")[0]
     links = (Link(service, "decode-0", 3_000_000 * second, second),) if role == "prefill" else ()
     told = {"state": "ready", "links": links} | more
-    return Beat(service, pid, 1000.0 + second, 1 << 20, counters.get(role, {}), **told)  # type: ignore[arg-type]
+    return Heartbeat(service, pid, 1000.0 + second, 1 << 20, counters.get(role, {}), **told)  # type: ignore[arg-type]
 
 
 def status(*requests: RequestStatus, ready: bool = True) -> ClusterStatus:
@@ -99,12 +99,12 @@ def event(stage: str, request: str = REQUEST, **detail: str | float) -> RequestE
 
 
 def watched(seconds: int = 3) -> Monitor:
-    """A monitor that has heard so many beats of everyone; its clock is at `seconds`."""
+    """A monitor that has heard so many heartbeats of everyone; its clock is at `seconds`."""
     monitor = Monitor("test", BUS)
     monitor.take(status(), 0.0)
     for second in range(1, seconds + 1):
         for name in NAMES:
-            monitor.hear(beat(name, second), float(second))
+            monitor.hear(heartbeat(name, second), float(second))
     return monitor
 
 

@@ -23,13 +23,13 @@ from sps2.common.config import text as config_text
 from sps2.common.messages import ClusterStatus, ShowCluster
 
 from ...terminal import Terminal, terminal
-from .acts import NAMES, REQUEST, beat, event, running, status
+from .acts import NAMES, REQUEST, event, heartbeat, running, status
 
-BEAT_S = 0.2
+HEARTBEAT_S = 0.2
 
 
 class Actors:
-    """Beats of a small cluster under load, on the bus, and a gateway that is asked."""
+    """Heartbeats of a small cluster under load, on the bus, and a gateway that is asked."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
@@ -49,10 +49,10 @@ class Actors:
             for step in count(1):
                 for name in NAMES:
                     if name not in self.silent:
-                        publisher.publish(beat(name, step, tokens={REQUEST: step}))
+                        publisher.publish(heartbeat(name, step, tokens={REQUEST: step}))
                 publisher.publish(event("decode"))
                 publisher.publish(event("queued", "b" * 16, prompt_tokens=300, max_tokens=5))
-                await asyncio.sleep(BEAT_S)
+                await asyncio.sleep(HEARTBEAT_S)
         finally:
             await server.close()
             publisher.close()
@@ -61,7 +61,7 @@ class Actors:
 
 @pytest.fixture
 def actors(tmp_path: Path) -> Iterator[Actors]:
-    cluster = config.load(port=ports.free_base(), name="acted", bus={"beat_s": BEAT_S})
+    cluster = config.load(port=ports.free_base(), name="acted", bus={"heartbeat_s": HEARTBEAT_S})
     (tmp_path / "cluster.toml").write_text(config_text.dump(cluster, "test"))
     made = Actors(cluster)
     loop = asyncio.new_event_loop()
@@ -132,7 +132,7 @@ def test_pause_and_a_lost_shard(actors: Actors, tmp_path: Path) -> None:
         screen.until(lambda rows: "PAUSED" in rows[0], "the pause")
         frozen = screen.rows
         actors.silent.add("decode-1")
-        time.sleep(3 * BEAT_S)
+        time.sleep(3 * HEARTBEAT_S)
         assert screen.rows == frozen
         screen.press("p")
         screen.until(lambda rows: "decode-1  decode  lost" in text(rows), "the loss")

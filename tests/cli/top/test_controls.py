@@ -8,14 +8,14 @@ from sps2.cli.top.controls import Controls
 from sps2.cli.top.monitor import Monitor
 from sps2.cli.top.picture import Picture
 
-from .acts import BUS, beat, event
+from .acts import BUS, event, heartbeat
 
 SHARDS: dict[str, dict[str, float]] = {
     "prefill-0": {},
     "decode-0": {"kv_pages_idle": 0.0, "busy_s": 0.1},
     "decode-1": {"busy_s": 0.9, "question_received": 5e4},
 }
-"""By how much each counter grows in a second, where it is not as `beat` says."""
+"""By how much each counter grows in a second, where it is not as `heartbeat` says."""
 
 
 def picture() -> Picture:
@@ -31,7 +31,7 @@ def picture() -> Picture:
     monitor.hear(event("ended", "aa"), 5.0)
     for second in (1, 2):
         for shard, more in SHARDS.items():
-            told = beat(shard, second)
+            told = heartbeat(shard, second)
             counters = told.counters | {name: second * each for name, each in more.items()}
             monitor.hear(replace(told, counters=counters), float(second))
     return monitor.picture(5.0)

@@ -6,7 +6,7 @@ import pytest
 from sps2.cli.top.monitor import FORGET_S, LINGER_S, Monitor
 from sps2.cli.top.picture import Link, Picture
 
-from .acts import BUS, NAMES, REQUEST, beat, event, in_prefill, running, status, watched
+from .acts import BUS, NAMES, REQUEST, event, heartbeat, in_prefill, running, status, watched
 
 
 def test_nothing_is_made_up() -> None:
@@ -17,7 +17,7 @@ def test_nothing_is_made_up() -> None:
     assert all(totals[name] is None for name in totals if name.endswith("_s"))
 
     once = Monitor("test", BUS)
-    once.hear(beat("decode-0", 1), 1.0)
+    once.hear(heartbeat("decode-0", 1), 1.0)
     [shard] = once.picture(1.0).shards
     assert (shard.busy, shard.out_bytes_s, shard.in_bytes_s) == (None, None, None)
     assert (shard.pages, shard.pages_free, shard.owned) == (100, 60, 1)
@@ -51,7 +51,7 @@ def test_links_by_the_second() -> None:
 def test_processes_of_one_shard_are_added_up() -> None:
     monitor = watched()
     for second in (1, 2, 3):
-        monitor.hear(beat("prefill-0.1", second), float(second))
+        monitor.hear(heartbeat("prefill-0.1", second), float(second))
     picture = monitor.picture(3.0)
     shard = next(each for each in picture.shards if each.id == "prefill-0")
     assert shard.out_bytes_s == 6e6
@@ -64,19 +64,19 @@ def test_a_silent_shard_is_lost_and_its_numbers_with_it() -> None:
     monitor = watched()
     for second in range(4, 8):
         for name in NAMES[:-1]:
-            monitor.hear(beat(name, second), float(second))
+            monitor.hear(heartbeat(name, second), float(second))
     shards = {each.id: each for each in monitor.picture(7.0).shards}
     assert shards["decode-1"].state == "lost"
     assert (shards["decode-1"].busy, shards["decode-1"].pages) == (None, None)
     assert shards["decode-0"].state == "busy"
-    monitor.hear(beat("decode-1", 1, pid=2), 7.0)
+    monitor.hear(heartbeat("decode-1", 1, pid=2), 7.0)
     again = {each.id: each for each in monitor.picture(7.0).shards}["decode-1"]
     assert (again.state, again.pid, again.busy) == ("busy", 2, None)  # another life: no rate yet
 
 
 def test_those_nobody_knows_are_forgotten() -> None:
     monitor = watched()
-    monitor.hear(beat("decode-7", 3), 3.0)
+    monitor.hear(heartbeat("decode-7", 3), 3.0)
     assert len(monitor.picture(3.0).shards) == 5
     assert len(monitor.picture(4.0 + FORGET_S).shards) == 4
 
@@ -84,7 +84,7 @@ def test_those_nobody_knows_are_forgotten() -> None:
 def test_clocks_apart_do_not_matter() -> None:
     monitor = Monitor("test", BUS)
     for second in (1, 2, 3):
-        monitor.hear(beat("gateway", second + 10_000), float(second))
+        monitor.hear(heartbeat("gateway", second + 10_000), float(second))
     assert monitor.picture(3.0).cluster.requests_s == 2.0
 
 
@@ -100,7 +100,7 @@ def test_a_request_through_its_stages() -> None:
     )
     monitor.hear(event("transfer", exchange_s=2.0, hidden_s=1.0, exchange_bytes=1e6), 4.0)
     monitor.hear(event("decode"), 4.5)
-    monitor.hear(beat("decode-1", 4, tokens={REQUEST: 37, "unknown": 1}), 5.0)
+    monitor.hear(heartbeat("decode-1", 4, tokens={REQUEST: 37, "unknown": 1}), 5.0)
     [request] = monitor.picture(5.0).requests
     assert (request.stage, request.tokens, request.max_tokens) == ("decode", 37, 128)
     assert (request.hidden, request.exchange_bytes) == (0.5, 1e6)
@@ -152,10 +152,10 @@ def test_settled_once_all_rates_are_known() -> None:
     monitor = Monitor("test", BUS)
     monitor.take(status(), 0.0)
     for name in NAMES:
-        monitor.hear(beat(name, 1), 1.0)
+        monitor.hear(heartbeat(name, 1), 1.0)
     assert not monitor.settled()
     for name in NAMES:
-        monitor.hear(beat(name, 2), 2.0)
+        monitor.hear(heartbeat(name, 2), 2.0)
     assert monitor.settled()
 
 

@@ -8,7 +8,7 @@ from sps2.cli.top.monitor import Monitor
 from sps2.cli.top.picture import Picture
 from sps2.cli.top.view import lines, view
 
-from .acts import BUS, REQUEST, beat, event, in_prefill, watched
+from .acts import BUS, REQUEST, event, heartbeat, in_prefill, watched
 
 SIZES = [(80, 24), (100, 30), (132, 40), (200, 50)]
 
@@ -25,7 +25,7 @@ def crowd(shards: int, requests: int) -> Picture:
     for second in (1, 2, 3):
         for index in range(shards):
             for role in ("prefill", "decode"):
-                monitor.hear(beat(f"{role}-{index}", second), float(second))
+                monitor.hear(heartbeat(f"{role}-{index}", second), float(second))
     for index in range(requests):
         monitor.hear(event("queued", f"{index:012x}0000", prompt_tokens=index), index / 100)
     return monitor.picture(3.0)
@@ -91,7 +91,7 @@ def test_unknown_is_a_dash() -> None:
     assert "no requests" in "\n".join(rows)
 
     monitor = Monitor("test", BUS)
-    monitor.hear(beat("prefill-0", 1), 1.0)
+    monitor.hear(heartbeat("prefill-0", 1), 1.0)
     row = next(row for row in shown(monitor.picture(1.0), Controls(), 80, 24) if "prefill-0" in row)
     assert row.split()[3:] == ["-", "1", "-", "-"]  # BUSY, PRE, IN, OUT
 

@@ -17,9 +17,9 @@ from sps2.common.messages import Done, Request, Stream, Struct
 
 HANG_S = 60.0
 """No test takes nearly as long; a hang ends as an error."""
-PATIENT = Bus(beat_s=20.0)
+PATIENT = Bus(heartbeat_s=20.0)
 """Nobody is lost by silence, however busy the machine."""
-HASTY = Bus(beat_s=0.05)
+HASTY = Bus(heartbeat_s=0.05)
 
 
 class Text(Struct, frozen=True, tag=True):

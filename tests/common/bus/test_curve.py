@@ -10,7 +10,7 @@ import pytest
 
 from sps2.common.bus.curve import Audience
 from sps2.common.bus.peer import Peer, Server
-from sps2.common.bus.telemetry import Beat, Hub, Publisher, Subscriber
+from sps2.common.bus.telemetry import Heartbeat, Hub, Publisher, Subscriber
 from sps2.common.config import Bus
 from sps2.common.errors import Invalid, PeerLost
 from sps2.common.keys.keyring import Keyring
@@ -109,8 +109,11 @@ async def test_a_client_let_in_later_gets_in(some: Keys, tmp_path: Path) -> None
 
 
 async def test_a_revoked_client_loses_what_it_has(some: Keys) -> None:
-    async with open_to("clients", Bus(beat_s=0.2, keys=some.cluster.keys)) as (service, server):
-        hasty = Bus(beat_s=0.2, keys=some.alice.keys)
+    async with open_to("clients", Bus(heartbeat_s=0.2, keys=some.cluster.keys)) as (
+        service,
+        server,
+    ):
+        hasty = Bus(heartbeat_s=0.2, keys=some.alice.keys)
         async with (
             reached(server.address, hasty) as peer,
             reached(server.address, some.cluster) as friend,
@@ -190,23 +193,23 @@ async def heard(events: Subscriber, publishers: list[Publisher], names: set[str]
     async def repeat() -> None:
         while True:
             for publisher in publishers:
-                publisher.beat({})
+                publisher.heartbeat({})
             await asyncio.sleep(0.02)
 
-    beating = asyncio.create_task(repeat())
+    sending_heartbeats = asyncio.create_task(repeat())
     try:
         async for event in events:
-            assert isinstance(event, Beat)
+            assert isinstance(event, Heartbeat)
             found.add(event.service)
             if names <= found:
                 return found
     finally:
-        beating.cancel()
+        sending_heartbeats.cancel()
     raise AssertionError
 
 
 async def test_telemetry_comes_from_services_and_goes_to_clients(some: Keys) -> None:
-    hub = Hub(ANY, ANY, Bus(beat_s=0.05, keys=some.cluster.keys))
+    hub = Hub(ANY, ANY, Bus(heartbeat_s=0.05, keys=some.cluster.keys))
     async with asyncio.timeout(PATIENCE_S):
         publish, subscribe = await hub.start()
         with (
@@ -237,7 +240,7 @@ async def _silent(events: Subscriber, publishers: list[Publisher]) -> None:
     last_s = time.monotonic()
     while time.monotonic() - last_s < 1.0:
         for publisher in publishers:
-            publisher.beat({})
+            publisher.heartbeat({})
         try:
             await asyncio.wait_for(anext(events), 0.05)
             last_s = time.monotonic()
@@ -248,7 +251,7 @@ async def _silent(events: Subscriber, publishers: list[Publisher]) -> None:
 async def _drained(events: Subscriber, publisher: Publisher) -> None:
     """The hub is back: somebody who may hear does."""
     while True:
-        publisher.beat({})
+        publisher.heartbeat({})
         try:
             await asyncio.wait_for(anext(events), 0.05)
             return

@@ -28,7 +28,7 @@ from .service import (
     until,
 )
 
-SMALL = Bus(beat_s=20.0, max_message_bytes=10_000)
+SMALL = Bus(heartbeat_s=20.0, max_message_bytes=10_000)
 
 
 # --- limits ---

@@ -56,7 +56,7 @@ SERVER = """
 
     async def main() -> None:
         from sps2.common.bus.peer import Server
-        server = Server(Service(), Bus(beat_s=20.0))
+        server = Server(Service(), Bus(heartbeat_s=20.0))
         print(await server.start("tcp://127.0.0.1:0"), flush=True)
         await asyncio.sleep(600)
 
@@ -73,7 +73,7 @@ CLIENT = """
 
     async def main() -> None:
         from sps2.common.bus.peer import Peer
-        peer = Peer(sys.argv[1], Bus(beat_s=20.0))
+        peer = Peer(sys.argv[1], Bus(heartbeat_s=20.0))
         async with peer.stream(Keep("x")) as items:
             await anext(items)
             print("open", flush=True)
@@ -110,7 +110,7 @@ class Process:
         self._process.wait()
 
 
-async def test_a_killed_server_is_noticed_without_waiting_for_beats() -> None:
+async def test_a_killed_server_is_noticed_without_waiting_for_heartbeats() -> None:
     with Process(SERVER) as process:
         address = await process.line()
         async with asyncio.timeout(HANG_S), reached(address) as peer:
@@ -126,7 +126,7 @@ async def test_a_killed_server_is_noticed_without_waiting_for_beats() -> None:
                 await peer.call(Echo(""), deadline_s=0.05)
 
 
-async def test_a_killed_client_is_noticed_without_waiting_for_beats() -> None:
+async def test_a_killed_client_is_noticed_without_waiting_for_heartbeats() -> None:
     async with served() as (service, server):
         with Process(CLIENT, server.address) as process:
             assert await process.line() == "open"
@@ -179,7 +179,9 @@ async def test_a_silent_server_is_lost() -> None:
         peer = Peer(address, HASTY, name="scheduler")
         async with background(peer.call(Hang())) as call:
             await socket.recv_multipart()
-            with pytest.raises(PeerLost, match="scheduler was lost: it was silent for 3 beats"):
+            with pytest.raises(
+                PeerLost, match="scheduler was lost: it was silent for 3 heartbeats"
+            ):
                 await call
         await peer.close()
 
@@ -196,7 +198,7 @@ async def test_a_silent_client_is_lost() -> None:
         assert server.counters["clients_lost"] == 1
 
 
-async def test_beats_keep_a_long_call_alive() -> None:
+async def test_heartbeats_keep_a_long_call_alive() -> None:
     async with (
         served(HASTY) as (_, server),
         reached(server.address, HASTY) as peer,
@@ -204,7 +206,7 @@ async def test_beats_keep_a_long_call_alive() -> None:
         peer.stream(Keep("b")) as items,
     ):
         await anext(items)
-        await asyncio.sleep(12 * HASTY.beat_s)
+        await asyncio.sleep(12 * HASTY.heartbeat_s)
         assert not call.done()
         assert server.calls == 2
 

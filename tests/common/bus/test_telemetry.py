@@ -10,7 +10,7 @@ import pytest
 import zmq
 
 from sps2.common.bus import wire
-from sps2.common.bus.telemetry import Beat, Event, Hub, Publisher, RequestEvent, Subscriber
+from sps2.common.bus.telemetry import Event, Heartbeat, Hub, Publisher, RequestEvent, Subscriber
 from sps2.common.config import Bus
 from sps2.common.errors import Invalid
 
@@ -64,20 +64,20 @@ async def test_events_reach_every_subscriber() -> None:
         with publisher(publish) as sender:
 
             def send() -> None:
-                sender.beat({"sps2_tokens": 3.0})
+                sender.heartbeat({"sps2_tokens": 3.0})
                 sender.publish(event)
 
             found = await heard(send, one, "prefill")
             async with Subscriber(subscribe, Bus()) as two:
                 assert event in await heard(send, two, "prefill")
             assert event in found
-            beat = next(
+            heartbeat = next(
                 each for each in [*found, *await heard(send, one, "prefill")] if each != event
             )
-            assert isinstance(beat, Beat)
-            assert (beat.service, beat.pid) == ("decode-0", os.getpid())
-            assert beat.counters == {"sps2_tokens": 3.0}
-            assert beat.rss_bytes > 1 << 20
+            assert isinstance(heartbeat, Heartbeat)
+            assert (heartbeat.service, heartbeat.pid) == ("decode-0", os.getpid())
+            assert heartbeat.counters == {"sps2_tokens": 3.0}
+            assert heartbeat.rss_bytes > 1 << 20
             assert sender.dropped == 0
             assert not one.counters
 
@@ -115,7 +115,7 @@ async def test_junk_is_counted_and_skipped() -> None:
 
         def send() -> None:
             source.send(b"\xc1")
-            source.send(wire.pack({"type": "Beat", "pid": "x"}))
+            source.send(wire.pack({"type": "Heartbeat", "pid": "x"}))
             source.send(b"")
             source.send_multipart([good, good])
             source.send(bytes(2 << 20))

@@ -36,7 +36,7 @@ def test_what_should_be_a_table_is_named(
         ("mixed = [2]", "mixed"),
         ("meeting_port = 'x'", "meeting_port"),
         ("[scheduler]\nbus_port = {}", "scheduler.bus_port"),
-        ("[bus]\nbeat_s = nan", "bus.beat_s"),
+        ("[bus]\nheartbeat_s = nan", "bus.heartbeat_s"),
     ],
 )
 def test_a_value_of_a_wrong_type_is_named(
@@ -54,9 +54,9 @@ def test_a_port_of_a_wrong_type_is_named_or_replaced_by_the_flag(tmp_path: Path)
 
 
 def test_flags_and_file_together(tmp_path: Path) -> None:
-    text = "[bus]\nbeat_s = 2.0\n[kvdir]\nbus_port = 7\n"
+    text = "[bus]\nheartbeat_s = 2.0\n[kvdir]\nbus_port = 7\n"
     cluster = loaded(tmp_path, text, port=9000, keys="/keys")
-    assert (cluster.bus.keys, cluster.bus.beat_s) == ("/keys", 2.0)
+    assert (cluster.bus.keys, cluster.bus.heartbeat_s) == ("/keys", 2.0)
     assert (cluster.gateway.port, cluster.gateway.bus_port, cluster.kvdir.bus_port) == (
         9000,
         9001,

@@ -53,7 +53,7 @@ from sps2.services.gateway.main import Parts
 from sps2.services.greeting import greeted
 from sps2.services.run import About
 
-BUS = Bus(beat_s=0.2)
+BUS = Bus(heartbeat_s=0.2)
 END = 256
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}"

@@ -25,7 +25,7 @@ from sps2.common.messages import (
 from sps2.services.gateway.generate import Generation, Job, Record
 from sps2.services.gateway.shards import Shards
 
-BUS = Bus(beat_s=0.1)
+BUS = Bus(heartbeat_s=0.1)
 JOB = Job("a" * 16, (1, 2, 3), Sampling(10, 0))
 LAST = Token(3, 13, None, "length")
 

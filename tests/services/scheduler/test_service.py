@@ -44,7 +44,7 @@ from sps2.services.tasks import forever
 
 from .test_core import CONFIG, PAGE
 
-BUS = Bus(beat_s=0.1)
+BUS = Bus(heartbeat_s=0.1)
 PAGES = 64
 
 

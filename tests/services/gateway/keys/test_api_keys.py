@@ -29,7 +29,7 @@ def ring(tmp_path: Path) -> Keyring:
 
 @asynccontextmanager
 async def keyed(folder: Path, ring: Keyring) -> AsyncIterator[tuple[Door, httpx.AsyncClient]]:
-    bus = Bus(beat_s=0.2, keys=str(ring.folder))
+    bus = Bus(heartbeat_s=0.2, keys=str(ring.folder))
     async with (
         opened(folder, bus=bus) as door,
         httpx.AsyncClient(base_url=door.url, timeout=60) as http,

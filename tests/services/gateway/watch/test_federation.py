@@ -1,10 +1,10 @@
-"""What processes beat is in /metrics with labels, and only for as long as they beat."""
+"""What heartbeats tell is in /metrics with labels, for as long as they come."""
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from sps2.common.bus.telemetry import Beat, RequestEvent
+from sps2.common.bus.telemetry import Heartbeat, RequestEvent
 from sps2.common.config import Bus
 from sps2.common.messages import Link
 from sps2.services.gateway.watch.families import FAMILIES
@@ -14,8 +14,8 @@ from sps2.services.gateway.watch.metrics import Metrics
 Samples = dict[tuple[str, str, str, str], float]
 
 
-def beat(service: str, links: tuple[Link, ...] = (), **counters: float) -> Beat:
-    return Beat(service, 7, 1.0, 1 << 20, counters, "ready", links=links)
+def heartbeat(service: str, links: tuple[Link, ...] = (), **counters: float) -> Heartbeat:
+    return Heartbeat(service, 7, 1.0, 1 << 20, counters, "ready", links=links)
 
 
 def samples(federation: Federation, name: str) -> Samples:
@@ -33,10 +33,10 @@ def samples(federation: Federation, name: str) -> Samples:
 
 def test_who_falls_silent_is_left_out() -> None:
     now_s = [0.0]
-    federation = Federation(Bus(beat_s=1.0, missed_beats=3), lambda: now_s[0])
-    federation.hear(beat("prefill-0", prefill_tokens=5.0))
+    federation = Federation(Bus(heartbeat_s=1.0, missed_heartbeats=3), lambda: now_s[0])
+    federation.hear(heartbeat("prefill-0", prefill_tokens=5.0))
     now_s[0] = 2.0
-    federation.hear(beat("prefill-1", prefill_tokens=7.0))
+    federation.hear(heartbeat("prefill-1", prefill_tokens=7.0))
     federation.hear(RequestEvent("r", "queued", 0.0))
     both = {("prefill", "prefill-0", "0", ""): 5.0, ("prefill", "prefill-1", "0", ""): 7.0}
     assert samples(federation, "sps2_prefill_tokens_total") == both
@@ -50,7 +50,7 @@ def test_who_falls_silent_is_left_out() -> None:
 def test_labels_tell_services_shards_and_their_processes_apart() -> None:
     federation = Federation(Bus())
     for service in ("kvdir", "decode-1", "decode-1.1"):
-        federation.hear(beat(service, question_sent=3.0, kv_leaked_pages=2.0))
+        federation.hear(heartbeat(service, question_sent=3.0, kv_leaked_pages=2.0))
     assert samples(federation, "sps2_sent_bytes_total") == {
         ("kvdir", "", "0", "decode_q"): 3.0,
         ("decode", "decode-1", "0", "decode_q"): 3.0,
@@ -60,7 +60,7 @@ def test_labels_tell_services_shards_and_their_processes_apart() -> None:
 
 def test_used_pages_are_those_that_are_neither_free_nor_idle() -> None:
     federation = Federation(Bus())
-    federation.hear(beat("mixed-0", kv_pages=100.0, kv_pages_free=60.0, kv_pages_idle=30.0))
+    federation.hear(heartbeat("mixed-0", kv_pages=100.0, kv_pages_free=60.0, kv_pages_idle=30.0))
     shard = ("mixed", "mixed-0", "0", "")
     assert samples(federation, "sps2_kv_pages_used") == {shard: 10.0}
     assert samples(federation, "sps2_kv_cache_usage_perc") == {shard: 0.1}
@@ -71,7 +71,7 @@ def test_links_to_the_lives_of_a_shard_are_one() -> None:
         Link("prefill-0", target, 5, 1) for target in ("decode-0", "decode-0", "decode-1")
     )
     federation = Federation(Bus())
-    federation.hear(beat("prefill-0", links))
+    federation.hear(heartbeat("prefill-0", links))
     assert samples(federation, "sps2_link_sent_bytes_total") == {
         ("prefill", "prefill-0", "0", "decode-0"): 10.0,
         ("prefill", "prefill-0", "0", "decode-1"): 5.0,
@@ -88,7 +88,7 @@ def test_no_name_is_taken_twice_or_has_no_meaning() -> None:
 
 def test_what_is_counted_is_whole() -> None:
     federation = Federation(Bus())
-    federation.hear(beat("prefill-0", prefill_tokens=9537.500000000007, exchange_s=1.25))
+    federation.hear(heartbeat("prefill-0", prefill_tokens=9537.500000000007, exchange_s=1.25))
     ((_, tokens),) = samples(federation, "sps2_prefill_tokens_total").items()
     ((_, seconds),) = samples(federation, "sps2_exchange_seconds_total").items()
     assert (tokens, seconds) == (9537.0, 1.25)
