@@ -1,5 +1,6 @@
 """Real clusters of processes around a tiny random model."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -32,7 +33,11 @@ def launch(
 
     @contextmanager
     def running(family: str, transport: str, **more: object) -> Iterator[Running]:
-        folder, port = checkpoint(family), ports.free_base()
+        port = ports.free_base()
+        served = (
+            tmp_path_factory.mktemp("served") / family
+        )  # clusters write quantised weights there
+        folder = Path(shutil.copytree(checkpoint(family), served))
         flags = {
             "scheduler": {"prefill_span_tokens": 16, "decode_span_tokens": 64},
             "dtype": "float32",

@@ -120,7 +120,7 @@ def until_it_decodes() -> dict[str, Any]:
         done = subprocess.run([*TOP, "--once", "--json"], capture_output=True, text=True)
         found: dict[str, Any] = json.loads(done.stdout)
         decoding = any(each["stage"] == "decode" and each["tokens"] for each in found["requests"])
-        owned = sum(each["owned"] for each in found["shards"])
+        owned = sum(each["owned"] or 0 for each in found["shards"])
         if decoding and owned and found["cluster"]["tokens_out_s"] > 0:
             return found
         assert time.monotonic() < deadline_s, found
