@@ -26,7 +26,7 @@ def test_a_method_is_there_with_its_arguments(name: str) -> None:
 
 
 def test_both_clients_have_the_same_methods() -> None:
-    assert METHODS == [name for name in vars(client.AsyncClient) if not name.startswith("_")]
+    assert [name for name in vars(client.AsyncClient) if not name.startswith("_")] == METHODS
 
 
 @pytest.mark.parametrize("name", sorted(PARAMETERS))
