@@ -71,7 +71,7 @@ def quoted() -> list[str]:
     gather, balanced = _row(links, 100, "gather"), _row(links, 100, "balanced")
     return [
         f"{one['value']:.1f} s with one prefill shard and {two['value']:.1f} s with two",
-        f"{ours['value'] / 1e3:.2f} s at most, and {theirs['value'] / 1e3:.2f} s in vLLM",
+        f"{ours['value'] / 1e3:.2f} s, and {theirs['value'] / 1e3:.2f} s in vLLM",
         f"{gather['exchange_bytes'] / 1e6:.0f} MB to {balanced['exchange_bytes'] / 1e6:.0f} MB",
         f"from {gather['ttft_s']:.1f} s to {balanced['ttft_s']:.1f} s",
     ]
@@ -160,7 +160,7 @@ def _transformers(found: Record, _: list[str]) -> str:
 
 def _beside(what: str, cases: dict[str, list[float]], factor: float) -> list[tuple[str, ...]]:
     base = sorted(cases["sps2"])[len(cases["sps2"]) // 2]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for case, values in cases.items():
         middle = sorted(values)[len(values) // 2]
         rows.append(
