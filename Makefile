@@ -11,7 +11,7 @@ CONSTRAINTS := $(if $(GPU),,-c constraints-cpu.txt) -c constraints-dev.txt
 UNBUILT := kernels/native/unbuilt.txt
 TYPED := cli common compose kernels services
 
-.PHONY: help setup demo test lint format bench bench-links bench-gpu lock peers clean
+.PHONY: help setup demo test lint format docs bench bench-links bench-gpu lock peers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -48,6 +48,9 @@ lint: $(READY)  ## check style, formatting and types
 format: $(READY)  ## fix style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)  ## build the documentation site in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 bench: $(READY)  ## compare with vLLM, llama.cpp and transformers here
 	@$(BIN)/spsctl pull $(MODEL)

@@ -50,7 +50,7 @@ def _table(kind: type, head: str) -> str:
     shared = Parameters.__struct_fields__ if is_kind_of else ()
     rows = [_row(kind, name, about) for name, about in _fields(kind).items() if name not in shared]
     rows.sort(key=lambda row: ("| supported |" not in row, "| ignored |" not in row))
-    return f"### {head}\n\n| field | | |\n|---|---|---|\n{''.join(rows)}"
+    return f"### {head}\n\n| field | handling | meaning |\n|---|---|---|\n{''.join(rows)}"
 
 
 def _fields(kind: type) -> dict[str, tuple[str, bool]]:

@@ -77,7 +77,8 @@ class Extension(Struct, frozen=True):
         None
     )
     pipelined: (
-        Annotated[bool, Meta(description="false does transfers and arithmetic by turns")] | None
+        Annotated[bool, Meta(description="false disables the overlap of transfers and compute")]
+        | None
     ) = None
     progress: (
         Annotated[bool, Meta(description="chunks about the prefill as it goes on; needs `stream`")]

@@ -27,7 +27,7 @@ class Choice(NamedTuple):
 def choose(wish: Literal["auto", "ucx", "tcp"]) -> Choice:
     """Take UCX where it has RDMA to drive, and works; TCP elsewhere.
 
-    Without it UCX would use TCP itself, more slowly than we do (README, "Measured"). A wish
+    Without it UCX would use TCP itself, more slowly than we do (docs/benchmarks.md). A wish
     other than "auto" is followed or refused.
 
     Raises:

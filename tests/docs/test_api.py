@@ -13,6 +13,7 @@ from sps2.common.api.requests import (
     Parameters,
     StreamOptions,
 )
+from sps2.common.api.usage import Sps2Usage
 
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 
@@ -41,6 +42,11 @@ def test_every_field_is_listed() -> None:
         assert own | both == set(kind.__struct_fields__)
     for other in (StreamOptions, Message, TextPart, Extension):
         assert listed[reference.HEADS[other]] == set(other.__struct_fields__)
+
+
+def test_everything_of_usage_is_there() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert not [name for name in Sps2Usage.__struct_fields__ if f"`{name}`" not in page]
 
 
 def test_a_page_without_a_place_for_them_is_refused() -> None:
