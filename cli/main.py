@@ -4,6 +4,7 @@ import errno
 from collections.abc import Callable
 from functools import wraps
 from importlib.metadata import version as version_of
+from importlib.util import find_spec
 from typing import Annotated, Any
 
 import typer
@@ -38,6 +39,14 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
             command(*arguments, **options)
         except ServiceError as error:
             render.say_error(f"error: {error}")
+            raise typer.Exit(1) from error
+        except ModuleNotFoundError as error:
+            if find_spec("torch") is not None:
+                raise
+            render.say_error(
+                f"error: {error.name} is not installed: this is the SDK and spsctl for clusters "
+                "elsewhere. To serve here: pip install 'sps2[server]'"
+            )
             raise typer.Exit(1) from error
         except OSError as error:
             if error.errno == errno.EPIPE:  # `spsctl logs | head`

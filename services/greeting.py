@@ -1,4 +1,4 @@
-"""Before services work together: they must be of one version, and their clocks should agree."""
+"""Before services work together: one version, the same messages, clocks that agree."""
 
 import logging
 import time
@@ -8,6 +8,7 @@ from typing import NamedTuple
 from sps2.common.bus.peer import Peer
 from sps2.common.errors import Invalid
 from sps2.common.messages import Greet, Greeted
+from sps2.common.messages.schema import schema_hash
 
 VERSION = version("sps2")
 APART_S = 1.0
@@ -36,7 +37,7 @@ async def compare(peer: Peer, service: str, deadline_s: float) -> Clocks:
         ServiceError: as `Peer.call`.
     """
     asked_at_s, asked_s = time.time(), time.monotonic()
-    told = await peer.call(Greet(service, VERSION), deadline_s)
+    told = await peer.call(Greet(service, VERSION, schema_hash()), deadline_s)
     error_s = (time.monotonic() - asked_s) / 2
     return Clocks(told.at_s - asked_at_s - error_s, told.monotonic_s - asked_s - error_s, error_s)
 
@@ -62,10 +63,10 @@ def apart(who: str, ahead_s: float, error_s: float) -> str:
 
 def greeted(service: str, request: Greet) -> Greeted:
     """What `service` answers. Raises Invalid if whoever comes is of another version."""
-    if request.version != VERSION:
+    if (request.version, request.schema) != (VERSION, schema_hash()):
         refusal = (
-            f"{request.service} is SPS2 {request.version} and {service} is {VERSION}: install one "
-            "version on every host"
+            f"{request.service} is SPS2 {request.version} (messages {request.schema or 'unknown'}) "
+            f"and {service} is {VERSION} ({schema_hash()}): install one version on every host"
         )
         log.warning("%s", refusal)
         raise Invalid(refusal)

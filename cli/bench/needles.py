@@ -2,10 +2,12 @@
 
 import random
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from sps2.common.errors import Invalid
-from sps2.common.text.tokens import Tokenizer
+
+if TYPE_CHECKING:
+    from sps2.common.text.tokens import Tokenizer
 
 TEAMS = ("Amber", "Birch", "Copper", "Delta", "Ember", "Falcon", "Garnet", "Harbor")
 SHALLOW, DEEP = 0.04, 0.68
@@ -62,7 +64,11 @@ def hidden_in(document: str) -> list[Needle]:
 
 
 def prompts(
-    tokenizer: Tokenizer, text: str, tokens: int, needles: Sequence[Needle], asked: Sequence[Needle]
+    tokenizer: "Tokenizer",
+    text: str,
+    tokens: int,
+    needles: Sequence[Needle],
+    asked: Sequence[Needle],
 ) -> list[Prompt]:
     """A prompt of about `tokens` tokens, and never more, for each needle `asked` for.
 
@@ -95,7 +101,7 @@ class _End(NamedTuple):
     answer: tuple[tuple[int, int], ...]
 
 
-def _frame(tokenizer: Tokenizer, asked: Sequence[Needle]) -> tuple[list[int], *tuple[_End, ...]]:
+def _frame(tokenizer: "Tokenizer", asked: Sequence[Needle]) -> tuple[list[int], *tuple[_End, ...]]:
     """The tokens before the document, and those after it for each question."""
     try:
         text = tokenizer.template.render([{"role": "user", "content": _PLACE}])
@@ -119,7 +125,7 @@ def _frame(tokenizer: Tokenizer, asked: Sequence[Needle]) -> tuple[list[int], *t
     return head, *ends
 
 
-def _line_end(tokenizer: Tokenizer, ids: list[int], place: int) -> int:
+def _line_end(tokenizer: "Tokenizer", ids: list[int], place: int) -> int:
     """The end of the line at `place`, or `place` if that is far."""
     for index in range(place, min(place + 100, len(ids))):
         if tokenizer.token_text(ids[index]).endswith("\n"):

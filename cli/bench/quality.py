@@ -3,7 +3,7 @@
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 import typer
@@ -17,8 +17,10 @@ from sps2.cli.bench.table import tables_of
 from sps2.common.errors import Invalid
 from sps2.common.model.config import read
 from sps2.common.models import fingerprint, locate
-from sps2.common.text.tokens import Tokenizer
 from sps2.services.scheduler import selections
+
+if TYPE_CHECKING:
+    from sps2.common.text.tokens import Tokenizer
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Spans = Literal["scheduler", "even"]
@@ -82,6 +84,7 @@ def quality(
 
     from sps2.cli.bench.measure import Work, measure  # import torch, which --help can do without
     from sps2.common.model.weights import load
+    from sps2.common.text.tokens import Tokenizer
 
     calibration = selections.load(folder, fingerprint(folder))
     work = Work(load(folder, dtype), wanted, groups, spans == "even", calibration)
@@ -137,7 +140,7 @@ def _read(documents: str) -> dict[str, str]:
 
 
 def _prompts(
-    tokenizer: Tokenizer, found: dict[str, str], length: int, questions: int
+    tokenizer: "Tokenizer", found: dict[str, str], length: int, questions: int
 ) -> dict[str, list[Prompt]]:
     """Prompts by document; which needles are asked for differs from one to the next."""
     made: dict[str, list[Prompt]] = {}

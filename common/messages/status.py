@@ -44,10 +44,12 @@ class Greeted(Struct, frozen=True):
 
 class Greet(Request[Greeted], frozen=True):
     """Any service to one that it works with, before anything else, and to compare clocks; it stays
-    as it is, so that services of all versions understand it. Invalid if the versions differ."""
+    as it is, so that services of all versions understand it. Invalid if they differ."""
 
     service: str
     version: str
+    schema: str = ""
+    """Of `schema_hash`: two commits of one version may differ."""
 
 
 class RequestStatus(Struct, frozen=True):

@@ -2,10 +2,10 @@
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-
-from safetensors import SafetensorError, safe_open
+from typing import Any
 
 from sps2.common import places
 from sps2.common.errors import Invalid
@@ -110,11 +110,8 @@ def validate(folder: Path) -> None:
     read(folder)
     require_tokenizer(folder)
     for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="np"):
-                pass
-        except (SafetensorError, OSError, ValueError) as error:
-            raise Invalid(f"{path} is not a sound safetensors file: {error}") from error
+        with _opened(path):
+            pass
 
 
 def require_tokenizer(folder: Path) -> Path:
@@ -181,11 +178,8 @@ def item_bytes(dtype: str, folder: Path, config: ModelConfig) -> int:
 
 def _stored_dtype(folder: Path) -> str:
     path = weight_files(folder)[0]
-    try:
-        with safe_open(path, framework="np") as weights:
-            kinds = {weights.get_slice(name).get_dtype() for name in list(weights.keys())[:1]}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise Invalid(f"{path} is not a sound safetensors file: {error}") from error
+    with _opened(path) as weights:
+        kinds = {weights.get_slice(name).get_dtype() for name in list(weights.keys())[:1]}
     return _STORED.get(kinds.pop() if kinds else "", "float32")
 
 
@@ -197,3 +191,14 @@ def _name_of_file(path: Path) -> str:
         raise Invalid(f"cannot read {path}: {error.strerror}") from error
     identity = hashlib.sha256(f"{path}:{stat.st_size}:{stat.st_mtime_ns}".encode())
     return f"{path.stem}-{identity.hexdigest()[:8]}"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open  # of the extra `server`
+
+    try:
+        with safe_open(path, framework="np") as weights:
+            yield weights
+    except (SafetensorError, OSError, ValueError) as error:
+        raise Invalid(f"{path} is not a sound safetensors file: {error}") from error

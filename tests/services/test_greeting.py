@@ -3,11 +3,13 @@
 import asyncio
 import logging
 
+import msgspec
 import pytest
 
 from sps2.common.bus.peer import Peer, Server
 from sps2.common.config import Bus
 from sps2.common.errors import Invalid
+from sps2.common.messages.schema import hash_of
 from sps2.services import greeting
 from sps2.services.greeting import VERSION, greet
 from sps2.services.run import About
@@ -31,10 +33,40 @@ async def test_another_version_is_refused_by_name(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     real = greeting.Greet
-    monkeypatch.setattr(greeting, "Greet", lambda service, version: real(service, "9.9.9"))
-    with pytest.raises(Invalid, match=rf"prefill-1 is SPS2 9\.9\.9 and scheduler is {VERSION}"):
+    monkeypatch.setattr(
+        greeting, "Greet", lambda service, _, schema: real(service, "9.9.9", schema)
+    )
+    with pytest.raises(Invalid, match=rf"prefill-1 is SPS2 9\.9\.9 .* and scheduler is {VERSION} "):
         await ask()
     assert "9.9.9" in caplog.text
+
+
+async def test_other_messages_of_the_same_version_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = greeting.Greet
+    monkeypatch.setattr(greeting, "Greet", lambda service, version, _: real(service, version, "0f"))
+    with pytest.raises(Invalid, match=r"\(messages 0f\) and scheduler is .*: install one version"):
+        await ask()
+
+
+def test_a_changed_field_changes_the_hash_and_a_docstring_does_not() -> None:
+    class Before(msgspec.Struct):
+        at_s: float
+
+    class Described(msgspec.Struct):
+        """Something."""
+
+        at_s: float
+
+    class Changed(msgspec.Struct):
+        at_s: int
+
+    hashes = []
+    for kind in (Before, Described, Changed):
+        kind.__name__ = "Before"
+        hashes.append(hash_of([kind]))
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 @pytest.mark.parametrize(
