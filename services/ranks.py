@@ -76,7 +76,7 @@ def main() -> None:
     except Invalid as error:
         logger.error("%s-%d cannot run: %s", arguments.role, arguments.index, error)
         sys.exit(1)
-    # threads of the C++ kernels, which else take every core of the host
+    # as with `spsctl up`: OpenMP starts as many as the host has cores, if nobody says
     os.environ.setdefault("OMP_NUM_THREADS", str(cluster.shard_threads))
     if len(argvs) == 1:
         os.execv(sys.executable, argvs[0])
@@ -101,11 +101,11 @@ def _together(argvs: Sequence[Sequence[str]]) -> int:
         if rank.poll() is None:
             rank.terminate()
     until_s = time.monotonic() + GRACE_S
-    for number, rank in enumerate(ranks):
+    for place, rank in enumerate(ranks):
         with suppress(subprocess.TimeoutExpired):
             rank.wait(max(0.0, until_s - time.monotonic()))
         if rank.poll() is None:
-            logger.warning("rank %d did not end in %.0f s; killed", number, GRACE_S)
+            logger.warning("rank %d did not end in %.0f s; killed", place, GRACE_S)
             rank.kill()
             rank.wait()
     return 0 if stopped else max(1, *(rank.returncode for rank in ranks))
