@@ -9,7 +9,7 @@ MODEL := smollm2-135m
 GPU := $(shell { command -v nvidia-smi || test -e /dev/nvidia0; } >/dev/null 2>&1 && echo yes)
 CONSTRAINTS := $(if $(GPU),,-c constraints-cpu.txt) -c constraints-dev.txt
 UNBUILT := kernels/native/unbuilt.txt
-TYPED := cli common compose kernels services
+TYPED := cli common kernels services
 
 .PHONY: help setup demo test lint format docs bench bench-links bench-gpu lock peers clean
 

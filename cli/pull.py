@@ -15,6 +15,7 @@ from rich.progress import (
 )
 
 from sps2.cli import render
+from sps2.common import config as configuration
 from sps2.common import models
 from sps2.common.errors import Invalid
 from sps2.common.models import pull as puller
@@ -22,14 +23,20 @@ from sps2.common.models import pull as puller
 
 def pull(
     ref: Annotated[
-        str,
+        str | None,
         typer.Argument(
             help="smollm2-135m, hf:ORG/NAME[@REVISION], a folder, or a .gguf file", metavar="REF"
         ),
-    ],
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="pull the model that this configuration names", dir_okay=False),
+    ] = None,
 ) -> None:
     """Download or convert a model; at once if it is there. Prints its folder."""
-    print(fetched(ref))
+    if (ref is None) == (config is None):
+        raise typer.BadParameter("give a model, or --config FILE")
+    print(fetched(configuration.load(config).model if ref is None else ref))
 
 
 def obtained(ref: str) -> Path:

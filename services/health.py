@@ -1,5 +1,8 @@
 """Whether one service works, for probes: `python -m sps2.services.health SERVICE [--ready]`.
 
+`--drain SECONDS` waits until the cluster has no request in work, at most so long: run it before the
+gateway is stopped, since that ends every answer.
+
 SERVICE is its name in `spsctl status`, such as gateway or prefill-0; of a shard, `--host` says
 where it is, and the configuration must give it a port (`shard_port`). Exits with 0 if it answers on
 the bus, or, with `--ready`, if it also has all that it waits for.
@@ -9,6 +12,7 @@ import argparse
 import asyncio
 import os
 import sys
+import time
 from pathlib import Path
 
 from sps2.common import config
@@ -20,6 +24,9 @@ from sps2.common.messages import Describe, Info
 from sps2.services.run import is_shard
 
 DEADLINE_S = 8.0
+SETTLE_S = 5.0
+"""How long requests still come after an orchestrator has begun to stop the gateway."""
+POLL_S = 1.0
 
 
 def address(cluster: Cluster, service: str, host: str | None) -> str:
@@ -47,6 +54,37 @@ def address(cluster: Cluster, service: str, host: str | None) -> str:
     return f"tcp://{address_of(host or cluster.host_of(service))}:{ports[service]}"
 
 
+async def drained(
+    cluster: Cluster, seconds: float, settle_s: float = SETTLE_S, poll_s: float = POLL_S
+) -> bool:
+    """Wait until the scheduler has no request; False if it still has one after so many seconds.
+
+    Args:
+        settle_s: it must have had none for so long: requests that were on their way are seen.
+
+    Raises:
+        ServiceError: the scheduler does not answer.
+    """
+    end_s = time.monotonic() + seconds
+    peer = Peer(cluster.scheduler_address, cluster.bus, "scheduler")
+    try:
+        idle_since_s = None
+        while True:
+            counters = (await peer.call(Describe(), DEADLINE_S)).counters
+            now_s = time.monotonic()
+            if counters["requests_running"] or counters["requests_waiting"]:
+                idle_since_s = None
+            elif idle_since_s is None:
+                idle_since_s = now_s
+            if idle_since_s is not None and now_s - idle_since_s >= settle_s:
+                return True
+            if now_s >= end_s:
+                return False
+            await asyncio.sleep(min(poll_s, end_s - now_s))
+    finally:
+        await peer.close()
+
+
 async def ask(cluster: Cluster, service: str, host: str | None) -> Info:
     """What the service says of itself. Raises ServiceError if it does not answer."""
     peer = Peer(address(cluster, service, host), cluster.bus, service)
@@ -62,10 +100,20 @@ def main() -> None:
     parser.add_argument("--config", type=Path, help="of the cluster; else $SPS2_CONFIG")
     parser.add_argument("--host", help="where it is, if not where the configuration says")
     parser.add_argument("--ready", action="store_true", help="it must not wait for anything")
+    parser.add_argument(
+        "--drain",
+        type=float,
+        metavar="SECONDS",
+        help="wait until no request is in work, at most so long",
+    )
     arguments = parser.parse_args()
     named = arguments.config or os.environ.get("SPS2_CONFIG")
     try:
         cluster = config.load(Path(named) if named else None)
+        if arguments.drain is not None:
+            idle = asyncio.run(drained(cluster, arguments.drain))
+            print("no request is in work" if idle else "requests are still in work")
+            return
         info = asyncio.run(ask(cluster, arguments.service, arguments.host))
     except ServiceError as error:
         sys.exit(f"{arguments.service} is not well: {error}")

@@ -4,14 +4,17 @@
 
 Reads compose/Dockerfile, and runs the steps of its first stage that make and fill the environment,
 in a copy of the tree and an empty folder, as the file says. Then it starts in that environment what
-the image would: `spsctl --version`, a service and the probe of its health. It takes minutes.
+the image would: `spsctl --version`, a service and the probe of its health, and the default command,
+which pulls the demo model and serves it. It takes minutes.
 """
 
+import os
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from dockerfile_parse import DockerfileParser
@@ -45,6 +48,28 @@ def run(argv: list[str]) -> None:
     subprocess.run(argv, check=True)
 
 
+def serve(folder: Path, tools: str) -> None:
+    """The default command in an empty home, until its health check is well; and its end."""
+    (folder / "home").mkdir()
+    environment = os.environ | {
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "SPS2_HOME": str(folder / "home"),
+        "SPS2_CONFIG": str(ROOT / "compose" / "container.toml"),
+    }
+    command = [str(ROOT / "compose" / "serve.sh"), "--port", "18800"]
+    print("+", shlex.join(command), flush=True)
+    container = subprocess.Popen(command, env=environment, cwd=folder / "home")
+    try:
+        until_s = time.monotonic() + 600
+        while subprocess.run(["spsctl", "status"], env=environment, capture_output=True).returncode:
+            assert container.poll() is None, "it has ended"
+            assert time.monotonic() < until_s, "it is not ready"
+            time.sleep(2)
+    finally:
+        container.terminate()
+        assert container.wait(60) == 0
+
+
 def main() -> int:
     with tempfile.TemporaryDirectory(prefix="sps2-image-") as folder:
         source, environment = f"{folder}/src", f"{folder}/opt"
@@ -66,6 +91,7 @@ def main() -> int:
         finally:
             service.terminate()
             service.wait()
+        serve(Path(folder), f"{environment}/bin")
     print("all well")
     return 0
 

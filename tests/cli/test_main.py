@@ -61,6 +61,18 @@ def test_up_of_a_model_that_is_not_here() -> None:
     assert "spsctl pull" not in said  # which would fail
 
 
+def test_pull_of_the_model_that_a_configuration_names(
+    tmp_path: Path, checkpoint: Callable[[str], Path]
+) -> None:
+    folder, file = checkpoint("llama2"), tmp_path / "cluster.toml"
+    file.write_text(f"# model = 'another'\nmodel='{folder}'  # as TOML allows\n")
+    assert run("pull", "--config", str(file)).stdout.strip() == str(folder)
+    for both_or_none in ([], [str(folder), "--config", str(file)]):
+        result = run("pull", *both_or_none)
+        assert result.exit_code == 2
+        assert "give a model, or --config FILE" in " ".join(result.stderr.split())
+
+
 def test_up_pulls_what_can_be_pulled(
     tmp_path: Path, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

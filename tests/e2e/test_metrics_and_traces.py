@@ -130,7 +130,10 @@ def queries() -> list[tuple[str, str]]:
     """(where, query) of every panel and every alert."""
     dashboard = json.loads((COMPOSE / "grafana/dashboards/sps2.json").read_text())
     found = [
-        (panel["title"], target["expr"].replace("$__rate_interval", "1m"))
+        (
+            panel["title"],
+            target["expr"].replace("$__rate_interval", "1m").replace("$instance", ".*"),
+        )
         for panel in dashboard["panels"]
         for target in panel.get("targets", ())
     ]

@@ -10,8 +10,10 @@ from sps2.cli import ports
 from sps2.common.bus.peer import Server
 from sps2.common.config import Cluster, load
 from sps2.common.config import text as config_text
-from sps2.common.errors import Invalid
+from sps2.common.errors import Invalid, ServiceError
+from sps2.common.messages import Describe, Info
 from sps2.services import health
+from sps2.services.greeting import VERSION
 from sps2.services.run import About
 
 
@@ -57,3 +59,37 @@ def test_where_services_are() -> None:
             health.address(cluster, service, None)
     with pytest.raises(Invalid, match="shard_port"):
         health.address(Cluster(), "prefill-0", None)
+
+
+class Counted:
+    """A scheduler, as far as it says how many requests it has."""
+
+    def __init__(self, *running: int) -> None:
+        self._running = list(running)
+
+    async def describe(self, request: Describe) -> Info:
+        running = self._running.pop(0) if len(self._running) > 1 else self._running[0]
+        counters = {"requests_running": float(running), "requests_waiting": 0.0}
+        return Info("scheduler", 1, VERSION, "ready", "", 0, 0.0, counters, ())
+
+
+@pytest.mark.parametrize(
+    ("running", "drained"), [((0,), True), ((2, 1, 0, 1, 0), True), ((1,), False)]
+)
+async def test_a_gateway_is_drained(running: tuple[int, ...], drained: bool) -> None:
+    cluster = load(port=ports.free_base())
+    scheduler = Counted(*running)
+    server = Server([scheduler], cluster.bus)
+    await server.start(cluster.scheduler_address)
+    waited = await health.drained(cluster, 1.0, settle_s=0.05, poll_s=0.01)
+    await server.close()
+    assert waited is drained
+    assert len(scheduler._running) == 1, "it was asked until then"
+
+
+async def test_no_scheduler_tells_whether_a_gateway_is_drained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(health, "DEADLINE_S", 0.2)
+    with pytest.raises(ServiceError, match="scheduler"):
+        await health.drained(load(port=ports.free_base()), 5.0)

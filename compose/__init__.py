@@ -1,1 +1,0 @@
-"""Images, Docker Compose files and Kubernetes manifests."""

@@ -1,0 +1,115 @@
+"""Runs all processes of one shard: `python -m sps2.services.ranks ROLE --config FILE --index I`.
+
+Containers start a shard so: `tp` of the configuration says how many processes (ranks) it has. They
+live and die together. A shard of one process replaces this one.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import get_args
+
+from sps2.common import config, log
+from sps2.common.config import Cluster
+from sps2.common.errors import Invalid
+from sps2.common.messages import Role
+
+GRACE_S = 10.0
+"""How long processes may take to end, before they are killed."""
+POLL_S = 0.1
+
+logger = logging.getLogger(__name__)
+
+
+def commands(
+    cluster: Cluster, role: Role, file: Path | None, index: int, host: str | None, here: str | None
+) -> list[list[str]]:
+    """The command of each process of a shard.
+
+    Args:
+        here: names of the shards on this machine, separated by commas; None: all of the cluster.
+
+    Raises:
+        Invalid: the configuration has no such shard.
+    """
+    if not 0 <= index < cluster.shards_of(role):
+        raise Invalid(
+            f"the configuration has {cluster.shards_of(role)} {role} shards: there is no "
+            f"{role}-{index}"
+        )
+    shared = ["--index", str(index)]
+    shared += ["--config", str(file)] if file else []
+    shared += ["--host", host] if host else []
+    shared += ["--here", ",".join(processes(cluster, here.split(",")))] if here else []
+    start = [sys.executable, "-m", f"sps2.services.{role}"]
+    ranks = range(cluster.tp_of(role))
+    return [[*start, *shared, *(["--rank", str(rank)] if rank else [])] for rank in ranks]
+
+
+def processes(cluster: Cluster, shards: Sequence[str]) -> list[str]:
+    """The names of all processes of some shards, in the order of `spsctl status`."""
+    return [name for name in cluster.shard_names() if {name, name.partition(".")[0]} & {*shards}]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m sps2.services.ranks", description=__doc__)
+    parser.add_argument("role", choices=get_args(Role))
+    parser.add_argument("--config", type=Path, help="TOML configuration of the cluster")
+    parser.add_argument("--index", type=int, default=0, help="which shard this is")
+    parser.add_argument("--host", help="address or name of this machine to bind")
+    parser.add_argument(
+        "--here", help="names of the shards on this machine, such as prefill-0,decode-0"
+    )
+    arguments = parser.parse_args()
+    log.setup(f"{arguments.role}-{arguments.index}")
+    try:
+        cluster = config.load(arguments.config)
+        place = arguments.index, arguments.host, arguments.here
+        argvs = commands(cluster, arguments.role, arguments.config, *place)
+    except Invalid as error:
+        logger.error("%s-%d cannot run: %s", arguments.role, arguments.index, error)
+        sys.exit(1)
+    # as with `spsctl up`: OpenMP starts as many as the host has cores, if nobody says
+    os.environ.setdefault("OMP_NUM_THREADS", str(cluster.shard_threads))
+    if len(argvs) == 1:
+        os.execv(sys.executable, argvs[0])
+    sys.exit(_together(argvs))
+
+
+def _together(argvs: Sequence[Sequence[str]]) -> int:
+    """Run processes until one ends or this one is told to; the exit status."""
+    stopped = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    environment = os.environ | {"SPS2_SUPERVISOR_PID": str(os.getpid())}
+    ranks = [subprocess.Popen(argv, env=environment) for argv in argvs]
+    while not stopped and all(rank.poll() is None for rank in ranks):
+        time.sleep(POLL_S)
+    for rank in ranks:
+        if rank.poll() is None:
+            rank.terminate()
+    until_s = time.monotonic() + GRACE_S
+    for place, rank in enumerate(ranks):
+        with suppress(subprocess.TimeoutExpired):
+            rank.wait(max(0.0, until_s - time.monotonic()))
+        if rank.poll() is None:
+            logger.warning("rank %d did not end in %.0f s; killed", place, GRACE_S)
+            rank.kill()
+            rank.wait()
+    return 0 if stopped else max(1, *(rank.returncode for rank in ranks))
+
+
+if __name__ == "__main__":
+    main()
