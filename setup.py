@@ -1,4 +1,4 @@
-"""The one thing that pyproject.toml cannot say yet: how the C++ kernels are built."""
+"""What pyproject.toml cannot say: how the C++ kernels are built, for every Python 3."""
 
 import os
 import re
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 NATIVE = Path("kernels/native")
@@ -18,7 +19,10 @@ UNBUILT = NATIVE / "unbuilt.txt"
 
 
 class Build(build_ext):
-    """As setuptools builds, and `UNBUILT` where that fails."""
+    """As setuptools builds, for ctypes and so for every Python; `UNBUILT` where that fails."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split("."))) + ".so"
 
     def build_extension(self, ext: Extension) -> None:
         UNBUILT.unlink(missing_ok=True)
@@ -37,6 +41,13 @@ class Build(build_ext):
                 sys.stderr.write(said.read())
 
 
+class Wheel(bdist_wheel):
+    """A wheel of this platform, for every Python 3."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
 @contextmanager
 def _errors_to(file: IO[str]) -> Iterator[None]:
     """Have what compilers say on stderr in `file`."""
@@ -50,7 +61,7 @@ def _errors_to(file: IO[str]) -> Iterator[None]:
 
 
 setup(
-    cmdclass={"build_ext": Build},
+    cmdclass={"build_ext": Build, "bdist_wheel": Wheel},
     ext_modules=[
         Extension(
             "sps2.kernels.native._attention",

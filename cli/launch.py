@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 from sps2.cli import ports, remote
 from sps2.cli.hosts import Hosts
@@ -25,6 +26,7 @@ from sps2.common.messages import ClusterStatus, Describe, ShowCluster
 POLL_S = 0.1
 SAID = re.compile(r"\d{4}-\d\d-\d\d [\d:.]+ [A-Z]+ +\S+ [\w.]+: (.*)")
 """What a line of a service's log says, after time, level and names."""
+SERVER = "to serve on this machine: pip install 'sps2[server]'"
 STOP_S = FAR_GRACE_S + 5.0
 
 
@@ -94,6 +96,8 @@ class Launch:
                 f"stop it with `spsctl down --name {self.cluster.name}`"
             )
         if self.hosts is None:
+            if find_spec("torch") is None:
+                raise Invalid(f"torch is not installed here; {SERVER}")
             ports.require_free(self.cluster)
         else:
             self.warnings = remote.check(self.cluster, self.hosts)

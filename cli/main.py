@@ -25,6 +25,7 @@ from sps2.cli import (
 )
 from sps2.cli.bench import quality
 from sps2.cli.keys import api, client, folder
+from sps2.cli.launch import SERVER
 from sps2.cli.top.command import top
 from sps2.cli.trace.command import trace
 from sps2.common.errors import ServiceError
@@ -43,10 +44,7 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
         except ModuleNotFoundError as error:
             if find_spec("torch") is not None:
                 raise
-            render.say_error(
-                f"error: {error.name} is not installed: this is the SDK and spsctl for clusters "
-                "elsewhere. To serve here: pip install 'sps2[server]'"
-            )
+            render.say_error(f"error: {error.name} is not installed here; {SERVER}")
             raise typer.Exit(1) from error
         except OSError as error:
             if error.errno == errno.EPIPE:  # `spsctl logs | head`

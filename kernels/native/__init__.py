@@ -6,7 +6,6 @@ time. Callers ask `serves` first, and use torch where it says no.
 """
 
 import ctypes
-import sysconfig
 from collections.abc import Sequence
 from ctypes import Structure, byref, c_int, c_int64, c_void_p, sizeof
 from pathlib import Path
@@ -33,8 +32,7 @@ BLOCK = 64
 
 def _load() -> tuple[ctypes.CDLL | None, str]:
     """The kernels that fit this Python code; else None, and what is wrong with those there are."""
-    own = f"_attention{sysconfig.get_config_var('EXT_SUFFIX')}"
-    found = sorted(Path(__file__).parent.glob("_attention*.so"), key=lambda path: path.name != own)
+    found = sorted(Path(__file__).parent.glob("_attention*.so"), key=lambda path: len(path.name))
     wrong = ""
     for path in found:
         try:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from sps2.cli import launch, ports
 from sps2.cli.main import app
 from sps2.cli.runs import RunFolder
 from sps2.common import config
@@ -288,3 +289,10 @@ def test_help_starts_without_the_heavy_libraries() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_without_the_server_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "find_spec", lambda name: None)
+    done = run("up", "--model", "smollm2-135m", "--port", str(ports.free_base()))
+    assert done.exit_code == 1
+    assert "torch is not installed here; to serve on this machine: pip install" in done.stderr
