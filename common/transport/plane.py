@@ -17,15 +17,15 @@ from sps2.common.transport import frame as frames
 from sps2.common.transport.backends import BackendName, make_backend
 from sps2.common.transport.credit import Taken, lane_of
 from sps2.common.transport.frame import Frame, Purpose
+from sps2.common.transport.frame_handlers import Deliver, FrameHandlers, Request
 from sps2.common.transport.inbox import Inbox, Tensors
-from sps2.common.transport.known import Known
 from sps2.common.transport.links import Behind, Link, Stale
 from sps2.common.transport.once import Once
+from sps2.common.transport.peer_state import PeerState
 from sps2.common.transport.proof import new_token
-from sps2.common.transport.takers import Deliver, Request, Takers
 
 MAX_PEERS = 4096
-"""Known at one time; beyond that the longest known of those that are gone are forgotten."""
+"""PeerState at one time; beyond that the longest known of those that are gone are forgotten."""
 DIALS = 8
 """Attempts to open one link while the other side, which dials too, begins new generations."""
 
@@ -68,8 +68,8 @@ class Plane:
         self.links: dict[str, Counter[str]] = {}
         """The same by peer: "sent" and "received" bytes, "frames_sent", "frames_received"."""
         self._backend = make_backend(backend, self)
-        self._peers: dict[str, Known] = {}
-        self._takers = Takers()
+        self._peers: dict[str, PeerState] = {}
+        self._handlers = FrameHandlers()
         self._on_lost: list[Callable[[str], None]] = []
         self._on_gone: list[Callable[[str], None]] = []
         self._returns = 0
@@ -92,12 +92,12 @@ class Plane:
             task.cancel()
         await asyncio.gather(*dialling, return_exceptions=True)
         await self._backend.close()
-        for inbox in list(self._takers.inboxes.values()):
+        for inbox in list(self._handlers.inboxes.values()):
             inbox.close()
 
     def introduce(self, peer: messages.Peer) -> None:
         """Learn how a peer is reached; cheap, may be repeated. A lost one can be reached again."""
-        known = self._peers.setdefault(peer.name, Known())
+        known = self._peers.setdefault(peer.name, PeerState())
         known.peer, known.is_wanted = peer, True
 
     async def reach(self, peers: Sequence[messages.Peer]) -> None:
@@ -116,7 +116,7 @@ class Plane:
 
     def forget(self, peer: str) -> None:
         """End all links with a peer, until one is opened anew."""
-        self._peers.setdefault(peer, Known())
+        self._peers.setdefault(peer, PeerState())
         self.gone(peer, "this side forgot it", goodbye=True)
         self.links.pop(peer, None)
 
@@ -136,10 +136,10 @@ class Plane:
         open nothing more is awaited, even if it comes back: a frame may be missing.
         """
         key = (request, epoch)
-        assert key not in self._takers.inboxes, f"{key} is open already"
+        assert key not in self._handlers.inboxes, f"{key} is open already"
         why_gone = partial(self._why_gone, self._returns)
-        inbox = Inbox(why_gone, lambda: self._takers.close(key))
-        self._takers.inboxes[key] = inbox
+        inbox = Inbox(why_gone, lambda: self._handlers.close(key))
+        self._handlers.inboxes[key] = inbox
         return inbox
 
     def serve(
@@ -151,7 +151,7 @@ class Plane:
             requests: with their epochs, those whose frames are wanted when they come; others are
                 read and dropped.
         """
-        self._takers.handlers[purpose] = handler, requests
+        self._handlers.handlers[purpose] = handler, requests
 
     async def send(
         self,
@@ -221,9 +221,9 @@ class Plane:
     @property
     def queued_bytes(self) -> int:
         """Of tensors that came and that nobody has read."""
-        return sum(inbox.queued_bytes for inbox in self._takers.inboxes.values())
+        return sum(inbox.queued_bytes for inbox in self._handlers.inboxes.values())
 
-    def _known(self, name: str) -> Known:
+    def _known(self, name: str) -> PeerState:
         """A peer that is there, as far as is known. Raises PeerLost."""
         peer = self._peers.get(name)
         if peer is None or self._closing:
@@ -247,7 +247,7 @@ class Plane:
                 raise PeerLost(name, peer.gone) from None
             raise
 
-    async def _dial(self, peer: Known, there: messages.Peer) -> Link:
+    async def _dial(self, peer: PeerState, there: messages.Peer) -> Link:
         try:
             for attempts_left in reversed(range(DIALS)):
                 try:
@@ -276,7 +276,7 @@ class Plane:
         if self._closing:
             raise Invalid(f"{self.name} closed")
         name = peer.name
-        known = self._peers.setdefault(name, Known(peer))
+        known = self._peers.setdefault(name, PeerState(peer))
         if generation < known.generation:
             raise Stale(f"{self.name} has lost its links with {name}", known.generation)
         if generation > known.generation:
@@ -291,14 +291,14 @@ class Plane:
         self._welcome(known)
 
     def wants(self, frame: Frame) -> bool:
-        return self._takers.find(frame) is not None
+        return self._handlers.find(frame) is not None
 
     def deliver(
         self, source: str, frame: Frame, tensors: Tensors | None, nbytes: int, taken: Taken
     ) -> None:
         self.counters[f"{frame.purpose}_received"] += nbytes
         self._count(source, "received", nbytes)
-        if tensors is None or not (take := self._takers.find(frame)):
+        if tensors is None or not (take := self._handlers.find(frame)):
             self.counters["frames_dropped"] += 1
             taken()
             return
@@ -316,7 +316,7 @@ class Plane:
         established = known.is_linked
         known.lose(PeerLost(peer, f"{peer} is gone: {reason}"))
         self._backend.drop(peer)
-        self._takers.lose(peer, known.gone)
+        self._handlers.lose(peer, known.gone)
         self._forget_oldest()
         callbacks = list(self._on_gone)
         if established and not goodbye and not self._closing:
@@ -329,7 +329,7 @@ class Plane:
             except Exception:
                 _logger.exception("the loss of %s could not be handled", peer)
 
-    def _welcome(self, peer: Known) -> None:
+    def _welcome(self, peer: PeerState) -> None:
         """A link of the present generation is open: what was lost is back."""
         if peer.gone:
             self._returns += 1

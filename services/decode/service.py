@@ -35,11 +35,11 @@ from sps2.kernels import State
 from sps2.kernels.gpu.graphs import Graphs
 from sps2.services.decode.batch import Batch
 from sps2.services.decode.kv.holding import Holdings, Key
-from sps2.services.decode.paces import paces
 from sps2.services.decode.remote.exchange import Exchange
 from sps2.services.decode.remote.prefix import Prefixes
 from sps2.services.decode.sequence import Owned
 from sps2.services.decode.steps import Leading
+from sps2.services.decode.token_paces import paces
 from sps2.services.decode.tokens import TokenLog
 from sps2.services.shard import DataLoop
 from sps2.services.tasks import end, forever, gather_all

@@ -12,7 +12,7 @@ from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool
 from sps2.common.transport.frame import Frame, frame_for
 from sps2.common.transport.plane import Plane
-from sps2.services.decode.keys import pack, unpack_keys
+from sps2.services.decode.frame_rows import pack, unpack_keys
 from sps2.services.decode.kv.holding import Key
 from sps2.services.decode.remote.exchange import ANSWER_S, Exchange, Failed, NotHeld
 from sps2.services.decode.remote.split import SplitAttention

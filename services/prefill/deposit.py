@@ -10,7 +10,7 @@ from sps2.common.messages import Peer, Target
 from sps2.common.model.share import Share
 from sps2.common.spans import Span
 from sps2.services.prefill.group import Attention, Group
-from sps2.services.prefill.own import OwnPages
+from sps2.services.prefill.local_pages import LocalPages
 
 
 class Piece(NamedTuple):
@@ -51,7 +51,7 @@ class Deposit:
         spans: Sequence[Span],
         targets: Sequence[Target],
         share: Share,
-        pages: OwnPages,
+        pages: LocalPages,
     ) -> None:
         self._own = pages
         self._attend = attend

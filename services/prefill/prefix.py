@@ -14,8 +14,8 @@ from sps2.common.transport.expected import check_from, state_like
 from sps2.kernels import State, merge_many
 from sps2.services.prefill.deposit import owners
 from sps2.services.prefill.group import Attention, Group
+from sps2.services.prefill.local_pages import LocalPages
 from sps2.services.prefill.methods.attended import Rows, visible
-from sps2.services.prefill.own import OwnPages
 from sps2.services.tasks import gather_all
 
 ROWS = 256
@@ -56,7 +56,7 @@ class Prefix:
         group: Group,
         sources: Sequence[Source],
         share: Share,
-        pages: OwnPages,
+        pages: LocalPages,
     ) -> None:
         self._own = pages
         self._attend = attend

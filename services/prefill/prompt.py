@@ -19,9 +19,9 @@ from sps2.common.transport.inbox import Inbox
 from sps2.common.transport.plane import Plane
 from sps2.services.prefill.deposit import Deposit
 from sps2.services.prefill.group import Attention, Group
+from sps2.services.prefill.local_pages import NO_PAGES, LocalPages
 from sps2.services.prefill.methods.csa import Csa
 from sps2.services.prefill.methods.registry import attend_by
-from sps2.services.prefill.own import NO_PAGES, OwnPages
 from sps2.services.prefill.passes import Passes
 from sps2.services.prefill.prefix import Prefix
 from sps2.services.prefill.timeline import Timeline
@@ -48,7 +48,7 @@ async def run_prompt(
     run: Run,
     prefilled: Callable[[Prefilled], None],
     turn: Turn | None = None,
-    pages: OwnPages = NO_PAGES,
+    pages: LocalPages = NO_PAGES,
     passes: Passes | None = None,
     advanced: Callable[[int], None] = lambda layers: None,
     timeline: Timeline | None = None,

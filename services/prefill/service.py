@@ -15,7 +15,7 @@ from sps2.common.transport.inbox import Inbox
 from sps2.common.transport.plane import Plane
 from sps2.services.busy import ThreadClock
 from sps2.services.prefill.layers import layers
-from sps2.services.prefill.own import NO_PAGES, OwnPages
+from sps2.services.prefill.local_pages import NO_PAGES, LocalPages
 from sps2.services.prefill.passes import Passes
 from sps2.services.prefill.progress import Progress, Tally
 from sps2.services.prefill.prompt import run_prompt, turn_of
@@ -44,7 +44,7 @@ class PrefillService:
         plane: Plane,
         data: DataLoop,
         led: Sequence[Led] = (),
-        pages: OwnPages = NO_PAGES,
+        pages: LocalPages = NO_PAGES,
         traces: Recorder = FORGETFUL,
     ) -> None:
         self._model = model

@@ -38,7 +38,7 @@ from sps2.common.messages import (
 )
 from sps2.common.prefix import PromptNames
 from sps2.common.tracing import Trail
-from sps2.services.scheduler.pace import Pace
+from sps2.services.scheduler.eta import Eta
 from sps2.services.scheduler.plan import Plan
 from sps2.services.scheduler.prefix import own_names, shared_names
 from sps2.services.tasks import end, gather_all, root_cause
@@ -132,7 +132,7 @@ class Job:
                 loop = asyncio.get_running_loop()
                 replied = [loop.create_future() for _ in self._plan.group]
                 tokens, cached = len(self._submit.prompt) // 4, self._plan.prefix.tokens
-                pace = Pace(tokens, cached, time.monotonic())
+                pace = Eta(tokens, cached, time.monotonic())
                 with trail.during("prefill", **self._described()) as prefilling:
                     prefills = [
                         group.create_task(self._prefill(rank, future, pace, prefilling, emit))
@@ -182,7 +182,7 @@ class Job:
         self,
         rank: int,
         replied: asyncio.Future[Prefilled],
-        pace: Pace,
+        pace: Eta,
         trail: Trail,
         emit: Emit,
     ) -> int:

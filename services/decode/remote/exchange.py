@@ -18,9 +18,9 @@ from sps2.common.transport.expected import Like, check, check_layer, state_like
 from sps2.common.transport.frame import Frame, frame_for
 from sps2.common.transport.plane import Plane
 from sps2.kernels import PagedRows, State, paged_attention
-from sps2.services.decode.keys import Unanswered, pack, unpack_keys, unpack_unanswered
+from sps2.services.decode.frame_rows import Unanswered, pack, unpack_keys, unpack_unanswered
+from sps2.services.decode.holder_spin import HolderSpin
 from sps2.services.decode.kv.holding import Holding, Holdings, Key
-from sps2.services.decode.linger import Linger
 from sps2.services.poisoned import end_if_poisoned
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class Exchange:
         self._answering: set[asyncio.Task[None]] = set()
         self._lately: dict[str, tuple[tuple[object, ...], PagedRows]] = {}
         """What each owner asked about last."""
-        self._linger = Linger()
+        self._spin = HolderSpin()
         plane.serve("question", self._on_question)
         plane.serve("answer", self._on_answer)
         plane.on_gone(self._on_gone)
@@ -148,7 +148,7 @@ class Exchange:
         await self._plane.send(question.holder, frame, tensors)
 
     def _on_question(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
-        self._linger.more()
+        self._spin.more()
         try:
             answer = self._answer(source, frame, tensors)
         except Exception as error:  # whoever asked must not wait in vain

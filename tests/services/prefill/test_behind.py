@@ -16,8 +16,8 @@ from sps2.services.prefill import behind
 from sps2.services.prefill.behind import Behind
 from sps2.services.prefill.deposit import Deposit
 from sps2.services.prefill.group import Group
+from sps2.services.prefill.local_pages import NO_PAGES
 from sps2.services.prefill.methods.registry import attend_by
-from sps2.services.prefill.own import NO_PAGES
 from sps2.services.tasks import gather_all
 
 from .ranks import Member, config, members, random_qkv, reference, rows_of

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from sps2.services.decode.paces import PARTS, paces
+from sps2.services.decode.token_paces import PARTS, paces
 
 
 @pytest.mark.parametrize("steps", [1, 2, PARTS, PARTS + 1, 1000])

@@ -10,7 +10,7 @@ from sps2.common.transport.links import Link
 
 
 @dataclass(slots=True)
-class Known:
+class PeerState:
     """A peer.
 
     A loss is the end of all links with it, both ways, and of what was under way. Each begins a new

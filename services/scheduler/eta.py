@@ -6,7 +6,7 @@ PAUSE_S = 0.25
 """Between two tellings of one request."""
 
 
-class Pace:
+class Eta:
     """One prefill of a request.
 
     Args:

@@ -11,7 +11,7 @@ Key = tuple[str, int]
 """(request, epoch)"""
 
 
-class OwnPages(Protocol):
+class LocalPages(Protocol):
     """The pages of this very process."""
 
     def keep(self, key: Key, layer: int, at: int, head: int, k: Tensor, v: Tensor) -> None:
@@ -37,7 +37,7 @@ class OwnPages(Protocol):
 
 
 class NoPages:
-    """The `OwnPages` of a process without."""
+    """The `LocalPages` of a process without."""
 
     def keep(self, key: Key, layer: int, at: int, head: int, k: Tensor, v: Tensor) -> None:
         raise Invalid(f"the KV of request {key[0]} cannot stay here: this shard has no pages")

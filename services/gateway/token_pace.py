@@ -10,7 +10,7 @@ from sps2.services.gateway.generate import Job, Record
 from sps2.services.gateway.watch.metrics import Metrics
 
 
-class Pace:
+class TokenPace:
     """Times one choice, from now on.
 
     Args:

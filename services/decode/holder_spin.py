@@ -4,14 +4,14 @@ import asyncio
 import os
 import time
 
-LINGER_S = 1e-3
+SPIN_S = 1e-3
 """Longer than an owner takes from one layer's question to that of the next."""
 WANTED_S = 1e-4
 """A processor that comes back only after so long was wanted by somebody else."""
 REST_S = 1.0
 
 
-class Linger:
+class HolderSpin:
     """Keeps its loop from sleeping until a moment after the last `more`.
 
     Waking a processor that sleeps takes longer than a small exchange itself; on virtual machines
@@ -26,7 +26,7 @@ class Linger:
     def more(self) -> None:
         """More is about to come; to be called on the loop."""
         now = time.monotonic()
-        self._until = now + LINGER_S
+        self._until = now + SPIN_S
         if not self._awake and now >= self._rested:
             self._awake = True
             asyncio.get_running_loop().call_soon(self._turn)

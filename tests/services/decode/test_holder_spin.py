@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from sps2.services.decode import linger
-from sps2.services.decode.linger import LINGER_S, REST_S, Linger
+from sps2.services.decode import holder_spin
+from sps2.services.decode.holder_spin import REST_S, SPIN_S, HolderSpin
 
 
 class Clock:
@@ -28,23 +28,23 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(linger, "time", made)
-    monkeypatch.setattr(linger, "os", made)
+    monkeypatch.setattr(holder_spin, "time", made)
+    monkeypatch.setattr(holder_spin, "os", made)
     return made
 
 
 async def settle() -> None:
-    for _ in range(round(LINGER_S / 1e-5)):
+    for _ in range(round(SPIN_S / 1e-5)):
         await asyncio.sleep(0)
 
 
 async def test_a_loop_lingers_for_a_moment_only(clock: Clock) -> None:
-    waiting = Linger()
+    waiting = HolderSpin()
     waiting.more()
     waiting.more()
     await settle()
     turns = clock.turns
-    assert 0.4 * LINGER_S < turns * 2e-5 <= LINGER_S, "one turn at a time, for as long"
+    assert 0.4 * SPIN_S < turns * 2e-5 <= SPIN_S, "one turn at a time, for as long"
     await settle()
     assert clock.turns == turns
 
@@ -55,7 +55,7 @@ async def test_a_loop_lingers_for_a_moment_only(clock: Clock) -> None:
 
 async def test_a_processor_that_others_want_is_left_to_them(clock: Clock) -> None:
     clock.yield_s = 1e-3
-    waiting = Linger()
+    waiting = HolderSpin()
     for _ in range(5):
         waiting.more()
         await settle()

@@ -15,7 +15,7 @@ Request = tuple[str, int]
 """(request, epoch)"""
 
 
-class Takers:
+class FrameHandlers:
     """Open inboxes and handlers of one plane."""
 
     def __init__(self) -> None:
