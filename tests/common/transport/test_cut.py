@@ -103,10 +103,15 @@ def test_a_cut_ends_whoever_sends_or_waits(sites: Sites) -> None:
     built.cut("beta")
     waiting = beta.begin(receiving(alpha, "s"))
     sends = [alpha.begin(sending(beta, at)) for at in range(1, 30)]
-    for each in (waiting, *sends):
-        with pytest.raises(PeerLost) as lost:
-            each.result(PATIENCE_S)
-    assert beta.plane.name in str(lost.value)
+    with pytest.raises(PeerLost):
+        waiting.result(PATIENCE_S)
+    errors = [each.exception(PATIENCE_S) for each in sends]
+    while errors and errors[0] is None:  # it had left: the kernel keeps a few megabytes
+        errors.pop(0)
+    assert errors
+    for error in errors:
+        assert isinstance(error, PeerLost)
+        assert beta.plane.name in str(error)
 
     alpha.plane.introduce(beta.plane.peer)
     with pytest.raises(PeerLost, match="cannot reach"):  # as long as the link is cut
