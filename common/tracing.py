@@ -11,42 +11,42 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import NamedTuple
 
-from sps2.common.messages import Recall, Recalled, Stretch, Trace
+from sps2.common.messages import Recall, Recalled, Trace, TraceSpan
 
 _TRACEPARENT = re.compile("00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _SAMPLED = 1
 
 
 class Context(NamedTuple):
-    """A trace and the stretch in it that what follows is a part of.
+    """A trace and the span in it that what follows is a part of.
 
     Source: W3C Trace Context, https://www.w3.org/TR/trace-context/.
     """
 
     trace_id: str
-    stretch: str
+    span: str
     is_sampled: bool = True
 
     def __str__(self) -> str:
-        return f"00-{self.trace_id}-{self.stretch}-{_SAMPLED * self.is_sampled:02x}"
+        return f"00-{self.trace_id}-{self.span}-{_SAMPLED * self.is_sampled:02x}"
 
 
 def context_of(traceparent: str) -> Context | None:
     """What a `traceparent` says; None if it is malformed or of an unknown version."""
     if not _TRACEPARENT.fullmatch(traceparent):
         return None
-    _, trace_id, stretch, flags = traceparent.split("-")
-    return Context(trace_id, stretch, bool(int(flags, 16) & _SAMPLED))
+    _, trace_id, span, flags = traceparent.split("-")
+    return Context(trace_id, span, bool(int(flags, 16) & _SAMPLED))
 
 
 def new_context() -> Context:
-    """That of a request whose caller gave none; its stretch is nobody's."""
+    """That of a request whose caller gave none; its span is nobody's."""
     return Context(secrets.token_hex(16), "")
 
 
 @dataclass(slots=True)
 class Note:
-    """A stretch as it is written down: open until it has a `stop_s`."""
+    """A span as it is written down: open until it has a `stop_s`."""
 
     id: str
     parent: str
@@ -56,8 +56,8 @@ class Note:
     busy_s: float | None = None
     detail: dict[str, str | float] = field(default_factory=dict)
 
-    def told(self, service: str, now_s: float) -> Stretch:
-        return Stretch(
+    def told(self, service: str, now_s: float) -> TraceSpan:
+        return TraceSpan(
             self.id,
             self.parent,
             self.name,
@@ -77,7 +77,7 @@ Page = list[Note | Later]
 
 
 class Trail:
-    """Where a service writes down what it does for a request, as parts of one stretch."""
+    """Where a service writes down what it does for a request, as parts of one span."""
 
     def __init__(self, page: Page, context: Context, note: Note | None = None) -> None:
         self.context = context
@@ -91,10 +91,10 @@ class Trail:
 
     def begin(self, name: str, **detail: str | float) -> "Trail":
         """A part of it begins now; it goes on until `end`."""
-        note = Note(_new_id(), self.context.stretch, name, time.monotonic())
+        note = Note(_new_id(), self.context.span, name, time.monotonic())
         note.detail = detail
         self._page.append(note)
-        return Trail(self._page, self.context._replace(stretch=note.id), note)
+        return Trail(self._page, self.context._replace(span=note.id), note)
 
     def end(self, **detail: str | float) -> None:
         """It ends now; the first time counts."""
@@ -125,13 +125,11 @@ class Trail:
         **detail: str | float,
     ) -> None:
         """A part of it was from one time to another."""
-        self._page.append(
-            Note(_new_id(), self.context.stretch, name, start_s, stop_s, busy_s, detail)
-        )
+        self._page.append(Note(_new_id(), self.context.span, name, start_s, stop_s, busy_s, detail))
 
     def later(self, make: Callable[[str], Iterable[Note]]) -> None:
         """Its parts are what `make`, given its id, returns: called only when somebody asks."""
-        self._page.append(lambda: make(self.context.stretch))
+        self._page.append(lambda: make(self.context.span))
 
 
 class Recorder:
@@ -147,7 +145,7 @@ class Recorder:
         self._pages: OrderedDict[str, Page] = OrderedDict()
 
     def trail(self, request: str, traceparent: str) -> Trail:
-        """Writes on the page of `request`, as parts of the stretch that `traceparent` names."""
+        """Writes on the page of `request`, as parts of the span that `traceparent` names."""
         page = self._pages.get(request, [])
         if self._kept:
             self._pages[request] = page
@@ -189,14 +187,12 @@ def id_of(parent: str, place: object) -> str:
 def accounted(trace: Trace) -> float:
     """The share of a trace's time in which some service says what it did.
 
-    Counted are stretches without parts, as far as they are work from end to end; together, for
+    Counted are spans without parts, as far as they are work from end to end; together, for
     several services work at once.
     """
-    whole = trace.stretches[0]
-    parents = {each.parent for each in trace.stretches}
-    leaves = [
-        each for each in trace.stretches[1:] if each.id not in parents and each.busy_s is None
-    ]
+    whole = trace.spans[0]
+    parents = {each.parent for each in trace.spans}
+    leaves = [each for each in trace.spans[1:] if each.id not in parents and each.busy_s is None]
     covered = union([(each.start_s, each.stop_s) for each in leaves])
     inside = [
         max(0.0, min(stop, whole.stop_s) - max(start, whole.start_s)) for start, stop in covered

@@ -29,7 +29,7 @@ class Tried(NamedTuple):
 
 
 def bands(layers: int) -> list[range]:
-    """The layers, cut into `BANDS` stretches of about the same length."""
+    """The layers, cut into `BANDS` bands of about the same length."""
     count = min(BANDS, layers)
     edges = [layers * band // count for band in range(count + 1)]
     return [range(a, b) for a, b in itertools.pairwise(edges)]

@@ -62,7 +62,7 @@ def trace(
     if as_json:
         print(msgspec.json.encode(told).decode())
     elif perfetto is not None:
-        print(f"{perfetto}: {len(told.stretches)} stretches; open it at https://ui.perfetto.dev")
+        print(f"{perfetto}: {len(told.spans)} spans; open it at https://ui.perfetto.dev")
     else:
         for line in draw(told, max(NARROW, render.out.width)):
             render.out.print(line, soft_wrap=True)

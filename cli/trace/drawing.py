@@ -1,4 +1,4 @@
-"""A trace as lines of text: a row per stretch, with a bar where it lies in time."""
+"""A trace as lines of text: a row per span, with a bar where it lies in time."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -7,7 +7,7 @@ from rich.text import Text
 
 from sps2.cli.top.format import QUIET, Cell, Column, count, head, latency, line, percent, width_of
 from sps2.cli.trace.tree import Row, note, rows
-from sps2.common.messages import Stretch, Trace
+from sps2.common.messages import Trace, TraceSpan
 from sps2.common.tracing import accounted
 
 WIDE = 120
@@ -31,7 +31,7 @@ Ends = tuple[float, float]
 
 def draw(trace: Trace, width: int) -> list[Text]:
     """The trace in lines of at most `width` characters."""
-    whole = trace.stretches[0]
+    whole = trace.spans[0]
     columns = [
         Column("SERVICE", 10),
         Column("", 15),
@@ -54,7 +54,7 @@ def draw(trace: Trace, width: int) -> list[Text]:
     ]
 
 
-def _title(trace: Trace, whole: Stretch) -> list[Text]:
+def _title(trace: Trace, whole: TraceSpan) -> list[Text]:
     at = datetime.fromtimestamp(trace.at_s).strftime("%Y-%m-%d %H:%M:%S")
     detail = whole.detail
     first = Text(f" {trace.request}", style="bold")
@@ -76,14 +76,14 @@ def _title(trace: Trace, whole: Stretch) -> list[Text]:
     ]
 
 
-def _cells(row: Row, whole: Stretch, size: int, has_note: bool) -> list[Cell]:
-    stretch = row.stretch
-    name = f"{'  ' * max(0, row.depth - 1)}{stretch.name}"
-    seconds = stretch.stop_s - stretch.start_s
+def _cells(row: Row, whole: TraceSpan, size: int, has_note: bool) -> list[Cell]:
+    span = row.span
+    name = f"{'  ' * max(0, row.depth - 1)}{span.name}"
+    seconds = span.stop_s - span.start_s
     cells: list[Cell] = [
-        (stretch.service, QUIET),
+        (span.service, QUIET),
         name,
-        latency(max(0.0, stretch.start_s)),
+        latency(max(0.0, span.start_s)),
         f"{latency(seconds)}",
     ]
     if has_note:
@@ -91,9 +91,9 @@ def _cells(row: Row, whole: Stretch, size: int, has_note: bool) -> list[Cell]:
     return [*cells, _bar(row, whole, size)]
 
 
-def _bar(row: Row, whole: Stretch, size: int) -> Text:
+def _bar(row: Row, whole: TraceSpan, size: int) -> Text:
     """A cell for each of so many equal parts of the whole, by what was done in it."""
-    stretch = row.stretch
+    span = row.span
     each_s = max(1e-9, whole.stop_s - whole.start_s) / size
     computing = _ends(row.parts, "compute")
     moving = _ends(row.parts, "await", "send")
@@ -101,9 +101,9 @@ def _bar(row: Row, whole: Stretch, size: int) -> Text:
     bar = Text()
     for cell in range(size):
         at = (whole.start_s + cell * each_s, whole.start_s + (cell + 1) * each_s)
-        if not _within([(stretch.start_s, stretch.stop_s)], at) and not _begins(stretch, at):
+        if not _within([(span.start_s, span.stop_s)], at) and not _begins(span, at):
             bar.append(" ")
-        elif stretch.busy_s is not None:
+        elif span.busy_s is not None:
             bar.append(*NOW_AND_THEN)
         elif not computing and not moving:
             bar.append(*(SLOW if _within(slow, at) else OTHER if row.depth else WHOLE))
@@ -114,16 +114,16 @@ def _bar(row: Row, whole: Stretch, size: int) -> Text:
     return bar
 
 
-def _begins(stretch: Stretch, cell: Ends) -> bool:
+def _begins(span: TraceSpan, cell: Ends) -> bool:
     """So that the shortest is seen too."""
-    return cell[0] <= stretch.start_s < cell[1]
+    return cell[0] <= span.start_s < cell[1]
 
 
-def _ends(parts: Sequence[Stretch], *names: str) -> list[Ends]:
+def _ends(parts: Sequence[TraceSpan], *names: str) -> list[Ends]:
     return [(part.start_s, part.stop_s) for part in parts if part.name in names]
 
 
-def _slow(parts: Sequence[Stretch]) -> list[Ends]:
+def _slow(parts: Sequence[TraceSpan]) -> list[Ends]:
     runs = [part for part in parts if "slowest_ms" in part.detail]
     if not runs:
         return []
@@ -139,7 +139,7 @@ def _within(intervals: Sequence[Ends], cell: Ends) -> float:
     return sum(max(0.0, min(stop, cell[1]) - max(start, cell[0])) for start, stop in intervals)
 
 
-def _axis(whole: Stretch, size: int) -> Text:
+def _axis(whole: TraceSpan, size: int) -> Text:
     axis = Text(style=QUIET)
     marks = 4 if size >= 60 else 2
     for mark in range(marks):

@@ -3,22 +3,22 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sps2.common.messages import Stretch, Trace
+from sps2.common.messages import Trace, TraceSpan
 
 TRACKS = {"compute": "computes", "await": "awaits", "send": "sends"}
-"""Tracks of their own, by the names of the stretches in them."""
+"""Tracks of their own, by the names of the spans in them."""
 
 
 def events(trace: Trace) -> dict[str, Any]:
-    """A process per service, and in it a track per kind of stretch; times are microseconds.
+    """A process per service, and in it a track per kind of span; times are microseconds.
 
     Format: the "Trace Event Format" of Chrome, complete ("X") and metadata ("M") events.
     """
-    services = list(dict.fromkeys(each.service for each in trace.stretches))
+    services = list(dict.fromkeys(each.service for each in trace.spans))
     listed: list[dict[str, Any]] = []
     for process, service in enumerate(services, 1):
         listed.append(_named("process_name", process, 0, service))
-        own = [each for each in trace.stretches if each.service == service]
+        own = [each for each in trace.spans if each.service == service]
         thread = 0
         for title in ("", *TRACKS):
             track = [each for each in own if (each.name if each.name in TRACKS else "") == title]
@@ -34,11 +34,11 @@ def events(trace: Trace) -> dict[str, Any]:
     }
 
 
-def lanes(stretches: Sequence[Stretch]) -> list[list[Stretch]]:
-    """As few rows as there must be for stretches to lie beside or inside each other in each."""
-    found: list[list[Stretch]] = []
-    open_: list[list[Stretch]] = []
-    for each in sorted(stretches, key=lambda each: (each.start_s, -each.stop_s)):
+def lanes(spans: Sequence[TraceSpan]) -> list[list[TraceSpan]]:
+    """As few rows as there must be for spans to lie beside or inside each other in each."""
+    found: list[list[TraceSpan]] = []
+    open_: list[list[TraceSpan]] = []
+    for each in sorted(spans, key=lambda each: (each.start_s, -each.stop_s)):
         place = next((at for at, lane in enumerate(open_) if _fits(lane, each)), len(found))
         if place == len(found):
             found.append([])
@@ -48,14 +48,14 @@ def lanes(stretches: Sequence[Stretch]) -> list[list[Stretch]]:
     return found
 
 
-def _fits(under_way: list[Stretch], each: Stretch) -> bool:
+def _fits(under_way: list[TraceSpan], each: TraceSpan) -> bool:
     """Whether it lies in the last one that goes on, or none does; those that ended are let go."""
     while under_way and under_way[-1].stop_s <= each.start_s:
         under_way.pop()
     return not under_way or under_way[-1].stop_s >= each.stop_s
 
 
-def _event(each: Stretch, process: int, thread: int) -> dict[str, Any]:
+def _event(each: TraceSpan, process: int, thread: int) -> dict[str, Any]:
     more = {} if each.busy_s is None else {"busy_s": each.busy_s}
     return {
         "ph": "X",

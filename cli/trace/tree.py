@@ -4,45 +4,45 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from sps2.cli.top.format import count, latency, percent, short
-from sps2.common.messages import Stretch, Trace
+from sps2.common.messages import Trace, TraceSpan
 
 FINE = ("layer ", "embed", "tokens ")
-"""How the names of stretches begin that are drawn into the one that they are a part of."""
+"""How the names of spans begin that are drawn into the one that they are a part of."""
 
 
 class Row(NamedTuple):
-    """`parts` are all stretches that `stretch` is made of but that have no row."""
+    """`parts` are all spans that `span` is made of but that have no row."""
 
     depth: int
-    stretch: Stretch
-    parts: tuple[Stretch, ...]
+    span: TraceSpan
+    parts: tuple[TraceSpan, ...]
 
 
 def rows(trace: Trace) -> list[Row]:
-    """Each stretch after the one that it is a part of, in the order of time."""
-    by_parent: dict[str, list[Stretch]] = {}
-    for each in trace.stretches[1:]:
+    """Each span after the one that it is a part of, in the order of time."""
+    by_parent: dict[str, list[TraceSpan]] = {}
+    for each in trace.spans[1:]:
         by_parent.setdefault(each.parent, []).append(each)
 
-    def below(stretch: Stretch) -> Iterator[Stretch]:
-        for part in by_parent.get(stretch.id, ()):
+    def below(span: TraceSpan) -> Iterator[TraceSpan]:
+        for part in by_parent.get(span.id, ()):
             yield part
             yield from below(part)
 
-    def walk(stretch: Stretch, depth: int) -> Iterator[Row]:
-        fine = [part for part in by_parent.get(stretch.id, ()) if part.name.startswith(FINE)]
+    def walk(span: TraceSpan, depth: int) -> Iterator[Row]:
+        fine = [part for part in by_parent.get(span.id, ()) if part.name.startswith(FINE)]
         drawn = [each for part in fine for each in (part, *below(part))]
-        yield Row(depth, stretch, tuple(drawn))
-        coarse = [part for part in by_parent.get(stretch.id, ()) if part not in fine]
+        yield Row(depth, span, tuple(drawn))
+        coarse = [part for part in by_parent.get(span.id, ()) if part not in fine]
         for part in sorted(coarse, key=lambda each: each.start_s):
             yield from walk(part, depth + 1)
 
-    return list(walk(trace.stretches[0], 0))
+    return list(walk(trace.spans[0], 0))
 
 
 def note(row: Row) -> str:
-    """What is told of a stretch, in a few words."""
-    stretch, detail = row.stretch, row.stretch.detail
+    """What is told of a span, in a few words."""
+    span, detail = row.span, row.span.detail
     words = []
     if "method" in detail:
         words.append(
@@ -58,8 +58,8 @@ def note(row: Row) -> str:
     if moved:
         words.append(f"{short(float(moved))} bytes")
     words += _layers(row) + _steps(row)
-    if stretch.busy_s is not None:
-        words.append(f"worked {latency(stretch.busy_s)}")
+    if span.busy_s is not None:
+        words.append(f"worked {latency(span.busy_s)}")
     if "error" in detail:
         words.append(str(detail["error"]))
     return ", ".join(words)

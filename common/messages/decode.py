@@ -23,7 +23,7 @@ class Hold(Stream["Held | Filled"], frozen=True):
     shared: tuple[Span, ...] = ()
     """Tokens whose cached pages the request uses too."""
     traceparent: str = ""
-    """Of the stretch that this is a part of; see `sps2.common.tracing`."""
+    """Of the trace span that this is a part of; see `sps2.common.tracing`."""
     sources: tuple[Peer, ...] = ()
     """Data planes that the KV comes from: the loss of one before `Filled` raises PeerLost."""
 
@@ -50,7 +50,7 @@ class Decode(Request["Decoded"], frozen=True):
     """Name of the prompt's last full page, or what the first would follow; none if nothing is to
     be cached."""
     traceparent: str = ""
-    """Of the stretch that this is a part of; see `sps2.common.tracing`."""
+    """Of the trace span that this is a part of; see `sps2.common.tracing`."""
 
 
 class Cache(Request[Done], frozen=True):

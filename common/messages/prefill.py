@@ -62,7 +62,7 @@ class Prefill(Stream["Advanced | Prefilled | Deposited"], frozen=True):
     scheme: Scheme = Scheme()
     prefix: tuple[Source, ...] = ()
     traceparent: str = ""
-    """Of the stretch that this is a part of; see `sps2.common.tracing`."""
+    """Of the trace span that this is a part of; see `sps2.common.tracing`."""
 
 
 class Advanced(Struct, frozen=True, tag=True):

@@ -21,7 +21,7 @@ class Submit(Stream["Placed | Displaced | Progress | FirstToken | Finished"], fr
     open_ended: bool = False
     """Whether the caller left the length of the answer open: `max_tokens` may be cut."""
     traceparent: str = ""
-    """Of the stretch that this is a part of; see `sps2.common.tracing`."""
+    """Of the trace span that this is a part of; see `sps2.common.tracing`."""
 
 
 class Placed(Struct, frozen=True, tag=True):

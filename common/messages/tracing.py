@@ -3,7 +3,7 @@
 from sps2.common.messages.base import Request, Struct
 
 
-class Stretch(Struct, frozen=True):
+class TraceSpan(Struct, frozen=True):
     """Something that a service did for a request, from one time to another.
 
     OpenTelemetry calls it a span, which here is a run of tokens. Times are seconds: by the clock of
@@ -13,7 +13,7 @@ class Stretch(Struct, frozen=True):
     id: str
     """16 hexadecimal digits."""
     parent: str
-    """The stretch that it is a part of."""
+    """The span that it is a part of."""
     name: str
     start_s: float
     stop_s: float
@@ -26,7 +26,7 @@ class Stretch(Struct, frozen=True):
 
 
 class Recalled(Struct, frozen=True):
-    stretches: tuple[Stretch, ...]
+    spans: tuple[TraceSpan, ...]
 
 
 class Recall(Request[Recalled], frozen=True):
@@ -47,14 +47,14 @@ class Clock(Struct, frozen=True):
 
 
 class Trace(Struct, frozen=True):
-    """One answer, through all services. The first stretch is the whole of it."""
+    """One answer, through all services. The first span is the whole of it."""
 
     request: str
     trace_id: str
     """32 hexadecimal digits, the caller's if it gave a `traceparent`."""
     at_s: float
     """When it began: seconds since the epoch, by the gateway's clock."""
-    stretches: tuple[Stretch, ...]
+    spans: tuple[TraceSpan, ...]
     clocks: tuple[Clock, ...]
     missing: tuple[str, ...] = ()
     """Services that were asked and did not answer."""

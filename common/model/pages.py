@@ -28,7 +28,7 @@ class SequencePages:
     def __init__(self, pool: "PagePool", table: Mapping[int, int]) -> None:
         self.table = dict(sorted(table.items()))
         self._pool = pool
-        self._stretches = _stretches(self.table)
+        self._ranges = _ranges(self.table)
 
     def slot(self, position: int) -> int:
         """Where the keys and values of a position lie in the pool."""
@@ -39,7 +39,7 @@ class SequencePages:
         """The positions from `start` to `stop` that lie here, as runs of consecutive slots."""
         runs = []
         tokens = self._pool.page_tokens
-        for number, page, pages in self._stretches:
+        for number, page, pages in self._ranges:
             first = number * tokens
             begin, end = max(start, first), min(stop, first + pages * tokens)
             if begin < end:
@@ -108,7 +108,7 @@ class PagePool:
         append(k, v, *self._layers[layer], where, self.scales(layer))
 
     def take(self, pages: int) -> list[int]:
-        """Take free pages, each with one user; in one stretch where possible.
+        """Take free pages, each with one user; in one range where possible.
 
         Raises:
             Refused: fewer are free.
@@ -132,7 +132,7 @@ class PagePool:
             self._backed[page] = True
         runs = [
             slice(page * self.page_tokens, (page + many) * self.page_tokens)
-            for _, page, many in _stretches(dict(zip(new, new, strict=True)))
+            for _, page, many in _ranges(dict(zip(new, new, strict=True)))
         ]
         flat = self._storage.flatten(0, 2)
         return [rows[run] for run in runs for rows in flat]
@@ -156,12 +156,12 @@ class PagePool:
 
     def _next(self, pages: int) -> list[int]:
         return (
-            self._stretch(pages)
+            self._free_range(pages)
             or [page for page, users in enumerate(self._users) if not users][:pages]
         )
 
-    def _stretch(self, pages: int) -> list[int]:
-        """The first stretch of that many free pages; empty if there is none."""
+    def _free_range(self, pages: int) -> list[int]:
+        """The first range of that many free pages; empty if there is none."""
         length = 0
         for page, users in enumerate(self._users):
             length = 0 if users else length + 1
@@ -170,7 +170,7 @@ class PagePool:
         return []
 
 
-def _stretches(table: Mapping[int, int]) -> list[tuple[int, int, int]]:
+def _ranges(table: Mapping[int, int]) -> list[tuple[int, int, int]]:
     """Consecutive numbers on consecutive pages put together: (first number, first page, pages)."""
     found: list[tuple[int, int, int]] = []
     for number, page in table.items():

@@ -2,7 +2,7 @@
 
 A chat template writes special tokens (`<|im_end|>`) around contents, and contents may spell them
 too. `guarded` breaks those spellings, so that in the rendered text only the template's own are
-whole; `stretches` finds the broken ones again, and mends them.
+whole; `segments` finds the broken ones again, and mends them.
 """
 
 import re
@@ -14,7 +14,7 @@ _BREAK = "\ufdd0"
 _BROKEN = re.compile(f"((?:.{_BREAK})+)", re.DOTALL)
 
 
-class Stretch(NamedTuple):
+class Segment(NamedTuple):
     """A part of a rendered conversation; what is `literal` has no special tokens."""
 
     text: str
@@ -38,8 +38,8 @@ class Guard:
         )
 
 
-def stretches(rendered: str) -> Iterator[Stretch]:
+def segments(rendered: str) -> Iterator[Segment]:
     """What was broken in a text, mended, and what is between, in order."""
     for place, text in enumerate(_BROKEN.split(rendered)):
         if text:
-            yield Stretch(text.replace(_BREAK, ""), literal=place % 2 == 1)
+            yield Segment(text.replace(_BREAK, ""), literal=place % 2 == 1)

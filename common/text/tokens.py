@@ -13,7 +13,7 @@ from sps2.common.errors import Invalid
 from sps2.common.model.config import eos_ids
 from sps2.common.models import require_tokenizer
 from sps2.common.text import added
-from sps2.common.text.literal import Guard, stretches
+from sps2.common.text.literal import Guard, segments
 from sps2.common.text.spelling import spelling
 from sps2.common.text.template import ChatTemplate
 
@@ -122,8 +122,8 @@ class Tokenizer:
         if guarded == list(messages):
             return self.encode(text, add_special_tokens=False)
         ids: list[int] = []
-        for stretch in stretches(text):
-            ids += self.encode(stretch.text, False, parse_special_tokens=not stretch.literal)
+        for segment in segments(text):
+            ids += self.encode(segment.text, False, parse_special_tokens=not segment.literal)
         return ids
 
     @cached_property

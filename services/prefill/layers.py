@@ -10,7 +10,7 @@ PHASES: dict[Phase, str] = {"compute": "compute", "in": "await", "out": "send"}
 
 
 def layers(parent: str, entries: Sequence[Entry]) -> Iterator[Note]:
-    """A note for each layer, and in it one for each stretch of arithmetic, of awaiting and sending.
+    """A note for each layer, and in it one for each period of arithmetic, of awaiting and sending.
 
     A layer is its attention with all transfers for it, and the arithmetic until that of the next
     begins; what comes before the first is the embedding and its projections.

@@ -51,7 +51,7 @@ class Timeline:
         ]
 
     def compute_s(self) -> float:
-        return _length(self._stretches("compute"))
+        return _length(self._intervals("compute"))
 
     def attention_s(self) -> float:
         return sum(
@@ -62,14 +62,14 @@ class Timeline:
 
     def exchange_s(self) -> float:
         """How long at least one transfer was awaited or under way."""
-        return _length(self._stretches("in", "out"))
+        return _length(self._intervals("in", "out"))
 
     def hidden_s(self) -> float:
         """How much of `exchange_s` something was computed in."""
-        together = _length(self._stretches("compute", "in", "out"))
+        together = _length(self._intervals("compute", "in", "out"))
         return self.compute_s() + self.exchange_s() - together
 
-    def _stretches(self, *phases: Phase) -> list[tuple[float, float]]:
+    def _intervals(self, *phases: Phase) -> list[tuple[float, float]]:
         return union([(e.start_s, e.stop_s) for e in self.entries if e.phase in phases])
 
 

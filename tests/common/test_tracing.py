@@ -1,8 +1,8 @@
-"""Stretches nest, the last requests are kept, and what is not accounted for shows."""
+"""Trace spans nest, the last requests are kept, and what is not accounted for shows."""
 
 import pytest
 
-from sps2.common.messages import Recall, Stretch, Trace
+from sps2.common.messages import Recall, Trace, TraceSpan
 from sps2.common.tracing import Context, Note, Recorder, accounted, context_of, new_context
 
 GIVEN = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -31,13 +31,13 @@ def test_what_is_no_traceparent_is_none(wrong: str) -> None:
     assert context_of(wrong) is None
 
 
-async def test_stretches_are_parts_of_each_other_and_of_the_callers() -> None:
+async def test_spans_are_parts_of_each_other_and_of_the_callers() -> None:
     recorder = Recorder("scheduler", 8)
     trail = recorder.trail("answer0000", GIVEN)
     with trail.during("prefill", sp_degree=2) as part:
         inner = part.begin("rank")
         inner.later(lambda parent: [Note("n", parent, "layer 0", 1.0, 2.0)])
-    told = (await recorder.recall(Recall("answer"))).stretches
+    told = (await recorder.recall(Recall("answer"))).spans
     prefill, rank, layer = told
     assert prefill.parent == "00f067aa0ba902b7"
     assert (rank.parent, layer.parent) == (prefill.id, rank.id)
@@ -49,35 +49,35 @@ async def test_stretches_are_parts_of_each_other_and_of_the_callers() -> None:
     assert prefill.detail == {"sp_degree": 2}
     inner.end(tokens=5)
     inner.end(tokens=6)
-    rank = (await recorder.recall(Recall("answer"))).stretches[1]
+    rank = (await recorder.recall(Recall("answer"))).spans[1]
     assert (rank.is_open, rank.detail) == (False, {"tokens": 5})
 
 
 async def test_the_last_requests_are_kept_or_none() -> None:
     recorder = Recorder("decode-0", 2)
     for request in ("a", "b", "a", "c"):
-        recorder.trail(request, str(new_context()._replace(stretch="1" * 16))).begin("x")
+        recorder.trail(request, str(new_context()._replace(span="1" * 16))).begin("x")
     assert [name for name, _ in recorder.notes()] == ["c", "a"]
-    assert len((await recorder.recall(Recall("a"))).stretches) == 2
-    assert not (await recorder.recall(Recall("b"))).stretches
+    assert len((await recorder.recall(Recall("a"))).spans) == 2
+    assert not (await recorder.recall(Recall("b"))).spans
     nothing = Recorder("decode-0", 0)
     nothing.trail("a", GIVEN).begin("x")
     assert not nothing.notes()
 
 
-def trace(*stretches: Stretch) -> Trace:
-    return Trace("cmpl-x", "1" * 32, 0.0, stretches, ())
+def trace(*spans: TraceSpan) -> Trace:
+    return Trace("cmpl-x", "1" * 32, 0.0, spans, ())
 
 
 def test_only_work_without_parts_accounts_for_time() -> None:
-    whole = Stretch("w", "", "request", 0.0, 10.0)
+    whole = TraceSpan("w", "", "request", 0.0, 10.0)
     assert accounted(trace(whole)) == 0.0
     parts = (
-        Stretch("a", "w", "queue", 0.0, 2.0),
-        Stretch("b", "w", "prefill", 2.0, 9.0),
-        Stretch("c", "b", "compute", 3.0, 5.0),
-        Stretch("d", "b", "await", 4.0, 6.0),
-        Stretch("e", "w", "detokenise", 6.0, 9.0, busy_s=0.1),
-        Stretch("f", "w", "totals", 9.5, 12.0),
+        TraceSpan("a", "w", "queue", 0.0, 2.0),
+        TraceSpan("b", "w", "prefill", 2.0, 9.0),
+        TraceSpan("c", "b", "compute", 3.0, 5.0),
+        TraceSpan("d", "b", "await", 4.0, 6.0),
+        TraceSpan("e", "w", "detokenise", 6.0, 9.0, busy_s=0.1),
+        TraceSpan("f", "w", "totals", 9.5, 12.0),
     )
     assert accounted(trace(whole, *parts)) == pytest.approx(0.2 + 0.3 + 0.05)

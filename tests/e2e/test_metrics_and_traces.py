@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from sps2.common.client import Client
-from sps2.common.messages import Stretch, Trace
+from sps2.common.messages import Trace, TraceSpan
 from sps2.common.tracing import accounted
 
 from ..terminal import terminal
@@ -218,7 +218,7 @@ def traced(cluster: Running, salt: str) -> tuple[Trace, float]:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     trace = msgspec.json.decode(done.stdout, type=Trace)
     assert trace.request == answer.json()["id"]
-    assert trace.stretches[0].stop_s <= took_s
+    assert trace.spans[0].stop_s <= took_s
     return trace, took_s
 
 
@@ -227,16 +227,16 @@ def test_a_trace_accounts_for_the_time_of_its_request(used: Running) -> None:
     for attempt in range(ATTEMPTS):
         trace, took_s = traced(used, f"trace-{attempt}")
         share = accounted(trace)
-        found.append((share, trace.stretches[0].stop_s / took_s))
+        found.append((share, trace.spans[0].stop_s / took_s))
         if share >= 0.95:
             break
     assert max(found)[0] >= 0.95, found
     assert not trace.missing
     assert {clock.error_s for clock in trace.clocks} == {0.0}, "all have this host's clock"
 
-    by_id = {each.id: each for each in trace.stretches}
-    by_name: dict[tuple[str, str], list[Stretch]] = {}
-    for each in trace.stretches[1:]:
+    by_id = {each.id: each for each in trace.spans}
+    by_name: dict[tuple[str, str], list[TraceSpan]] = {}
+    for each in trace.spans[1:]:
         by_name.setdefault((each.service, each.name), []).append(each)
         assert each.parent in by_id, "whatever a service did is a part of the request"
         assert not each.is_open
@@ -292,7 +292,7 @@ def test_what_spsctl_trace_shows(used: Running, width: int, tmp_path: Path) -> N
     )
     assert str(file) in done.stdout
     drawn = [each for each in json.loads(file.read_text())["traceEvents"] if each["ph"] == "X"]
-    assert len(drawn) == len(trace.stretches)
+    assert len(drawn) == len(trace.spans)
 
 
 def test_a_request_that_nobody_knows_is_an_error(used: Running) -> None:

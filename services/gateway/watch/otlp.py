@@ -8,7 +8,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from sps2.common.messages import Stretch, Trace
+from sps2.common.messages import Trace, TraceSpan
 
 TIMEOUT_S = 10.0
 PIECES = ("compute", "await", "send")
@@ -37,26 +37,26 @@ class Exporter:
 
     def _spans(self, trace: Trace) -> Sequence[ReadableSpan]:
         return [
-            self._span(trace, stretch, is_whole=not place)
-            for place, stretch in enumerate(trace.stretches)
-            if stretch.name not in PIECES
+            self._span(trace, span, is_whole=not place)
+            for place, span in enumerate(trace.spans)
+            if span.name not in PIECES
         ]
 
-    def _span(self, trace: Trace, stretch: Stretch, *, is_whole: bool) -> ReadableSpan:
-        attributes = {f"sps2.{name}": value for name, value in stretch.detail.items()}
-        if stretch.busy_s is not None:
-            attributes["sps2.busy_s"] = stretch.busy_s
-        error = stretch.detail.get("error")
+    def _span(self, trace: Trace, span: TraceSpan, *, is_whole: bool) -> ReadableSpan:
+        attributes = {f"sps2.{name}": value for name, value in span.detail.items()}
+        if span.busy_s is not None:
+            attributes["sps2.busy_s"] = span.busy_s
+        error = span.detail.get("error")
         return ReadableSpan(
-            stretch.name,
-            _context(trace, stretch.id),
-            _context(trace, stretch.parent) if stretch.parent else None,
-            self._resource(stretch.service),
+            span.name,
+            _context(trace, span.id),
+            _context(trace, span.parent) if span.parent else None,
+            self._resource(span.service),
             attributes,
             kind=SpanKind.SERVER if is_whole else SpanKind.INTERNAL,
             status=Status(StatusCode.ERROR, str(error)) if error else Status(),
-            start_time=_nanoseconds(trace, stretch.start_s),
-            end_time=_nanoseconds(trace, stretch.stop_s),
+            start_time=_nanoseconds(trace, span.start_s),
+            end_time=_nanoseconds(trace, span.stop_s),
         )
 
     def _resource(self, service: str) -> Resource:
@@ -65,9 +65,9 @@ class Exporter:
         return self._resources[service]
 
 
-def _context(trace: Trace, stretch: str) -> SpanContext:
+def _context(trace: Trace, span: str) -> SpanContext:
     sampled = TraceFlags(TraceFlags.SAMPLED)
-    return SpanContext(int(trace.trace_id, 16), int(stretch, 16), False, sampled)
+    return SpanContext(int(trace.trace_id, 16), int(span, 16), False, sampled)
 
 
 def _nanoseconds(trace: Trace, seconds: float) -> int:

@@ -11,9 +11,9 @@ from sps2.common.messages import (
     Clock,
     Recall,
     ShowFleet,
-    Stretch,
     Trace,
     Traces,
+    TraceSpan,
     TraceSummary,
 )
 from sps2.common.tracing import Context, Note, Recorder, Trail
@@ -27,7 +27,7 @@ DEADLINE_S = 2.0
 TIMES_ASKED = 3
 """How often a service's clock is read: the quickest answer says most."""
 
-Part = tuple[Clock, tuple[Stretch, ...]]
+Part = tuple[Clock, tuple[TraceSpan, ...]]
 Ended = Callable[[str, Context, bool], None]
 """Told of every answer that has ended: its name, its context, whether that is the caller's."""
 
@@ -66,7 +66,7 @@ class AnswerTraces:
             raise
         finally:
             whole.end()
-            self.ended(name, trail.context, bool(trail.context.stretch))
+            self.ended(name, trail.context, bool(trail.context.span))
 
     def listed(self) -> Traces:
         """What is kept, the last answer first."""
@@ -83,19 +83,19 @@ class AnswerTraces:
         own = await self._recorder.recall(Recall(name))
         (asked, parts), missing = await self._others(name), list[str]()
         clocks = [Clock("gateway", 0.0, 0.0)]
-        stretches = [*own.stretches]
+        spans = [*own.spans]
         for service, part in zip(asked, parts, strict=True):
             if part is None:
                 missing.append(service)
             elif part[1]:
                 clocks.append(part[0])
-                stretches += part[1]
+                spans += part[1]
         ago_s = time.monotonic() - whole.start_s
         return Trace(
             str(whole.detail["id"]),
             str(whole.detail["trace_id"]),
             time.time() - ago_s,
-            tuple(_shifted(each, -whole.start_s) for each in stretches),
+            tuple(_shifted(each, -whole.start_s) for each in spans),
             tuple(clocks),
             tuple(missing),
         )
@@ -138,7 +138,7 @@ class AnswerTraces:
 async def _ask(service: str, peer: Peer, name: str) -> Part | None:
     try:
         clock = await _clock(service, peer)
-        told = (await peer.call(Recall(name), DEADLINE_S)).stretches
+        told = (await peer.call(Recall(name), DEADLINE_S)).spans
     except ServiceError:
         return None
     return clock, tuple(_shifted(each, clock.offset_s) for each in told)
@@ -154,8 +154,8 @@ async def _clock(service: str, peer: Peer) -> Clock:
     return Clock(service, -best.monotonic_s, best.error_s)
 
 
-def _shifted(each: Stretch, by_s: float) -> Stretch:
-    return Stretch(
+def _shifted(each: TraceSpan, by_s: float) -> TraceSpan:
+    return TraceSpan(
         each.id,
         each.parent,
         each.name,

@@ -39,7 +39,7 @@ def visible(q_span: Span, k_span: Span, window: int | None) -> bool:
 
 
 def needed(keys: Sequence[Rows], queries: Sequence[Rows], window: int | None) -> list[Rows]:
-    """Of `keys` the stretches that some query may see: not in its future, not beyond the window."""
+    """Of `keys` the parts that some query may see: not in its future, not beyond the window."""
     if not queries:
         return []
     stop = max(span.stop for span, _ in queries)

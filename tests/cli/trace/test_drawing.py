@@ -3,10 +3,10 @@
 import pytest
 
 from sps2.cli.trace.drawing import draw
-from sps2.common.messages import Clock, Stretch, Trace
+from sps2.common.messages import Clock, Trace, TraceSpan
 
 STRETCHES = (
-    Stretch(
+    TraceSpan(
         "w",
         "",
         "request",
@@ -15,8 +15,8 @@ STRETCHES = (
         service="gateway",
         detail={"prompt_tokens": 6000, "tokens": 40, "ttft_s": 5.0, "asked_as": "mine"},
     ),
-    Stretch("q", "w", "queue", 0.0, 2.0, service="scheduler"),
-    Stretch(
+    TraceSpan("q", "w", "queue", 0.0, 2.0, service="scheduler"),
+    TraceSpan(
         "p",
         "w",
         "prefill",
@@ -25,18 +25,18 @@ STRETCHES = (
         service="scheduler",
         detail={"attention": "fast", "method": "csa", "sp_degree": 2, "epoch": 1},
     ),
-    Stretch("r", "p", "prefill", 2.0, 5.0, service="prefill-1", detail={"tokens": 3000}),
-    Stretch(
+    TraceSpan("r", "p", "prefill", 2.0, 5.0, service="prefill-1", detail={"tokens": 3000}),
+    TraceSpan(
         "l", "r", "layer 0", 2.0, 5.0, detail={"compute_s": 2.0, "exchange_s": 2.0, "hidden_s": 1.0}
     ),
-    Stretch("c", "l", "compute", 2.0, 4.0),
-    Stretch("s", "l", "send", 3.0, 5.0),
-    Stretch("k", "w", "take KV", 3.0, 6.0, 0.25, service="decode-0"),
-    Stretch("d", "w", "decode", 6.0, 10.0, service="decode-0"),
-    Stretch(
+    TraceSpan("c", "l", "compute", 2.0, 4.0),
+    TraceSpan("s", "l", "send", 3.0, 5.0),
+    TraceSpan("k", "w", "take KV", 3.0, 6.0, 0.25, service="decode-0"),
+    TraceSpan("d", "w", "decode", 6.0, 10.0, service="decode-0"),
+    TraceSpan(
         "1", "d", "tokens 1 to 9", 6.0, 7.0, detail={"steps": 9, "mean_ms": 100, "slowest_ms": 120}
     ),
-    Stretch(
+    TraceSpan(
         "2",
         "d",
         "tokens 10 to 12",

@@ -1,23 +1,23 @@
-"""Every stretch is an event of its service, on a track where nothing overlaps by half."""
+"""Every span is an event of its service, on a track where nothing overlaps by half."""
 
 from itertools import combinations
 
 from sps2.cli.trace.perfetto import events, lanes
-from sps2.common.messages import Stretch, Trace
+from sps2.common.messages import Trace, TraceSpan
 
 
-def stretch(name: str, start_s: float, stop_s: float, service: str = "prefill-0") -> Stretch:
-    return Stretch(name + str(start_s), "", name, start_s, stop_s, service=service)
+def span(name: str, start_s: float, stop_s: float, service: str = "prefill-0") -> TraceSpan:
+    return TraceSpan(name + str(start_s), "", name, start_s, stop_s, service=service)
 
 
 STRETCHES = (
-    stretch("request", 0.0, 10.0, "gateway"),
-    stretch("prefill", 1.0, 5.0),
-    stretch("layer 0", 1.0, 3.0),
-    stretch("layer 1", 2.5, 5.0),
-    stretch("compute", 1.0, 2.0),
-    stretch("send", 1.5, 2.5),
-    stretch("send", 2.0, 3.0),
+    span("request", 0.0, 10.0, "gateway"),
+    span("prefill", 1.0, 5.0),
+    span("layer 0", 1.0, 3.0),
+    span("layer 1", 2.5, 5.0),
+    span("compute", 1.0, 2.0),
+    span("send", 1.5, 2.5),
+    span("send", 2.0, 3.0),
 )
 
 

@@ -61,7 +61,7 @@ def test_no_page_is_taken_twice_or_lost(steps: list[tuple[str, int]]) -> None:
         assert pool.free_pages == 16 - len({page for pages in held for page in pages})
 
 
-def test_pages_come_in_one_stretch_where_there_is_one() -> None:
+def test_pages_come_in_one_range_where_there_is_one() -> None:
     pool = pool_of(10)
     first, second, _third = pool.take(2), pool.take(3), pool.take(1)
     pool.give_back(first)

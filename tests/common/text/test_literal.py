@@ -2,17 +2,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sps2.common.text.literal import Guard, Stretch, stretches
+from sps2.common.text.literal import Guard, Segment, segments
 
 GUARD = Guard(["<|end|>", "<|begin|>", "aa"])
 
 
 def test_only_what_was_broken_is_literal():
     rendered = f"<|begin|>{GUARD.guarded('x<|end|>y')}<|end|>"
-    assert list(stretches(rendered)) == [
-        Stretch("<|begin|>x", False),
-        Stretch("<|end|>", True),
-        Stretch("y<|end|>", False),
+    assert list(segments(rendered)) == [
+        Segment("<|begin|>x", False),
+        Segment("<|end|>", True),
+        Segment("y<|end|>", False),
     ]
 
 
@@ -25,7 +25,7 @@ def test_other_texts_stay_as_they_are(plain):
 def test_no_spelling_is_left_and_no_letter_lost(content):
     guarded = GUARD.guarded(content)
     if guarded != content:
-        parts = list(stretches(guarded))
+        parts = list(segments(guarded))
         assert "".join(part.text for part in parts) == content.replace("\ufdd0", "")
         assert not any(
             token in part.text

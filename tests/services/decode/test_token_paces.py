@@ -1,4 +1,4 @@
-"""An answer's steps become a few stretches, one after the other, with the slowest of each."""
+"""An answer's steps become a few spans, one after the other, with the slowest of each."""
 
 from itertools import pairwise
 

@@ -41,10 +41,10 @@ from sps2.common.messages import (
     Scheme,
     ShardStatus,
     ShowFleet,
-    Stretch,
     Submit,
     Token,
     TokenLogprobs,
+    TraceSpan,
 )
 from sps2.common.spans import Span
 from sps2.common.tracing import Recorder, context_of
@@ -230,7 +230,7 @@ class TestScheduler:
         for name, (submit, _) in self.jobs.items():
             if name.startswith(request.answer) and (context := context_of(submit.traceparent)):
                 where = {"start_s": now_s - 0.01, "stop_s": now_s, "service": "scheduler"}
-                queues.append(Stretch("5" * 16, context.stretch, "queue", **where))
+                queues.append(TraceSpan("5" * 16, context.span, "queue", **where))
         return Recalled(tuple(queues))
 
 

@@ -49,23 +49,23 @@ async def test_an_answer_is_found_by_each_of_its_names(http, door):
     for name in ("mine-1", *ids, door.play.submitted[0].request):
         trace = await shown(door, name)
         assert trace.request == answer.json()["id"]
-        whole = trace.stretches[0]
+        whole = trace.spans[0]
         assert (whole.name, whole.start_s, whole.service) == ("request", 0.0, "gateway")
         assert (whole.detail["tokens"], whole.detail["asked_as"]) == (14, "mine-1")
-        assert {each.name for each in trace.stretches} == {
+        assert {each.name for each in trace.spans} == {
             "request",
             "tokenise",
             "queue",
             "detokenise",
             "totals",
         }
-        assert {each.parent for each in trace.stretches[1:]} == {whole.id}
+        assert {each.parent for each in trace.spans[1:]} == {whole.id}
 
 
 async def test_the_callers_trace_goes_on_here_and_in_the_services(http, door):
     trace = await shown(door, (await ask(http, traceparent=GIVEN)).headers["x-request-id"])
-    assert (trace.trace_id, trace.stretches[0].parent) == (TRACE, PARENT)
-    assert door.play.submitted[0].traceparent == f"00-{TRACE}-{trace.stretches[0].id}-01"
+    assert (trace.trace_id, trace.spans[0].parent) == (TRACE, PARENT)
+    assert door.play.submitted[0].traceparent == f"00-{TRACE}-{trace.spans[0].id}-01"
     async with door.client() as client:
         answer = await client.complete("abc", sps2={"traceparent": GIVEN})
         assert (await shown(door, answer.id)).trace_id == TRACE
@@ -83,7 +83,7 @@ async def test_times_of_another_clock_are_told_in_ours_with_their_error(http, do
     assert clocks["gateway"].error_s == 0
     scheduler = clocks["scheduler"]
     assert scheduler.offset_s == pytest.approx(-5000, abs=scheduler.error_s)
-    (queue,) = (each for each in trace.stretches if each.name == "queue")
+    (queue,) = (each for each in trace.spans if each.name == "queue")
     assert 0 < queue.stop_s < HANG_S
     door.play.clock_s = 0.0
     trace = await shown(door, (await ask(http)).headers["x-request-id"])
