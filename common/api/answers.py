@@ -1,9 +1,9 @@
 """What the API answers, whole and in chunks."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from sps2.common.api.progress import ChunkExtension
 from sps2.common.api.usage import Usage
@@ -120,13 +120,24 @@ class Chat(Struct, frozen=True, kw_only=True):
 
 
 class Tokens(Struct, frozen=True):
-    tokens: list[int]
-    count: int
-    max_model_len: int
+    """What `/tokenize` answers."""
+
+    tokens: Annotated[list[int], Meta(description="the token ids")]
+    count: Annotated[int, Meta(description="how many they are")]
+    max_model_len: Annotated[int, Meta(description="tokens of prompt and answer together, at most")]
+    token_strs: Annotated[
+        list[str] | UnsetType,
+        Meta(
+            description="the text of each, with `return_token_strs`; a part of a character is "
+            "shown as U+FFFD"
+        ),
+    ] = UNSET
 
 
 class Text(Struct, frozen=True):
-    prompt: str
+    """What `/detokenize` answers."""
+
+    prompt: Annotated[str, Meta(description="the text, special tokens as they are spelled")]
 
 
 class Model(Struct, frozen=True, kw_only=True):

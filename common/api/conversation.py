@@ -25,7 +25,7 @@ class TextPart(Tolerant, frozen=True):
     """A part of a message's content."""
 
     text: Annotated[str | None, Meta(description="the text of a part of type `text`")] = None
-    type: Annotated[PartType, Meta(description="`text` or `refusal`")] = "text"
+    type: Annotated[PartType | None, Meta(description="`text` if absent")] = None
     refusal: Annotated[str | None, Meta(description="the text of a part of type `refusal`")] = None
     cache_control: Annotated[Any, ignored("prefixes are cached without being told")] = None
     prompt_cache_breakpoint: Annotated[Any, ignored("as `cache_control`")] = None
@@ -40,19 +40,20 @@ class TextPart(Tolerant, frozen=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if getattr(self, self.type) is None:
-            raise ValueError(f"Object missing required field `{self.type}`")
+        kind = self.type or "text"
+        if getattr(self, kind) is None:
+            raise ValueError(f"Object missing required field `{kind}`")
 
     @property
     def said(self) -> str:
         """What the part says."""
-        return (self.text if self.type == "text" else self.refusal) or ""
+        return (self.refusal if self.type == "refusal" else self.text) or ""
 
 
 class Message(Tolerant, frozen=True):
     """One turn of a conversation. An assistant's may have no content: it is empty then."""
 
-    role: Annotated[Role, Meta(description="`system`, `developer`, `user` or `assistant`")]
+    role: Annotated[Role, Meta(description="who speaks; a `developer` is the `system`")]
     content: Annotated[
         str | list[TextPart] | None, Meta(description="parts are joined by a newline")
     ] = None

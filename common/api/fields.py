@@ -36,18 +36,13 @@ class Field(NamedTuple):
 
 
 def field_at(kind: Any, path: str) -> Field | None:
-    """The field of a type at a path such as `messages[0].role`; None if there is none."""
+    """The field, or the item, of a type at a path such as `messages[0].role`; None if none is."""
     type_, extra = msgspec.inspect.type_info(kind), dict[str, Any]()
-    for name in filter(None, re.sub(r"\[.*?\]", "", path).split(".")):
-        found = [
-            field.type
-            for struct in _structs(type_)
-            for field in struct.fields
-            if field.encode_name == name
-        ]
+    for name in re.findall(r"[^.\[\]]+|\[[^\]]*\]", path):
+        found = [*_items(type_)] if name.startswith("[") else _fields(type_, name)
         if not found:
             return None
-        type_ = found[0]
+        type_ = found[0] if len(found) == 1 else UnionType(tuple(found))
         extra = {
             key: value
             for each in _parts(type_)
@@ -65,6 +60,24 @@ def resembling(kind: Any, path: str) -> str | None:
         return None
     known = [each.encode_name for struct in _structs(field.type) for each in struct.fields]
     return next(iter(difflib.get_close_matches(name, known, 1, 0.7)), None)
+
+
+def _fields(type_: Type, name: str) -> list[Type]:
+    """The types of the field of this name, in the first struct that has it."""
+    structs = [{each.encode_name: each.type for each in one.fields} for one in _structs(type_)]
+    return [each[name] for each in structs if name in each][:1]
+
+
+def _items(type_: Type) -> Iterator[Type]:
+    """What the lists and the objects without fixed names are made of that a value may be."""
+    match type_:
+        case CollectionType(item_type=inner) | DictType(value_type=inner):
+            yield inner
+        case Metadata(type=inner):
+            yield from _items(inner)
+        case UnionType(types=types):
+            for each in types:
+                yield from _items(each)
 
 
 def _structs(type_: Type) -> list[StructType]:

@@ -7,19 +7,24 @@ from typing import Any, TypeVar
 import msgspec
 
 from sps2.common.api.fields import field_at, resembling
+from sps2.common.api.words import in_words, sent
 from sps2.common.errors import Invalid
 
 T = TypeVar("T")
 
-UNSUPPORTED, UNKNOWN = "unsupported_parameter", "unknown_field"
+UNSUPPORTED, UNKNOWN, MISSING = "unsupported_parameter", "unknown_field", "missing_field"
 _FIELD = {
     re.compile("unsupported field `(?P<name>[a-z_]+)`: (?P<advice>.*)"): UNSUPPORTED,
     re.compile("Object contains unknown field `(?P<name>.*)`", re.DOTALL): UNKNOWN,
-    re.compile("Object missing required field `(?P<name>.*)`"): "missing_field",
+    re.compile("Object missing required field `(?P<name>.*)`"): MISSING,
 }
 """How msgspec, and the types themselves, tell of a field; and the API's word for it."""
 MOST_CHARS = 600
 """Of what an error says in the sender's own words: a name may be as long as a body."""
+_BOUND = re.compile(
+    "Expected `.*?`(?:, got `(?P<sent>.*)`| .*)|(?:Number|Integer value) out of range.*"
+)
+"""How msgspec tells that a value is not of a type, or over its bounds."""
 _AT = re.compile(r"(.*?)(?: - at `\$?(.*)`)?", re.DOTALL)
 
 
@@ -73,8 +78,9 @@ def _invalid(error: msgspec.ValidationError, kind: type) -> Invalid:
     said = str(error)
     if len(said) > MOST_CHARS:
         said = f"{said[: MOST_CHARS // 2]}...{said[-MOST_CHARS // 2 :]}"
-    what, path = _AT.fullmatch(said).groups()  # type: ignore[union-attr]
-    path = (path or "").lstrip(".").removesuffix("[...]")
+    what, at = _AT.fullmatch(said).groups()  # type: ignore[union-attr]
+    at = (at or "").lstrip(".")
+    path = at.removesuffix("[...]")
     for form, code in _FIELD.items():
         if found := form.fullmatch(what):
             path = ".".join(filter(None, (path, found["name"])))
@@ -85,10 +91,20 @@ def _invalid(error: msgspec.ValidationError, kind: type) -> Invalid:
             elif code == UNSUPPORTED:
                 told = f"`{path}` is not supported: {found['advice']}"
             return Invalid(told, path, code)
-    field = field_at(kind, path)
+    field = field_at(kind, at)
     if field is not None and (given := re.match("Invalid enum value (.*)", what)):
         if why := field.extra.get("unsupported", {}).get(given[1].strip("'")):
             return Invalid(f"`{path}`: {given[1]} is not supported: {why}", path, UNSUPPORTED)
         choices = ", ".join(f"'{each}'" for each in field.choices)
         what = f"{given[1]} is none of {choices}"
+    elif field is not None and (bound := _BOUND.fullmatch(what)):
+        if bound["sent"] == "null" and path and not at.endswith("]"):
+            return Invalid(f"`{path}` is required", path, MISSING)
+        but = f", not {sent(bound['sent'])}" if bound["sent"] else ""
+        whose = f"`{path}`" if path else "the body"
+        if at != path:
+            whose = f"a value of {whose}"
+        return Invalid(
+            f"{whose} must be {in_words(field.type)}{but}", path or None, "invalid_value"
+        )
     return Invalid(f"`{path}`: {what}" if path else what, path or None, "invalid_value")

@@ -1,23 +1,30 @@
-"""The fields of requests as Markdown: the tables of docs/api.md.
+"""The fields of requests and of what SPS2 adds to answers, as Markdown: the tables of docs/api.md.
 
 `python -m sps2.common.api.reference docs/api.md` writes them anew.
 """
 
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 from msgspec.inspect import Metadata, StructType
 
+from sps2.common.api.answers import Text, Tokens
 from sps2.common.api.conversation import Message, TextPart
+from sps2.common.api.progress import PrefillProgress
 from sps2.common.api.requests import (
     ChatRequest,
     CompletionRequest,
+    Detokenize,
     Extension,
     Parameters,
     StreamOptions,
+    Tokenize,
 )
 from sps2.common.api.tolerance import only_of
+from sps2.common.api.usage import Part, Sps2Usage, Usage
+from sps2.common.api.words import in_words
 
 BEGIN, END = "<!-- fields: begin -->\n", "<!-- fields: end -->\n"
 HEADS = {
@@ -28,12 +35,26 @@ HEADS = {
     Message: "A message",
     TextPart: "A part of a message's content",
     Extension: "`sps2`",
+    Tokenize: "`POST /tokenize`",
+    Detokenize: "`POST /detokenize`",
 }
+"""What is sent."""
+ANSWERS = {
+    Usage: "`usage`",
+    Sps2Usage: "`usage.sps2`",
+    Part: "An item of `placements`",
+    PrefillProgress: "`sps2.progress` of a chunk",
+    Tokens: "The answer of `/tokenize`",
+    Text: "The answer of `/detokenize`",
+}
+"""What is answered, beside OpenAI's fields."""
 
 
 def tables() -> str:
-    """A table for each type of `HEADS`: its fields, and what becomes of each."""
-    return "\n".join(_table(kind, head) for kind, head in HEADS.items())
+    """Tables of what is sent and what becomes of it, and of what is answered."""
+    sent = [_table(kind, head) for kind, head in HEADS.items()]
+    answered = [_answer(kind, head) for kind, head in ANSWERS.items()]
+    return "\n".join(["## Fields of requests\n", *sent, "## Fields of answers\n", *answered])
 
 
 def written(page: str) -> str:
@@ -50,11 +71,27 @@ def _table(kind: type, head: str) -> str:
     shared = Parameters.__struct_fields__ if is_kind_of else ()
     rows = [_row(kind, name, about) for name, about in _fields(kind).items() if name not in shared]
     rows.sort(key=lambda row: ("| supported |" not in row, "| ignored |" not in row))
-    return f"### {head}\n\n| field | handling | meaning |\n|---|---|---|\n{''.join(rows)}"
+    return (
+        f"### {head}\n\n| field | handling | value | meaning |\n|---|---|---|---|\n{''.join(rows)}"
+    )
 
 
-def _fields(kind: type) -> dict[str, tuple[str, bool]]:
-    """Of each field what it means, and whether it is ignored."""
+def _answer(kind: type, head: str) -> str:
+    rows = [
+        f"| `{name}` | {about.value} | {about.meaning} |\n" for name, about in _fields(kind).items()
+    ]
+    return f"### {head}\n\n| field | value | meaning |\n|---|---|---|\n{''.join(rows)}"
+
+
+class _About(NamedTuple):
+    """What a field means, whether it is ignored, and what may stand in it."""
+
+    meaning: str
+    ignored: bool
+    value: str
+
+
+def _fields(kind: type) -> dict[str, _About]:
     info = msgspec.inspect.type_info(kind)
     assert isinstance(info, StructType)
     found = {}
@@ -65,16 +102,18 @@ def _fields(kind: type) -> dict[str, tuple[str, bool]]:
             if isinstance(part, Metadata):
                 described = (part.extra_json_schema or {}).get("description", "") or described
                 ignored = bool((part.extra or {}).get("ignored")) or ignored
-        found[field.encode_name] = described.removeprefix("ignored: "), ignored
+        value = in_words(field.type, null=kind in ANSWERS)
+        found[field.encode_name] = _About(described.removeprefix("ignored: "), ignored, value)
     return found
 
 
-def _row(kind: type, name: str, about: tuple[str, bool]) -> str:
-    meaning, ignored = about
+def _row(kind: type, name: str, about: _About) -> str:
     if (restricted := only_of(kind).get(name)) is not None:
         taken = ", ".join(f"`{value}`" for value in restricted.taken)
-        return f"| `{name}` | refused unless {taken or '`null`'} | {restricted.why} |\n"
-    return f"| `{name}` | {'ignored' if ignored else 'supported'} | {meaning} |\n"
+        return f"| `{name}` | refused | unless {taken or '`null`'} | {restricted.why} |\n"
+    if about.ignored:
+        return f"| `{name}` | ignored | | {about.meaning} |\n"
+    return f"| `{name}` | supported | {about.value} | {about.meaning} |\n"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from sps2.common.api.conversation import NO_FUNCTIONS, TEXT_ALONE, Message
 from sps2.common.api.tolerance import Tolerant, ignored, only
 from sps2.common.messages import ExactMethod, Request, Setting, Stream, Struct, Wire
 
-TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1, extra={"noun": "token id"})]
 Prompt = str | list[str | TokenId | list[TokenId]]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
@@ -21,6 +21,7 @@ TRACEPARENT = "^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
 
 FREE = "answers are free text here"
 NO_BEAMS = "there is no beam search here"
+NO_GUIDE = "answers are not guided by a grammar here"
 ONE_KIND = "all tokens of the vocabulary may be drawn; `logit_bias` can ban some"
 WHOLE_TURNS = "an answer is always a new turn of the assistant, by the model's own chat template"
 
@@ -69,6 +70,10 @@ class Extension(Struct, frozen=True):
             Meta(
                 pattern=TRACEPARENT,
                 description="W3C trace context of the caller; over HTTP the header does as well",
+                extra={
+                    "form": "a W3C traceparent (`00-`, then 32, 16 and 2 hexadecimal digits with "
+                    "`-` between them)"
+                },
             ),
         ]
         | None
@@ -107,6 +112,12 @@ class Harmless(Tolerant, frozen=True, kw_only=True):
         bool | None, ignored("special tokens are not shown")
     ] = None
 
+    request_id: Annotated[
+        str | None, ignored("answers have ids of their own; the header `X-Request-Id` is kept")
+    ] = None
+    guided_decoding_backend: Annotated[str | None, ignored(NO_GUIDE)] = None
+    guided_whitespace_pattern: Annotated[str | None, ignored(NO_GUIDE)] = None
+
     store: Annotated[bool | None, only(False, why="answers are not kept")] = None
     tools: Annotated[list[Any] | None, only([], why=NO_FUNCTIONS)] = None
     tool_choice: Annotated[Any, only("none", "auto", why=NO_FUNCTIONS)] = None
@@ -114,12 +125,15 @@ class Harmless(Tolerant, frozen=True, kw_only=True):
     function_call: Annotated[Any, only("none", "auto", why=NO_FUNCTIONS)] = None
     response_format: Annotated[dict[str, Any] | None, only({"type": "text"}, why=FREE)] = None
     structured_outputs: Annotated[Any, only(why=FREE)] = None
+    structural_tag: Annotated[Any, only(why=FREE)] = None
     guided_json: Annotated[Any, only(why=FREE)] = None
     guided_regex: Annotated[Any, only(why=FREE)] = None
     guided_choice: Annotated[Any, only(why=FREE)] = None
     guided_grammar: Annotated[Any, only(why=FREE)] = None
     modalities: Annotated[list[str] | None, only(["text"], why=TEXT_ALONE)] = None
     audio: Annotated[Any, only(why=TEXT_ALONE)] = None
+    mm_processor_kwargs: Annotated[Any, only({}, why=TEXT_ALONE)] = None
+    media_io_kwargs: Annotated[Any, only({}, why=TEXT_ALONE)] = None
     web_search_options: Annotated[Any, only(why="nothing is searched for here")] = None
     moderation: Annotated[Any, only(why="nothing is moderated here")] = None
     use_beam_search: Annotated[bool | None, only(False, why=NO_BEAMS)] = None
@@ -127,6 +141,13 @@ class Harmless(Tolerant, frozen=True, kw_only=True):
     length_penalty: Annotated[float | None, only(1.0, why=NO_BEAMS)] = None
     allowed_token_ids: Annotated[list[int] | None, only(why=ONE_KIND)] = None
     bad_words: Annotated[list[str] | None, only([], why=ONE_KIND)] = None
+    logits_processors: Annotated[
+        list[Any] | None, only([], why="no code of a request is run; `logit_bias` is supported")
+    ] = None
+    vllm_xargs: Annotated[Any, only({}, why="there are no extensions of vLLM here")] = None
+    kv_transfer_params: Annotated[
+        Any, only({}, why="the scheduler decides where KV is computed and kept")
+    ] = None
     priority: Annotated[int | None, only(0, why="requests are served as they come")] = None
     prompt_logprobs: Annotated[
         int | None, only(why="`echo` with `logprobs` tells them, in completions")
@@ -163,13 +184,23 @@ class Parameters(Harmless, frozen=True, kw_only=True, omit_defaults=True):
     ) = None
     stop: Annotated[
         StopString | Annotated[list[StopString], Meta(max_length=32)] | None,
-        Meta(description="up to 32; one that is a special token of the model ends answers by it"),
+        Meta(description="one that is a special token of the model ends answers by its id"),
     ] = None
     stop_token_ids: (
         Annotated[list[TokenId], Meta(max_length=64, description="as well as the model's own")]
         | None
     ) = None
-    n: Annotated[Positive, Meta(description="choices for each prompt")] | None = None
+    n: (
+        Annotated[
+            Positive,
+            Meta(
+                description="answers to each prompt: at most `gateway.max_choices` (16 unless "
+                "configured), and to all prompts together `gateway.max_requests` (512)",
+                extra={"form": "a whole number of at least 1"},
+            ),
+        ]
+        | None
+    ) = None
     presence_penalty: (
         Annotated[Penalty, Meta(description="of tokens that the answer has")] | None
     ) = None
@@ -186,7 +217,10 @@ class Parameters(Harmless, frozen=True, kw_only=True, omit_defaults=True):
     ignore_eos: Annotated[
         bool | None, Meta(description="the model's own tokens do not end an answer")
     ] = None
-    min_tokens: Annotated[Count, Meta(description="nothing ends an answer before")] | None = None
+    min_tokens: (
+        Annotated[Count, Meta(description="nothing ends an answer before; at most `max_tokens`")]
+        | None
+    ) = None
     cache_salt: (
         Annotated[
             str,
@@ -205,7 +239,7 @@ class CompletionRequest(Parameters, Stream[CompletionChunk], frozen=True, kw_onl
     """`POST /v1/completions`."""
 
     prompt: Annotated[
-        Prompt, Meta(description="a string, token ids, or a list of strings or of token ids")
+        Prompt, Meta(description="what is continued; a list of token ids is one prompt")
     ]
     max_tokens: (
         Annotated[int, Meta(ge=0, le=2**31 - 1, description="16 if absent; 0 needs `echo`")] | None
@@ -216,6 +250,7 @@ class CompletionRequest(Parameters, Stream[CompletionChunk], frozen=True, kw_onl
         None
     )
     suffix: Annotated[str | None, only("", why="text is only continued")] = None
+    prompt_embeds: Annotated[Any, only(why="prompts are text or token ids here")] = None
     add_special_tokens: Annotated[
         bool | None, only(True, why="a model's BOS is always put before a text; send token ids")
     ] = None
@@ -224,11 +259,17 @@ class CompletionRequest(Parameters, Stream[CompletionChunk], frozen=True, kw_onl
 class ChatRequest(Parameters, Stream[ChatChunk], frozen=True, kw_only=True):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[
-        list[Message], Meta(min_length=1, description="the conversation; at least one message")
-    ]
-    max_tokens: Positive | None = None
-    """Absent, the answer may fill the rest of the context."""
+    messages: Annotated[list[Message], Meta(min_length=1, description="the conversation")]
+    max_tokens: (
+        Annotated[
+            Positive,
+            Meta(
+                description="if absent, `gateway.default_max_tokens`, or without that as many as "
+                "the context and an eighth of a KV pool allow"
+            ),
+        ]
+        | None
+    ) = None
     max_completion_tokens: (
         Annotated[Positive, Meta(description="as `max_tokens`, and decides where both are given")]
         | None
@@ -237,6 +278,7 @@ class ChatRequest(Parameters, Stream[ChatChunk], frozen=True, kw_only=True):
     top_logprobs: (
         Annotated[Alternatives, Meta(description="alternatives per token; needs `logprobs`")] | None
     ) = None
+    best_of: Annotated[int | None, only(1, why="as many answers are drawn as `n`")] = None
     echo: Annotated[bool | None, only(False, why=WHOLE_TURNS)] = None
     add_generation_prompt: Annotated[bool | None, only(True, why=WHOLE_TURNS)] = None
     continue_final_message: Annotated[bool | None, only(False, why=WHOLE_TURNS)] = None
@@ -246,20 +288,41 @@ class ChatRequest(Parameters, Stream[ChatChunk], frozen=True, kw_only=True):
     documents: Annotated[list[Any] | None, only([], why=WHOLE_TURNS)] = None
 
 
-class Tokenize(Request[Tokens], frozen=True, kw_only=True):
+class Tokenize(Tolerant, Request[Tokens], frozen=True, kw_only=True, omit_defaults=True):
     """`POST /tokenize`: of a text or of a conversation."""
 
-    model: str | None = None
-    prompt: str | None = None
-    messages: Annotated[list[Message], Meta(min_length=1)] | None = None
-    add_special_tokens: bool = True
+    model: Annotated[str | None, Meta(description="a name of the served model, if given")] = None
+    prompt: Annotated[str | None, Meta(description="this, or `messages`")] = None
+    messages: Annotated[
+        Annotated[list[Message], Meta(min_length=1)] | None,
+        Meta(description="a conversation, as in `/v1/chat/completions`"),
+    ] = None
+    add_special_tokens: Annotated[
+        bool | None,
+        Meta(
+            description="what the model puts around a text, such as its BOS: true if absent; of a "
+            "conversation only false, since its chat template has them"
+        ),
+    ] = None
+    add_generation_prompt: Annotated[
+        bool | None,
+        Meta(description="true if absent: a conversation ends with the beginning of an answer"),
+    ] = None
+    return_token_strs: Annotated[bool | None, Meta(description="the answer has `token_strs`")] = (
+        None
+    )
+    continue_final_message: Annotated[bool | None, only(False, why=WHOLE_TURNS)] = None
+    chat_template: Annotated[Any, only(why=WHOLE_TURNS)] = None
+    chat_template_kwargs: Annotated[Any, only({}, why=WHOLE_TURNS)] = None
+    mm_processor_kwargs: Annotated[Any, only({}, why=TEXT_ALONE)] = None
+    tools: Annotated[list[Any] | None, only([], why=NO_FUNCTIONS)] = None
 
 
 class Detokenize(Request[Text], frozen=True, kw_only=True):
     """`POST /detokenize`."""
 
-    model: str | None = None
-    tokens: list[TokenId]
+    model: Annotated[str | None, Meta(description="a name of the served model, if given")] = None
+    tokens: Annotated[list[TokenId], Meta(description="ids that the model has")]
 
 
 class ListModels(Request[Models], frozen=True):

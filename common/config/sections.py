@@ -212,7 +212,8 @@ class Kv(Section, frozen=True):
         NotNegative,
         Meta(
             description="tokens of KV in one shard's pool, where a request reserves its prompt "
-            "and its `max_tokens`; 0 sizes it by free memory"
+            "and its `max_tokens`. 0 sizes it by free memory, but for no more than 16 times the "
+            "model's context"
         ),
     ] = 0
     dtype: Annotated[

@@ -43,7 +43,9 @@ class ChatTemplate:
             raise Invalid(f"the model's chat template is broken: {error}") from error
         except Exception as error:  # a template can fail in any way on messages it did not expect
             raise Invalid(
-                f"the model's chat template refuses these messages: {error}", field="messages"
+                f"the model's chat template refuses these messages: {error}",
+                "messages",
+                "invalid_value",
             ) from error
 
     @cached_property

@@ -151,7 +151,11 @@ class Tokenizer:
         if not isinstance(source, str | None):
             raise Invalid(f"the model's chat template is no text: {source!r}", field="messages")
         if not source:
-            raise Invalid("the model has no chat template; use completions", field="messages")
+            raise Invalid(
+                "the model has no chat template; use completions",
+                "messages",
+                "unsupported_parameter",
+            )
         return ChatTemplate(source, self.special_tokens)
 
     def token_bytes(self, index: int) -> bytes:

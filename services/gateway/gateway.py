@@ -24,6 +24,7 @@ from sps2.common.api import (
     Tokenize,
     Tokens,
 )
+from sps2.common.api.parsing import UNSUPPORTED
 from sps2.common.api.usage import Usage
 from sps2.common.errors import Invalid
 from sps2.common.messages import Progress
@@ -41,6 +42,7 @@ from sps2.services.gateway.text import Piece
 from sps2.services.gateway.usage import usage
 from sps2.services.gateway.validate import (
     Order,
+    check_ids,
     choices_of,
     order_chat,
     order_completion,
@@ -98,7 +100,7 @@ class Gateway:
         with (
             self.metrics.request(),
             self._trail(request, name, COMPLETION, caller) as trail,
-            self._slots.take(choices_of(request)),
+            self._slots.take(choices_of(request, self.served, self._slots.total)),
         ):
             since_s = time.monotonic()
             with trail.during("tokenise"):
@@ -145,7 +147,7 @@ class Gateway:
         with (
             self.metrics.request(),
             self._trail(request, name, CHAT, caller) as trail,
-            self._slots.take(choices_of(request)),
+            self._slots.take(choices_of(request, self.served, self._slots.total)),
         ):
             since_s = time.monotonic()
             with trail.during("tokenise"):
@@ -190,19 +192,35 @@ class Gateway:
         prompt, messages = request.prompt, request.messages
         if (prompt is None) == (messages is None):
             raise Invalid("give either `prompt` or `messages`", "prompt", "invalid_value")
-        most = TOKENIZED_CONTEXTS * self.served.max_context
+        most, special = TOKENIZED_CONTEXTS * self.served.max_context, request.add_special_tokens
         if messages is not None:
-            ids = list(await tokens_of_chat(messages, self._tokenizer, most))
+            if special:
+                raise Invalid(
+                    "`add_special_tokens` is not supported for `messages`: the model's chat "
+                    "template has them; leave it out, or send false",
+                    "add_special_tokens",
+                    UNSUPPORTED,
+                )
+            answering = request.add_generation_prompt is not False
+            ids = list(await tokens_of_chat(messages, self._tokenizer, most, answering))
         else:
-            text, special = prompt or "", request.add_special_tokens
-            encode = partial(self._tokenizer.encode, text, special, most=most)
+            text = prompt or ""
+            encode = partial(self._tokenizer.encode, text, special is not False, most=most)
             ids = await threaded(len(text), encode)
-        return Tokens(ids, len(ids), self.served.max_context)
+        tokens = Tokens(ids, len(ids), self.served.max_context)
+        if not request.return_token_strs:
+            return tokens
+
+        def spelled() -> list[str]:
+            return [self._tokenizer.token_text(each) for each in ids]
+
+        return replace(tokens, token_strs=await threaded(len(ids), spelled))
 
     async def detokenize(self, request: Detokenize) -> Text:
         """The text of token ids, special tokens included."""
         self.served.check_model(request.model)
         ids = request.tokens
+        check_ids(ids, self.served, "tokens")
         return Text(await threaded(len(ids), lambda: self._tokenizer.decode(ids, False)))
 
     def models(self) -> Models:

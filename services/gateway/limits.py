@@ -7,6 +7,7 @@ import msgspec
 
 from sps2.common.errors import Invalid, Refused
 from sps2.common.model.generation import SamplingDefaults
+from sps2.common.words import listed
 
 
 class Served(msgspec.Struct, frozen=True):
@@ -37,11 +38,10 @@ class Served(msgspec.Struct, frozen=True):
     def check_model(self, name: str | None) -> None:
         """Invalid (`model_not_found`) unless `name` is absent or the served model's."""
         if name is not None and name not in self.names:
-            raise Invalid(
-                f"the model `{name[:200]}` does not exist; `{self.model}` is served here",
-                "model",
-                "model_not_found",
-            )
+            told = f"the model `{name[:200]}` does not exist; `{self.model}` is served here"
+            if self.aliases:
+                told += f", also as {listed([f'`{each}`' for each in self.aliases], 'and')}"
+            raise Invalid(told, "model", "model_not_found")
 
 
 class Slots:
@@ -54,22 +54,24 @@ class Slots:
     def check(self) -> None:
         """Refused if none is free."""
         if self.taken >= self.total:
-            raise Refused(f"{self.taken} of {self.total} requests are in work; try again later")
+            raise self._refusal()
 
     @contextmanager
     def take(self, count: int) -> Iterator[None]:
-        """Hold `count` slots while the block runs.
+        """Hold `count` slots while the block runs. Refused if not as many are free now.
 
-        Raises:
-            Invalid: there are fewer than `count` in all.
-            Refused: not as many are free now.
+        Args:
+            count: no more than there are in all, as `validate.choices_of` makes sure.
         """
-        if count > self.total:
-            raise Invalid(f"{count} choices in one request are over the limit of {self.total}", "n")
         if self.taken + count > self.total:
-            raise Refused(f"{self.taken} of {self.total} requests are in work; try again later")
+            raise self._refusal()
         self.taken += count
         try:
             yield
         finally:
             self.taken -= count
+
+    def _refusal(self) -> Refused:
+        if self.total == 1:
+            return Refused("one request is in work, and no more may be; try again later")
+        return Refused(f"{self.taken} of {self.total} requests are in work; try again later")

@@ -8,14 +8,18 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from sps2.common.api import ChatRequest, CompletionRequest, Extension, Message, Parameters
+from sps2.common.api.parsing import UNSUPPORTED
 from sps2.common.errors import Invalid
 from sps2.common.messages import Sampling, Wish
 from sps2.common.text.tokens import Tokenizer
+from sps2.common.words import counted
 from sps2.services.gateway.generate import Job
 from sps2.services.gateway.limits import Served
 from sps2.services.memory import give_back
 
 R = TypeVar("R")
+
+BAD = "invalid_value"
 
 DEFAULT_MAX_TOKENS = 16
 TURN_CHARS = 32
@@ -45,11 +49,11 @@ async def order_completion(
     What costs nothing to check is checked before anything is tokenised.
     """
     served.check_model(request.model)
-    choices = _choices(request, served)
+    choices = _choices(request)
     if request.best_of not in (None, 1, choices):
-        raise Invalid("`best_of` other than `n` is not supported", "best_of", "unsupported_value")
+        raise Invalid("`best_of` other than `n` is not supported", "best_of", UNSUPPORTED)
     if request.max_tokens == 0 and not request.echo:
-        raise Invalid("`max_tokens` must be at least 1 unless `echo` is set", "max_tokens")
+        raise Invalid("`max_tokens` must be at least 1 unless `echo` is set", "max_tokens", BAD)
     given = _prompts(request)
     sampling = _sampling(
         request,
@@ -75,9 +79,9 @@ async def order_chat(
 ) -> Order:
     """The jobs of an answer in a conversation; as `order_completion`."""
     served.check_model(request.model)
-    choices = _choices(request, served)
+    choices = _choices(request)
     if request.top_logprobs is not None and not request.logprobs:
-        raise Invalid("`top_logprobs` needs `logprobs` to be true", "top_logprobs")
+        raise Invalid("`top_logprobs` needs `logprobs` to be true", "top_logprobs", BAD)
     sampling = _sampling(
         request,
         served,
@@ -94,15 +98,15 @@ async def order_chat(
 
 
 async def tokens_of_chat(
-    messages: Sequence[Message], tokenizer: Tokenizer, most: int
+    messages: Sequence[Message], tokenizer: Tokenizer, most: int, answering: bool = True
 ) -> tuple[int, ...]:
-    """Token ids of a conversation, ready for the assistant's answer.
+    """Token ids of a conversation, ready for the assistant's answer if `answering`.
 
     Raises Invalid if there are far more than `most`.
     """
     turns = [_turn(message) for message in messages]
     size = sum(TURN_CHARS + len(turn["content"]) for turn in turns)
-    return tuple(await threaded(size, lambda: tokenizer.chat(turns, most=most)))
+    return tuple(await threaded(size, lambda: tokenizer.chat(turns, answering, most)))
 
 
 async def threaded(size: int, work: Callable[[], R]) -> R:
@@ -124,22 +128,32 @@ def _turn(message: Message) -> dict[str, Any]:
     return {"role": role, "content": message.said}
 
 
-def choices_of(request: CompletionRequest | ChatRequest) -> int:
-    """Choices that a request asks for, of all its prompts together."""
-    prompts = 1
+def choices_of(request: CompletionRequest | ChatRequest, served: Served, most: int) -> int:
+    """Choices that a request asks for, of all its prompts together.
+
+    Raises Invalid if there are more of a prompt than allowed, or more than `most` of all.
+    """
+    prompts, choices = 1, request.n or 1
     if isinstance(request, CompletionRequest) and isinstance(request.prompt, list):
         is_ids = not request.prompt or isinstance(request.prompt[0], int)
         prompts = 1 if is_ids else len(request.prompt)
-    return prompts * (request.n or 1)
-
-
-def _choices(request: CompletionRequest | ChatRequest, served: Served) -> int:
-    choices = 1 if request.n is None else request.n
     if choices > served.max_choices:
-        raise Invalid(f"`n` must be at most {served.max_choices}", "n", "invalid_value")
+        raise Invalid(f"`n` must be at most {served.max_choices} (gateway.max_choices)", "n", BAD)
+    if prompts * choices > most:
+        what = counted(prompts, "prompt") + (f" with `n` {choices}" if choices > 1 else "")
+        raise Invalid(
+            f"one request may have {counted(most, 'answer')} at most (gateway.max_requests); "
+            f"this one has {what}: send several requests",
+            "prompt" if prompts > 1 else "n",
+            BAD,
+        )
+    return prompts * choices
+
+
+def _choices(request: CompletionRequest | ChatRequest) -> int:
     if request.stream_options is not None and not request.stream:
-        raise Invalid("`stream_options` needs `stream` to be true", "stream_options")
-    return choices
+        raise Invalid("`stream_options` needs `stream` to be true", "stream_options", BAD)
+    return request.n or 1
 
 
 def _prompts(request: CompletionRequest) -> list[str | list[int]]:
@@ -147,22 +161,22 @@ def _prompts(request: CompletionRequest) -> list[str | list[int]]:
     if isinstance(prompt, str):
         return [prompt]
     if not prompt:
-        raise Invalid("`prompt` is empty", "prompt", "invalid_value")
+        raise Invalid("`prompt` is empty", "prompt", BAD)
     if all(isinstance(each, int) for each in prompt):
         return [[each for each in prompt if isinstance(each, int)]]
     if all(isinstance(each, str) for each in prompt) or all(
         isinstance(each, list) for each in prompt
     ):
         return [each for each in prompt if not isinstance(each, int)]
-    raise Invalid("`prompt` mixes strings and token ids", "prompt", "invalid_type")
+    raise Invalid("`prompt` mixes strings and token ids", "prompt", BAD)
 
 
 def _check_prompt(given: str | list[int], served: Served, limit: "_Limit") -> None:
     """Raise Invalid for what is wrong with a prompt, as far as it can be seen without tokens."""
     if not given:
-        raise Invalid("`prompt` is empty", "prompt", "invalid_value")
+        raise Invalid("`prompt` is empty", "prompt", BAD)
     if isinstance(given, list):
-        _check_ids(given, served, "prompt")
+        check_ids(given, served, "prompt")
         limit.room(len(given))
 
 
@@ -171,7 +185,7 @@ async def _tokens(given: str | list[int], tokenizer: Tokenizer, most: int) -> tu
         return tuple(given)
     tokens = tuple(await threaded(len(given), lambda: tokenizer.encode(given, most=most)))
     if not tokens:
-        raise Invalid("`prompt` has no tokens", "prompt", "invalid_value")
+        raise Invalid("`prompt` has no tokens", "prompt", BAD)
     return tokens
 
 
@@ -186,7 +200,12 @@ def _jobs(
     seed = secrets.randbits(63) if request.seed is None else request.seed
     rooms = [limit.room(len(prompt)) for prompt in prompts]
     if sampling.min_tokens > min(rooms):
-        raise Invalid(f"`min_tokens` is over the {min(rooms)} tokens at most", "min_tokens")
+        raise Invalid(
+            f"`min_tokens` is {sampling.min_tokens}; the answer may have "
+            f"{counted(min(rooms), 'token')} at most",
+            "min_tokens",
+            BAD,
+        )
     given = (request.stop,) if isinstance(request.stop, str) else request.stop or ()
     return tuple(
         Job(
@@ -256,7 +275,7 @@ class _Limit(NamedTuple):
         room, asked = self.max_context - prompt, self.max_tokens
         if (asked or 0) <= room and (room > 0 or asked == 0):
             return min(self.default, room) if asked is None else asked
-        wish = "" if asked is None else f", and {asked} are to be generated"
+        wish = "" if asked is None else f", and `max_tokens` is {asked}"
         raise Invalid(
             f"the model's context is {self.max_context} tokens; the prompt has {prompt}{wish}",
             self.field if room <= 0 else "max_tokens",
@@ -274,15 +293,15 @@ def _logit_bias(request: Parameters, served: Served) -> dict[int, float]:
     bias = {}
     for token, value in (request.logit_bias or {}).items():
         if not (token.isascii() and token.isdigit() and len(token) <= 10):
-            raise Invalid(f"`logit_bias` has {token[:40]!r} for a token id", "logit_bias")
+            raise Invalid(f"`logit_bias` has {token[:40]!r} for a token id", "logit_bias", BAD)
         bias[int(token)] = value
-    _check_ids(list(bias), served, "logit_bias")
+    check_ids(list(bias), served, "logit_bias")
     return bias
 
 
 def _stop_ids(request: Parameters, served: Served, tokenizer: Tokenizer) -> tuple[int, ...]:
     given = request.stop_token_ids or []
-    _check_ids(given, served, "stop_token_ids")
+    check_ids(given, served, "stop_token_ids")
     own = () if request.ignore_eos else served.eos_ids
     stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
     # the text of a special token is not shown, so that no stop string can be found in it
@@ -290,12 +309,13 @@ def _stop_ids(request: Parameters, served: Served, tokenizer: Tokenizer) -> tupl
     return tuple(dict.fromkeys([*own, *given, *special]))
 
 
-def _check_ids(ids: Sequence[int], served: Served, field: str) -> None:
+def check_ids(ids: Sequence[int], served: Served, field: str) -> None:
+    """Raise Invalid, naming the field, if the model has not all of these token ids."""
     if ids and max(ids) >= served.vocab_size:
         raise Invalid(
             f"`{field}` has token id {max(ids)}; the model has ids 0 to {served.vocab_size - 1}",
             field,
-            "invalid_value",
+            BAD,
         )
 
 

@@ -212,8 +212,10 @@ class Core:
                 self.fleet.room = room
             case Submitted(work):
                 if len(self._queue) >= self._max_queue:
-                    error = Refused(f"{self._max_queue} requests are waiting already; retry later")
-                    return [Reject(work.request, error)]
+                    told = f"{self._max_queue} requests are waiting already; retry later"
+                    if self._max_queue == 1:
+                        told = "a request is waiting already; retry later"
+                    return [Reject(work.request, Refused(told))]
                 self._entries[work.request] = Entry(work, now_s)
                 self._queue.append(work.request)
             case Found(request, cached):

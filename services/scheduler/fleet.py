@@ -5,6 +5,7 @@ from copy import copy
 from dataclasses import dataclass, field
 
 from sps2.common.messages import Role, Room, Shard
+from sps2.common.words import counted
 
 SHARES = 8
 """An answer of no stated length has one of so many parts of a pool at most."""
@@ -175,8 +176,8 @@ class Fleet:
     def waiting_for(self) -> str:
         """What is missing, in words; empty when every shard is there."""
         missing = [
-            f"{self.expected[role] - len(self.of(role))} of {self.expected[role]} {role} shards"
-            for role in self.expected
+            f"{expected - len(self.of(role))} of {counted(expected, f'{role} shard')}"
+            for role, expected in self.expected.items()
             if not self.complete(role)
         ]
         unknown = [

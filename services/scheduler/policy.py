@@ -8,6 +8,7 @@ from sps2.common.config import Scheduler
 from sps2.common.errors import Invalid
 from sps2.common.messages import CachedRun, Placement, Wish
 from sps2.common.spans import Span, fits, paged_split, pages_for
+from sps2.common.words import counted
 from sps2.services.scheduler.fleet import Fleet, Member
 from sps2.services.scheduler.plan import Plan, Wait, Work
 from sps2.services.scheduler.prefix import Prefix, usable
@@ -104,8 +105,10 @@ class Fcfs:
         forced = wish.sp_degree
         if forced is not None and forced > shards:
             raise Invalid(
-                f"sp_degree {forced} is more than the cluster's {shards} {fleet.prefilling} shards",
-                "sps2",
+                f"sp_degree {forced} is more than the cluster's "
+                f"{counted(shards, f'{fleet.prefilling} shard')}",
+                "sps2.sp_degree",
+                "invalid_value",
             )
         present = len(fleet.of(fleet.prefilling))
         return forced or min(present, pages_for(tokens, self._settings.prefill_span_tokens))
@@ -285,12 +288,15 @@ def _too_large(work: Work, pools: list[tuple[Member, int]], fleet: Fleet) -> Wai
         Invalid: nothing, as all shards are there.
     """
     tokens = sum(pages * member.shard.page_tokens for member, pages in pools)
-    needs = f"{work.prompt_tokens} tokens of prompt and up to {work.max_tokens} of answer"
+    prompt = counted(work.prompt_tokens, "token")
+    needs = f"{prompt} of prompt and up to {work.max_tokens} of answer"
     if not fleet.keeps_all():
         return Wait("absent", f"{needs} do not fit the {tokens} tokens of KV that are there")
     raise Invalid(
         f"{needs} do not fit the KV pools of the shards that may keep them, {tokens} tokens, with "
-        "the answer on one of them; ask for fewer tokens or enlarge kv.pool_tokens"
+        "the answer on one of them; ask for fewer tokens or enlarge kv.pool_tokens",
+        None,
+        "context_length_exceeded",
     )
 
 

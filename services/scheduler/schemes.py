@@ -130,7 +130,8 @@ class Schemes:
             raise Invalid(
                 f"attention {attention} brings its own method; leave out method {wish.method}, "
                 "or ask for attention exact",
-                "sps2",
+                "sps2.method",
+                "invalid_value",
             )
         asked, ranks = ranks, self.degree(tokens, ranks, seats.page_tokens if seats else 1)
         if attention != "exact":
@@ -189,7 +190,8 @@ class Schemes:
             raise Invalid(
                 f"{method} deals every shard two spans of the prompt, and the shards of this "
                 "cluster keep the KV of one: ask for gather, ulysses or pass_q",
-                "sps2",
+                "sps2.method",
+                "invalid_value",
             )
         columns: Sequence[int] = [1]
         if method == "ulysses":
@@ -199,7 +201,8 @@ class Schemes:
             if not columns:
                 raise Invalid(
                     f"usp needs an sp_degree that is a product, as 4, 6 or 8; {ranks} is not",
-                    "sps2",
+                    "sps2.sp_degree",
+                    "invalid_value",
                 )
             columns = [each for each in columns if each <= self._config.heads] or columns[:1]
         wire = self.computed(wish).wire

@@ -10,6 +10,7 @@ from sps2.common.errors import Invalid
 from sps2.common.messages import Scheme, Selection
 from sps2.common.model.config import ModelConfig
 from sps2.common.spans import Span, even_split
+from sps2.common.words import counted
 
 BLOCK = 64
 """Tokens that share scales in 8 bits, as in `kernels/quantize.py`."""
@@ -247,9 +248,15 @@ def check_degree(config: ModelConfig, scheme: Scheme, ranks: int) -> None:
     columns = scheme.ulysses
     if columns > config.heads:
         raise Invalid(
-            f"{scheme.method} splits heads among {columns} shards; there are {config.heads}: "
-            f"ask for an sp_degree of at most {config.heads}, or another method",
-            "sps2",
+            f"{scheme.method} splits {counted(config.heads, 'head')} among shards, which "
+            f"{columns} are too many for: ask for an sp_degree of at most {config.heads}, or "
+            "another method",
+            "sps2.sp_degree",
+            "invalid_value",
         )
     if ranks % columns:
-        raise Invalid(f"{ranks} shards cannot be dealt to rows of {columns}", "sps2")
+        raise Invalid(
+            f"{counted(ranks, 'shard')} cannot be dealt to rows of {columns}",
+            "sps2.sp_degree",
+            "invalid_value",
+        )

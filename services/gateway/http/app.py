@@ -184,7 +184,7 @@ async def _handler(request: Request, error: Exception) -> Response:
 
 def _check_progress(request: CompletionRequest | ChatRequest) -> None:
     if request.sps2 is not None and request.sps2.progress and not request.stream:
-        raise Invalid("`sps2.progress` needs `stream` to be true", "sps2.progress")
+        raise Invalid("`sps2.progress` needs `stream` to be true", "sps2.progress", "invalid_value")
 
 
 async def _streamed(

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from msgspec.structs import replace
 
 from sps2.common.errors import Invalid, Refused
+from sps2.common.words import counted
 from sps2.services.gateway.generate import Job, Record
 
 MINUTE_S = 60.0
@@ -15,11 +16,15 @@ SHARES = 8
 
 
 class Bucket:
-    """So many units a minute, at most that many at once; 0 is no limit."""
+    """So many units a minute, at most that many at once; 0 is no limit.
 
-    def __init__(self, what: str, clock: Callable[[], float]) -> None:
+    Args:
+        noun: of one unit, which takes an s in the plural.
+    """
+
+    def __init__(self, noun: str, clock: Callable[[], float]) -> None:
         self.per_minute = 0
-        self._what = what
+        self._noun = noun
         self._clock = clock
         self._left = 0.0
         self._at_s = clock()
@@ -54,18 +59,24 @@ class Bucket:
             return
         if units > self.per_minute:
             raise Invalid(
-                f"this request may take {units} {self._what}; the API key is for "
+                f"this request may take {counted(units, self._noun)}; the API key is for "
                 f"{self.per_minute} a minute",
                 None,
                 "rate_limit_exceeded",
             )
         if wait_s := self.wait_s(units):
-            raise Refused(
-                f"the API key's {self.per_minute} {self._what} a minute are used up: "
-                f"{units} wanted, {max(0, math.floor(self._left))} left; try again in "
-                f"{math.ceil(wait_s)} s",
-                wait_s,
-            )
+            left, seconds = max(0, math.floor(self._left)), math.ceil(wait_s)
+            if self.per_minute == 1:
+                told = (
+                    f"the API key's only {self._noun} of this minute is used up: try again in "
+                    f"{seconds} s"
+                )
+            else:
+                told = (
+                    f"the API key's {self.per_minute} {self._noun}s a minute are used up: "
+                    f"{units} wanted, {left} left; try again in {seconds} s"
+                )
+            raise Refused(told, wait_s)
         self._left -= units
 
     def give(self, units: int) -> None:
@@ -83,8 +94,8 @@ class Account:
 
     def __init__(self, name: str, clock: Callable[[], float]) -> None:
         self.name = name
-        self._requests = Bucket("requests", clock)
-        self._tokens = Bucket("tokens", clock)
+        self._requests = Bucket("request", clock)
+        self._tokens = Bucket("token", clock)
 
     def limit(self, requests_per_minute: int, tokens_per_minute: int) -> None:
         """What it may use; 0 is no limit."""

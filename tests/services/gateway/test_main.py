@@ -40,6 +40,19 @@ def test_serves_what_the_configuration_says(folder):
         served_by(Cluster(model=str(folder), max_context=999), folder, tokenizer)
 
 
+def test_a_wrong_model_is_told_every_name(folder):
+    """Only the first of several was told."""
+    tokenizer = Tokenizer(folder)
+    named = Cluster(model=str(folder), served_model_name=["gpt-4", "mine", "big"])
+    with pytest.raises(Invalid) as caught:
+        served_by(named, folder, tokenizer).check_model("gpt-5")
+    assert str(caught.value) == (
+        "the model `gpt-5` does not exist; `gpt-4` is served here, also as `mine` and `big`"
+    )
+    with pytest.raises(Invalid, match=r"`tiny` is served here$"):
+        served_by(Cluster(model=str(folder)), folder, tokenizer).check_model("gpt-5")
+
+
 def test_a_port_in_use_is_named():
     with http.listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]

@@ -140,6 +140,15 @@ HARMLESS = {
     "priority": 0,
     "bad_words": [],
     "stream_options": None,
+    "request_id": "a",
+    "vllm_xargs": {},
+    "kv_transfer_params": None,
+    "mm_processor_kwargs": {},
+    "media_io_kwargs": None,
+    "logits_processors": [],
+    "guided_decoding_backend": "xgrammar",
+    "structural_tag": None,
+    "best_of": 1,
 }
 
 
@@ -148,7 +157,7 @@ async def test_takes_what_asks_for_nothing(http):
         answer = await http.post(CHAT, json={"messages": [HI], name: value})
         assert answer.status_code == 200, (name, answer.text)
     for best_of in (1, 2):
-        body = {"prompt": "x", "n": 2, "best_of": best_of, "suffix": ""}
+        body = {"prompt": "x", "n": 2, "best_of": best_of, "suffix": "", "prompt_embeds": None}
         assert (await http.post(COMPLETIONS, json=body)).status_code == 200
 
 
@@ -163,6 +172,9 @@ UNSUPPORTED = [
     ({"use_beam_search": True}, "use_beam_search"),
     ({"skip_special_tokens": False}, "skip_special_tokens"),
     ({"echo": True}, "echo"),
+    ({"vllm_xargs": {"a": 1}}, "vllm_xargs"),
+    ({"kv_transfer_params": {"do_remote_decode": True}}, "kv_transfer_params"),
+    ({"logits_processors": ["a.B"]}, "logits_processors"),
     ({"messages": [{"role": "user", "content": [PICTURE]}]}, "messages[0].content[0].type"),
     ({"messages": [HI, {"role": "tool", "content": "4"}]}, "messages[1].role"),
     ({"messages": [{"role": "assistant", "tool_calls": [{"id": "a"}]}]}, "messages[0].tool_calls"),
@@ -308,3 +320,34 @@ async def test_checks_what_is_cheap_before_it_tokenises(http, door, monkeypatch)
     for prompts in ([[1], [999]], [[1], [1] * 300]):
         assert (await http.post(COMPLETIONS, json={"prompt": prompts})).status_code == 400
     assert not encoded
+
+
+async def test_tokenises_as_vllm_does(http):
+    async def told(**body):
+        return (await http.post("/tokenize", json=body)).json()
+
+    def text(answer):
+        return bytes(answer["tokens"]).decode()
+
+    assert text(await told(messages=[HI])) == "user:hi\nassistant:"
+    assert text(await told(messages=[HI], add_generation_prompt=False)) == "user:hi\n"
+    assert text(await told(messages=[HI], add_special_tokens=False, tools=[])).endswith(":")
+    plain = await told(prompt="hé", add_special_tokens=None)
+    assert set(plain) == {"tokens", "count", "max_model_len"}
+    spelled = await told(prompt="h<|end|>é", return_token_strs=True)
+    assert spelled["token_strs"] == ["h", "<|end|>", "\ufffd", "\ufffd"]
+    for body in ({"add_special_tokens": True}, {"continue_final_message": True}):
+        error = (await told(messages=[HI], **body))["error"]
+        assert [error["param"]] == [*body]
+        assert error["code"] == "unsupported_parameter"
+
+
+async def test_only_ids_of_the_model_have_a_text(http):
+    """`/detokenize` gave an empty text for others, which `/v1/completions` refuses."""
+    answer = await http.post("/detokenize", json={"tokens": [104, 999999]})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["param"], error["code"]) == ("tokens", "invalid_value")
+    assert error["message"] == "`tokens` has token id 999999; the model has ids 0 to 259"
+    answer = await http.post("/detokenize", json={"tokens": [104, 105, 259]})
+    assert answer.json() == {"prompt": "hi"}

@@ -87,7 +87,25 @@ def test_a_forced_sp_degree_is_taken_or_refused_by_name() -> None:
     assert len(launched(submit(cluster(), "r", 60, sp=2)).plan.group) == 2
     error = rejected(submit(cluster(), "r", 60, sp=3)).error
     assert isinstance(error, Invalid)
-    assert error.field == "sps2"
+    assert (error.field, error.code) == ("sps2.sp_degree", "invalid_value")
+    assert str(error) == "sp_degree 3 is more than the cluster's 2 prefill shards"
+    error = rejected(submit(cluster(1, 1), "r", 60, sp=3)).error
+    assert str(error) == "sp_degree 3 is more than the cluster's 1 prefill shard"
+
+
+def test_one_is_told_in_the_singular() -> None:
+    core = cluster(1, 1, max_queue=1)
+    core.handle(Lost("decode-0", "decode-0/0"), 0)
+    assert core.fleet.waiting_for() == "1 of 1 decode shard"
+    submit(core, "a", 60)
+    error = rejected(submit(core, "b", 60)).error
+    assert str(error) == "a request is waiting already; retry later"
+
+
+def test_a_prompt_over_the_kv_pools_has_a_code() -> None:
+    error = rejected(submit(cluster(1, 1, pages=2), "r", 60)).error
+    assert isinstance(error, Invalid)
+    assert error.code == "context_length_exceeded"
 
 
 def test_a_prompt_shorter_than_the_group_leaves_ranks_out() -> None:

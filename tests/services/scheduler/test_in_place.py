@@ -266,7 +266,7 @@ def test_methods_with_two_spans_per_rank_are_refused(method: ExactMethod) -> Non
         core.handle(Submitted(Work("r", 300, 16, Wish(sp_degree=4, method=method))), 0)
     ).error
     assert isinstance(error, Invalid)
-    assert error.field == "sps2"
+    assert (error.field, error.code) == ("sps2.method", "invalid_value")
     assert "gather, ulysses or pass_q" in str(error)
 
 

@@ -65,8 +65,10 @@ def test_spans_in_a_row_even_out_arithmetic_or_links():
     ],
 )
 def test_what_cannot_be_done_says_what_can(wish, ranks, message):
-    with pytest.raises(Invalid, match=message):
+    with pytest.raises(Invalid, match=message) as caught:
         schemes().choose(8192, ranks, wish)
+    at_fault = "sps2.method" if wish.attention else "sps2.sp_degree"
+    assert (caught.value.field, caught.value.code) == (at_fault, "invalid_value")
 
 
 def test_a_method_that_is_asked_for_means_exact_attention():

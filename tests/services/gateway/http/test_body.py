@@ -86,7 +86,7 @@ async def test_many_values_are_refused_before_they_are_decoded(door: Door) -> No
 async def test_prompts_are_counted_before_they_are_tokenised(door: Door) -> None:
     refused = await post(door, {"prompt": ["x" * 300, *["a"] * 600]})
     assert refused.status_code == 400
-    assert "601 choices" in refused.json()["error"]["message"]
+    assert "601 prompts" in refused.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("chat", [False, True])

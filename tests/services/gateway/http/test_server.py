@@ -96,6 +96,46 @@ async def test_names_the_field_at_fault(http):
         assert set(error) == {"message", "type", "param", "code"}
 
 
+CODES = [
+    (COMPLETIONS, {"prompt": None}, "prompt", "missing_field"),
+    (COMPLETIONS, {"prompt": "x", "best_of": 2}, "best_of", "unsupported_parameter"),
+    (COMPLETIONS, {"prompt": "x", "max_tokens": 0}, "max_tokens", "invalid_value"),
+    (COMPLETIONS, {"prompt": "x", "min_tokens": 17}, "min_tokens", "invalid_value"),
+    (COMPLETIONS, {"prompt": "x", "stream_options": {}}, "stream_options", "invalid_value"),
+    (COMPLETIONS, {"prompt": "x", "logit_bias": {"x": 1}}, "logit_bias", "invalid_value"),
+    (COMPLETIONS, {"prompt": ["x", 1]}, "prompt", "invalid_value"),
+    (COMPLETIONS, {"prompt": ["x"] * 600}, "prompt", "invalid_value"),
+    (COMPLETIONS, {"prompt": ["x"] * 300, "n": 2}, "prompt", "invalid_value"),
+    (COMPLETIONS, {"prompt": "x", "n": 600}, "n", "invalid_value"),
+    (COMPLETIONS, {"prompt": "x", "sps2": {"progress": True}}, "sps2.progress", "invalid_value"),
+    (CHAT, {"messages": HI, "top_logprobs": 2}, "top_logprobs", "invalid_value"),
+]
+
+
+async def test_has_a_code_for_every_fault(http):
+    for path, body, param, code in CODES:
+        error = (await http.post(path, json=body)).json()["error"]
+        assert (error["param"], error["code"]) == (param, code), (body, error)
+
+
+async def test_says_how_many_answers_one_request_may_have(http, open_door):
+    async def told(http, **body):
+        return (await http.post(COMPLETIONS, json=body)).json()["error"]
+
+    error = await told(http, prompt=["x"] * 300, n=2)
+    assert error["message"] == (
+        "one request may have 512 answers at most (gateway.max_requests); this one has 300 "
+        "prompts with `n` 2: send several requests"
+    )
+    async with (
+        open_door(max_requests=1) as door,
+        httpx.AsyncClient(base_url=door.url, timeout=60) as http,
+    ):
+        error = await told(http, prompt="x", n=2)
+        assert error["param"] == "n"
+        assert error["message"].startswith("one request may have 1 answer at most")
+
+
 NO_JSON = [
     (b"", "invalid_json"),
     (b"{", "invalid_json"),

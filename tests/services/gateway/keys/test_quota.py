@@ -22,7 +22,7 @@ def clock() -> Clock:
 
 
 def test_a_bucket_fills_steadily_and_no_higher(clock: Clock) -> None:
-    bucket = Bucket("requests", clock)
+    bucket = Bucket("request", clock)
     bucket.limit(60)
     for _ in range(60):
         bucket.take(1)
@@ -40,14 +40,14 @@ def test_a_bucket_fills_steadily_and_no_higher(clock: Clock) -> None:
 
 
 def test_no_limit(clock: Clock) -> None:
-    bucket = Bucket("requests", clock)
+    bucket = Bucket("request", clock)
     for _ in range(10_000):
         bucket.take(1000)
     assert bucket.wait_s(10**9) == 0
 
 
 def test_a_new_limit_keeps_what_was_used(clock: Clock) -> None:
-    bucket = Bucket("tokens", clock)
+    bucket = Bucket("token", clock)
     bucket.limit(100)
     bucket.take(80)
     bucket.limit(200)
@@ -59,7 +59,7 @@ def test_a_new_limit_keeps_what_was_used(clock: Clock) -> None:
 
 
 def test_more_than_there_ever_is(clock: Clock) -> None:
-    bucket = Bucket("tokens", clock)
+    bucket = Bucket("token", clock)
     bucket.limit(100)
     with pytest.raises(Invalid, match="may take 101 tokens; the API key is for 100 a minute"):
         bucket.take(101)
@@ -109,3 +109,11 @@ def test_an_answer_of_no_stated_length_is_within_a_minutes_tokens(clock: Clock) 
         assert account.headers()["x-ratelimit-remaining-tokens"] == "660"
         record.tokens = 300
     assert account.headers()["x-ratelimit-remaining-tokens"] == "460"
+
+
+def test_one_is_told_in_the_singular(clock: Clock) -> None:
+    bucket = Bucket("request", clock)
+    bucket.limit(1)
+    bucket.take(1)
+    with pytest.raises(Refused, match="only request of this minute is used up: try"):
+        bucket.take(1)
