@@ -74,7 +74,7 @@ def codes() -> set[str]:
 
 def test_every_code_is_listed() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    errors = page[page.index("## Errors") : page.index("## Conversations")]
+    errors = page[page.index("## Errors") : page.index("## Text and tokens")]
     assert len(codes()) > 15
     assert codes() | {parsing.UNSUPPORTED, parsing.UNKNOWN, parsing.MISSING} <= set(
         re.findall("`([a-z0-9_]+)`", errors)
