@@ -69,8 +69,8 @@ async def measure(options: argparse.Namespace, samples: list[Sample]) -> None:
                 await up.ready()
                 print("warm-up", flush=True)
                 for case in _cases(options):
-                    wish = CASES[case] | {"sp_degree": cluster.prefill}
-                    await _ask(up, text[:WARM_UP_TOKENS], wish)
+                    wanted = CASES[case] | {"sp_degree": cluster.prefill}
+                    await _ask(up, text[:WARM_UP_TOKENS], wanted)
                 for tokens, degree in itertools.product(options.tokens, options.degrees):
                     setting = Setting(rate, tokens, degree)
                     print(setting, flush=True)
@@ -104,9 +104,9 @@ async def _repeats(
         start = number * setting.tokens % (len(text) - setting.tokens)
         prompt = text[start : start + setting.tokens]
         for case in _cases(options):
-            wish = CASES[case] | {"sp_degree": setting.sp_degree}
+            wanted = CASES[case] | {"sp_degree": setting.sp_degree}
             since_s, busy, ours = time.monotonic(), busy_s(), up.cpu_s()
-            usage, refusal = await _ask(up, prompt, wish)
+            usage, refusal = await _ask(up, prompt, wanted)
             took_s, others = time.monotonic() - since_s, busy_s() - busy - (up.cpu_s() - ours)
             yield Sample(setting, case, number, usage, refusal, max(0.0, others) / took_s)
 
@@ -116,10 +116,10 @@ def _cases(options: argparse.Namespace) -> list[str]:
 
 
 async def _ask(
-    up: Spread, prompt: list[int], wish: dict[str, object]
+    up: Spread, prompt: list[int], wanted: dict[str, object]
 ) -> tuple[Sps2Usage | None, str]:
     """What a prompt took, or why the cluster refuses it."""
-    body = {"prompt": prompt, "max_tokens": 2, "temperature": 0, "ignore_eos": True, "sps2": wish}
+    body = {"prompt": prompt, "max_tokens": 2, "temperature": 0, "ignore_eos": True, "sps2": wanted}
     answer = await up.post("/v1/completions", body)
     if answer.status_code == httpx.codes.BAD_REQUEST:
         return None, msgspec.json.decode(answer.content, type=ErrorBody).error.message

@@ -191,10 +191,10 @@ def _data_plane(cluster: Cluster) -> Iterator[Finding]:
         yield Finding("data plane, auto", "ok", detail)
 
 
-def _loopback(wish: str) -> dict[str, Any]:
+def _loopback(asked: str) -> dict[str, Any]:
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "sps2.cli.loopback", wish],
+            [sys.executable, "-m", "sps2.cli.loopback", asked],
             capture_output=True,
             encoding="utf-8",
             timeout=60,

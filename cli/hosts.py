@@ -64,12 +64,12 @@ class Hosts(Section, frozen=True):
         }
 
     def places(self, cluster: Cluster) -> dict[str, Host]:
-        """The host of every service of a cluster, by its name; shards are dealt in order."""
+        """The host of every service of a cluster, by its name; shards are assigned in order."""
         made = {}
         for name in service_names(cluster):
             role, _, shard = name.partition("-")
             index = int(shard.partition(".")[0] or 0)
-            made[name] = self._dealt(role)[index] if shard else self.has(role)
+            made[name] = self._assigned(role)[index] if shard else self.has(role)
         return made
 
     def shards_at(self, host: Host, cluster: Cluster) -> tuple[str, ...]:
@@ -78,10 +78,10 @@ class Hosts(Section, frozen=True):
         for name in cluster.shard_names():
             role, _, shard = name.partition("-")
             place = int(shard.partition(".")[0])
-            found += [name] if self._dealt(role)[place : place + 1] == [host] else []
+            found += [name] if self._assigned(role)[place : place + 1] == [host] else []
         return tuple(found)
 
-    def _dealt(self, role: str) -> list[Host]:
+    def _assigned(self, role: str) -> list[Host]:
         """The host of each shard of a role."""
         return [host for host in self.hosts for _ in range(getattr(host, role))]
 

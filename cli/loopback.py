@@ -51,13 +51,13 @@ async def exchange(backend: BackendName) -> float:
 
 def main() -> None:
     """With `auto`: which data plane it takes, and why. With a backend: whether that one works."""
-    wish = sys.argv[1]
+    asked = sys.argv[1]
     try:
-        if wish == "auto":
+        if asked == "auto":
             choice = choose("auto")
             answer: dict[str, object] = {"backend": choice.backend, "reason": choice.reason}
         else:
-            backend = cast(BackendName, wish)
+            backend = cast(BackendName, asked)
             answer = {"gb_per_s": asyncio.run(asyncio.wait_for(exchange(backend), 15.0))}
     except (ServiceError, ImportError, OSError, TimeoutError) as error:
         answer = {"error": str(error) or type(error).__name__}

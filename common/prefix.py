@@ -2,7 +2,7 @@
 
 A name says model, tokens, and how much attention was left out: what was computed by `fast` never
 serves a request for `exact`. Keys and values of one name are equal up to rounding; by `balanced`
-and `fast`, up to what these leave out, which depends on how the prompt was dealt to shards.
+and `fast`, up to what these leave out, which depends on how the prompt was split over shards.
 """
 
 import hashlib

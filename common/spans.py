@@ -32,8 +32,8 @@ def zigzag(tokens: int, rows: int, columns: int = 1) -> list[tuple[Span, ...]]:
     """Deal `2 * rows` chunks so that causal work is even: row i gets chunks i and 2*rows-1-i.
 
     Each chunk is cut evenly among the ranks of its row, rank = row * columns + column. Every
-    position is dealt exactly once, for any `tokens >= 0`; a rank's spans are in rising order, and
-    may be empty when the prompt is short.
+    position is assigned exactly once, for any `tokens >= 0`; a rank's spans are in rising order,
+    and may be empty when the prompt is short.
     Source: zigzag ring attention, as in "Striped Attention" (arXiv 2311.09431) and Llama 3's CP.
     """
     if rows == 1:

@@ -15,7 +15,7 @@ class Neighbours(NamedTuple):
     """Those among them whose shards have its role."""
 
     def card(self, cards: int) -> int:
-        """Which of the machine's cards it takes: they are dealt round."""
+        """Which of the machine's cards it takes: they are assigned round-robin."""
         return self.number % cards
 
     def on_a_card(self, cards: int) -> int:

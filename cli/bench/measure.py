@@ -125,7 +125,7 @@ def _spans(work: Work, tokens: int, ranks: int, scheme: Scheme) -> Spans:
     # what has no place in the scheduler gets the spans of CSA, to compare with it
     like = scheme if scheme.method in ("gather", "csa") else scheme_of("csa", layers)
     schemes = Schemes(work.model.config, BFLOAT16, Sharing())
-    return schemes.deal(like, tokens, ranks).spans
+    return schemes.partition(like, tokens, ranks).spans
 
 
 def _traffic(

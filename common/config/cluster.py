@@ -100,7 +100,7 @@ class Cluster(Section, frozen=True):
     device: Annotated[
         DeviceName,
         Meta(
-            description="where shards compute; cuda deals the GPUs of a machine round to its "
+            description="where shards compute; cuda assigns the GPUs of a machine round to its "
             "processes, auto does so where a GPU can be used"
         ),
     ] = "cpu"
@@ -181,7 +181,7 @@ class Cluster(Section, frozen=True):
             raise ValueError("mixed shards have one process: leave out `tp` and `decode_tp`")
         if self.sharing.method in ("ring", "usp"):
             raise ValueError(
-                f"mixed shards keep the keys and values of one span; {self.sharing.method} deals "
+                f"mixed shards keep the keys and values of one span; {self.sharing.method} gives "
                 "each of them two: take another sharing.method, or prefill and decode shards"
             )
 

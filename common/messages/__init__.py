@@ -60,11 +60,11 @@ from sps2.common.messages.sharing import (
     ExactMethod,
     Exchanged,
     Method,
+    PrefillOptions,
     Scheme,
     Selection,
     Setting,
     Wire,
-    Wish,
 )
 from sps2.common.messages.status import (
     CancelRequest,
@@ -142,6 +142,7 @@ __all__ = [
     "Placed",
     "Placement",
     "Prefill",
+    "PrefillOptions",
     "PrefillRank",
     "Prefilled",
     "Progress",
@@ -178,5 +179,4 @@ __all__ = [
     "Traces",
     "Watch",
     "Wire",
-    "Wish",
 ]

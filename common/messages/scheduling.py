@@ -3,7 +3,7 @@
 from sps2.common.messages.base import Stream, Struct
 from sps2.common.messages.directory import Placement
 from sps2.common.messages.request import Sampling, Token, TokenLogprobs
-from sps2.common.messages.sharing import Exchanged, Scheme, Setting, Wish
+from sps2.common.messages.sharing import Exchanged, PrefillOptions, Scheme, Setting
 
 
 class Submit(Stream["Placed | Displaced | Progress | FirstToken | Finished"], frozen=True):
@@ -13,7 +13,7 @@ class Submit(Stream["Placed | Displaced | Progress | FirstToken | Finished"], fr
     prompt: bytes
     """Token ids, little-endian int32."""
     sampling: Sampling
-    wish: Wish = Wish()
+    options: PrefillOptions = PrefillOptions()
     cache_salt: str = ""
     """Requests share cached KV only with those of the same salt."""
     progress: bool = False

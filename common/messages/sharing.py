@@ -52,7 +52,7 @@ class Scheme(Struct, frozen=True):
     pipelined: bool = True
 
 
-class Wish(Struct, frozen=True):
+class PrefillOptions(Struct, frozen=True):
     """What a request asks of its prefill; None leaves it to the cluster."""
 
     sp_degree: int | None = None

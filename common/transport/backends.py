@@ -24,25 +24,25 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(wish: Literal["auto", "ucx", "tcp"]) -> Choice:
+def choose(asked: Literal["auto", "ucx", "tcp"]) -> Choice:
     """Take UCX where it has RDMA to drive, and works; TCP elsewhere.
 
-    Without it UCX would use TCP itself, more slowly than we do (docs/benchmarks.md). A wish
+    Without it UCX would use TCP itself, more slowly than we do (docs/benchmarks.md). A asked
     other than "auto" is followed or refused.
 
     Raises:
         Invalid: UCX was asked for and does not work here.
     """
-    if wish == "tcp":
+    if asked == "tcp":
         return Choice("tcp", "tcp was asked for")
-    if wish == "auto" and not (RDMA.is_dir() and any(RDMA.iterdir())):
+    if asked == "auto" and not (RDMA.is_dir() and any(RDMA.iterdir())):
         return Choice("tcp", "tcp, since there is no RDMA here for ucx to use")
     from sps2.common.transport import ucx
 
     fault = ucx.find_fault()
     if not fault:
         return Choice("ucx", "ucx is installed and passed its loop-back check")
-    if wish == "ucx":
+    if asked == "ucx":
         raise Invalid(f"UCX does not work here: {fault}; use --transport tcp", "transport")
     return Choice("tcp", f"ucx does not work here: {fault}")
 

@@ -20,12 +20,12 @@ from sps2.common.messages import (
     FirstToken,
     Follow,
     Placed,
+    PrefillOptions,
     Progress,
     Sampling,
     Stream,
     Submit,
     Token,
-    Wish,
 )
 from sps2.services.gateway.shards import Shards
 from sps2.services.tasks import emitted_by, root_cause
@@ -51,7 +51,7 @@ class Job(msgspec.Struct, frozen=True):
     prompt: tuple[int, ...]
     sampling: Sampling
     stops: tuple[str, ...] = ()
-    wish: Wish = Wish()
+    options: PrefillOptions = PrefillOptions()
     silent: bool = False
     cache_salt: str = ""
     progress: bool = False
@@ -162,7 +162,7 @@ class Generation:
             job.request,
             prompt,
             job.sampling,
-            job.wish,
+            job.options,
             job.cache_salt,
             job.progress,
             job.open_ended,

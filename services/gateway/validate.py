@@ -10,7 +10,7 @@ import msgspec
 from sps2.common.api import ChatRequest, CompletionRequest, Extension, Message, Parameters
 from sps2.common.api.parsing import UNSUPPORTED
 from sps2.common.errors import Invalid
-from sps2.common.messages import Sampling, Wish
+from sps2.common.messages import PrefillOptions, Sampling
 from sps2.common.text.tokens import Tokenizer
 from sps2.common.words import counted
 from sps2.services.gateway.generate import Job
@@ -218,7 +218,7 @@ def _jobs(
                 seed=(seed + choice) & (2**63 - 1),
             ),
             stops=tuple(filter(None, given)),
-            wish=_wish(request.sps2),
+            options=_options(request.sps2),
             silent=rooms[index] == 0,
             cache_salt=request.cache_salt or "",
             progress=bool(request.sps2 and request.sps2.progress),
@@ -237,7 +237,7 @@ def _sampling(
     logprobs: int | None,
     prompt_logprobs: int | None,
 ) -> Sampling:
-    """How tokens are drawn, without seed and limit; what is not asked is the model's wish."""
+    """How tokens are drawn, without seed and limit; what is not asked is the model's options."""
     wanted = served.sampling_defaults
     temperature = _or(request.temperature, _or(wanted.temperature, 1.0))
     top_p = _or(request.top_p, _or(wanted.top_p, 1.0))
@@ -275,18 +275,20 @@ class _Limit(NamedTuple):
         room, asked = self.max_context - prompt, self.max_tokens
         if (asked or 0) <= room and (room > 0 or asked == 0):
             return min(self.default, room) if asked is None else asked
-        wish = "" if asked is None else f", and `max_tokens` is {asked}"
+        options = "" if asked is None else f", and `max_tokens` is {asked}"
         raise Invalid(
-            f"the model's context is {self.max_context} tokens; the prompt has {prompt}{wish}",
+            f"the model's context is {self.max_context} tokens; the prompt has {prompt}{options}",
             self.field if room <= 0 else "max_tokens",
             "context_length_exceeded",
         )
 
 
-def _wish(asked: Extension | None) -> Wish:
+def _options(asked: Extension | None) -> PrefillOptions:
     if asked is None:
-        return Wish()
-    return Wish(asked.sp_degree, asked.attention, asked.method, asked.wire, asked.pipelined)
+        return PrefillOptions()
+    return PrefillOptions(
+        asked.sp_degree, asked.attention, asked.method, asked.wire, asked.pipelined
+    )
 
 
 def _logit_bias(request: Parameters, served: Served) -> dict[int, float]:

@@ -160,9 +160,9 @@ class Job:
                 owner.address,
                 len(plan.group),
                 plan.placements,
-                plan.dealt.attention,
-                plan.dealt.scheme,
-                plan.dealt.predicted_bytes,
+                plan.partition.attention,
+                plan.partition.scheme,
+                plan.partition.predicted_bytes,
                 plan.migration_pays_after,
                 plan.prefix.tokens,
                 self._queued_s,
@@ -190,7 +190,7 @@ class Job:
         submit, plan = self._submit, self._plan
         members = tuple(
             PrefillRank(self._shards[shard].peers, spans)
-            for shard, spans in zip(plan.group, plan.dealt.spans, strict=True)
+            for shard, spans in zip(plan.group, plan.partition.spans, strict=True)
         )
         targets = tuple(
             Target(self._shards[place.shard].peers, place.span)
@@ -210,7 +210,7 @@ class Job:
             rank,
             targets,
             submit.sampling,
-            plan.dealt.scheme,
+            plan.partition.scheme,
             sources,
             trail.traceparent,
         )
@@ -280,10 +280,10 @@ class Job:
 
     def _described(self) -> dict[str, str | float]:
         """What is told of the prefill in a trace."""
-        plan, scheme = self._plan, self._plan.dealt.scheme
+        plan, scheme = self._plan, self._plan.partition.scheme
         return {
             "epoch": self._epoch,
-            "attention": plan.dealt.attention,
+            "attention": plan.partition.attention,
             "method": scheme.method,
             "sp_degree": len(plan.group),
             "cached_tokens": plan.prefix.tokens,

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from sps2.common.messages import Placement, Wish
+from sps2.common.messages import Placement, PrefillOptions
 from sps2.services.scheduler.prefix import Prefix
-from sps2.services.scheduler.schemes import Dealt
+from sps2.services.scheduler.schemes import Partition
 
-NOTHING = Wish()
+NOTHING = PrefillOptions()
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Work:
     request: str
     prompt_tokens: int
     max_tokens: int
-    wish: Wish = NOTHING
+    options: PrefillOptions = NOTHING
     names: tuple[bytes, ...] = ()
 
 
@@ -32,7 +32,7 @@ class Plan:
     """
 
     group: tuple[str, ...]
-    dealt: Dealt
+    partition: Partition
     placements: tuple[Placement, ...]
     migration_pays_after: int | None
     """Tokens of answer; see `traffic.migration_pays_after`."""

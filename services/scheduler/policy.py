@@ -6,13 +6,13 @@ from typing import Protocol
 
 from sps2.common.config import Scheduler
 from sps2.common.errors import Invalid
-from sps2.common.messages import CachedRun, Placement, Wish
+from sps2.common.messages import CachedRun, Placement, PrefillOptions
 from sps2.common.spans import Span, fits, paged_split, pages_for
 from sps2.common.words import counted
 from sps2.services.scheduler.fleet import Fleet, Member
 from sps2.services.scheduler.plan import Plan, Wait, Work
 from sps2.services.scheduler.prefix import Prefix, usable
-from sps2.services.scheduler.schemes import Dealt, Schemes, Seats
+from sps2.services.scheduler.schemes import Capacity, Partition, Schemes
 from sps2.services.scheduler.traffic import Asked
 
 
@@ -52,7 +52,7 @@ class Fcfs:
 
     def _apart(self, work: Work, prefix: Prefix, fleet: Fleet) -> Plan | Wait:
         tokens = work.prompt_tokens - prefix.tokens
-        wanted = self._degree(tokens, work.wish, fleet)
+        wanted = self._degree(tokens, work.options, fleet)
         if absent := _absent(wanted, work, fleet):
             return absent
         pools = _pools(fleet)
@@ -64,28 +64,32 @@ class Fcfs:
         placements = self._place(work, prefix, fleet)
         if placements is None:
             return Wait("room")
-        dealt = self._schemes.choose(tokens, len(group), work.wish)
-        return self._planned(group[: len(dealt.spans)], dealt, placements, prefix)
+        partition = self._schemes.choose(tokens, len(group), work.options)
+        return self._planned(group[: len(partition.spans)], partition, placements, prefix)
 
     def _planned(
-        self, group: Sequence[str], dealt: Dealt, placements: Sequence[Placement], prefix: Prefix
+        self,
+        group: Sequence[str],
+        partition: Partition,
+        placements: Sequence[Placement],
+        prefix: Prefix,
     ) -> Plan:
-        """Of what is dealt to a group for the tokens after a prefix."""
-        dealt = dealt.after(prefix.tokens)
+        """Of what is partition to a group for the tokens after a prefix."""
+        partition = partition.after(prefix.tokens)
         if prefix.runs:
             asked = [
                 Asked(own, theirs)
-                for rank, own in zip(group, dealt.spans, strict=True)
+                for rank, own in zip(group, partition.spans, strict=True)
                 for shard, theirs in prefix.spans.items()
                 if shard != rank
             ]
             moved = self._schemes.prefix_bytes(asked)
-            dealt = dealt._replace(predicted_bytes=dealt.predicted_bytes | moved)
+            partition = partition._replace(predicted_bytes=partition.predicted_bytes | moved)
         held = [
             sum(span.tokens for span in (*place.shared, place.span)) for place in placements[:-1]
         ]
         pays_after = self._schemes.migration_pays_after(held)
-        return Plan(tuple(group), dealt, tuple(placements), pays_after, prefix)
+        return Plan(tuple(group), partition, tuple(placements), pays_after, prefix)
 
     def _group(self, tokens: int, wanted: int, fleet: Fleet) -> list[str] | None:
         idle = fleet.idle()
@@ -99,10 +103,10 @@ class Fcfs:
         able = [member for member in members if member.could_take(tokens, most)]
         return sorted(able, key=lambda member: sum(member.prefilled.values()))
 
-    def _degree(self, tokens: int, wish: Wish, fleet: Fleet) -> int:
+    def _degree(self, tokens: int, options: PrefillOptions, fleet: Fleet) -> int:
         """How many shards are to prefill, which may be more than there are; 0 where none is."""
         shards = fleet.expected[fleet.prefilling]
-        forced = wish.sp_degree
+        forced = options.sp_degree
         if forced is not None and forced > shards:
             raise Invalid(
                 f"sp_degree {forced} is more than the cluster's "
@@ -126,11 +130,11 @@ class Fcfs:
 
     def _in_place(self, work: Work, prefix: Prefix, fleet: Fleet) -> Plan | Wait:
         tokens = work.prompt_tokens - prefix.tokens
-        wanted = self._degree(tokens, work.wish, fleet)
+        wanted = self._degree(tokens, work.options, fleet)
         if absent := _absent(wanted, work, fleet):
             return absent
         roomy = [each for each in _room(prefix, fleet) if each[1] > 0]
-        if work.wish.sp_degree is None:  # a shard can be full for long
+        if work.options.sp_degree is None:  # a shard can be full for long
             wanted = max(1, min(wanted, len(roomy)))
         free = [each for each in roomy if not each[0].prefilled]
         alone = self._for_one_keeper(work, prefix, free, wanted)
@@ -142,12 +146,12 @@ class Fcfs:
         if not ranks:
             pools = _pools(fleet)
             if not self._ranks(work, Prefix((), prefix.page_tokens), pools, wanted):
-                return _too_large(work, pools[: work.wish.sp_degree], fleet)
+                return _too_large(work, pools[: work.options.sp_degree], fleet)
             return Wait("shards" if self._ranks(work, prefix, roomy, wanted) else "room")
         group = [member.shard.id for member, _ in ranks]
-        seats = Seats(tuple(room for _, room in ranks), prefix.page_tokens)
-        dealt = self._schemes.choose(tokens, max(wanted, len(group)), work.wish, seats)
-        kept = {shard: own for shard, (own,) in zip(group, dealt.spans, strict=True)}
+        capacity = Capacity(tuple(room for _, room in ranks), prefix.page_tokens)
+        partition = self._schemes.choose(tokens, max(wanted, len(group)), work.options, capacity)
+        kept = {shard: own for shard, (own,) in zip(group, partition.spans, strict=True)}
         if alone:
             kept = {group[-1]: Span(0, tokens)}
         placements = []
@@ -156,7 +160,7 @@ class Fcfs:
             span = Span(own.start + prefix.tokens, own.stop + prefix.tokens)
             pages = pages_for(grown, prefix.page_tokens)
             placements.append(Placement(shard, span, pages, prefix.spans.get(shard, ())))
-        return self._planned(group, dealt, [*prefix.besides(list(kept)), *placements], prefix)
+        return self._planned(group, partition, [*prefix.besides(list(kept)), *placements], prefix)
 
     def _for_one_keeper(
         self, work: Work, prefix: Prefix, free: list[tuple[Member, int]], wanted: int
@@ -185,7 +189,7 @@ class Fcfs:
         """
         tokens, page_tokens = work.prompt_tokens - prefix.tokens, prefix.page_tokens
         last = (tokens - 1) % page_tokens + 1  # at least what is on the last page
-        for asked in range(wanted, (work.wish.sp_degree or len(free)) + 1):
+        for asked in range(wanted, (work.options.sp_degree or len(free)) + 1):
             degree = self._schemes.degree(tokens, asked, page_tokens)
             if degree > len(free):
                 break
@@ -223,7 +227,7 @@ def _absent(wanted: int, work: Work, fleet: Fleet) -> Wait | None:
     present = len(fleet.of(fleet.prefilling))
     if 0 < wanted <= present:
         return None
-    asked = f"sp_degree {work.wish.sp_degree}" if work.wish.sp_degree else "a request"
+    asked = f"sp_degree {work.options.sp_degree}" if work.options.sp_degree else "a request"
     return Wait("absent", f"{asked} needs more {fleet.prefilling} shards than the {present} there")
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from sps2.common.config import Sharing
 from sps2.common.errors import Invalid
-from sps2.common.messages import ExactMethod, Method, Scheme, Setting, Wire, Wish
+from sps2.common.messages import ExactMethod, Method, PrefillOptions, Scheme, Setting, Wire
 from sps2.common.model.config import ModelConfig
 from sps2.common.model.share import share_of
 from sps2.common.spans import Span, consecutive, fits, within, zigzag
@@ -23,7 +23,7 @@ IN_A_ROW = ("gather", "csa")
 """Methods whose ranks have one span each, after those of the ranks before."""
 EXPECTED_WORK = 0.65
 """Of attention to earlier ranks' keys, what CSA leaves, with the choice of blocks: docs/csa.md."""
-DEALS_TWO = ("ring", "usp")
+TWO_SPANS = ("ring", "usp")
 """Methods that need two spans per rank, so that causal work is even."""
 WEIGHTS = tuple(eighth / 8 for eighth in range(8, -1, -1))
 """Of attention in dealing such spans: 1 balances arithmetic, 0 makes all spans equally long."""
@@ -35,7 +35,7 @@ CHOICES = 1024
 EXACT: tuple[ExactMethod, ...] = ("gather", "ring", "ulysses", "usp", "pass_q")
 
 
-class Seats(NamedTuple):
+class Capacity(NamedTuple):
     """What ranks can take that have one span each, as where KV stays with who computes it.
 
     room: tokens of prompt that each rank can take. page_tokens: spans begin at its multiples.
@@ -45,7 +45,7 @@ class Seats(NamedTuple):
     page_tokens: int
 
 
-class Dealt(NamedTuple):
+class Partition(NamedTuple):
     """A scheme with the spans of each rank, and what it is predicted to take.
 
     predicted_bytes: by purpose. predicted_s: of the prefill.
@@ -57,7 +57,7 @@ class Dealt(NamedTuple):
     predicted_bytes: dict[str, int]
     predicted_s: float
 
-    def after(self, tokens: int) -> "Dealt":
+    def after(self, tokens: int) -> "Partition":
         """The same for tokens that follow `tokens` others."""
         spans = tuple(
             tuple(Span(start + tokens, stop + tokens) for start, stop in own) for own in self.spans
@@ -109,50 +109,54 @@ class Schemes:
         """How many of so many shards a prompt gives work to: each gets a page, or two tokens."""
         return max(1, min(ranks, tokens // max(2, page_tokens)))
 
-    def choose(self, tokens: int, ranks: int, wish: Wish, seats: Seats | None = None) -> Dealt:
+    def choose(
+        self, tokens: int, ranks: int, options: PrefillOptions, capacity: Capacity | None = None
+    ) -> Partition:
         """How `ranks` shards, or fewer if the prompt is short, prefill `tokens` tokens.
 
         Where the prompt is too short for so many a forced method makes no difference and is left
         aside.
 
         Args:
-            seats: where KV may stay with the ranks that compute it, each of which then has one
-                span: `degree` seats, in which the prompt fits.
+            capacity: where KV may stay with the ranks that compute it, each of which then has one
+                span: `degree` capacity, in which the prompt fits.
 
         Raises:
-            Invalid: the wish cannot be done.
+            Invalid: the options cannot be done.
         """
-        return self._chosen(tokens, ranks, wish, seats)
+        return self._chosen(tokens, ranks, options, capacity)
 
-    def _choose(self, tokens: int, ranks: int, wish: Wish, seats: Seats | None) -> Dealt:
-        attention, wire = self.computed(wish)
-        if attention != "exact" and wish.method is not None:
+    def _choose(
+        self, tokens: int, ranks: int, options: PrefillOptions, capacity: Capacity | None
+    ) -> Partition:
+        attention, wire = self.computed(options)
+        if attention != "exact" and options.method is not None:
             raise Invalid(
-                f"attention {attention} brings its own method; leave out method {wish.method}, "
+                f"attention {attention} brings its own method; leave out method {options.method}, "
                 "or ask for attention exact",
                 "sps2.method",
                 "invalid_value",
             )
-        asked, ranks = ranks, self.degree(tokens, ranks, seats.page_tokens if seats else 1)
+        asked, ranks = ranks, self.degree(tokens, ranks, capacity.page_tokens if capacity else 1)
         if attention != "exact":
-            return self._sparse(tokens, ranks, attention, wire, wish, seats)
-        forced = "gather" if ranks < max(2, asked) else wish.method or self._sharing.method
+            return self._sparse(tokens, ranks, attention, wire, options, capacity)
+        forced = "gather" if ranks < max(2, asked) else options.method or self._sharing.method
         if forced != "auto":
-            return self._cheapest(forced, tokens, ranks, wish, seats)
-        dealt = []
+            return self._cheapest(forced, tokens, ranks, options, capacity)
+        found = []
         for method in EXACT:
             try:
-                dealt.append(self._cheapest(method, tokens, ranks, wish, seats))
+                found.append(self._cheapest(method, tokens, ranks, options, capacity))
             except Invalid:
                 continue
-        enough = CLOSE * min(each.predicted_s for each in dealt)
-        return next(each for each in dealt if each.predicted_s <= enough)
+        enough = CLOSE * min(each.predicted_s for each in found)
+        return next(each for each in found if each.predicted_s <= enough)
 
-    def computed(self, wish: Wish) -> Computed:
+    def computed(self, options: PrefillOptions) -> Computed:
         """How a request's keys and values are computed."""
-        attention = wish.attention or ("exact" if wish.method else self._attention)
+        attention = options.attention or ("exact" if options.method else self._attention)
         wire: Wire = self._sharing.wire if attention == "exact" else "int8"
-        return Computed(attention, wish.wire or wire)
+        return Computed(attention, options.wire or wire)
 
     def prefix_bytes(self, asked: Sequence[traffic.Asked]) -> dict[str, int]:
         """See `traffic.prefix_transfers`; of all processes of the shards."""
@@ -169,26 +173,31 @@ class Schemes:
         ranks: int,
         attention: Sparse,
         wire: Wire,
-        wish: Wish,
-        seats: Seats | None,
-    ) -> Dealt:
-        scheme = self._scheme("gather", 1, wire, wish)
-        block = _block(seats)
+        options: PrefillOptions,
+        capacity: Capacity | None,
+    ) -> Partition:
+        scheme = self._scheme("gather", 1, wire, options)
+        block = _block(capacity)
         in_blocks = tokens >= 2 * ranks * block
-        if seats is not None:
-            in_blocks = in_blocks and fits(tokens, seats.room, block)
+        if capacity is not None:
+            in_blocks = in_blocks and fits(tokens, capacity.room, block)
         if tokens > SHORT and ranks > 1 and in_blocks:
             chosen = selection(attention, self._config.layers, ranks, self._calibration)
             scheme = msgspec.structs.replace(scheme, method="csa", selection=chosen)
-        return self.deal(scheme, tokens, ranks, seats)._replace(attention=attention)
+        return self.partition(scheme, tokens, ranks, capacity)._replace(attention=attention)
 
     def _cheapest(
-        self, method: Method, tokens: int, ranks: int, wish: Wish, seats: Seats | None
-    ) -> Dealt:
+        self,
+        method: Method,
+        tokens: int,
+        ranks: int,
+        options: PrefillOptions,
+        capacity: Capacity | None,
+    ) -> Partition:
         """The best division into rows and columns, where the method has a choice."""
-        if seats is not None and method in DEALS_TWO:
+        if capacity is not None and method in TWO_SPANS:
             raise Invalid(
-                f"{method} deals every shard two spans of the prompt, and the shards of this "
+                f"{method} gives every shard two spans of the prompt, and the shards of this "
                 "cluster keep the KV of one: ask for gather, ulysses or pass_q",
                 "sps2.method",
                 "invalid_value",
@@ -205,51 +214,53 @@ class Schemes:
                     "invalid_value",
                 )
             columns = [each for each in columns if each <= self._config.heads] or columns[:1]
-        wire = self.computed(wish).wire
+        wire = self.computed(options).wire
         return min(
             (
-                self.deal(self._scheme(method, each, wire, wish), tokens, ranks, seats)
+                self.partition(self._scheme(method, each, wire, options), tokens, ranks, capacity)
                 for each in columns
             ),
             key=lambda each: each.predicted_s,
         )
 
-    def _scheme(self, method: Method, columns: int, wire: Wire, wish: Wish) -> Scheme:
-        pipelined = self._sharing.pipelined if wish.pipelined is None else wish.pipelined
+    def _scheme(self, method: Method, columns: int, wire: Wire, options: PrefillOptions) -> Scheme:
+        pipelined = self._sharing.pipelined if options.pipelined is None else options.pipelined
         return Scheme(method, columns, wire, None, pipelined)
 
-    def deal(self, scheme: Scheme, tokens: int, ranks: int, seats: Seats | None = None) -> Dealt:
+    def partition(
+        self, scheme: Scheme, tokens: int, ranks: int, capacity: Capacity | None = None
+    ) -> Partition:
         """The fastest way to deal tokens to so many ranks that work by a scheme.
 
         Raises:
             Invalid: the model's heads do not allow it.
         """
         traffic.check_degree(self._config, scheme, ranks)
-        dealt = []
-        for spans in self._spans(scheme, tokens, ranks, seats):
+        found = []
+        for spans in self._spans(scheme, tokens, ranks, capacity):
             moved = traffic.loads(self._config, self._itemsize, scheme, spans, self._tp)
             seconds = self._seconds(scheme, spans, moved.busiest)
-            dealt.append(Dealt("exact", scheme, tuple(spans), moved.by_purpose, seconds))
-        return min(dealt, key=lambda each: each.predicted_s)
+            found.append(Partition("exact", scheme, tuple(spans), moved.by_purpose, seconds))
+        return min(found, key=lambda each: each.predicted_s)
 
     def _spans(
-        self, scheme: Scheme, tokens: int, ranks: int, seats: Seats | None
+        self, scheme: Scheme, tokens: int, ranks: int, capacity: Capacity | None
     ) -> list[list[tuple[Span, ...]]]:
-        """Ways to deal the tokens; those in a row can be balanced for arithmetic or for links."""
-        page, block = seats.page_tokens if seats else 1, _block(seats)
+        """Partitions of the tokens; those in a row can be balanced for arithmetic or for links."""
+        page, block = capacity.page_tokens if capacity else 1, _block(capacity)
         if scheme.method in IN_A_ROW:
             blocks = scheme.method == "csa" and tokens >= 2 * ranks * block
             align = block if blocks else page
             even = self._pair_s / self._token_s
             ways = [consecutive(tokens, ranks, even * weight, align) for weight in WEIGHTS]
-        elif seats is not None:
+        elif capacity is not None:
             ways = [consecutive(tokens, ranks, 0, page)]
         else:
             ways = [zigzag(tokens, ranks // scheme.ulysses, scheme.ulysses)]
-        if seats is None:
+        if capacity is None:
             return ways
         unit = block if scheme.method == "csa" else page
-        return [within(spans, seats.room, unit) for spans in ways]
+        return [within(spans, capacity.room, unit) for spans in ways]
 
     def _seconds(self, scheme: Scheme, spans: traffic.Spans, busiest: float) -> float:
         """A prefill's time: arithmetic, and what of the transfers it cannot hide.
@@ -281,9 +292,9 @@ class Schemes:
         return max(linear) + busy + moving - hidden + waits
 
 
-def _block(seats: Seats | None) -> int:
+def _block(capacity: Capacity | None) -> int:
     """Tokens that begin at a block of CSA and, where KV stays, at a page."""
-    return math.lcm(traffic.BLOCK, seats.page_tokens) if seats else traffic.BLOCK
+    return math.lcm(traffic.BLOCK, capacity.page_tokens) if capacity else traffic.BLOCK
 
 
 def _pairs(span: Span, earlier: float) -> float:

@@ -183,7 +183,7 @@ class SchedulerService:
             submit.request,
             len(submit.prompt) // 4,
             submit.sampling.left,
-            submit.wish,
+            submit.options,
             () if is_scored else names.names,
         )
         trail = self._traces.trail(submit.request, submit.traceparent)
@@ -242,7 +242,7 @@ class SchedulerService:
         """An answer of no stated length is cut to what the pools can hold."""
         sampling, fleet = submit.sampling, self._core.fleet
         given = len(submit.prompt) // 4 - sampling.answered
-        room = fleet.answer_room(given, submit.wish.sp_degree if fleet.in_place else None)
+        room = fleet.answer_room(given, submit.options.sp_degree if fleet.in_place else None)
         if not submit.open_ended or not room:
             return submit
         most = max(room, sampling.min_tokens, sampling.answered + 1)
@@ -253,7 +253,7 @@ class SchedulerService:
         """The names of the prompt's pages; none where the cache is off."""
         if not self._config.kv.prefix_cache:
             return PromptNames()
-        first = root(self._model, submit.cache_salt, *self._schemes.computed(submit.wish))
+        first = root(self._model, submit.cache_salt, *self._schemes.computed(submit.options))
         return PromptNames(first, page_names(first, submit.prompt, self._config.kv.page_tokens))
 
     def _job(
@@ -277,8 +277,8 @@ class SchedulerService:
             owner=plan.owner,
             group=" ".join(plan.group),
             holders=" ".join(place.shard for place in plan.placements),
-            attention=plan.dealt.attention,
-            method=plan.dealt.scheme.method,
+            attention=plan.partition.attention,
+            method=plan.partition.scheme.method,
             cached_tokens=plan.prefix.tokens,
         )
         return Job(

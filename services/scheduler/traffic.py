@@ -256,7 +256,7 @@ def check_degree(config: ModelConfig, scheme: Scheme, ranks: int) -> None:
         )
     if ranks % columns:
         raise Invalid(
-            f"{counted(ranks, 'shard')} cannot be dealt to rows of {columns}",
+            f"{counted(ranks, 'shard')} cannot be partition to rows of {columns}",
             "sps2.sp_degree",
             "invalid_value",
         )

@@ -1,4 +1,4 @@
-"""Every position is dealt exactly once, and evenly."""
+"""Every position is assigned exactly once, and evenly."""
 
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -17,10 +17,10 @@ from sps2.common.spans import (
 
 @given(st.integers(0, 5000), st.integers(1, 8))
 def test_zigzag_deals_every_position_once(tokens: int, ranks: int) -> None:
-    dealt = [
+    assigned = [
         position for spans in zigzag(tokens, ranks) for span in spans for position in range(*span)
     ]
-    assert sorted(dealt) == list(range(tokens))
+    assert sorted(assigned) == list(range(tokens))
 
 
 @given(st.integers(64, 5000), st.integers(1, 8))

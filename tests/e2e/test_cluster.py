@@ -106,8 +106,8 @@ def test_greedy_tokens_equal_transformers(cluster: Running, length: int) -> None
 
 @pytest.mark.parametrize("method", ["ring", "gather", "ulysses", "pass_q"])
 def test_every_exact_method_says_the_same(cluster: Running, method: str) -> None:
-    wish = {"method": method, "sp_degree": 2}
-    usage = answered_as_transformers(cluster, 300, 64, cache_salt=method, sps2=wish)
+    options = {"method": method, "sp_degree": 2}
+    usage = answered_as_transformers(cluster, 300, 64, cache_salt=method, sps2=options)
     assert (usage.method, usage.attention) == (method, "exact")
     assert usage.exchange_bytes == usage.predicted_exchange_bytes
 

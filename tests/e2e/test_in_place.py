@@ -44,17 +44,17 @@ def cluster(request: pytest.FixtureRequest, launch: Launch) -> Iterator[Running]
 def test_greedy_tokens_equal_transformers(
     cluster: Running, length: int, sp_degree: int | None
 ) -> None:
-    wish = {"sp_degree": sp_degree} if sp_degree else {}
+    wanted = {"sp_degree": sp_degree} if sp_degree else {}
     salt = f"{length} {sp_degree}"
-    usage = answered_as_transformers(cluster, length, 32, cache_salt=salt, sps2=wish)
+    usage = answered_as_transformers(cluster, length, 32, cache_salt=salt, sps2=wanted)
     if sp_degree:
         assert usage.sp_degree == max(1, min(sp_degree, length // 2))
 
 
 @pytest.mark.parametrize("method", ["gather", "ulysses", "pass_q"])
 def test_kv_stays_with_the_ranks_that_computed_it(cluster: Running, method: str) -> None:
-    wish = {"method": method, "sp_degree": 3}
-    usage = answered_as_transformers(cluster, 300, 16, cache_salt=method, sps2=wish)
+    wanted = {"method": method, "sp_degree": 3}
+    usage = answered_as_transformers(cluster, 300, 16, cache_salt=method, sps2=wanted)
     assert usage.method == method
     assert usage.deposit_bytes == 0
     assert usage.prefill_bytes == usage.exchange_bytes == usage.predicted_exchange_bytes
@@ -70,8 +70,8 @@ def test_kv_stays_with_the_ranks_that_computed_it(cluster: Running, method: str)
 
 @pytest.mark.parametrize("method", ["ulysses", "pass_q"])
 def test_the_owner_keeps_a_short_prompt_that_all_compute(cluster: Running, method: str) -> None:
-    wish = {"method": method, "sp_degree": 3}
-    usage = answered_as_transformers(cluster, 60, 16, cache_salt=f"short {method}", sps2=wish)
+    wanted = {"method": method, "sp_degree": 3}
+    usage = answered_as_transformers(cluster, 60, 16, cache_salt=f"short {method}", sps2=wanted)
     assert (usage.method, usage.sp_degree) == (method, 3)
     (place,) = usage.placements
     assert (place.shard, place.span) == (usage.owner, Span(0, 60))
@@ -166,7 +166,7 @@ async def _said_by(client: AsyncClient, length: int, tokens: int) -> list[str]:
 
 
 async def ask(
-    client: AsyncClient, prompt: list[int], salt: str, tokens: int = 8, **wish: object
+    client: AsyncClient, prompt: list[int], salt: str, tokens: int = 8, **wanted: object
 ) -> Completion:
     return await client.complete(
         prompt,
@@ -175,7 +175,7 @@ async def ask(
         ignore_eos=True,
         logprobs=0,
         cache_salt=salt,
-        sps2=wish,  # type: ignore[arg-type]
+        sps2=wanted,  # type: ignore[arg-type]
     )
 
 

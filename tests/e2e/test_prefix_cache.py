@@ -29,8 +29,8 @@ def cluster(launch: Launch) -> Iterator[Running]:
 
 
 def ask(client: Client, prompt: list[int], tokens: int = 8, **changes: object) -> Completion:
-    wish = {"max_tokens": tokens, "temperature": 0, "ignore_eos": True, "logprobs": 0} | changes
-    return client.complete(prompt, **wish)  # type: ignore[arg-type]
+    options = {"max_tokens": tokens, "temperature": 0, "ignore_eos": True, "logprobs": 0} | changes
+    return client.complete(prompt, **options)  # type: ignore[arg-type]
 
 
 def cached(answer: Completion) -> int:
@@ -46,13 +46,13 @@ def test_a_second_turn_computes_only_what_is_new(
     cluster: Running, degree: int, attention: str
 ) -> None:
     salt = f"turns {degree} {attention}"
-    wish = {"sps2": {"sp_degree": degree, "attention": attention}}
+    options = {"sps2": {"sp_degree": degree, "attention": attention}}
     prompt = prompt_of(150)
     with Client(cluster.bus) as client:
-        first = ask(client, prompt, 40, cache_salt=salt, logit_bias={"77": 100}, **wish)
+        first = ask(client, prompt, 40, cache_salt=salt, logit_bias={"77": 100}, **options)
         assert cached(first) == 0
         prompt = prompt + [77] * 40 + prompt_of(30)
-        second = ask(client, prompt, 24, cache_salt=salt, **wish)
+        second = ask(client, prompt, 24, cache_salt=salt, **options)
         without = ask(client, prompt, 24, cache_salt=f"not {salt}", sps2={"sp_degree": 1})
     assert cached(second) == (150 + 39) // PAGE * PAGE
     if attention == "exact":
@@ -130,10 +130,10 @@ async def test_requests_that_begin_alike_wait_for_the_first(cluster: Running) ->
 
 async def test_a_cancelled_first_lets_the_others_compute(cluster: Running) -> None:
     prompt = prompt_of(440)
-    wish = {"temperature": 0, "ignore_eos": True, "logprobs": 0, "cache_salt": "cancelled"}
+    options = {"temperature": 0, "ignore_eos": True, "logprobs": 0, "cache_salt": "cancelled"}
     async with AsyncClient(cluster.bus) as client:
-        first = asyncio.create_task(client.complete(prompt, max_tokens=60, **wish))  # type: ignore[arg-type]
-        second = asyncio.create_task(client.complete(prompt, max_tokens=5, **wish))  # type: ignore[arg-type]
+        first = asyncio.create_task(client.complete(prompt, max_tokens=60, **options))  # type: ignore[arg-type]
+        second = asyncio.create_task(client.complete(prompt, max_tokens=5, **options))  # type: ignore[arg-type]
         await asyncio.sleep(0.02)
         first.cancel()
         async with asyncio.timeout(60):

@@ -42,7 +42,7 @@ from sps2.services.decode.steps import Following, Leading
 from sps2.services.prefill.prompt import run_prompt, turn_of
 from sps2.services.tasks import gather_all
 
-from .world import PAGE_TOKENS, Shared, after, before, deal, names_of, tiny_config
+from .world import PAGE_TOKENS, Shared, after, before, names_of, partition, tiny_config
 
 PAGES = 192
 
@@ -175,16 +175,16 @@ class Teams:
         kept: list[Span],
         shared: Shared,
     ) -> Token:
-        dealt = [
+        assigned = [
             tuple(after(span, before(shared)) for span in own)
-            for own in deal(len(prompt) - before(shared), len(self.prefill), scheme)
+            for own in partition(len(prompt) - before(shared), len(self.prefill), scheme)
         ]
         sources = tuple(
             Source(tuple(process.peer for process in shard), parts)
             for index, shard in enumerate(self.decode)
             if (parts := tuple(part for at, part in shared if at == index))
         )
-        group = list(zip(self.prefill, dealt, strict=False))
+        group = list(zip(self.prefill, assigned, strict=False))
         members = tuple(
             PrefillRank(tuple(plane.peer for plane, _ in shard), spans) for shard, spans in group
         )

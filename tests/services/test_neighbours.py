@@ -1,4 +1,4 @@
-"""Cards and memory of a machine are dealt to the processes on it, not to those of the cluster."""
+"""Cards and memory of a machine are shared by the processes on it, not to those of the cluster."""
 
 from collections import Counter
 

@@ -119,11 +119,11 @@ def names_of(prompt: list[int]) -> tuple[bytes, ...]:
     return page_names(b"", struct.pack(f"<{len(prompt)}i", *prompt), PAGE_TOKENS)
 
 
-def deal(tokens: int, ranks: int, scheme: Scheme) -> list[tuple[Span, ...]]:
+def partition(tokens: int, ranks: int, scheme: Scheme) -> list[tuple[Span, ...]]:
     """Spans as a method wants them; those of ranks that would have none are left out."""
     if scheme.method in ("ring", "ulysses", "usp", "pass_q"):
-        dealt = zigzag(tokens, ranks // scheme.ulysses, scheme.ulysses)
-        return [spans for spans in dealt if any(span.tokens for span in spans)]
+        assigned = zigzag(tokens, ranks // scheme.ulysses, scheme.ulysses)
+        return [spans for spans in assigned if any(span.tokens for span in spans)]
     align = BLOCK if scheme.method == "csa" else 1
     return consecutive(tokens, min(tokens // align, ranks), 0.0, align)
 
@@ -210,9 +210,9 @@ class World:
         first = before(shared)
         spans = spans or [
             tuple(after(span, first) for span in own)
-            for own in deal(len(prompt) - first, len(group), scheme)
+            for own in partition(len(prompt) - first, len(group), scheme)
         ]
-        dealt = list(zip(group, spans, strict=False))
+        assigned = list(zip(group, spans, strict=False))
         sources = tuple(
             Source(
                 (shard.plane.peer,),
@@ -221,7 +221,7 @@ class World:
             for index, shard in enumerate(self.decode)
             if index in dict(shared)
         )
-        ranks = tuple(PrefillRank((p.peer,), spans) for p, spans in dealt)
+        ranks = tuple(PrefillRank((p.peer,), spans) for p, spans in assigned)
         targets = tuple(
             Target((shard.plane.peer,), holding.span)
             for shard, holding in holdings
@@ -229,7 +229,7 @@ class World:
         )
         ids = torch.tensor(prompt, dtype=torch.int32).numpy().tobytes()
         with ExitStack() as stack:
-            inboxes = [stack.enter_context(plane.open(request, 0)) for plane, _ in dealt]
+            inboxes = [stack.enter_context(plane.open(request, 0)) for plane, _ in assigned]
             replies: dict[int, Prefilled] = {}
             deposited = await gather_all(
                 *(
@@ -241,7 +241,7 @@ class World:
                         inline,
                         partial(replies.__setitem__, rank),
                     )
-                    for rank, (plane, _) in enumerate(dealt)
+                    for rank, (plane, _) in enumerate(assigned)
                 )
             )
             return [Filled(replies[rank], each) for rank, each in enumerate(deposited)]

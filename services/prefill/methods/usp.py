@@ -39,10 +39,10 @@ class Piece(NamedTuple):
 class Usp:
     """The `Attention` of one rank of R rows and U columns of ranks, rank = row * U + column.
 
-    Tokens are dealt to rows so that causal work is even, and within a row to columns. An all-to-all
-    within the row gives each column all of the row's tokens for its share of the query heads, with
-    the keys and values they need; those travel round the ring of the same column in all rows,
-    R - 1 steps; a second all-to-all brings the states home. U = 1 is ring attention
+    Tokens are assigned to rows so that causal work is even, and within a row to columns. An
+    all-to-all within the row gives each column all of the row's tokens for its share of the query
+    heads, with the keys and values they need; those travel round the ring of the same column in all
+    rows, R - 1 steps; a second all-to-all brings the states home. U = 1 is ring attention
     (arXiv 2310.01889), R = 1 is Ulysses (arXiv 2309.14509), the two together USP
     (arXiv 2405.07719).
 

@@ -175,7 +175,7 @@ class TestScheduler:
                 1,
                 "decode-1",
                 self.owner_address,
-                request.wish.sp_degree or 2,
+                request.options.sp_degree or 2,
                 places,
                 "exact",
                 Scheme("gather"),

@@ -30,7 +30,7 @@ async def test_completes(client, door):
     assert answer.usage.sps2.sp_degree == 4
     assert answer.usage.sps2.placements[1].span.stop == 3
     assert door.play.submitted[0].sampling.temperature == 0
-    assert door.play.submitted[0].wish.sp_degree == 4
+    assert door.play.submitted[0].options.sp_degree == 4
 
 
 async def test_chats(client, door):

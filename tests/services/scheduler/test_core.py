@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from sps2.common.config import Scheduler, Sharing
 from sps2.common.errors import Invalid, Refused
-from sps2.common.messages import CachedRun, Peer, Role, Room, Shard, Wish
+from sps2.common.messages import CachedRun, Peer, PrefillOptions, Role, Room, Shard
 from sps2.common.spans import Span
 from sps2.services.scheduler.core import (
     Action,
@@ -60,7 +60,7 @@ def room(decode: int, pages: int) -> Room:
 def submit(
     core: Core, request: str, prompt: int, answer: int = 16, sp: int | None = None
 ) -> list[Action]:
-    return core.handle(Submitted(Work(request, prompt, answer, Wish(sp_degree=sp))), 0)
+    return core.handle(Submitted(Work(request, prompt, answer, PrefillOptions(sp_degree=sp))), 0)
 
 
 def launched(actions: list[Action]) -> Launch:
@@ -110,7 +110,7 @@ def test_a_prompt_over_the_kv_pools_has_a_code() -> None:
 
 def test_a_prompt_shorter_than_the_group_leaves_ranks_out() -> None:
     plan = launched(submit(cluster(), "r", 1, sp=2)).plan
-    assert len(plan.group) == len(plan.dealt.spans) == 1
+    assert len(plan.group) == len(plan.partition.spans) == 1
 
 
 def test_prefill_shards_run_one_request_each_in_order_of_arrival() -> None:
@@ -253,7 +253,7 @@ def test_only_what_is_not_cached_is_computed_and_placed() -> None:
     runs = (CachedRun("decode-1", 2, 2), CachedRun("decode-0", 1, 0), CachedRun("decode-1", 1, 1))
     plan = launched(found(core, "r", *runs)).plan
     assert plan.prefix.tokens == 4 * PAGE
-    (first_rank,), (last_rank,) = plan.dealt.spans
+    (first_rank,), (last_rank,) = plan.partition.spans
     assert (first_rank.start, last_rank.stop) == (64, 148)
     assert first_rank.stop == last_rank.start
     first, owner = plan.placements
@@ -262,7 +262,7 @@ def test_only_what_is_not_cached_is_computed_and_placed() -> None:
     assert (owner.shard, owner.span, owner.pages) == ("decode-0", Span(64, 148), 7)
     assert owner.shared == (Span(32, 48),)
     assert plan.takes == {"decode-0": 7, "decode-1": 3}
-    assert plan.dealt.predicted_bytes["prefix_q"] == 2 * 84 * 3 * 6 * 16 * 2
+    assert plan.partition.predicted_bytes["prefix_q"] == 2 * 84 * 3 * 6 * 16 * 2
 
 
 def test_a_token_is_left_and_lost_shards_are_left_out() -> None:

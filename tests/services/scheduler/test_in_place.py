@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sps2.common.config import Scheduler, Sharing
 from sps2.common.errors import Invalid
-from sps2.common.messages import CachedRun, ExactMethod, Room, Wish
+from sps2.common.messages import CachedRun, ExactMethod, PrefillOptions, Room
 from sps2.common.spans import Span, pages_for
 from sps2.services.scheduler.core import (
     Core,
@@ -63,10 +63,10 @@ def check(plan: Plan, prompt: int, answer: int, free: dict[str, int]) -> None:
     assert keepers == tuple(place.shard for place in kept)
     assert plan.owner == plan.group[-1] == plan.placements[-1].shard
     assert len({place.shard for place in plan.placements}) == len(plan.placements)
-    assert is_one_kept or plan.dealt.spans == tuple((place.span,) for place in kept)
-    dealt = [position for (own,) in plan.dealt.spans for position in range(*own)]
-    assert dealt == list(range(prefix.tokens, prompt))
-    assert all(own.tokens for (own,) in plan.dealt.spans)
+    assert is_one_kept or plan.partition.spans == tuple((place.span,) for place in kept)
+    partition = [position for (own,) in plan.partition.spans for position in range(*own)]
+    assert partition == list(range(prefix.tokens, prompt))
+    assert all(own.tokens for (own,) in plan.partition.spans)
     assert all(place.span.start % PAGE == 0 for place in plan.placements)
     positions = [position for place in plan.placements for position in range(*place.span)]
     assert positions == list(range(plan.prefix.tokens, prompt))
@@ -97,8 +97,10 @@ def test_any_prompt_is_placed_wherever_it_fits(
     prompt: int, answer: int, free: list[int], degree: int | None, method: ExactMethod | None
 ) -> None:
     core = cluster(*free)
-    wish = Wish(sp_degree=None if degree is None else min(degree, len(free)), method=method)
-    actions = core.handle(Submitted(Work("r", prompt, answer, wish)), 0)
+    options = PrefillOptions(
+        sp_degree=None if degree is None else min(degree, len(free)), method=method
+    )
+    actions = core.handle(Submitted(Work("r", prompt, answer, options)), 0)
     if actions and isinstance(actions[0], Launch):
         check(actions[0].plan, prompt, answer, room(*free).free)
     elif degree is None and method in (None, "gather"):  # else heads or shards may not do
@@ -128,8 +130,8 @@ def test_a_prefix_stays_where_it_is_and_the_rest_is_dealt_after_it(
     for index in range(len(free)):
         free[index] += sum(run.idle for run in cached if run.shard == f"mixed-{index}")
     core = cluster(*free, total=200)
-    wish = Wish(sp_degree=None if degree is None else min(degree, len(free)))
-    work = Work("r", prompt, answer, wish)
+    options = PrefillOptions(sp_degree=None if degree is None else min(degree, len(free)))
+    work = Work("r", prompt, answer, options)
     try:
         plan = core._policy.plan(work, cached, core.fleet)
     except Invalid:
@@ -141,7 +143,7 @@ def test_a_prefix_stays_where_it_is_and_the_rest_is_dealt_after_it(
 
 def test_one_keeps_a_short_prompt_that_two_compute() -> None:
     plan = launched(submit(cluster(64, 64), "r", SHORT)).plan
-    assert len(plan.group) == len(plan.dealt.spans) == 2
+    assert len(plan.group) == len(plan.partition.spans) == 2
     (place,) = plan.placements
     assert (place.shard, place.span, place.pages) == (plan.group[-1], Span(0, SHORT), 9)
     assert plan.migration_pays_after is None
@@ -158,7 +160,9 @@ def test_one_keeps_a_short_rest_beside_who_has_the_prefix() -> None:
     cached = (CachedRun("mixed-0", 20, 20), CachedRun("mixed-1", 2, 2))
     for member in ("mixed-0", "mixed-1"):
         core.fleet.members[member].owned |= {"a", "b"}
-    plan = core._policy.plan(Work("r", 22 * PAGE + 100, 16, Wish(sp_degree=3)), cached, core.fleet)
+    plan = core._policy.plan(
+        Work("r", 22 * PAGE + 100, 16, PrefillOptions(sp_degree=3)), cached, core.fleet
+    )
     assert isinstance(plan, Plan)
     check(plan, 22 * PAGE + 100, 16, dict.fromkeys(plan.group, 64))
     assert set(plan.group) == {"mixed-0", "mixed-1", "mixed-2"}
@@ -174,15 +178,15 @@ def test_who_has_the_prefix_computes_the_rest_unless_it_owns_more() -> None:
     assert isinstance(plan, Plan)
     assert plan.group == ("mixed-1",)
     assert plan.placements[0].shared == (Span(0, 64),)
-    assert plan.dealt.spans == ((Span(64, 100),),)
-    assert plan.dealt.predicted_bytes == {}
+    assert plan.partition.spans == ((Span(64, 100),),)
+    assert plan.partition.predicted_bytes == {}
     core.fleet.members["mixed-1"].owned |= {"a", "b"}
     plan = core._policy.plan(Work("r", 100, 16), cached, core.fleet)
     assert isinstance(plan, Plan)
     prefix, owner = plan.placements
     assert (prefix.shard, prefix.span, prefix.pages) == ("mixed-1", Span(64, 64), 0)
     assert (plan.group, owner.shared) == ((owner.shard,), ())
-    assert plan.dealt.predicted_bytes["prefix_q"] == 36 * 3 * 6 * 16 * 2
+    assert plan.partition.predicted_bytes["prefix_q"] == 36 * 3 * 6 * 16 * 2
 
 
 def test_who_has_the_prefix_is_asked_while_it_prefills_another() -> None:
@@ -263,7 +267,7 @@ def test_a_prompt_that_needs_the_lost_shard_waits_for_it() -> None:
 def test_methods_with_two_spans_per_rank_are_refused(method: ExactMethod) -> None:
     core = cluster(64, 64, 64, 64)
     error = rejected(
-        core.handle(Submitted(Work("r", 300, 16, Wish(sp_degree=4, method=method))), 0)
+        core.handle(Submitted(Work("r", 300, 16, PrefillOptions(sp_degree=4, method=method))), 0)
     ).error
     assert isinstance(error, Invalid)
     assert (error.field, error.code) == ("sps2.method", "invalid_value")
@@ -273,14 +277,14 @@ def test_methods_with_two_spans_per_rank_are_refused(method: ExactMethod) -> Non
 @pytest.mark.parametrize("pages", [[256, 256], [256, 150], [12, 256]])
 def test_sparse_attention_keeps_whole_blocks_or_sends_all(pages: list[int]) -> None:
     core = cluster(*pages, total=256)
-    wish = Wish(sp_degree=2, attention="fast")
-    plan = launched(core.handle(Submitted(Work("r", 4200, 16, wish)), 0)).plan
+    options = PrefillOptions(sp_degree=2, attention="fast")
+    plan = launched(core.handle(Submitted(Work("r", 4200, 16, options)), 0)).plan
     check(plan, 4200, 16, room(*pages).free)
-    assert plan.dealt.scheme.method == "csa"
+    assert plan.partition.scheme.method == "csa"
     assert all(place.span.start % 64 == 0 for place in plan.placements)
     tight = cluster(11, 253, total=256)
-    plan = launched(tight.handle(Submitted(Work("r", 4200, 16, wish)), 0)).plan
-    assert (plan.dealt.attention, plan.dealt.scheme.method) == ("fast", "gather")
+    plan = launched(tight.handle(Submitted(Work("r", 4200, 16, options)), 0)).plan
+    assert (plan.partition.attention, plan.partition.scheme.method) == ("fast", "gather")
 
 
 @given(

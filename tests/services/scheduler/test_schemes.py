@@ -8,7 +8,7 @@ import pytest
 
 from sps2.common.config import Sharing
 from sps2.common.errors import Invalid
-from sps2.common.messages import Selection, Wish
+from sps2.common.messages import PrefillOptions, Selection
 from sps2.common.prefix import root
 from sps2.services.scheduler.schemes import CLOSE, EXACT, Schemes
 from sps2.services.scheduler.selections import FILE, Calibration, load
@@ -26,64 +26,64 @@ def schemes(config=CONFIG, attention="exact", calibration=None, **sharing):
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("method", [None, "ring", "gather", "pass_q"])
 def test_every_token_is_dealt_once(tokens, ranks, method):
-    dealt = schemes().choose(tokens, ranks, Wish(method=method))
-    positions = sorted(p for own in dealt.spans for span in own for p in range(*span))
+    partition = schemes().choose(tokens, ranks, PrefillOptions(method=method))
+    positions = sorted(p for own in partition.spans for span in own for p in range(*span))
     assert positions == list(range(tokens))
-    assert all(any(span.tokens for span in own) for own in dealt.spans)
-    assert len(dealt.spans) <= ranks
-    if method and len(dealt.spans) > 1 and tokens >= 2 * ranks:
-        assert dealt.scheme.method == method
+    assert all(any(span.tokens for span in own) for own in partition.spans)
+    assert len(partition.spans) <= ranks
+    if method and len(partition.spans) > 1 and tokens >= 2 * ranks:
+        assert partition.scheme.method == method
 
 
 @pytest.mark.parametrize("link", [0.01, 1.0, 1000.0])
 def test_the_prediction_decides(link):
     chooser = schemes(WIDE, link_gbit=link)
-    chosen = chooser.choose(8192, 8, Wish())
-    forced = [chooser.choose(8192, 8, Wish(method=each)) for each in EXACT]
+    chosen = chooser.choose(8192, 8, PrefillOptions())
+    forced = [chooser.choose(8192, 8, PrefillOptions(method=each)) for each in EXACT]
     assert chosen.predicted_s <= CLOSE * min(each.predicted_s for each in forced)
 
 
 def test_slow_links_take_a_method_that_moves_little():
     chooser = schemes(WIDE, link_gbit=0.01)
-    assert chooser.choose(8192, 8, Wish()).scheme.method in ("ulysses", "usp")
+    assert chooser.choose(8192, 8, PrefillOptions()).scheme.method in ("ulysses", "usp")
 
 
 def test_spans_in_a_row_even_out_arithmetic_or_links():
-    fast = schemes(link_gbit=1000.0).choose(8192, 4, Wish(method="gather"))
-    slow = schemes(link_gbit=0.001).choose(8192, 4, Wish(method="gather"))
+    fast = schemes(link_gbit=1000.0).choose(8192, 4, PrefillOptions(method="gather"))
+    slow = schemes(link_gbit=0.001).choose(8192, 4, PrefillOptions(method="gather"))
     first, *_, last = (own[0].tokens for own in fast.spans)
     assert first > last
     assert len({own[0].tokens for own in slow.spans}) == 1
 
 
 @pytest.mark.parametrize(
-    ("wish", "ranks", "message"),
+    ("options", "ranks", "message"),
     [
-        (Wish(method="ulysses"), 8, "at most 6"),
-        (Wish(method="usp"), 3, "4, 6 or 8"),
-        (Wish(method="ring", attention="fast"), 4, "leave out method"),
+        (PrefillOptions(method="ulysses"), 8, "at most 6"),
+        (PrefillOptions(method="usp"), 3, "4, 6 or 8"),
+        (PrefillOptions(method="ring", attention="fast"), 4, "leave out method"),
     ],
 )
-def test_what_cannot_be_done_says_what_can(wish, ranks, message):
+def test_what_cannot_be_done_says_what_can(options, ranks, message):
     with pytest.raises(Invalid, match=message) as caught:
-        schemes().choose(8192, ranks, wish)
-    at_fault = "sps2.method" if wish.attention else "sps2.sp_degree"
+        schemes().choose(8192, ranks, options)
+    at_fault = "sps2.method" if options.attention else "sps2.sp_degree"
     assert (caught.value.field, caught.value.code) == (at_fault, "invalid_value")
 
 
 def test_a_method_that_is_asked_for_means_exact_attention():
-    dealt = schemes(attention="fast").choose(8192, 4, Wish(method="ring"))
-    assert (dealt.attention, dealt.scheme.method) == ("exact", "ring")
+    partition = schemes(attention="fast").choose(8192, 4, PrefillOptions(method="ring"))
+    assert (partition.attention, partition.scheme.method) == ("exact", "ring")
 
 
 def test_sparse_settings_select_in_long_prompts_only():
     chosen = schemes(attention="balanced")
-    short, long = chosen.choose(4000, 4, Wish()), chosen.choose(8000, 4, Wish())
+    short, long = chosen.choose(4000, 4, PrefillOptions()), chosen.choose(8000, 4, PrefillOptions())
     assert (short.scheme.method, short.scheme.wire) == ("gather", "int8")
     assert (long.scheme.method, long.scheme.wire) == ("csa", "int8")
     assert long.scheme.selection is not None
     assert short.attention == long.attention == "balanced"
-    faster = chosen.choose(8000, 4, Wish(attention="fast")).scheme.selection
+    faster = chosen.choose(8000, 4, PrefillOptions(attention="fast")).scheme.selection
     assert faster is not None
     assert sum(faster.drop) > sum(long.scheme.selection.drop)
 
@@ -95,8 +95,8 @@ def test_a_calibration_is_used_and_one_of_another_model_refused(tmp_path: Path):
     (tmp_path / FILE).write_bytes(msgspec.json.encode(made))
     found = load(tmp_path, "this")
     assert found == made
-    dealt = schemes(calibration=found).choose(8000, 4, Wish(attention="fast"))
-    assert dealt.scheme.selection == selection
+    partition = schemes(calibration=found).choose(8000, 4, PrefillOptions(attention="fast"))
+    assert partition.scheme.selection == selection
     with pytest.raises(Invalid, match="another model"):
         load(tmp_path, "that")
     (tmp_path / FILE).write_bytes(b"{")
@@ -106,9 +106,9 @@ def test_a_calibration_is_used_and_one_of_another_model_refused(tmp_path: Path):
 
 def test_pages_of_another_setting_have_other_names():
     """Whatever shards compute them, by whichever exact method."""
-    wishes = [Wish(attention=each) for each in ("exact", "balanced", "fast")]
-    wishes.append(Wish(attention="exact", wire="int8"))
-    assert len({root("model", *schemes().computed(each)) for each in wishes}) == 4
-    exact = [Wish(), *(Wish(method=each, sp_degree=3) for each in EXACT)]
+    options = [PrefillOptions(attention=each) for each in ("exact", "balanced", "fast")]
+    options.append(PrefillOptions(attention="exact", wire="int8"))
+    assert len({root("model", *schemes().computed(each)) for each in options}) == 4
+    exact = [PrefillOptions(), *(PrefillOptions(method=each, sp_degree=3) for each in EXACT)]
     assert len({root("model", *schemes().computed(each)) for each in exact}) == 1
-    assert schemes(attention="fast").computed(Wish()) == schemes().computed(wishes[2])
+    assert schemes(attention="fast").computed(PrefillOptions()) == schemes().computed(options[2])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sps2.common.config import Sharing
-from sps2.common.messages import Method, Scheme, Selection, Wire, Wish
+from sps2.common.messages import Method, PrefillOptions, Scheme, Selection, Wire
 from sps2.common.model.config import ModelConfig
 from sps2.common.spans import consecutive, zigzag
 from sps2.services.scheduler import schemes, traffic
@@ -96,7 +96,9 @@ def test_choices_are_those_of_the_transfers(
             patch.setattr(schemes.traffic, "loads", loads)
             chooser = Schemes(model(windows), 2, Sharing(link_gbit=link_gbit))
             try:
-                return chooser.choose(tokens, ranks, Wish(method=method, attention=attention))
+                return chooser.choose(
+                    tokens, ranks, PrefillOptions(method=method, attention=attention)
+                )
             except schemes.Invalid as error:
                 return str(error)
 
@@ -104,8 +106,8 @@ def test_choices_are_those_of_the_transfers(
     if isinstance(wanted, str):
         assert found == wanted
         return
-    assert isinstance(found, schemes.Dealt)
-    assert isinstance(wanted, schemes.Dealt)
+    assert isinstance(found, schemes.Partition)
+    assert isinstance(wanted, schemes.Partition)
     assert found.predicted_s == pytest.approx(wanted.predicted_s, rel=1e-9)
     assert found._replace(predicted_s=0.0, predicted_bytes={}) == wanted._replace(
         predicted_s=0.0, predicted_bytes={}
@@ -116,5 +118,5 @@ def test_a_prompt_for_64_ranks_is_planned_in_little_time() -> None:
     """About 20 ms of processor time: the scheduler's loop does nothing else meanwhile."""
     large = replace(CONFIG, heads=64, kv_heads=8, layers=80, windows=(None,) * 80)
     begun_s = time.thread_time()
-    Schemes(large, 2, Sharing()).choose(131_072, 64, Wish())
+    Schemes(large, 2, Sharing()).choose(131_072, 64, PrefillOptions())
     assert time.thread_time() - begun_s < 1.0
