@@ -4,10 +4,10 @@
 
 All peers are up together, and each measurement is made of all in turn, so that whatever else the
 machine does hits all; where memory is short for that, or with --one-at-a-time, one is up at a time,
-by turns as well. SPS2 and vLLM are asked over HTTP, the others are run by a small program in their
-own environment; every time is taken here, as tokens come in. SPS2 is two prefill and two decode
-shards (`sps2`; `sps2-int4` with weights in 4 bits), or two that do both (`sps2-mixed`), each with
-half of the threads (a request's prefill and its decoding take turns).
+interleaved as well. SPS2 and vLLM are asked over HTTP, the others are run by a small program in
+their own environment; every time is taken here, as tokens come in. SPS2 is two prefill and two
+decode shards (`sps2`; `sps2-int4` with weights in 4 bits), or two that do both (`sps2-mixed`), each
+with half of the threads (a request's prefill and its decoding take turns).
 
 A table of medians is printed as Markdown, with the ratio of SPS2's to each other in brackets, and
 all samples are written as JSON under benchmarks/results/. Parts are

@@ -18,7 +18,7 @@ from peers.peer import NO_FIELDS, Fields, Missing, Peer, PeerFailed, Reply
 from prompts import Prompts
 
 TOGETHER = ("ttft", "tbt", "streams")
-"""Parts that are measured by turns of all peers that are up."""
+"""Parts that are measured interleaved, of all peers that are up."""
 VARIANTS: dict[str, Fields] = {
     "sps2 balanced": {"sps2": {"attention": "balanced"}, "cache_salt": "balanced"},
     "sps2 SP 1": {"sps2": {"sp_degree": 1}, "cache_salt": "SP 1"},

@@ -80,7 +80,7 @@ def copy_bandwidth(device: torch.device) -> float:
 
 
 def decode(batch: int, bandwidth: float, device: torch.device) -> Row:
-    """One layer's attention of a step; several pools by turns, so that caches do not help."""
+    """One layer's attention of a step; several pools in rotation, so that caches do not help."""
     slots = batch * CONTEXT
     pools = []
     for _ in range(max(2, 32 // batch)):

@@ -1,4 +1,4 @@
-"""What CURVE costs on the bus: round trips with and without keys, by turns, in one process.
+"""What CURVE costs on the bus: round trips with and without keys, interleaved, in one process.
 
 `python benchmarks/keys.py` prints a table; nothing is written.
 """

@@ -7,7 +7,7 @@ in both directions. One more host has the gateway, the scheduler and the KV dire
 services are the real ones. Requests go through the HTTP API; what they took is what `usage.sps2`
 says. In each repeat all methods run in turn on one prompt, so that whatever else the machine does
 hits all; every repeat has a prompt of its own. A ratio is to the exact ring that transfers and
-computes by turns. The table is printed as Markdown, and written with all samples as JSON under
+computes serially. The table is printed as Markdown, and written with all samples as JSON under
 benchmarks/results/; "cores taken" says how many worked for other processes meanwhile.
 
 It needs Linux, root (or the capabilities SYS_ADMIN and NET_ADMIN) and iproute2, and removes all

@@ -3,9 +3,9 @@
     python benchmarks/links_decode.py [--rates 1000 100] [--tokens 7900] [--repeats 5]
 
 Two clusters share the hosts that `links.py` describes: one decode shard, and two, each with a host
-of its own and one thread. They answer the same prompts by turns; the ratio is of medians. Bytes per
-token are what q and states took, beside the formula heads * (2 * head_dim * itemsize + 4) per layer
-and holder. Printed as Markdown, and written as JSON under benchmarks/results/.
+of its own and one thread. They answer the same prompts, interleaved; the ratio is of medians. Bytes
+per token are what q and states took, beside the formula heads * (2 * head_dim * itemsize + 4) per
+layer and holder. Printed as Markdown, and written as JSON under benchmarks/results/.
 """
 
 import argparse

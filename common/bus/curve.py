@@ -39,7 +39,7 @@ def dial(socket: zmq.Socket[Any], key: Key | None) -> None:
         socket.curve_serverkey = key.cluster.encode()
 
 
-class Porter:
+class Authenticator:
     """Decides who may connect to the listening sockets of one context; without keys, anybody.
 
     libzmq asks by ZAP (RFC 27). pyzmq's AsyncioAuthenticator answers too, but after its `stop` no

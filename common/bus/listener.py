@@ -9,7 +9,7 @@ from contextlib import suppress
 import zmq
 import zmq.asyncio
 
-from sps2.common.bus.curve import Audience, Porter
+from sps2.common.bus.curve import Audience, Authenticator
 from sps2.common.bus.mailbox import Mailbox, monitored
 from sps2.common.config import Bus
 from sps2.common.errors import Invalid
@@ -45,18 +45,18 @@ class Listener:
         self.disconnected = asyncio.Event()
         self._unbound = asyncio.Event()
         self._counters = counters
-        self._porter = Porter(bus, counters)
+        self._authenticator = Authenticator(bus, counters)
         self._owns_context = context is None
         self._context = context or zmq.asyncio.Context()
         self._audience = audience
-        self._porter.attend(self._context)
+        self._authenticator.attend(self._context)
         self._mail: Mailbox | None = None
         self._socket = zmq.Socket(self._context, zmq.ROUTER)
         self._socket.router_mandatory = True
         self._socket.linger = LINGER_MS
         self._socket.maxmsgsize = bus.max_message_bytes + HEADER_ROOM_BYTES
         self._socket.sndhwm = unsent
-        self._porter.guard(self._socket, audience)
+        self._authenticator.guard(self._socket, audience)
         self._events = self._socket.get_monitor_socket(EVENTS)
 
     def bind(self, address: str) -> str:
@@ -77,7 +77,7 @@ class Listener:
         """Begin to hand messages to `take`, in frames, the caller's name first."""
 
         def arrive(frames: list[zmq.Frame]) -> None:
-            if self._porter.admits(frames, self._audience):
+            if self._authenticator.admits(frames, self._audience):
                 take([frame.bytes for frame in frames])
 
         self._mail = Mailbox(self._socket, arrive, self._counters)
@@ -89,7 +89,7 @@ class Listener:
 
     async def admit(self) -> None:
         """Let those connect who may."""
-        await self._porter.run()
+        await self._authenticator.run()
 
     async def watch(self) -> None:
         """Turn the monitor's events into `disconnected`, counts, and the end of `unbound`."""
@@ -119,6 +119,6 @@ class Listener:
         if self._mail is not None:
             self._mail.close()
         self._socket.close()
-        self._porter.close()
+        self._authenticator.close()
         if self._owns_context:
             self._context.term()

@@ -17,7 +17,7 @@ import zmq.asyncio
 
 from sps2.common import keys
 from sps2.common.bus import curve, wire
-from sps2.common.bus.curve import Porter
+from sps2.common.bus.curve import Authenticator
 from sps2.common.config import Bus
 from sps2.common.errors import Invalid
 from sps2.common.messages import Link, Struct
@@ -117,10 +117,10 @@ class Hub:
         await self._shut()
 
     async def _watch(self) -> None:
-        known = self._porter.clients()
+        known = self._authenticator.clients()
         while True:
             await asyncio.sleep(self._bus.heartbeat_s)
-            now = self._porter.clients()
+            now = self._authenticator.clients()
             if not known <= now:
                 await self._shut()
                 await self._reopen()
@@ -136,13 +136,13 @@ class Hub:
             await asyncio.sleep(self._bus.heartbeat_s)
 
     def _open(self) -> tuple[str, str]:
-        self._porter = Porter(self._bus, self.counters)
+        self._authenticator = Authenticator(self._bus, self.counters)
         self._context = zmq.Context()
-        self._porter.attend(self._context)
+        self._authenticator.attend(self._context)
         self._entry = self._context.socket(zmq.XSUB)
         self._exit = self._context.socket(zmq.XPUB)
-        self._porter.guard(self._entry, "services")
-        self._porter.guard(self._exit, "clients")
+        self._authenticator.guard(self._entry, "services")
+        self._authenticator.guard(self._exit, "clients")
         for socket, address in zip((self._entry, self._exit), self._addresses, strict=True):
             socket.maxmsgsize = MAX_EVENT_BYTES
             socket.linger = 0
@@ -156,7 +156,9 @@ class Hub:
         publish, subscribe = (
             socket.getsockopt_string(zmq.LAST_ENDPOINT) for socket in (self._entry, self._exit)
         )
-        self._admitting = vital(asyncio.create_task(self._porter.run(), name="telemetry door"))
+        self._admitting = vital(
+            asyncio.create_task(self._authenticator.run(), name="telemetry door")
+        )
         self._thread = threading.Thread(target=self._forward, name="telemetry", daemon=True)
         self._thread.start()
         return publish, subscribe
@@ -164,7 +166,7 @@ class Hub:
     async def _shut(self) -> None:
         self._admitting.cancel()
         await asyncio.wait({self._admitting})
-        self._porter.close()
+        self._authenticator.close()
         self._context.term()  # ends the proxy, and returns when its thread closed the sockets
         self._thread.join()
 

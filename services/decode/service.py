@@ -39,7 +39,7 @@ from sps2.services.decode.remote.exchange import Exchange
 from sps2.services.decode.remote.prefix import Prefixes
 from sps2.services.decode.sequence import Owned
 from sps2.services.decode.steps import Leading
-from sps2.services.decode.token_paces import paces
+from sps2.services.decode.token_paces import token_paces
 from sps2.services.decode.tokens import TokenLog
 from sps2.services.shard import DataLoop
 from sps2.services.tasks import end, forever, gather_all
@@ -147,7 +147,7 @@ class DecodeService:
         try:
             with trail.during("decode", holders=len(request.holders)) as steps:
                 begun_s = time.monotonic()
-                steps.later(lambda parent: paces(parent, begun_s, list(times)))
+                steps.later(lambda parent: token_paces(parent, begun_s, list(times)))
                 await self._prepare(request)
                 self._generating[key] = request
                 sequence = await self._data.run(self._generate(request, times))

@@ -9,7 +9,9 @@ PARTS = 32
 """Of one answer, at most."""
 
 
-def paces(parent: str, start_s: float, times: Sequence[float], first: int = 1) -> Iterator[Note]:
+def token_paces(
+    parent: str, start_s: float, times: Sequence[float], first: int = 1
+) -> Iterator[Note]:
     """A note for each run of steps.
 
     Args:

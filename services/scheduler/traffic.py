@@ -158,7 +158,7 @@ def _gather(sizes: _Sizes, spans: Spans, tally: _Tally) -> None:
     whole = [sizes.kv(span.tokens, sizes.config.kv_heads) for span in own]
     before = list(accumulate(whole, initial=0))
     for window, layers in Counter(sizes.config.windows).items():
-        takers = [0] * (len(own) + 1)  # change of their number from the owner before
+        receivers = [0] * (len(own) + 1)  # change of their number from the owner before
         for target, span in enumerate(own):
             start = 0 if window is None else max(0, span.start - window + 1)
             first = bisect_right(stops, start)
@@ -171,9 +171,9 @@ def _gather(sizes: _Sizes, spans: Spans, tally: _Tally) -> None:
             tally.out[first] += part
             tally.into[target] += part + wholly
             tally.purposes["kv"] += part + wholly
-            takers[first + 1] += 1
-            takers[target] -= 1
-        for owner, number in enumerate(accumulate(takers[:-1])):
+            receivers[first + 1] += 1
+            receivers[target] -= 1
+        for owner, number in enumerate(accumulate(receivers[:-1])):
             tally.out[owner] += layers * number * whole[owner]
 
 

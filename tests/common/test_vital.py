@@ -26,14 +26,14 @@ SERVER = """
 HUB = """
     import asyncio
     from sps2.common.config import Bus
-    from sps2.common.bus.curve import Porter
+    from sps2.common.bus.curve import Authenticator
     from sps2.common.bus.telemetry import Hub
 
-    async def fails(porter):
+    async def fails(authenticator):
         raise RuntimeError("a bug")
 
     async def main():
-        Porter.run = fails
+        Authenticator.run = fails
         await Hub("tcp://127.0.0.1:0", "tcp://127.0.0.1:0", Bus()).start()
         await asyncio.sleep(60)
 

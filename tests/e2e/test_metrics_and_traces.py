@@ -255,8 +255,8 @@ def test_a_trace_accounts_for_the_time_of_its_request(used: Running) -> None:
             assert float(own.detail["exchange_s"]) > 0
         for part in ("compute", "await", "send"):
             assert by_name[shard, part]
-    takers = {service for service, name in by_name if name == "take KV"}
-    assert takers == {*SHARDS[2:]}
+    receivers = {service for service, name in by_name if name == "take KV"}
+    assert receivers == {*SHARDS[2:]}
     steps = [
         int(float(each.detail["steps"]))
         for (_, name), parts in by_name.items()

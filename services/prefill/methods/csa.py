@@ -97,7 +97,7 @@ class Csa:
                 await asyncio.sleep(0)  # the probes' arithmetic goes first
                 if not group.scheme.pipelined:
                     await fetched
-            for head, each in enumerate(seen):  # by turns with what later ranks ask for
+            for head, each in enumerate(seen):  # interleaved with what later ranks ask for
                 own = k[:, head : head + 1], v[:, head : head + 1]
                 await group.compute(partial(each.attend, *own, group.mine), layer)
         return await group.compute(partial(by_heads, seen), layer)

@@ -4,13 +4,13 @@ from itertools import pairwise
 
 import pytest
 
-from sps2.services.decode.token_paces import PARTS, paces
+from sps2.services.decode.token_paces import PARTS, token_paces
 
 
 @pytest.mark.parametrize("steps", [1, 2, PARTS, PARTS + 1, 1000])
 def test_every_step_is_in_one_of_few(steps: int) -> None:
     times = [10.0 + 0.5 * step for step in range(1, steps + 1)]
-    notes = list(paces("p", 10.0, times))
+    notes = list(token_paces("p", 10.0, times))
     assert len(notes) <= PARTS
     assert notes[0].start_s == 10.0
     assert notes[-1].stop_s == times[-1]
@@ -21,8 +21,8 @@ def test_every_step_is_in_one_of_few(steps: int) -> None:
 
 
 def test_the_slowest_step_shows() -> None:
-    (first, *_) = paces("p", 0.0, [0.1 * step for step in range(1, 33)] + [10.0] * 32)
+    (first, *_) = token_paces("p", 0.0, [0.1 * step for step in range(1, 33)] + [10.0] * 32)
     assert (first.detail["steps"], first.detail["slowest_ms"]) == (2, 100.0)
-    *_, slow, _ = paces("p", 0.0, [0.1, 0.2, 5.2, 5.3])
+    *_, slow, _ = token_paces("p", 0.0, [0.1, 0.2, 5.2, 5.3])
     assert slow.detail["slowest_ms"] == 5000.0
-    assert not list(paces("p", 0.0, []))
+    assert not list(token_paces("p", 0.0, []))
