@@ -113,6 +113,7 @@ class Parts:
         self.app = application(
             self.gateway,
             self.readiness.obstacle,
+            self.readiness.missing,
             version=version("sps2"),
             bodies=Bodies(
                 cluster.gateway.max_body_bytes, cluster.gateway.max_bodies_bytes, served.max_context

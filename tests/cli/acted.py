@@ -31,8 +31,9 @@ HEAD = {"id": "cmpl-1", "created": 1, "model": "m", "system_fingerprint": "f"}
 class Acted:
     """Answers a conversation with `answer`; where that ends with "!", it then waits for ever."""
 
-    def __init__(self, answer: str) -> None:
+    def __init__(self, answer: str, missing: str = "") -> None:
         self.answer = answer
+        self.missing = missing
         self.asked: list[ChatRequest] = []
         self.completed: list[CompletionRequest] = []
 
@@ -45,7 +46,7 @@ class Acted:
         yield ChatChunk(**HEAD, choices=[], usage=Usage(6247, len(self.answer), 9))  # type: ignore[arg-type]
 
     async def show_cluster(self, request: ShowCluster) -> ClusterStatus:
-        return status(running(), running("prefill", 195.0, "c" * 17))
+        return status(running(), running("prefill", 195.0, "c" * 17), missing=self.missing)
 
     async def list_traces(self, request: ListTraces) -> Traces:
         error = "prefill-1 was lost: it was silent for 3 beats, and [red] no other could take over"
@@ -63,11 +64,11 @@ class Acted:
 
 
 @contextmanager
-def acted(folder: Path, answer: str) -> Iterator[Acted]:
+def acted(folder: Path, answer: str, missing: str = "") -> Iterator[Acted]:
     """The gateway of the cluster of `folder`/cluster.toml, in a thread of its own."""
     cluster = config.load(port=ports.free_base(), name="acted", model="tiny")
     (folder / "cluster.toml").write_text(config_text.dump(cluster, "test"))
-    made = Acted(answer)
+    made = Acted(answer, missing)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()

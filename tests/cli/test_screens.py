@@ -55,6 +55,21 @@ def test_status_and_traces(tmp_path: Path, width: int) -> None:
     assert IDS[2][:8] not in ends.replace(IDS[2], "")  # whole, or not at all
 
 
+def test_a_cluster_that_serves_with_fewer_shards_is_ready(tmp_path: Path) -> None:
+    code = BOTH.replace('("status", "trace")', '("status",)')
+    with acted(tmp_path, "", missing="1 of 2 decode shards"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "cluster.toml")],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()[:2]
+    assert first.startswith("acted: ready, tiny")
+    assert second == "missing: 1 of 2 decode shards"
+
+
 def test_a_pipe_gets_everything(tmp_path: Path) -> None:
     with acted(tmp_path, ""):
         done = subprocess.run(
