@@ -34,6 +34,11 @@ def quantised(how: str) -> str:
     return "" if how == "none" else f" in {how}"
 
 
+def counted(count: int, what: str) -> str:
+    """So many of something, such as 1 shard or 2 shards."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
 def table(*columns: str) -> Table:
     """An empty table. A column whose name starts with `>` is flush right; one that starts with `~`
     has prose, which may take several lines."""

@@ -48,8 +48,9 @@ def told(usage: "Usage", seconds: float) -> str:
         seconds: from the first piece of the answer to the last.
     """
     cached = usage.prompt_tokens_details.cached_tokens
-    prompt = f"prompt {usage.prompt_tokens:,} tokens" + (f" ({cached:,} cached)" if cached else "")
-    answer = f"answer {usage.completion_tokens:,} tokens"
+    prompt = f"prompt {render.counted(usage.prompt_tokens, 'token')}"
+    prompt += f" ({cached:,} cached)" if cached else ""
+    answer = f"answer {render.counted(usage.completion_tokens, 'token')}"
     if usage.completion_tokens > 1 and seconds > 0:
         answer += f" at {(usage.completion_tokens - 1) / seconds:.3g} tokens/s"
     first = "" if usage.sps2 is None else f", first after {usage.sps2.ttft_ms / 1000:.2f} s"

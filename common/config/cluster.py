@@ -142,7 +142,8 @@ class Cluster(Section, frozen=True):
             ge=0,
             le=65535,
             description="first port of the shards' processes, which take two each, for bus and "
-            "data plane, in the order of `spsctl status`; 0: any that are free",
+            "data plane, in the order of `spsctl status`; 0: any that are free, and then "
+            "`python -m sps2.services.health` cannot ask a shard",
         ),
     ] = 0
     threads: Annotated[
@@ -175,7 +176,7 @@ class Cluster(Section, frozen=True):
         if self.prefill or self.decode:
             raise ValueError(
                 f"mixed shards prefill and decode: beside {self.mixed} of them there can be no "
-                f"others, here {self.prefill} prefill and {self.decode} decode shards"
+                f"others, and `prefill` is {self.prefill} and `decode` {self.decode} here"
             )
         if self.tp > 1 or self.decode_tp > 1:
             raise ValueError("mixed shards have one process: leave out `tp` and `decode_tp`")

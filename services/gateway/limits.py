@@ -37,8 +37,10 @@ class Served(msgspec.Struct, frozen=True):
     def check_model(self, name: str | None) -> None:
         """Invalid (`model_not_found`) unless `name` is absent or the served model's."""
         if name is not None and name not in self.names:
+            others = ", ".join(f"`{each}`" for each in self.aliases)
+            also = f" (also called {others})" if others else ""
             raise Invalid(
-                f"the model `{name[:200]}` does not exist; `{self.model}` is served here",
+                f"the model `{name[:200]}` does not exist; `{self.model}`{also} is served here",
                 "model",
                 "model_not_found",
             )

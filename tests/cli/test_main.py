@@ -72,6 +72,7 @@ def test_up_pulls_what_can_be_pulled(
     assert "tiny.gguf is not here yet: pulling it" in " ".join(result.stderr.split())
     assert "tiny.gguf" in result.stderr.splitlines()[-1]
     assert not list((tmp_path / "models").iterdir())  # not even a lock
+    assert all(result.stderr.splitlines()), "a progress bar that is not shown leaves no empty line"
 
 
 @pytest.mark.parametrize(
@@ -120,8 +121,8 @@ def test_help_lists_what_can_be_chosen(
 @pytest.mark.parametrize(
     ("file", "flags", "message"),
     [
-        ("", ["--mixed", "2", "--prefill", "1"], "1 prefill and 0 decode shards"),
-        ("prefill = 4\ndecode = 3", ["--mixed", "2"], "4 prefill and 3 decode shards"),
+        ("", ["--mixed", "2", "--prefill", "1"], "`prefill` is 1 and `decode` 0 here"),
+        ("prefill = 4\ndecode = 3", ["--mixed", "2"], "`prefill` is 4 and `decode` 3 here"),
         ("mixed = 2", ["--decode", "1"], "beside 2 of them there can be no others"),
         ("mixed = 2", ["--tp", "2"], "one process"),
         ("mixed = 2\n[sharing]\nmethod = 'ring'", [], "another sharing.method"),

@@ -61,7 +61,7 @@ def test_curl(cluster: Running) -> None:
 def test_openai_client(cluster: Running) -> None:
     output = said(sys.executable, str(EXAMPLES / "openai_client.py"), cluster.url)
     answer = chat(cluster, "Name three rivers.")
-    assert output == f"{answer}\nprefilled by 2 shards\n{answer}\n"
+    assert output == f"{answer}\nSP degree of prefill: 2\n{answer}\n"
 
 
 def test_sdk(cluster: Running) -> None:
