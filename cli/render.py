@@ -1,5 +1,7 @@
 """How the commands show things to a person: consoles, units and the tables that several share."""
 
+from io import StringIO
+
 from rich.console import Console, RenderableType
 from rich.table import Table
 
@@ -53,11 +55,16 @@ def table(*columns: str) -> Table:
 
 
 def show(table: RenderableType) -> None:
-    """Print a table, say; into a pipe or a file as wide as it has to be."""
+    """Print a table, say; into a pipe or a file as wide as it has to be, without blanks at the
+    ends of lines."""
     if out.is_terminal:
         out.print(table)
-    else:
-        Console(file=out.file, highlight=False, width=UNBOUNDED).print(table)
+        return
+    wide = Console(file=StringIO(), highlight=False, width=UNBOUNDED)
+    with wide.capture() as captured:
+        wide.print(table)
+    for line in captured.get().splitlines():
+        print(line.rstrip(), file=out.file)
 
 
 def width() -> int:

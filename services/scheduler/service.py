@@ -236,6 +236,8 @@ class SchedulerService:
                 self._handle(again)
         except ServiceError as failure:
             error = str(failure)
+            if isinstance(failure, Invalid | Refused):
+                self._traces.refuse(submit.request)
             raise
         finally:
             self._launches.pop(work.request, None)

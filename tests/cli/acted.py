@@ -34,6 +34,8 @@ class Acted:
     def __init__(self, answer: str, missing: str = "") -> None:
         self.answer = answer
         self.missing = missing
+        self.traces = 2
+        """How many of them are listed."""
         self.asked: list[ChatRequest] = []
         self.completed: list[CompletionRequest] = []
 
@@ -50,12 +52,9 @@ class Acted:
 
     async def list_traces(self, request: ListTraces) -> Traces:
         error = "prefill-1 was lost: it was silent for 3 beats, and [red] no other could take over"
-        return Traces(
-            (
-                TraceSummary(IDS[0], IDS[2], 12.0, 345.6, False, 7900, 128, 0.5),
-                TraceSummary(IDS[1], "", 3600.0, 61.0, False, 70, 0, error=error),
-            )
-        )
+        last = TraceSummary(IDS[0], IDS[2], 12.0, 345.6, False, 7900, 128, 0.5)
+        failed = TraceSummary(IDS[1], "", 3600.0, 61.0, False, 70, 0, error=error)
+        return Traces((last, *[failed] * (self.traces - 1)))
 
     async def complete(self, request: CompletionRequest) -> AsyncIterator[CompletionChunk]:
         self.completed.append(request)
