@@ -81,9 +81,14 @@ def is_loopback(host: str) -> bool:
 class Cluster(Section, frozen=True):
     """The whole file."""
 
-    name: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]+$", description="of this cluster")] = (
-        "default"
-    )
+    name: Annotated[
+        str,
+        Meta(
+            pattern="^[A-Za-z0-9_-]+$",
+            description="of this cluster",
+            extra={"form": "may have letters, digits, - and _ only"},
+        ),
+    ] = "default"
     model: Annotated[str, Meta(description="as given to `spsctl pull`, or a folder")] = (
         "smollm2-135m"
     )

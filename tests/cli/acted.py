@@ -5,6 +5,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from sps2.cli import ports
 from sps2.common import config
@@ -36,6 +37,7 @@ class Acted:
         self.missing = missing
         self.traces = 2
         """How many of them are listed."""
+        self.finish: Literal["stop", "length"] = "stop"
         self.asked: list[ChatRequest] = []
         self.completed: list[CompletionRequest] = []
 
@@ -45,6 +47,8 @@ class Acted:
             yield ChatChunk(**HEAD, choices=[ChatDelta(0, Delta(content=letter))])  # type: ignore[arg-type]
         if self.answer.endswith("!"):
             await asyncio.Event().wait()
+        end = ChatDelta(0, Delta(content=""), None, self.finish)
+        yield ChatChunk(**HEAD, choices=[end])  # type: ignore[arg-type]
         yield ChatChunk(**HEAD, choices=[], usage=Usage(6247, len(self.answer), 9))  # type: ignore[arg-type]
 
     async def show_cluster(self, request: ShowCluster) -> ClusterStatus:
@@ -58,8 +62,9 @@ class Acted:
 
     async def complete(self, request: CompletionRequest) -> AsyncIterator[CompletionChunk]:
         self.completed.append(request)
-        yield CompletionChunk(**HEAD, choices=[CompletionChoice(0, self.answer)])  # type: ignore[arg-type]
-        yield CompletionChunk(**HEAD, choices=[], usage=Usage(1, 1, 2))  # type: ignore[arg-type]
+        whole = CompletionChoice(0, self.answer, None, self.finish)
+        yield CompletionChunk(**HEAD, choices=[whole])  # type: ignore[arg-type]
+        yield CompletionChunk(**HEAD, choices=[], usage=Usage(1, len(self.answer), 2))  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -102,6 +102,29 @@ def test_wrong_usage(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["up", "--transport", "udp"], "'--transport': 'udp' is not one of 'auto', 'ucx', 'tcp'"),
+        (["up", "--prefill", "0"], "'--prefill': it must be at least 1"),
+        (["up", "--port", "99999"], "'--port': it must be at most 65529"),
+        (["up", "--decode", "two"], "'--decode': it must be a whole number"),
+        (["up", "--timeout", "soon"], "'--timeout': it must be a number"),
+        (["complete", "hi", "-t", "3"], "'--temperature' / '-t': it must be at most 2"),
+        (["keys", "api", "add", "x", "--tokens-per-minute", "x"], ": it must be a whole number"),
+        (["keys", "api", "add", "x", "--expires", "1s"], "--expires: '1s' is neither a time from"),
+    ],
+)
+def test_wrong_values_are_told_in_plain_words(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    told = run(*arguments).stderr
+    assert said in told
+    assert "Input should" not in told
+    assert "Value error" not in told
+
+
+@pytest.mark.parametrize(
     ("command", "choices"),
     [
         ("up", ["cpu|cuda|auto", "none|int8|int4", "exact|balanced|fast", "auto|ucx|tcp", "fcfs"]),
