@@ -54,7 +54,11 @@ def chat(
     name: NameOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Talk to the model."""
+    """Talk to the model.
+
+    Where stderr is a terminal, it shows how much of the prompt has been read, and after the answer
+    what it took. With both in a pipe, the answer is all that is printed.
+    """
     from sps2.common.client import Client
 
     asked = None
@@ -146,7 +150,7 @@ class Reply(NamedTuple):
 
 def answer(client: "Client", turns: list["Turn"], settings: dict[str, Any]) -> Reply:
     """Stream one answer to standard output; Ctrl-C cancels it and keeps what has come."""
-    shown, note = Shown(), ""
+    shown, note = Shown(settings.get("max_tokens")), ""
     try:
         with reading.shown() as waiting:
             for chunk in client.chat_stream(turns, **reading.watched(settings)):

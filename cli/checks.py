@@ -13,6 +13,7 @@ from typing import Any, get_args
 import psutil
 
 from sps2.cli import key_checks, ports, render, runs
+from sps2.cli.effective import require_fit
 from sps2.cli.finding import Finding, Verdict
 from sps2.common import cores, models, places
 from sps2.common.config import Cluster
@@ -112,7 +113,8 @@ def _processor(cluster: Cluster) -> Finding:
     found = [flag for flag in wanted if flag in flags]
     count = cores.usable()
     detail = (
-        f"{count} cores, {cluster.shard_threads} compute threads per shard; "
+        f"{render.counted(count, 'core')}, "
+        f"{render.counted(cluster.shard_threads, 'compute thread')} per shard; "
         f"{' '.join(found) or 'no vector features known here'}"
     )
     native = {"avx512_bf16", "amx_bf16", "bf16"} & flags
@@ -120,9 +122,9 @@ def _processor(cluster: Cluster) -> Finding:
         detail += "; bfloat16 is emulated, float32 may be faster (--dtype float32)"
     shards = max(cluster.shards_of(role) for role in get_args(Role))
     if shards * cluster.shard_threads > count:
-        return Finding(
-            "processor", "warning", f"{detail}; {shards} shards of a kind share {count} cores"
-        )
+        sharing = f"{shards} shards of a kind share" if shards > 1 else "a shard has"
+        there = render.counted(count, "core")
+        return Finding("processor", "warning", f"{detail}; {sharing} {there}")
     return Finding("processor", "ok", detail)
 
 
@@ -147,9 +149,8 @@ def _memory(cluster: Cluster) -> Finding:
         weights = 0
     needed = weights + shards * GIB // 2
     if memory.available < needed:
-        return Finding(
-            "memory", "warning", f"{detail}; {shards} shards want about {render.size(needed)}"
-        )
+        wanted = f"{render.counted(shards, 'shard')} may need about {render.size(needed)}"
+        return Finding("memory", "warning", f"{detail}; {wanted}")
     return Finding("memory", "ok", detail)
 
 
@@ -237,6 +238,7 @@ def _model(cluster: Cluster) -> Finding:
         return Finding("model", "warning", str(error))
     try:
         models.validate(folder)
+        require_fit(cluster, folder)
     except Invalid as error:
         return Finding("model", "broken", str(error))
     return Finding("model", "ok", f"{cluster.model} in {folder}")

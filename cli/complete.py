@@ -92,7 +92,11 @@ def complete(
     name: NameOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Continue a text. The answer streams to standard output."""
+    """Continue a text. The answer streams to standard output.
+
+    Where stderr is a terminal, it shows how much of the prompt has been read, and after the answer
+    what it took.
+    """
     from sps2.common.client import Client
 
     text = read(prompt, file)
@@ -102,7 +106,7 @@ def complete(
         if as_json:
             print(msgspec.json.encode(client.complete(text, **settings)).decode())
             return
-        shown = Shown()
+        shown = Shown(max_tokens)
         try:
             with reading.shown() as waiting:
                 for chunk in client.complete_stream(text, **reading.watched(settings)):

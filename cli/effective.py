@@ -35,8 +35,8 @@ def effective(
             leaves the file's.
 
     Raises:
-        Invalid: a key, a value or the file is wrong, or the model was not pulled or cannot be
-            split or quantised as asked, or others could reach a cluster without keys.
+        Invalid: a key, a value or the file is wrong, or the model was not pulled or does not fit
+            (`require_fit`), or others could reach a cluster without keys.
     """
     nested = {key: flags.pop(key, None) for key in NESTED}
     cluster = config.load(path, **(flags | (hosts.shards() if hosts else {})))
@@ -53,7 +53,7 @@ def effective(
         )
     keys.cluster_key(cluster.bus)
     if hosts is None:
-        _check_model(cluster, find(cluster.model))
+        require_fit(cluster, find(cluster.model))
     local = Path(cluster.model).expanduser()
     if local.exists() and (local.is_dir() or local.suffix == ".gguf"):
         tables["model"] = str(local.resolve())
@@ -66,9 +66,17 @@ def effective(
     return hosts.addressed(cluster) if hosts else cluster
 
 
-def _check_model(cluster: Cluster, folder: Path) -> None:
-    for tp in {cluster.tp_of(role) for role in get_args(Role)}:
+def require_fit(cluster: Cluster, folder: Path) -> None:
+    """Check that the model in `folder` can be served as a configuration says.
+
+    Raises:
+        Invalid: its context is shorter than `max_context`, or it cannot be split or quantised so.
+    """
+    model = read(folder)
+    model.context_within(cluster.max_context)
+    roles = [role for role in get_args(Role) if cluster.shards_of(role)]
+    for tp in {cluster.tp_of(role) for role in roles}:
         if tp > 1:
-            share_of(read(folder), tp)
+            share_of(model, tp)
         if cluster.quantize != "none":
-            require_quantisable(read(folder), cluster.quantize, tp)
+            require_quantisable(model, cluster.quantize, tp)

@@ -24,7 +24,10 @@ Control = Literal["gateway", "scheduler", "kvdir"]
 class Host(Section, frozen=True):
     """One machine."""
 
-    name: Annotated[str, Meta(pattern=r"^[^-\s]\S*$")]
+    name: Annotated[
+        str,
+        Meta(pattern=r"^[^-\s]\S*$", extra={"form": "must have no blanks, and not begin with -"}),
+    ]
     """As ssh knows it: a name, an address, or USER@HOST."""
     address: Annotated[str, Meta(min_length=1)]
     """Where the others reach it, and what its services bind."""

@@ -118,7 +118,7 @@ class Launch:
     async def until_ready(
         self, timeout_s: float, on_change: Callable[[Progress], None] = lambda _: None
     ) -> ClusterStatus:
-        """Watch the services until requests can be served; `on_change` sees every step.
+        """Watch the services until all are there and serve; `on_change` sees every step.
 
         Raises:
             ServiceDied: one ended, or the supervisor did.
@@ -211,11 +211,13 @@ class Launch:
             except ServiceError:
                 await asyncio.sleep(POLL_S)
                 continue
-            self.progress.waiting_for = status.waiting_for
+            self.progress.waiting_for = status.waiting_for or status.missing
             for service in status.services:
                 self._note(service.service, service.state, service.rss_bytes)
-            if status.ready and all(
-                each.state == "ready" for each in self.progress.services.values()
+            if (
+                status.ready
+                and not status.missing
+                and all(each.state == "ready" for each in self.progress.services.values())
             ):
                 self.progress.ready_after_s = time.monotonic() - self._since_s
                 return status

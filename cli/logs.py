@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sps2.cli import completion, runs
+from sps2.cli import completion, render, runs
 from sps2.cli.runs import RunFolder
 from sps2.cli.target import NameOption
 from sps2.common.errors import Invalid
@@ -34,13 +34,22 @@ def logs(
 ) -> None:
     """Show what the services logged, also after the cluster was stopped."""
     folder = _folder(name)
+    if name is None and len(runs.known()) > 1:
+        state = "which is up" if folder.is_up() else "the last one that was up"
+        render.note(f"cluster {folder.name}, {state} (--name chooses another)", "dim")
     services = sorted(path.stem for path in folder.logs.glob("*.log"))
     if service is not None and service not in services:
         raise typer.BadParameter(f"no log of {service!r}; there are {', '.join(services)}")
     shown = [service] if service is not None else services
     sizes = {each: folder.log(each).stat().st_size for each in shown}
-    for line in merged([folder.tail(each, lines) for each in shown]):
+    found = merged([folder.tail(each, lines) for each in shown])
+    for line in found:
         print(line)
+    if not found and lines:
+        nothing = (
+            f"{service} has logged nothing" if service else "none of its services has logged a line"
+        )
+        render.note(f"cluster {folder.name}: {nothing}")
     if follow:
         _follow(folder, sizes)
 

@@ -28,6 +28,7 @@ from sps2.cli.keys import api, client, folder
 from sps2.cli.launch import SERVER
 from sps2.cli.top.command import top
 from sps2.cli.trace.command import trace
+from sps2.cli.usage import Command
 from sps2.common.errors import ServiceError
 
 
@@ -95,23 +96,23 @@ for command in (
     profile.profile,
     configuration.config,
 ):
-    app.command()(reported(command))
+    app.command(cls=Command)(reported(command))
 
 benchmarks = typer.Typer(help="Measure the model and this machine.", no_args_is_help=True)
-benchmarks.command()(reported(quality.quality))
+benchmarks.command(cls=Command)(reported(quality.quality))
 app.add_typer(benchmarks, name="bench")
 
 keys = typer.Typer(help="Make, list and revoke keys.", no_args_is_help=True)
-keys.command()(reported(folder.init))
+keys.command(cls=Command)(reported(folder.init))
 clients = typer.Typer(help="Keys for the SDK and spsctl elsewhere.", no_args_is_help=True)
-clients.command()(reported(client.add))
-clients.command("list")(reported(client.show))
-clients.command()(reported(client.revoke))
+clients.command(cls=Command)(reported(client.add))
+clients.command("list", cls=Command)(reported(client.show))
+clients.command(cls=Command)(reported(client.revoke))
 keys.add_typer(clients, name="client")
 api_keys = typer.Typer(help="API keys for HTTP.", no_args_is_help=True)
-api_keys.command()(reported(api.add))
-api_keys.command("list")(reported(api.show))
-api_keys.command()(reported(api.revoke))
+api_keys.command(cls=Command)(reported(api.add))
+api_keys.command("list", cls=Command)(reported(api.show))
+api_keys.command(cls=Command)(reported(api.revoke))
 keys.add_typer(api_keys, name="api")
 app.add_typer(keys, name="keys")
 

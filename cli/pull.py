@@ -60,7 +60,9 @@ def fetched(ref: str) -> Path:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=render.err, transient=True) as bars:
+    # without a terminal to draw on it would leave an empty line
+    silent = not render.err.is_interactive
+    with Progress(*columns, console=render.err, transient=True, disable=silent) as bars:
         tasks: dict[str, int] = {}
 
         def show(stage: str, done: int, total: int) -> None:

@@ -1,5 +1,7 @@
 """How the commands show things to a person: consoles, units and the tables that several share."""
 
+from io import StringIO
+
 from rich.console import Console, RenderableType
 from rich.table import Table
 
@@ -34,6 +36,11 @@ def quantised(how: str) -> str:
     return "" if how == "none" else f" in {how}"
 
 
+def counted(count: int, what: str) -> str:
+    """So many of something, such as 1 shard or 2 shards."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
 def table(*columns: str) -> Table:
     """An empty table. A column whose name starts with `>` is flush right; one that starts with `~`
     has prose, which may take several lines."""
@@ -48,11 +55,16 @@ def table(*columns: str) -> Table:
 
 
 def show(table: RenderableType) -> None:
-    """Print a table, say; into a pipe or a file as wide as it has to be."""
+    """Print a table, say; into a pipe or a file as wide as it has to be, without blanks at the
+    ends of lines."""
     if out.is_terminal:
         out.print(table)
-    else:
-        Console(file=out.file, highlight=False, width=UNBOUNDED).print(table)
+        return
+    wide = Console(file=StringIO(), highlight=False, width=UNBOUNDED)
+    with wide.capture() as captured:
+        wide.print(table)
+    for line in captured.get().splitlines():
+        print(line.rstrip(), file=out.file)
 
 
 def width() -> int:

@@ -14,10 +14,16 @@ if TYPE_CHECKING:
 
 
 class Shown:
-    """Prints pieces of one answer and keeps them; `text` is what has come."""
+    """Prints pieces of one answer and keeps them; `text` is what has come.
 
-    def __init__(self) -> None:
+    Args:
+        limit: tokens of the answer that were asked for at most, if that was said.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
         self.text = ""
+        self._limit = limit
+        self._is_cut = False
         self._out = Wrapped(render.out.width if render.out.is_terminal else None, sys.stdout.write)
         self._first_s: float | None = None
         self._last_s = 0.0
@@ -31,6 +37,7 @@ class Shown:
             self.text += piece
             self._out.add(piece)
         sys.stdout.flush()
+        self._is_cut |= any(choice.finish_reason == "length" for choice in chunk.choices)
         self._usage = chunk.usage or self._usage
 
     def end(self, note: str = "") -> None:
@@ -38,7 +45,8 @@ class Shown:
         print(note)
         if self._usage is not None and render.err.is_terminal:
             seconds = self._last_s - (self._first_s or 0.0)
-            render.err.print(told(self._usage, seconds), style="dim", markup=False)
+            said = told(self._usage, seconds) + (cut(self._usage, self._limit) * self._is_cut)
+            render.err.print(said, style="dim", markup=False)
 
 
 def told(usage: "Usage", seconds: float) -> str:
@@ -48,9 +56,16 @@ def told(usage: "Usage", seconds: float) -> str:
         seconds: from the first piece of the answer to the last.
     """
     cached = usage.prompt_tokens_details.cached_tokens
-    prompt = f"prompt {usage.prompt_tokens:,} tokens" + (f" ({cached:,} cached)" if cached else "")
-    answer = f"answer {usage.completion_tokens:,} tokens"
+    prompt = f"prompt {render.counted(usage.prompt_tokens, 'token')}"
+    prompt += f" ({cached:,} cached)" if cached else ""
+    answer = f"answer {render.counted(usage.completion_tokens, 'token')}"
     if usage.completion_tokens > 1 and seconds > 0:
         answer += f" at {(usage.completion_tokens - 1) / seconds:.3g} tokens/s"
     first = "" if usage.sps2 is None else f", first after {usage.sps2.ttft_ms / 1000:.2f} s"
     return f"{prompt}; {answer}{first}"
+
+
+def cut(usage: "Usage", limit: int | None) -> str:
+    """What is added of an answer that ends where it may have no more tokens."""
+    asked = " (-n)" if usage.completion_tokens == limit else ""
+    return f"; cut at {render.counted(usage.completion_tokens, 'token')}{asked}"

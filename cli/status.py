@@ -27,7 +27,10 @@ def status(
     name: NameOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Show what a cluster does. Exit code 1 unless it is ready."""
+    """Show what a cluster does. Exit code 1 unless it is ready.
+
+    A cluster that takes requests is ready; shards may be missing, and are named then.
+    """
     cluster = cluster_of(name, config)
     state = None if config is not None else runs.RunFolder(cluster.name).state()
     children = state.services if state else {}
@@ -69,6 +72,8 @@ def show(cluster: Cluster, found: ClusterStatus, children: dict[str, Child]) -> 
         f"{render.quantised(found.quantize)}, {_url(cluster)}",
         soft_wrap=True,
     )
+    if found.missing:
+        render.out.print(f"missing: {found.missing}", style="yellow", markup=False)
     if found.waiting_for:
         render.out.print(f"waits for {found.waiting_for}", style="yellow", markup=False)
     render.out.print()

@@ -22,6 +22,7 @@ from sps2.common.config.sections import AccessLog, Policy
 from sps2.common.keys import API_KEYS, beside
 from sps2.common.keys.keyring import Keyring
 from sps2.common.messages import ClusterStatus, Role, Setting
+from sps2.common.models import model_id
 
 Text = str | None
 Number = int | None
@@ -197,9 +198,8 @@ def _welcome(cluster: Cluster, status: ClusterStatus, ready_s: float, detached: 
     transports = "/".join(sorted({each.transport for each in status.shards if each.transport}))
     option = "" if cluster.name == "default" else f" --name {cluster.name}"
     render.out.print(
-        f"\n[bold green]{cluster.name}[/] is ready after {ready_s:.1f} s: {status.model}"
-        f"{render.quantised(status.quantize)} on "
-        f"{_shards(cluster)} shards"
+        f"\n[bold green]{cluster.name}[/] is ready after {ready_s:.1f} s: {_model(cluster)} "
+        f"on {_shards(cluster)}"
         f"{f' over {transports}' if transports else ''}",
         soft_wrap=True,
     )
@@ -240,9 +240,16 @@ def _warnings(cluster: Cluster) -> Iterator[str]:
         )
 
 
+def _model(cluster: Cluster) -> str:
+    """The model itself, how its weights are stored, and what clients call it."""
+    names = " or ".join(cluster.served_model_name)
+    called = f" (clients call it {names})" if names else ""
+    return f"{model_id(cluster.model)}{render.quantised(cluster.quantize)}{called}"
+
+
 def _shards(cluster: Cluster) -> str:
     return " and ".join(
-        f"{cluster.shards_of(role)} {role}"
+        render.counted(cluster.shards_of(role), f"{role} shard")
         + (f" (TP {cluster.tp_of(role)})" if cluster.tp_of(role) > 1 else "")
         for role in get_args(Role)
         if cluster.shards_of(role)

@@ -23,7 +23,7 @@ from sps2.common.api import (
 from sps2.common.api.collect import collect_chat, collect_completion
 from sps2.common.bus.peer import Peer
 from sps2.common.config import Bus, environment_bus
-from sps2.common.errors import Cancelled, PeerLost
+from sps2.common.errors import Cancelled, Invalid, PeerLost
 from sps2.common.messages import CancelRequest, ClusterStatus, Request, ShowCluster, Stream
 
 T = TypeVar("T")
@@ -32,6 +32,8 @@ ADDRESS = "tcp://127.0.0.1:8001"
 CONNECT_S = 30.0
 ANSWER_S = 30.0
 """For whatever is not a completion."""
+_OF_THE_CLIENT = {"timeout_s": "timeout_s", "timeout": "timeout_s", "connect_s": "connect_s"}
+"""Arguments of a client that callers look for in a call, and what they are called."""
 
 
 class Turn(TypedDict):
@@ -90,15 +92,7 @@ class ChatParameters(Parameters, total=False):
 class AsyncClient:
     """A cluster at the address of its gateway's bus. Close it, or use it as a context.
 
-    Where the cluster has keys, `bus` (`Bus(keys="alice.key")`) or SPS2_KEYS names this side's.
     All calls raise the errors of `sps2.common.errors`.
-
-    Args:
-        connect_s: how long a call waits for a gateway that does not answer, before it raises
-            PeerLost. A host name that nobody knows raises it at once. None waits for ever.
-        timeout_s: how long a whole call may take before it raises Cancelled; a stream, from its
-            start to its last chunk. None: completions and chats take as long as they take, and
-            all other calls 30 s.
     """
 
     def __init__(
@@ -109,6 +103,18 @@ class AsyncClient:
         connect_s: float | None = CONNECT_S,
         timeout_s: float | None = None,
     ) -> None:
+        """Connects when the first call is made.
+
+        Args:
+            address: of the gateway on the bus; `spsctl up` prints it as SDK.
+            bus: what names this side's keys where the cluster has keys: `Bus(keys="alice.key")`.
+                None takes those that SPS2_KEYS names.
+            connect_s: how long a call waits for a gateway that does not answer, before it raises
+                PeerLost. A host name that nobody knows raises it at once. None waits for ever.
+            timeout_s: how long a whole call may take before it raises Cancelled; a stream, from
+                its start to its last chunk. None: completions and chats take as long as they
+                take, and all other calls 30 s.
+        """
         self._peer = Peer(address, bus or environment_bus(), "gateway", connect_s=connect_s)
         self._timeout_s = timeout_s
 
@@ -132,7 +138,7 @@ class AsyncClient:
 
         Leaving the iteration (`aclose`, or dropping the iterator) cancels the request.
         """
-        request = api.check({"prompt": prompt, **parameters}, CompletionRequest)
+        request = _checked({"prompt": prompt, **parameters}, CompletionRequest)
         async with aclosing(self._stream(request)) as chunks:
             async for chunk in chunks:
                 yield chunk
@@ -149,7 +155,7 @@ class AsyncClient:
         self, messages: Messages, **parameters: Unpack[ChatParameters]
     ) -> AsyncGenerator[ChatChunk, None]:
         """The assistant's answer in chunks; as `complete_stream`."""
-        request = api.check({"messages": _turns(messages), **parameters}, ChatRequest)
+        request = _checked({"messages": _turns(messages), **parameters}, ChatRequest)
         async with aclosing(self._stream(request)) as chunks:
             async for chunk in chunks:
                 yield chunk
@@ -224,6 +230,18 @@ class Client:
         connect_s: float | None = CONNECT_S,
         timeout_s: float | None = None,
     ) -> None:
+        """Takes what `AsyncClient` takes.
+
+        Args:
+            address: of the gateway on the bus; `spsctl up` prints it as SDK.
+            bus: what names this side's keys where the cluster has keys: `Bus(keys="alice.key")`.
+                None takes those that SPS2_KEYS names.
+            connect_s: how long a call waits for a gateway that does not answer, before it raises
+                PeerLost. None waits for ever.
+            timeout_s: how long a whole call may take before it raises Cancelled; a stream, from
+                its start to its last chunk. None: completions and chats take as long as they
+                take, and all other calls 30 s.
+        """
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="sps2", daemon=True)
         self._thread.start()
@@ -337,6 +355,19 @@ class Client:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+def _checked(fields: dict[str, object], kind: type[T]) -> T:
+    """A request of these parameters. Raises Invalid, also for arguments of the client itself."""
+    for name in fields:
+        if meant := _OF_THE_CLIENT.get(name):
+            raise Invalid(
+                f"`{name}` is no parameter of a request: give `{meant}` when you make the client, "
+                f"as in Client({meant}=30)",
+                name,
+                "unknown_field",
+            )
+    return api.check(fields, kind)
 
 
 def _turns(messages: Messages) -> Sequence[Turn | api.Message]:

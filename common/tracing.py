@@ -15,6 +15,8 @@ from sps2.common.messages import Recall, Recalled, Trace, TraceSpan
 
 _TRACEPARENT = re.compile("00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _SAMPLED = 1
+REFUSED_PART = 4
+"""Pages of refused requests are at most one in so many."""
 
 
 class Context(NamedTuple):
@@ -136,13 +138,15 @@ class Recorder:
     """The pages of the requests that a service worked for last; a bus handler.
 
     Args:
-        kept: pages; 0 keeps none.
+        kept: pages; 0 keeps none. Of requests that were refused there are at most a quarter of
+            them: they never push out the rest.
     """
 
     def __init__(self, service: str, kept: int) -> None:
         self._service = service
         self._kept = kept
         self._pages: OrderedDict[str, Page] = OrderedDict()
+        self._refused: OrderedDict[str, None] = OrderedDict()
 
     def trail(self, request: str, traceparent: str) -> Trail:
         """Writes on the page of `request`, as parts of the span that `traceparent` names."""
@@ -151,8 +155,18 @@ class Recorder:
             self._pages[request] = page
             self._pages.move_to_end(request)
             while len(self._pages) > self._kept:
-                self._pages.popitem(last=False)
+                oldest, _ = self._pages.popitem(last=False)
+                self._refused.pop(oldest, None)
         return Trail(page, context_of(traceparent) or new_context())
+
+    def refuse(self, request: str) -> None:
+        """The request of a page was refused: such pages make room for each other."""
+        if request not in self._pages:
+            return
+        self._refused[request] = None
+        while len(self._refused) > max(1, self._kept // REFUSED_PART):
+            oldest, _ = self._refused.popitem(last=False)
+            self._pages.pop(oldest, None)
 
     def notes(self) -> list[tuple[str, Page]]:
         """The pages, by request, the last one first."""

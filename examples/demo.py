@@ -27,22 +27,28 @@ from sps2.common.messages import ClusterStatus
 
 MODEL = "smollm2-135m"
 DOCUMENT = Path(__file__).parent / "constitution.txt"
+ANSWER_TOKENS = 96
 QUESTION = "What are the three branches of government in this document, and what does each do?"
 
 console = Console(highlight=False)
 
 
-def ask(client: Client, question: str) -> tuple[Usage, list[float]]:
-    """Stream the answer to the console; returns its usage and when each piece came."""
+def ask(client: Client, question: str) -> tuple[Usage, list[float], bool]:
+    """Stream the answer to the console; returns its usage, when each piece came, and whether it
+    was cut at its limit."""
     times: list[float] = []
+    is_cut = False
     turn: Turn = {"role": "user", "content": question}
     progress = Extension(progress=True)
 
     answer = Wrapped(console.width if console.is_terminal else None, sys.stdout.write)
     with reading.shown() as waiting:
-        for chunk in client.chat_stream([turn], max_tokens=96, temperature=0, sps2=progress):
+        for chunk in client.chat_stream(
+            [turn], max_tokens=ANSWER_TOKENS, temperature=0, sps2=progress
+        ):
             waiting.take(chunk)
             for choice in chunk.choices:
+                is_cut |= choice.finish_reason == "length"
                 if choice.delta.content:
                     times.append(time.perf_counter())
                     answer.add(choice.delta.content)
@@ -50,10 +56,10 @@ def ask(client: Client, question: str) -> tuple[Usage, list[float]]:
             usage = chunk.usage or None
     console.print()
     assert usage, "the last chunk has the usage"
-    return usage, times
+    return usage, times, is_cut
 
 
-def report(usage: Usage, times: list[float], cluster: ClusterStatus) -> Table:
+def report(usage: Usage, times: list[float], is_cut: bool, cluster: ClusterStatus) -> Table:
     """What happened, as a table."""
     happened = usage.sps2
     assert happened is not None
@@ -62,7 +68,8 @@ def report(usage: Usage, times: list[float], cluster: ClusterStatus) -> Table:
     transports = sorted({shard.transport for shard in cluster.shards if shard.transport})
     table.add_row("data plane", "/".join(transports))
     table.add_row("prompt", f"{usage.prompt_tokens} tokens")
-    table.add_row("answer", f"{usage.completion_tokens} tokens")
+    cut = f", cut at its limit of {ANSWER_TOKENS}" if is_cut else ""
+    table.add_row("answer", f"{usage.completion_tokens} tokens{cut}")
     table.add_row("time to first token", f"{happened.ttft_ms / 1000:.2f} s")
     table.add_row("time between tokens", f"{1000 * statistics.median(gaps):.1f} ms (median)")
     table.add_row("SP degree of prefill", f"{happened.sp_degree} shards")
@@ -91,8 +98,8 @@ def main() -> None:
     console.print(f"bringing up {flags['prefill']} prefill and {flags['decode']} decode shards ...")
     with running_cluster(name="demo", model=MODEL, **flags) as client:
         console.print(f"\n[bold]{QUESTION}[/] (about {DOCUMENT.name})\n")
-        usage, times = ask(client, f"{DOCUMENT.read_text(encoding='utf-8')}\n\n{QUESTION}")
-        console.print(report(usage, times, client.status()))
+        usage, times, is_cut = ask(client, f"{DOCUMENT.read_text(encoding='utf-8')}\n\n{QUESTION}")
+        console.print(report(usage, times, is_cut, client.status()))
     console.print(f"Everything is stopped again. {MODEL} is small: do not ask it for legal advice.")
 
 

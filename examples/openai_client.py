@@ -27,7 +27,7 @@ def main() -> None:
     )
     print(answer.choices[0].message.content)
     if answer.usage and answer.usage.model_extra:
-        print("prefilled by", answer.usage.model_extra["sps2"]["sp_degree"], "shards")
+        print("SP degree of prefill:", answer.usage.model_extra["sps2"]["sp_degree"])
 
     stream = client.chat.completions.create(
         model=model,

@@ -5,7 +5,8 @@ gateway is stopped, since that ends every answer.
 
 SERVICE is its name in `spsctl status`, such as gateway or prefill-0; of a shard, `--host` says
 where it is, and the configuration must give it a port (`shard_port`). Exits with 0 if it answers on
-the bus, or, with `--ready`, if it also has all that it waits for.
+the bus, or, with `--ready`, if it also has all that it waits for; with 1 if not; with 2 if it
+cannot be asked.
 """
 
 import argparse
@@ -42,7 +43,10 @@ def address(cluster: Cluster, service: str, host: str | None) -> str:
             raise Invalid(f"{service!r} is no shard; try {name}-0")
         port, _ = cluster.shard_ports_of(name, int(index), int(rank or 0))
         if not port:
-            raise Invalid("set shard_port in the configuration: without it, shards take any port")
+            raise Invalid(
+                "its port is not known: the configuration has no shard_port, so shards take any "
+                "that are free"
+            )
         return f"tcp://{address_of(host or cluster.host)}:{port}"
     ports = {
         "gateway": cluster.gateway.bus_port,
@@ -85,9 +89,9 @@ async def drained(
         await peer.close()
 
 
-async def ask(cluster: Cluster, service: str, host: str | None) -> Info:
+async def ask(cluster: Cluster, service: str, at: str) -> Info:
     """What the service says of itself. Raises ServiceError if it does not answer."""
-    peer = Peer(address(cluster, service, host), cluster.bus, service)
+    peer = Peer(at, cluster.bus, service)
     try:
         return await peer.call(Describe(), DEADLINE_S)
     finally:
@@ -114,7 +118,12 @@ def main() -> None:
             idle = asyncio.run(drained(cluster, arguments.drain))
             print("no request is in work" if idle else "requests are still in work")
             return
-        info = asyncio.run(ask(cluster, arguments.service, arguments.host))
+        at = address(cluster, arguments.service, arguments.host)
+    except ServiceError as error:
+        print(f"{arguments.service} cannot be asked: {error}", file=sys.stderr)
+        sys.exit(2)
+    try:
+        info = asyncio.run(ask(cluster, arguments.service, at))
     except ServiceError as error:
         sys.exit(f"{arguments.service} is not well: {error}")
     if arguments.ready and info.state != "ready":

@@ -10,6 +10,8 @@ from sps2.cli import render
 from sps2.cli.keys.folder import KeysOption, keyring_of
 
 UNITS = {"d": "days", "h": "hours", "m": "minutes"}
+AFTER, AT = "90d, 12h or 30m", "2027-01-31, or 2027-01-31T12:00Z"
+"""How an expiry may be written."""
 
 NameArgument = Annotated[str, typer.Argument(help="name of the key, for lists and messages")]
 
@@ -22,7 +24,7 @@ def add(
         typer.Option("--tokens-per-minute", min=0, help="prompts and answers; 0: no limit"),
     ] = 0,
     expires: Annotated[
-        str | None, typer.Option("--expires", help="90d, 12h, 30m, or a time: 2027-01-31T12:00Z")
+        str | None, typer.Option("--expires", help=f"a time from now ({AFTER}), or a date ({AT})")
     ] = None,
     folder: KeysOption = None,
 ) -> None:
@@ -65,10 +67,13 @@ def parse_expiry(text: str, now: datetime) -> datetime:
     try:
         when = datetime.fromisoformat(text)
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is neither 90d, 12h nor 2027-01-31T12:00Z") from None
+        raise typer.BadParameter(
+            f"{text!r} is neither a time from now ({AFTER}) nor a date ({AT})",
+            param_hint="--expires",
+        ) from None
     when = when if when.tzinfo else when.replace(tzinfo=UTC)
     if when <= now:
-        raise typer.BadParameter(f"{text} has passed; it is {_text(now)}")
+        raise typer.BadParameter(f"{text} has passed; it is {_text(now)}", param_hint="--expires")
     return when
 
 

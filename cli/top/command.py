@@ -38,7 +38,7 @@ def top(
 ) -> None:
     """Watch a cluster: load, shards, links between them, requests. Press ? for the keys.
 
-    With --once the exit code is 1 unless the cluster is ready.
+    With --once the exit code is 1 unless the cluster is ready: unless it takes requests.
     """
     cluster = cluster_of(name, config)
     if not (once or as_json or render.out.is_terminal):

@@ -109,6 +109,7 @@ class Monitor:
             known.model if known else "",
             state,
             waiting_for,
+            known.missing if known and not self._problem else "",
             gateway.rate("sps2_requests_total"),
             sum(rates) if rates else None,
             gateway.rate("sps2_generation_tokens_total"),

@@ -42,8 +42,8 @@ def title(totals: Totals, right: str, width: int) -> list[Text]:
     line_.append("  ").append(totals.state, STATES[totals.state])
     line_.append(" " * max(1, width - line_.cell_len - len(right) - 1)).append(right, QUIET)
     lines = [line_]
-    if totals.waiting_for:
-        what = f" waits for {totals.waiting_for}"
+    what = f" waits for {totals.waiting_for}" if totals.waiting_for else ""
+    if what := what or (f" missing: {totals.missing}" if totals.missing else ""):
         lines.append(Text(what, style="yellow", no_wrap=True, overflow="ellipsis"))
     return lines
 

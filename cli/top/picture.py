@@ -13,6 +13,8 @@ class Totals(Struct, frozen=True):
     model: str = ""
     state: str = "waiting"
     waiting_for: str = ""
+    missing: str = ""
+    """What is not there of a cluster that is ready."""
     requests_s: float | None = None
     """That ended."""
     tokens_in_s: float | None = None

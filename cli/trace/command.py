@@ -23,9 +23,10 @@ Reply = TypeVar("Reply")
 
 DEADLINE_S = 15.0
 NARROW = 80
-COLUMNS = ("REQUEST", ">AGO", ">TOOK", ">TTFT", ">PROMPT", ">ANSWER", "END", "ASKED AS")
+COLUMNS = ("REQUEST", ">AGO", ">TOOK", ">TTFT", ">PROMPT", ">ANSWER", "ASKED AS", "END")
 OPTIONAL = ("ASKED AS", ">PROMPT", ">ANSWER", ">TTFT")
 """Left out in this order where there is no room."""
+LISTED = 20
 END = 12
 """Columns for how a request ended, at least."""
 
@@ -35,7 +36,17 @@ def trace(
         str | None,
         typer.Argument(
             help="an answer's id, or the x-request-id of its HTTP answer; absent, the last "
-            "requests are listed"
+            "requests are listed, the last one at the end"
+        ),
+    ] = None,
+    lines: Annotated[
+        int | None,
+        typer.Option(
+            "--lines",
+            "-n",
+            min=1,
+            help="how many of the last requests are listed",
+            show_default=f"{LISTED}; all with --json",
         ),
     ] = None,
     perfetto: Annotated[
@@ -52,10 +63,12 @@ def trace(
             raise typer.BadParameter("--perfetto needs a REQUEST")
         found = asyncio.run(_ask(reachable(name, config), ListTraces()))
         if as_json:
-            print(msgspec.json.encode(found).decode())
+            print(msgspec.json.encode(Traces(found.traces[:lines])).decode())
         else:
-            _list(found)
+            _list(found, lines or LISTED)
         return
+    if lines is not None:
+        raise typer.BadParameter("-n is for the list, without a REQUEST")
     told = asyncio.run(_ask(reachable(name, config), ShowTrace(request)))
     if perfetto is not None:
         perfetto.write_bytes(msgspec.json.encode(events(told)))
@@ -76,7 +89,8 @@ async def _ask(cluster: Cluster, request: Request[Reply]) -> Reply:
         await peer.close()
 
 
-def _list(found: Traces) -> None:
+def _list(found: Traces, most: int) -> None:
+    """The last ones, in order of time: what came last stands next to the prompt."""
     if not found.traces:
         render.out.print("no request was answered yet, or `tracing.kept` is 0")
         return
@@ -88,12 +102,14 @@ def _list(found: Traces) -> None:
             latency(each.ttft_s),
             count(each.prompt_tokens),
             count(each.tokens),
-            each.error or ("runs" if each.is_running else "ok"),
             each.asked_as,
+            each.error or ("runs" if each.is_running else "ok"),
         )
-        for each in found.traces
+        for each in reversed(found.traces[:most])
     ]
     render.show(_fitting(rows, render.width()))
+    if len(found.traces) > most:
+        render.note(f"{len(found.traces) - most} older: spsctl trace -n {len(found.traces)}", "dim")
 
 
 def _fitting(rows: Sequence[tuple[str, ...]], width: int) -> Table:

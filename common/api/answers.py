@@ -161,6 +161,13 @@ class Version(Struct, frozen=True):
     version: str
 
 
+class Ready(Struct, frozen=True):
+    """The cluster takes requests."""
+
+    missing: str = ""
+    """What is not there all the same, in words, such as 1 of 2 decode shards."""
+
+
 class Problem(Struct, frozen=True):
     """OpenAI's error object."""
 

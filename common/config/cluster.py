@@ -81,9 +81,14 @@ def is_loopback(host: str) -> bool:
 class Cluster(Section, frozen=True):
     """The whole file."""
 
-    name: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]+$", description="of this cluster")] = (
-        "default"
-    )
+    name: Annotated[
+        str,
+        Meta(
+            pattern="^[A-Za-z0-9_-]+$",
+            description="of this cluster",
+            extra={"form": "may have letters, digits, - and _ only"},
+        ),
+    ] = "default"
     model: Annotated[str, Meta(description="as given to `spsctl pull`, or a folder")] = (
         "smollm2-135m"
     )
@@ -142,7 +147,8 @@ class Cluster(Section, frozen=True):
             ge=0,
             le=65535,
             description="first port of the shards' processes, which take two each, for bus and "
-            "data plane, in the order of `spsctl status`; 0: any that are free",
+            "data plane, in the order of `spsctl status`; 0: any that are free, and then "
+            "`python -m sps2.services.health` cannot ask a shard",
         ),
     ] = 0
     threads: Annotated[
@@ -175,7 +181,7 @@ class Cluster(Section, frozen=True):
         if self.prefill or self.decode:
             raise ValueError(
                 f"mixed shards prefill and decode: beside {self.mixed} of them there can be no "
-                f"others, here {self.prefill} prefill and {self.decode} decode shards"
+                f"others, and `prefill` is {self.prefill} and `decode` {self.decode} here"
             )
         if self.tp > 1 or self.decode_tp > 1:
             raise ValueError("mixed shards have one process: leave out `tp` and `decode_tp`")

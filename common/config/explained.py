@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import msgspec
 from msgspec.inspect import Field, LiteralType, Metadata, StructType, Type, VarTupleType
 
+from sps2.common.validation import in_words
+
 
 def explained(error: msgspec.ValidationError, kind: type[msgspec.Struct]) -> str:
     """What does not fit in tables that should be a `kind`, and which keys or values there are.
@@ -26,7 +28,10 @@ def explained(error: msgspec.ValidationError, kind: type[msgspec.Struct]) -> str
         value, found = bad[1].strip("'"), _at(kind, names)
         choices = list(map(str, found.values)) if isinstance(found, LiteralType) else []
         return f"`{where}` cannot be {bad[1]}{_instead(value, choices)}"
-    return f"`{where}`: {what}" if where else what
+    if not where:
+        return what
+    said = in_words(what, _form(kind, names))
+    return f"`{where}` {said}" if said != what else f"`{where}`: {what}"
 
 
 def _instead(word: str, choices: Sequence[str]) -> str:
@@ -54,6 +59,14 @@ def _at(kind: type[msgspec.Struct], names: Sequence[str]) -> Type:
             break
         found = _bare(fields[name].type)
     return found
+
+
+def _form(kind: type[msgspec.Struct], names: Sequence[str]) -> str:
+    """How the text that is reached by these keys must look, where its type tells."""
+    for field in _fields(_at(kind, names[:-1])):
+        if field.encode_name == names[-1] and isinstance(field.type, Metadata):
+            return str((field.type.extra or {}).get("form", ""))
+    return ""
 
 
 def _fields(kind: Type) -> tuple[Field, ...]:

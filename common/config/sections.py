@@ -164,7 +164,10 @@ class Tracing(Section, frozen=True):
 
     kept: Annotated[
         NotNegative,
-        Meta(description="requests whose traces every service keeps in memory; 0 keeps none"),
+        Meta(
+            description="requests whose traces every service keeps in memory, the last ones; at "
+            "most a quarter of them are of refused requests; 0 keeps none"
+        ),
     ] = 128
     otlp_endpoint: Annotated[
         str,

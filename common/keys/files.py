@@ -22,6 +22,8 @@ API_KEYS = "api.json"
 Text = Annotated[str, Meta(pattern=r"^[\x21-\x7e]{40}$")]
 """A CURVE key in Z85."""
 Name = Annotated[str, Meta(pattern="^[A-Za-z0-9._@-]{1,64}$")]
+NAME = "a name has 1 to 64 letters, digits and . _ @ -"
+"""What is told of one that does not fit."""
 
 
 class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

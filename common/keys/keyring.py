@@ -26,6 +26,7 @@ from sps2.common.keys import (
     require_private_folder,
     write_private,
 )
+from sps2.common.keys.files import NAME
 from sps2.common.models.file_lock import alone_in
 
 T = TypeVar("T")
@@ -132,7 +133,7 @@ class Keyring:
             try:
                 kept = msgspec.convert({**keys, name: made}, ApiKeys)
             except msgspec.ValidationError as error:
-                raise Invalid(f"{name!r} cannot be a name: {error}") from error
+                raise Invalid(f"{name!r} cannot be a name: {NAME}") from error
             write_private(self.api, _json(kept))
         return secret
 
@@ -173,7 +174,7 @@ def _pair(kind: str, name: str, cluster: str | None = None) -> Key:
     try:
         return msgspec.convert(made | {"cluster": cluster or public}, Key)
     except msgspec.ValidationError as error:
-        raise Invalid(f"{name!r} cannot be a name: {error}") from error
+        raise Invalid(f"{name!r} cannot be a name: {NAME}") from error
 
 
 def _json(value: object) -> bytes:

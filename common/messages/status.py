@@ -117,7 +117,9 @@ class ClusterStatus(Struct, frozen=True):
     model: str
     version: str
     ready: bool
+    """Whether requests are taken: what `/ready` and `sps2_ready` say too."""
     waiting_for: str
+    """What is missing for that, in words; empty when requests are taken."""
     services: tuple[ServiceStatus, ...]
     shards: tuple[ShardStatus, ...]
     requests: tuple[RequestStatus, ...]
@@ -125,6 +127,8 @@ class ClusterStatus(Struct, frozen=True):
     leaked_pages: int
     links: tuple[Link, ...] = ()
     quantize: str = "none"
+    missing: str = ""
+    """What is missing although requests are taken, in words, such as 1 of 2 decode shards."""
 
 
 class ShowCluster(Request[ClusterStatus], frozen=True):

@@ -78,6 +78,13 @@ class ModelConfig:
         """Of attention scores."""
         return float(self.head_dim**-0.5)
 
+    def context_within(self, limit: int) -> int:
+        """Tokens of prompt and answer together: at most `limit`, which is the model's where it
+        is 0. Invalid if `limit` is more than the model's."""
+        if limit > self.max_context:
+            raise Invalid(f"max_context {limit} is over the model's {self.max_context}")
+        return limit or self.max_context
+
     def kv_bytes(self, itemsize: int) -> int:
         """Bytes of keys and values of one token in all layers."""
         return 2 * self.layers * self.kv_heads * self.head_dim * itemsize

@@ -40,6 +40,13 @@ def locate(ref: str, home: Path | None = None) -> Path:
     return folder
 
 
+def model_id(ref: str) -> str:
+    """The name that clients use: ORG/NAME of the hub, a folder's or file's own name."""
+    if ref.startswith("hf:"):
+        return ref.removeprefix("hf:").partition("@")[0]
+    return Path(ref).expanduser().resolve().name.removesuffix(".gguf") if "/" in ref else ref
+
+
 def can_be_pulled(ref: str) -> bool:
     """Whether `spsctl pull` knows where to get a model from."""
     from sps2.common.models.pull import KNOWN

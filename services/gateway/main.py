@@ -12,11 +12,11 @@ import zmq.asyncio
 
 from sps2.common.bus.peer import Peer, Server
 from sps2.common.config import Cluster
-from sps2.common.errors import Invalid, PeerLost
+from sps2.common.errors import PeerLost
 from sps2.common.keys import API_KEYS, beside
 from sps2.common.model.config import read
 from sps2.common.model.generation import SamplingDefaults, sampling_defaults
-from sps2.common.models import fingerprint, item_bytes, locate
+from sps2.common.models import fingerprint, item_bytes, locate, model_id
 from sps2.common.text.tokens import Tokenizer
 from sps2.services.gateway.gateway import Gateway
 from sps2.services.gateway.http import server as http
@@ -113,6 +113,7 @@ class Parts:
         self.app = application(
             self.gateway,
             self.readiness.obstacle,
+            self.readiness.missing,
             version=version("sps2"),
             bodies=Bodies(
                 cluster.gateway.max_body_bytes, cluster.gateway.max_bodies_bytes, served.max_context
@@ -179,9 +180,7 @@ def _register(cluster: Cluster) -> Register | None:
 def served_by(cluster: Cluster, folder: Path, tokenizer: Tokenizer) -> Served:
     """What the model in `folder` serves under this configuration."""
     config = read(folder)
-    context = min(config.max_context, cluster.max_context or config.max_context)
-    if cluster.max_context > config.max_context:
-        raise Invalid(f"max_context {cluster.max_context} is over the model's {config.max_context}")
+    context = config.context_within(cluster.max_context)
     name, *aliases = dict.fromkeys(cluster.served_model_name or [model_id(cluster.model)])
     is_models = cluster.gateway.sampling_defaults == "model"
     return Served(
@@ -197,10 +196,3 @@ def served_by(cluster: Cluster, folder: Path, tokenizer: Tokenizer) -> Served:
         created=int(time.time()),
         default_max_tokens=cluster.gateway.default_max_tokens,
     )
-
-
-def model_id(ref: str) -> str:
-    """The name that clients use: ORG/NAME of the hub, a folder's or file's own name."""
-    if ref.startswith("hf:"):
-        return ref.removeprefix("hf:").partition("@")[0]
-    return Path(ref).expanduser().resolve().name.removesuffix(".gguf") if "/" in ref else ref

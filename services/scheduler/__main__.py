@@ -24,7 +24,7 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
         service = SchedulerService(
             cluster, _schemes(cluster), model, directory, telemetry, about.traces
         )
-        about.missing, about.counters = service.waiting_for, service.counters
+        about.missing, about.counters = service.obstacle, service.counters
         server = Server([service, about, about.traces], cluster.bus)
         await server.start(about.listen_at(cluster.scheduler.bus_port))
         about.started = True

@@ -212,10 +212,10 @@ class Core:
                 self.fleet.room = room
             case Submitted(work):
                 if len(self._queue) >= self._max_queue:
-                    told = f"{self._max_queue} requests are waiting already; retry later"
-                    if self._max_queue == 1:
-                        told = "a request is waiting already; retry later"
-                    return [Reject(work.request, Refused(told))]
+                    count = len(self._queue)
+                    waiting = f"{count} requests are" if count > 1 else "a request is"
+                    error = Refused(f"{waiting} waiting already; retry later")
+                    return [Reject(work.request, error)]
                 self._entries[work.request] = Entry(work, now_s)
                 self._queue.append(work.request)
             case Found(request, cached):

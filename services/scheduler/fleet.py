@@ -186,5 +186,5 @@ class Fleet:
             if member.shard.id not in self.room.total
         ]
         if unknown:
-            missing.append(f"{', '.join(unknown)} to announce pages to the KV directory")
+            missing.append(f"pages of {', '.join(unknown)} in the KV directory")
         return "; ".join(missing)

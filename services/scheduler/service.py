@@ -150,10 +150,14 @@ class SchedulerService:
         )
 
     def waiting_for(self) -> str:
-        """What is missing to serve requests, in words."""
+        """What is missing of all that is configured, in words."""
         return "; ".join(
             filter(None, [self._core.fleet.waiting_for(), *self._members.unfit.values()])
         )
+
+    def obstacle(self) -> str:
+        """What is missing to serve requests, in words; empty when they are served."""
+        return "" if self._core.fleet.serving() else self.waiting_for()
 
     def counters(self) -> dict[str, float]:
         """For heartbeats: requests by stage, how often they were planned again, shards by role."""
@@ -232,6 +236,8 @@ class SchedulerService:
                 self._handle(again)
         except ServiceError as failure:
             error = str(failure)
+            if isinstance(failure, Invalid | Refused):
+                self._traces.refuse(submit.request)
             raise
         finally:
             self._launches.pop(work.request, None)

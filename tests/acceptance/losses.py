@@ -99,7 +99,8 @@ async def kill_each(text: list[int]) -> bool:
         ]
 
         async def ready() -> bool:
-            return (await status()).ready
+            seen = await status()
+            return seen.ready and not seen.missing
 
         back = await until(ready, 60)
         again, _ = await request(text[:500], 8)

@@ -5,6 +5,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from sps2.cli import ports
 from sps2.common import config
@@ -31,8 +32,12 @@ HEAD = {"id": "cmpl-1", "created": 1, "model": "m", "system_fingerprint": "f"}
 class Acted:
     """Answers a conversation with `answer`; where that ends with "!", it then waits for ever."""
 
-    def __init__(self, answer: str) -> None:
+    def __init__(self, answer: str, missing: str = "") -> None:
         self.answer = answer
+        self.missing = missing
+        self.traces = 2
+        """How many of them are listed."""
+        self.finish: Literal["stop", "length"] = "stop"
         self.asked: list[ChatRequest] = []
         self.completed: list[CompletionRequest] = []
 
@@ -42,34 +47,34 @@ class Acted:
             yield ChatChunk(**HEAD, choices=[ChatDelta(0, Delta(content=letter))])  # type: ignore[arg-type]
         if self.answer.endswith("!"):
             await asyncio.Event().wait()
+        end = ChatDelta(0, Delta(content=""), None, self.finish)
+        yield ChatChunk(**HEAD, choices=[end])  # type: ignore[arg-type]
         yield ChatChunk(**HEAD, choices=[], usage=Usage(6247, len(self.answer), 9))  # type: ignore[arg-type]
 
     async def show_cluster(self, request: ShowCluster) -> ClusterStatus:
-        return status(running(), running("prefill", 195.0, "c" * 17))
+        return status(running(), running("prefill", 195.0, "c" * 17), missing=self.missing)
 
     async def list_traces(self, request: ListTraces) -> Traces:
         error = (
             "prefill-1 was lost: it was silent for 3 heartbeats, and [red] no other could take over"
         )
-        return Traces(
-            (
-                TraceSummary(IDS[0], IDS[2], 12.0, 345.6, False, 7900, 128, 0.5),
-                TraceSummary(IDS[1], "", 3600.0, 61.0, False, 70, 0, error=error),
-            )
-        )
+        last = TraceSummary(IDS[0], IDS[2], 12.0, 345.6, False, 7900, 128, 0.5)
+        failed = TraceSummary(IDS[1], "", 3600.0, 61.0, False, 70, 0, error=error)
+        return Traces((last, *[failed] * (self.traces - 1)))
 
     async def complete(self, request: CompletionRequest) -> AsyncIterator[CompletionChunk]:
         self.completed.append(request)
-        yield CompletionChunk(**HEAD, choices=[CompletionChoice(0, self.answer)])  # type: ignore[arg-type]
-        yield CompletionChunk(**HEAD, choices=[], usage=Usage(1, 1, 2))  # type: ignore[arg-type]
+        whole = CompletionChoice(0, self.answer, None, self.finish)
+        yield CompletionChunk(**HEAD, choices=[whole])  # type: ignore[arg-type]
+        yield CompletionChunk(**HEAD, choices=[], usage=Usage(1, len(self.answer), 2))  # type: ignore[arg-type]
 
 
 @contextmanager
-def acted(folder: Path, answer: str) -> Iterator[Acted]:
+def acted(folder: Path, answer: str, missing: str = "") -> Iterator[Acted]:
     """The gateway of the cluster of `folder`/cluster.toml, in a thread of its own."""
     cluster = config.load(port=ports.free_base(), name="acted", model="tiny")
     (folder / "cluster.toml").write_text(config_text.dump(cluster, "test"))
-    made = Acted(answer)
+    made = Acted(answer, missing)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()

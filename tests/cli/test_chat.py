@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from ..terminal import Terminal, terminal
 from .acted import acted
 
@@ -66,6 +68,30 @@ def test_words_stay_whole_and_the_speed_is_told(tmp_path: Path) -> None:
         tail = " ".join(" ".join(rows[text:]).split())
         assert f"prompt 6,247 tokens; answer {len(LONG)} tokens at " in tail
         assert "tokens/s" in tail
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [(str(len(LONG)), f"cut at {len(LONG)} tokens (-n)"), ("500", f"cut at {len(LONG)} tokens")],
+)
+@pytest.mark.parametrize("command_", ["chat", "complete"])
+def test_an_answer_that_was_cut_says_so(
+    tmp_path: Path, command_: str, tokens: str, said: str
+) -> None:
+    """At -n, or before that, where the context is full."""
+    argv = command(tmp_path, command_, "hi", "-n", tokens)
+    with acted(tmp_path, LONG) as gateway:
+        gateway.finish = "length"
+        with terminal(argv, 200, 24) as screen:
+            assert screen.wait() == 0
+            rows = [row.rstrip() for row in screen.rows]
+    assert any(row.endswith(f"; {said}") for row in rows)
+
+
+def test_help_says_what_a_pipe_gets(tmp_path: Path) -> None:
+    for name in ("chat", "complete"):
+        told = " ".join(said(tmp_path, None, name, "--help").stdout.decode().split())
+        assert "Where stderr is a terminal, it shows how much of the prompt" in told
 
 
 def test_a_conversation(tmp_path: Path) -> None:

@@ -1,15 +1,49 @@
 """What `spsctl doctor` finds on machines that lack something."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from sps2.cli import checks
 from sps2.cli.checks import Finding
+from sps2.cli.effective import effective
 from sps2.common.config import Cluster
+from sps2.common.errors import Invalid
 from sps2.kernels import native
 
 
 def found(check: str, cluster: Cluster | None = None) -> Finding:
     return next(each for each in checks.run_all(cluster or Cluster()) if each.check == check)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"max_context": 999}, "max_context 999 is over the model's 512"),
+        ({"tp": 3}, "tp 3 cannot split 4 heads"),
+        ({"decode_tp": 4}, "tp 4 cannot split 2 KV heads"),
+        ({"tp": 2, "quantize": "int4"}, "--quantize int4 needs multiples"),
+    ],
+)
+def test_a_model_that_up_would_refuse(
+    flags: dict[str, Any], said: str, checkpoint: Callable[[str], Path]
+) -> None:
+    folder = str(checkpoint("llama3"))
+    finding = found("model", Cluster(model=folder, **flags))
+    assert finding.verdict == "broken"
+    assert said in finding.detail
+    assert found("model", Cluster(model=folder, max_context=512, tp=2)).verdict == "ok"
+    with pytest.raises(Invalid) as refused:
+        effective(None, model=folder, **flags)
+    assert str(refused.value) == finding.detail
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sps2.kernels.gpu.missing", lambda: "no CUDA device")
+    assert found("gpu", Cluster(device="cuda")).verdict == "broken"
+    assert found("gpu", Cluster(device="auto")).verdict == "ok"
 
 
 def test_which_kernels_are_used(monkeypatch: pytest.MonkeyPatch) -> None:

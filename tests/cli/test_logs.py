@@ -1,5 +1,6 @@
 """Logs of several services become one, by time."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,25 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unknown = runner.invoke(app, ["logs", "gatway"])
     assert unknown.exit_code == 2
     assert "gateway, kvdir" in unknown.output
+
+
+def test_which_cluster_is_meant_is_told_where_there_are_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPS2_HOME", str(tmp_path))
+    runner = CliRunner()
+    for number, name in enumerate(("first", "last")):
+        RunFolder(name).prepare(Cluster(name=name))
+        os.utime(RunFolder(name).config, (number, number))
+    RunFolder("first").log("gateway").write_text(f"{A1}\n")
+    done = runner.invoke(app, ["logs"])
+    assert "cluster last, the last one that was up (--name chooses another)" in done.stderr
+    assert "cluster last: none of its services has logged a line" in done.stderr
+    assert (done.exit_code, done.stdout) == (0, "")
+    with RunFolder("first").owned():
+        done = runner.invoke(app, ["logs"])
+        assert (done.stdout, "cluster first, which is up" in done.stderr) == (f"{A1}\n", True)
+    assert runner.invoke(app, ["logs", "--name", "first"]).stderr == ""
+    RunFolder("first").log("kvdir").touch()
+    done = runner.invoke(app, ["logs", "kvdir", "--name", "first"])
+    assert "cluster first: kvdir has logged nothing" in done.stderr

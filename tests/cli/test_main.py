@@ -85,6 +85,7 @@ def test_up_pulls_what_can_be_pulled(
     assert "tiny.gguf is not here yet: pulling it" in " ".join(result.stderr.split())
     assert "tiny.gguf" in result.stderr.splitlines()[-1]
     assert not list((tmp_path / "models").iterdir())  # not even a lock
+    assert all(result.stderr.splitlines()), "a progress bar that is not shown leaves no empty line"
 
 
 @pytest.mark.parametrize(
@@ -114,6 +115,29 @@ def test_wrong_usage(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["up", "--transport", "udp"], "'--transport': 'udp' is not one of 'auto', 'ucx', 'tcp'"),
+        (["up", "--prefill", "0"], "'--prefill': it must be at least 1"),
+        (["up", "--port", "99999"], "'--port': it must be at most 65529"),
+        (["up", "--decode", "two"], "'--decode': it must be a whole number"),
+        (["up", "--timeout", "soon"], "'--timeout': it must be a number"),
+        (["complete", "hi", "-t", "3"], "'--temperature' / '-t': it must be at most 2"),
+        (["keys", "api", "add", "x", "--tokens-per-minute", "x"], ": it must be a whole number"),
+        (["keys", "api", "add", "x", "--expires", "1s"], "--expires: '1s' is neither a time from"),
+    ],
+)
+def test_wrong_values_are_told_in_plain_words(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    told = run(*arguments).stderr
+    assert said in told
+    assert "Input should" not in told
+    assert "Value error" not in told
+
+
+@pytest.mark.parametrize(
     ("command", "choices"),
     [
         ("up", ["cpu|cuda|auto", "none|int8|int4", "exact|balanced|fast", "auto|ucx|tcp", "fcfs"]),
@@ -133,8 +157,8 @@ def test_help_lists_what_can_be_chosen(
 @pytest.mark.parametrize(
     ("file", "flags", "message"),
     [
-        ("", ["--mixed", "2", "--prefill", "1"], "1 prefill and 0 decode shards"),
-        ("prefill = 4\ndecode = 3", ["--mixed", "2"], "4 prefill and 3 decode shards"),
+        ("", ["--mixed", "2", "--prefill", "1"], "`prefill` is 1 and `decode` 0 here"),
+        ("prefill = 4\ndecode = 3", ["--mixed", "2"], "`prefill` is 4 and `decode` 3 here"),
         ("mixed = 2", ["--decode", "1"], "beside 2 of them there can be no others"),
         ("mixed = 2", ["--tp", "2"], "one process"),
         ("mixed = 2\n[sharing]\nmethod = 'ring'", [], "another sharing.method"),

@@ -1,5 +1,6 @@
 """What commands show at several widths, and in a pipe: nothing is cut that one needs."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -47,12 +48,27 @@ def test_status_and_traces(tmp_path: Path, width: int) -> None:
     shard = [each for each in words if each[:1] == ["decode-1"]][-1]
     assert shard == ["decode-1", "ready"]
     first, second = (next(each for each in words if each[:1] == [one]) for one in IDS[:2])
-    assert [*first[1:3], first[-2 if width == 120 else -1]] == ["12.0s", "5m45s", "ok"]
+    assert [*first[1:3], first[-1]] == ["12.0s", "5m45s", "ok"]
     assert ("7,900" in first) == (width > 60)
     assert "prefill-1" in second
     ends = " ".join(" ".join(row) for row in words)
     assert (IDS[2] in ends) == (width == 120)
     assert IDS[2][:8] not in ends.replace(IDS[2], "")  # whole, or not at all
+
+
+def test_a_cluster_that_serves_with_fewer_shards_is_ready(tmp_path: Path) -> None:
+    code = BOTH.replace('("status", "trace")', '("status",)')
+    with acted(tmp_path, "", missing="1 of 2 decode shards"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "cluster.toml")],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()[:2]
+    assert first.startswith("acted: ready, tiny")
+    assert second == "missing: 1 of 2 decode shards"
 
 
 def test_a_pipe_gets_everything(tmp_path: Path) -> None:
@@ -64,10 +80,31 @@ def test_a_pipe_gets_everything(tmp_path: Path) -> None:
             timeout=120,
         )
     assert done.returncode == 0, done.stderr
-    line = next(line for line in done.stdout.splitlines() if line.startswith(IDS[1]))
-    assert "silent for 3 heartbeats, and [red] no other could take over" in line
+    lines = done.stdout.splitlines()
+    line = next(line for line in lines if line.startswith(IDS[1]))
+    assert line.endswith("silent for 3 heartbeats, and [red] no other could take over")
+    assert lines[-1].split()[-1] == "ok", "the last request stands last"
+    assert lines[-1].startswith(IDS[0])
+    assert not any(line.endswith(" ") for line in lines)
     assert IDS[2] in done.stdout
     assert "…" not in done.stdout
+
+
+def test_so_many_of_the_last_traces_are_listed(tmp_path: Path) -> None:
+    def listed(*options: str) -> "subprocess.CompletedProcess[str]":
+        file = str(tmp_path / "cluster.toml")
+        argv = [sys.executable, "-m", "sps2.cli.main", "trace", *options, "--config", file]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=120)
+
+    with acted(tmp_path, "") as gateway:
+        one = listed("-n", "1")
+        assert [line.split()[0] for line in one.stdout.splitlines()] == ["REQUEST", IDS[0]]
+        assert "1 older: spsctl trace -n 2" in one.stderr
+        assert len(json.loads(listed("-n", "1", "--json").stdout)["traces"]) == 1
+        assert listed(IDS[0], "-n", "1").returncode == 2
+        gateway.traces = 30
+        assert len(listed().stdout.splitlines()) == 1 + 20
+        assert len(json.loads(listed("--json").stdout)["traces"]) == 30
 
 
 @pytest.mark.parametrize("width", [60, 120])

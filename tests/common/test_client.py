@@ -270,6 +270,19 @@ def test_a_whole_answer_has_its_time(there):
             list(hasty.complete_stream("ab!"))
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("timeout_s", "timeout_s"), ("timeout", "timeout_s"), ("connect_s", "connect_s")],
+)
+def test_an_argument_of_the_client_is_no_parameter_of_a_call(near, given, meant):
+    for call in (near.complete, near.chat):
+        with pytest.raises(Invalid, match=f"`{given}` .* Client\\({meant}=30\\)") as caught:
+            call("a text", **{given: 0.3})
+        assert (caught.value.field, caught.value.code) == (given, "unknown_field")
+    for kind in (Client, AsyncClient):
+        assert meant in kind.__init__.__doc__
+
+
 def test_a_conversation_of_answers_and_texts(near, there):
     messages = [{"role": "user", "content": "hey"}]
     messages.append(near.chat(messages).choices[0].message)

@@ -81,3 +81,20 @@ def test_only_work_without_parts_accounts_for_time() -> None:
         TraceSpan("f", "w", "totals", 9.5, 12.0),
     )
     assert accounted(trace(whole, *parts)) == pytest.approx(0.2 + 0.3 + 0.05)
+
+
+async def test_refused_requests_make_room_for_each_other() -> None:
+    recorder = Recorder("gateway", 8)
+    for number in range(6):
+        recorder.trail(f"good {number}", "")
+    for number in range(20):
+        recorder.trail(f"bad {number}", "")
+        recorder.refuse(f"bad {number}")
+    names = [name for name, _ in recorder.notes()]
+    assert names[:2] == ["bad 19", "bad 18"]
+    assert names[2:] == [f"good {number}" for number in (5, 4, 3, 2, 1)]
+    for number in range(6, 14):
+        recorder.trail(f"good {number}", "")
+    assert [name for name, _ in recorder.notes()] == [f"good {n}" for n in range(13, 5, -1)]
+    recorder.refuse("gone")
+    Recorder("gateway", 0).refuse("any")

@@ -61,7 +61,7 @@ async def under_cut(machines: Machines, bus: Bus, load: str, wanted: list[str]) 
                 cut_off = await client.status()
             finally:
                 machines.network.restore("gamma")
-            while not (await client.status()).ready:
+            while (status := await client.status()).missing or not status.ready:
                 await asyncio.sleep(0.1)
             back_s = at() - CUT_S
             await asyncio.sleep(AFTER_S)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from sps2.common.api.usage import Sps2Usage, Usage
 from sps2.common.client import Client
+from sps2.common.messages import ClusterStatus
 
 from .conftest import Launch, Running
 
@@ -61,7 +64,18 @@ def test_curl(cluster: Running) -> None:
 def test_openai_client(cluster: Running) -> None:
     output = said(sys.executable, str(EXAMPLES / "openai_client.py"), cluster.url)
     answer = chat(cluster, "Name three rivers.")
-    assert output == f"{answer}\nprefilled by 2 shards\n{answer}\n"
+    assert output == f"{answer}\nSP degree of prefill: 2\n{answer}\n"
+
+
+def test_the_demo_says_that_its_answer_was_cut() -> None:
+    demo = runpy.run_path(str(EXAMPLES / "demo.py"))
+    numbers = dict.fromkeys(Sps2Usage.__struct_fields__, 1)
+    spent = Sps2Usage(**numbers | {"placements": (), "owner": "decode-0"})
+    usage = Usage(8000, 96, 8096, sps2=spent)
+    for is_cut, said in ((True, "96 tokens, cut at its limit of 96"), (False, "96 tokens")):
+        cluster = ClusterStatus("m", "", True, "", (), (), (), (), 0)
+        table = demo["report"](usage, [1.0, 1.1], is_cut, cluster)
+        assert said in list(table.columns[1].cells)
 
 
 def test_sdk(cluster: Running) -> None:

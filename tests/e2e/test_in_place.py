@@ -153,7 +153,7 @@ async def test_streams_go_on_after_the_loss_of_a_shard(doomed: Running) -> None:
             assert await asyncio.gather(*waiting) == right
             assert (await released(client)).leaked_pages == 0
             async with asyncio.timeout(60):
-                while not (await client.status()).ready:
+                while (status := await client.status()).missing or not status.ready:
                     await asyncio.sleep(0.1)
 
 

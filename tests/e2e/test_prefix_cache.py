@@ -237,7 +237,7 @@ async def joined(client: AsyncClient, service: str, pid: int) -> None:
         while True:
             await asyncio.sleep(0.2)
             status = await client.status()
-            if status.ready and pid_of(status, service) not in (0, pid):
+            if status.ready and not status.missing and pid_of(status, service) not in (0, pid):
                 return
 
 

@@ -92,7 +92,9 @@ def test_answers_departures_and_killed_followers(launch: Launch) -> None:
                 for answer in await asyncio.gather(*running):
                     assert answer == texts(cluster.folder, 300, 200)
                 async with asyncio.timeout(120):
-                    while any(map(psutil.pid_exists, before)) or not (await client.status()).ready:
+                    while any(map(psutil.pid_exists, before)):
+                        await asyncio.sleep(0.1)
+                    while (status := await client.status()).missing or not status.ready:
                         await asyncio.sleep(0.1)
                 assert await greedy(client, 30, 20) == alone[0]
                 assert (await released(client)).leaked_pages == 0

@@ -45,8 +45,19 @@ async def test_a_service_that_answers_and_waits(tmp_path: Path) -> None:
 
 async def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "DEADLINE_S", 0.2)
+    cluster = load(port=ports.free_base())
+    at = health.address(cluster, "gateway", None)
     with pytest.raises(Exception, match="Describe to gateway passed its deadline"):
-        await health.ask(load(port=ports.free_base()), "gateway", None)
+        await health.ask(cluster, "gateway", at)
+
+
+def test_a_shard_whose_port_is_not_known_cannot_be_asked(tmp_path: Path) -> None:
+    """That is not to be taken for a shard that does not answer."""
+    (tmp_path / "cluster.toml").write_text("")
+    done = probe(tmp_path / "cluster.toml", "decode-0")
+    assert done.returncode == 2
+    assert done.stderr.startswith("decode-0 cannot be asked: its port is not known")
+    assert "shard_port" in done.stderr
 
 
 def test_where_services_are() -> None:

@@ -48,6 +48,7 @@ A_CHAT = {"messages": [{"role": "user", "content": "Name three rivers."}], "max_
 def application(
     gateway: Gateway,
     obstacle: Callable[[], Awaitable[str]],
+    missing: Callable[[], str],
     *,
     version: str,
     bodies: Bodies,
@@ -61,6 +62,7 @@ def application(
     Args:
         bodies: those in memory.
         obstacle: why no request can be taken, in words; empty when they are.
+        missing: what is not there, whether requests are taken or not.
         keep_alive_s: silence on a stream after which a comment is sent.
         register: of the API keys; None lets everybody in.
         names: hosts by which the gateway is known where there are no keys.
@@ -155,10 +157,10 @@ def application(
     async def health() -> Response:
         return Response()
 
-    @app.get("/ready")
+    @app.get("/ready", **gives(api.Ready, "Say whether requests are taken", 503))
     async def ready() -> Response:
         await check_ready()
-        return Response()
+        return Json(api.Ready(missing()))
 
     @app.get("/version", **gives(Version, "Show the version"))
     async def show_version() -> Response:

@@ -21,6 +21,7 @@ _TYPES = (
     api.Models,
     api.Model,
     api.Version,
+    api.Ready,
     api.ErrorBody,
 )
 _REF = "#/components/schemas/{name}"

@@ -14,35 +14,40 @@ OFTEN_S = 1.0
 
 
 class Readiness:
-    """What the cluster waits for, as of a moment ago."""
+    """Whether requests are taken, and what is missing, as of a moment ago."""
 
     def __init__(self, scheduler: Peer, bus: Bus) -> None:
         self._scheduler = scheduler
         self._deadline_s = bus.heartbeat_s * bus.missed_heartbeats
-        self._waiting_for = "the scheduler"
+        self._missing = "the scheduler"
         self._serving = False
         self._greeted = False
 
     def waiting_for(self) -> str:
-        """Empty when every shard is there; else what is missing, in words."""
-        return self._waiting_for
+        """Empty when requests are taken; else what is missing for that, in words."""
+        return "" if self._serving else self._missing
+
+    def missing(self) -> str:
+        """Empty when every shard is there; else what is missing, whether requests are taken or
+        not."""
+        return self._missing
 
     @property
     def serves(self) -> bool:
-        """Whether requests are taken, as of a moment ago; shards may be missing all the same."""
+        """Whether requests are taken; shards may be missing all the same."""
         return self._serving
 
     async def obstacle(self) -> str:
         """Empty when requests are taken; else what is missing for that, as of right now."""
         if not self._serving:
             await self._ask(NOW_S)
-        return "" if self._serving else self._waiting_for
+        return self.waiting_for()
 
     async def watch(self) -> None:
         """Look again and again, until cancelled."""
         while True:
             await self._ask(self._deadline_s)
-            await asyncio.sleep(SOON_S if self._waiting_for else OFTEN_S)
+            await asyncio.sleep(SOON_S if self._missing else OFTEN_S)
 
     async def _ask(self, deadline_s: float) -> None:
         try:
@@ -50,8 +55,8 @@ class Readiness:
                 await greet(self._scheduler, "gateway", deadline_s)
                 self._greeted = True
             fleet = await self._scheduler.call(ShowFleet(), deadline_s)
-            self._waiting_for, self._serving = fleet.waiting_for, fleet.serving
+            self._missing, self._serving = fleet.waiting_for, fleet.serving
         except ServiceError as error:
             why = f" ({error})" if isinstance(error, Invalid) else ""
-            self._waiting_for = f"the scheduler at {self._scheduler.address}{why}"
+            self._missing = f"the scheduler at {self._scheduler.address}{why}"
             self._serving = self._greeted = False

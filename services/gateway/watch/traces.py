@@ -18,12 +18,14 @@ from sps2.common.messages import (
 )
 from sps2.common.tracing import Context, Note, Recorder, Trail
 from sps2.services.gateway.callers import Caller
-from sps2.services.gateway.http.problems import Told
+from sps2.services.gateway.http.problems import NotReady, Told
 from sps2.services.gateway.running import NAME_CHARS
 from sps2.services.gateway.shards import Shards
 from sps2.services.greeting import compare
 
 DEADLINE_S = 2.0
+REFUSALS = range(400, 499)
+"""Statuses of requests for which nothing was computed."""
 TIMES_ASKED = 3
 """How often a service's clock is read: the quickest answer says most."""
 
@@ -62,7 +64,10 @@ class AnswerTraces:
             whole.tell(error="cancelled")
             raise
         except Exception as error:
-            whole.tell(error=Told(error).message)
+            told = Told(error)
+            whole.tell(error=told.message)
+            if isinstance(error, NotReady) or told.status in REFUSALS:
+                self._recorder.refuse(name)
             raise
         finally:
             whole.end()
@@ -111,9 +116,10 @@ class AnswerTraces:
         for name, whole in wholes:
             if name == wanted or request == whole.detail.get("asked_as"):
                 return name, whole
-        kept = f"the last {len(wholes)} are" if wholes else "none is"
+        there = f"there are {len(wholes)}" if len(wholes) > 1 else "there is 1 of another"
         raise Invalid(
-            f"no trace of a request {request[:80]!r}: {kept} kept; `spsctl trace` lists them",
+            f"there is no trace of a request {request[:80]!r}; "
+            + (f"{there}, see `spsctl trace`" if wholes else "no request was traced yet"),
             "request",
             "request_not_found",
         )

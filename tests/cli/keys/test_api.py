@@ -42,6 +42,25 @@ def test_from_add_to_revoke(tmp_path: Path) -> None:
     assert run(folder, "add", "bob").stdout.strip() != key
 
 
+def test_a_name_that_is_none(tmp_path: Path) -> None:
+    Keyring(tmp_path / "keys").make("test")
+    done = run(tmp_path / "keys", "add", "a b")
+    assert done.exit_code == 1
+    said = " ".join(done.stderr.split())
+    assert said == "error: 'a b' cannot be a name: a name has 1 to 64 letters, digits and . _ @ -"
+
+
+def test_help_and_error_tell_the_same_ways_to_write_an_expiry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    helped = CliRunner().invoke(app, ["keys", "api", "add", "--help"]).stdout
+    wrong = run(tmp_path, "add", "x", "--expires", "1s").stderr
+    for way in ("90d", "12h", "30m", "2027-01-31", "2027-01-31T12:00Z"):
+        assert way in helped
+        assert way in wrong
+
+
 @pytest.mark.parametrize(
     ("text", "when"),
     [

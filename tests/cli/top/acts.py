@@ -57,7 +57,7 @@ def heartbeat(service: str, second: int, pid: int = 1, **more: object) -> Heartb
     return Heartbeat(service, pid, 1000.0 + second, 1 << 20, counters.get(role, {}), **told)  # type: ignore[arg-type]
 
 
-def status(*requests: RequestStatus, ready: bool = True) -> ClusterStatus:
+def status(*requests: RequestStatus, ready: bool = True, missing: str = "") -> ClusterStatus:
     return ClusterStatus(
         "tiny",
         "0",
@@ -71,6 +71,7 @@ def status(*requests: RequestStatus, ready: bool = True) -> ClusterStatus:
         requests,
         (),
         0,
+        missing=missing,
     )
 
 

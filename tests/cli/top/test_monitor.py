@@ -146,6 +146,13 @@ def test_the_gateway_does_not_answer() -> None:
     monitor.take(status(ready=False), 3.0)
     totals = monitor.picture(3.0).cluster
     assert (totals.state, totals.waiting_for) == ("waiting", "1 of 2 decode shards")
+    monitor.take(status(missing="1 of 2 decode shards"), 3.0)
+    totals = monitor.picture(3.0).cluster
+    assert (totals.state, totals.waiting_for, totals.missing) == (
+        "ready",
+        "",
+        "1 of 2 decode shards",
+    )
 
 
 def test_settled_once_all_rates_are_known() -> None:

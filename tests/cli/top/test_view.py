@@ -8,7 +8,7 @@ from sps2.cli.top.monitor import Monitor
 from sps2.cli.top.picture import Picture
 from sps2.cli.top.view import lines, view
 
-from .acts import BUS, REQUEST, event, heartbeat, in_prefill, watched
+from .acts import BUS, REQUEST, event, heartbeat, in_prefill, status, watched
 
 SIZES = [(80, 24), (100, 30), (132, 40), (200, 50)]
 
@@ -121,6 +121,10 @@ def test_a_cluster_that_waits_says_for_what() -> None:
     rows = shown(monitor.picture(3.0), Controls(), 80, 24)
     assert "lost" in rows[0]
     assert "waits for the gateway at tcp://127.0.0.1:1" in rows[1]
+    monitor.take(status(missing="1 of 2 decode shards"), 3.0)
+    rows = shown(monitor.picture(3.0), Controls(), 80, 24)
+    assert "ready" in rows[0]
+    assert rows[1].rstrip() == " missing: 1 of 2 decode shards"
 
 
 def test_once_says_all_without_keys() -> None:

@@ -19,8 +19,16 @@ from sps2.common.errors import Invalid
         ("[gateway]\nmodel = 'x'", "there is no key `gateway.model`; did you mean model?"),
         ("attention = 'none'", "`attention` cannot be 'none'; there are balanced, exact, fast ("),
         ("[sharing]\nmethod = 'rings'", "`sharing.method` cannot be 'rings'; did you mean ring?"),
-        ("prefill = -1", "`prefill`: Expected `int` >= 0"),
-        ("[gateway]\nport = 'x'", "`gateway.port`: Expected `int`, got `str`"),
+        ("prefill = -1", "`prefill` must be at least 0 ("),
+        ("[gateway]\nport = 'x'", "`gateway.port` must be a whole number, not text ("),
+        ("prefill = 1.5", "`prefill` must be a whole number, not a number with a fraction ("),
+        ("[kv]\npage_tokens = 5000", "`kv.page_tokens` must be at most 1024 ("),
+        ("[bus]\nbeat_s = 0", "`bus.heartbeat_s` must be more than 0 ("),
+        ("[kv]\nprefix_cache = 1", "`kv.prefix_cache` must be true or false, not a number ("),
+        ("served_model_name = ['']", "`served_model_name` must not be empty ("),
+        ("served_model_name = 'x'", "`served_model_name` must be a list, not text ("),
+        ("name = 'a b'", "`name` may have letters, digits, - and _ only ("),
+        ("kv = 1", "`kv` must be a table, not a number ("),
     ],
 )
 def test_a_wrong_key_or_value(tmp_path: Path, text: str, said: str) -> None:

@@ -107,6 +107,8 @@ class Play:
     fail: dict[str, ServiceError] = field(default_factory=dict)
     gates: dict[str, asyncio.Event] = field(default_factory=dict)
     waiting_for: str = ""
+    serving: bool = False
+    """Whether the cluster serves although it waits for something."""
     ends_with_eos: bool = True
     progress: list[Progress] = field(default_factory=list)
     """Told to those who ask."""
@@ -215,7 +217,7 @@ class TestScheduler:
             if name not in (*self.play.finished, *self.play.cancelled)
         )
         missing = self.play.waiting_for
-        return FleetStatus(shards, running, missing, not missing)
+        return FleetStatus(shards, running, missing, self.play.serving or not missing)
 
     async def describe(self, request: Describe) -> Info:
         return Info("scheduler", 1, "0", "ready")

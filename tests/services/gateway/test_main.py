@@ -11,9 +11,10 @@ import pytest
 
 from sps2.common.config import Cluster, Gateway
 from sps2.common.errors import Invalid
+from sps2.common.models import model_id
 from sps2.common.text.tokens import Tokenizer
 from sps2.services.gateway.http import server as http
-from sps2.services.gateway.main import Parts, model_id, served_by
+from sps2.services.gateway.main import Parts, served_by
 from sps2.services.run import About
 
 from .conftest import opened
@@ -159,3 +160,10 @@ async def test_a_model_is_served_by_other_names(folder):
             answer = await client.post("/v1/completions", json={"model": name, "prompt": "x"})
             assert answer.status_code == status
             assert answer.json().get("model", "gpt-4o") == "gpt-4o"
+
+
+def test_a_model_of_several_names_is_told_by_all_of_them(folder):
+    cluster = Cluster(model=str(folder), served_model_name=("gpt-4", "mine"))
+    served = served_by(cluster, folder, Tokenizer(folder))
+    with pytest.raises(Invalid, match=r"`gpt-4` \(also called `mine`\) is served here"):
+        served.check_model("gpt-5")

@@ -4,6 +4,7 @@ import asyncio
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from unittest.mock import Mock
 
 import pytest
 
@@ -136,6 +137,15 @@ async def stage(play: Play, prefill: int = 1, **scheduler: object) -> AsyncItera
         while service.waiting_for():
             await asyncio.sleep(0.01)
         yield peer
+
+
+async def test_the_scheduler_is_ready_when_it_serves_with_fewer_shards() -> None:
+    service = SchedulerService.__new__(SchedulerService)
+    service._core, service._members = Mock(), Mock(unfit={})
+    service._core.fleet.waiting_for.return_value = "1 of 2 decode shards"
+    for serves, obstacle in ((True, ""), (False, "1 of 2 decode shards")):
+        service._core.fleet.serving.return_value = serves
+        assert (service.obstacle(), service.waiting_for()) == (obstacle, "1 of 2 decode shards")
 
 
 def submit(name: str, tokens: int = 40, **more: object) -> Submit:

@@ -115,8 +115,27 @@ async def test_the_last_answers_are_listed_with_how_they_ended(http, door):
             while not listed[0].error:
                 listed = (await client._peer.call(ListTraces(), HANG_S)).traces
         assert listed[0].error == "cancelled"
-        with pytest.raises(Invalid, match=r"no trace of a request 'cmpl-0': the last 3 are kept"):
+        with pytest.raises(Invalid, match=r"no trace of a request 'cmpl-0'; there are 3, see"):
             await client._peer.call(ShowTrace("cmpl-0"), HANG_S)
+
+
+async def test_a_trace_that_is_not_there_beside_one_and_beside_none(http, door):
+    for said in ("no request was traced yet", "there is 1 of another, see `spsctl trace`"):
+        with pytest.raises(Invalid, match=said):
+            await shown(door, "frobnicate")
+        await ask(http)
+
+
+async def test_refused_requests_push_no_others_out(http, door):
+    """Of 8 pages 2 are theirs: one that could not be read, one with a field that is wrong."""
+    answered = [(await ask(http)).json()["id"] for _ in range(4)]
+    for _ in range(5):
+        for body in ({"prompt": "abc", "top_p": 7}, {"prompt": "abc", "model": "other"}):
+            assert (await http.post("/v1/completions", json=body)).status_code in (400, 404)
+    async with door.client() as client:
+        listed = (await client._peer.call(ListTraces(), HANG_S)).traces
+    assert [each.request for each in listed if not each.error] == answered[::-1]
+    assert sum(bool(each.error) for each in listed) == 2
 
 
 @contextmanager
