@@ -23,7 +23,7 @@ from sps2.common.errors import Invalid
         ("[gateway]\nport = 'x'", "`gateway.port` must be a whole number, not text ("),
         ("prefill = 1.5", "`prefill` must be a whole number, not a number with a fraction ("),
         ("[kv]\npage_tokens = 5000", "`kv.page_tokens` must be at most 1024 ("),
-        ("[bus]\nbeat_s = 0", "`bus.heartbeat_s` must be more than 0 ("),
+        ("[bus]\nheartbeat_s = 0", "`bus.heartbeat_s` must be more than 0 ("),
         ("[kv]\nprefix_cache = 1", "`kv.prefix_cache` must be true or false, not a number ("),
         ("served_model_name = ['']", "`served_model_name` must not be empty ("),
         ("served_model_name = 'x'", "`served_model_name` must be a list, not text ("),

@@ -165,5 +165,5 @@ async def test_a_model_is_served_by_other_names(folder):
 def test_a_model_of_several_names_is_told_by_all_of_them(folder):
     cluster = Cluster(model=str(folder), served_model_name=("gpt-4", "mine"))
     served = served_by(cluster, folder, Tokenizer(folder))
-    with pytest.raises(Invalid, match=r"`gpt-4` \(also called `mine`\) is served here"):
+    with pytest.raises(Invalid, match=r"`gpt-4` is served here, also as `mine`"):
         served.check_model("gpt-5")
