@@ -20,7 +20,8 @@ from sps2.common.messages import (
 )
 from sps2.services.gateway.shards import Shards
 
-DEADLINE_S = 0.5
+DEADLINE_S = 2.0
+"""A busy process is not lost; one that has ended is known at once."""
 
 Described = tuple[ServiceStatus, tuple[Link, ...]]
 
