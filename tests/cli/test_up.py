@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,11 +109,10 @@ def test_nothing_outlives_a_killed_supervisor(
 
 
 def test_a_service_that_dies_at_start_is_shown_and_all_is_stopped(
-    spsctl: Spsctl, tmp_path: Path
+    spsctl: Spsctl, tmp_path: Path, checkpoint: Callable[[str], Path]
 ) -> None:
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
+    model = Path(shutil.copytree(checkpoint("smollm2"), tmp_path / "model"))
+    (model / "model.safetensors").write_bytes(b"damaged")
     port = str(ports.free_base())
     up = spsctl("up", "--name", "test", "--port", port, "--model", str(model))
     assert up.returncode == 1
