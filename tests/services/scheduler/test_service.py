@@ -4,7 +4,6 @@ import asyncio
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from unittest.mock import Mock
 
 import pytest
 
@@ -37,8 +36,10 @@ from sps2.common.messages import (
     Submit,
     Token,
 )
+from sps2.common.messages.directory import Room
 from sps2.services.kvdir.directory import Directory
 from sps2.services.kvdir.service import DirectoryService
+from sps2.services.scheduler.core import Joined
 from sps2.services.scheduler.schemes import Schemes
 from sps2.services.scheduler.service import SchedulerService
 from sps2.services.tasks import forever
@@ -140,12 +141,24 @@ async def stage(play: Play, prefill: int = 1, **scheduler: object) -> AsyncItera
 
 
 async def test_the_scheduler_is_ready_when_it_serves_with_fewer_shards() -> None:
-    service = SchedulerService.__new__(SchedulerService)
-    service._core, service._members = Mock(), Mock(unfit={})
-    service._core.fleet.waiting_for.return_value = "1 of 2 decode shards"
-    for serves, obstacle in ((True, ""), (False, "1 of 2 decode shards")):
-        service._core.fleet.serving.return_value = serves
-        assert (service.obstacle(), service.waiting_for()) == (obstacle, "1 of 2 decode shards")
+    cluster = Cluster(prefill=1, decode=2, bus=BUS)
+    telemetry = Publisher("tcp://127.0.0.1:9", "scheduler", BUS)
+    directory = Peer("tcp://127.0.0.1:9", BUS, "kvdir")
+    service = SchedulerService(cluster, Schemes(CONFIG, 2, Sharing()), "tiny", directory, telemetry)
+    fleet = service._core.fleet
+    try:
+        for name, pages in (("prefill-0", 0), ("decode-0", PAGES)):
+            assert service.obstacle() == service.waiting_for() != ""
+            plane = messages.Peer(f"{name}/1", "tcp://127.0.0.1:9", bytes(16))
+            role = name.partition("-")[0]
+            shard = Shard(name, role, 1, "tcp://127.0.0.1:9", plane, pages, PAGE if pages else 0)  # type: ignore[arg-type]
+            service._core.handle(Joined(shard), 0.0)
+        fleet.room = Room({"decode-0": PAGES}, {"decode-0": PAGES})
+        assert (service.obstacle(), service.waiting_for()) == ("", "1 of 2 decode shards")
+    finally:
+        await service.close()
+        await directory.close()
+        await asyncio.to_thread(telemetry.close)
 
 
 def submit(name: str, tokens: int = 40, **more: object) -> Submit:
