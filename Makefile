@@ -41,6 +41,7 @@ lint: $(READY)  ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@mkdir -p build/typed/sps2
+	@ln -sf ../../../sps2/__init__.py build/typed/sps2/__init__.py
 	@for folder in $(TYPED); do ln -sfn ../../../$$folder build/typed/sps2/$$folder; done
 	$(BIN)/mypy -p sps2
 	MYPYPATH=benchmarks $(BIN)/mypy --explicit-package-bases docs examples benchmarks

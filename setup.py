@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: how the C++ kernels are built, for every Python 3."""
+"""What pyproject.toml cannot say: the version, and how the C++ kernels are built."""
 
 import os
 import re
@@ -12,10 +12,18 @@ from typing import IO
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools_scm import ScmVersion
 
+NEXT = "0.2.0"
+"""The release that is worked on, which a tag `v0.2.0` will make."""
 NATIVE = Path("kernels/native")
 UNBUILT = NATIVE / "unbuilt.txt"
 """Why the kernels could not be built: pip shows nothing of it. `make setup` and doctor do."""
+
+
+def version_of(found: ScmVersion) -> str:
+    """That of the commit's tag, or a development version of the next release."""
+    return f"{found.tag}" if found.exact else f"{NEXT}.dev{found.distance or 0}"
 
 
 class Build(build_ext):
@@ -61,6 +69,7 @@ def _errors_to(file: IO[str]) -> Iterator[None]:
 
 
 setup(
+    use_scm_version={"version_scheme": version_of, "fallback_version": f"{NEXT}.dev0"},
     cmdclass={"build_ext": Build, "bdist_wheel": Wheel},
     ext_modules=[
         Extension(

@@ -7,8 +7,9 @@ A cluster with keys wants a client's key, whose file SPS2_KEYS names.
 
 import sys
 
-from sps2.common.client import ADDRESS, Client
-from sps2.common.errors import ServiceError
+from sps2 import Client, ServiceError
+
+ADDRESS = "tcp://127.0.0.1:8001"
 
 
 def main() -> None:

@@ -8,8 +8,9 @@ A cluster with keys wants a client's key, whose file SPS2_KEYS names.
 import asyncio
 import sys
 
-from sps2.common.client import ADDRESS, AsyncClient
-from sps2.common.errors import ServiceError
+from sps2 import AsyncClient, ServiceError
+
+ADDRESS = "tcp://127.0.0.1:8001"
 
 QUESTIONS = ["Name three rivers.", "Name three lakes.", "Name three seas."]
 

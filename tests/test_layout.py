@@ -110,7 +110,7 @@ def test_a_service_imports_no_other_service() -> None:
 
 
 def test_imports_are_absolute_and_begin_with_sps2() -> None:
-    bare = [name.removeprefix("sps2.") for name in FOLDERS]
+    bare = [name.removeprefix("sps2.") for name in FOLDERS if name != "sps2"]
     for path in [*SOURCES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "examples").rglob("*.py")]:
         for name in imports(path):
             assert name.split(".")[0] not in bare, f"{path}: write sps2.{name}"
@@ -124,6 +124,16 @@ def test_the_control_plane_leaves_torch_alone(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
     assert done.returncode == 0, done.stderr or f"{module} imports torch"
+
+
+def test_the_sdk_has_a_short_import() -> None:
+    code = (
+        "import sps2, sys; names = [getattr(sps2, name) for name in dir(sps2)]; "
+        "from sps2 import *; from sps2.common.client import Client as own; "
+        "assert Client is own and names; sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stderr
 
 
 def test_files_stay_small() -> None:
