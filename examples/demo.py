@@ -2,7 +2,8 @@
 
     python examples/demo.py [--transport auto|ucx|tcp] [--prefill 2] [--decode 2]
 
-It pulls the model, brings the cluster up, asks, and stops everything again. `make demo` runs it.
+It pulls the model, brings the cluster up, asks, compares the time to the first token with one
+prefill shard, with all, and with sparse attention, and stops everything again. `make demo` runs it.
 """
 
 import argparse
@@ -18,16 +19,18 @@ from rich.table import Table
 from sps2.cli import reading
 from sps2.cli.local import running_cluster
 from sps2.cli.pull import fetched
+from sps2.cli.top.format import bar
 from sps2.cli.wrapping import Wrapped
 from sps2.common.api import Extension
 from sps2.common.api.usage import Usage
 from sps2.common.client import Client, Turn
 from sps2.common.errors import ServiceError
-from sps2.common.messages import ClusterStatus
+from sps2.common.messages import ClusterStatus, Setting
 
 MODEL = "smollm2-135m"
 DOCUMENT = Path(__file__).parent / "constitution.txt"
 ANSWER_TOKENS = 96
+BAR_CELLS = 24
 QUESTION = "What are the three branches of government in this document, and what does each do?"
 
 console = Console(highlight=False)
@@ -87,20 +90,55 @@ def report(usage: Usage, times: list[float], is_cut: bool, cluster: ClusterStatu
     return table
 
 
+def compared(client: Client, question: str, shards: int) -> Table:
+    """The time to the first token of one question, read by one prefill shard and by all of them."""
+    ways: list[tuple[str, int, Setting]] = [("1 prefill shard", 1, "exact")]
+    if shards > 1:
+        ways += [
+            (f"{shards} prefill shards", shards, "exact"),
+            (f"{shards}, sparse attention", shards, "balanced"),
+        ]
+    found = []
+    for name, sp_degree, attention in ways:
+        console.print(f"The first token again, with {name} ...", style="dim")
+        how = Extension(sp_degree=sp_degree, attention=attention)
+        answer = client.chat(question, max_tokens=1, sps2=how, cache_salt=name)  # nothing cached
+        assert answer.usage.sps2 is not None
+        found.append((name, answer.usage.sps2))
+    table = Table(title="Time to the first token", box=None)
+    for header in ("", "", "", "sent between them"):
+        table.add_column(header)
+    longest_ms = max(spent.ttft_ms for _, spent in found)
+    for name, spent in found:
+        table.add_row(
+            name,
+            bar(BAR_CELLS, spent.ttft_ms / longest_ms, "cyan"),
+            f"{spent.ttft_ms / 1000:.2f} s",
+            f"{spent.exchange_bytes / 2**20:.1f} MiB",
+        )
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--transport", choices=["auto", "ucx", "tcp"], default="auto")
     parser.add_argument("--prefill", type=int, default=2)
     parser.add_argument("--decode", type=int, default=2)
     flags = vars(parser.parse_args())
+    shards = flags["prefill"]
 
     fetched(MODEL)
-    console.print(f"bringing up {flags['prefill']} prefill and {flags['decode']} decode shards ...")
+    console.print(f"bringing up {shards} prefill and {flags['decode']} decode shards ...")
     with running_cluster(name="demo", model=MODEL, **flags) as client:
         console.print(f"\n[bold]{QUESTION}[/] (about {DOCUMENT.name})\n")
-        usage, times, is_cut = ask(client, f"{DOCUMENT.read_text(encoding='utf-8')}\n\n{QUESTION}")
+        question = f"{DOCUMENT.read_text(encoding='utf-8')}\n\n{QUESTION}"
+        usage, times, is_cut = ask(client, question)
         console.print(report(usage, times, is_cut, client.status()))
-    console.print(f"Everything is stopped again. {MODEL} is small: do not ask it for legal advice.")
+        console.print(compared(client, question, shards))
+    console.print(
+        "Sparse attention saves bytes: it gains time where links are slow, as `make bench-links` "
+        f"shows.\nEverything is stopped again. {MODEL} is small: do not ask it for legal advice."
+    )
 
 
 if __name__ == "__main__":
