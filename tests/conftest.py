@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from .interpreted import why_not
+
 settings.register_profile("same", derandomize=True, database=None, deadline=None, print_blob=True)
 settings.register_profile("random", derandomize=False, deadline=None, print_blob=True)
 # every run tries the same examples: HYPOTHESIS_PROFILE=random looks for new ones, at night
@@ -19,6 +21,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # read when torch is loaded: threads that spin while they wait are very slow on a busy machine
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# read when Triton is loaded: its kernels run on CPU tensors, in its interpreter
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 384,
@@ -80,7 +84,12 @@ TEMPLATE = (
 )
 
 
-LONGEST = ("test_gpu.py", "test_tensor_parallel.py", "test_up.py", "e2e")
+LONGEST = ("services/gpu", "test_tensor_parallel.py", "test_up.py", "e2e")
+
+
+def pytest_report_header() -> list[str]:
+    reason = why_not()
+    return [f"left out: the tests of Triton kernels: {reason}"] if reason else []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

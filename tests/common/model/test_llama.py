@@ -212,19 +212,23 @@ async def test_fused_layers_are_as_exact_as_separate_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = checkpoint(family)
-    ids = torch.arange(rows)
+    positions = torch.arange(rows)
+    prompts = torch.randint(384, (24, rows), generator=torch.Generator().manual_seed(7))
 
     async def at(level: int, dtype: str) -> Tensor:
         monkeypatch.setattr(native, "level", level)
         model = load(folder, dtype)
         assert (model._native is None) == (level == 0)
-        attend = LocalAttention(model.config, ids)
-        return model.logits(await model.forward(ids, ids, attend))
+        found = []
+        for ids in prompts:
+            attend = LocalAttention(model.config, positions)
+            found.append(model.logits(await model.forward(ids, positions, attend)))
+        return torch.cat(found)
 
     exact = await at(0, "float32")
     torch.testing.assert_close(await at(level, "float32"), exact, rtol=1e-4, atol=1e-4)
     separate, fused = [(await at(of, "bfloat16") - exact).abs().mean() for of in (0, level)]
-    assert fused < 1.3 * separate
+    assert fused < 1.1 * separate
 
 
 @pytest.mark.skipif(not native.level, reason="there are no C++ kernels")

@@ -1,14 +1,10 @@
-"""The Triton kernels run here under Triton's interpreter, on CPU tensors.
-
-Triton decides for one when it is imported, so these tests run in a process of their own:
-`tests/kernels/test_gpu.py` starts it, as does `TRITON_INTERPRET=1 pytest tests/kernels/gpu`.
-"""
-
-import os
+"""The Triton kernels run here on CPU tensors, in Triton's interpreter: see `tests/conftest.py`."""
 
 import pytest
 
-if os.environ.get("TRITON_INTERPRET") != "1":
+from ...interpreted import why_not
+
+if why_not():
     collect_ignore_glob = ["test_*.py"]
 
 

@@ -1,6 +1,6 @@
 """Shards on a second device, whose kernels are Triton's: see `tests/kernels/gpu/conftest.py`."""
 
-import os
+from ...interpreted import why_not
 
-if os.environ.get("TRITON_INTERPRET") != "1":
+if why_not():
     collect_ignore_glob = ["test_*.py"]
