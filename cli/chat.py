@@ -39,11 +39,13 @@ def chat(
     message: Annotated[
         str | None,
         typer.Argument(
-            help="one question; piped text goes before it; - is the piped text. Without any of "
-            "them a conversation starts"
+            help="One question. Piped text goes before it; - is the piped text. Without "
+            "either a conversation starts."
         ),
     ] = None,
-    system: Annotated[str | None, typer.Option(help="instructions to the model")] = None,
+    system: Annotated[
+        str | None, typer.Option(help="Instructions to the model (the system message).")
+    ] = None,
     file: File = None,
     max_tokens: MaxTokens = 512,
     temperature: Temperature = None,

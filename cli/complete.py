@@ -19,7 +19,7 @@ STDIN = Path("-")
 
 MaxTokens = Annotated[
     int | None,
-    typer.Option("--max-tokens", "-n", min=1, help="length of the answer at most, in tokens"),
+    typer.Option("--max-tokens", "-n", min=1, help="Maximum length of the answer, in tokens."),
 ]
 Temperature = Annotated[
     float | None,
@@ -28,7 +28,7 @@ Temperature = Annotated[
         "-t",
         min=0.0,
         max=2.0,
-        help="how freely tokens are chosen; 0 always takes the likeliest",
+        help="Sampling temperature; 0 always takes the likeliest token.",
         show_default="the model's",
     ),
 ]
@@ -38,20 +38,24 @@ TopP = Annotated[
         "--top-p",
         min=0.0,
         max=1.0,
-        help="choose among the likeliest tokens that have this share together",
+        help="Sample from the likeliest tokens that have this probability together.",
         show_default="the model's",
     ),
 ]
 Seed = Annotated[
     int | None,
-    typer.Option("--seed", help="makes the choice repeatable", show_default="another each time"),
+    typer.Option(
+        "--seed",
+        help="Seed of the sampling: the same seed gives the same answer.",
+        show_default="another each time",
+    ),
 ]
 SpDegree = Annotated[
     int | None,
     typer.Option(
         "--sp-degree",
         min=1,
-        help="prefill shards that share the prompt",
+        help="Prefill shards that share the prompt.",
         show_default="the scheduler decides",
     ),
 ]
@@ -59,7 +63,7 @@ Attention = Annotated[
     Setting | None,
     typer.Option(
         "--attention",
-        help="how much prefill may leave out",
+        help="How much attention the prefill may leave out.",
         show_default="the cluster's",
     ),
 ]
@@ -68,7 +72,7 @@ File = Annotated[
     typer.Option(
         "--file",
         "-f",
-        help="a document to put before the prompt; - reads standard input",
+        help="A document to put before the prompt; - reads standard input.",
         dir_okay=False,
     ),
 ]
@@ -77,7 +81,7 @@ File = Annotated[
 def complete(
     prompt: Annotated[
         str | None,
-        typer.Argument(help="text to continue; piped text goes before it; - is the piped text"),
+        typer.Argument(help="Text to continue. Piped text goes before it; - is the piped text."),
     ] = None,
     file: File = None,
     max_tokens: MaxTokens = 128,
@@ -87,7 +91,7 @@ def complete(
     sp_degree: SpDegree = None,
     attention: Attention = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="the whole answer as one OpenAI object")
+        bool, typer.Option("--json", help="Print the whole answer as one OpenAI object.")
     ] = False,
     name: NameOption = None,
     config: ConfigOption = None,

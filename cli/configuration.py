@@ -10,7 +10,7 @@ from sps2.common.config import text as config_text
 
 def config(
     reference: Annotated[
-        bool, typer.Option("--reference", help="as Markdown: docs/configuration.md")
+        bool, typer.Option("--reference", help="Print it as Markdown: docs/configuration.md.")
     ] = False,
 ) -> None:
     """Print a configuration file with every key, its default and its meaning."""

@@ -13,9 +13,13 @@ from sps2.common import config as configuration
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="a list of findings")] = False,
-    config: Annotated[Path | None, typer.Option(help="the configuration to check for")] = None,
-    keys: Annotated[str | None, typer.Option(help="folder of `spsctl keys init`")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list of findings.")] = False,
+    config: Annotated[
+        Path | None, typer.Option(help="The configuration that this machine is to serve.")
+    ] = None,
+    keys: Annotated[
+        str | None, typer.Option(help="Folder of the keys, made by `spsctl keys init`.")
+    ] = None,
 ) -> None:
     """Check this machine. Exit code 1 if something that is needed is broken."""
     from sps2.cli import checks

@@ -20,15 +20,18 @@ def logs(
     service: Annotated[
         str | None,
         typer.Argument(
-            help="such as gateway, decode-0 or supervisor; all if absent",
+            help="A service, such as gateway, decode-0 or supervisor; all if absent.",
             autocompletion=completion.services,
         ),
     ] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="go on printing as lines are written")
+        bool, typer.Option("--follow", "-f", help="Go on printing lines as they are written.")
     ] = False,
     lines: Annotated[
-        int, typer.Option("--lines", "-n", min=0, help="last lines of each service's log")
+        int,
+        typer.Option(
+            "--lines", "-n", min=0, help="How many of the last lines of each log to print."
+        ),
     ] = 50,
     name: NameOption = None,
 ) -> None:

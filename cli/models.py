@@ -29,7 +29,7 @@ def rm(
     ref: Annotated[
         str,
         typer.Argument(
-            help="a model, as `spsctl models` lists it",
+            help="A model, as `spsctl models` lists it.",
             metavar="MODEL",
             autocompletion=completion.pulled,
         ),

@@ -15,14 +15,14 @@ from sps2.services.scheduler.selections import FILE, Calibration
 
 def profile(
     model: Annotated[
-        str, typer.Option(help="as given to `spsctl pull`, or a folder")
+        str, typer.Option(help="A model as for `spsctl pull`, or a folder.")
     ] = "smollm2-135m",
     tokens: Annotated[
-        int, typer.Option(min=1, help="length of the document that it is measured on")
+        int, typer.Option(min=1, help="Length of the document to measure on, in tokens.")
     ] = 8000,
     degrees: Annotated[
         str,
-        typer.Option("--sp-degree", help="prefill shards that share a prompt, such as 2,4,8"),
+        typer.Option("--sp-degree", help="Prefill shards that share a prompt, such as 2,4,8."),
     ] = "4",
 ) -> None:
     """Find a model's thresholds for balanced and fast attention.

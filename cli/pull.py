@@ -25,12 +25,12 @@ def pull(
     ref: Annotated[
         str | None,
         typer.Argument(
-            help="smollm2-135m, hf:ORG/NAME[@REVISION], a folder, or a .gguf file", metavar="REF"
+            help="smollm2-135m, hf:ORG/NAME[@REVISION], a folder, or a .gguf file.", metavar="REF"
         ),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="pull the model that this configuration names", dir_okay=False),
+        typer.Option(help="Pull the model that this configuration names.", dir_okay=False),
     ] = None,
 ) -> None:
     """Download or convert a model; at once if it is there. Prints its folder."""

@@ -23,7 +23,7 @@ NARROW = 100
 
 
 def status(
-    as_json: Annotated[bool, typer.Option("--json", help="one object, for scripts")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one object, for scripts.")] = False,
     name: NameOption = None,
     config: ConfigOption = None,
 ) -> None:

@@ -16,13 +16,13 @@ NameOption = Annotated[
     typer.Option(
         "--name",
         envvar="SPS2_CLUSTER",
-        help="name of the cluster; not needed while only one is up",
+        help="Name of the cluster; not needed while only one is up.",
         autocompletion=completion.clusters,
     ),
 ]
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", help="talk to the cluster of this file, here or elsewhere"),
+    typer.Option("--config", help="Talk to the cluster of this file, here or elsewhere."),
 ]
 
 

@@ -30,72 +30,89 @@ Number = int | None
 
 def up(
     config: Annotated[
-        Path | None, typer.Option(help="TOML file; `spsctl config` prints one", dir_okay=False)
+        Path | None,
+        typer.Option(help="Configuration file (TOML); `spsctl config` prints one.", dir_okay=False),
     ] = None,
     hosts: Annotated[
         Path | None,
-        typer.Option(help="TOML list of machines to start it on over ssh", dir_okay=False),
+        typer.Option(
+            help="List of machines (TOML) to start the cluster on over ssh.", dir_okay=False
+        ),
     ] = None,
     model: Annotated[
         Text,
-        typer.Option(help="as given to `spsctl pull`, or a folder; pulled if need be"),
+        typer.Option(help="A model as for `spsctl pull`, or a folder; downloaded if missing."),
     ] = None,
     served_model_name: Annotated[
         list[str] | None,
-        typer.Option(help="what clients call the model; give it again for more names"),
+        typer.Option(help="What clients call the model; give it again for more names."),
     ] = None,
-    prefill: Annotated[Number, typer.Option(min=1, help="number of prefill shards")] = None,
-    decode: Annotated[Number, typer.Option(min=1, help="number of decode shards")] = None,
+    prefill: Annotated[Number, typer.Option(min=1, help="Number of prefill shards.")] = None,
+    decode: Annotated[Number, typer.Option(min=1, help="Number of decode shards.")] = None,
     mixed: Annotated[
         Number,
-        typer.Option("--mixed", min=1, help="number of shards that prefill and decode"),
+        typer.Option("--mixed", min=1, help="Number of shards that both prefill and decode."),
     ] = None,
     device: Annotated[
-        DeviceName | None, typer.Option(help="where shards compute; auto: on GPUs if there are any")
+        DeviceName | None,
+        typer.Option(help="Where shards compute; auto: on GPUs if there are any."),
     ] = None,
     dtype: Annotated[
-        Dtype | None, typer.Option(help="type of weights and activations; auto: the checkpoint's")
+        Dtype | None, typer.Option(help="Type of weights and activations; auto: the checkpoint's.")
     ] = None,
-    quantize: Annotated[Quantize | None, typer.Option(help="what weights are stored in")] = None,
+    quantize: Annotated[
+        Quantize | None, typer.Option(help="Type that weights are stored in.")
+    ] = None,
     attention: Annotated[
-        Setting | None, typer.Option(help="how much prefill may leave out, unless a request says")
+        Setting | None,
+        typer.Option(help="How much attention prefill may leave out, unless a request says."),
     ] = None,
     policy: Annotated[
-        Policy | None, typer.Option(help="in which order requests are scheduled")
+        Policy | None, typer.Option(help="The order in which requests are scheduled.")
     ] = None,
     transport: Annotated[
-        Transport | None, typer.Option(help="data plane; auto: UCX where it has RDMA to use")
+        Transport | None,
+        typer.Option(help="Transport of tensors; auto: UCX where it has RDMA to use."),
     ] = None,
-    tp: Annotated[Number, typer.Option(min=1, help="processes of one shard")] = None,
+    tp: Annotated[
+        Number, typer.Option(min=1, help="Tensor-parallel processes of one shard.")
+    ] = None,
     decode_tp: Annotated[
-        Number, typer.Option(min=1, help="processes of one decode shard, if not as many as --tp")
+        Number,
+        typer.Option(min=1, help="Tensor-parallel processes of one decode shard, if not as --tp."),
     ] = None,
     access_log: Annotated[
-        AccessLog | None, typer.Option(help="HTTP requests that get a line in the gateway's log")
+        AccessLog | None, typer.Option(help="HTTP requests that get a line in the gateway's log.")
     ] = None,
-    threads: Annotated[Number, typer.Option(min=1, help="compute threads of one process")] = None,
-    host: Annotated[Text, typer.Option(help="address to bind; needs --keys")] = None,
-    keys: Annotated[Text, typer.Option(help="folder of `spsctl keys init`")] = None,
+    threads: Annotated[Number, typer.Option(min=1, help="Compute threads of one process.")] = None,
+    host: Annotated[Text, typer.Option(help="Address to bind; needs --keys.")] = None,
+    keys: Annotated[
+        Text, typer.Option(help="Folder of the keys, made by `spsctl keys init`.")
+    ] = None,
     port: Annotated[
         Number,
         typer.Option(
             min=1,
             max=65529,
-            help="HTTP port; the five after it are used too, and with tp one more for each shard",
+            help="HTTP port; the next five are used too, and with --tp one more for each shard.",
         ),
     ] = None,
     name: Annotated[
         Text,
-        typer.Option(envvar="SPS2_CLUSTER", help="name of the cluster; several can be up at once"),
+        typer.Option(envvar="SPS2_CLUSTER", help="Name of the cluster; several can be up at once."),
     ] = None,
     detach: Annotated[
-        bool, typer.Option("--detach", "-d", help="return once it is ready; `spsctl down` stops it")
+        bool,
+        typer.Option(
+            "--detach", "-d", help="Return once the cluster is ready; `spsctl down` stops it."
+        ),
     ] = False,
     timeout: Annotated[
-        float, typer.Option(min=1, help="seconds until it must be ready, else it is stopped")
+        float,
+        typer.Option(min=1, help="Seconds within which it must be ready, else it is stopped."),
     ] = 600.0,
 ) -> None:
-    """Bring a cluster up, on this machine or on those of a list.
+    """Start a cluster on this machine, or on the machines of a list.
 
     Flags override the file. In the foreground it runs until Ctrl-C, which stops all of it.
     """

@@ -28,35 +28,46 @@ DEFAULT_SETTINGS = "exact,int8,balanced,fast,csa:drop=.002,hire:budget=.3,stride
 
 
 def quality(
-    model: Annotated[str, typer.Option(help="as given to `spsctl pull`")] = "smollm2-135m",
-    tokens: Annotated[str, typer.Option(help="lengths of prompts, such as 2048,8000")] = "2048",
+    model: Annotated[str, typer.Option(help="A model as for `spsctl pull`.")] = "smollm2-135m",
+    tokens: Annotated[
+        str, typer.Option(help="Lengths of prompts in tokens, such as 2048,8000.")
+    ] = "2048",
     degrees: Annotated[
         str,
-        typer.Option("--sp-degree", help="prefill shards that share a prompt, such as 2,4,8"),
+        typer.Option("--sp-degree", help="Prefill shards that share a prompt, such as 2,4,8."),
     ] = "4",
     settings: Annotated[
-        str, typer.Option(help=f"of {', '.join(names.SETTINGS)}, with :NAME=VALUE,...")
+        str,
+        typer.Option(
+            help=f"Settings to compare: {', '.join(names.SETTINGS)}; :NAME=VALUE,... may follow."
+        ),
     ] = DEFAULT_SETTINGS,
     documents: Annotated[
-        str, typer.Option(help=f"of {', '.join(texts.BUILT_IN)}, or paths of text files")
+        str, typer.Option(help=f"Documents: {', '.join(texts.BUILT_IN)}, or paths of text files.")
     ] = ",".join(texts.BUILT_IN),
-    needles: Annotated[bool, typer.Option(help="hide facts in the documents, and ask")] = True,
+    needles: Annotated[
+        bool, typer.Option(help="Hide facts in the documents, and ask for them.")
+    ] = True,
     questions: Annotated[
         int,
-        typer.Option(min=1, max=len(TEAMS), help="needles asked for, each by a prefill of its own"),
+        typer.Option(
+            min=1, max=len(TEAMS), help="Number of facts asked for, each with a prefill of its own."
+        ),
     ] = 2,
     dtype: Annotated[
-        Dtype, typer.Option(help="float32 shows the effect of a setting alone")
+        Dtype, typer.Option(help="Type to compute in; float32 shows the effect of a setting alone.")
     ] = "float32",
     spans: Annotated[
         Spans,
-        typer.Option(help="scheduler: as in a cluster; even: as many tokens for each shard"),
+        typer.Option(help="How spans are cut; scheduler: as in a cluster; even: equal lengths."),
     ] = "scheduler",
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="write everything as JSON to this file, as it is found"),
+        typer.Option(
+            "--out", "-o", help="Write all results to this file as JSON, as they are found."
+        ),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="write PNGs to this folder")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write pictures (PNG) to this folder.")] = None,
 ) -> None:
     """Compare prefill settings with exact attention: quality, bytes, needles kept."""
     if plot is not None and find_spec("matplotlib") is None:

@@ -13,18 +13,30 @@ UNITS = {"d": "days", "h": "hours", "m": "minutes"}
 AFTER, AT = "90d, 12h or 30m", "2027-01-31, or 2027-01-31T12:00Z"
 """How an expiry may be written."""
 
-NameArgument = Annotated[str, typer.Argument(help="name of the key, for lists and messages")]
+NameArgument = Annotated[str, typer.Argument(help="Name of the key, for lists and messages.")]
 
 
 def add(
     name: NameArgument,
-    requests: Annotated[int, typer.Option("--requests-per-minute", min=0, help="0: no limit")] = 0,
+    requests: Annotated[
+        int,
+        typer.Option(
+            "--requests-per-minute", min=0, help="Requests allowed per minute; 0: no limit."
+        ),
+    ] = 0,
     tokens: Annotated[
         int,
-        typer.Option("--tokens-per-minute", min=0, help="prompts and answers; 0: no limit"),
+        typer.Option(
+            "--tokens-per-minute",
+            min=0,
+            help="Tokens of prompts and answers allowed per minute; 0: no limit.",
+        ),
     ] = 0,
     expires: Annotated[
-        str | None, typer.Option("--expires", help=f"a time from now ({AFTER}), or a date ({AT})")
+        str | None,
+        typer.Option(
+            "--expires", help=f"When the key expires: a time from now ({AFTER}), or a date ({AT})."
+        ),
     ] = None,
     folder: KeysOption = None,
 ) -> None:
@@ -51,7 +63,7 @@ def show(folder: KeysOption = None) -> None:
 
 
 def revoke(name: NameArgument, folder: KeysOption = None) -> None:
-    """Refuse an API key from now on. It takes effect at the next request."""
+    """Revoke an API key. It takes effect at the next request."""
     keyring_of(folder).revoke_api_key(name)
     render.out.print(f"Revoked API key {name}.", markup=False)
 

@@ -9,17 +9,17 @@ from rich.text import Text
 from sps2.cli import render
 from sps2.cli.keys.folder import KeysOption, keyring_of
 
-NameArgument = Annotated[str, typer.Argument(help="of the client")]
+NameArgument = Annotated[str, typer.Argument(help="Name of the client.")]
 
 
 def add(
     name: NameArgument,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="file to write; else NAME.key here")
+        Path | None, typer.Option("--out", "-o", help="File to write; else NAME.key here.")
     ] = None,
     folder: KeysOption = None,
 ) -> None:
-    """Let a client in, and write the key to hand over. It takes effect at once."""
+    """Admit a client, and write the key file to hand over. It takes effect at once."""
     path = out or Path(f"{name}.key")
     keyring_of(folder).add_client(name, path)
     render.out.print(
@@ -38,6 +38,6 @@ def show(folder: KeysOption = None) -> None:
 
 
 def revoke(name: NameArgument, folder: KeysOption = None) -> None:
-    """Keep a client out. It takes effect within seconds, on connections that are open too."""
+    """Revoke a client's key. It takes effect within seconds, on open connections too."""
     keyring_of(folder).revoke_client(name)
     render.out.print(f"Revoked client {name}.", markup=False)

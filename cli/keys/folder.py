@@ -13,7 +13,7 @@ from sps2.common.keys.keyring import Keyring
 
 KeysOption = Annotated[
     Path | None,
-    typer.Option("--keys", help="folder of the keys; else $SPS2_KEYS, else ~/.config/sps2/keys"),
+    typer.Option("--keys", help="Folder of the keys; else $SPS2_KEYS, else ~/.config/sps2/keys."),
 ]
 
 
@@ -35,11 +35,11 @@ def keyring_of(folder: Path | None) -> Keyring:
 def init(
     folder: KeysOption = None,
     name: Annotated[
-        str, typer.Option("--name", help="name of the cluster, for messages")
+        str, typer.Option("--name", help="Name of the cluster, for messages.")
     ] = "default",
     force: Annotated[
         bool,
-        typer.Option("--force", help="replace it; services and clients need new ones"),
+        typer.Option("--force", help="Replace the key; services and clients need new ones."),
     ] = False,
 ) -> None:
     """Make the key that all services of a cluster share."""

@@ -29,9 +29,9 @@ SETTLE_S = 5.0
 
 
 def top(
-    once: Annotated[bool, typer.Option("--once", help="one picture, then end")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Draw one picture, then end.")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="one object a line, every second or --once")
+        bool, typer.Option("--json", help="Print one object a line, every second or --once.")
     ] = False,
     name: NameOption = None,
     config: ConfigOption = None,

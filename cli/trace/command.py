@@ -35,8 +35,8 @@ def trace(
     request: Annotated[
         str | None,
         typer.Argument(
-            help="an answer's id, or the x-request-id of its HTTP answer; absent, the last "
-            "requests are listed, the last one at the end"
+            help="An answer's id, or the x-request-id of its HTTP answer. Without it the last "
+            "requests are listed, the newest at the end."
         ),
     ] = None,
     lines: Annotated[
@@ -45,15 +45,17 @@ def trace(
             "--lines",
             "-n",
             min=1,
-            help="how many of the last requests are listed",
+            help="How many of the last requests to list.",
             show_default=f"{LISTED}; all with --json",
         ),
     ] = None,
     perfetto: Annotated[
         Path | None,
-        typer.Option("--perfetto", help="write a file for https://ui.perfetto.dev", dir_okay=False),
+        typer.Option(
+            "--perfetto", help="Write a file for https://ui.perfetto.dev.", dir_okay=False
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="one object, for scripts")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one object, for scripts.")] = False,
     name: NameOption = None,
     config: ConfigOption = None,
 ) -> None:
