@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import metadata
-from pathlib import Path
 from typing import Any, get_args
 
 import psutil
@@ -15,7 +14,7 @@ import psutil
 from sps2.cli import key_checks, ports, render, runs
 from sps2.cli.effective import require_fit
 from sps2.cli.finding import Finding, Verdict
-from sps2.common import cores, models, places
+from sps2.common import machine, models, places
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, ServiceError
 from sps2.common.messages import Role
@@ -25,6 +24,7 @@ GIB = 1 << 30
 
 def run_all(cluster: Cluster) -> Iterator[Finding]:
     """Every check, in an order in which the first that is broken is likely the cause."""
+    yield _system()
     yield _python()
     yield _packages()
     yield _torch()
@@ -37,6 +37,13 @@ def run_all(cluster: Cluster) -> Iterator[Finding]:
     yield _ports(cluster)
     yield from key_checks.run_all(cluster)
     yield _model(cluster)
+
+
+def _system() -> Finding:
+    detail = f"{platform.system()} {platform.release()} on {platform.machine()}"
+    if untested := machine.untested():
+        return Finding("system", "warning", f"{detail}: {untested}")
+    return Finding("system", "ok", detail)
 
 
 def _python() -> Finding:
@@ -101,17 +108,17 @@ def _kernels() -> Finding:
         why = f" ({reason})" if (reason := native.unbuilt()) else ""
         detail = f"the C++ ones were not built{why}; {slower}: install g++, then sps2 again"
         return Finding("kernels", "warning", detail)
-    if "avx2" in _cpu_flags():
+    if "avx2" in machine.cpu_flags():
         detail = f"the C++ ones were built by another compiler than g++; {slower}"
         return Finding("kernels", "warning", f"{detail}: install sps2 again with CXX=g++")
     return Finding("kernels", "ok", f"the C++ ones are for x86-64 with AVX2; {slower}")
 
 
 def _processor(cluster: Cluster) -> Finding:
-    flags = _cpu_flags()
+    flags = machine.cpu_flags()
     wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "bf16", "asimd")
     found = [flag for flag in wanted if flag in flags]
-    count = cores.usable()
+    count = machine.cores()
     detail = (
         f"{render.counted(count, 'core')}, "
         f"{render.counted(cluster.shard_threads, 'compute thread')} per shard; "
@@ -126,15 +133,6 @@ def _processor(cluster: Cluster) -> Finding:
         there = render.counted(count, "core")
         return Finding("processor", "warning", f"{detail}; {sharing} {there}")
     return Finding("processor", "ok", detail)
-
-
-def _cpu_flags() -> set[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return set()
-    names = ("flags", "Features")
-    return {flag for line in lines if line.startswith(names) for flag in line.split(":")[1].split()}
 
 
 def _memory(cluster: Cluster) -> Finding:

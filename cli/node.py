@@ -25,7 +25,7 @@ from msgspec.structs import replace
 from sps2.cli import ports
 from sps2.cli.runs import RunFolder
 from sps2.cli.services import environment, start_of
-from sps2.common import cores, keys, models
+from sps2.common import keys, machine, models
 from sps2.common.config import Cluster
 from sps2.common.config import text as config_text
 from sps2.common.errors import Invalid, Refused, ServiceError
@@ -159,7 +159,7 @@ def configured(order: Order) -> Cluster:
     """The configuration as it is in force here; sets SPS2_HOME, if the order says so."""
     if order.home:
         os.environ["SPS2_HOME"] = str(Path(order.home).expanduser().absolute())
-    threads = order.cluster.threads or max(1, cores.usable() // order.processes)
+    threads = order.cluster.threads or max(1, machine.cores() // order.processes)
     return replace(order.cluster, threads=threads)
 
 

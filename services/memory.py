@@ -2,8 +2,9 @@
 
 import ctypes
 import mmap
-import sys
 from collections.abc import Iterable
+
+from sps2.common.machine import glibc
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's malloc.h."""
@@ -16,7 +17,7 @@ MADV_POPULATE_WRITE = 23
 
 def give_back() -> None:
     """Have glibc return what is free (on SmolLM2: 110 MB to 85 MB after start, in some ms)."""
-    if trim := _glibc("malloc_trim"):
+    if trim := glibc("malloc_trim"):
         trim(0)
 
 
@@ -26,7 +27,7 @@ def keep() -> None:
     Tensors of a layer are of the same few sizes again and again. Memory that the system takes back
     between them comes again as pages full of zeros: a tenth of the time of a prefill.
     """
-    if tune := _glibc("mallopt"):
+    if tune := glibc("mallopt"):
         tune(M_MMAP_THRESHOLD, MOST_MMAP_THRESHOLD)
         tune(M_TRIM_THRESHOLD, UNLIMITED)
 
@@ -40,15 +41,9 @@ def back(pieces: Iterable[tuple[int, int]]) -> None:
     Args:
         pieces: (address, bytes) of each.
     """
-    if advise := _glibc("madvise"):
+    if advise := glibc("madvise"):
         for address, nbytes in pieces:
             start = address // mmap.PAGESIZE * mmap.PAGESIZE
             size = ctypes.c_size_t(address + nbytes - start)
             if advise(ctypes.c_void_p(start), size, MADV_POPULATE_WRITE):
                 return
-
-
-def _glibc(name: str) -> "ctypes._NamedFuncPointer | None":
-    if not sys.platform.startswith("linux"):
-        return None
-    return getattr(ctypes.CDLL(None), name, None)

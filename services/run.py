@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import ctypes
 import logging
 import os
 import signal
@@ -16,7 +15,7 @@ from typing import Literal, TypeGuard, get_args
 
 import uvloop
 
-from sps2.common import config, log
+from sps2.common import config, log, machine
 from sps2.common.bus.addresses import address_of
 from sps2.common.bus.telemetry import Publisher
 from sps2.common.config import Cluster
@@ -127,7 +126,8 @@ def run(name: str, serve: Serve) -> None:
     if arguments.rank:
         service += f".{arguments.rank}"
     log.setup(service)
-    _die_with_supervisor()
+    if supervisor := os.environ.get("SPS2_SUPERVISOR_PID"):
+        machine.end_with(int(supervisor))
     allow_all()
     sys.setswitchinterval(SWITCH_S)
     try:
@@ -178,14 +178,3 @@ async def _until_stopped(cluster: Cluster, about: About, serve: Serve) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     await serve(cluster, about, stop)
-
-
-def _die_with_supervisor() -> None:
-    """Have the kernel end this process when the supervisor that started it is gone (Linux)."""
-    supervisor = os.environ.get("SPS2_SUPERVISOR_PID")
-    if supervisor is None or not sys.platform.startswith("linux"):
-        return
-    set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
-    if os.getppid() != int(supervisor):
-        sys.exit(0)

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import replace
 
-from sps2.common import cores, places
+from sps2.common import machine, places
 from sps2.common.config.explained import explained
 from sps2.common.config.sections import (
     Bus,
@@ -195,7 +195,7 @@ class Cluster(Section, frozen=True):
     def shard_threads(self) -> int:
         """Threads of one process: prefill and decode shards take turns on the same cores."""
         processes = max(self.shards_of(role) * self.tp_of(role) for role in get_args(Role))
-        return self.threads or max(1, cores.usable() // processes)
+        return self.threads or max(1, machine.cores() // processes)
 
     def shards_of(self, role: Role) -> int:
         """How many shards of a role there are."""

@@ -9,6 +9,7 @@ import pytest
 from sps2.cli import checks
 from sps2.cli.checks import Finding
 from sps2.cli.effective import effective
+from sps2.common import machine
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid
 from sps2.kernels import native
@@ -80,6 +81,6 @@ def test_kernels_of_no_use_here(
 ) -> None:
     monkeypatch.setattr(native, "level", 0)
     monkeypatch.setattr(native, "built", True)
-    monkeypatch.setattr(checks, "_cpu_flags", lambda: flags)
+    monkeypatch.setattr(machine, "cpu_flags", lambda: flags)
     finding = found("kernels")
     assert (finding.verdict, said in finding.detail) == (verdict, True)

@@ -48,6 +48,8 @@ class Shell:
         self._folder = folder
         self._port = port
         (folder / "examples").symlink_to(ROOT / "examples")
+        # the pages sample without a seed or a limit: a small model may not stop for minutes
+        (folder / "short.toml").write_text("[gateway]\ndefault_max_tokens = 64\n")
         self._environment = {
             **{name: value for name, value in os.environ.items() if name[:5] != "SPS2_"},
             "HOME": str(folder),
@@ -69,7 +71,7 @@ class Shell:
     def _here(self, text: str) -> str:
         text = text.replace("127.0.0.1:8000", f"127.0.0.1:{self._port}")
         text = text.replace("127.0.0.1:8001", f"127.0.0.1:{self._port + 1}")
-        return re.sub(r"(spsctl up )", rf"\1--port {self._port} ", text)
+        return text.replace("spsctl up ", f"spsctl up --config short.toml --port {self._port} ")
 
 
 @pytest.fixture(scope="module")
