@@ -45,6 +45,7 @@ lint: $(READY)  ## check style, formatting and types
 	@for folder in $(TYPED); do ln -sfn ../../../$$folder build/typed/sps2/$$folder; done
 	$(BIN)/mypy -p sps2
 	MYPYPATH=benchmarks $(BIN)/mypy --explicit-package-bases docs examples benchmarks
+	MYPYPATH=benchmarks:tests/acceptance $(BIN)/mypy --explicit-package-bases tests
 
 format: $(READY)  ## fix style and formatting
 	$(BIN)/ruff check --fix .

@@ -45,7 +45,7 @@ CASES: dict[str, dict[str, object]] = {
     BASELINE: {"method": "ring", "pipelined": False},
     "ring": {"method": "ring"},
     "gather": {"method": "gather"},
-    "gather-int8": {"method": "gather", "wire": "int8"},
+    "gather-int8": {"method": "gather", "kv_transfer_dtype": "int8"},
     "ulysses": {"method": "ulysses"},
     "usp": {"method": "usp"},
     "pass_q": {"method": "pass_q"},

@@ -1,59 +1,59 @@
-"""Names of KV pages: pages of one name may stand for each other, whoever computed them.
+"""Hashes of KV pages: pages of one hash may stand for each other, whoever computed them.
 
-A name says model, tokens, and how much attention was left out: what was computed by `fast` never
-serves a request for `exact`. Keys and values of one name are equal up to rounding; by `balanced`
-and `fast`, up to what these leave out, which depends on how the prompt was split over shards.
+A hash is of the model, the tokens, and how much attention was left out: what was computed by `fast`
+never serves a request for `exact`. Keys and values of one hash are equal up to rounding; by
+`balanced` and `fast`, up to what these leave out, which depends on how the prompt was split.
 """
 
 import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-NAME_BYTES = 16
+HASH_BYTES = 16
 
 
-class PromptNames(NamedTuple):
-    """The names of a prompt's full pages, and `root`, which the first follows; empty: no cache."""
+class PromptHashes(NamedTuple):
+    """The hashes of a prompt's full pages, and `root`, which the first follows; empty: no cache."""
 
     root: bytes = b""
-    names: tuple[bytes, ...] = ()
+    hashes: tuple[bytes, ...] = ()
 
     @property
     def last(self) -> bytes:
         """What the next page follows."""
-        return self.names[-1] if self.names else self.root
+        return self.hashes[-1] if self.hashes else self.root
 
 
 def root(*settings: str) -> bytes:
     """What the first page follows: what keys and values are computed with beside the tokens."""
-    digest = hashlib.blake2b(digest_size=NAME_BYTES)
+    digest = hashlib.blake2b(digest_size=HASH_BYTES)
     for setting in settings:
         text = setting.encode()
         digest.update(len(text).to_bytes(4, "little") + text)
     return digest.digest()
 
 
-def page_names(parent: bytes, tokens: bytes, page_tokens: int) -> tuple[bytes, ...]:
-    """The names of the full pages of `tokens`, each hashed from its tokens and the name before it.
+def page_hashes(parent: bytes, tokens: bytes, page_tokens: int) -> tuple[bytes, ...]:
+    """The hashes of the full pages of `tokens`, each made from its tokens and the hash before it.
 
     Args:
-        parent: the name of the page before; of the first, `root`.
+        parent: the hash of the page before; of the first, `root`.
         tokens: ids, little-endian int32.
     """
     size = 4 * page_tokens
-    names = []
+    hashes = []
     for start in range(0, len(tokens) - size + 1, size):
-        digest = hashlib.blake2b(parent, digest_size=NAME_BYTES)
+        digest = hashlib.blake2b(parent, digest_size=HASH_BYTES)
         digest.update(tokens[start : start + size])
         parent = digest.digest()
-        names.append(parent)
-    return tuple(names)
+        hashes.append(parent)
+    return tuple(hashes)
 
 
 def common_pages(a: Sequence[bytes], b: Sequence[bytes]) -> int:
-    """How many pages two prompts share, by the names of their pages from the first on."""
+    """How many pages two prompts share, by the hashes of their pages from the first on."""
     least, most = 0, min(len(a), len(b))
-    while least < most:  # a name is equal only where all before it are
+    while least < most:  # a hash is equal only where all before it are
         middle = (least + most + 1) // 2
         if a[middle - 1] == b[middle - 1]:
             least = middle

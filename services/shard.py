@@ -200,7 +200,7 @@ class Membership:
         async with self._directory.stream(announce) as evictions:
             async for evicted in evictions:
                 self._missing.pop("KV directory", None)
-                await inventory.evict(evicted.names)
+                await inventory.evict(evicted.hashes)
 
     async def _report(self, inventory: Inventory) -> None:
         shard = self._shard

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import NamedTuple, TypeVar
@@ -135,7 +135,7 @@ class Loyalty:
     def __init__(self, stop: Callable[[], None]) -> None:
         self._stop = stop
 
-    async def lead(self, request: Lead) -> AsyncIterator[Done]:
+    async def lead(self, request: Lead) -> AsyncGenerator[Done, None]:
         try:
             yield Done()
             await forever()

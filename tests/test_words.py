@@ -12,6 +12,7 @@ RETIRED = (
     r"\b[Dd]ealt\b|\bseats\b|\bSeats\b",
     r"\bby turns\b",
     r"(?<![\w-])--any\b|`any` shard",
+    r"\bsharing\.wire\b|`wire`|\bwire=|\"wire\"",
     r"\b[Pp]orter\b|\btakers\b",
 )
 PAST = re.compile(

@@ -76,15 +76,15 @@ def _named(name: Sparse) -> Callable[[Options, Case], Scheme]:
     def make(options: Options, case: Case) -> Scheme:
         _only(options)
         if case.tokens <= SHORT:
-            return Scheme("gather", wire="int8")
+            return Scheme("gather", kv_transfer_dtype="int8")
         chosen = selection(name, case.layers, case.ranks, case.calibration)
-        return Scheme("csa", wire="int8", selection=chosen)
+        return Scheme("csa", kv_transfer_dtype="int8", selection=chosen)
 
     return make
 
 
 def _csa(options: Options, case: Case) -> Scheme:
-    _only(options, "drop", "fine", "probes", "suffix", "rounds", "heldout", "wire")
+    _only(options, "drop", "fine", "probes", "suffix", "rounds", "heldout", "kv_transfer_dtype")
     drop = float(options.get("drop", 0.002))
     rounds = int(options.get("rounds", 1))
     if rounds not in (1, 2):
@@ -97,12 +97,12 @@ def _csa(options: Options, case: Case) -> Scheme:
         rounds=1 if rounds == 1 else 2,
         held_out=float(options.get("heldout", 0.05)),
     )
-    return Scheme("csa", wire=_wire(options), selection=selection)
+    return Scheme("csa", kv_transfer_dtype=_kv_transfer_dtype(options), selection=selection)
 
 
 def _hire(options: Options, case: Case) -> Scheme:
     """HiRE's selector: a fixed share of the blocks, whatever the mass."""
-    _only(options, "budget", "probes", "suffix", "wire")
+    _only(options, "budget", "probes", "suffix", "kv_transfer_dtype")
     none = (0.0,) * case.layers
     selection = Selection(
         none,
@@ -112,7 +112,7 @@ def _hire(options: Options, case: Case) -> Scheme:
         held_out=1,  # the share is fixed: no KV head fetches more
         budget=float(options.get("budget", 0.3)),
     )
-    return Scheme("csa", wire=_wire(options), selection=selection)
+    return Scheme("csa", kv_transfer_dtype=_kv_transfer_dtype(options), selection=selection)
 
 
 def _strided(options: Options, case: Case) -> Scheme:
@@ -121,11 +121,11 @@ def _strided(options: Options, case: Case) -> Scheme:
     return Scheme("strided", selection=Selection((), (), budget=budget))
 
 
-def _wire(options: Options) -> Literal["plain", "int8"]:
-    wire = options.get("wire", "int8")
-    if wire not in ("int8", "plain"):
-        raise ValueError("wire must be int8 or plain")
-    return "plain" if wire == "plain" else "int8"
+def _kv_transfer_dtype(options: Options) -> Literal["auto", "int8"]:
+    kv_transfer_dtype = options.get("kv_transfer_dtype", "int8")
+    if kv_transfer_dtype not in ("int8", "auto"):
+        raise ValueError("kv_transfer_dtype must be int8 or auto")
+    return "auto" if kv_transfer_dtype == "auto" else "int8"
 
 
 def _only(options: Options, *known: str) -> None:
@@ -136,7 +136,7 @@ def _only(options: Options, *known: str) -> None:
 
 SETTINGS: dict[str, Callable[[Options, Case], Scheme]] = {
     "exact": _plain(EXACT),
-    "int8": _plain(Scheme("gather", wire="int8")),
+    "int8": _plain(Scheme("gather", kv_transfer_dtype="int8")),
     "balanced": _named("balanced"),
     "fast": _named("fast"),
     "csa": _csa,

@@ -7,7 +7,7 @@ from msgspec import Meta
 from sps2.common.api.answers import ChatChunk, CompletionChunk, Models, Text, Tokens
 from sps2.common.api.conversation import NO_FUNCTIONS, TEXT_ALONE, Message
 from sps2.common.api.tolerance import Tolerant, ignored, only
-from sps2.common.messages import ExactMethod, Request, Setting, Stream, Struct, Wire
+from sps2.common.messages import ExactMethod, KvTransferDtype, Request, Setting, Stream, Struct
 
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1, extra={"noun": "token id"})]
 Prompt = str | list[str | TokenId | list[TokenId]]
@@ -78,9 +78,13 @@ class Extension(Struct, frozen=True):
         ]
         | None
     ) = None
-    wire: Annotated[Wire, Meta(description="of keys and values between prefill shards")] | None = (
-        None
-    )
+    kv_transfer_dtype: (
+        Annotated[
+            KvTransferDtype,
+            Meta(description="type of keys and values between prefill shards; auto: the model's"),
+        ]
+        | None
+    ) = None
     pipelined: (
         Annotated[bool, Meta(description="false disables the overlap of transfers and compute")]
         | None

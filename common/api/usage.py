@@ -37,7 +37,7 @@ class Sps2Usage(Struct, frozen=True):
             description="how the shards shared attention. `balanced` and `fast` take `csa`, or "
             "`gather` where CSA can gain nothing: up to 4096 tokens to compute, one shard, or "
             "spans too short. Then nothing is left out; keys and values that travel do so in 8 "
-            "bits, unless `wire` says otherwise",
+            "bits, unless `kv_transfer_dtype` says otherwise",
             extra={"form": METHODS},
         ),
     ]

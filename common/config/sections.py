@@ -238,10 +238,13 @@ class Sharing(Section, frozen=True):
         Literal["auto", "ring", "gather", "ulysses", "usp", "pass_q"],
         Meta(description="of exact attention; auto predicts which is the fastest"),
     ] = "auto"
-    wire: Annotated[
-        Literal["plain", "int8"],
-        Meta(description="keys and values between prefill shards, for exact attention"),
-    ] = "plain"
+    kv_transfer_dtype: Annotated[
+        Literal["auto", "int8"],
+        Meta(
+            description="type of keys and values between prefill shards, for exact attention; "
+            "auto: the model's"
+        ),
+    ] = "auto"
     pipelined: Annotated[
         bool, Meta(description="transfers beside arithmetic; false is there to be compared with")
     ] = True

@@ -59,12 +59,12 @@ from sps2.common.messages.scheduling import (
 from sps2.common.messages.sharing import (
     ExactMethod,
     Exchanged,
+    KvTransferDtype,
     Method,
     PrefillOptions,
     Scheme,
     Selection,
     Setting,
-    Wire,
 )
 from sps2.common.messages.status import (
     CancelRequest,
@@ -130,6 +130,7 @@ __all__ = [
     "Info",
     "Item",
     "Join",
+    "KvTransferDtype",
     "Lead",
     "Lease",
     "Leases",
@@ -178,5 +179,4 @@ __all__ = [
     "TraceSummary",
     "Traces",
     "Watch",
-    "Wire",
 ]

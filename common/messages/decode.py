@@ -18,7 +18,7 @@ class Hold(Stream["Held | Filled"], frozen=True):
     epoch: int
     span: Span
     capacity: int
-    names: tuple[bytes, ...] = ()
+    hashes: tuple[bytes, ...] = ()
     """Of the prompt's full pages, from the first on; none are cached without."""
     shared: tuple[Span, ...] = ()
     """Tokens whose cached pages the request uses too."""
@@ -58,7 +58,7 @@ class Cache(Request[Done], frozen=True):
 
     request: str
     epoch: int
-    names: tuple[bytes, ...]
+    hashes: tuple[bytes, ...]
     first: int
 
 
@@ -78,7 +78,7 @@ class Assist(Request[Done], frozen=True):
 class Evict(Request[Done], frozen=True):
     """Leader of a decode shard to its followers: forget cached pages."""
 
-    names: tuple[bytes, ...]
+    hashes: tuple[bytes, ...]
 
 
 class Decoded(Struct, frozen=True):
@@ -86,7 +86,7 @@ class Decoded(Struct, frozen=True):
     finish: FinishReason
     q_bytes: int
     state_bytes: int
-    names: tuple[bytes, ...] = ()
+    hashes: tuple[bytes, ...] = ()
     """Of the pages that the answer filled, which the owner has cached."""
 
 

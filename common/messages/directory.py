@@ -39,7 +39,7 @@ class Announce(Stream["Evicted"], frozen=True):
 
 
 class Evicted(Struct, frozen=True):
-    names: tuple[bytes, ...]
+    hashes: tuple[bytes, ...]
 
 
 class Report(Request[Done], frozen=True):
@@ -68,7 +68,7 @@ class Watch(Stream[Room], frozen=True):
 class Lookup(Request["Cached"], frozen=True):
     """Scheduler to directory: which of a prompt's pages are cached."""
 
-    names: tuple[bytes, ...]
+    hashes: tuple[bytes, ...]
 
 
 class CachedRun(Struct, frozen=True):
@@ -105,17 +105,17 @@ class Reserve(Stream[Room], frozen=True):
 class Commit(Request["Committed"], frozen=True):
     """Scheduler to directory: the request's KV is complete in its places and may be decoded.
 
-    `names`, by shard, are its own pages that are full now: they are cached, and used by its lease.
+    `hashes`, by shard, are its own pages that are full now: they are cached, and used by its lease.
     """
 
     request: str
     epoch: int
-    names: dict[str, tuple[bytes, ...]] = {}
+    hashes: dict[str, tuple[bytes, ...]] = {}
 
 
 class Committed(Struct, frozen=True):
-    names: dict[str, tuple[bytes, ...]]
-    """By shard, those of the names that nobody else had."""
+    hashes: dict[str, tuple[bytes, ...]]
+    """By shard, those of the hashes that nobody else had."""
 
 
 class Lease(Struct, frozen=True):

@@ -9,7 +9,7 @@ Setting = Literal["exact", "balanced", "fast"]
 ExactMethod = Literal["ring", "gather", "ulysses", "usp", "pass_q"]
 Method = ExactMethod | Literal["csa", "strided", "star"]
 """How a prefill group shares its attention; see `services/prefill`."""
-Wire = Literal["plain", "int8"]
+KvTransferDtype = Literal["auto", "int8"]
 
 
 class Selection(Struct, frozen=True):
@@ -40,14 +40,14 @@ class Scheme(Struct, frozen=True):
 
     Args:
         ulysses: ranks that split heads between them, a divisor of the group; only USP has a choice.
-        wire: what keys and values travel as: in the model's dtype, or quantised.
+        kv_transfer_dtype: of keys and values between prefill shards; auto: the model's dtype.
         selection: of CSA.
         pipelined: transfers run beside arithmetic; without it, one after the other.
     """
 
     method: Method = "ring"
     ulysses: int = 1
-    wire: Wire = "plain"
+    kv_transfer_dtype: KvTransferDtype = "auto"
     selection: Selection | None = None
     pipelined: bool = True
 
@@ -59,7 +59,7 @@ class PrefillOptions(Struct, frozen=True):
     """Prefill shards."""
     attention: Setting | None = None
     method: ExactMethod | None = None
-    wire: Wire | None = None
+    kv_transfer_dtype: KvTransferDtype | None = None
     pipelined: bool | None = None
 
 

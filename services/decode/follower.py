@@ -1,7 +1,7 @@
 """A process of a decode shard that does what its leader does, on its own heads."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from sps2.common.errors import PeerLost
 from sps2.common.messages import Assist, Cache, Done, Evict, Filled, Held, Hold, Token
@@ -48,7 +48,7 @@ class FollowerService:
     async def close(self) -> None:
         await self._data.run(end(self._stepping))
 
-    async def hold(self, request: Hold) -> AsyncIterator[Held | Filled]:
+    async def hold(self, request: Hold) -> AsyncGenerator[Held | Filled, None]:
         key = (request.request, request.epoch)
         try:
             holding = await self._data.run(self._holdings.hold(request))
@@ -63,10 +63,10 @@ class FollowerService:
         return Done()
 
     async def _cache(self, request: Cache) -> None:
-        self._holdings.cache((request.request, request.epoch), request.names, request.first)
+        self._holdings.cache((request.request, request.epoch), request.hashes, request.first)
 
     async def evict(self, request: Evict) -> Done:
-        self._data.post(lambda: self._holdings.evict(request.names))
+        self._data.post(lambda: self._holdings.evict(request.hashes))
         return Done()
 
     async def assist(self, request: Assist) -> Done:

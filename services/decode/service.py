@@ -4,7 +4,7 @@ import asyncio
 import struct
 import time
 from array import array
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import suppress
 
 import torch
@@ -27,7 +27,7 @@ from sps2.common.messages import (
 from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool
 from sps2.common.model.sample import Sampler
-from sps2.common.prefix import page_names
+from sps2.common.prefix import page_hashes
 from sps2.common.tracing import FORGETFUL, Recorder
 from sps2.common.transport.plane import Plane
 from sps2.common.vital import vital
@@ -100,7 +100,7 @@ class DecodeService:
     async def close(self) -> None:
         await self._data.run(end(self._stepping))
 
-    async def hold(self, request: Hold) -> AsyncIterator[Held | Filled]:
+    async def hold(self, request: Hold) -> AsyncGenerator[Held | Filled, None]:
         key = (request.request, request.epoch)
         log = self._logs[key] = TokenLog()
         try:
@@ -151,7 +151,7 @@ class DecodeService:
                 await self._prepare(request)
                 self._generating[key] = request
                 sequence = await self._data.run(self._generate(request, times))
-            names = await self._cache_answer(key)
+            hashes = await self._cache_answer(key)
         except ServiceError as error:
             log.fail(error)
             raise
@@ -159,7 +159,7 @@ class DecodeService:
         assert last.finish is not None
         processes = 1 + len(self._followers)  # which all move as much
         q_bytes, state_bytes = sequence.q_bytes * processes, sequence.state_bytes * processes
-        return Decoded(last.index + 1, last.finish, q_bytes, state_bytes, names)
+        return Decoded(last.index + 1, last.finish, q_bytes, state_bytes, hashes)
 
     async def follow(self, request: Follow) -> AsyncIterator[Token]:
         log = self._logs.get((request.request, request.epoch))
@@ -206,7 +206,7 @@ class DecodeService:
 
     def cached(self) -> tuple[bytes, ...]:
         """Names of all its cached pages."""
-        return self._holdings.cached.names()
+        return self._holdings.cached.hashes()
 
     def news(self) -> tuple[bytes, ...]:
         """Names of pages that ended requests cached since the directory was `told`."""
@@ -216,15 +216,15 @@ class DecodeService:
         """Names of pages that requests were to share and that are not here."""
         return self._holdings.cached.missing()
 
-    def told(self, names: tuple[bytes, ...]) -> None:
+    def told(self, hashes: tuple[bytes, ...]) -> None:
         """The directory has heard of these."""
-        self._data.post(lambda: self._holdings.cached.told(names))
+        self._data.post(lambda: self._holdings.cached.told(hashes))
 
-    async def evict(self, names: tuple[bytes, ...]) -> None:
+    async def evict(self, hashes: tuple[bytes, ...]) -> None:
         """Forget cached pages, in all processes of this shard."""
-        if names:
-            self._data.post(lambda: self._holdings.evict(names))
-            await gather_all(*(follower.call(Evict(names)) for follower in self._followers))
+        if hashes:
+            self._data.post(lambda: self._holdings.evict(hashes))
+            await gather_all(*(follower.call(Evict(hashes)) for follower in self._followers))
 
     async def _prepare(self, request: Decode) -> None:
         """Tell the followers what they must know for steps of a request."""
@@ -269,7 +269,7 @@ class DecodeService:
         self._holdings.release(key)
 
     async def _cache_answer(self, key: Key) -> tuple[bytes, ...]:
-        """Cache the pages that the answer has filled, wherever it ended; their names."""
+        """Cache the pages that the answer has filled, wherever it ended; their hashes."""
         request = self._generating.pop(key, None)
         if request is None or not request.parent:
             return ()
@@ -277,15 +277,15 @@ class DecodeService:
         tokens = request.prompt + struct.pack(f"<{len(answer) - 1}i", *answer[:-1])
         first = len(request.prompt) // (4 * self._pool.page_tokens)
         rest = tokens[4 * first * self._pool.page_tokens :]
-        names = page_names(request.parent, rest, self._pool.page_tokens)
-        if names:
-            cache = Cache(request.request, request.epoch, names, first)
+        hashes = page_hashes(request.parent, rest, self._pool.page_tokens)
+        if hashes:
+            cache = Cache(request.request, request.epoch, hashes, first)
             await gather_all(*(follower.call(cache) for follower in self._followers))
             await self._data.run(self._cache(cache))
-        return names
+        return hashes
 
     async def _cache(self, request: Cache) -> None:
-        self._holdings.cache((request.request, request.epoch), request.names, request.first)
+        self._holdings.cache((request.request, request.epoch), request.hashes, request.first)
 
     def _emit(self, tokens: list[tuple[Key, Token]]) -> None:
         self._control.call_soon_threadsafe(self._log_tokens, tokens)

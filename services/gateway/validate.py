@@ -287,7 +287,7 @@ def _options(asked: Extension | None) -> PrefillOptions:
     if asked is None:
         return PrefillOptions()
     return PrefillOptions(
-        asked.sp_degree, asked.attention, asked.method, asked.wire, asked.pipelined
+        asked.sp_degree, asked.attention, asked.method, asked.kv_transfer_dtype, asked.pipelined
     )
 
 

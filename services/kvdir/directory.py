@@ -29,9 +29,9 @@ class Pool:
     """Pages held for requests without a lease."""
 
 
-Names = Mapping[str, tuple[bytes, ...]]
+Hashes = Mapping[str, tuple[bytes, ...]]
 """Of pages, by shard."""
-NONE: Names = {}
+NONE: Hashes = {}
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Grant:
     """`own` are those of its pages that are cached, `shared` those that others made."""
 
     placements: tuple[Placement, ...]
-    shared: Names
+    shared: Hashes
     own: dict[str, tuple[bytes, ...]]
     committed: bool = False
 
@@ -75,7 +75,7 @@ class Directory:
         """A shard joined, or joined again (`peer` tells its lives apart).
 
         Returns:
-            Names of pages that it has to forget: whoever takes them out tells it. It grows.
+            Hashes of pages that it has to forget: whoever takes them out tells it. It grows.
         """
         pool = self._pools[shard] = Pool(peer, pages, page_tokens, {})
         self._take_inventory(pool, holdings)
@@ -113,18 +113,18 @@ class Directory:
             del self._pools[shard]
             self.cache.lose(shard)
 
-    def find(self, names: Sequence[bytes]) -> tuple[CachedRun, ...]:
+    def find(self, hashes: Sequence[bytes]) -> tuple[CachedRun, ...]:
         """Where a prompt's pages are, from the first on, as far as they are cached."""
-        return self.cache.find(names)
+        return self.cache.find(hashes)
 
     def reserve(
         self,
         request: str,
         epoch: int,
         placements: tuple[Placement, ...],
-        shared: Names = NONE,
+        shared: Hashes = NONE,
         restore: bool = False,
-        own: Names = NONE,
+        own: Hashes = NONE,
     ) -> None:
         """Grant a lease on the pages that `placements` name, and on cached ones.
 
@@ -144,8 +144,8 @@ class Directory:
             raise Refused("the cached prefix is not where it was")
         grant = self._grants[request, epoch] = Grant(placements, shared, dict(own), restore)
         self._count(request, epoch, grant, 1)
-        for names in (*shared.values(), *own.values()):
-            self.cache.refer(names)
+        for hashes in (*shared.values(), *own.values()):
+            self.cache.refer(hashes)
         if restore:
             return
         for place in placements:
@@ -155,11 +155,13 @@ class Directory:
         for place in grant.placements:
             self._make_room(place.shard)
 
-    def commit(self, request: str, epoch: int, names: Names = NONE) -> dict[str, tuple[bytes, ...]]:
+    def commit(
+        self, request: str, epoch: int, hashes: Hashes = NONE
+    ) -> dict[str, tuple[bytes, ...]]:
         """The KV is complete in its places, and these pages of it are full: they are cached.
 
         Returns:
-            Those of the names that are new.
+            Those of the hashes that are new.
 
         Raises:
             Invalid: there is no such lease.
@@ -169,7 +171,7 @@ class Directory:
             raise Invalid(f"request {request} has no lease in epoch {epoch}")
         grant.committed = True
         kept = {}
-        for shard, own in names.items():
+        for shard, own in hashes.items():
             if shard in self._pools:
                 new = self._take_in(shard, own)
                 self.cache.refer(new)
@@ -199,18 +201,18 @@ class Directory:
     def _drop(self, request: str, epoch: int) -> None:
         if grant := self._grants.pop((request, epoch), None):
             self._count(request, epoch, grant, -1)
-            for names in (*grant.own.values(), *grant.shared.values()):
-                self.cache.release(names)
+            for hashes in (*grant.own.values(), *grant.shared.values()):
+                self.cache.release(hashes)
 
-    def _take_in(self, shard: str, names: Sequence[bytes]) -> list[bytes]:
+    def _take_in(self, shard: str, hashes: Sequence[bytes]) -> list[bytes]:
         """Cache pages; those that another shard has are of no use there. The new ones."""
-        new, elsewhere = self.cache.add(shard, names)
+        new, elsewhere = self.cache.add(shard, hashes)
         self._pools[shard].evicted += elsewhere
         return new
 
-    def _adopt(self, shard: str, names: Sequence[bytes]) -> None:
+    def _adopt(self, shard: str, hashes: Sequence[bytes]) -> None:
         """Pages that the shard cached by itself."""
-        self._take_in(shard, names)
+        self._take_in(shard, hashes)
         self._make_room(shard)
 
     def _make_room(self, shard: str) -> None:

@@ -46,9 +46,9 @@ class DirectoryService:
             while True:
                 changed = self._changed
                 if evicted:
-                    names = tuple(evicted)
+                    hashes = tuple(evicted)
                     evicted.clear()
-                    yield Evicted(names)
+                    yield Evicted(hashes)
                 await changed.wait()
         finally:
             if self._announced[request.shard] is request:
@@ -65,7 +65,7 @@ class DirectoryService:
         return Done()
 
     async def lookup(self, request: Lookup) -> Cached:
-        return Cached(self._directory.find(request.names))
+        return Cached(self._directory.find(request.hashes))
 
     async def reserve(self, request: Reserve) -> AsyncIterator[Room]:
         self._directory.reserve(
@@ -85,7 +85,7 @@ class DirectoryService:
             self._tell()
 
     async def commit(self, request: Commit) -> Committed:
-        kept = self._directory.commit(request.request, request.epoch, request.names)
+        kept = self._directory.commit(request.request, request.epoch, request.hashes)
         self._tell()
         return Committed(kept)
 

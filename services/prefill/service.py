@@ -1,7 +1,7 @@
 """A prefill shard on the bus."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -60,7 +60,7 @@ class PrefillService:
         self._inboxes: dict[tuple[str, int], Inbox] = {}
         """On the data loop."""
 
-    async def join(self, request: Join) -> AsyncIterator[Done]:
+    async def join(self, request: Join) -> AsyncGenerator[Done, None]:
         key = (request.request, request.epoch)
         try:
             await self._data.run(self._open(key, request.peers))

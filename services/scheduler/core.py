@@ -116,7 +116,7 @@ class Find:
     """Ask the directory which pages of a prompt are cached."""
 
     request: str
-    names: tuple[bytes, ...]
+    hashes: tuple[bytes, ...]
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class Entry:
 
     @property
     def is_trusting(self) -> bool:
-        return bool(self.work.names) and self.losses < TRUSTING_LOSSES
+        return bool(self.work.hashes) and self.losses < TRUSTING_LOSSES
 
     def gains_from(self, other: "Entry") -> bool:
         """Whether to wait for pages that the other computes now: most of what it does."""
@@ -174,8 +174,8 @@ class Entry:
             return False
         prefix = other.plan.prefix
         wanted = (self.work.prompt_tokens - 1) // prefix.page_tokens
-        shared = min(wanted, common_pages(self.work.names, other.work.names)) - prefix.pages
-        return shared > 0 and 2 * shared >= len(other.work.names) - prefix.pages
+        shared = min(wanted, common_pages(self.work.hashes, other.work.hashes)) - prefix.pages
+        return shared > 0 and 2 * shared >= len(other.work.hashes) - prefix.pages
 
 
 class Core:
@@ -287,7 +287,7 @@ class Core:
             if entry.cached is None and entry.is_trusting:
                 if not entry.is_asked:
                     entry.is_asked = True
-                    actions.append(Find(request, entry.work.names))
+                    actions.append(Find(request, entry.work.hashes))
                 break
             if isinstance(plan, Wait):
                 waiting.append(entry)

@@ -36,11 +36,11 @@ from sps2.common.messages import (
     Token,
     TokenLogprobs,
 )
-from sps2.common.prefix import PromptNames
+from sps2.common.prefix import PromptHashes
 from sps2.common.tracing import Trail
 from sps2.services.scheduler.eta import Eta
 from sps2.services.scheduler.plan import Plan
-from sps2.services.scheduler.prefix import own_names, shared_names
+from sps2.services.scheduler.prefix import own_hashes, shared_hashes
 from sps2.services.tasks import end, gather_all, root_cause
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class Job:
     """Runs one plan of one request; every resource it took is released when `run` ends.
 
     Args:
-        names: of the pages that the prompt fills; none if nothing is to be cached.
+        hashes: of the pages that the prompt fills; none if nothing is to be cached.
         peers: control-bus peers by shard id, for every shard of the plan.
         shards: the shards of the plan by id, as they were when it was made.
         queued_s: for how long the request was in the queue.
@@ -80,7 +80,7 @@ class Job:
         submit: Submit,
         epoch: int,
         plan: Plan,
-        names: PromptNames,
+        hashes: PromptHashes,
         directory: Peer,
         peers: Mapping[str, Peer],
         shards: Mapping[str, Shard],
@@ -91,7 +91,7 @@ class Job:
         self._submit = submit
         self._epoch = epoch
         self._plan = plan
-        self._names = names
+        self._hashes = hashes
         self._own: dict[str, tuple[bytes, ...]] = {}
         """By shard, the pages that this request has cached."""
         self._directory = directory
@@ -249,14 +249,14 @@ class Job:
                         first,
                         holders,
                         submit.sampling,
-                        self._names.last,
+                        self._hashes.last,
                         trail.traceparent,
                     )
                 )
             await asyncio.wait({committing}, timeout=COMMIT_S)
-            if decoded.names and committing.done():
+            if decoded.hashes and committing.done():
                 with suppress(ServiceError):  # the directory will hear of them from the owner
-                    await self._commit({plan.owner: decoded.names})
+                    await self._commit({plan.owner: decoded.hashes})
             emit(Finished(decoded.tokens, decoded.q_bytes, decoded.state_bytes, deposited))
         finally:
             await end(committing)
@@ -267,11 +267,11 @@ class Job:
         Nothing waits for it: what it does not hear of here it will hear of from the shards.
         """
         plan = self._plan
-        names = own_names(plan.placements, self._names.names, plan.prefix.page_tokens)
+        hashes = own_hashes(plan.placements, self._hashes.hashes, plan.prefix.page_tokens)
         with self._trail.during("commit"):
             while True:
                 try:
-                    await self._commit(names)
+                    await self._commit(hashes)
                     break
                 except ServiceError as error:
                     log.info("request %s: commit: %s; again", self._submit.request, error)
@@ -289,15 +289,15 @@ class Job:
             "cached_tokens": plan.prefix.tokens,
         }
 
-    async def _commit(self, names: dict[str, tuple[bytes, ...]]) -> None:
-        committed = await self._directory.call(Commit(self._submit.request, self._epoch, names))
-        for shard, own in committed.names.items():
+    async def _commit(self, hashes: dict[str, tuple[bytes, ...]]) -> None:
+        committed = await self._directory.call(Commit(self._submit.request, self._epoch, hashes))
+        for shard, own in committed.hashes.items():
             self._own[shard] = self._own.get(shard, ()) + own
 
     async def _keep_lease(self, leased: asyncio.Event) -> None:
         """Hold the lease; a directory that was lost is asked to restore it when it is back."""
         plan = self._plan
-        shared = shared_names(plan.placements, self._names.names, plan.prefix.page_tokens)
+        shared = shared_hashes(plan.placements, self._hashes.hashes, plan.prefix.page_tokens)
         while True:
             reserve = Reserve(
                 self._submit.request,
@@ -327,7 +327,7 @@ class Job:
             self._epoch,
             place.span,
             place.span.tokens + growth,
-            self._names.names,
+            self._hashes.hashes,
             place.shared,
             sources=tuple(sources) if place.span.tokens else (),
             traceparent=self._trail.traceparent,

@@ -14,14 +14,14 @@ NOTHING = PrefillOptions()
 class Work:
     """What a policy needs to know of a request. `max_tokens` bounds the answer.
 
-    names: of the prompt's full pages, if cached ones may be used.
+    hashes: of the prompt's full pages, if cached ones may be used.
     """
 
     request: str
     prompt_tokens: int
     max_tokens: int
     options: PrefillOptions = NOTHING
-    names: tuple[bytes, ...] = ()
+    hashes: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -62,28 +62,28 @@ def usable(cached: Sequence[CachedRun], prompt_tokens: int, fleet: Fleet) -> Pre
     return Prefix(tuple(runs), page_tokens)
 
 
-def shared_names(
-    placements: Sequence[Placement], names: Sequence[bytes], page_tokens: int
+def shared_hashes(
+    placements: Sequence[Placement], hashes: Sequence[bytes], page_tokens: int
 ) -> dict[str, tuple[bytes, ...]]:
-    """By shard, the names of the cached pages that a request uses there."""
+    """By shard, the hashes of the cached pages that a request uses there."""
     return {
         place.shard: tuple(
-            name
+            page_hash
             for span in place.shared
-            for name in names[span.start // page_tokens : span.stop // page_tokens]
+            for page_hash in hashes[span.start // page_tokens : span.stop // page_tokens]
         )
         for place in placements
         if place.shared
     }
 
 
-def own_names(
-    placements: Sequence[Placement], names: Sequence[bytes], page_tokens: int
+def own_hashes(
+    placements: Sequence[Placement], hashes: Sequence[bytes], page_tokens: int
 ) -> dict[str, tuple[bytes, ...]]:
-    """By shard, the names of the full pages that a prompt fills there; the owner's come last."""
+    """By shard, the hashes of the full pages that a prompt fills there; the owner's come last."""
     return {
         place.shard: tuple(
-            names[place.span.start // page_tokens : -(-place.span.stop // page_tokens)]
+            hashes[place.span.start // page_tokens : -(-place.span.stop // page_tokens)]
         )
         for place in placements
         if place.span.tokens

@@ -9,7 +9,14 @@ import msgspec
 
 from sps2.common.config import Sharing
 from sps2.common.errors import Invalid
-from sps2.common.messages import ExactMethod, Method, PrefillOptions, Scheme, Setting, Wire
+from sps2.common.messages import (
+    ExactMethod,
+    KvTransferDtype,
+    Method,
+    PrefillOptions,
+    Scheme,
+    Setting,
+)
 from sps2.common.model.config import ModelConfig
 from sps2.common.model.share import share_of
 from sps2.common.spans import Span, consecutive, fits, within, zigzag
@@ -69,7 +76,7 @@ class Computed(NamedTuple):
     """What keys and values depend on, beside the model and the tokens."""
 
     attention: Setting
-    wire: Wire
+    kv_transfer_dtype: KvTransferDtype
 
 
 class Schemes:
@@ -129,7 +136,7 @@ class Schemes:
     def _choose(
         self, tokens: int, ranks: int, options: PrefillOptions, capacity: Capacity | None
     ) -> Partition:
-        attention, wire = self.computed(options)
+        attention, kv_transfer_dtype = self.computed(options)
         if attention != "exact" and options.method is not None:
             raise Invalid(
                 f"attention {attention} brings its own method; leave out method {options.method}, "
@@ -139,7 +146,7 @@ class Schemes:
             )
         asked, ranks = ranks, self.degree(tokens, ranks, capacity.page_tokens if capacity else 1)
         if attention != "exact":
-            return self._sparse(tokens, ranks, attention, wire, options, capacity)
+            return self._sparse(tokens, ranks, attention, kv_transfer_dtype, options, capacity)
         forced = "gather" if ranks < max(2, asked) else options.method or self._sharing.method
         if forced != "auto":
             return self._cheapest(forced, tokens, ranks, options, capacity)
@@ -155,8 +162,10 @@ class Schemes:
     def computed(self, options: PrefillOptions) -> Computed:
         """How a request's keys and values are computed."""
         attention = options.attention or ("exact" if options.method else self._attention)
-        wire: Wire = self._sharing.wire if attention == "exact" else "int8"
-        return Computed(attention, options.wire or wire)
+        kv_transfer_dtype: KvTransferDtype = (
+            self._sharing.kv_transfer_dtype if attention == "exact" else "int8"
+        )
+        return Computed(attention, options.kv_transfer_dtype or kv_transfer_dtype)
 
     def prefix_bytes(self, asked: Sequence[traffic.Asked]) -> dict[str, int]:
         """See `traffic.prefix_transfers`; of all processes of the shards."""
@@ -172,11 +181,11 @@ class Schemes:
         tokens: int,
         ranks: int,
         attention: Sparse,
-        wire: Wire,
+        kv_transfer_dtype: KvTransferDtype,
         options: PrefillOptions,
         capacity: Capacity | None,
     ) -> Partition:
-        scheme = self._scheme("gather", 1, wire, options)
+        scheme = self._scheme("gather", 1, kv_transfer_dtype, options)
         block = _block(capacity)
         in_blocks = tokens >= 2 * ranks * block
         if capacity is not None:
@@ -214,18 +223,26 @@ class Schemes:
                     "invalid_value",
                 )
             columns = [each for each in columns if each <= self._config.heads] or columns[:1]
-        wire = self.computed(options).wire
+        kv_transfer_dtype = self.computed(options).kv_transfer_dtype
         return min(
             (
-                self.partition(self._scheme(method, each, wire, options), tokens, ranks, capacity)
+                self.partition(
+                    self._scheme(method, each, kv_transfer_dtype, options), tokens, ranks, capacity
+                )
                 for each in columns
             ),
             key=lambda each: each.predicted_s,
         )
 
-    def _scheme(self, method: Method, columns: int, wire: Wire, options: PrefillOptions) -> Scheme:
+    def _scheme(
+        self,
+        method: Method,
+        columns: int,
+        kv_transfer_dtype: KvTransferDtype,
+        options: PrefillOptions,
+    ) -> Scheme:
         pipelined = self._sharing.pipelined if options.pipelined is None else options.pipelined
-        return Scheme(method, columns, wire, None, pipelined)
+        return Scheme(method, columns, kv_transfer_dtype, None, pipelined)
 
     def partition(
         self, scheme: Scheme, tokens: int, ranks: int, capacity: Capacity | None = None

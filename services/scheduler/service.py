@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 
 from msgspec.structs import replace
@@ -30,7 +30,7 @@ from sps2.common.messages import (
     Submit,
     Watch,
 )
-from sps2.common.prefix import PromptNames, page_names, root
+from sps2.common.prefix import PromptHashes, page_hashes, root
 from sps2.common.tracing import FORGETFUL, Recorder, Trail
 from sps2.services.scheduler.core import (
     Core,
@@ -129,7 +129,7 @@ class SchedulerService:
                 log.warning("watching the KV directory: %s", error)
                 await asyncio.sleep(self._config.bus.heartbeat_s)
 
-    async def register(self, request: Register) -> AsyncIterator[Done]:
+    async def register(self, request: Register) -> AsyncGenerator[Done, None]:
         async with aclosing(self._members.register(request)) as accepted:
             async for done in accepted:
                 yield done
@@ -181,14 +181,14 @@ class SchedulerService:
         if submit.request in self._launches:
             raise Invalid(f"{submit.request} is running already")
         submit = self._bounded(submit)
-        names = self._names(submit)
+        hashes = self._hashes(submit)
         is_scored = submit.sampling.prompt_logprobs is not None  # all its tokens must be computed
         work = Work(
             submit.request,
             len(submit.prompt) // 4,
             submit.sampling.left,
             submit.options,
-            () if is_scored else names.names,
+            () if is_scored else hashes.hashes,
         )
         trail = self._traces.trail(submit.request, submit.traceparent)
         self._replans["lost"] += bool(submit.sampling.answered)
@@ -217,7 +217,7 @@ class SchedulerService:
                     epoch, plan = await launch
                 queued_s += time.monotonic() - since_s
                 try:
-                    await self._job(submit, epoch, plan, names, queued_s, trail).run(watch)
+                    await self._job(submit, epoch, plan, hashes, queued_s, trail).run(watch)
                 except Refused:
                     self._replans["refused"] += 1
                     rest_s = min(LONGEST_BACKOFF_S, BACKOFF_S * 2**refusals)
@@ -255,19 +255,19 @@ class SchedulerService:
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens, most))
         return replace(submit, sampling=sampling)
 
-    def _names(self, submit: Submit) -> PromptNames:
-        """The names of the prompt's pages; none where the cache is off."""
+    def _hashes(self, submit: Submit) -> PromptHashes:
+        """The hashes of the prompt's pages; none where the cache is off."""
         if not self._config.kv.prefix_cache:
-            return PromptNames()
+            return PromptHashes()
         first = root(self._model, submit.cache_salt, *self._schemes.computed(submit.options))
-        return PromptNames(first, page_names(first, submit.prompt, self._config.kv.page_tokens))
+        return PromptHashes(first, page_hashes(first, submit.prompt, self._config.kv.page_tokens))
 
     def _job(
         self,
         submit: Submit,
         epoch: int,
         plan: Plan,
-        names: PromptNames,
+        hashes: PromptHashes,
         queued_s: float,
         trail: Trail,
     ) -> Job:
@@ -291,7 +291,7 @@ class SchedulerService:
             submit,
             epoch,
             plan,
-            names,
+            hashes,
             self._directory,
             {shard: self._members.peers[shard] for shard in ids},
             shards,
@@ -333,7 +333,7 @@ class SchedulerService:
 
     async def _find(self, action: Find) -> None:
         try:
-            cached = (await self._directory.call(Lookup(action.names), FIND_S)).runs
+            cached = (await self._directory.call(Lookup(action.hashes), FIND_S)).runs
         except ServiceError as error:
             log.warning("request %s goes without the prefix cache: %s", action.request, error)
             cached = ()

@@ -53,7 +53,7 @@ def loads(
     """
     if len(spans) == 1:
         return Loads({}, 0.0)
-    sizes, tally = _Sizes(config, itemsize, scheme.wire), _Tally(len(spans))
+    sizes, tally = _Sizes(config, itemsize, scheme.kv_transfer_dtype), _Tally(len(spans))
     match scheme.method:
         case "gather":
             _gather(sizes, spans, tally)
@@ -69,7 +69,7 @@ def loads(
 
 def prefix_transfers(config: ModelConfig, itemsize: int, asked: Sequence[Asked]) -> dict[str, int]:
     """Bytes of questions about a prefix and of their answers, by purpose."""
-    sizes, windows = _Sizes(config, itemsize, "plain"), Counter(config.windows)
+    sizes, windows = _Sizes(config, itemsize, "auto"), Counter(config.windows)
     moved = Counter[str]()
     for queries, keys in asked:
         last = max(span.stop for span in keys)
@@ -97,15 +97,15 @@ class _Tally:
 class _Sizes:
     """Bytes of tokens of q, of keys and values, of states."""
 
-    def __init__(self, config: ModelConfig, itemsize: int, wire: str) -> None:
+    def __init__(self, config: ModelConfig, itemsize: int, kv_transfer_dtype: str) -> None:
         self.config = config
         self.itemsize = itemsize
-        self._wire = wire
+        self._kv_transfer_dtype = kv_transfer_dtype
 
     def kv(self, tokens: int, kv_heads: int) -> int:
         """Of one layer."""
         dim = self.config.head_dim
-        if self._wire == "plain":
+        if self._kv_transfer_dtype == "auto":
             return tokens * kv_heads * 2 * dim * self.itemsize
         blocks = -(-tokens // BLOCK)
         return blocks * kv_heads * (2 * BLOCK * dim + 4 * dim + 4 * BLOCK)
@@ -238,7 +238,7 @@ def migration_pays_after(config: ModelConfig, itemsize: int, held: Sequence[int]
     """
     if not held:
         return None
-    sizes = _Sizes(config, itemsize, "plain")
+    sizes = _Sizes(config, itemsize, "auto")
     step = len(held) * (sizes.q(1, config.heads) + sizes.state(1, config.heads))
     return -(-sum(sizes.kv(tokens, config.kv_heads) for tokens in held) // step)
 

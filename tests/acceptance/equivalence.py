@@ -85,6 +85,8 @@ def check(
     layers, heads, head_dim = sizes
     remote = len(extension.placements) - 1
     steps = len(expected.tokens) - 1
+    assert extension.q_bytes is not None
+    assert extension.state_bytes is not None
     per_token = (extension.q_bytes + extension.state_bytes) / steps / layers
     formula = heads * (2 * head_dim * 4 + 4) * remote
     bytes_good = abs(per_token - formula) <= 0.1 * formula

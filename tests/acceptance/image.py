@@ -75,8 +75,8 @@ def main() -> int:
         source, environment = f"{folder}/src", f"{folder}/opt"
         shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*ignored()))
         for step in steps(ROOT / "compose" / "Dockerfile"):
-            told = step.replace(ENVIRONMENT, environment).replace("/src", source)
-            argv = shlex.split(told)
+            step_here = step.replace(ENVIRONMENT, environment).replace("/src", source)
+            argv = shlex.split(step_here)
             run([sys.executable, *argv[1:]] if argv[0] == "python" else argv)
         shutil.rmtree(source)  # the image has the environment alone
         config = Path(folder) / "cluster.toml"

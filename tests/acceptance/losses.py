@@ -126,7 +126,7 @@ async def disconnect_each(text: list[int]) -> bool:
             await asyncio.sleep(0.3 if busy else 0)
             prompt = text[: 200 if stage == "decode" else 5000]
             stream = client.complete_stream(prompt, max_tokens=2000, ignore_eos=True)
-            task = asyncio.create_task(anext(aiter(stream)))
+            task = asyncio.ensure_future(anext(stream))
             if stage == "decode":
                 await task
                 await asyncio.sleep(0.5)

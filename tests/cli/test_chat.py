@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,9 +22,9 @@ def command(folder: Path, *arguments: str) -> list[str]:
 def said(
     folder: Path, stdin: bytes | None, *arguments: str
 ) -> "subprocess.CompletedProcess[bytes]":
-    given = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
+    given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
     argv = command(folder, *arguments)
-    return subprocess.run(argv, capture_output=True, timeout=120, **given)  # type: ignore[call-overload]
+    return subprocess.run(argv, capture_output=True, timeout=120, **given)
 
 
 def test_piped_text_goes_before_the_question(tmp_path: Path) -> None:

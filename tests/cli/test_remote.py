@@ -2,6 +2,7 @@
 
 import re
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def test_models_apart(tmp_path: Path, checkpoint: Callable[[str], Path]) -> None
 def test_a_clock_apart_is_told(
     tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = remote.time.time
-    monkeypatch.setattr(remote.time, "time", lambda: real() + 100)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 100)
     (warning,) = remote.check(cluster, alone(tmp_path))
     assert re.search(r"host 'alpha' is 1\d\d\.\d s behind the one here", warning)

@@ -4,7 +4,6 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -15,6 +14,8 @@ from sps2.cli.runs import RunFolder
 from sps2.cli.services import service_names, units
 from sps2.cli.supervise import Supervisor
 from sps2.common.config import Cluster, load
+
+from ..waiting import until
 
 SLEEPER = "import time; print('awake', flush=True); time.sleep(60)"
 STUBBORN = (
@@ -32,12 +33,6 @@ def folder(tmp_path: Path) -> RunFolder:
 
 def python(code: str, **environment: str) -> Command:
     return Command((sys.executable, "-c", code), environment)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def written(folder: RunFolder) -> dict[str, int]:

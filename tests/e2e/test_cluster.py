@@ -179,7 +179,7 @@ def test_the_official_client_lists_completes_chats_and_streams(cluster: Running)
         )
         assert completion.usage is not None
         assert completion.usage.total_tokens == completion.usage.prompt_tokens + 5
-        messages = [{"role": "user", "content": "Hello"}]
+        messages: list[Any] = [{"role": "user", "content": "Hello"}]
         chat = client.chat.completions.create(
             model=model.id, messages=messages, max_tokens=6, temperature=0, seed=1
         )

@@ -96,7 +96,9 @@ def test_salts_and_settings_are_kept_apart_and_scored_prompts_are_computed(
         ask(client, prompt, cache_salt="one")
         assert cached(ask(client, prompt, cache_salt="other")) == 0
         assert cached(ask(client, prompt, cache_salt="one", sps2={"attention": "fast"})) == 0
-        assert cached(ask(client, prompt, cache_salt="one", sps2={"wire": "int8"})) == 0
+        assert (
+            cached(ask(client, prompt, cache_salt="one", sps2={"kv_transfer_dtype": "int8"})) == 0
+        )
         assert cached(ask(client, prompt, cache_salt="one", echo=True)) == 0
         assert cached(ask(client, prompt, cache_salt="one")) == 3 * PAGE
 

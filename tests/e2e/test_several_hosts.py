@@ -43,12 +43,12 @@ def answers(client: Client) -> list[list[str]]:
 
 
 @contextmanager
-def spread(hosts: Machines, model: Path) -> Iterator[Bus]:
+def spread(hosts: Machines, model: Path, transport: str = "ucx") -> Iterator[Bus]:
     """A cluster on all hosts; with what its clients reach it."""
     config, keys = hosts.folder / "cluster.toml", hosts.folder / "home-launcher" / "keys"
     config.write_text(
         f'name = "far"\nmodel = "{model}"\ndtype = "float32"\nthreads = 1\n'
-        'transport = "ucx"\n[scheduler]\nprefill_span_tokens = 16\n'
+        f'transport = "{transport}"\n[scheduler]\nprefill_span_tokens = 16\n'
         "decode_span_tokens = 64\n"
     )
     listed = hosts.write_list(ROLES)

@@ -1,5 +1,6 @@
 """What does not fit is refused before C++ reads a byte of it, a stale build before anything."""
 
+import ctypes
 import shutil
 import subprocess
 import sys
@@ -155,8 +156,8 @@ def test_wrong_shapes_are_refused_by_the_public_functions() -> None:
 
 
 def test_a_build_of_other_sources_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Grown(abi.Structure):
-        _fields_ = (*abi.Decoding._fields_, ("more", abi.c_int64))
+    class Grown(ctypes.Structure):
+        _fields_ = (*abi.Decoding._fields_, ("more", ctypes.c_int64))
 
     assert native._load()[0] is not None
     changed = tuple(Grown if each is abi.Decoding else each for each in abi.STRUCTURES)

@@ -42,7 +42,7 @@ from sps2.services.decode.steps import Following, Leading
 from sps2.services.prefill.prompt import run_prompt, turn_of
 from sps2.services.tasks import gather_all
 
-from .world import PAGE_TOKENS, Shared, after, before, names_of, partition, tiny_config
+from .world import PAGE_TOKENS, Shared, after, before, hashes_of, partition, tiny_config
 
 PAGES = 192
 
@@ -130,7 +130,7 @@ class Teams:
                 return [first]
             await gather_all(*(each.filled.wait() for shard in held for each in shard))
             for process in itertools.chain(*self.decode) if self.keeps else ():
-                process.holdings.cache((request, 0), names_of(prompt))
+                process.holdings.cache((request, 0), hashes_of(prompt))
             return await self.generate(request, prompt, sampling, first)
         finally:
             leader = self.decode[-1][0]
@@ -157,7 +157,7 @@ class Teams:
                         0,
                         span,
                         span.tokens + (sampling.max_tokens if index == last else 0),
-                        names_of(prompt),
+                        hashes_of(prompt),
                         tuple(part for at, part in shared if at == index),
                     )
                 )

@@ -15,7 +15,8 @@ from sps2.common.errors import Internal
 from sps2.services.poisoned import is_poisoned
 from sps2.services.shard import DataLoop
 
-from .world import DecodeShard, World, greedy, tiny_model, until, world
+from ..waiting import until
+from .world import DecodeShard, World, greedy, tiny_model, world
 
 ILLEGAL = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 

@@ -43,7 +43,7 @@ async def test_answers_equal_the_oracles(degree: int, decode: int, backend: str)
             _, answer = await oracle(model, second, 12)
             _, tokens = await shards.run(request, second, greedy(12), shared=shared(spans, common))
             assert [token.id for token in tokens] == answer
-        named = sum(len(shard.holdings.cached.names()) for shard in shards.decode)
+        named = sum(len(shard.holdings.cached.hashes()) for shard in shards.decode)
         assert named == len(prompt) // PAGE_TOKENS
         assert sum(shard.pool.free_pages for shard in shards.decode) == 64 * decode - named
 

@@ -44,7 +44,7 @@ async def test_greedy_answers_equal_the_oracles(
     [
         Scheme("ring"),
         Scheme("gather"),
-        Scheme("gather", wire="plain", pipelined=False),
+        Scheme("gather", kv_transfer_dtype="auto", pipelined=False),
         Scheme("pass_q"),
         Scheme("ulysses", ulysses=4),
         Scheme("usp", ulysses=2),

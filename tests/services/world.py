@@ -2,7 +2,7 @@
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,7 @@ from sps2.common.model.llama import Llama, shapes
 from sps2.common.model.local import LocalAttention
 from sps2.common.model.pages import PagePool
 from sps2.common.model.sample import Sampler
-from sps2.common.prefix import page_names
+from sps2.common.prefix import page_hashes
 from sps2.common.spans import Span, consecutive, paged_split, zigzag
 from sps2.common.transport.plane import Plane
 from sps2.kernels.contracts import BLOCK
@@ -115,8 +115,8 @@ def after(span: Span, tokens: int) -> Span:
     return Span(span.start + tokens, span.stop + tokens)
 
 
-def names_of(prompt: list[int]) -> tuple[bytes, ...]:
-    return page_names(b"", struct.pack(f"<{len(prompt)}i", *prompt), PAGE_TOKENS)
+def hashes_of(prompt: list[int]) -> tuple[bytes, ...]:
+    return page_hashes(b"", struct.pack(f"<{len(prompt)}i", *prompt), PAGE_TOKENS)
 
 
 def partition(tokens: int, ranks: int, scheme: Scheme) -> list[tuple[Span, ...]]:
@@ -163,7 +163,7 @@ class World:
                 return replies, [first]
             await gather_all(*(holding.filled.wait() for _, holding in holdings))
             for shard, _ in holdings if keep else ():
-                shard.holdings.cache(key, names_of(prompt))
+                shard.holdings.cache(key, hashes_of(prompt))
             owner, holding = holdings[-1]
             for shard, _ in holdings:
                 owner.plane.introduce(shard.plane.peer)
@@ -191,7 +191,7 @@ class World:
             parts = tuple(part for at, part in shared if at == index)
             if span.tokens + growth or parts:
                 capacity = span.tokens + growth
-                hold = Hold(request, 0, span, capacity, names_of(prompt), parts)
+                hold = Hold(request, 0, span, capacity, hashes_of(prompt), parts)
                 found.append((shard, await shard.holdings.hold(hold)))
         return found
 
@@ -279,12 +279,6 @@ async def world(
             prefixes = Prefixes(model.config, listening, pool, holdings)
             shards.append(DecodeShard(listening, pool, holdings, prefixes, batch, tokens))
         yield World(model, sources, shards)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for something that has no event."""
-    while not condition():
-        await asyncio.sleep(0.001)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

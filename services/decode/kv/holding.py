@@ -169,7 +169,7 @@ class Holdings:
         key, span, tokens = (request.request, request.epoch), request.span, self._pool.page_tokens
         taken = await self._take(pages_for(request.capacity, tokens))
         try:
-            shared = self.cached.share(request.names, request.shared)
+            shared = self.cached.share(request.hashes, request.shared)
         except Refused:
             self._give_back(taken)
             raise
@@ -229,23 +229,23 @@ class Holdings:
             await holding.filled.wait()
             if holding.failed is not None:
                 raise holding.failed
-            self.cache(key, request.names)
+            self.cache(key, request.hashes)
         if holding is None or self._held.get(key) is not holding:
             raise Cancelled(f"request {request.request} was ended")
         return holding.kv_bytes
 
-    def cache(self, key: Key, names: Sequence[bytes], first: int = 0) -> None:
-        """Cache those own pages of a request that `names`, from page `first` on, has names for.
+    def cache(self, key: Key, hashes: Sequence[bytes], first: int = 0) -> None:
+        """Cache those own pages of a request that `hashes`, from page `first` on, has hashes for.
 
-        They must be full, in every layer. Pages whose name is cached already stay the request's.
+        They must be full, in every layer. Pages whose hash is cached already stay the request's.
         """
         if holding := self._held.get(key):
-            own = {name: holding.own[n] for n, name in enumerate(names, first) if n in holding.own}
+            own = {each: holding.own[n] for n, each in enumerate(hashes, first) if n in holding.own}
             holding.named += self.cached.add(own)
 
-    def evict(self, names: Sequence[bytes]) -> None:
+    def evict(self, hashes: Sequence[bytes]) -> None:
         """Forget cached pages; they are free once no request uses them."""
-        self.cached.drop(names)
+        self.cached.drop(hashes)
         self._tell_freed()
 
     def release(self, key: Key) -> None:

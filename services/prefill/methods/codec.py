@@ -11,18 +11,18 @@ PLAIN = 2
 """Tensors of a frame whose keys and values are in the model's dtype; quantised ones have more."""
 
 
-def to_wire(k: Tensor, v: Tensor, wire: str) -> tuple[Tensor, ...]:
+def to_wire(k: Tensor, v: Tensor, kv_transfer_dtype: str) -> tuple[Tensor, ...]:
     """The tensors that carry k and v, [tokens, kv_heads, dim] each."""
-    if wire == "int8":
+    if kv_transfer_dtype == "int8":
         return tuple(pack_all(k, v))
     return k, v
 
 
 def wire_like(
-    tokens: int, kv_heads: int, dim: int, dtype: torch.dtype, wire: str
+    tokens: int, kv_heads: int, dim: int, dtype: torch.dtype, kv_transfer_dtype: str
 ) -> tuple[Like, ...]:
     """What `to_wire` makes of k and v, [tokens, kv_heads, dim] each."""
-    if wire == "int8":
+    if kv_transfer_dtype == "int8":
         return packed_like(kv_heads * -(-tokens // BLOCK), dim)
     return (Like(dtype, (tokens, kv_heads, dim)),) * 2
 

@@ -154,7 +154,7 @@ class Csa:
         heading = Like(torch.uint8, (kv_heads, blocks)), Like(torch.float32, (kv_heads,))
         check_from(name, "kv", came[:2], heading)
         levels, gone, *carried = came
-        wanted = _carried_like(*_counts(levels), dim, dtype, group.scheme.wire)
+        wanted = _carried_like(*_counts(levels), dim, dtype, group.scheme.kv_transfer_dtype)
         check_from(name, "kv", carried, wanted)
         self.kept[layer, owner] = Kept(levels, gone)
         return _by_head(levels, list(group.up(*carried)))
@@ -175,7 +175,7 @@ class Csa:
 
         def chosen(scores: Scores, total: Tensor) -> tuple[Kept, list[Blocks]]:
             kept = self._chosen(layer, scores, total, self._probes[consumer])
-            return kept, _packed(kept.levels, k, v, group.scheme.wire)
+            return kept, _packed(kept.levels, k, v, group.scheme.kv_transfer_dtype)
 
         def at_once() -> tuple[Kept, list[Blocks]]:
             scores = scored()
@@ -210,7 +210,7 @@ class Csa:
 
         levels = kept.to(torch.uint8)
         levels[kept & (worth >= selection.fine[layer])] = FINE
-        if self._group.scheme.wire == "plain":
+        if self._group.scheme.kv_transfer_dtype == "auto":
             levels[kept] = FINE
         return Kept(levels, gone)
 
@@ -222,9 +222,9 @@ def _best(worth: Tensor, share: float) -> Tensor:
     return torch.zeros_like(worth, dtype=torch.bool).scatter_(1, chosen, True)
 
 
-def _packed(levels: Tensor, k: Tensor, v: Tensor, wire: str) -> list[Blocks]:
+def _packed(levels: Tensor, k: Tensor, v: Tensor, kv_transfer_dtype: str) -> list[Blocks]:
     """The fine blocks, and the coarse ones where there can be any, KV head by KV head."""
-    if wire == "plain":
+    if kv_transfer_dtype == "auto":
         return [Plain(blocks_of(k)[levels == FINE], blocks_of(v)[levels == FINE])]
     return [
         pack(k, v, levels == FINE, roomy=True),
@@ -251,10 +251,10 @@ def _joined(blocks: list[Blocks]) -> tuple[Tensor, ...]:
 
 
 def _carried_like(
-    fine: int, coarse: int, dim: int, dtype: torch.dtype, wire: str
+    fine: int, coarse: int, dim: int, dtype: torch.dtype, kv_transfer_dtype: str
 ) -> tuple[Like, ...]:
     """What so many blocks are carried by; see `_joined`."""
-    if wire == "plain":
+    if kv_transfer_dtype == "auto":
         return (Like(dtype, (fine, BLOCK, dim)),) * 2
     if not coarse:
         return packed_like(fine, dim)

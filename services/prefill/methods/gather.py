@@ -59,17 +59,17 @@ class Gather:
         self, layer: int, k: Tensor, v: Tensor, rows: Sequence[Rows], to: Sequence[int]
     ) -> None:
         group = self._group
-        work = partial(to_wire, cut(k, rows), cut(v, rows), group.scheme.wire)
-        plain = group.scheme.wire == "plain"  # has nothing to compute
+        work = partial(to_wire, cut(k, rows), cut(v, rows), group.scheme.kv_transfer_dtype)
+        plain = group.scheme.kv_transfer_dtype == "auto"  # has nothing to compute
         carried = work() if plain else await group.compute(work, layer)
         await group.send_all(to, "kv", layer, 0, carried)
 
     async def _recv(
         self, layer: int, of: int, rows: Sequence[Rows], dtype: torch.dtype
     ) -> tuple[Tensor, ...]:
-        config, wire = self._group.config, self._group.scheme.wire
+        config, kv_transfer_dtype = self._group.config, self._group.scheme.kv_transfer_dtype
         tokens = sum(span.tokens for span, _ in rows)
-        wanted = wire_like(tokens, config.kv_heads, config.head_dim, dtype, wire)
+        wanted = wire_like(tokens, config.kv_heads, config.head_dim, dtype, kv_transfer_dtype)
         return await self._group.recv(of, "kv", layer, 0, wanted)
 
     async def _take(

@@ -112,7 +112,9 @@ class Usp:
         to = self._rank(self._row, column)
 
         def cut() -> tuple[Tensor, ...]:
-            return to_wire(_of(k, part.kv_heads), _of(v, part.kv_heads), group.scheme.wire)
+            return to_wire(
+                _of(k, part.kv_heads), _of(v, part.kv_heads), group.scheme.kv_transfer_dtype
+            )
 
         carried = await group.compute(cut, layer)
         queries = _of(q, part.heads)
@@ -148,7 +150,7 @@ class Usp:
                 await group.compute(work, layer)
                 break
             leaving = carried or await group.compute(
-                partial(to_wire, k, v, group.scheme.wire), layer
+                partial(to_wire, k, v, group.scheme.kv_transfer_dtype), layer
             )
             at = step * len(self._parts[self._column]) + part.number
             _, whose = self._layouts[(self._row - step - 1) % self._count]
@@ -190,8 +192,8 @@ class Usp:
 
     def _wanted(self, part: Part, tokens: int, dtype: torch.dtype) -> tuple[Like, ...]:
         """What the keys and values of a part come as."""
-        dim, wire = self._group.config.head_dim, self._group.scheme.wire
-        return wire_like(tokens, part.kv_heads.tokens, dim, dtype, wire)
+        dim, kv_transfer_dtype = self._group.config.head_dim, self._group.scheme.kv_transfer_dtype
+        return wire_like(tokens, part.kv_heads.tokens, dim, dtype, kv_transfer_dtype)
 
     async def _receive(
         self, layer: int, part: Part, column: int, dtype: torch.dtype

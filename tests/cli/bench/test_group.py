@@ -22,7 +22,9 @@ def test_bytes_are_those_of_the_formulas_in_bfloat16(model: Llama, setting: str)
     assert fill(model, IDS, scheme, RANKS).sent_bytes == expected
 
 
-@pytest.mark.parametrize("setting", ["exact", "ring", "pass_q", "csa:drop=0,wire=plain"])
+@pytest.mark.parametrize(
+    "setting", ["exact", "ring", "pass_q", "csa:drop=0,kv_transfer_dtype=auto"]
+)
 def test_exact_settings_change_nothing(model: Llama, setting: str) -> None:
     one = fill(model, IDS, EXACT, 1, keep=True)
     group = fill(model, IDS, scheme_of(setting, model.config.layers), RANKS, keep=True)

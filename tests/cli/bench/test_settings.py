@@ -29,12 +29,14 @@ def test_no_two_settings_are_the_same_but_for_their_names() -> None:
 
 def test_options() -> None:
     assert scheme_of("exact", 3) == EXACT
-    scheme = scheme_of("csa:drop=.004,fine=.01,probes=4,rounds=1,heldout=.1,wire=plain", 2)
+    scheme = scheme_of(
+        "csa:drop=.004,fine=.01,probes=4,rounds=1,heldout=.1,kv_transfer_dtype=auto", 2
+    )
     selection = scheme.selection
     assert selection is not None
     assert (selection.drop, selection.fine) == ((0.004,) * 2, (0.01,) * 2)
     assert (selection.probes, selection.rounds, selection.held_out) == (4, 1, 0.1)
-    assert (scheme.method, scheme.wire) == ("csa", "plain")
+    assert (scheme.method, scheme.kv_transfer_dtype) == ("csa", "auto")
 
 
 def test_balanced_is_what_a_request_gets() -> None:
@@ -43,7 +45,8 @@ def test_balanced_is_what_a_request_gets() -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", ["none", "int8:x=1", "csa:drop", "csa:drop=x", "csa:rounds=3", "csa:wire=int4"]
+    "setting",
+    ["none", "int8:x=1", "csa:drop", "csa:drop=x", "csa:rounds=3", "csa:kv_transfer_dtype=int4"],
 )
 def test_a_wrong_setting(setting: str) -> None:
     with pytest.raises(Invalid, match=setting.partition(":")[0]):

@@ -1,7 +1,7 @@
 """A service with the habits, good and bad, that the tests of the bus need."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -131,12 +131,6 @@ class Service:
             await asyncio.sleep(0)
             await self.may_end.wait()
             self.ended.append(request.tag)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for something that has no event."""
-    while not condition():
-        await asyncio.sleep(0.002)
 
 
 @asynccontextmanager

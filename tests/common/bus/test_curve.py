@@ -15,7 +15,8 @@ from sps2.common.config import Bus
 from sps2.common.errors import Invalid, PeerLost
 from sps2.common.keys.keyring import Keyring
 
-from .service import Echo, Hang, Keep, Service, Text, reached, served, until
+from ...waiting import until
+from .service import Echo, Hang, Keep, Service, Text, reached, served
 
 ANY = "tcp://127.0.0.1:0"
 PATIENCE_S = 90.0

@@ -12,6 +12,7 @@ from sps2.common.bus.wire import Kind
 from sps2.common.config import Bus
 from sps2.common.errors import Internal, Invalid, PeerLost, Refused
 
+from ...waiting import until
 from .service import (
     PATIENT,
     Count,
@@ -25,7 +26,6 @@ from .service import (
     raw_server,
     reached,
     served,
-    until,
 )
 
 SMALL = Bus(heartbeat_s=20.0, max_message_bytes=10_000)

@@ -13,6 +13,7 @@ from sps2.common.bus.peer import Peer, Server
 from sps2.common.bus.wire import Kind
 from sps2.common.errors import Cancelled, Internal, Invalid, PeerLost
 
+from ...waiting import until
 from .service import (
     HANG_S,
     HASTY,
@@ -29,7 +30,6 @@ from .service import (
     raw_server,
     reached,
     served,
-    until,
 )
 
 # --- losses ---

@@ -15,6 +15,7 @@ from sps2.common.bus.wire import Kind
 from sps2.common.errors import Cancelled, Internal, Invalid, PeerLost, Refused, ServiceError
 from sps2.common.messages import Done
 
+from ...waiting import until
 from .service import (
     HANG_S,
     PATIENT,
@@ -31,7 +32,6 @@ from .service import (
     raw,
     reached,
     served,
-    until,
 )
 
 # --- calls ---

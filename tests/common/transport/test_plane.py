@@ -13,6 +13,8 @@ from sps2.common.transport.frame import Frame, frame_for
 from sps2.common.transport.links import Stale
 from sps2.common.transport.plane import Plane
 
+from ...waiting import until
+
 MakePlanes = Callable[..., Awaitable[list[Plane]]]
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.int8, torch.uint8, torch.int32]
@@ -269,11 +271,6 @@ async def arrives(here: Plane, there: Plane, request: str = "s") -> None:
     with there.open(request, 0) as inbox:
         await here.send(there.name, kv(tensor, request=request), (tensor,))
         assert torch.equal((await inbox.recv("kv", 0, 0, here.name))[0], tensor)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await asyncio.sleep(0.001)
 
 
 async def test_a_broken_link_is_a_loss_until_it_is_wanted_again(make_planes: MakePlanes) -> None:

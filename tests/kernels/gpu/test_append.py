@@ -45,8 +45,8 @@ def test_it_puts_what_the_cpu_puts(
         scales = (by[0], by[1]) if eight_bits else None
         put(x[:, :heads], x[:, heads:], k_pool, v_pool, slots, scales, table)
         made.append((k_pool, v_pool, by))
-    (k, v, scales), (wanted_k, wanted_v, wanted) = made
-    near(scales, wanted, dtype)
+    (k, v, found), (wanted_k, wanted_v, wanted) = made
+    near(found, wanted, dtype)
     if eight_bits:  # a number in the middle between two may go either way
         most = 0 if dtype == torch.float32 else 2
         assert int((v.int() - wanted_v.int()).abs().max()) <= most

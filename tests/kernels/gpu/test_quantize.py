@@ -85,7 +85,9 @@ def test_attention_to_packed_blocks(
     """In two calls that share a state, the first with room for more than there is."""
     torch.manual_seed(seed)
     q = torch.randn(n, 2 * group, dim).to(dtype)
-    state, keys, values = None, [], []
+    state: State | None = None
+    keys: list[Tensor] = []
+    values: list[Tensor] = []
     for _ in range(2):
         k, v, which = some(tokens, dim, torch.float32, kept)
         made, ends = quantize.pack_all_on_device(k, v, which, bits)

@@ -13,7 +13,8 @@ from sps2.common.messages import Sampling, Token
 from sps2.common.model.sample import Sampler
 from sps2.services.decode.remote import exchange
 
-from ..world import greedy, oracle, tiny_model, until, world
+from ...waiting import until
+from ..world import greedy, oracle, tiny_model, world
 
 
 @pytest.mark.parametrize("decode", [1, 2, 3])

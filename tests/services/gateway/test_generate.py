@@ -43,6 +43,7 @@ class Cast:
 
     def __init__(self):
         self.owner = ""
+        self.second = ""
         self.cancelled = False
         self.starts = []
 

@@ -9,6 +9,8 @@ from sps2.common.client import Client
 from sps2.common.errors import Cancelled, Invalid, Refused
 from sps2.services.gateway.watch import cluster
 
+from ...waiting import until
+
 HI = [{"role": "user", "content": "hi"}]
 
 
@@ -16,12 +18,6 @@ HI = [{"role": "user", "content": "hi"}]
 async def client(door):
     async with door.client() as client:
         yield client
-
-
-async def until(condition):
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def test_completes(client, door):

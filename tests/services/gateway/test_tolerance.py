@@ -312,8 +312,13 @@ async def test_usage_in_every_chunk_where_asked_for(http):
 async def test_checks_what_is_cheap_before_it_tokenises(http, door, monkeypatch):
     encoded = []
     tokenizer = door.parts.gateway._tokenizer
-    encode = tokenizer.encode
-    monkeypatch.setattr(tokenizer, "encode", lambda *a, **b: encoded.append(a) or encode(*a, **b))
+    real = tokenizer.encode
+
+    def encode(*texts, **how):
+        encoded.append(texts)
+        return real(*texts, **how)
+
+    monkeypatch.setattr(tokenizer, "encode", encode)
     for fault in ({"prompt": ["a"] * 5000}, {"logit_bias": {"999": 1}}, {"stop_token_ids": [999]}):
         answer = await http.post(COMPLETIONS, json={"prompt": ["a", "b"], **fault})
         assert answer.status_code == 400

@@ -37,14 +37,16 @@ def test_the_host_is_another_place() -> None:
     "scheme",
     [
         Scheme("ring"),
-        Scheme("gather", wire="int8"),
+        Scheme("gather", kv_transfer_dtype="int8"),
         Scheme("pass_q"),
         Scheme("ulysses", 2),
         Scheme("star"),
         Scheme("strided", selection=Selection((), (), budget=0.5)),
-        Scheme("csa", wire="int8", selection=Selection((0.0,) * 3, (0.4,) * 3, rounds=2)),
+        Scheme(
+            "csa", kv_transfer_dtype="int8", selection=Selection((0.0,) * 3, (0.4,) * 3, rounds=2)
+        ),
     ],
-    ids=lambda scheme: f"{scheme.method}-{scheme.wire}",
+    ids=lambda scheme: f"{scheme.method}-{scheme.kv_transfer_dtype}",
 )
 async def test_prompts_are_answered_as_on_the_host(scheme: Scheme) -> None:
     ids = prompt(132 if scheme.selection else 40)  # CSA moves blocks of 64

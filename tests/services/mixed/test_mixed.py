@@ -34,7 +34,7 @@ from sps2.common.messages import (
 )
 from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool
-from sps2.common.prefix import page_names
+from sps2.common.prefix import page_hashes
 from sps2.common.spans import Span, even_split
 from sps2.common.transport.plane import Plane
 from sps2.services.decode.service import DecodeService
@@ -77,11 +77,11 @@ class Shard:
         Args:
             beside: who computes the first parts of the prompt. All KV is kept here.
         """
-        span, names = Span(cached, len(prompt)), page_names(b"", ids_of(prompt), PAGE_TOKENS)
+        span, hashes = Span(cached, len(prompt)), page_hashes(b"", ids_of(prompt), PAGE_TOKENS)
         shared = (Span(0, cached),) if cached else ()
         group = [*beside, self]
         peers = tuple(each.peer for each in group)
-        hold = Hold(request, 0, span, span.tokens + tokens, names, shared, sources=peers)
+        hold = Hold(request, 0, span, span.tokens + tokens, hashes, shared, sources=peers)
         async with AsyncExitStack() as stack:
             holding = await stack.enter_async_context(aclosing(self.decode.hold(hold)))
             await anext(holding)
@@ -181,7 +181,7 @@ def before_each_prefill_layer(model: Llama, wait: Callable[[], object]) -> None:
             wait()
         return advance(*arguments)
 
-    model._advance = waiting  # type: ignore[method-assign]
+    model._advance = waiting  # type: ignore[method-assign, assignment]
     model._native = None  # short prompts would do without it
 
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from sps2.common.messages import Prefill, PrefillRank, Sampling, Scheme
-from sps2.common.model.attend import Attend, Run, inline
+from sps2.common.model.attend import Run, inline
 from sps2.common.model.config import ModelConfig, Rope
 from sps2.common.spans import Span
 from sps2.common.transport.backends import BackendName
 from sps2.common.transport.inbox import Inbox
 from sps2.common.transport.plane import Plane
-from sps2.services.prefill.group import Group
+from sps2.services.prefill.group import Attention, Group
 from sps2.services.prefill.methods.registry import attend_by
 from sps2.services.tasks import gather_all
 
@@ -94,12 +94,12 @@ async def attended(
     v: Tensor,
     backend: BackendName = "inproc",
     run: Run = inline,
-) -> tuple[Tensor, list[Attend], list[Group]]:
+) -> tuple[Tensor, list[Attention], list[Group]]:
     """One layer's attention of all ranks, by position; and what computed it."""
     out = torch.full_like(q, float("nan"))
     async with members(spans, scheme, backend) as ranks:
 
-        async def rank_of(rank: int) -> tuple[Attend, Group]:
+        async def rank_of(rank: int) -> tuple[Attention, Group]:
             rows = rows_of(spans[rank])
             async with asyncio.TaskGroup() as sends:
                 group = Group(config, *ranks[rank], run, sends)

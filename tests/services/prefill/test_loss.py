@@ -6,7 +6,7 @@ import pytest
 
 from sps2.common.errors import Internal, PeerLost
 from sps2.common.messages import Method, Scheme, Selection
-from sps2.common.messages.sharing import Wire
+from sps2.common.messages.sharing import KvTransferDtype
 from sps2.common.model.attend import inline
 from sps2.common.spans import Span, consecutive, zigzag
 from sps2.services.prefill.group import Group
@@ -21,11 +21,15 @@ LAYERS = 2
 
 
 def scheme_of(
-    method: Method, wire: Wire = "plain", *, rounds: int = 1, pipelined: bool = True
+    method: Method,
+    kv_transfer_dtype: KvTransferDtype = "auto",
+    *,
+    rounds: int = 1,
+    pipelined: bool = True,
 ) -> Scheme:
     columns = {"ulysses": RANKS, "usp": 2}.get(method, 1)
     selection = Selection((0.0,) * LAYERS, (0.1,) * LAYERS, rounds=rounds)  # type: ignore[arg-type]
-    return Scheme(method, columns, wire, selection, pipelined)
+    return Scheme(method, columns, kv_transfer_dtype, selection, pipelined)
 
 
 def spans_of(scheme: Scheme) -> list[tuple[Span, ...]]:
@@ -84,7 +88,7 @@ async def test_a_lost_rank_is_peer_lost_to_the_others(
         *(scheme_of(method, "int8") for method in ("ring", "gather", "ulysses", "usp", "csa")),
         scheme_of("csa", rounds=2),
     ],
-    ids=lambda scheme: f"{scheme.method}-{scheme.wire}-{scheme.selection.rounds}",
+    ids=lambda scheme: f"{scheme.method}-{scheme.kv_transfer_dtype}-{scheme.selection.rounds}",
 )
 @pytest.mark.parametrize("other", [0, RANKS - 1])
 async def test_frames_of_another_model_are_an_error(scheme: Scheme, other: int) -> None:

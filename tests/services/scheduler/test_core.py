@@ -235,7 +235,7 @@ def ask(core: Core, request: str, names: str, tokens: int | None = None) -> list
     """Submit a prompt of full pages, one a letter, and so many tokens more."""
     prompt = PAGE * len(names) + (1 if tokens is None else tokens)
     pages = tuple(names[: count + 1].encode() for count in range(len(names)))
-    return core.handle(Submitted(Work(request, prompt, 16, names=pages)), 0)
+    return core.handle(Submitted(Work(request, prompt, 16, hashes=pages)), 0)
 
 
 def found(core: Core, request: str, *runs: CachedRun) -> list[Action]:

@@ -79,8 +79,8 @@ def test_a_method_that_is_asked_for_means_exact_attention():
 def test_sparse_settings_select_in_long_prompts_only():
     chosen = schemes(attention="balanced")
     short, long = chosen.choose(4000, 4, PrefillOptions()), chosen.choose(8000, 4, PrefillOptions())
-    assert (short.scheme.method, short.scheme.wire) == ("gather", "int8")
-    assert (long.scheme.method, long.scheme.wire) == ("csa", "int8")
+    assert (short.scheme.method, short.scheme.kv_transfer_dtype) == ("gather", "int8")
+    assert (long.scheme.method, long.scheme.kv_transfer_dtype) == ("csa", "int8")
     assert long.scheme.selection is not None
     assert short.attention == long.attention == "balanced"
     faster = chosen.choose(8000, 4, PrefillOptions(attention="fast")).scheme.selection
@@ -107,7 +107,7 @@ def test_a_calibration_is_used_and_one_of_another_model_refused(tmp_path: Path):
 def test_pages_of_another_setting_have_other_names():
     """Whatever shards compute them, by whichever exact method."""
     options = [PrefillOptions(attention=each) for each in ("exact", "balanced", "fast")]
-    options.append(PrefillOptions(attention="exact", wire="int8"))
+    options.append(PrefillOptions(attention="exact", kv_transfer_dtype="int8"))
     assert len({root("model", *schemes().computed(each)) for each in options}) == 4
     exact = [PrefillOptions(), *(PrefillOptions(method=each, sp_degree=3) for each in EXACT)]
     assert len({root("model", *schemes().computed(each)) for each in exact}) == 1

@@ -2,7 +2,7 @@
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
@@ -44,6 +44,7 @@ from sps2.services.scheduler.schemes import Schemes
 from sps2.services.scheduler.service import SchedulerService
 from sps2.services.tasks import forever
 
+from ...waiting import until
 from .test_core import CONFIG, PAGE
 
 BUS = Bus(heartbeat_s=0.1)
@@ -173,12 +174,6 @@ async def finished(peer: Peer, request: Submit) -> Finished:
             if isinstance(item, Finished):
                 return item
     raise AssertionError("it ended without totals")
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_decoding_does_not_wait_for_the_directory() -> None:

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sps2.common.config import Sharing
-from sps2.common.messages import Method, PrefillOptions, Scheme, Selection, Wire
+from sps2.common.errors import Invalid
+from sps2.common.messages import KvTransferDtype, Method, PrefillOptions, Scheme, Selection
 from sps2.common.model.config import ModelConfig
 from sps2.common.spans import consecutive, zigzag
 from sps2.services.scheduler import schemes, traffic
@@ -43,7 +44,7 @@ def one_by_one(
 @given(
     st.sampled_from(["gather", "pass_q", "csa", "ring", "ulysses", "usp"]),
     st.sampled_from(WINDOWS),
-    st.sampled_from(["plain", "int8"]),
+    st.sampled_from(["auto", "int8"]),
     st.integers(2, 12),
     st.integers(0, 3000),
     st.integers(0, 8),
@@ -53,7 +54,7 @@ def one_by_one(
 def test_loads_are_the_sums_of_transfers(
     method: Method,
     windows: tuple[int | None, ...],
-    wire: Wire,
+    kv_transfer_dtype: KvTransferDtype,
     ranks: int,
     more: int,
     eighths: int,
@@ -62,7 +63,7 @@ def test_loads_are_the_sums_of_transfers(
     columns = {"ulysses": min(ranks, 8), "usp": 2}.get(method, 1)
     ranks -= ranks % columns if method != "ulysses" else ranks - columns
     selection = Selection((0.1,) * 6, (0.2,) * 6, rounds=1 + more % 2) if method == "csa" else None
-    scheme, tokens = Scheme(method, columns, wire, selection), 2 * ranks + more
+    scheme, tokens = Scheme(method, columns, kv_transfer_dtype, selection), 2 * ranks + more
     spans = zigzag(tokens, ranks // columns, columns)
     if method in IN_A_ROW:
         spans = consecutive(tokens, ranks, eighths / 1000)
@@ -93,13 +94,13 @@ def test_choices_are_those_of_the_transfers(
 ) -> None:
     def chosen(loads: Callable[..., traffic.Loads]) -> object:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(schemes.traffic, "loads", loads)
+            patch.setattr(traffic, "loads", loads)
             chooser = Schemes(model(windows), 2, Sharing(link_gbit=link_gbit))
             try:
                 return chooser.choose(
                     tokens, ranks, PrefillOptions(method=method, attention=attention)
                 )
-            except schemes.Invalid as error:
+            except Invalid as error:
                 return str(error)
 
     found, wanted = chosen(traffic.loads), chosen(one_by_one)

@@ -50,7 +50,7 @@ async def test_named_pages_stay_and_are_shared(holdings: Holdings, pool: PagePoo
     holdings.evict(NAMES[:3])
     assert pool.free_pages == 7, "of three evicted pages two are in use"
     holdings.release(("second", 0))
-    assert (pool.free_pages, holdings.cached.names(), holdings.cached.news()) == (10, (), ())
+    assert (pool.free_pages, holdings.cached.hashes(), holdings.cached.news()) == (10, (), ())
 
 
 async def test_what_is_not_cached_is_refused_and_takes_nothing(

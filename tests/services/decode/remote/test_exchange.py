@@ -19,7 +19,8 @@ from sps2.services.decode.kv.holding import Holding
 from sps2.services.decode.remote.exchange import Exchange, Question
 from sps2.services.decode.sequence import Owned
 
-from ...world import DecodeShard, World, greedy, oracle, tiny_config, tiny_model, until, world
+from ....waiting import until
+from ...world import DecodeShard, World, greedy, oracle, tiny_config, tiny_model, world
 
 ROWS = 500
 """Names of 16 characters for so many do not fit a frame's header."""

@@ -15,6 +15,7 @@ from sps2.common.errors import Invalid, PeerLost
 from sps2.common.messages import ListTraces, ShowTrace
 from sps2.services.gateway.watch.export import sender
 
+from ....waiting import until
 from ..conftest import opened
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -35,12 +36,6 @@ async def ask(http, **headers):
 async def shown(door, request):
     async with door.client() as client:
         return await client._peer.call(ShowTrace(request), HANG_S)
-
-
-async def until(condition):
-    async with asyncio.timeout(HANG_S):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_an_answer_is_found_by_each_of_its_names(http, door):

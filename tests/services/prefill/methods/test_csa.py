@@ -74,9 +74,9 @@ async def test_quantised_blocks_are_near_and_small() -> None:
     spans = consecutive(1500, 4, 0.0, BLOCK)
     q, k, v = random_qkv(1500, shape, 1)
     errors, sizes = [], []
-    for wire, fine in (("plain", 0.0), ("int8", 0.0), ("int8", 0.05), ("int8", 9.0)):
+    for kv_transfer_dtype, fine in (("auto", 0.0), ("int8", 0.0), ("int8", 0.05), ("int8", 9.0)):
         chosen = selection(1, 0.001, fine, held_out=1.0)
-        scheme = Scheme("csa", 1, wire, chosen)  # type: ignore[arg-type]
+        scheme = Scheme("csa", 1, kv_transfer_dtype, chosen)  # type: ignore[arg-type]
         out, attends, groups = await attended(shape, spans, scheme, q, k, v)
         exact = reference(q, k, v, hidden=kept_set(spans, attends, 2)[0])
         errors.append(float((out - exact).abs().mean()))
