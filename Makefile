@@ -9,9 +9,12 @@ MODEL := smollm2-135m
 GPU := $(shell { command -v nvidia-smi || test -e /dev/nvidia0; } >/dev/null 2>&1 && echo yes)
 CONSTRAINTS := $(if $(GPU),,-c constraints-cpu.txt) -c constraints-dev.txt
 UNBUILT := kernels/native/unbuilt.txt
+PYTEST := pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+FAST := $(wildcard tests/test_*.py) tests/cli/keys tests/cli/top tests/cli/trace tests/common/api tests/common/bus \
+	tests/common/config tests/common/text tests/docs tests/services/gateway tests/services/kvdir tests/services/scheduler
 TYPED := cli common kernels services
 
-.PHONY: help setup demo test lint format docs bench bench-links bench-gpu lock peers clean
+.PHONY: help setup demo test test-fast coverage lint format docs bench bench-links bench-gpu lock peers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -35,7 +38,17 @@ demo: $(READY)  ## ask a cluster of four shards about a long document
 
 test: $(READY)  ## pull the test model and run all tests
 	@$(BIN)/spsctl pull $(MODEL)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(ARGS)
+	$(BIN)/python -m $(PYTEST) $(ARGS)
+
+test-fast: $(READY)  ## run the tests that need no cluster and no model: under a minute
+	$(BIN)/python -m $(PYTEST) $(FAST) $(ARGS)
+
+coverage: $(READY)  ## run all tests, and list the files with lines that no test runs
+	@$(BIN)/spsctl pull $(MODEL)
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m $(PYTEST) $(ARGS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
 
 lint: $(READY)  ## check style, formatting and types
 	$(BIN)/ruff check .
@@ -74,4 +87,4 @@ peers:  ## install vLLM and llama.cpp in .peers, for bench
 	PYTHON=$(PYTHON) benchmarks/peers/install.sh .peers
 
 clean:  ## remove what was built and installed here
-	rm -rf $(VENV) .peers build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .peers build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*

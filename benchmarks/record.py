@@ -2,6 +2,7 @@
 
 import datetime
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,11 +13,12 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def write(name: str, found: dict[str, object]) -> Path:
-    """Write what was found with date, command and machine as JSON; returns where it is."""
+    """Write what was found with date, commit, command and machine as JSON; returns where it is."""
     now = datetime.datetime.now(datetime.UTC)
     script = Path(sys.argv[0]).name
     record = {
         "date": now.isoformat(timespec="seconds"),
+        "commit": _commit(),
         "command": shlex.join(["python", f"benchmarks/{script}", *sys.argv[1:]]),
         "machine": machine(),
     }
@@ -24,3 +26,13 @@ def write(name: str, found: dict[str, object]) -> Path:
     path = RESULTS / f"{now:%Y-%m-%d-%H%M}-{name}.json"
     path.write_bytes(msgspec.json.format(msgspec.json.encode(record | found), indent=1) + b"\n")
     return path
+
+
+def _commit() -> str:
+    """That of the code which was measured, and whether files differ from it; empty without git."""
+    git = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--abbrev=12", "--dirty"]
+    try:
+        done = subprocess.run([*git, "--exclude=*"], capture_output=True, text=True, timeout=60)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip()

@@ -26,8 +26,10 @@ CASES = {
     "sps2 balanced": "the same, `balanced`",
     "sps2 SP 1": "the same, one prefill shard",
     "sps2-any": "SPS2, `--any 2`",
+    "sps2-mixed": "SPS2, `--mixed 2`",
     "sps2-int4": "SPS2, 2 + 2, int4",
     "vllm": "vLLM",
+    "vllm-latency": "vLLM, `--max-num-batched-tokens=512`",
     "llama.cpp-q4": "llama.cpp, Q4_1",
     "ring-by-turns": "ring, transfers and arithmetic in turn",
     "ring": "ring",
@@ -81,6 +83,8 @@ def _source(name: str) -> str:
     found = record(name)
     path = f"benchmarks/results/{name}.json"
     parts = [f"Record: [{name}.json](../{path})"]
+    if "commit" in found:
+        parts.append(f"commit {found['commit']}")
     if "command" in found:
         parts.append(f"`{found['command']}`")
     if versions := found.get("versions"):

