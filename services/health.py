@@ -31,10 +31,10 @@ POLL_S = 1.0
 
 
 def address(cluster: Cluster, service: str, host: str | None) -> str:
-    """Where a service is on the bus.
+    """The bus address of a service.
 
     Raises:
-        Invalid: there is no such service, or the configuration does not tell.
+        Invalid: the service does not exist, or the configuration does not give its port.
     """
     name, _, place = service.partition("-")
     if is_shard(name):
@@ -61,10 +61,10 @@ def address(cluster: Cluster, service: str, host: str | None) -> str:
 async def drained(
     cluster: Cluster, seconds: float, settle_s: float = SETTLE_S, poll_s: float = POLL_S
 ) -> bool:
-    """Wait until the scheduler has no request; False if it still has one after so many seconds.
+    """Wait until the scheduler has no request; False if it still has one after `seconds`.
 
     Args:
-        settle_s: it must have had none for so long: requests that were on their way are seen.
+        settle_s: how long it must have had none, so that requests on their way are counted.
 
     Raises:
         ServiceError: the scheduler does not answer.
@@ -90,7 +90,7 @@ async def drained(
 
 
 async def ask(cluster: Cluster, service: str, at: str) -> Info:
-    """What the service says of itself. Raises ServiceError if it does not answer."""
+    """The service's description of itself. Raises ServiceError if it does not answer."""
     peer = Peer(at, cluster.bus, service)
     try:
         return await peer.call(Describe(), DEADLINE_S)
