@@ -238,7 +238,7 @@ class ReadyShard:
 
     @asynccontextmanager
     async def following(self, service: object, stop: asyncio.Event) -> AsyncIterator[None]:
-        """Serve `service` to the leader while the context is open; sets `stop` if the leader ends."""
+        """Serve `service` to the leader while the context is open; sets `stop` if that is lost."""
         server = Server([service, Loyalty(stop.set), self.about], self.cluster.bus)
         address = await server.start(self.about.listen_at())
         self.team.present(Follower(address, self.plane.peer))
@@ -280,7 +280,7 @@ class ReadyShard:
 
 @asynccontextmanager
 async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterator[ReadyShard]:
-    """Meet the shard's other processes, load the model, open the data plane; closes all at the end."""
+    """Meet the shard's other processes, load the model, open the data plane; close them later."""
     torch.set_num_threads(cluster.shard_threads)
     memory.keep()
     folder, share = locate(cluster.model), Share(about.rank, cluster.tp_of(role))

@@ -153,6 +153,6 @@ async def opened(
 
 
 def _end(error: Exception) -> None:
-    """End this process at once: a shard that lost a process cannot work, and callers must not wait."""
+    """End this process at once: a shard that lost a process cannot go on; callers must not wait."""
     log.error("another process of this shard is gone: %s", error)
     os._exit(1)
