@@ -35,8 +35,8 @@ TWO_SPANS = ("ring", "usp")
 WEIGHTS = tuple(eighth / 8 for eighth in range(8, -1, -1))
 """Weights of attention in sizing consecutive spans: 1 balances arithmetic, 0 makes spans equal."""
 CLOSE = 1.05
-"""Predictions within this factor of the best count as equal: the first such method in `EXACT` is
-used, since its ranks wait least for each other."""
+"""Predictions within this factor of the best count as equal: of these methods the first in `EXACT`
+is used, since its ranks wait least for each other."""
 CHOICES = 1024
 """How many recent choices are kept: a request that waits is planned again and again."""
 EXACT: tuple[ExactMethod, ...] = ("gather", "ring", "ulysses", "usp", "pass_q")
