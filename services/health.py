@@ -1,12 +1,12 @@
-"""Whether one service works, for probes: `python -m sps2.services.health SERVICE [--ready]`.
+"""Probes whether one service works: `python -m sps2.services.health SERVICE [--ready]`.
 
-`--drain SECONDS` waits until the cluster has no request in work, at most so long: run it before the
-gateway is stopped, since that ends every answer.
+`--drain SECONDS` waits until the cluster has no request in work, at most that long. Run it before
+the gateway is stopped, since that ends every answer.
 
-SERVICE is its name in `spsctl status`, such as gateway or prefill-0; of a shard, `--host` says
-where it is, and the configuration must give it a port (`shard_port`). Exits with 0 if it answers on
-the bus, or, with `--ready`, if it also has all that it waits for; with 1 if not; with 2 if it
-cannot be asked.
+SERVICE is the service's name in `spsctl status`, for example gateway or prefill-0. For a shard,
+`--host` says where it is, and the configuration must give it a port (`shard_port`). Exits with 0 if
+the service answers on the bus and, with `--ready`, waits for nothing; with 1 if not; with 2 if its
+address or configuration cannot be used, or `--drain` gets no answer.
 """
 
 import argparse

@@ -41,7 +41,7 @@ PATIENCE_S = 4.0
 """How long an owner may be unreachable while the scheduler reports no loss; and how long totals may
 take to follow the last token."""
 AGAIN_S = 0.1
-"""Between two tries to follow an owner."""
+"""Pause between two attempts to follow an owner."""
 
 
 class Job(msgspec.Struct, frozen=True):

@@ -3,7 +3,7 @@
 import asyncio
 
 LAYERS = 4
-"""How many layers old unfinished work may be."""
+"""A layer waits for work of layers at least so many before it."""
 BYTES = 64 << 20
 """Unfinished work of at most so many bytes delays no layer."""
 

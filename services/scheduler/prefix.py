@@ -39,7 +39,7 @@ class Prefix:
         return sum(run.idle for run in self.runs if run.shard == shard)
 
     def besides(self, shards: Sequence[str]) -> list[Placement]:
-        """Placements on other shards that only share their cached pages of it."""
+        """Placements on shards with cached pages of it that are not among `shards`."""
         nothing = Span(self.tokens, self.tokens)
         return [
             Placement(shard, nothing, 0, spans)
