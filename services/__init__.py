@@ -1,1 +1,1 @@
-"""The processes of a cluster, one package each, and what they have in common."""
+"""The processes of a cluster, one package each, and the code that they share."""

@@ -1,19 +1,19 @@
-"""How busy a thread is, as the kernel counts it: nothing is measured where it works."""
+"""How busy a thread is, read from the kernel's clock: measuring costs the thread nothing."""
 
 import threading
 import time
 
 
 class ThreadClock:
-    """CPU seconds of the thread that makes it; reading is safe on any thread, and after its end."""
+    """CPU seconds of the thread that creates it; readable from any thread, also after its end."""
 
     def __init__(self) -> None:
-        # made on its own thread: the number of one that has ended is somebody else's
+        # created on its own thread: another thread may get the number of one that has ended
         clock = getattr(time, "pthread_getcpuclockid", None)  # macOS has none
         self._clock: int | None = clock and clock(threading.get_ident())
 
     def counters(self) -> dict[str, float]:
-        """`busy_s`; nothing where the system does not tell."""
+        """`busy_s` in seconds; empty where the system does not report it."""
         if self._clock is None:
             return {}
         try:

@@ -4,15 +4,15 @@ import logging
 import resource
 
 MOST = 1 << 20
-"""More is not asked for, where there is no limit."""
+"""The limit to set where the hard limit is infinite."""
 
 log = logging.getLogger(__name__)
 
 
 def allow_all() -> int:
-    """Raise the soft limit to the hard one, which shells leave at 1,024; what is in force now.
+    """Raise the soft limit, which shells set to 1,024, to the hard one; returns the limit in force.
 
-    A connection that finds no descriptor waits in silence: neither side is told.
+    A connection that finds no free descriptor just waits: neither side gets an error.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST if hard == resource.RLIM_INFINITY else hard
@@ -20,7 +20,7 @@ def allow_all() -> int:
         return soft
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    except (ValueError, OSError) as error:  # macOS has another limit, which it does not tell
+    except (ValueError, OSError) as error:  # macOS has another limit, which it does not report
         log.warning("this process may open %d files at once, no more: %s", soft, error)
         return soft
     return wanted

@@ -1,4 +1,4 @@
-"""Before services work together: one version, the same messages, clocks that agree."""
+"""Checks before services work together: same version, same messages, clocks that agree."""
 
 import logging
 import time
@@ -12,16 +12,16 @@ from sps2.common.messages.schema import schema_hash
 
 VERSION = version("sps2")
 APART_S = 1.0
-"""Clocks that differ by more are warned of."""
+"""A greater difference between two clocks is logged as a warning."""
 
 log = logging.getLogger(__name__)
 
 
 class Clocks(NamedTuple):
-    """By how many seconds the clocks of a peer are ahead of those here.
+    """How many seconds the clocks of a peer are ahead of those here.
 
-    They were read between question and answer: what they are ahead is known to `error_s`, half of
-    the time that this took.
+    The peer reads them between request and answer, so the offset is known to within `error_s`: half
+    of the round trip.
     """
 
     wall_s: float
@@ -30,20 +30,20 @@ class Clocks(NamedTuple):
 
 
 async def compare(peer: Peer, service: str, deadline_s: float) -> Clocks:
-    """Say who asks, and compare clocks.
+    """Introduce this service to a peer, and compare their clocks.
 
     Raises:
         Invalid: the peer is of another version; the message names both.
-        ServiceError: as `Peer.call`.
+        ServiceError: see `Peer.call`.
     """
-    asked_at_s, asked_s = time.time(), time.monotonic()
-    told = await peer.call(Greet(service, VERSION, schema_hash()), deadline_s)
-    error_s = (time.monotonic() - asked_s) / 2
-    return Clocks(told.at_s - asked_at_s - error_s, told.monotonic_s - asked_s - error_s, error_s)
+    sent_at_s, sent_s = time.time(), time.monotonic()
+    answer = await peer.call(Greet(service, VERSION, schema_hash()), deadline_s)
+    error_s = (time.monotonic() - sent_s) / 2
+    return Clocks(answer.at_s - sent_at_s - error_s, answer.monotonic_s - sent_s - error_s, error_s)
 
 
 async def greet(peer: Peer, service: str, deadline_s: float) -> float:
-    """As `compare`, and warn of clocks apart; how far the peer's is behind this one, in seconds."""
+    """Like `compare`, and warns if clocks disagree; returns how far the peer is behind, in s."""
     clocks = await compare(peer, service, deadline_s)
     if odd := apart(peer.name, clocks.wall_s, clocks.error_s):
         log.warning("%s", odd)
@@ -51,7 +51,7 @@ async def greet(peer: Peer, service: str, deadline_s: float) -> float:
 
 
 def apart(who: str, ahead_s: float, error_s: float) -> str:
-    """What is to be said of a clock that is so far ahead of the one here; nothing if they agree."""
+    """A warning about a clock that is `ahead_s` ahead of the one here; empty if they agree."""
     if abs(ahead_s) <= APART_S + error_s:
         return ""
     way = "ahead of" if ahead_s > 0 else "behind"
@@ -62,7 +62,7 @@ def apart(who: str, ahead_s: float, error_s: float) -> str:
 
 
 def greeted(service: str, request: Greet) -> Greeted:
-    """What `service` answers. Raises Invalid if whoever comes is of another version."""
+    """The answer of `service` to a greeting. Raises Invalid if the caller has another version."""
     if (request.version, request.schema) != (VERSION, schema_hash()):
         refusal = (
             f"{request.service} is SPS2 {request.version} (messages {request.schema or 'unknown'}) "

@@ -1,12 +1,12 @@
-"""Whether one service works, for probes: `python -m sps2.services.health SERVICE [--ready]`.
+"""Probes whether one service works: `python -m sps2.services.health SERVICE [--ready]`.
 
-`--drain SECONDS` waits until the cluster has no request in work, at most so long: run it before the
-gateway is stopped, since that ends every answer.
+`--drain SECONDS` waits until the cluster has no request in work, at most that long. Run it before
+the gateway is stopped, since that ends every answer.
 
-SERVICE is its name in `spsctl status`, such as gateway or prefill-0; of a shard, `--host` says
-where it is, and the configuration must give it a port (`shard_port`). Exits with 0 if it answers on
-the bus, or, with `--ready`, if it also has all that it waits for; with 1 if not; with 2 if it
-cannot be asked.
+SERVICE is the service's name in `spsctl status`, for example gateway or prefill-0. For a shard,
+`--host` says where it is, and the configuration must give it a port (`shard_port`). Exits with 0 if
+the service answers on the bus and, with `--ready`, waits for nothing; with 1 if not; with 2 if its
+address or configuration cannot be used, or `--drain` gets no answer.
 """
 
 import argparse
@@ -31,10 +31,10 @@ POLL_S = 1.0
 
 
 def address(cluster: Cluster, service: str, host: str | None) -> str:
-    """Where a service is on the bus.
+    """The bus address of a service.
 
     Raises:
-        Invalid: there is no such service, or the configuration does not tell.
+        Invalid: the service does not exist, or the configuration does not give its port.
     """
     name, _, place = service.partition("-")
     if is_shard(name):
@@ -61,10 +61,10 @@ def address(cluster: Cluster, service: str, host: str | None) -> str:
 async def drained(
     cluster: Cluster, seconds: float, settle_s: float = SETTLE_S, poll_s: float = POLL_S
 ) -> bool:
-    """Wait until the scheduler has no request; False if it still has one after so many seconds.
+    """Wait until the scheduler has no request; False if it still has one after `seconds`.
 
     Args:
-        settle_s: it must have had none for so long: requests that were on their way are seen.
+        settle_s: how long it must have had none, so that requests on their way are counted.
 
     Raises:
         ServiceError: the scheduler does not answer.
@@ -90,7 +90,7 @@ async def drained(
 
 
 async def ask(cluster: Cluster, service: str, at: str) -> Info:
-    """What the service says of itself. Raises ServiceError if it does not answer."""
+    """The service's description of itself. Raises ServiceError if it does not answer."""
     peer = Peer(at, cluster.bus, service)
     try:
         return await peer.call(Describe(), DEADLINE_S)

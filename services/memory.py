@@ -1,4 +1,4 @@
-"""What the C library does with freed memory, and when the system gives memory for what comes."""
+"""How the C library treats freed memory, and when the system backs new memory with pages."""
 
 import ctypes
 import mmap
@@ -7,25 +7,25 @@ from collections.abc import Iterable
 from sps2.common.machine import glibc
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's malloc.h."""
+"""From glibc's malloc.h."""
 UNLIMITED = 2**31 - 1
 MOST_MMAP_THRESHOLD = 32 << 20
-"""What glibc takes: larger pieces it maps on their own, always."""
+"""The largest value that glibc accepts: it always maps larger pieces on their own."""
 MADV_POPULATE_WRITE = 23
-"""Of Linux 5.14."""
+"""Since Linux 5.14."""
 
 
 def give_back() -> None:
-    """Have glibc return what is free (on SmolLM2: 110 MB to 85 MB after start, in some ms)."""
+    """Have glibc return free memory (SmolLM2: 110 MB to 85 MB after the start, in a few ms)."""
     if trim := glibc("malloc_trim"):
         trim(0)
 
 
 def keep() -> None:
-    """Have glibc keep from now on what is freed, in pieces up to 32 MiB, instead of returning it.
+    """Have glibc keep freed memory, in pieces up to 32 MiB, instead of returning it.
 
-    Tensors of a layer are of the same few sizes again and again. Memory that the system takes back
-    between them comes again as pages full of zeros: a tenth of the time of a prefill.
+    The tensors of every layer have the same few sizes. Memory that is returned between them has to
+    be zeroed again by the system, which takes a tenth of the time of a prefill.
     """
     if tune := glibc("mallopt"):
         tune(M_MMAP_THRESHOLD, MOST_MMAP_THRESHOLD)
@@ -33,13 +33,13 @@ def keep() -> None:
 
 
 def back(pieces: Iterable[tuple[int, int]]) -> None:
-    """Have the system give memory to what will be written, where it can do so ahead.
+    """Have the system back memory before it is written, if the system can do so ahead.
 
-    What lies there stays as it is, and other threads may write to it meanwhile. The first write to
-    memory that has none yet costs more than the copy: 47 MB of KV took 17 to 170 ms longer.
+    The content stays as it is, and other threads may write meanwhile. The first write to memory
+    that is not backed yet costs more than the copy: 47 MB of KV took 17 to 170 ms longer.
 
     Args:
-        pieces: (address, bytes) of each.
+        pieces: (address, bytes) of each piece.
     """
     if advise := glibc("madvise"):
         for address, nbytes in pieces:

@@ -1,17 +1,17 @@
-"""Faults after which a GPU does nothing more for its process: all its later calls fail too."""
+"""Faults after which all further GPU calls of a process fail."""
 
 import torch
 
 from sps2.common.vital import end_process
 
 SIGNS = ("CUDA error", "Triton Error [CUDA]", "CUBLAS_STATUS_", "CUDNN_STATUS_")
-"""In what libraries raise that have no type of their own for it."""
+"""Texts in errors of libraries that have no exception type for these faults."""
 HARMLESS = ("out of memory", "_ALLOC_FAILED")
-"""The same, of a call that failed alone."""
+"""Texts in similar errors after which later calls still work."""
 
 
 def end_if_poisoned(error: BaseException) -> None:
-    """End this process if `error`, or one of its group, is such a fault; it starts anew then."""
+    """End this process, to be restarted, if `error` or one of its group is poisoning."""
     if is_poisoned(error):
         end_process("the GPU can do no more for this process", error)
 

@@ -1,7 +1,7 @@
 """Runs all processes of one shard: `python -m sps2.services.ranks ROLE --config FILE --index I`.
 
-Containers start a shard so: `tp` of the configuration says how many processes (ranks) it has. They
-live and die together. A shard of one process replaces this one.
+Containers start a shard with it. The configuration's `tp` says how many processes (ranks) a shard
+has; they start and end together. If it has only one, that process replaces this one.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from sps2.common.errors import Invalid
 from sps2.common.messages import Role
 
 GRACE_S = 10.0
-"""How long processes may take to end, before they are killed."""
+"""How long processes may take to end before they are killed."""
 POLL_S = 0.1
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def commands(
         here: names of the shards on this machine, separated by commas; None: all of the cluster.
 
     Raises:
-        Invalid: the configuration has no such shard.
+        Invalid: the configuration has no shard of this role and index.
     """
     if not 0 <= index < cluster.shards_of(role):
         raise Invalid(
@@ -76,7 +76,7 @@ def main() -> None:
     except Invalid as error:
         logger.error("%s-%d cannot run: %s", arguments.role, arguments.index, error)
         sys.exit(1)
-    # as with `spsctl up`: OpenMP starts as many as the host has cores, if nobody says
+    # as with `spsctl up`: by default OpenMP starts as many threads as the host has cores
     os.environ.setdefault("OMP_NUM_THREADS", str(cluster.shard_threads))
     if len(argvs) == 1:
         os.execv(sys.executable, argvs[0])
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def _together(argvs: Sequence[Sequence[str]]) -> int:
-    """Run processes until one ends or this one is told to; the exit status."""
+    """Run processes until one ends or this one gets a signal; returns the exit status."""
     stopped = False
 
     def stop(*_: object) -> None:

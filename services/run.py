@@ -30,30 +30,30 @@ from sps2.services.neighbours import ALONE, Neighbours, neighbours
 
 State = Literal["starting", "ready", "waiting"]
 SWITCH_S = 0.0005
-"""For how long at most a thread that computes keeps the loops from running Python; 5 ms is what
-Python has, half of a layer of a short prompt."""
+"""How long a computing thread may keep the event loops from running Python; Python's default of
+5 ms is half of a layer of a short prompt."""
 
 
 @dataclass
 class About:
-    """What a service says of itself on the bus; the service sets `missing` and `counters`."""
+    """A service's description of itself on the bus; the service sets `missing` and `counters`."""
 
     service: str
     host: str = "127.0.0.1"
-    """Address that it binds."""
+    """The address that the service binds."""
     ports: tuple[int, int] = (0, 0)
-    """That a process of a shard binds, for the bus and the data plane; 0 is any."""
+    """The ports that a shard process binds, for the bus and the data plane; 0 is any."""
     index: int = 0
-    """Which shard this is a process of."""
+    """The shard that this process belongs to."""
     rank: int = 0
     """Which process of the shard; the first leads."""
     neighbours: Neighbours = ALONE
     missing: Callable[[], str] = lambda: ""
-    """What it waits for, in words; empty when it can work."""
+    """What the service waits for, in words; empty when it can work."""
     counters: Callable[[], dict[str, float]] = dict
     links: Callable[[], tuple[Link, ...]] = tuple
     tokens: Callable[[], dict[str, int]] = dict
-    """Of each answer that it generates, how many there are."""
+    """Tokens so far of each answer that the service generates, by request."""
     traces: Recorder = FORGETFUL
     started: bool = False
 
@@ -68,7 +68,7 @@ class About:
         return "waiting" if self.missing() else "ready"
 
     def listen_at(self, port: int | None = None) -> str:
-        """The bus address to bind; without a port, that of a process of a shard."""
+        """The bus address to bind; without a port, the one configured for a shard process."""
         return f"tcp://{self.host}:{self.ports[0] if port is None else port}"
 
     async def describe(self, request: Describe) -> Info:
@@ -88,7 +88,7 @@ class About:
         return greeted(self.service, request)
 
     def rss_bytes(self) -> int:
-        """Resident memory of this process."""
+        """Resident memory of this process, in bytes."""
         return self._memory.nbytes()
 
 

@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 class DataLoop:
     """A thread with its own event loop, where model, attention and transfers run.
 
-    The control loop stays responsive whatever is computed here.
+    So the control loop stays responsive whatever is computed.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class DataLoop:
         self._thread.start()
 
     async def clock(self) -> ThreadClock:
-        """Of its thread."""
+        """The CPU clock of its thread."""
 
         async def made() -> ThreadClock:
             return ThreadClock()
@@ -64,13 +64,13 @@ class DataLoop:
         return await self.run(made())
 
     async def run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Run a coroutine there and await it here; cancelling here cancels there."""
+        """Run a coroutine on this loop and await it; cancelling the call cancels the coroutine."""
         there = asyncio.run_coroutine_threadsafe(work, self._loop)
         there.add_done_callback(_look_at)
         return await asyncio.wrap_future(there)
 
     def post(self, work: Callable[[], object]) -> None:
-        """Call a function there soon, without waiting."""
+        """Call a function on this loop soon, without waiting."""
         self._loop.call_soon_threadsafe(work)
 
     async def close(self) -> None:
@@ -80,40 +80,40 @@ class DataLoop:
 
 
 def peer_name(service: str) -> str:
-    """A data-plane name that is unique to this life of this process."""
+    """A data-plane name that no other process has, nor this service after a restart."""
     return f"{service}/{os.getpid():x}{secrets.token_hex(2)}"
 
 
 class Inventory(Protocol):
-    """What a shard with pages tells the KV directory, and what it is told."""
+    """What a shard with pages reports to the KV directory, and evicts for it."""
 
     def inventory(self) -> tuple[Holding, ...]:
-        """What it holds for requests."""
+        """What the shard holds for requests."""
         ...
 
     def cached(self) -> tuple[bytes, ...]:
-        """Names of all cached pages."""
+        """Hashes of all cached pages."""
         ...
 
     def news(self) -> tuple[bytes, ...]:
-        """Those of requests that ended since it `told`."""
+        """Hashes of pages that ended requests cached and that are not `reported` yet."""
         ...
 
     def missing(self) -> tuple[bytes, ...]:
-        """Those that the directory thinks to be here, wrongly, as far as it has not been `told`."""
+        """Hashes that the directory wrongly believes to be here and that are not `reported` yet."""
         ...
 
-    def told(self, names: tuple[bytes, ...]) -> None:
-        """The directory has heard of these."""
+    def reported(self, hashes: tuple[bytes, ...]) -> None:
+        """These hashes were reported to the directory."""
         ...
 
-    async def evict(self, names: tuple[bytes, ...]) -> None:
-        """Forget these."""
+    async def evict(self, hashes: tuple[bytes, ...]) -> None:
+        """Drop these pages from the cache."""
         ...
 
 
 class Counting(Protocol):
-    """What the services of a shard tell in its heartbeats."""
+    """A service of a shard that adds counters to the shard's heartbeats."""
 
     def counters(self) -> dict[str, float]:
         """Monotonic counts and current gauges."""
@@ -141,16 +141,16 @@ class Membership:
         self._ahead_s = 0.0
 
     def missing(self) -> str:
-        """Which of the two it waits for, in words, and why if they refuse it."""
+        """Which of the two the shard waits for, in words, and why if they refuse it."""
         return ", ".join(f"the {name}{why}" for name, why in sorted(self._missing.items()))
 
     def counters(self) -> dict[str, float]:
-        """For heartbeats."""
+        """For heartbeats: by how many seconds this shard's clock is ahead of the scheduler's."""
         return {"clock_ahead_s": self._ahead_s}
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
-        """A member for as long as the context is open; services that are lost are joined again."""
+        """Stay a member while the context is open; joins lost services again when they are back."""
         works = {"registering": self._keep("scheduler", self._register)}
         if inventory := self._inventory:
             announce = partial(self._announce, inventory)
@@ -214,14 +214,14 @@ class Membership:
                     Report(shard.id, shard.peer.name, inventory.inventory(), news, missing),
                     deadline_s=self._deadline_s,
                 )
-                inventory.told((*news, *missing))
+                inventory.reported((*news, *missing))
             except ServiceError as error:
                 log.warning("reporting to the KV directory: %s", error)
 
 
 @dataclass(frozen=True)
 class ReadyShard:
-    """A shard's process with its model, or its share of it, and its data plane listening."""
+    """A shard process whose model, or share of it, is loaded and whose data plane listens."""
 
     id: str
     role: Role
@@ -233,12 +233,12 @@ class ReadyShard:
     data: DataLoop
 
     async def led(self) -> list[Led]:
-        """The processes that this one leads, once all of them serve."""
+        """The processes that this one leads; waits until all of them serve."""
         return connect(await self.team.followers(), self.id, self.cluster.bus)
 
     @asynccontextmanager
     async def following(self, service: object, stop: asyncio.Event) -> AsyncIterator[None]:
-        """Serve `service` to the leader while the context is open; sets `stop` when it is gone."""
+        """Serve `service` to the leader while the context is open; sets `stop` if that is lost."""
         server = Server([service, Loyalty(stop.set), self.about], self.cluster.bus)
         address = await server.start(self.about.listen_at())
         self.team.present(Follower(address, self.plane.peer))
@@ -280,7 +280,7 @@ class ReadyShard:
 
 @asynccontextmanager
 async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterator[ReadyShard]:
-    """Meet the shard's other processes, load the model, open the data plane; closes all of it."""
+    """Meet the shard's other processes, load the model, open the data plane; close them later."""
     torch.set_num_threads(cluster.shard_threads)
     memory.keep()
     folder, share = locate(cluster.model), Share(about.rank, cluster.tp_of(role))

@@ -9,10 +9,10 @@ from sps2.common.errors import Cancelled, Internal, Invalid, PeerLost, Refused, 
 Item = TypeVar("Item")
 
 INSIST_S = 0.2
-"""After which a task that goes on is cancelled again."""
+"""After this time a task that goes on is cancelled again."""
 
 MOST = 1 << 14
-"""Items that may wait to be taken: tokens of half a minute, of many choices."""
+"""Items that may wait for their reader: about half a minute's tokens of many choices."""
 
 _WEIGHT: tuple[type[ServiceError], ...] = (Invalid, PeerLost, Refused, Internal, Cancelled)
 
@@ -23,7 +23,7 @@ async def forever() -> None:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The error of a (nested) group that says most about what to do; others as they are."""
+    """The most useful error of a (nested) group; any other error is returned as it is."""
     if not isinstance(error, BaseExceptionGroup):
         return error
     causes = [root_cause(inner) for inner in error.exceptions]
@@ -37,8 +37,8 @@ def root_cause(error: BaseException) -> BaseException:
 async def end(task: asyncio.Task[Any]) -> None:
     """Cancel a task until it ends.
 
-    Once may not do: a TaskGroup that is cancelled while one of its tasks fails raises that failure
-    alone, and whoever handles it goes on, as with all else that fails.
+    Cancelling once may not be enough: a TaskGroup that is cancelled while one of its tasks fails
+    raises only that failure, and code that handles it goes on.
     """
     while not task.done():
         task.cancel()
@@ -51,7 +51,7 @@ async def emitted_by(
     """Yield what `job(emit)` emits while it runs; ending the iteration cancels and awaits it.
 
     Raises:
-        Cancelled: `MOST` items wait to be taken; whoever takes them has stopped.
+        Cancelled: `MOST` items wait, since the reader has stopped reading them.
     """
     items: asyncio.Queue[Item] = asyncio.Queue()
 

@@ -1,4 +1,4 @@
-"""The processes of one tensor-parallel shard: how they meet, and how the first leads the others."""
+"""How the processes of a tensor-parallel shard meet, and how the first leads the others."""
 
 import asyncio
 import logging
@@ -32,17 +32,17 @@ log = logging.getLogger(__name__)
 
 
 class Led(NamedTuple):
-    """A process as its leader reaches it."""
+    """A follower process as its leader reaches it."""
 
     bus: Peer
     plane: PlanePeer
 
 
 class Team:
-    """One process's place among those of its shard; `collectives` is None if it is alone.
+    """The processes of one shard, seen from one of them; `collectives` is None if it is alone.
 
-    The first leads: it alone is known to the cluster, and repeats to the others what they must do.
-    The loss of one is the loss of the shard, which is started again as a whole.
+    The first process leads: the cluster knows only this one, and it forwards requests to the
+    others. If one process is lost, the shard is lost and is started again as a whole.
     """
 
     def __init__(self, share: Share, collectives: Collectives | None, store: dist.Store) -> None:
@@ -55,20 +55,20 @@ class Team:
             self.collectives.close()
 
     async def agreed(self, number: int) -> int:
-        """The least of all processes' numbers; every process must call this in the same order."""
+        """The smallest number of all processes; every process must call this in the same order."""
         if self.collectives is None:
             return number
         return await asyncio.to_thread(self.collectives.least, number)
 
     def present(self, follower: Follower) -> None:
-        """Tell the leader where this process is reached."""
+        """Publish the addresses of this process for the leader."""
         self._store.set(f"follower/{self.share.rank}", msgspec.json.encode(follower).decode())
 
     async def followers(self) -> tuple[Follower, ...]:
-        """Where the leader reaches the others, once all of them have said so."""
+        """The addresses of the other processes; waits until all of them have published theirs."""
         keys = [f"follower/{rank}" for rank in range(1, self.share.size)]
-        told = [await asyncio.to_thread(self._store.get, key) for key in keys]
-        return tuple(msgspec.json.decode(each, type=Follower) for each in told)
+        published = [await asyncio.to_thread(self._store.get, key) for key in keys]
+        return tuple(msgspec.json.decode(each, type=Follower) for each in published)
 
 
 async def meet(share: Share, port: int, place: torch.device) -> Team:
@@ -76,7 +76,7 @@ async def meet(share: Share, port: int, place: torch.device) -> Team:
 
     Args:
         port: where the first of them listens; on loopback, since torch.distributed has no keys.
-        place: where this process computes.
+        place: the device that this process computes on.
     """
     if share.size == 1:
         return Team(share, None, dist.HashStore())
@@ -100,7 +100,7 @@ async def meet(share: Share, port: int, place: torch.device) -> Team:
 
 
 def connect(followers: Sequence[Follower], shard: str, bus: Bus) -> list[Led]:
-    """The leader's ways to its followers, which are called `shard`.1, `shard`.2, ..."""
+    """The leader's connections to its followers, which are named `shard`.1, `shard`.2, ..."""
     return [
         Led(Peer(follower.address, bus, f"{shard}.{rank}"), follower.peer)
         for rank, follower in enumerate(followers, 1)
@@ -109,7 +109,7 @@ def connect(followers: Sequence[Follower], shard: str, bus: Bus) -> list[Led]:
 
 @asynccontextmanager
 async def leading(led: Sequence[Led]) -> AsyncIterator[None]:
-    """Lead while the block runs; this process ends when one that it leads is lost."""
+    """Lead while the block runs; this process ends when a follower is lost."""
 
     async def watch(follower: Peer) -> None:
         try:
@@ -147,12 +147,12 @@ class Loyalty:
 async def opened(
     followers: Sequence[Peer], request: Stream[Item]
 ) -> AsyncIterator[list[AsyncIterator[Item]]]:
-    """The same stream to each follower, for as long as the block runs."""
+    """Open the same stream to each follower while the block runs."""
     async with AsyncExitStack() as stack:
         yield [await stack.enter_async_context(each.stream(request)) for each in followers]
 
 
 def _end(error: Exception) -> None:
-    """A shard that lost a process can do nothing; whoever waits for it learns so at once."""
+    """End this process at once: a shard that lost a process cannot go on; callers must not wait."""
     log.error("another process of this shard is gone: %s", error)
     os._exit(1)

@@ -28,11 +28,11 @@ Emit = Callable[[list[tuple[Key, Token]]], None]
 
 
 class Batch:
-    """The requests that this shard owns, on the data loop.
+    """The running batch: the requests that this shard owns. Lives on the data loop.
 
     Args:
-        leading: makes the other processes of this shard do each step too.
-        emit: given the tokens of every step.
+        leading: has the other processes of this shard run each step too.
+        emit: called with the tokens of every step.
     """
 
     def __init__(
@@ -51,14 +51,16 @@ class Batch:
         self._tokens = 0
 
     def counters(self) -> dict[str, float]:
-        """Steps so far, and the tokens that they made."""
+        """Decode steps so far, and the tokens that they generated."""
         return {"decode_steps": float(self._steps), "decode_tokens": float(self._tokens)}
 
     async def generate(self, sequence: Owned) -> None:
         """Run a request to its end.
 
         Raises:
-            PeerLost: a shard with KV of it is gone.
+            Cancelled: the request left the batch before its end.
+            PeerLost: a shard that holds KV of the request is gone.
+            Internal, Unsound: a step failed, or no token could be drawn.
         """
         key = sequence.holding.key
         self._running[key] = sequence
@@ -69,7 +71,7 @@ class Batch:
             await self.leave(key)
 
     async def leave(self, key: Key) -> None:
-        """Take a request out; returns when no step uses it any more."""
+        """Remove a request from the batch; returns once no step uses it any more."""
         if left := self._running.get(key):
             self._end(left, Cancelled(f"request {key[0]} was ended"))
         if key in self._in_step:
@@ -78,7 +80,7 @@ class Batch:
                 return
 
     async def run(self) -> None:
-        """Step for as long as anything runs; never returns."""
+        """Run decode steps while the batch has requests; never returns."""
         while True:
             if not self._running:
                 self._occupied.clear()
@@ -86,7 +88,7 @@ class Batch:
             async with self._stepping:
                 batch = list(self._running.values())
                 if not batch:
-                    continue  # all of them left while the lock was waited for
+                    continue  # all requests left while this waited for the lock
                 self._in_step = {each.holding.key for each in batch}
                 logits = None
                 try:
@@ -125,9 +127,9 @@ class Batch:
         emitted, now_s = [], time.monotonic()
         for each, token in zip(batch, drawn, strict=True):
             if each.ended.done() or self._running.get(each.holding.key) is not each:
-                continue  # its caller has ended it, whose task may not have left the batch yet
+                continue  # ended by its caller, whose task may not have left the batch yet
             if isinstance(token, Exception):
-                self._end(each, _told(token, "no token could be drawn"))
+                self._end(each, _reported(token, "no token could be drawn"))
                 continue
             each.last = token
             each.times.append(now_s)
@@ -149,7 +151,7 @@ class Batch:
             sequence.ended.set_exception(error)
 
     def _fail(self, batch: Sequence[Owned], error: BaseException, elsewhere: list[Key]) -> None:
-        """A lost holder fails the requests it holds for; the step is run again for the others.
+        """Fail the requests that cannot go on after a failed step; the others run it again.
 
         Args:
             elsewhere: requests that other processes of this shard cannot go on with.
@@ -158,15 +160,15 @@ class Batch:
         if isinstance(error, Cancelled):
             error = PeerLost("a holder", "a shard with KV of this request was lost")
         elif isinstance(error, PeerLost):
-            error = PeerLost(error.peer, error.message)  # kinds of it do not cross the bus
-        told = _told(error, "a decode step failed")
+            error = PeerLost(error.peer, error.message)  # its subclasses do not cross the bus
+        report = _reported(error, "a decode step failed")
         for each in batch:
             if not failed or each.holding.key in failed:
-                self._end(each, told)
+                self._end(each, report)
 
 
-def _told(error: BaseException, what: str) -> ServiceError:
-    """What the caller of a request learns: a loss, or a fault, which is logged here."""
+def _reported(error: BaseException, what: str) -> ServiceError:
+    """The error that the caller of a request receives; anything but a lost peer is logged."""
     if isinstance(error, PeerLost):
         return error
     log.error("%s", what, exc_info=error)

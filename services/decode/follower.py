@@ -1,4 +1,4 @@
-"""A process of a decode shard that does what its leader does, on its own heads."""
+"""A follower process of a decode shard: runs its leader's steps on its own heads."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -19,10 +19,10 @@ from sps2.services.tasks import end, forever
 
 
 class FollowerService:
-    """Handlers that the leader calls; `start` it before use.
+    """Handlers that the leader calls; call `start` before use.
 
     Args:
-        data: the loop that `plane` lives on.
+        data: the event loop that `plane` runs on.
     """
 
     def __init__(self, model: Llama, plane: Plane, pool: PagePool, data: DataLoop) -> None:
@@ -32,7 +32,7 @@ class FollowerService:
         self._data = data
 
     async def start(self) -> None:
-        """Build what lives on the data loop and begin to follow."""
+        """Build what lives on the data loop and begin to run the leader's steps."""
         await self._data.run(self._build())
 
     async def _build(self) -> None:

@@ -1,4 +1,4 @@
-"""Whose rows a frame is about, as one of its tensors: a header has not room for a large batch."""
+"""The requests of a frame's rows, packed as a tensor: a header has no room for a large batch."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -15,7 +15,7 @@ Content = TypeVar("Content")
 
 
 class Unanswered(msgspec.Struct, frozen=True, array_like=True):
-    """What comes in place of an answer: the requests that are not held any more, or a fault."""
+    """Sent in place of an answer: the requests that are no longer held, or why answering failed."""
 
     gone: list[Key] = []
     why: str = ""
@@ -26,17 +26,17 @@ _unanswered = msgspec.msgpack.Decoder(Unanswered)
 
 
 def pack(content: Sequence[Key] | Unanswered) -> Tensor:
-    """As bytes: [bytes] uint8."""
+    """Encode as a tensor of bytes, [bytes] uint8."""
     return torch.frombuffer(bytearray(msgspec.msgpack.encode(content)), dtype=torch.uint8)
 
 
 def unpack_keys(packed: Tensor) -> list[Key]:
-    """Raises Invalid if these are no keys."""
+    """Decode keys from `pack`. Raises Invalid if the tensor does not hold any."""
     return _unpack("keys", packed, _keys)
 
 
 def unpack_unanswered(packed: Tensor) -> Unanswered:
-    """Raises Invalid if this is none."""
+    """Decode an `Unanswered` from `pack`. Raises Invalid if the tensor does not hold one."""
     return _unpack("a refusal", packed, _unanswered)
 
 

@@ -1,22 +1,24 @@
-"""A data loop that stays awake for a moment where its next work is about to come."""
+"""Keeps a data loop awake for a moment when its next work is about to arrive."""
 
 import asyncio
 import os
 import time
 
 SPIN_S = 1e-3
-"""Longer than an owner takes from one layer's question to that of the next."""
+"""Longer than an owner needs between the questions of two consecutive layers."""
 WANTED_S = 1e-4
-"""A processor that comes back only after so long was wanted by somebody else."""
+"""If yielding the processor takes longer than this, another thread wanted it."""
 REST_S = 1.0
+"""How long the loop then sleeps as usual."""
 
 
 class HolderSpin:
     """Keeps its loop from sleeping until a moment after the last `more`.
 
-    Waking a processor that sleeps takes longer than a small exchange itself; on virtual machines
-    its sender waits for that too. Where others want the processor it is left to them, and the loop
-    sleeps as any other for a second: who wakes up goes before those who run, who waits awake not.
+    Waking a sleeping processor takes longer than a small exchange itself; on virtual machines the
+    sender waits for that too. Where others want the processor, the loop leaves it to them and
+    sleeps as usual for a second: the system prefers a thread that wakes up to those that run, but
+    not one that spins.
     """
 
     def __init__(self) -> None:
@@ -24,7 +26,7 @@ class HolderSpin:
         self._awake = False
 
     def more(self) -> None:
-        """More is about to come; to be called on the loop."""
+        """More work is about to arrive; call this on the loop."""
         now = time.monotonic()
         self._until = now + SPIN_S
         if not self._awake and now >= self._rested:

@@ -1,4 +1,4 @@
-"""One request in the running batch of its owner, as every process of that shard has it."""
+"""One request in the running batch of its owner, on every process of that shard."""
 
 import asyncio
 from array import array
@@ -11,21 +11,21 @@ from sps2.services.decode.kv.holding import Holding
 
 @dataclass
 class Sequence:
-    """`last` is the newest token, whose keys and values are computed by the next step."""
+    """A request in the batch; the next step computes the KV of `last`, its newest token."""
 
     holding: Holding
     holders: tuple[str, ...]
     """Data-plane names of the other shards with KV of this request."""
     prompt_tokens: int
-    """Before the answer's first."""
+    """Tokens before the answer's first."""
     last: Token
     q_bytes: int = field(default=0, init=False)
     state_bytes: int = field(default=0, init=False)
-    """Moved by this process."""
+    """Bytes of q and of attention states that this process moved."""
 
     @property
     def position(self) -> int:
-        """Of the newest token."""
+        """Position of the newest token."""
         return self.prompt_tokens + self.last.index
 
     @property
@@ -40,7 +40,7 @@ class Sequence:
 
 @dataclass
 class Owned(Sequence):
-    """As the leader has it, which draws the tokens."""
+    """A request on the leader, which draws its tokens."""
 
     sampler: Sampler
     ended: asyncio.Future[None]

@@ -50,12 +50,12 @@ KEEP_TOKENS_S = 30.0
 
 
 class DecodeService:
-    """Handlers of a decode shard; must be made on the control loop, `start`ed before use.
+    """Handlers of a decode shard; create it on the control loop, and call `start` before use.
 
     Args:
-        data: the loop that `plane` lives on.
+        data: the event loop that `plane` runs on.
         led: the other processes of this shard.
-        traces: where its time goes is written there.
+        traces: records where the time of each request goes.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class DecodeService:
                         with suppress(ServiceError):
                             await self._cache_answer(key)
                     finally:
-                        # before followers let go: a step that they are about to make may use it
+                        # before followers release it: a step that they are about to run may use it
                         await self._data.run(self._release(key))
         finally:
             log.fail(Cancelled(f"request {request.request} was ended"))
@@ -157,7 +157,7 @@ class DecodeService:
             raise
         last = sequence.last
         assert last.finish is not None
-        processes = 1 + len(self._followers)  # which all move as much
+        processes = 1 + len(self._followers)  # each moves the same number of bytes
         q_bytes, state_bytes = sequence.q_bytes * processes, sequence.state_bytes * processes
         return Decoded(last.index + 1, last.finish, q_bytes, state_bytes, hashes)
 
@@ -169,20 +169,20 @@ class DecodeService:
             yield token
 
     def _not_here(self, request: Decode | Follow) -> PeerLost:
-        """It was let go, or came to an earlier life of this shard: it must be planned anew."""
+        """The request was released, or this shard restarted: the request must be planned again."""
         why = f"request {request.request} is not held in epoch {request.epoch}"
         return PeerLost(self._plane.name, f"{self._plane.name}: {why}")
 
     def keep(self, key: Key, layer: int, at: int, head: int, k: Tensor, v: Tensor) -> None:
-        """As `Holdings.keep`, on the data loop."""
+        """See `Holdings.keep`; call it on the data loop."""
         self._holdings.keep(key, layer, at, head, k, v)
 
     def attend(self, key: Key, layer: int, at: int, head: int, q: Tensor) -> State:
-        """As `Prefixes.attend`, on any thread."""
+        """See `Prefixes.attend`; may be called on any thread."""
         return self._prefixes.attend(key, layer, at, head, q)
 
     def counters(self) -> dict[str, float]:
-        """For heartbeats: pages, idle cached ones, requests it owns and holds, decode steps."""
+        """For heartbeats: pages, idle cached pages, requests owned and held, decode steps."""
         return {
             "kv_pages": float(self._pool.pages),
             "kv_pages_free": float(self._pool.free_pages),
@@ -194,7 +194,7 @@ class DecodeService:
         }
 
     def tokens(self) -> dict[str, int]:
-        """Of each answer that it generates, how many there are."""
+        """Tokens so far of each answer that this shard generates, by request."""
         return {
             key[0]: request.sampling.answered + 1 + self._logs[key].count
             for key, request in self._generating.items()
@@ -205,29 +205,29 @@ class DecodeService:
         return self._holdings.inventory()
 
     def cached(self) -> tuple[bytes, ...]:
-        """Names of all its cached pages."""
+        """Hashes of all cached pages."""
         return self._holdings.cached.hashes()
 
     def news(self) -> tuple[bytes, ...]:
-        """Names of pages that ended requests cached since the directory was `told`."""
+        """Hashes of pages that ended requests cached and that are not `reported` yet."""
         return self._holdings.cached.news()
 
     def missing(self) -> tuple[bytes, ...]:
-        """Names of pages that requests were to share and that are not here."""
+        """Hashes of pages that requests were to share and that are not here."""
         return self._holdings.cached.missing()
 
-    def told(self, hashes: tuple[bytes, ...]) -> None:
-        """The directory has heard of these."""
-        self._data.post(lambda: self._holdings.cached.told(hashes))
+    def reported(self, hashes: tuple[bytes, ...]) -> None:
+        """These hashes were reported to the directory."""
+        self._data.post(lambda: self._holdings.cached.reported(hashes))
 
     async def evict(self, hashes: tuple[bytes, ...]) -> None:
-        """Forget cached pages, in all processes of this shard."""
+        """Drop pages from the cache, in all processes of this shard."""
         if hashes:
             self._data.post(lambda: self._holdings.evict(hashes))
             await gather_all(*(follower.call(Evict(hashes)) for follower in self._followers))
 
     async def _prepare(self, request: Decode) -> None:
-        """Tell the followers what they must know for steps of a request."""
+        """Give the followers what they need for the steps of a request."""
         await gather_all(
             *(
                 follower.call(
@@ -269,7 +269,7 @@ class DecodeService:
         self._holdings.release(key)
 
     async def _cache_answer(self, key: Key) -> tuple[bytes, ...]:
-        """Cache the pages that the answer has filled, wherever it ended; their hashes."""
+        """Cache the pages that the answer has filled, wherever it ended; returns their hashes."""
         request = self._generating.pop(key, None)
         if request is None or not request.parent:
             return ()

@@ -1,4 +1,4 @@
-"""A decode step on all processes of a shard: the leader says what it is, the others do it too."""
+"""A decode step on all processes of a shard: the leader announces it, the followers run it too."""
 
 import asyncio
 import logging
@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 
 
 def lost_by(batch: Sequence[Running], error: BaseException) -> list[Key]:
-    """The requests that cannot go on after a step failed: those whose KV is gone, in part.
+    """The requests that cannot go on after a failed step: those that lost some of their KV.
 
-    None of them if it was another process of this shard that failed, which knows.
+    Empty if another process of this shard failed: that process reports them.
     """
     keys = [each.holding.key for each in batch]
     match error:
@@ -40,10 +40,10 @@ def lost_by(batch: Sequence[Running], error: BaseException) -> list[Key]:
 
 
 class Leading:
-    """The leader's side; with no followers it does nothing.
+    """The leader's side of a step; without followers it does nothing.
 
-    A step travels as one frame: the newest tokens, their positions, and whose they are. A follower
-    answers only when a step has failed, with the requests that it cannot go on with.
+    One frame announces a step: the newest tokens, their positions, and their requests. A follower
+    answers only if the step failed, with the requests that it cannot go on with.
     """
 
     def __init__(self, plane: Plane, followers: Sequence[Peer]) -> None:
@@ -56,7 +56,7 @@ class Leading:
             plane.serve("step", self._on_failed)
 
     async def begin(self, step: int, keys: Sequence[Key], ids: Tensor, positions: Tensor) -> None:
-        """Have the followers make a step."""
+        """Have the followers run a step."""
         loop = asyncio.get_running_loop()
         self._failed = {(name, step): loop.create_future() for name in self._names}
         tensors = (ids, positions, pack(keys))
@@ -64,7 +64,7 @@ class Leading:
         await self._plane.send_all(self._names, frame, tensors)
 
     async def failed(self) -> list[Key]:
-        """After a step whose layers failed: requests that followers cannot go on with."""
+        """The requests that followers cannot go on with, after a step whose layers failed."""
         try:
             async with asyncio.timeout(ANSWER_S):
                 reports = await gather_all(*self._failed.values())
@@ -80,7 +80,7 @@ class Leading:
 
 
 class Following:
-    """A follower's side: the same layers on its heads, and its share of the logits."""
+    """A follower's side of a step: the same layers on its heads, and its share of the logits."""
 
     def __init__(self, model: Llama, plane: Plane, pool: PagePool, exchange: Exchange) -> None:
         self._model = model
@@ -88,17 +88,17 @@ class Following:
         self._pool = pool
         self._exchange = exchange
         self.sequences: dict[Key, Running] = {}
-        """Requests that a step may be for."""
+        """Requests that a step may include."""
         self._steps: asyncio.Queue[tuple[str, Frame, tuple[Tensor, ...]]] = asyncio.Queue()
         plane.serve("step", lambda *step: self._steps.put_nowait(step))
 
     def leave(self, key: Key) -> None:
-        """A request has ended."""
+        """Remove a request that has ended."""
         self.sequences.pop(key, None)
         self._exchange.give_up(self.sequences)
 
     async def run(self) -> None:
-        """Make the leader's steps, in their order; never returns."""
+        """Run the leader's steps in order; never returns."""
         while True:
             leader, frame, (ids, positions, keys) = await self._steps.get()
             turn = self._model.turn(len(ids), 1)

@@ -1,4 +1,4 @@
-"""When an answer's tokens were made, as parts of a trace: a few tokens to each."""
+"""When an answer's tokens were generated, as trace spans of a few tokens each."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -6,18 +6,18 @@ from collections.abc import Iterator, Sequence
 from sps2.common.tracing import Note, id_of
 
 PARTS = 32
-"""Of one answer, at most."""
+"""Most spans of one answer."""
 
 
 def token_paces(
     parent: str, start_s: float, times: Sequence[float], first: int = 1
 ) -> Iterator[Note]:
-    """A note for each run of steps.
+    """One note for each run of consecutive steps.
 
     Args:
-        start_s: when the first of them began.
-        times: when each was done.
-        first: number of the token that it made.
+        start_s: when the first step began.
+        times: when each step ended.
+        first: number of the first step's token.
     """
     size = -(-len(times) // PARTS) or 1
     for at in range(0, len(times), size):

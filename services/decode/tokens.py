@@ -1,4 +1,4 @@
-"""The tokens of an owned request on their way to the gateway, which may come late for them."""
+"""Keeps the tokens of an owned request for the gateway, which may fetch them late."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,7 +8,7 @@ from sps2.common.messages import Token
 
 
 class TokenLog:
-    """Numbered tokens of one request, read by `follow`, on the control loop."""
+    """Numbered tokens of one request, read by `follow`; lives on the control loop."""
 
     def __init__(self) -> None:
         self._tokens: list[Token] = []
@@ -17,7 +17,7 @@ class TokenLog:
 
     def add(self, token: Token) -> None:
         self._tokens.append(token)
-        self._tell()
+        self._notify()
 
     @property
     def count(self) -> int:
@@ -25,14 +25,14 @@ class TokenLog:
         return len(self._tokens)
 
     def ids(self) -> list[int]:
-        """Of the tokens so far."""
+        """Ids of the tokens so far."""
         return [token.id for token in self._tokens]
 
     def fail(self, error: ServiceError) -> None:
-        """No token will follow; whoever follows is told why. Ignored after the last token."""
+        """End the log: `follow` raises `error`. Ignored after the last token."""
         if not self._complete and self._error is None:
             self._error = error
-            self._tell()
+            self._notify()
 
     async def follow(self, start: int) -> AsyncIterator[Token]:
         """Tokens from number `start` to the last, as they come.
@@ -58,6 +58,6 @@ class TokenLog:
     def _complete(self) -> bool:
         return bool(self._tokens) and self._tokens[-1].finish is not None
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()

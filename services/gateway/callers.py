@@ -1,12 +1,12 @@
-"""Who asks: what a client gives with a request to find it again."""
+"""The ids that a client sends with a request, to find it again."""
 
 from typing import NamedTuple
 
 
 class Caller(NamedTuple):
-    """Both may be empty.
+    """The ids of one request; both may be empty.
 
-    request_id: its own `x-request-id`. traceparent: as W3C's header of that name.
+    request_id: the client's `x-request-id`. traceparent: as in W3C's header of that name.
     """
 
     request_id: str = ""

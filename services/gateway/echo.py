@@ -1,4 +1,4 @@
-"""The prompt as the beginning of its completion's text."""
+"""The prompt as the beginning of a completion's text (`echo`)."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,9 @@ def echo(
     logprobs: Sequence[TokenLogprobs | None] | None,
     tokenizer: Tokenizer,
 ) -> tuple[str, tuple[Spoken, ...]]:
-    """The prompt's text, as it was given or else decoded, and where each token's text begins.
+    """The prompt's text, as given or else decoded, and where each token's text begins.
 
-    Special tokens are shown, but for those that the tokeniser put around a given text.
+    Special tokens are shown, except those that the tokeniser put around a given text.
     """
     detokenizer = Detokenizer(tokenizer)
     spoken, parts, offset = [], list[str](), 0

@@ -1,4 +1,4 @@
-"""The API itself, whoever asks over whatever wire: requests in, streams of chunks out."""
+"""The API itself, the same over HTTP and the bus: requests in, streams of chunks out."""
 
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -55,11 +55,11 @@ from sps2.services.gateway.watch.traces import AnswerTraces
 COMPLETION = "cmpl-"
 CHAT = "chatcmpl-"
 TOKENIZED_CONTEXTS = 16
-"""Of a text that is only tokenised there may be so many times the context's tokens."""
+"""A text that is only tokenised may have so many times the tokens of the context."""
 
 
 def nothing() -> None:
-    """Nobody waits for it."""
+    """Do nothing."""
 
 
 class Gateway:
@@ -89,13 +89,13 @@ class Gateway:
         account: Account | None = None,
         ordered: Callable[[], None] = nothing,
     ) -> AsyncGenerator[CompletionChunk, None]:
-        """The chunks of a completion; the last has no choices, but the usage.
+        """The chunks of a completion; the last has no choices, only the usage.
 
         Args:
             name: 12 hexadecimal digits, unique: the answer's id without its prefix.
-            caller: what finds the trace of it again.
-            account: who pays for the tokens, if anybody does.
-            ordered: called when the request's text is no longer needed, for all is tokens.
+            caller: the client's ids, by which its trace can be found.
+            account: the account that the tokens count for, if any.
+            ordered: called when all is tokenised and the request's text is no longer needed.
         """
         with (
             self.metrics.request(),
@@ -124,15 +124,15 @@ class Gateway:
                 async with aclosing(pieces):
                     async for index, piece in pieces:
                         if isinstance(piece, Progress):
-                            told = prompts.told(index, piece)
-                            yield chunk(choices=[], sps2=told, usage=counted.usage())
+                            extension = prompts.add(index, piece)
+                            yield chunk(choices=[], sps2=extension, usage=counted.usage())
                             continue
                         counted.add(index)
                         if (choice := await writer.choice(index, piece)) is not None:
                             yield chunk(choices=[choice], usage=counted.usage())
             total = usage(order.prompts, order.jobs, records, self.served.kv_token_bytes)
             self.metrics.spent(total)
-            trail.tell(**_told(total))
+            trail.tell(**_totals(total))
             yield chunk(choices=[], usage=total)
 
     async def chat(
@@ -143,7 +143,7 @@ class Gateway:
         account: Account | None = None,
         ordered: Callable[[], None] = nothing,
     ) -> AsyncGenerator[ChatChunk, None]:
-        """The chunks of an answer in a conversation, as those of `complete`."""
+        """The chunks of an answer in a conversation; see `complete`."""
         with (
             self.metrics.request(),
             self._trail(request, name, CHAT, caller) as trail,
@@ -171,8 +171,8 @@ class Gateway:
                 async with aclosing(pieces):
                     async for index, piece in pieces:
                         if isinstance(piece, Progress):
-                            told = prompts.told(index, piece)
-                            yield chunk(choices=[], sps2=told, usage=counted.usage())
+                            extension = prompts.add(index, piece)
+                            yield chunk(choices=[], sps2=extension, usage=counted.usage())
                             continue
                         counted.add(index)
                         if index not in begun:
@@ -183,7 +183,7 @@ class Gateway:
                             yield chunk(choices=[choice], usage=counted.usage())
             total = usage(order.prompts, order.jobs, records, self.served.kv_token_bytes)
             self.metrics.spent(total)
-            trail.tell(**_told(total))
+            trail.tell(**_totals(total))
             yield chunk(choices=[], usage=total)
 
     async def tokenize(self, request: Tokenize) -> Tokens:
@@ -228,7 +228,7 @@ class Gateway:
         return Models([self.model(name) for name in self.served.names])
 
     def model(self, name: str) -> Model:
-        """The served model, by one of its names. Raises Invalid if it has no such name."""
+        """The served model, by one of its names. Raises Invalid if `name` is not one of them."""
         served = self.served
         served.check_model(name)
         defaults = served.sampling_defaults
@@ -246,10 +246,10 @@ class Gateway:
 
     @contextmanager
     def entered(self, name: str, prefix: str, caller: Caller) -> Iterator[None]:
-        """Count and trace what fails in the block, before an answer is begun.
+        """Count and trace a failure in the block, before an answer begins.
 
         Raises:
-            Refused: all slots are taken; so nothing is done for the request.
+            Refused: all slots are in use; so nothing is done for the request.
         """
         try:
             self._slots.check()
@@ -261,9 +261,9 @@ class Gateway:
     def _trail(
         self, request: CompletionRequest | ChatRequest, name: str, prefix: str, caller: Caller
     ) -> AbstractContextManager[Trail]:
-        asked = request.sps2.traceparent if request.sps2 else None
-        if asked and not caller.traceparent:
-            caller = caller._replace(traceparent=asked)
+        traceparent = request.sps2.traceparent if request.sps2 else None
+        if traceparent and not caller.traceparent:
+            caller = caller._replace(traceparent=traceparent)
         return self._traces.answer(name, prefix, caller)
 
     def _chat_choice(self, request: ChatRequest, index: int, piece: Piece) -> ChatDelta | None:
@@ -282,7 +282,7 @@ def _spending(
 
 
 class _Counted:
-    """What a chunk says of the usage so far; nothing, unless the request wants it."""
+    """The usage so far, for each chunk; UNSET unless the request wants it."""
 
     def __init__(self, request: CompletionRequest | ChatRequest, order: Order) -> None:
         options = request.stream_options
@@ -292,7 +292,7 @@ class _Counted:
         self._made = 0
 
     def add(self, index: int) -> None:
-        """A token of choice `index` came."""
+        """Count a token of choice `index`."""
         self._made += not self._order.jobs[index].silent
 
     def usage(self) -> Usage | UnsetType:
@@ -301,17 +301,17 @@ class _Counted:
         return Usage(self._prompt_tokens, self._made, self._prompt_tokens + self._made)
 
 
-def _told(usage: Usage) -> dict[str, str | float]:
-    """What a trace tells of a whole request."""
-    told: dict[str, str | float] = {
+def _totals(usage: Usage) -> dict[str, str | float]:
+    """The totals of a whole request, for its trace."""
+    totals: dict[str, str | float] = {
         "prompt_tokens": usage.prompt_tokens,
         "tokens": usage.completion_tokens,
     }
-    return told if usage.sps2 is None else told | {"ttft_s": usage.sps2.ttft_ms / 1000}
+    return totals if usage.sps2 is None else totals | {"ttft_s": usage.sps2.ttft_ms / 1000}
 
 
 class _CompletionWriter:
-    """Pieces as choices of a completion; the first of each choice begins with the echo, if any."""
+    """Turns pieces into choices of a completion; a choice's first begins with the echo, if any."""
 
     def __init__(
         self,
@@ -337,10 +337,10 @@ class _CompletionWriter:
             logprobs = first.prompt_logprobs if first is not None else None
 
             def echoing() -> tuple[str, CompletionLogprobs | None]:
-                told, said = echo(job.prompt, given, logprobs, self._tokenizer)
+                text, spoken = echo(job.prompt, given, logprobs, self._tokenizer)
                 if request.logprobs is None:
-                    return told, None
-                return told, completion_logprobs(said, request.logprobs, self._tokenizer, 0)
+                    return text, None
+                return text, completion_logprobs(spoken, request.logprobs, self._tokenizer, 0)
 
             alternatives = 1 + (request.logprobs or 0)
             echoed, before = await threaded(len(job.prompt) * alternatives, echoing)

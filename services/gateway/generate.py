@@ -1,4 +1,4 @@
-"""One request's way through the cluster: submitted, placed, followed at its owner, in order."""
+"""Runs one choice in the cluster: submits it, follows its owner, yields its tokens in order."""
 
 import asyncio
 import logging
@@ -33,15 +33,15 @@ from sps2.services.tasks import emitted_by, root_cause
 log = logging.getLogger(__name__)
 
 LOSSES = 2
-"""How often an answer goes on elsewhere after the loss of a shard."""
+"""How often an answer may go on elsewhere after the loss of a shard."""
 
 T = TypeVar("T")
 
 PATIENCE_S = 4.0
-"""How long an owner may be out of reach, while the scheduler says nothing of a loss; and how long
-totals may take to follow the last token."""
+"""How long an owner may be unreachable while the scheduler reports no loss; and how long totals may
+take to follow the last token."""
 AGAIN_S = 0.1
-"""Between two tries to follow an owner."""
+"""Pause between two attempts to follow an owner."""
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -61,7 +61,7 @@ class Job(msgspec.Struct, frozen=True):
 
 @dataclass
 class Record:
-    """What became known of a job while it ran."""
+    """What is known of a job so far; filled in while it runs."""
 
     since_s: float
     placed: Placed | None = None
@@ -72,13 +72,13 @@ class Record:
 
 
 class Generation:
-    """The tokens of one job, each once and in order, whatever way and however often they come.
+    """The tokens of one job, each once and in order, from the scheduler and its owners.
 
     Args:
-        record: filled in as the job runs; the totals are there when the iteration has ended.
-        advanced: told of the prefill's progress, if the job asks for it.
+        record: filled in as the job runs; the totals are complete when the iteration has ended.
+        advanced: called with the prefill's progress, if the job requests it.
         traceparent: of the answer's trace.
-        placed: told whenever the job has left the scheduler's queue.
+        placed: called whenever the job has left the scheduler's queue.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Generation:
         self._traceparent = traceparent
         self._placed = placed
         self._ids: list[int] = []
-        """The tokens so far."""
+        """Ids of the tokens so far."""
         self._early: dict[int, Token] = {}
         self._is_complete = False
         self._clock: asyncio.Timeout | None = None
@@ -111,8 +111,8 @@ class Generation:
 
         Raises:
             Refused, Invalid: from the scheduler.
-            PeerLost: the scheduler; or a shard, before the first token or once too often: else
-                what is there of the answer is submitted as a part of the prompt.
+            PeerLost: the scheduler was lost; or a shard was, before the first token or more than
+                `LOSSES` times. Otherwise the answer so far is submitted again with the prompt.
         """
         async with aclosing(emitted_by(self._run)) as tokens:  # type: ignore[type-var]
             async for token in tokens:
@@ -134,7 +134,7 @@ class Generation:
                 job = self._rest(losses)
 
     def _rest(self, losses: int) -> Job:
-        """What is left to do, under a name of its own: shards may still know the job's."""
+        """The rest of the job, under a new name: shards may still know the old one."""
         job = self._job
         self._early.clear()
         sampling = replace(job.sampling, answered=len(self._ids), prompt_logprobs=None)
@@ -201,7 +201,7 @@ class Generation:
             self._clock = None
 
         if follower is not None and not self._is_complete:
-            await asyncio.wait({follower})  # it ends when no token can come any more
+            await asyncio.wait({follower})  # it ends when no token can come
         if not self._is_complete:
             raise PeerLost(self._scheduler.name, "the request ended before its last token came")
         if follower is not None:
@@ -218,12 +218,12 @@ class Generation:
             yield items
 
     async def _follow(self, job: Job, placed: Placed, emit: Callable[[Token], None]) -> None:
-        """Take tokens from their owner, again where the connection was lost.
+        """Read tokens from their owner; reconnects if the connection is lost.
 
-        Only the scheduler knows what becomes of a request that the owner has let go of.
+        If the owner has released the request, the scheduler decides how it goes on.
 
         Raises:
-            PeerLost: the owner cannot be reached, or told too little.
+            PeerLost: the owner cannot be reached, or sent too few tokens.
         """
         loop = asyncio.get_running_loop()
         until_s = 0.0
@@ -264,7 +264,7 @@ class Generation:
 
 
 def _also(before: Placed | None, now: Placed, answered: int) -> Placed:
-    """How a request is placed, told as one that was planned again where it goes on elsewhere."""
+    """The placement to report; if the answer goes on elsewhere, as one that was planned again."""
     if before is None or not answered:
         return now
     cached, queued_s = before.cached_tokens, before.queued_s

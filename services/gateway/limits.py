@@ -1,4 +1,4 @@
-"""What the gateway serves and how much of it at once."""
+"""The model that the gateway serves, and how many requests at once."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from sps2.common.words import listed
 
 
 class Served(msgspec.Struct, frozen=True):
-    """The model behind the API, and the bounds of one request."""
+    """The model behind the API, and the limits of one request."""
 
     model: str
     max_context: int
@@ -19,59 +19,59 @@ class Served(msgspec.Struct, frozen=True):
     vocab_size: int
     eos_ids: tuple[int, ...]
     kv_token_bytes: int
-    """Keys and values of one token in all layers."""
+    """Bytes of keys and values of one token in all layers."""
     max_choices: int
     fingerprint: str
     created: int
     aliases: tuple[str, ...] = ()
     """Other names that clients may use for the model."""
     sampling_defaults: SamplingDefaults = SamplingDefaults()
-    """How tokens are drawn where a request does not say."""
+    """Sampling options for requests that do not set them."""
     default_max_tokens: int = 0
-    """Of a chat that does not say; 0 leaves as many as the context and the KV pools allow."""
+    """For chats without a limit; 0 allows as many as the context and the KV pools do."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every name of the model; answers have the first."""
+        """Every name of the model; answers carry the first."""
         return self.model, *self.aliases
 
     def check_model(self, name: str | None) -> None:
-        """Invalid (`model_not_found`) unless `name` is absent or the served model's."""
+        """Raise Invalid (`model_not_found`) if `name` is given and not the served model's."""
         if name is not None and name not in self.names:
-            told = f"the model `{name[:200]}` does not exist; `{self.model}` is served here"
+            message = f"the model `{name[:200]}` does not exist; `{self.model}` is served here"
             if self.aliases:
-                told += f", also as {listed([f'`{each}`' for each in self.aliases], 'and')}"
-            raise Invalid(told, "model", "model_not_found")
+                message += f", also as {listed([f'`{each}`' for each in self.aliases], 'and')}"
+            raise Invalid(message, "model", "model_not_found")
 
 
 class Slots:
-    """A bound on the requests in work."""
+    """A limit on the requests in work."""
 
     def __init__(self, total: int) -> None:
         self.total = total
-        self.taken = 0
+        self.used = 0
 
     def check(self) -> None:
-        """Refused if none is free."""
-        if self.taken >= self.total:
+        """Raise Refused if no slot is free."""
+        if self.used >= self.total:
             raise self._refusal()
 
     @contextmanager
     def take(self, count: int) -> Iterator[None]:
-        """Hold `count` slots while the block runs. Refused if not as many are free now.
+        """Hold `count` slots while the block runs. Raises Refused if too few are free.
 
         Args:
-            count: no more than there are in all, as `validate.choices_of` makes sure.
+            count: at most `total`, as `validate.choices_of` ensures.
         """
-        if self.taken + count > self.total:
+        if self.used + count > self.total:
             raise self._refusal()
-        self.taken += count
+        self.used += count
         try:
             yield
         finally:
-            self.taken -= count
+            self.used -= count
 
     def _refusal(self) -> Refused:
         if self.total == 1:
             return Refused("one request is in work, and no more may be; try again later")
-        return Refused(f"{self.taken} of {self.total} requests are in work; try again later")
+        return Refused(f"{self.used} of {self.total} requests are in work; try again later")

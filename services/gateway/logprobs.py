@@ -8,11 +8,11 @@ from sps2.common.messages import TokenLogprobs
 from sps2.services.gateway.text import Spoken
 
 LEAST = -9999.0
-"""Stands for minus infinity, which JSON cannot say."""
+"""Stands for minus infinity, which JSON cannot express."""
 
 
 class Vocabulary(Protocol):
-    """What single tokens look like."""
+    """The text and bytes of single tokens."""
 
     def token_text(self, index: int) -> str: ...
     def token_bytes(self, index: int) -> bytes: ...
@@ -23,7 +23,7 @@ def completion_logprobs(
 ) -> CompletionLogprobs:
     """The form of `/v1/completions`; offsets count from `base`.
 
-    With `top` alternatives the token itself is always among them, as one more if need be.
+    The token itself is always among the `top` alternatives, as one more if necessary.
     """
     return CompletionLogprobs(
         [vocabulary.token_text(token.id) for token in tokens],

@@ -1,4 +1,4 @@
-"""Wires the gateway from a configuration."""
+"""Builds and runs the gateway from a configuration."""
 
 import asyncio
 import logging
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
-    """Run until `stop`. Raises Invalid if the model, a port or a key cannot be had."""
+    """Run until `stop`. Raises Invalid if the model, a port or a key cannot be used."""
     http.require_certificate(cluster.gateway)
     listener = http.listen(about.host, cluster.gateway.port)
     with listener:
@@ -59,10 +59,10 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
 
 
 class Parts:
-    """Everything the gateway is made of, connected but not yet listening.
+    """All parts of the gateway, connected but not yet listening.
 
     Args:
-        folder: of the model.
+        folder: the model's folder.
         keep_alive_s: silence on a stream after which a comment is sent.
     """
 
@@ -126,7 +126,7 @@ class Parts:
 
     @asynccontextmanager
     async def running(self, address: str) -> AsyncIterator[str]:
-        """On the bus at `address` while the block runs; yields the bound address."""
+        """Serve on the bus at `address` while the block runs; yields the bound address."""
         server = Server(
             [self._service, self._about],
             self._bus,
@@ -153,7 +153,7 @@ class Parts:
             self._context.destroy(linger=0)
 
     def _exported(self, cluster: Cluster) -> Export | None:
-        """What sends traces to a collector, if there is one."""
+        """The export of traces to a collector, if one is configured."""
         to = sender(cluster.tracing, cluster.name, version("sps2"))
         if to is None:
             return None
@@ -167,7 +167,7 @@ class Parts:
 
 
 def _register(cluster: Cluster) -> Register | None:
-    """The API keys of a cluster with keys."""
+    """The API keys; None if the cluster has no keys."""
     if not cluster.bus.keys:
         return None
     path = beside(cluster.bus, API_KEYS)
@@ -178,7 +178,7 @@ def _register(cluster: Cluster) -> Register | None:
 
 
 def served_by(cluster: Cluster, folder: Path, tokenizer: Tokenizer) -> Served:
-    """What the model in `folder` serves under this configuration."""
+    """The model in `folder`, with the limits of this configuration."""
     config = read(folder)
     context = config.context_within(cluster.max_context)
     name, *aliases = dict.fromkeys(cluster.served_model_name or [model_id(cluster.model)])

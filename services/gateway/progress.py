@@ -1,4 +1,4 @@
-"""The progress of a request, whose choices are prefilled each for itself."""
+"""The prefill progress of a request; each of its choices is prefilled on its own."""
 
 from collections.abc import Sequence
 
@@ -8,13 +8,13 @@ from sps2.services.gateway.generate import Job
 
 
 class Prompts:
-    """What is known of the prefill of each of a request's jobs."""
+    """The latest prefill progress of each of a request's jobs."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._last = [Progress(0, len(job.prompt), 0) for job in jobs]
 
-    def told(self, index: int, progress: Progress) -> ChunkExtension:
-        """All of them together, once one has gone on; its end is the end of the last that began."""
+    def add(self, index: int, progress: Progress) -> ChunkExtension:
+        """Add one job's progress; returns that of all together, with the latest expected end."""
         self._last[index] = progress
         etas = [each.eta_ms for each in self._last if each.eta_ms is not None]
         return ChunkExtension(

@@ -1,4 +1,4 @@
-"""Runs the choices of one answer side by side, and lets them be cancelled by their id."""
+"""Runs the choices of one answer concurrently; answers can be cancelled by their id."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
@@ -18,7 +18,7 @@ from sps2.services.gateway.watch.metrics import Metrics
 from sps2.services.tasks import emitted_by, root_cause
 
 NAME_CHARS = 12
-"""Of an answer; its scheduler requests add four."""
+"""Characters of an answer's name; its scheduler requests add four."""
 
 Said = tuple[int, Piece | Progress]
 Emit = Callable[[Said], None]
@@ -50,7 +50,7 @@ class Running:
     async def pieces(
         self, name: str, order: Order, records: list[Record], trail: Trail
     ) -> AsyncGenerator[Said, None]:
-        """(choice, piece), and (choice, progress) if asked for, as they come.
+        """Yield (choice, piece), and (choice, progress) if requested, as they come.
 
         Ending the iteration early cancels all choices.
 
@@ -88,7 +88,7 @@ class Running:
         """End an answer by its id (`cmpl-..`, `chatcmpl-..`), or one of its scheduler requests.
 
         Raises:
-            Invalid: there is none.
+            Invalid: no answer in work has this id.
         """
         name = request.rpartition("-")[2][:NAME_CHARS]
         if name not in self._aborts:
@@ -96,7 +96,7 @@ class Running:
         self._abort(name, Cancelled(f"request {request} was cancelled"))
 
     def abort_all(self, error: ServiceError) -> None:
-        """End every answer with `error`."""
+        """End every answer in work with `error`."""
         for name in self._aborts:
             self._abort(name, error)
 

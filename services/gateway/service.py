@@ -1,4 +1,4 @@
-"""The gateway on the bus: what the SDK and spsctl ask."""
+"""The gateway on the bus: handlers for the SDK and spsctl."""
 
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -37,7 +37,7 @@ from sps2.services.gateway.watch.traces import AnswerTraces
 
 
 def new_name() -> str:
-    """A name for an answer."""
+    """A random name for an answer: 12 hexadecimal digits."""
     return secrets.token_hex(NAME_CHARS // 2)
 
 
@@ -45,7 +45,7 @@ class GatewayService:
     """Bus handlers around a `Gateway`.
 
     Args:
-        describe: what this process says of itself.
+        describe: this process's description of itself.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Connections to shards, one per address: to follow tokens, and to ask how they are."""
+"""Connections to shards, one per address: to follow tokens, and to query their state."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ from sps2.common.config import Bus
 
 
 class Shards:
-    """Opens a connection when it is first needed, and forgets those that were lost."""
+    """Opens connections when they are first needed, and drops lost ones."""
 
     def __init__(self, bus: Bus, context: zmq.asyncio.Context | None = None) -> None:
         self._bus = bus
@@ -18,13 +18,13 @@ class Shards:
         self._closing: set[asyncio.Task[None]] = set()
 
     def at(self, address: str, name: str) -> Peer:
-        """The shard `name` at `address`."""
+        """The connection to shard `name` at `address`."""
         if address not in self._peers:
             self._peers[address] = Peer(address, self._bus, name, self._context)
         return self._peers[address]
 
     def drop(self, peer: Peer) -> None:
-        """Forget a shard that died: whoever returns in its place has a new address."""
+        """Close and forget the connection to a lost shard; its successor has a new address."""
         if self._peers.get(peer.address) is peer:
             del self._peers[peer.address]
             task = asyncio.create_task(peer.close())
@@ -32,7 +32,7 @@ class Shards:
             task.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
-        """Disconnect from all."""
+        """Close all connections."""
         for peer in list(self._peers.values()):
             self.drop(peer)
         await asyncio.gather(*self._closing)

@@ -1,10 +1,10 @@
-"""Finds stop strings in text that comes in pieces, and holds back what might become one."""
+"""Finds stop strings in text that comes in pieces; holds back text that might become one."""
 
 
 class StopStrings:
-    """Text in, text that may be shown out; independent of how the text is cut into pieces.
+    """Turns text into text that may be shown, however it is cut into pieces.
 
-    The match that is complete first ends the text; of several that end together, the longest.
+    The match that is complete first ends the text; of several that end together, the longest does.
     """
 
     def __init__(self, stops: tuple[str, ...]) -> None:
@@ -13,7 +13,7 @@ class StopStrings:
         self.hit = False
 
     def add(self, text: str) -> str:
-        """What may be shown now. Sets `hit` at a stop string, from which on all is cut."""
+        """Add text; returns what may be shown now. Sets `hit` at a stop string, and cuts there."""
         self._held += text
         found = [
             (start + len(stop), start)
@@ -31,11 +31,11 @@ class StopStrings:
         return shown
 
     def flush(self) -> str:
-        """What was held back, when no text follows."""
+        """The text that was held back, once no more follows."""
         shown, self._held = self._held, ""
         return shown
 
     def _overlap(self, stop: str) -> int:
-        """Length of the longest end of the held text that is a beginning of `stop`."""
+        """Length of the longest suffix of the held text that is a prefix of `stop`."""
         longest = min(len(stop) - 1, len(self._held))
         return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)

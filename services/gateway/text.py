@@ -1,4 +1,4 @@
-"""The tokens of one choice as text that may be shown, with the tokens that the text came from."""
+"""Turns the tokens of one choice into text that may be shown, each with its tokens."""
 
 from typing import Protocol
 
@@ -16,7 +16,7 @@ class Detokenizer(Protocol):
 
 
 class Spoken(msgspec.Struct, frozen=True):
-    """A token, whose text begins `offset` characters into the choice's; some have no text."""
+    """A token; its text, if any, begins `offset` characters into the choice's text."""
 
     id: int
     offset: int
@@ -24,7 +24,7 @@ class Spoken(msgspec.Struct, frozen=True):
 
 
 class Piece(msgspec.Struct, frozen=True):
-    """A part of a choice. The last one says why the choice ended."""
+    """A part of a choice; the last has the reason why the choice ended."""
 
     text: str = ""
     tokens: tuple[Spoken, ...] = ()
@@ -32,10 +32,10 @@ class Piece(msgspec.Struct, frozen=True):
 
 
 class Writer:
-    """Turns tokens into pieces. A token that ends the choice by its id is listed without a text.
+    """Turns tokens into pieces. A token that ends the choice by its id is listed without text.
 
     Args:
-        min_tokens: stop strings are looked for only in the text of tokens from this number on.
+        min_tokens: stop strings are searched only in the text from this token number on.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""When the tokens of one choice come, and what that says of its stages."""
+"""Measures when the tokens of one choice arrive, and how long its stages take."""
 
 import time
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ from sps2.services.gateway.watch.metrics import Metrics
 
 
 class TokenPace:
-    """Times one choice, from now on.
+    """Measures one choice, from now on.
 
     Args:
-        record: of the job, filled in while it runs.
-        trail: the end of the choice is written there.
+        record: the job's record, filled in while it runs.
+        trail: records the last stages of the choice.
     """
 
     def __init__(self, metrics: Metrics, job: Job, record: Record, trail: Trail) -> None:
@@ -30,7 +30,7 @@ class TokenPace:
 
     @contextmanager
     def token(self) -> Iterator[None]:
-        """A token came, which the block turns into text."""
+        """Measure a token that arrived; the block turns it into text."""
         now_s = time.monotonic()
         metrics = self._metrics
         (metrics.next_token if self._first_s else metrics.first_token)(now_s - self._last_s)
@@ -41,7 +41,7 @@ class TokenPace:
         self._turned_s += time.monotonic() - now_s
 
     def ended(self, reason: FinishReason) -> None:
-        """The last token came: no stop string, no limit lets more follow."""
+        """Record the stages of a choice whose last token came."""
         metrics, record, job = self._metrics, self._record, self._job
         queued_s = record.placed.queued_s if record.placed else 0.0
         begun_s = self._submitted_s + queued_s
@@ -58,7 +58,7 @@ class TokenPace:
         metrics.max_tokens.observe(job.sampling.max_tokens)
 
     def closed(self) -> None:
-        """All totals are there, or nobody waits for them."""
+        """Add the last spans: all totals have arrived, or nobody waits for them."""
         self._trail.add(
             "detokenise", self._first_s, self._last_s, self._turned_s, tokens=self._record.tokens
         )

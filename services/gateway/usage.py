@@ -1,4 +1,4 @@
-"""Adds up what the choices of one answer really took."""
+"""Adds up what the choices of one answer actually used."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ def usage(
     """The usage of an answer.
 
     Args:
-        prompts: the token ids of each; a prompt with several choices counts once.
+        prompts: token ids of each prompt; a prompt with several choices counts once.
         kv: bytes of one token's keys and values in all layers.
     """
     pairs = list(zip(jobs, records, strict=True))

@@ -1,4 +1,4 @@
-"""Checks what the types of a request cannot say, and makes jobs of what is asked."""
+"""Checks what the types of a request cannot express, and turns requests into jobs."""
 
 import asyncio
 import secrets
@@ -23,30 +23,30 @@ BAD = "invalid_value"
 
 DEFAULT_MAX_TOKENS = 16
 TURN_CHARS = 32
-"""What a turn of a conversation takes besides its content, as characters of a text."""
+"""Estimated size of a conversation turn besides its content, in characters."""
 COLD = 1e-5
 """Temperatures below this are greedy: logits over less would overflow."""
 LONG_TEXT = 4096
 """Characters from which on a text is tokenised in a thread."""
 HUGE_TEXT = 64 << 10
-"""Characters from which on the memory that this took is given back at once."""
+"""Characters from which on the memory used for that is given back at once."""
 
 
 class Order(msgspec.Struct, frozen=True):
-    """A checked request: `jobs` are prompt-major, as the choices of the answer."""
+    """A checked request; `jobs` are ordered by prompt, like the choices of the answer."""
 
     prompts: tuple[tuple[int, ...], ...]
     texts: tuple[str | None, ...]
-    """The prompts as they were given, None where they were token ids."""
+    """The prompts as given; None for a prompt of token ids."""
     jobs: tuple[Job, ...]
 
 
 async def order_completion(
     request: CompletionRequest, name: str, served: Served, tokenizer: Tokenizer
 ) -> Order:
-    """The jobs of a completion. Raises Invalid naming the field at fault.
+    """The jobs of a completion. Raises Invalid, naming the wrong field.
 
-    What costs nothing to check is checked before anything is tokenised.
+    Cheap checks come first, before anything is tokenised.
     """
     served.check_model(request.model)
     choices = _choices(request)
@@ -77,7 +77,7 @@ async def order_completion(
 async def order_chat(
     request: ChatRequest, name: str, served: Served, tokenizer: Tokenizer
 ) -> Order:
-    """The jobs of an answer in a conversation; as `order_completion`."""
+    """The jobs of an answer in a conversation; see `order_completion`."""
     served.check_model(request.model)
     choices = _choices(request)
     if request.top_logprobs is not None and not request.logprobs:
@@ -110,7 +110,7 @@ async def tokens_of_chat(
 
 
 async def threaded(size: int, work: Callable[[], R]) -> R:
-    """`work()`, in a thread if the text it is about has so many characters that it takes long."""
+    """Run `work`, in a thread if its text has so many characters that it takes long."""
 
     def frugally() -> R:
         try:
@@ -123,15 +123,15 @@ async def threaded(size: int, work: Callable[[], R]) -> R:
 
 
 def _turn(message: Message) -> dict[str, Any]:
-    # templates know no developer: OpenAI's newer word for the system's voice
+    # templates have no developer role: OpenAI's newer name for the system role
     role = "system" if message.role == "developer" else message.role
     return {"role": role, "content": message.said}
 
 
 def choices_of(request: CompletionRequest | ChatRequest, served: Served, most: int) -> int:
-    """Choices that a request asks for, of all its prompts together.
+    """How many choices a request wants, for all its prompts together.
 
-    Raises Invalid if there are more of a prompt than allowed, or more than `most` of all.
+    Raises Invalid if there are too many for one prompt, or more than `most` in all.
     """
     prompts, choices = 1, request.n or 1
     if isinstance(request, CompletionRequest) and isinstance(request.prompt, list):
@@ -172,7 +172,7 @@ def _prompts(request: CompletionRequest) -> list[str | list[int]]:
 
 
 def _check_prompt(given: str | list[int], served: Served, limit: "_Limit") -> None:
-    """Raise Invalid for what is wrong with a prompt, as far as it can be seen without tokens."""
+    """Raise Invalid if a prompt is wrong, as far as can be seen before it is tokenised."""
     if not given:
         raise Invalid("`prompt` is empty", "prompt", BAD)
     if isinstance(given, list):
@@ -213,7 +213,7 @@ def _jobs(
             prompt=prompt,
             sampling=msgspec.structs.replace(
                 sampling,
-                # a prefill always samples a token: with `max_tokens` 0 it is made, and dropped
+                # a prefill always samples a token: with `max_tokens` 0 it is dropped
                 max_tokens=max(1, rooms[index]),
                 seed=(seed + choice) & (2**63 - 1),
             ),
@@ -237,7 +237,7 @@ def _sampling(
     logprobs: int | None,
     prompt_logprobs: int | None,
 ) -> Sampling:
-    """How tokens are drawn, without seed and limit; what is not asked is the model's options."""
+    """Sampling options without seed and limit; fields that are not set get the defaults."""
     wanted = served.sampling_defaults
     temperature = _or(request.temperature, _or(wanted.temperature, 1.0))
     top_p = _or(request.top_p, _or(wanted.top_p, 1.0))
@@ -260,9 +260,9 @@ def _sampling(
 
 
 class _Limit(NamedTuple):
-    """How many tokens may be generated.
+    """Limits of the tokens that may be generated.
 
-    field: of the request, that the prompt is in.
+    field: the field of the request that has the prompt.
     """
 
     max_context: int
@@ -271,11 +271,11 @@ class _Limit(NamedTuple):
     field: str
 
     def room(self, prompt: int) -> int:
-        """That after `prompt` tokens. Raises Invalid if there is no room for it."""
-        room, asked = self.max_context - prompt, self.max_tokens
-        if (asked or 0) <= room and (room > 0 or asked == 0):
-            return min(self.default, room) if asked is None else asked
-        options = "" if asked is None else f", and `max_tokens` is {asked}"
+        """Most tokens after `prompt` tokens of prompt. Raises Invalid if they do not fit."""
+        room, requested = self.max_context - prompt, self.max_tokens
+        if (requested or 0) <= room and (room > 0 or requested == 0):
+            return min(self.default, room) if requested is None else requested
+        options = "" if requested is None else f", and `max_tokens` is {requested}"
         raise Invalid(
             f"the model's context is {self.max_context} tokens; the prompt has {prompt}{options}",
             self.field if room <= 0 else "max_tokens",
@@ -283,11 +283,11 @@ class _Limit(NamedTuple):
         )
 
 
-def _options(asked: Extension | None) -> PrefillOptions:
-    if asked is None:
+def _options(given: Extension | None) -> PrefillOptions:
+    if given is None:
         return PrefillOptions()
     return PrefillOptions(
-        asked.sp_degree, asked.attention, asked.method, asked.kv_transfer_dtype, asked.pipelined
+        given.sp_degree, given.attention, given.method, given.kv_transfer_dtype, given.pipelined
     )
 
 
@@ -306,13 +306,13 @@ def _stop_ids(request: Parameters, served: Served, tokenizer: Tokenizer) -> tupl
     check_ids(given, served, "stop_token_ids")
     own = () if request.ignore_eos else served.eos_ids
     stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
-    # the text of a special token is not shown, so that no stop string can be found in it
+    # the text of a special token is not shown, so stop strings cannot be found in it
     special = [tokenizer.special[stop] for stop in stops if stop in tokenizer.special]
     return tuple(dict.fromkeys([*own, *given, *special]))
 
 
 def check_ids(ids: Sequence[int], served: Served, field: str) -> None:
-    """Raise Invalid, naming the field, if the model has not all of these token ids."""
+    """Raise Invalid, naming the field, if the model lacks any of these token ids."""
     if ids and max(ids) >= served.vocab_size:
         raise Invalid(
             f"`{field}` has token id {max(ids)}; the model has ids 0 to {served.vocab_size - 1}",

@@ -1,4 +1,4 @@
-"""Which shard has which page of the prefix cache, how many leases use it, which goes next."""
+"""The prefix cache: which shard has which page, how many leases use it, which is evicted next."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -7,11 +7,11 @@ from sps2.common.messages import CachedRun
 
 
 class PageCache:
-    """Cached pages of all shards, by their hashes. Pure, and constant in time per page.
+    """Cached pages of all shards, by hash. No I/O; every operation takes constant time per page.
 
-    A page that no lease refers to is *idle*, and may be evicted: first the one that has been idle
-    longest, and of pages that became so together the last of the prompt, without which those before
-    it are still of use. A hash is on one shard only. References count whether or not the page is
+    A page that no lease refers to is *idle* and may be evicted. The page that has been idle longest
+    goes first. Of pages that became idle together, the last of the prompt goes first: those before
+    it stay useful without it. A hash is on one shard only. References count even if the page is not
     here: a directory that lost its memory may hear of a lease before it hears of the shard.
     """
 
@@ -23,7 +23,7 @@ class PageCache:
         self.evicted_pages = 0
 
     def find(self, hashes: Sequence[bytes]) -> tuple[CachedRun, ...]:
-        """Where the pages of a prompt are, from the first on, as far as they are cached."""
+        """The cached pages of a prompt, from the first up to the first that is not cached."""
         runs: list[CachedRun] = []
         for page_hash in hashes:
             shard = self._shard.get(page_hash)
@@ -37,11 +37,11 @@ class PageCache:
         return tuple(runs)
 
     def on(self, shard: str, hashes: Iterable[bytes]) -> bool:
-        """Whether the shard has all of them."""
+        """Whether the shard has all of these pages."""
         return all(self._shard.get(page_hash) == shard for page_hash in hashes)
 
     def add(self, shard: str, hashes: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
-        """Take in pages of a prompt, in their order: which are new, which other shards have."""
+        """Add pages of a prompt, in its order; returns the new ones, and those on other shards."""
         new = [page_hash for page_hash in hashes if page_hash not in self._shard]
         elsewhere = [each for each in hashes if self._shard.get(each, shard) != shard]
         idle = self._idle.setdefault(shard, {})
@@ -53,14 +53,14 @@ class PageCache:
         return new, elsewhere
 
     def refer(self, hashes: Iterable[bytes]) -> None:
-        """One more lease uses these."""
+        """One more lease uses these pages."""
         for page_hash in hashes:
             self._references[page_hash] += 1
             if shard := self._shard.get(page_hash):
                 self._idle[shard].pop(page_hash, None)
 
     def release(self, hashes: Sequence[bytes]) -> None:
-        """One lease less uses these, which are given in the order of its prompt."""
+        """One lease less uses these pages, which are in the order of its prompt."""
         for page_hash in reversed(hashes):
             self._references[page_hash] -= 1
             if not self._references[page_hash]:
@@ -69,7 +69,7 @@ class PageCache:
                     self._idle[shard][page_hash] = None
 
     def evict(self, shard: str, pages: int) -> list[bytes]:
-        """Forget idle pages of a shard, as many or all that it has; their hashes."""
+        """Evict up to `pages` idle pages of a shard; returns their hashes."""
         idle = self._idle.get(shard, {})
         hashes = list(idle)[:pages]
         for page_hash in hashes:
@@ -79,7 +79,7 @@ class PageCache:
         return hashes
 
     def forget(self, shard: str, hashes: Iterable[bytes]) -> None:
-        """These are not there, idle or not."""
+        """Remove pages that the shard turned out not to have, idle or not."""
         for page_hash in hashes:
             if self._shard.get(page_hash) == shard:
                 del self._shard[page_hash]

@@ -1,4 +1,4 @@
-"""Who holds which KV: leases, free and cached pages, leaks. Pure: no clock, no I/O."""
+"""Which shard holds which KV: leases, free and cached pages, leaks. No clock, no I/O."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,22 +21,22 @@ class Pool:
     page_tokens: int
     holdings: dict[Key, int]
     unleased: set[Key] = field(default_factory=set)
-    """Holdings that had no lease at the report before last: candidates for leaks."""
+    """Holdings without a lease at the latest report: leaks, if the next report has them too."""
     leaked: set[Key] = field(default_factory=set)
     evicted: list[bytes] = field(default_factory=list)
-    """Cached pages that it has yet to be told to forget."""
+    """Cached pages whose eviction the shard has not been notified of yet."""
     stray: int = 0
     """Pages held for requests without a lease."""
 
 
 Hashes = Mapping[str, tuple[bytes, ...]]
-"""Of pages, by shard."""
+"""Page hashes by shard."""
 NONE: Hashes = {}
 
 
 @dataclass
 class Grant:
-    """`own` are those of its pages that are cached, `shared` those that others made."""
+    """One lease: `own` are its own pages that are cached, `shared` are cached pages of others."""
 
     placements: tuple[Placement, ...]
     shared: Hashes
@@ -44,15 +44,15 @@ class Grant:
     committed: bool = False
 
     def pages(self, place: Placement) -> int:
-        """Pages there that are not cached."""
+        """Pages of this placement that are not cached."""
         return place.pages - len(self.own.get(place.shard, ()))
 
 
 class Directory:
     """The one authority for placement, free pages and the prefix cache.
 
-    A shard's free pages are its pool less what is leased there, less cached pages that leases use,
-    less what it reports to hold for requests without a lease (a directory that lost its memory
+    A shard's free pages are its pool less the leased pages, less cached pages that leases use,
+    less the pages that it holds for requests without a lease (a directory that lost its memory
     learns of those from the shards). Idle cached pages are free: they are evicted when needed.
     """
 
@@ -61,7 +61,7 @@ class Directory:
         self._pools: dict[str, Pool] = {}
         self._grants: dict[Key, Grant] = {}
         self._leased: Counter[str] = Counter()
-        """By shard, pages of leases that are not cached."""
+        """Leased pages that are not cached, by shard."""
 
     def announce(
         self,
@@ -72,10 +72,11 @@ class Directory:
         holdings: Sequence[Holding],
         cached: Sequence[bytes] = (),
     ) -> list[bytes]:
-        """A shard joined, or joined again (`peer` tells its lives apart).
+        """Add a shard, or one that restarted: `peer` is different after every start.
 
         Returns:
-            Hashes of pages that it has to forget: whoever takes them out tells it. It grows.
+            Hashes that the shard has to evict. The list grows; the caller passes them on to the
+            shard and clears it.
         """
         pool = self._pools[shard] = Pool(peer, pages, page_tokens, {})
         self._take_inventory(pool, holdings)
@@ -91,10 +92,10 @@ class Directory:
         cached: Sequence[bytes] = (),
         missing: Sequence[bytes] = (),
     ) -> None:
-        """Take a shard's inventory; what stays without a lease over two reports has leaked.
+        """Record a shard's inventory; what has no lease in two reports in a row has leaked.
 
         Raises:
-            Invalid: this life of the shard has not announced itself.
+            Invalid: the shard has not announced itself since it started.
         """
         pool = self._pools.get(shard)
         if pool is None or pool.peer != peer:
@@ -107,14 +108,14 @@ class Directory:
         self._adopt(shard, cached)
 
     def withdraw(self, shard: str, peer: str) -> None:
-        """That life of the shard is over; leases on it stay until their holders end them."""
+        """Remove a shard that ended; leases on it stay until their holders end them."""
         pool = self._pools.get(shard)
         if pool is not None and pool.peer == peer:
             del self._pools[shard]
             self.cache.lose(shard)
 
     def find(self, hashes: Sequence[bytes]) -> tuple[CachedRun, ...]:
-        """Where a prompt's pages are, from the first on, as far as they are cached."""
+        """The cached pages of a prompt; see `PageCache.find`."""
         return self.cache.find(hashes)
 
     def reserve(
@@ -129,11 +130,12 @@ class Directory:
         """Grant a lease on the pages that `placements` name, and on cached ones.
 
         Args:
-            shared: cached pages, which stay as long as the lease.
-            own: of a lease that is restored, its pages that were cached.
+            shared: cached pages, which stay cached as long as the lease.
+            restore: grant again a lease that was granted before the directory lost its memory.
+            own: cached pages of its own, of a lease that is restored.
 
         Raises:
-            Refused: a shard is not there, has too few free pages, or not those to be shared.
+            Refused: a shard is absent, has too few free pages, or lacks a page to share.
             Invalid: the request holds a lease of this epoch already, or names no pages.
         """
         if (request, epoch) in self._grants:
@@ -158,13 +160,13 @@ class Directory:
     def commit(
         self, request: str, epoch: int, hashes: Hashes = NONE
     ) -> dict[str, tuple[bytes, ...]]:
-        """The KV is complete in its places, and these pages of it are full: they are cached.
+        """Cache full pages of a lease whose KV is complete.
 
         Returns:
-            Those of the hashes that are new.
+            The hashes that are new, by shard.
 
         Raises:
-            Invalid: there is no such lease.
+            Invalid: the request has no lease in this epoch.
         """
         grant = self._grants.get((request, epoch))
         if grant is None:
@@ -182,7 +184,7 @@ class Directory:
         return kept
 
     def release(self, request: str, epoch: int) -> None:
-        """End a lease; unknown ones are ignored. Its shards give the pages back by themselves."""
+        """End a lease; unknown leases are ignored. Its shards give the pages back by themselves."""
         self._drop(request, epoch)
         for pool in self._pools.values():
             pool.stray -= pool.holdings.pop((request, epoch), 0)
@@ -192,7 +194,7 @@ class Directory:
         pool.stray = sum(pages for key, pages in pool.holdings.items() if key not in self._grants)
 
     def _count(self, request: str, epoch: int, grant: Grant, sign: int) -> None:
-        """A lease begins (1) or ends (-1)."""
+        """Count a lease that begins (`sign` 1) or ends (-1)."""
         for place in grant.placements:
             self._leased[place.shard] += sign * grant.pages(place)
         for pool in self._pools.values():
@@ -205,18 +207,18 @@ class Directory:
                 self.cache.release(hashes)
 
     def _take_in(self, shard: str, hashes: Sequence[bytes]) -> list[bytes]:
-        """Cache pages; those that another shard has are of no use there. The new ones."""
+        """Cache pages, evict those that another shard has; returns the new ones."""
         new, elsewhere = self.cache.add(shard, hashes)
         self._pools[shard].evicted += elsewhere
         return new
 
     def _adopt(self, shard: str, hashes: Sequence[bytes]) -> None:
-        """Pages that the shard cached by itself."""
+        """Cache pages that the shard cached by itself."""
         self._take_in(shard, hashes)
         self._make_room(shard)
 
     def _make_room(self, shard: str) -> None:
-        """Evict until idle pages and all others fit the pool."""
+        """Evict idle pages until all pages fit the pool."""
         pool = self._pools[shard]
         idle = self.cache.pages(shard) - self.cache.used(shard)
         pool.evicted += self.cache.evict(shard, max(0, idle - self._free(shard)))
@@ -231,7 +233,7 @@ class Directory:
         return pool.pages - self._leased[shard] - self.cache.used(shard) - pool.stray
 
     def leases(self) -> Leases:
-        """Everything known, for people and tests."""
+        """All leases and page counts, for people and tests."""
         room = self.room()
         return Leases(
             tuple(

@@ -1,4 +1,4 @@
-"""The directory on the bus; leases and memberships live as long as their streams."""
+"""The KV directory on the bus; leases and memberships live as long as their streams."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -22,13 +22,13 @@ from sps2.services.kvdir.directory import Directory
 
 
 class DirectoryService:
-    """Handlers around a `Directory`; everyone who watches hears of every change."""
+    """Handlers around a `Directory`; every change is sent to all that watch."""
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
         self._changed = asyncio.Event()
         self._announced: dict[str, Announce] = {}
-        """The latest of each shard: its end is the shard's end, that of an earlier one is not."""
+        """The latest announcement of each shard: when its stream ends, the shard is gone."""
 
     async def announce(self, request: Announce) -> AsyncIterator[Evicted]:
         self._announced[request.shard] = request
@@ -40,7 +40,7 @@ class DirectoryService:
             request.holdings,
             request.cached,
         )
-        self._tell()
+        self._notify()
         try:
             yield Evicted(())
             while True:
@@ -53,7 +53,7 @@ class DirectoryService:
         finally:
             if self._announced[request.shard] is request:
                 self._directory.withdraw(request.shard, request.peer)
-                self._tell()
+                self._notify()
 
     async def report(self, request: Report) -> Done:
         before = self._directory.room()
@@ -61,7 +61,7 @@ class DirectoryService:
             request.shard, request.peer, request.holdings, request.cached, request.missing
         )
         if request.cached or self._directory.room() != before:
-            self._tell()
+            self._notify()
         return Done()
 
     async def lookup(self, request: Lookup) -> Cached:
@@ -76,17 +76,17 @@ class DirectoryService:
             request.restore,
             request.own,
         )
-        self._tell()
+        self._notify()
         try:
             yield self._directory.room()
             await asyncio.Event().wait()
         finally:
             self._directory.release(request.request, request.epoch)
-            self._tell()
+            self._notify()
 
     async def commit(self, request: Commit) -> Committed:
         kept = self._directory.commit(request.request, request.epoch, request.hashes)
-        self._tell()
+        self._notify()
         return Committed(kept)
 
     async def watch(self, request: Watch) -> AsyncIterator[Room]:
@@ -98,6 +98,6 @@ class DirectoryService:
     async def list_leases(self, request: ListLeases) -> Leases:
         return self._directory.leases()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()

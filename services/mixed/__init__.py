@@ -1,1 +1,1 @@
-"""A mixed shard: it prefills and decodes."""
+"""A mixed shard: it both prefills and decodes."""

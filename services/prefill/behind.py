@@ -1,21 +1,23 @@
-"""Work of a prefill rank beside its layers: pushes, answers, deposits; bounded."""
+"""Bounds the work of a prefill rank beside its layers: pushes, answers, deposits."""
 
 import asyncio
 
 LAYERS = 4
+"""A layer waits for work of layers at least so many before it."""
 BYTES = 64 << 20
+"""Unfinished work of at most so many bytes delays no layer."""
 
 
 class Behind:
-    """How far such work may lag behind the layers.
+    """Limits how far background work may lag behind the layers.
 
-    A layer begins once all work of the layers `LAYERS` before it is done, unless all that is left
-    holds less than `BYTES`.
+    A layer begins once the work of all layers at least `LAYERS` before it is done, unless the
+    unfinished work holds at most `BYTES`.
 
-    That cannot hang a group. Of its ranks, take one that is in the earliest layer. Its old work is
-    with ranks that are in this layer or later: they have sent and read all that there is of layers
-    before, since no method leaves a layer before it has what it reads of it. So that work ends, and
-    the rank goes on. Deposits are taken as they come.
+    This cannot deadlock a group. Consider a rank in the earliest layer. Its old work involves ranks
+    that are in this layer or a later one. They have sent and received everything for the earlier
+    layers, since no method leaves a layer before it has received all that it reads there. So the
+    old work ends, and the rank goes on. Deposits are accepted whenever they arrive.
     """
 
     def __init__(self) -> None:
@@ -23,11 +25,11 @@ class Behind:
 
     @property
     def nbytes(self) -> int:
-        """Of the tensors that unfinished work holds."""
+        """Bytes of the tensors that unfinished work holds."""
         return sum(nbytes for _, nbytes in self._left.values())
 
     def add(self, task: asyncio.Task[None], layer: int, nbytes: int) -> None:
-        """Work of a layer has begun, which holds tensors of so many bytes until it is done."""
+        """Register work of a layer; it holds tensors of `nbytes` bytes until it is done."""
         self._left[task] = layer, nbytes
         task.add_done_callback(self._left.pop)
 

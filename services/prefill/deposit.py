@@ -1,4 +1,4 @@
-"""Brings a prefill rank's keys and values, layer by layer, to the shards that keep them."""
+"""Sends a prefill rank's keys and values, layer by layer, to the shards that keep them."""
 
 import asyncio
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from sps2.services.prefill.local_pages import LocalPages
 
 
 class Piece(NamedTuple):
-    """What of a layer's keys and values goes to one process.
+    """The part of a layer's keys and values that goes to one process.
 
     start: the first position. head: the first KV head, among those of the whole model.
     """
@@ -27,20 +27,20 @@ class Piece(NamedTuple):
 
 
 class Deposit:
-    """The `Attend` of a rank: sees to it that its keys and values are kept, and attends.
+    """The `Attend` of a rank: deposits its keys and values, and attends.
 
-    A frame holds one run of consecutive positions and heads of one layer, which its `at` and `head`
-    begin. Each process of a decode shard gets the heads that it has. Frames of the group's own
-    exchange go first: a deposit leaves when none of them is under way. Layers wait for deposits
-    that are too far `behind`. What this process keeps itself goes nowhere.
+    A frame holds consecutive positions and heads of one layer, from its `at` and `head` on. Each
+    process of a decode shard gets the heads that it has. Frames of the group's own exchange go
+    first: a deposit leaves when none of them is being sent. Layers wait for deposits that are too
+    far `behind`. What this process keeps itself is not sent.
 
     Args:
-        attend: the attention proper.
-        tasks: the sends run in it; it ends when they are done, and a failed one fails it.
+        attend: the attention itself.
+        tasks: runs the sends; it ends when they are done, and fails if one fails.
         spans: the rank's token spans; its tensors hold their rows in this order.
         targets: which shard keeps which span of the prompt.
-        share: whose heads these are.
-        pages: of this process, which take what stays here.
+        share: the share of the model's heads that this process has.
+        pages: the pages of this process, for what stays here.
     """
 
     def __init__(
@@ -92,10 +92,10 @@ class Deposit:
 
 
 def owners(peers: Sequence[Peer], share: Share, kv_heads: int) -> list[tuple[str, int, slice]]:
-    """The processes of a shard that have KV heads of this share.
+    """The processes of a shard that have any of the KV heads of `share`.
 
     Returns:
-        For each its name, the first of these heads in the whole model, and where they lie here.
+        For each: its name, the first common head in the whole model, the common heads in `share`.
     """
     mine = share.of(kv_heads)
     found = []

@@ -1,4 +1,4 @@
-"""What the ranks of a prefill group share: who has which tokens, and the way to each other."""
+"""What the ranks of a prefill group share: which rank has which tokens, and how they exchange."""
 
 import asyncio
 from collections import Counter
@@ -26,10 +26,10 @@ Result = TypeVar("Result")
 
 
 class Attention(Protocol):
-    """Attention of one rank, with the help of its group."""
+    """Attention of one rank, computed together with its group."""
 
     async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> State:
-        """The state of the rank's queries over all keys of the group that they may see.
+        """The attention state of the rank's queries over all keys of the group that they see.
 
         Args:
             q: [tokens, heads, head_dim], rotated, contiguous.
@@ -42,12 +42,12 @@ class Group:
     """One rank's side of one prefill.
 
     Args:
-        inbox: of this request and epoch.
-        run: where arithmetic is done while the loop moves tensors.
-        sends: sends that nobody waits for; their failure fails the rank.
-        tp_rank: of this process; it exchanges with the processes of the same TP rank, which have
-            the same heads.
-        timeline: to fill in.
+        inbox: receives the frames of this request and epoch.
+        run: runs arithmetic beside the loop, which moves tensors meanwhile.
+        sends: runs background work; if it fails, the rank fails.
+        tp_rank: the TP rank of this process. It exchanges with processes of the same TP rank, which
+            have the same heads.
+        timeline: records when the rank computes and exchanges.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class Group:
         self.rank = request.rank
         self.ranks = len(request.group)
         self.rows = [rows_of(member.spans) for member in request.group]
-        """By rank: its spans, and where they lie in its tensors."""
+        """For each rank: its spans, and where they lie in its tensors."""
         self.timeline = timeline or Timeline(plane.device)
         self.sent: Counter[Purpose] = Counter()
-        """Bytes of payload."""
+        """Bytes of payload sent to the group, by purpose."""
         self.key = (request.request, request.epoch)
         self._names = [member.peers[tp_rank].name for member in request.group]
         self._plane = plane
@@ -77,7 +77,7 @@ class Group:
         self._run = run
         self._sends = sends
         self.behind = Behind()
-        """What is done beside the layers."""
+        """The work beside the layers."""
         self._leaving = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -88,11 +88,11 @@ class Group:
 
     @property
     def name(self) -> str:
-        """Of this process, on the data plane."""
+        """The name of this process on the data plane."""
         return self._names[self.rank]
 
     async def compute(self, work: Callable[[], Result], layer: int = -1) -> Result:
-        """The result of `work`, computed beside the loop, in the order of the calls."""
+        """Run `work` beside the loop, in the order of the calls; returns its result."""
 
         def timed() -> Result:
             with self.timeline.during("compute", layer):
@@ -103,7 +103,7 @@ class Group:
     async def send(
         self, rank: int, purpose: Purpose, layer: int, at: int, tensors: Sequence[Tensor]
     ) -> None:
-        """Send tensors to a rank, which gets them by the same three numbers."""
+        """Send tensors to a rank, which receives them by the same purpose, layer and `at`."""
         await self.send_all((rank,), purpose, layer, at, tensors)
 
     async def send_all(
@@ -130,7 +130,7 @@ class Group:
         head: int = 0,
         leaving: Leaving = nullcontext,
     ) -> int:
-        """Send tensors of this request to peers, of the group or not; how many bytes in all."""
+        """Send tensors of this request to peers, of the group or not; returns the bytes in all."""
         request, epoch = self.key
         frame = frame_for(purpose, (request,), (epoch,), layer, at, tuple(tensors), head)
         if len(peers) == 1:
@@ -140,25 +140,25 @@ class Group:
         return frame.nbytes * len(peers)
 
     async def quiet(self) -> None:
-        """Wait until nothing is on its way to the group."""
+        """Wait until no frame is being sent to the group."""
         await self._idle.wait()
 
     def up(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Tensors of the host where this process computes."""
+        """Move tensors from the host to the device that this process computes on."""
         return self._plane.device.up(tensors)
 
     async def down(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The same tensors on the host."""
+        """Move tensors from that device to the host."""
         return await self._plane.device.down(tensors)
 
     async def recv(
         self, rank: int, purpose: Purpose, layer: int, at: int, wanted: Sequence[Like]
     ) -> tuple[Tensor, ...]:
-        """What a rank sent by these three numbers, where this process computes.
+        """The tensors that a rank sent by this purpose, layer and `at`, on this process's device.
 
         Raises:
             PeerLost: the rank is gone.
-            Internal: it sent tensors that are not like those wanted.
+            Internal: the tensors do not match `wanted`.
         """
         tensors = await self.recv_from(self._names[rank], purpose, layer, at)
         check_from(self._names[rank], purpose, tensors, wanted)
@@ -167,29 +167,29 @@ class Group:
     async def recv_state(
         self, rank: int, layer: int, at: int, rows: int, heads: int, dtype: torch.dtype
     ) -> State:
-        """The attention state of so many rows and heads that a rank sent; as `recv`."""
+        """The attention state of `rows` rows and `heads` heads that a rank sent; see `recv`."""
         wanted = state_like(rows, heads, self.config.head_dim, dtype)
         return State(*await self.recv(rank, "state", layer, at, wanted))
 
     async def recv_from(
         self, peer: str, purpose: Purpose, layer: int, at: int
     ) -> tuple[Tensor, ...]:
-        """What a peer, of the group or not, sent: on the host, and not checked."""
+        """The tensors that a peer, of the group or not, sent: on the host, not checked."""
         with self.timeline.during("in", layer):
             return await self._inbox.recv(purpose, layer, at, peer)
 
     def name_of(self, rank: int) -> str:
-        """Of the process of a rank that this one exchanges with."""
+        """The data-plane name of a rank's process that this one exchanges with."""
         return self._names[rank]
 
     def tokens(self, rank: int) -> int:
-        """How many a rank has."""
+        """How many tokens a rank has."""
         return sum(span.tokens for span, _ in self.rows[rank])
 
     def background(
         self, layer: int, tensors: Sequence[Tensor], work: Coroutine[Any, Any, None]
     ) -> None:
-        """Do a layer's `work` on `tensors` beside the layers; the rank is not done before it is."""
+        """Run a layer's `work` on `tensors` beside the layers; the rank ends only after it."""
         nbytes = sum(tensor.nbytes for tensor in tensors)
         self.behind.add(self._sends.create_task(work), layer, nbytes)
 

@@ -1,4 +1,4 @@
-"""A rank's timeline as parts of a trace: its layers, and what it computed and moved in each."""
+"""A rank's timeline as trace spans: its layers, and when it computed and exchanged in each."""
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -10,10 +10,10 @@ PHASES: dict[Phase, str] = {"compute": "compute", "in": "await", "out": "send"}
 
 
 def layers(parent: str, entries: Sequence[Entry]) -> Iterator[Note]:
-    """A note for each layer, and in it one for each period of arithmetic, of awaiting and sending.
+    """A note for each layer, and below it one for each period of computing, awaiting or sending.
 
-    A layer is its attention with all transfers for it, and the arithmetic until that of the next
-    begins; what comes before the first is the embedding and its projections.
+    A layer comprises its attention, the transfers for it, and the arithmetic up to the next layer's
+    attention. What precedes the first is the embedding and the projections.
     """
     begins: dict[int, float] = {}
     for each in entries:

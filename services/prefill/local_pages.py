@@ -1,4 +1,4 @@
-"""What a rank may ask of the process it runs in, where that has pages."""
+"""How a rank uses the KV pages of the process that it runs in, if that has any."""
 
 from typing import Protocol
 
@@ -12,7 +12,7 @@ Key = tuple[str, int]
 
 
 class LocalPages(Protocol):
-    """The pages of this very process."""
+    """The KV pages of the process that the rank runs in."""
 
     def keep(self, key: Key, layer: int, at: int, head: int, k: Tensor, v: Tensor) -> None:
         """Copy k and v, [tokens, heads, head_dim], from position `at` and KV head `head` on.
@@ -23,11 +23,11 @@ class LocalPages(Protocol):
         ...
 
     def attend(self, key: Key, layer: int, at: int, head: int, q: Tensor) -> State:
-        """Attention to the cached pages that a request shares here; on any thread.
+        """Attend to the cached pages that a request shares here; may be called on any thread.
 
         Args:
-            at: the position of the first of q's rows, which follow each other.
-            head: KV head of the first of q's heads.
+            at: position of the first row of q; the rows are consecutive.
+            head: KV head of the first head of q.
             q: [rows, heads, head_dim].
 
         Raises:
@@ -37,7 +37,7 @@ class LocalPages(Protocol):
 
 
 class NoPages:
-    """The `LocalPages` of a process without."""
+    """The `LocalPages` of a process that has no pages: raises Invalid."""
 
     def keep(self, key: Key, layer: int, at: int, head: int, k: Tensor, v: Tensor) -> None:
         raise Invalid(f"the KV of request {key[0]} cannot stay here: this shard has no pages")

@@ -1,4 +1,4 @@
-"""Prompts that are at a shard together go through its layers together, each with its attention."""
+"""Batches prompts that a shard prefills: they share passes through its layers, not attention."""
 
 import asyncio
 import itertools
@@ -21,14 +21,15 @@ Step = tuple[int, Tensor, Tensor, Tensor]
 
 
 class Passes:
-    """The forwards of a process, on its data loop: what waits while a pass runs is the next pass.
+    """The forward passes of a process, on its data loop.
 
-    A linear layer takes hardly longer for a hundred rows than for ten, as reading its weights is
-    what takes the time. Nobody waits for who comes later, and one that fails or is cancelled leaves
-    the others alone: its rows are carried on with zeros for attention.
+    The prompts that arrive while a pass runs form the next one. A linear layer takes hardly longer
+    for a hundred rows than for ten, since most of its time goes into reading weights. No prompt
+    waits for later ones. A prompt that fails or is cancelled does not affect the others: its rows
+    go on with zeros for attention.
 
     Args:
-        run: where arithmetic is done.
+        run: runs arithmetic beside the loop.
     """
 
     def __init__(self, model: Llama, run: Run) -> None:
@@ -43,14 +44,15 @@ class Passes:
         positions: Tensor,
         attend: Attend,
         timeline: Timeline,
-        asked: Tensor,
+        wanted: Tensor,
     ) -> Tensor:
-        """As `Llama.forward`.
+        """Run a prompt in the next pass; see `Llama.forward`.
 
         Args:
             timeline: of the prompt; the arithmetic of its pass counts as its own.
+            wanted: rows whose hidden states are returned.
         """
-        member = _Member(ids, positions, timeline, asked)
+        member = _Member(ids, positions, timeline, wanted)
         self._waiting.append(member)
         if self._driving is None:
             self._driving = asyncio.get_running_loop().create_task(self._drive())
@@ -81,20 +83,20 @@ class Passes:
                 whole,
                 compute,
                 asked=torch.cat(
-                    [first + member.asked for first, member in zip(firsts, members, strict=True)]
+                    [first + member.wanted for first, member in zip(firsts, members, strict=True)]
                 ),
             )
         except Exception as error:
             for member in members:
                 member.end(error)
             return
-        rows = [len(member.asked) for member in members]
+        rows = [len(member.wanted) for member in members]
         for member, result in zip(members, hidden.split(rows), strict=True):
             member.end(result)
 
 
 class _Whole:
-    """The `Attend` of a pass: each member's rows are attended to by itself."""
+    """The `Attend` of a pass: each member attends for its own rows."""
 
     def __init__(self, members: list["_Member"], sizes: list[int]) -> None:
         self._members = members
@@ -125,18 +127,18 @@ class _Whole:
 class _Member:
     """One prompt in a pass; its attention runs in its own task."""
 
-    def __init__(self, ids: Tensor, positions: Tensor, timeline: Timeline, asked: Tensor) -> None:
+    def __init__(self, ids: Tensor, positions: Tensor, timeline: Timeline, wanted: Tensor) -> None:
         self.ids = ids
         self.positions = positions
         self.timeline = timeline
-        self.asked = asked
+        self.wanted = wanted
         self.is_gone = False
         self.attended: asyncio.Queue[Tensor | None] = asyncio.Queue()
-        """Of each layer; None of one that has left."""
+        """The attention of each layer; None once the member has left."""
         self._steps: asyncio.Queue[Step | Tensor | Exception] = asyncio.Queue()
 
     async def through(self, attend: Attend) -> Tensor:
-        """Attend in every layer; what is left after the last."""
+        """Attend in every layer; returns the hidden states after the last."""
         try:
             while True:
                 match await self._steps.get():

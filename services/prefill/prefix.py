@@ -1,4 +1,4 @@
-"""Attention to a prefix that is cached: q goes to the shards that have it, states return."""
+"""Attention to a cached prefix: q is sent to the shards that have it, states come back."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -19,15 +19,15 @@ from sps2.services.prefill.methods.attended import Rows, visible
 from sps2.services.tasks import gather_all
 
 ROWS = 256
-"""Queries in one question: a shard answers one, and decodes, before it answers the next."""
+"""Queries in one question; a shard runs decode steps between two questions."""
 INLINE = 128
-"""Rows whose states are merged sooner than another thread has begun."""
+"""Up to so many rows, merging states is faster than starting another thread."""
 
 
 class Question(NamedTuple):
-    """Rows and heads of q about which a process is asked.
+    """Rows and heads of q that are sent to a process with cached pages.
 
-    spans: of the prefix, there. head: the first KV head, among those of the whole model.
+    spans: the parts of the prefix there. head: the first KV head, among those of the whole model.
     """
 
     peer: str
@@ -38,16 +38,16 @@ class Question(NamedTuple):
 
 
 class Prefix:
-    """The `Attention` of one rank to its group's tokens and to those before them.
+    """The `Attention` of one rank to its group's tokens and to the cached prefix before them.
 
-    Like a decode step, with many rows: no keys or values move, h(2de + 4) bytes per row, layer and
-    shard with some of the prefix; none for what lies in this very process. Without `sources` it is
-    the group's attention alone.
+    It works like a decode step with many rows: no keys or values move. Every row and layer costs
+    h(2de + 4) bytes per shard with some of the prefix, and none for pages of this process. Without
+    `sources` it is just the group's attention.
 
     Args:
-        attend: among the group's tokens.
-        share: whose heads these are.
-        pages: of this process.
+        attend: the attention among the group's tokens.
+        share: the share of the model's heads that this process has.
+        pages: the pages of this process.
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class Prefix:
             for each in self._questions
             if any(visible(each.rows.span, span, window) for span in each.spans)
         ]
-        asked = [self._ask(layer, each, q) for each in questions]
+        answers = [self._ask(layer, each, q) for each in questions]
         if group.scheme.pipelined:
-            mine, *theirs = await gather_all(self._attend(layer, q, k, v), *asked)
+            mine, *theirs = await gather_all(self._attend(layer, q, k, v), *answers)
         else:
-            theirs = await gather_all(*asked)
+            theirs = await gather_all(*answers)
             mine = await self._attend(layer, q, k, v)
         if not theirs:
             return mine
@@ -119,7 +119,7 @@ def _pieces(rows: Sequence[Rows]) -> list[Rows]:
 
 
 def _merged(mine: State, questions: Sequence[Question], theirs: Sequence[State]) -> State:
-    """`mine`, in which the states of what was asked are merged."""
+    """Merge the states that answer `questions` into `mine`."""
     parts: dict[tuple[int, int], list[int]] = {}
     for index, each in enumerate(questions):
         parts.setdefault((each.rows.rows.start, each.heads.start), []).append(index)

@@ -1,4 +1,4 @@
-"""How far a rank is with its part of a prompt, told now and then while it computes."""
+"""How far a rank is with its part of a prompt, reported at intervals while it computes."""
 
 import time
 from collections.abc import Callable
@@ -6,11 +6,11 @@ from collections.abc import Callable
 from sps2.common.messages import Exchanged
 
 PAUSE_S = 0.25
-"""Between two tellings of one rank."""
+"""Shortest time between two reports of one rank."""
 
 
 class Tally:
-    """What a shard's prefills come to since it started, for its heartbeats.
+    """Totals of a shard's prefills since it started, for its heartbeats.
 
     Written on the data loop; reading is safe on any thread.
     """
@@ -32,7 +32,7 @@ class Tally:
         self._kept_blocks += exchanged.kept_blocks
 
     def counters(self) -> dict[str, float]:
-        """Work that is under way counts by layers: half of them make half a token of each."""
+        """Unfinished work counts by layers: half of the layers count as half of the tokens."""
         return {
             "prefill_tokens": self._tokens,
             "exchange_s": self._exchange_s,
@@ -43,11 +43,11 @@ class Tally:
 
 
 class Progress:
-    """One rank's layers as they end.
+    """Reports one rank's progress as its layers end.
 
     Args:
-        tokens: of the rank.
-        tell: given how many tokens' worth is done; not called for what takes less than `PAUSE_S`.
+        tokens: how many tokens the rank computes.
+        report: called with how many tokens' worth is done, at most once in `PAUSE_S`.
     """
 
     def __init__(
@@ -55,22 +55,22 @@ class Progress:
         tokens: int,
         layers: int,
         tally: Tally,
-        tell: Callable[[int], None],
+        report: Callable[[int], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tokens = tokens
         self._layers = layers
         self._tally = tally
-        self._tell = tell
+        self._report = report
         self._clock = clock
         self._done = 0
-        self._told_s = clock()
+        self._reported_s = clock()
 
     def __call__(self, layers: int) -> None:
-        """So many layers are done."""
+        """`layers` layers are done."""
         self._tally.computed((layers - self._done) * self._tokens / self._layers)
         self._done = layers
         now_s = self._clock()
-        if layers and now_s - self._told_s >= PAUSE_S:
-            self._told_s = now_s
-            self._tell(layers * self._tokens // self._layers)
+        if layers and now_s - self._reported_s >= PAUSE_S:
+            self._reported_s = now_s
+            self._report(layers * self._tokens // self._layers)

@@ -1,4 +1,4 @@
-"""One rank's share of a prompt: all layers on its spans, and the first token if it is the last."""
+"""One rank's part of a prompt: all layers on its spans; the last rank draws the first token."""
 
 import asyncio
 import itertools
@@ -28,11 +28,11 @@ from sps2.services.prefill.timeline import Timeline
 from sps2.services.tasks import root_cause
 
 LOGITS_ROWS = 256
-"""Rows of prompt log-probabilities computed at once: bounds the memory of their logits."""
+"""Rows of prompt log-probabilities computed at once: limits the memory of their logits."""
 
 
 def turn_of(model: Llama, request: Prefill) -> Turn | None:
-    """The turn in which the processes of a shard run `request.rank`'s part; None if it is alone."""
+    """The turn in which a shard's processes run `request.rank`'s part; None for one process."""
     spans = request.group[request.rank].spans
     tokens = sum(span.tokens for span in spans)
     last = spans[-1].stop == len(request.prompt) // 4
@@ -53,20 +53,20 @@ async def run_prompt(
     advanced: Callable[[int], None] = lambda layers: None,
     timeline: Timeline | None = None,
 ) -> Deposited:
-    """Run `request.rank`'s part; returns once its keys and values are kept, or have left.
+    """Run `request.rank`'s part; returns once its keys and values are kept or sent.
 
     Args:
-        inbox: of this request, open at every member before any of them begins.
+        inbox: of this request; it is open at every member before any of them begins.
         prefilled: called once, as soon as everything is computed.
-        turn: as `turn_of` makes it; tokens and log-probabilities are the first process's.
-        pages: of this process, for what is to stay in it and the prefixes that lie in it.
-        passes: of this process, in which prompts that one process has for itself run.
-        advanced: told how many layers are done, after each.
-        timeline: filled in as it runs.
+        turn: from `turn_of`; only the first process returns tokens and log-probabilities.
+        pages: of this process, for KV that stays in it and for prefixes cached in it.
+        passes: of this process; runs the prompts that one process computes alone.
+        advanced: called after each layer with how many are done.
+        timeline: records when the part computes and exchanges.
 
     Raises:
         PeerLost: a member of the group or a decode shard is gone.
-        Invalid: the model or the spans do not allow the exchange that is asked for.
+        Invalid: the model or the spans do not allow the requested method.
     """
     started = time.monotonic()
     spans = request.group[request.rank].spans
@@ -93,12 +93,12 @@ async def run_prompt(
                     advanced(layer)
                     return await deposit(layer, q, k, v)
 
-                rows = _asked(request, positions, len(prompt))
-                ids, at, asked = plane.device.up((prompt[positions], positions, rows))
+                rows = _scored_rows(request, positions, len(prompt))
+                ids, at, wanted = plane.device.up((prompt[positions], positions, rows))
                 if passes is not None and turn is None and group.ranks == 1:
-                    hidden = await passes.forward(ids, at, attend_layer, group.timeline, asked)
+                    hidden = await passes.forward(ids, at, attend_layer, group.timeline, wanted)
                 else:
-                    hidden = await model.forward(ids, at, attend_layer, group.compute, turn, asked)
+                    hidden = await model.forward(ids, at, attend_layer, group.compute, turn, wanted)
                 advanced(model.config.layers)
                 scores = partial(_scores, model, plane.device, group.compute, turn)
                 where, compute = positions[rows], group.compute
@@ -118,7 +118,7 @@ async def run_prompt(
 
 
 def exchanged(group: Group, attend: Attention) -> Exchanged:
-    """What a rank's exchange took, once its sends have ended."""
+    """Bytes, seconds and blocks of a rank's exchange, once its sends have ended."""
     blocks, kept, lost = attend.selected() if isinstance(attend, Csa) else (0, 0, ())
     timeline = group.timeline
     return Exchanged(
@@ -133,8 +133,8 @@ def exchanged(group: Group, attend: Attention) -> Exchanged:
     )
 
 
-def _asked(request: Prefill, positions: Tensor, tokens: int) -> Tensor:
-    """The rows that tokens or log-probabilities come from: all, or the prompt's last."""
+def _scored_rows(request: Prefill, positions: Tensor, tokens: int) -> Tensor:
+    """The rows that need scores: the prompt's last, or all for log-probabilities."""
     every = request.sampling.prompt_logprobs is not None
     return ((positions == tokens - 1) | every).nonzero()[:, 0]
 

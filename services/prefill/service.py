@@ -29,13 +29,13 @@ Result = TypeVar("Result")
 
 
 class PrefillService:
-    """Handlers of a prefill shard; arithmetic has a thread of its own, so that tensors move.
+    """Handlers of a prefill shard; arithmetic runs in its own thread, while the loop moves tensors.
 
     Args:
-        data: the loop that `plane` lives on.
+        data: the event loop that `plane` runs on.
         led: the other processes of the shard, if this one leads it.
-        pages: of this process, if it has any.
-        traces: where its time goes is written there.
+        pages: the pages of this process, if it has any.
+        traces: records where the time of each request goes.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class PrefillService:
         self._busy = self._compute.submit(ThreadClock).result()
         self._tally = Tally()
         self._inboxes: dict[tuple[str, int], Inbox] = {}
-        """On the data loop."""
+        """Used on the data loop only, by (request, epoch)."""
 
     async def join(self, request: Join) -> AsyncGenerator[Done, None]:
         key = (request.request, request.epoch)
@@ -75,11 +75,11 @@ class PrefillService:
     async def prefill(self, request: Prefill) -> AsyncIterator[Advanced | Prefilled | Deposited]:
         async def job(emit: Emit) -> None:
             parts = Parts(1 + len(self._followers.peers), emit)
-            turn = turn_of(self._model, request)  # nothing may wait until followers are asked
-            asked = self._followers.prefill(request, parts)
+            turn = turn_of(self._model, request)  # no await before the followers get the request
+            others = self._followers.prefill(request, parts)
             try:
                 own = self._part(request, turn, parts)
-                ends = await asyncio.gather(own, *asked, return_exceptions=True)
+                ends = await asyncio.gather(own, *others, return_exceptions=True)
             finally:
                 if turn is not None:
                     self._data.post(turn.stop)
@@ -91,7 +91,7 @@ class PrefillService:
             yield item
 
     def counters(self) -> dict[str, float]:
-        """For heartbeats: what was computed, and for how many requests frames are accepted."""
+        """For heartbeats: requests joined now; tokens, exchange and CPU seconds so far."""
         return {
             "prefilling": float(len(self._inboxes)),
             **self._tally.counters(),

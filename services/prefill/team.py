@@ -1,4 +1,4 @@
-"""One rank's part of a prefill by all processes of its shard, as their leader sees it."""
+"""How the leader of a shard combines what its processes answer to one Prefill."""
 
 import asyncio
 from collections import Counter
@@ -15,11 +15,11 @@ Emit = Callable[[Item], None]
 
 
 class Parts:
-    """What the processes of a shard answer to one Prefill, put together.
+    """Combines the answers of a shard's processes to one Prefill.
 
     Args:
-        emit: told how far the first is, when all are through their layers, and when all their KV
-            has left.
+        emit: called with the progress of the first process, once when all have run their layers,
+            and once when all have sent their KV.
     """
 
     def __init__(self, processes: int, emit: Emit) -> None:
@@ -29,7 +29,7 @@ class Parts:
         self._deposited: list[Deposited] = []
 
     def take(self, rank: int, item: Item) -> None:
-        """What the process of this TP rank answered."""
+        """Add an answer of the process with TP rank `rank`."""
         match item:
             case Advanced():
                 if not rank:  # the others are in the same layer
@@ -48,17 +48,17 @@ class Parts:
 
 
 class Followers:
-    """The processes that do what this one does; none on a shard of one, and on followers."""
+    """The followers of this process; empty on a shard of one process, and on followers."""
 
     def __init__(self, peers: Sequence[Peer]) -> None:
         self.peers = peers
         self._asking: set[asyncio.Task[None]] = set()
 
     def prefill(self, request: Prefill, parts: Parts) -> list[asyncio.Future[None]]:
-        """Have each of them do its part; their ends.
+        """Have each follower run its part; returns futures of their ends.
 
-        They begin even if nobody waits for them, and stop when this process does: all of them have
-        a turn for this request, which none may leave out.
+        They begin even if nobody awaits the futures, and stop when this process does: all of them
+        have a turn for this request, and none may skip it.
         """
         ends = []
         for rank, peer in enumerate(self.peers, 1):
@@ -71,7 +71,7 @@ class Followers:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._asking.discard(task)
         if not task.cancelled():
-            task.exception()  # seen, also where nobody waits any more
+            task.exception()  # retrieved, also if nobody waits any more
 
     async def _ask(self, peer: Peer, request: Prefill, rank: int, parts: Parts) -> None:
         async with peer.stream(request) as items:
@@ -83,7 +83,7 @@ class Followers:
 
 
 def merged(parts: Sequence[Exchanged]) -> Exchanged:
-    """Bytes and blocks add up; times are the first's, since all of them wait for each other."""
+    """Add up bytes and blocks; times are those of the first, since all wait for each other."""
     sent: Counter[str] = Counter()
     for part in parts:
         sent.update(part.sent_bytes)

@@ -1,4 +1,4 @@
-"""When a rank computed and when it communicated: what transfers cost, and how much was hidden."""
+"""When a rank computed and when it exchanged data: how long transfers took, how much was hidden."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ Phase = Literal["in", "compute", "out"]
 
 
 class Entry(NamedTuple):
-    """Seconds are those of `time.monotonic`. `layer` is -1 for arithmetic outside attention."""
+    """One period, in seconds of `time.monotonic`; `layer` is -1 outside attention."""
 
     phase: Phase
     layer: int
@@ -20,10 +20,10 @@ class Entry(NamedTuple):
 
 
 class Timeline:
-    """Filled by the rank's threads while it runs; read once what it computes is done.
+    """What a rank did when. Its threads record it while it runs; read it once all is computed.
 
     Args:
-        device: what is computed takes as long as it takes there.
+        device: the device that computes, whose clock times arithmetic.
     """
 
     def __init__(self, device: Device = HOST) -> None:
@@ -45,7 +45,7 @@ class Timeline:
 
     @property
     def entries(self) -> list[Entry]:
-        """In the order in which they ended."""
+        """All periods, in the order in which they ended."""
         return [
             Entry(phase, layer, start(), stop()) for phase, layer, start, stop in list(self._noted)
         ]
@@ -61,11 +61,11 @@ class Timeline:
         )
 
     def exchange_s(self) -> float:
-        """How long at least one transfer was awaited or under way."""
+        """Seconds in which at least one transfer was awaited or under way."""
         return _length(self._intervals("in", "out"))
 
     def hidden_s(self) -> float:
-        """How much of `exchange_s` something was computed in."""
+        """Seconds of `exchange_s` in which something was computed too."""
         together = _length(self._intervals("compute", "in", "out"))
         return self.compute_s() + self.exchange_s() - together
 

@@ -1,1 +1,1 @@
-"""The scheduler: which shards run a prompt, which keep its KV, and when."""
+"""The scheduler: decides which shards run a prompt, which keep its KV, and when."""

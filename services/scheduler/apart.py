@@ -1,4 +1,4 @@
-"""Pairs of shards that cannot reach each other: for a while no plan has both."""
+"""Keeps pairs of shards that cannot reach each other out of the same plan, for a while."""
 
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -9,16 +9,17 @@ from sps2.services.scheduler.plan import Plan, Wait, Work
 from sps2.services.scheduler.policy import Policy
 
 APART_S = 30.0
-"""After the loss of a link; whoever is planned then finds out whether it is back."""
+"""How long a lost link counts; the next plan after it tries whether the link is back."""
 
 
 def planned(policy: Policy, work: Work, cached: Sequence[CachedRun], fleet: Fleet) -> Plan | Wait:
-    """What the policy says of a fleet in which all that it plans with can reach each other.
+    """A plan of the policy in which all shards can reach each other, or why there is none yet.
 
-    Of a pair the shard is left out that lacks links to most of the plan, or is easiest to replace.
+    Of a pair apart, the shard is left out that lacks most links of the plan, then the one whose
+    role has most shards.
 
     Raises:
-        Invalid: as the policy does.
+        Invalid: see `Policy.plan`.
     """
     plan = policy.plan(work, cached, fleet)
     apart: list[str] = []

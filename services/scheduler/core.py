@@ -20,7 +20,7 @@ class Joined:
 
 @dataclass(frozen=True)
 class Lost:
-    """That life (`peer`) of a shard is over."""
+    """A shard ended; `peer` is the data-plane name that it had since its last start."""
 
     shard: str
     peer: str
@@ -28,7 +28,7 @@ class Lost:
 
 @dataclass(frozen=True)
 class Parted:
-    """Two processes have lost each other on the data plane, where these are their names."""
+    """Two processes, by their data-plane names, have lost the link between them."""
 
     one: str
     other: str
@@ -46,7 +46,7 @@ class Submitted:
 
 @dataclass(frozen=True)
 class Found:
-    """What the directory answered to `Find`."""
+    """The directory's answer to `Find`."""
 
     request: str
     cached: tuple[CachedRun, ...]
@@ -54,7 +54,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Granted:
-    """The directory leased the pages of a launched request; `room` is what that left."""
+    """The directory leased the pages of a launched request; `room` is what is left."""
 
     request: str
     room: Room
@@ -62,9 +62,9 @@ class Granted:
 
 @dataclass(frozen=True)
 class Returned:
-    """A launched request could not go on: it is to run again.
+    """A launched request could not go on and is to run again.
 
-    rest_s: until then it is left alone: it had no lease. None where a shard was lost.
+    rest_s: seconds before it is planned again, if it got no lease; None if a shard was lost.
     """
 
     request: str
@@ -92,7 +92,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Tick:
-    """It is later; see `Core.wakes_at`."""
+    """Time has passed; see `Core.wakes_at`."""
 
 
 Event = (
@@ -137,11 +137,11 @@ class Reject:
 Action = Find | Launch | Reject
 
 TRUSTING_LOSSES = 2
-"""How often a request is planned with what others computed; then it computes all by itself."""
+"""After so many losses a request no longer uses cached pages: it computes its whole prompt."""
 OVERTAKINGS = 64
-"""How many requests that came later may run before one that waits for room; then it is kept."""
+"""How many later requests may overtake one that waits for room; then they wait behind it."""
 LOOKAHEAD = 32
-"""How many requests may wait for room while those behind them are looked at."""
+"""How many requests may wait for room while later ones are still considered."""
 
 Stage = Literal["queued", "reserving", "prefill", "transfer", "decode"]
 
@@ -154,22 +154,23 @@ class Entry:
     stage: Stage = "queued"
     plan: Plan | None = None
     cached: tuple[CachedRun, ...] | None = None
-    """Pages of the prompt; None until the directory is asked, or where more may be cached since."""
-    is_asked: bool = False
+    """Cached pages of the prompt; None until the directory answers, or if more may be cached."""
+    is_finding: bool = False
+    """Whether a `Find` for it is under way."""
     is_shareable: bool = False
     losses: int = 0
     overtaken: int = 0
-    """By requests that ran before it while it waited for room."""
+    """How many later requests ran before it while it waited for room."""
     rests_until_s: float = 0.0
     absent_since_s: float | None = None
-    """Since when it waits for shards that are not there."""
+    """Since when it waits for absent shards."""
 
     @property
     def is_trusting(self) -> bool:
         return bool(self.work.hashes) and self.losses < TRUSTING_LOSSES
 
     def gains_from(self, other: "Entry") -> bool:
-        """Whether to wait for pages that the other computes now: most of what it does."""
+        """Whether to wait for the other's pages: most of what that computes now is shared."""
         if other.plan is None or not self.is_trusting:
             return False
         prefix = other.plan.prefix
@@ -181,11 +182,11 @@ class Entry:
 class Core:
     """Admission in order of arrival, placement by a policy.
 
-    A request is planned when it is at the head of the queue and the policy finds shards and pages
-    for it; a returned one goes back to the head with its epoch counted up. Some let those behind
-    them pass: one that begins as another that is being prefilled, until it can use the other's
-    pages; one that waits for room, until `OVERTAKINGS` have passed; one that waits for shards that
-    are not there, until `patience_s` are over, when it is refused.
+    A request is launched when it is at the head of the queue and the policy finds shards and pages
+    for it. A returned request goes back to the head with its epoch counted up. Three kinds of
+    requests let later ones pass. One that shares a prefix with a request being prefilled waits for
+    the pages of that request. One that waits for room lets `OVERTAKINGS` pass. One that waits for
+    absent shards fails after `patience_s` seconds.
     """
 
     def __init__(
@@ -199,7 +200,7 @@ class Core:
         self._queue: deque[str] = deque()
 
     def handle(self, event: Event, now_s: float) -> list[Action]:
-        """Apply one event; carry out the returned actions in their order."""
+        """Apply one event; the caller carries out the returned actions in their order."""
         self.fleet.reunite(now_s)
         match event:
             case Joined(shard):
@@ -220,7 +221,7 @@ class Core:
                 self._queue.append(work.request)
             case Found(request, cached):
                 if entry := self._entries.get(request):
-                    entry.cached, entry.is_asked = cached, False
+                    entry.cached, entry.is_finding = cached, False
             case Granted(request, room):
                 self.fleet.pending.pop(request, None)
                 self.fleet.room = room
@@ -250,7 +251,7 @@ class Core:
         return self._admit(now_s)
 
     def wakes_at(self) -> float | None:
-        """When a `Tick` is due, if one is."""
+        """The time at which the next `Tick` is due; None if none is."""
         times = [
             time_s
             for request in self._queue
@@ -285,8 +286,8 @@ class Core:
             if isinstance(plan, Wait) and plan.cause == "absent":
                 continue
             if entry.cached is None and entry.is_trusting:
-                if not entry.is_asked:
-                    entry.is_asked = True
+                if not entry.is_finding:
+                    entry.is_finding = True
                     actions.append(Find(request, entry.work.hashes))
                 break
             if isinstance(plan, Wait):
@@ -305,7 +306,7 @@ class Core:
         return actions
 
     def _planned(self, entry: Entry, now_s: float) -> Plan | Wait:
-        """What the policy says.
+        """The policy's plan, or why the request waits.
 
         Raises:
             Invalid: the request can never run.
@@ -333,7 +334,7 @@ class Core:
         self.fleet.members[plan.owner].owned.add(request)
 
     def _doubt_cached(self) -> None:
-        """More may be cached: those who wait ask again when it is their turn."""
+        """More pages may be cached: queued requests look them up again when it is their turn."""
         for request in self._queue:
             self._entries[request].cached = None
 
@@ -353,7 +354,7 @@ class Core:
             member.leave(request)
 
     def requests(self, now_s: float) -> tuple[RequestStatus, ...]:
-        """Every request, in order of arrival."""
+        """The status of every request, in order of arrival."""
         return tuple(
             RequestStatus(
                 request,
@@ -372,7 +373,7 @@ class Core:
         )
 
     def shards(self) -> tuple[ShardStatus, ...]:
-        """Every shard, the lost ones too."""
+        """The status of every shard, lost ones included, by id."""
         here = [
             ShardStatus(
                 shard.id,

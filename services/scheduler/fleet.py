@@ -1,4 +1,4 @@
-"""The shards as the scheduler knows them: who is there, who is busy, how much room is left."""
+"""The shards as the scheduler knows them: which are present or busy, how much room is left."""
 
 from collections.abc import Collection
 from copy import copy
@@ -8,35 +8,35 @@ from sps2.common.messages import Role, Room, Shard
 from sps2.common.words import counted
 
 SHARES = 8
-"""An answer of no stated length has one of so many parts of a pool at most."""
+"""An answer without `max_tokens` gets at most one of so many equal parts of a pool."""
 
 
 @dataclass
 class Member:
-    """One shard that is there, and the requests that it works for now."""
+    """One shard that is present, and the requests that it works for now."""
 
     shard: Shard
     prefilled: dict[str, int] = field(default_factory=dict)
-    """Requests whose prefill it takes part in, and how many tokens of them are computed."""
+    """Requests whose prefill it takes part in, each with how many tokens are to be computed."""
     held: set[str] = field(default_factory=set)
-    """Requests with KV there, or with pages for it."""
+    """Requests with KV on this shard, or with pages for it."""
     owned: set[str] = field(default_factory=set)
-    """Requests whose layers it runs while decoding."""
+    """Requests that it decodes as their owner."""
 
     @property
     def requests(self) -> set[str]:
         return self.prefilled.keys() | self.held
 
     def leave(self, request: str) -> None:
-        """Forget a request."""
+        """Remove a request."""
         self.prefilled.pop(request, None)
         for each in (self.held, self.owned):
             each.discard(request)
 
     def could_take(self, tokens: int, pass_tokens: int) -> bool:
-        """Whether a prompt could go through the layers with those that it has, all of them short.
+        """Whether a prompt could share passes with those that it prefills: all must be short.
 
-        A shard of several processes takes one prompt after the other.
+        A shard of several processes prefills one prompt after the other.
         """
         counts = [*self.prefilled.values(), tokens]
         short = max(counts) <= pass_tokens // 8
@@ -44,11 +44,11 @@ class Member:
 
 
 class Fleet:
-    """Members by id, those that were lost, and the room of the directory less what is on its way.
+    """Members and lost shards by id, and the directory's room with the pages not leased yet.
 
     Args:
-        prefill, decode, mixed: how many shards of each role the cluster is configured to have: of
-            the first two, or of the last.
+        prefill, decode, mixed: how many shards of each role are configured. A cluster has prefill
+            and decode shards, or mixed ones.
     """
 
     def __init__(self, prefill: int = 0, decode: int = 0, mixed: int = 0) -> None:
@@ -63,9 +63,9 @@ class Fleet:
         self.lost: dict[str, Shard] = {}
         self.room = Room({}, {})
         self.pending: dict[str, dict[str, int]] = {}
-        """Pages per shard of requests whose lease has not been granted yet."""
+        """Pages by request and shard, of requests whose lease is not granted yet."""
         self._apart: dict[frozenset[str], float] = {}
-        """Pairs of members that have lost the link between them, and until when that counts."""
+        """Pairs of members that have lost the link between them, with the time until it counts."""
 
     def join(self, shard: Shard) -> None:
         self._reunite(shard.id)
@@ -73,7 +73,7 @@ class Fleet:
         self.lost.pop(shard.id, None)
 
     def lose(self, shard_id: str, peer: str) -> bool:
-        """Drop that life of a shard; False if it was gone already."""
+        """Remove a shard, unless it restarted since `peer`; False if that one was gone already."""
         member = self.members.get(shard_id)
         if member is None or member.shard.peer.name != peer:
             return False
@@ -82,36 +82,36 @@ class Fleet:
         return True
 
     def part(self, one: str, other: str, until_s: float) -> None:
-        """Two processes cannot reach each other, by their names on the data plane."""
+        """Record that two processes, by their data-plane names, cannot reach each other."""
         shards = {peer.name: id for id, each in self.members.items() for peer in each.shard.peers}
         pair = frozenset(shards[name] for name in (one, other) if name in shards)
         if len(pair) == 2:
             self._apart[pair] = until_s
 
     def reunite(self, now_s: float) -> None:
-        """Forget of the pairs apart those whose time is over."""
+        """Forget the pairs apart whose time is over."""
         self._apart = {pair: until for pair, until in self._apart.items() if until > now_s}
 
     def apart_until_s(self) -> float | None:
-        """When the next pair is tried again."""
+        """When the next pair is tried again; None if no pair is apart."""
         return min(self._apart.values(), default=None)
 
     def pairs_apart(self, shards: Collection[str]) -> list[frozenset[str]]:
-        """Those among so many shards."""
+        """The pairs apart among these shards."""
         return [pair for pair in self._apart if pair <= {*shards}]
 
     def without(self, shard_id: str) -> "Fleet":
-        """The same, to be read, with a member less."""
+        """A copy without one member, only for reading."""
         fleet = copy(self)
         fleet.members = {id: each for id, each in self.members.items() if id != shard_id}
         return fleet
 
     def _reunite(self, shard_id: str) -> None:
-        """Nothing is known of the links of a new life."""
+        """Forget lost links of a shard that joins anew or is gone."""
         self._apart = {pair: until for pair, until in self._apart.items() if shard_id not in pair}
 
     def of(self, role: Role) -> list[Member]:
-        """Members of a role, by id."""
+        """The members of a role, sorted by id."""
         found = [member for member in self.members.values() if member.shard.role == role]
         return sorted(found, key=lambda member: member.shard.id)
 
@@ -119,18 +119,18 @@ class Fleet:
         return len(self.of(role)) >= self.expected[role]
 
     def keeps_all(self) -> bool:
-        """Whether all shards that are to keep KV are there, and their pages known."""
+        """Whether all shards that are to keep KV are present, with their pages known."""
         known = [each for each in self.of(self.keeping) if each.shard.id in self.room.total]
         return len(known) >= self.expected[self.keeping]
 
     def answer_room(self, prompt_tokens: int, shards: int | None) -> int:
-        """Tokens of an answer of no stated length; 0 where it is not known what pools there are.
+        """Most tokens of an answer without `max_tokens`; 0 while no pool is known.
 
-        A share of the largest pool, so that some answers run at once, and no more than fits beside
-        the prompt when nothing else runs.
+        It is a share of the largest pool, so that several answers can run at once, and at most what
+        fits beside the prompt when nothing else runs.
 
         Args:
-            shards: how many may keep it, if not all.
+            shards: how many shards may keep the KV; None for all.
         """
         pools = sorted(
             (self.room.total[each.shard.id] * each.shard.page_tokens, each.shard.page_tokens)
@@ -145,23 +145,23 @@ class Fleet:
         return max(1, min(largest // SHARES, largest - last, together))
 
     def idle(self) -> list[Member]:
-        """Members that could prefill now."""
+        """Members that prefill and have no prompt now."""
         return [member for member in self.of(self.prefilling) if not member.prefilled]
 
     def with_room(self) -> list[tuple[Member, int]]:
-        """Members that keep KV and that the directory knows, with their free pages."""
-        taken: dict[str, int] = {}
+        """Members that keep KV and are known to the directory, with their free pages."""
+        planned: dict[str, int] = {}
         for pages in self.pending.values():
             for shard, count in pages.items():
-                taken[shard] = taken.get(shard, 0) + count
+                planned[shard] = planned.get(shard, 0) + count
         return [
-            (member, self.room.free[member.shard.id] - taken.get(member.shard.id, 0))
+            (member, self.room.free[member.shard.id] - planned.get(member.shard.id, 0))
             for member in self.of(self.keeping)
             if member.shard.id in self.room.free
         ]
 
     def counters(self) -> dict[str, float]:
-        """Shards of each role that there is: those that are there, and those configured."""
+        """Present and configured shards, for each role that the cluster has."""
         roles = [role for role, expected in self.expected.items() if expected]
         return {
             **{f"{role}_shards": float(len(self.of(role))) for role in roles},
@@ -169,12 +169,12 @@ class Fleet:
         }
 
     def serving(self) -> bool:
-        """Whether requests can run, if on fewer shards than configured."""
+        """Whether requests can run, even if on fewer shards than configured."""
         known = [m for m in self.of(self.keeping) if m.shard.id in self.room.total]
         return bool(known and self.of(self.prefilling))
 
     def waiting_for(self) -> str:
-        """What is missing, in words; empty when every shard is there."""
+        """What is missing, in words; empty when every shard is present."""
         missing = [
             f"{expected - len(self.of(role))} of {counted(expected, f'{role} shard')}"
             for role, expected in self.expected.items()

@@ -1,4 +1,4 @@
-"""One request carried out: lease, holds, prefill, decode, each for as long as it is needed."""
+"""Runs one request: lease, holds, prefill, decode, each for as long as it is needed."""
 
 import asyncio
 import logging
@@ -46,12 +46,12 @@ from sps2.services.tasks import end, gather_all, root_cause
 log = logging.getLogger(__name__)
 
 COMMIT_S = 2.0
-"""How long the directory may take, when all is decoded, to hear what is cached."""
+"""How long the directory may take to record cached pages once decoding has ended."""
 COMMIT_AGAIN_S = 0.2
 
 
 class Listener(Protocol):
-    """Who is told how far a job is."""
+    """Receives the progress of a job."""
 
     def granted(self, room: Room) -> None: ...
     def advanced(self, progress: Progress) -> None: ...
@@ -65,14 +65,14 @@ Emit = Callable[[Placed | Progress | FirstToken | Finished], None]
 
 
 class Job:
-    """Runs one plan of one request; every resource it took is released when `run` ends.
+    """Runs one plan of one request; all that it reserved is released when `run` ends.
 
     Args:
         hashes: of the pages that the prompt fills; none if nothing is to be cached.
         peers: control-bus peers by shard id, for every shard of the plan.
         shards: the shards of the plan by id, as they were when it was made.
-        queued_s: for how long the request was in the queue.
-        trail: where the time goes is written there.
+        queued_s: how long the request was in the queue.
+        trail: records where the time of the request goes.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Job:
         self._plan = plan
         self._hashes = hashes
         self._own: dict[str, tuple[bytes, ...]] = {}
-        """By shard, the pages that this request has cached."""
+        """Hashes of the pages that this request has cached, by shard."""
         self._directory = directory
         self._peers = peers
         self._shards = shards
@@ -102,11 +102,11 @@ class Job:
         self._trail = trail
 
     async def run(self, emit: Emit) -> None:
-        """Run to the end, emitting what the gateway needs to know.
+        """Run the request to its end, emitting what the gateway needs to know.
 
         Raises:
-            Refused: the directory had no room after all; nothing was started.
-            PeerLost: a shard was lost on the way.
+            Refused: the directory or a shard had no room after all.
+            PeerLost: a shard was lost meanwhile.
         """
         trail = self._trail
         try:
@@ -132,10 +132,10 @@ class Job:
                 loop = asyncio.get_running_loop()
                 replied = [loop.create_future() for _ in self._plan.group]
                 tokens, cached = len(self._submit.prompt) // 4, self._plan.prefix.tokens
-                pace = Eta(tokens, cached, time.monotonic())
+                eta = Eta(tokens, cached, time.monotonic())
                 with trail.during("prefill", **self._described()) as prefilling:
                     prefills = [
-                        group.create_task(self._prefill(rank, future, pace, prefilling, emit))
+                        group.create_task(self._prefill(rank, future, eta, prefilling, emit))
                         for rank, future in enumerate(replied)
                     ]
                     first = await self._first(replied, emit)
@@ -182,11 +182,11 @@ class Job:
         self,
         rank: int,
         replied: asyncio.Future[Prefilled],
-        pace: Eta,
+        eta: Eta,
         trail: Trail,
         emit: Emit,
     ) -> int:
-        """Run one rank's part; how many bytes of KV it sent to decode shards."""
+        """Run one rank's part; returns how many bytes of KV it sent to decode shards."""
         submit, plan = self._submit, self._plan
         members = tuple(
             PrefillRank(self._shards[shard].peers, spans)
@@ -220,7 +220,7 @@ class Job:
                 async for item in items:
                     match item:
                         case Advanced(tokens):
-                            if progress := pace.advance(rank, tokens, time.monotonic()):
+                            if progress := eta.advance(rank, tokens, time.monotonic()):
                                 self._listener.advanced(progress)
                                 if submit.progress:
                                     emit(progress)
@@ -255,16 +255,16 @@ class Job:
                 )
             await asyncio.wait({committing}, timeout=COMMIT_S)
             if decoded.hashes and committing.done():
-                with suppress(ServiceError):  # the directory will hear of them from the owner
+                with suppress(ServiceError):  # the owner reports them to the directory later
                     await self._commit({plan.owner: decoded.hashes})
             emit(Finished(decoded.tokens, decoded.q_bytes, decoded.state_bytes, deposited))
         finally:
             await end(committing)
 
     async def _share(self) -> None:
-        """Tell the directory that the prompt's pages are cached; again after it was lost.
+        """Report the prompt's cached pages to the directory; retries after the directory was lost.
 
-        Nothing waits for it: what it does not hear of here it will hear of from the shards.
+        No step depends on it: what this does not report, the shards will.
         """
         plan = self._plan
         hashes = own_hashes(plan.placements, self._hashes.hashes, plan.prefix.page_tokens)
@@ -279,7 +279,7 @@ class Job:
         self._listener.shareable()
 
     def _described(self) -> dict[str, str | float]:
-        """What is told of the prefill in a trace."""
+        """Details of the prefill for its trace span."""
         plan, scheme = self._plan, self._plan.partition.scheme
         return {
             "epoch": self._epoch,
@@ -295,7 +295,7 @@ class Job:
             self._own[shard] = self._own.get(shard, ()) + own
 
     async def _keep_lease(self, leased: asyncio.Event) -> None:
-        """Hold the lease; a directory that was lost is asked to restore it when it is back."""
+        """Hold the lease; after a loss of the directory, have the lease restored there."""
         plan = self._plan
         shared = shared_hashes(plan.placements, self._hashes.hashes, plan.prefix.page_tokens)
         while True:
@@ -353,8 +353,8 @@ class Job:
 
     @contextmanager
     def _reporting(self, shard: str) -> Iterator[None]:
-        """Tell the listener when the call fails for a loss: of the shard that was called, or of
-        one that this shard has lost on the data plane."""
+        """Notify the listener if the call fails because a peer was lost: the called shard, or one
+        that this shard has lost on the data plane."""
         try:
             yield
         except PeerLost as lost:
@@ -368,7 +368,7 @@ class Job:
 def _prompt_logprobs(
     submit: Submit, replies: list[Prefilled]
 ) -> tuple[TokenLogprobs | None, ...] | None:
-    """The ranks' shares in order of position; the first token of a prompt has none."""
+    """The ranks' log-probabilities in order of position; the first token of a prompt has none."""
     if submit.sampling.prompt_logprobs is None:
         return None
     by_position = dict(pair for reply in replies for pair in reply.prompt_logprobs)

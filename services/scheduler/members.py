@@ -1,4 +1,4 @@
-"""Which shards have registered, how they are reached, and which may not and why."""
+"""Which shards have registered, how to reach them, and why others could not register."""
 
 import asyncio
 import logging
@@ -19,7 +19,7 @@ class Members:
     """Shards are members for as long as they stay registered, or until a call to them fails.
 
     Args:
-        joined, lost: told of every change.
+        joined, lost: called with the shard on every change.
     """
 
     def __init__(
@@ -28,25 +28,25 @@ class Members:
         self.peers: dict[str, Peer] = {}
         """The connections to shards, by id."""
         self.unfit: dict[str, str] = {}
-        """Why shards that want to be are no members, by id."""
+        """Why shards that tried to register are not members, by id."""
         self._bus = bus
         self._joined = joined
         self._lost = lost
         self._registered: dict[str, tuple[Shard, asyncio.Event]] = {}
-        """With what ends a registration: a shard that is there after all registers again."""
+        """With the event that ends the registration: a shard that still works registers again."""
 
     async def register(self, request: Register) -> AsyncGenerator[Done, None]:
-        """Make a shard a member for as long as this is iterated; it ends when the shard is lost.
+        """Make a shard a member while this is iterated; the iteration ends if the shard is lost.
 
         Raises:
-            Invalid: it cannot be reached.
+            Invalid: the shard cannot be reached.
         """
         shard = request.shard
         peer = Peer(shard.address, self._bus, name=shard.id)
         previous, self.peers[shard.id] = self.peers.get(shard.id), peer
         self._leave(shard.id)
         if previous is not None:
-            await previous.close()  # calls to its last life end now
+            await previous.close()  # calls from before its restart end now
         left = asyncio.Event()
         try:
             await self._check(shard, peer)
@@ -62,13 +62,13 @@ class Members:
             await peer.close()
 
     def lose(self, shard: Shard, peer: Peer) -> None:
-        """A call to a shard over this connection failed, or it is not registered any more."""
-        if self.peers.get(shard.id) is peer and shard.id in self._registered:  # it is not back yet
+        """Remove a shard: a call over this connection failed, or the shard stopped registering."""
+        if self.peers.get(shard.id) is peer and shard.id in self._registered:  # not registered anew
             log.warning("%s was lost (%s)", shard.id, shard.peer.name)
             self._leave(shard.id)
 
     async def close(self) -> None:
-        """Disconnect from all."""
+        """Disconnect from all shards."""
         for peer in self.peers.values():
             await peer.close()
 

@@ -1,4 +1,4 @@
-"""What a policy is asked, and what it answers."""
+"""What a policy decides about, and its decisions."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +14,7 @@ NOTHING = PrefillOptions()
 class Work:
     """What a policy needs to know of a request. `max_tokens` bounds the answer.
 
-    hashes: of the prompt's full pages, if cached ones may be used.
+    hashes: of the prompt's full pages; empty if cached pages may not be used.
     """
 
     request: str
@@ -26,21 +26,21 @@ class Work:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where a request runs: prefill shards, what each does, and KV places, the owner's last.
+    """Where a request runs: prefill shards with their parts, and KV placements, the owner's last.
 
-    prefix: what of the prompt is cached, and so is not computed.
+    prefix: the cached beginning of the prompt, which is not computed.
     """
 
     group: tuple[str, ...]
     partition: Partition
     placements: tuple[Placement, ...]
     migration_pays_after: int | None
-    """Tokens of answer; see `traffic.migration_pays_after`."""
+    """In tokens of the answer; see `traffic.migration_pays_after`."""
     prefix: Prefix
 
     @property
     def takes(self) -> dict[str, int]:
-        """Pages by shard that are not free any more; those of the prefix that were idle, too."""
+        """Pages by shard that it uses up, including idle cached pages of the prefix."""
         return {
             place.shard: place.pages + self.prefix.idle(place.shard) for place in self.placements
         }
@@ -54,9 +54,9 @@ class Plan:
 class Wait:
     """Why a request cannot be planned now.
 
-    cause: `shards` that prefill are busy; there is too little `room` for its KV; or it needs more
-        than what is there while a shard is `absent`.
-    reason: what it waits for, in words; of an absent shard only.
+    cause: "shards" if the shards that prefill are busy; "room" if there is too little room for its
+        KV; "absent" if it needs more than is present while a shard is absent.
+    reason: what it waits for, in words; only for "absent".
     """
 
     cause: Literal["shards", "room", "absent"]

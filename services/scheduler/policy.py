@@ -1,4 +1,4 @@
-"""Policies: given a request and the fleet, what to run where."""
+"""Policies: decide for a request and the fleet what runs where."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -13,7 +13,7 @@ from sps2.services.scheduler.fleet import Fleet, Member
 from sps2.services.scheduler.plan import Plan, Wait, Work
 from sps2.services.scheduler.prefix import Prefix, usable
 from sps2.services.scheduler.schemes import Capacity, Partition, Schemes
-from sps2.services.scheduler.traffic import Asked
+from sps2.services.scheduler.traffic import PrefixQuery
 
 
 class Policy(Protocol):
@@ -23,7 +23,7 @@ class Policy(Protocol):
         """A plan, or why there is none yet.
 
         Args:
-            cached: pages of the prompt, from the first on.
+            cached: the cached pages of the prompt, from the first on.
 
         Raises:
             Invalid: the request can never run on this cluster.
@@ -34,8 +34,8 @@ class Policy(Protocol):
 class Fcfs:
     """First come, first served: SP degree by prompt length, KV where the most pages are free.
 
-    Where shards do both, those with the most free pages prefill. One of them keeps what they
-    compute of a short prompt, each its own part of a long one.
+    Among mixed shards, those with the most free pages prefill. One of them keeps all KV of a short
+    prompt; of a long prompt each keeps the KV that it computed.
     """
 
     def __init__(self, settings: Scheduler, schemes: Schemes) -> None:
@@ -74,16 +74,16 @@ class Fcfs:
         placements: Sequence[Placement],
         prefix: Prefix,
     ) -> Plan:
-        """Of what is partition to a group for the tokens after a prefix."""
+        """A plan from a partition of the tokens after a prefix among the ranks of a group."""
         partition = partition.after(prefix.tokens)
         if prefix.runs:
-            asked = [
-                Asked(own, theirs)
+            queries = [
+                PrefixQuery(own, theirs)
                 for rank, own in zip(group, partition.spans, strict=True)
                 for shard, theirs in prefix.spans.items()
                 if shard != rank
             ]
-            moved = self._schemes.prefix_bytes(asked)
+            moved = self._schemes.prefix_bytes(queries)
             partition = partition._replace(predicted_bytes=partition.predicted_bytes | moved)
         held = [
             sum(span.tokens for span in (*place.shared, place.span)) for place in placements[:-1]
@@ -98,13 +98,13 @@ class Fcfs:
         return [member.shard.id for member in idle[:wanted]] if wanted <= len(idle) else None
 
     def _joinable(self, tokens: int, members: Sequence[Member]) -> list[Member]:
-        """Those busy with short prompts that so many tokens can join, the least busy first."""
+        """Members busy with short prompts that `tokens` tokens can join, the least busy first."""
         most = self._settings.pass_tokens
         able = [member for member in members if member.could_take(tokens, most)]
         return sorted(able, key=lambda member: sum(member.prefilled.values()))
 
     def _degree(self, tokens: int, options: PrefillOptions, fleet: Fleet) -> int:
-        """How many shards are to prefill, which may be more than there are; 0 where none is."""
+        """How many shards are to prefill; may be more than are present, 0 if none is present."""
         shards = fleet.expected[fleet.prefilling]
         forced = options.sp_degree
         if forced is not None and forced > shards:
@@ -134,7 +134,7 @@ class Fcfs:
         if absent := _absent(wanted, work, fleet):
             return absent
         roomy = [each for each in _room(prefix, fleet) if each[1] > 0]
-        if work.options.sp_degree is None:  # a shard can be full for long
+        if work.options.sp_degree is None:  # a shard can be full for a long time
             wanted = max(1, min(wanted, len(roomy)))
         free = [each for each in roomy if not each[0].prefilled]
         alone = self._for_one_keeper(work, prefix, free, wanted)
@@ -165,9 +165,9 @@ class Fcfs:
     def _for_one_keeper(
         self, work: Work, prefix: Prefix, free: list[tuple[Member, int]], wanted: int
     ) -> list[tuple[Member, int]]:
-        """So many members that compute a prompt which the last of them keeps, whoever computes it.
+        """`wanted` members that compute a prompt, all of whose KV the last of them keeps.
 
-        As `_ranks`; empty where the prompt is too long for one keeper, or none has room for it.
+        See `_ranks`; empty if the prompt is too long for one keeper, or none has room for it.
         """
         tokens, page_tokens = work.prompt_tokens - prefix.tokens, prefix.page_tokens
         degree = self._schemes.degree(tokens, wanted, page_tokens)
@@ -183,14 +183,14 @@ class Fcfs:
     def _ranks(
         self, work: Work, prefix: Prefix, free: list[tuple[Member, int]], wanted: int
     ) -> list[tuple[Member, int]]:
-        """At least so many members, the owner last, with the tokens of prompt that each can keep.
+        """At least `wanted` members, the owner last, with the tokens of prompt that each can keep.
 
-        Empty where they have too little room together.
+        Empty if they have too little room together.
         """
         tokens, page_tokens = work.prompt_tokens - prefix.tokens, prefix.page_tokens
-        last = (tokens - 1) % page_tokens + 1  # at least what is on the last page
-        for asked in range(wanted, (work.options.sp_degree or len(free)) + 1):
-            degree = self._schemes.degree(tokens, asked, page_tokens)
+        last = (tokens - 1) % page_tokens + 1  # the tokens on the last page
+        for ranks in range(wanted, (work.options.sp_degree or len(free)) + 1):
+            degree = self._schemes.degree(tokens, ranks, page_tokens)
             if degree > len(free):
                 break
             best = sorted(free, key=partial(_preference, prefix))[:degree]
@@ -207,28 +207,31 @@ class Fcfs:
 
 
 def _room(prefix: Prefix, fleet: Fleet) -> list[tuple[Member, int]]:
-    """Members that keep KV, with the pages that are free beside those of the prefix."""
+    """Members that keep KV, with the pages that are free besides those of the prefix."""
     return [(member, pages - prefix.idle(member.shard.id)) for member, pages in fleet.with_room()]
 
 
 def _burden(prefix: Prefix, each: tuple[Member, int]) -> tuple[int, int]:
-    """What speaks against an owner; who has the prefix is asked in every step, unless it owns."""
+    """Sort key of owners: fewest owned requests first, then most room.
+
+    A shard with the prefix counts one less: unless it owns, every step sends it queries.
+    """
     member, room = each
     return len(member.owned) - (member.shard.id in prefix.spans), -room
 
 
 def _preference(prefix: Prefix, each: tuple[Member, int]) -> tuple[int, int]:
-    """Who is to keep KV: those with the most room, or those that should own what has a prefix."""
+    """Sort key of keepers: most room first, or as `_burden` if there is a prefix."""
     return _burden(prefix, each) if prefix.runs else (0, -each[1])
 
 
 def _absent(wanted: int, work: Work, fleet: Fleet) -> Wait | None:
-    """What a request waits for that wants more prefill shards than there are."""
+    """Why a request waits that wants more prefill shards than are present; None if it does not."""
     present = len(fleet.of(fleet.prefilling))
     if 0 < wanted <= present:
         return None
-    asked = f"sp_degree {work.options.sp_degree}" if work.options.sp_degree else "a request"
-    return Wait("absent", f"{asked} needs more {fleet.prefilling} shards than the {present} there")
+    what = f"sp_degree {work.options.sp_degree}" if work.options.sp_degree else "a request"
+    return Wait("absent", f"{what} needs more {fleet.prefilling} shards than the {present} there")
 
 
 def _pools(fleet: Fleet) -> list[tuple[Member, int]]:
@@ -239,9 +242,9 @@ def _pools(fleet: Fleet) -> list[tuple[Member, int]]:
 
 
 def _has_room(work: Work, prefix: Prefix, free: list[tuple[Member, int]]) -> bool:
-    """Whether so many pages are enough: the owner's for the answer, all together for all tokens.
+    """Whether `free` pages suffice: the owner's for the answer, all together for all tokens.
 
-    The owner has the end of the prompt, too.
+    The owner also keeps the last page of the prompt.
     """
     tokens = work.prompt_tokens - prefix.tokens
     last = (tokens - 1) % prefix.page_tokens + 1
@@ -256,21 +259,21 @@ def _has_room(work: Work, prefix: Prefix, free: list[tuple[Member, int]]) -> boo
 def _fit(
     work: Work, prefix: Prefix, free: list[tuple[Member, int]], holders: int
 ) -> tuple[Placement, ...] | None:
-    """Places on the so many that are preferred, in proportion to the room of each.
+    """Placements on the `holders` preferred members, in proportion to the room of each.
 
-    The owner's room is what the answer leaves of it.
+    The owner's room is what the answer leaves. None if the room is too small.
     """
     page_tokens, first = prefix.page_tokens, prefix.tokens
     tokens = work.prompt_tokens - first
     last = (tokens - 1) % page_tokens + 1
-    taken = pages_for(last + work.max_tokens, page_tokens) - 1
+    reserved = pages_for(last + work.max_tokens, page_tokens) - 1
     most = sorted(free, key=partial(_preference, prefix))[:holders]
-    able = [each for each in most if each[1] > taken]
+    able = [each for each in most if each[1] > reserved]
     if not able:
         return None
     owner = min(able, key=partial(_burden, prefix))
     most.remove(owner)
-    rooms = [max(0, pages) for _, pages in most] + [owner[1] - taken]
+    rooms = [max(0, pages) for _, pages in most] + [owner[1] - reserved]
     if sum(rooms) < pages_for(tokens, page_tokens):
         return None
     placements = []
@@ -286,10 +289,10 @@ def _fit(
 
 
 def _too_large(work: Work, pools: list[tuple[Member, int]], fleet: Fleet) -> Wait:
-    """What a request waits for that empty pools have no room for.
+    """Why a request waits that does not fit even empty pools.
 
     Raises:
-        Invalid: nothing, as all shards are there.
+        Invalid: all shards are present, so that waiting cannot help.
     """
     tokens = sum(pages * member.shard.page_tokens for member, pages in pools)
     prompt = counted(work.prompt_tokens, "token")

@@ -1,4 +1,4 @@
-"""The beginning of a prompt that is cached: where it lies."""
+"""The cached prefix of a prompt, and where it lies."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from sps2.services.scheduler.fleet import Fleet
 
 @dataclass(frozen=True)
 class Prefix:
-    """Runs of pages, from the prompt's first on; none where nothing is cached."""
+    """Runs of cached pages, from the prompt's first page on; empty if nothing is cached."""
 
     runs: tuple[CachedRun, ...]
     page_tokens: int
@@ -27,7 +27,7 @@ class Prefix:
 
     @cached_property
     def spans(self) -> dict[str, tuple[Span, ...]]:
-        """By shard, the tokens whose pages it has."""
+        """The token spans that each shard has cached, by shard."""
         found: dict[str, tuple[Span, ...]] = {}
         edges = accumulate((run.pages * self.page_tokens for run in self.runs), initial=0)
         for run, (start, stop) in zip(self.runs, pairwise(edges), strict=True):
@@ -35,11 +35,11 @@ class Prefix:
         return found
 
     def idle(self, shard: str) -> int:
-        """How many of its pages there count as free, unless they are used."""
+        """How many of its pages on `shard` are idle, and count as free until they are used."""
         return sum(run.idle for run in self.runs if run.shard == shard)
 
     def besides(self, shards: Sequence[str]) -> list[Placement]:
-        """Places on other shards than these, which share its pages and keep nothing else."""
+        """Placements on shards with cached pages of it that are not among `shards`."""
         nothing = Span(self.tokens, self.tokens)
         return [
             Placement(shard, nothing, 0, spans)
@@ -49,7 +49,7 @@ class Prefix:
 
 
 def usable(cached: Sequence[CachedRun], prompt_tokens: int, fleet: Fleet) -> Prefix:
-    """As much as is on shards that are there, and leaves a token to compute."""
+    """The part of the cached pages on present shards that leaves at least a token to compute."""
     page_tokens = max((member.shard.page_tokens for member in fleet.of(fleet.keeping)), default=1)
     left = (prompt_tokens - 1) // page_tokens
     runs: list[CachedRun] = []
@@ -65,7 +65,7 @@ def usable(cached: Sequence[CachedRun], prompt_tokens: int, fleet: Fleet) -> Pre
 def shared_hashes(
     placements: Sequence[Placement], hashes: Sequence[bytes], page_tokens: int
 ) -> dict[str, tuple[bytes, ...]]:
-    """By shard, the hashes of the cached pages that a request uses there."""
+    """The hashes of the cached pages that a request shares, by shard."""
     return {
         place.shard: tuple(
             page_hash
@@ -80,7 +80,7 @@ def shared_hashes(
 def own_hashes(
     placements: Sequence[Placement], hashes: Sequence[bytes], page_tokens: int
 ) -> dict[str, tuple[bytes, ...]]:
-    """By shard, the hashes of the full pages that a prompt fills there; the owner's come last."""
+    """The hashes of the full pages that a prompt fills, by shard; the owner's come last."""
     return {
         place.shard: tuple(
             hashes[place.span.start // page_tokens : -(-place.span.stop // page_tokens)]

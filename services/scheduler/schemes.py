@@ -1,4 +1,4 @@
-"""How a prefill group works together: forced by the request, or the cheapest by prediction."""
+"""How a prefill group works together: as the request demands, or the cheapest by prediction."""
 
 import math
 from collections.abc import Sequence
@@ -27,25 +27,25 @@ SHORT = 4096
 """Prompts up to here gain nothing from CSA: quantised keys and values are all sent."""
 
 IN_A_ROW = ("gather", "csa")
-"""Methods whose ranks have one span each, after those of the ranks before."""
+"""Methods whose ranks have one span each, in order of rank."""
 EXPECTED_WORK = 0.65
-"""Of attention to earlier ranks' keys, what CSA leaves, with the choice of blocks: docs/csa.md."""
+"""CSA's share of the attention to earlier ranks' keys, with the choice of blocks: docs/csa.md."""
 TWO_SPANS = ("ring", "usp")
 """Methods that need two spans per rank, so that causal work is even."""
 WEIGHTS = tuple(eighth / 8 for eighth in range(8, -1, -1))
-"""Of attention in dealing such spans: 1 balances arithmetic, 0 makes all spans equally long."""
+"""Weights of attention in sizing consecutive spans: 1 balances arithmetic, 0 makes spans equal."""
 CLOSE = 1.05
-"""Predictions this near the best are as good: the first method in `EXACT` is taken, whose ranks
-wait for each other least."""
+"""Predictions within this factor of the best count as equal: of these methods the first in `EXACT`
+is used, since its ranks wait least for each other."""
 CHOICES = 1024
-"""How many of the last are kept: a request that waits is planned again and again."""
+"""How many recent choices are kept: a request that waits is planned again and again."""
 EXACT: tuple[ExactMethod, ...] = ("gather", "ring", "ulysses", "usp", "pass_q")
 
 
 class Capacity(NamedTuple):
-    """What ranks can take that have one span each, as where KV stays with who computes it.
+    """How much KV ranks can keep that have one span each and keep what they compute.
 
-    room: tokens of prompt that each rank can take. page_tokens: spans begin at its multiples.
+    room: tokens of prompt that each rank can keep. page_tokens: spans begin at its multiples.
     """
 
     room: tuple[int, ...]
@@ -53,9 +53,9 @@ class Capacity(NamedTuple):
 
 
 class Partition(NamedTuple):
-    """A scheme with the spans of each rank, and what it is predicted to take.
+    """A scheme with the spans of each rank, and its predicted cost.
 
-    predicted_bytes: by purpose. predicted_s: of the prefill.
+    predicted_bytes: by purpose. predicted_s: seconds of the prefill.
     """
 
     attention: Setting
@@ -65,7 +65,7 @@ class Partition(NamedTuple):
     predicted_s: float
 
     def after(self, tokens: int) -> "Partition":
-        """The same for tokens that follow `tokens` others."""
+        """The same partition, for tokens that follow a prefix of `tokens` tokens."""
         spans = tuple(
             tuple(Span(start + tokens, stop + tokens) for start, stop in own) for own in self.spans
         )
@@ -73,7 +73,7 @@ class Partition(NamedTuple):
 
 
 class Computed(NamedTuple):
-    """What keys and values depend on, beside the model and the tokens."""
+    """What keys and values depend on, besides the model and the tokens."""
 
     attention: Setting
     kv_transfer_dtype: KvTransferDtype
@@ -84,8 +84,8 @@ class Schemes:
 
     Args:
         itemsize: bytes of an activation.
-        attention: where a request does not say.
-        calibration: of CSA, for this model.
+        attention: the default for requests.
+        calibration: CSA's selections for this model, if calibrated.
         tp: processes of a shard, each of which exchanges its own heads.
     """
 
@@ -113,7 +113,7 @@ class Schemes:
         self._pair_s = 4 * heads * dim * config.layers / (rate * sharing.attention_rate)
 
     def degree(self, tokens: int, ranks: int, page_tokens: int = 1) -> int:
-        """How many of so many shards a prompt gives work to: each gets a page, or two tokens."""
+        """How many of `ranks` shards share a prompt: each gets at least a page, or two tokens."""
         return max(1, min(ranks, tokens // max(2, page_tokens)))
 
     def choose(
@@ -121,15 +121,14 @@ class Schemes:
     ) -> Partition:
         """How `ranks` shards, or fewer if the prompt is short, prefill `tokens` tokens.
 
-        Where the prompt is too short for so many a forced method makes no difference and is left
-        aside.
+        If the prompt is too short for so many, the requested method is ignored.
 
         Args:
-            capacity: where KV may stay with the ranks that compute it, each of which then has one
-                span: `degree` capacity, in which the prompt fits.
+            capacity: if given, ranks keep the KV that they compute, each has one span, and the
+                prompt must fit; it has the room of `degree` ranks.
 
         Raises:
-            Invalid: the options cannot be done.
+            Invalid: the options contradict each other, or cannot be satisfied.
         """
         return self._chosen(tokens, ranks, options, capacity)
 
@@ -144,10 +143,11 @@ class Schemes:
                 "sps2.method",
                 "invalid_value",
             )
-        asked, ranks = ranks, self.degree(tokens, ranks, capacity.page_tokens if capacity else 1)
+        requested = ranks
+        ranks = self.degree(tokens, requested, capacity.page_tokens if capacity else 1)
         if attention != "exact":
             return self._sparse(tokens, ranks, attention, kv_transfer_dtype, options, capacity)
-        forced = "gather" if ranks < max(2, asked) else options.method or self._sharing.method
+        forced = "gather" if ranks < max(2, requested) else options.method or self._sharing.method
         if forced != "auto":
             return self._cheapest(forced, tokens, ranks, options, capacity)
         found = []
@@ -167,9 +167,9 @@ class Schemes:
         )
         return Computed(attention, options.kv_transfer_dtype or kv_transfer_dtype)
 
-    def prefix_bytes(self, asked: Sequence[traffic.Asked]) -> dict[str, int]:
-        """See `traffic.prefix_transfers`; of all processes of the shards."""
-        moved = traffic.prefix_transfers(self._config, self._itemsize, asked)
+    def prefix_bytes(self, queries: Sequence[traffic.PrefixQuery]) -> dict[str, int]:
+        """See `traffic.prefix_transfers`; summed over all processes of the shards."""
+        moved = traffic.prefix_transfers(self._config, self._itemsize, queries)
         return {purpose: nbytes * self._tp for purpose, nbytes in moved.items()}
 
     def migration_pays_after(self, held: Sequence[int]) -> int | None:
@@ -203,7 +203,7 @@ class Schemes:
         options: PrefillOptions,
         capacity: Capacity | None,
     ) -> Partition:
-        """The best division into rows and columns, where the method has a choice."""
+        """The cheapest division into rows and columns, if the method has a choice."""
         if capacity is not None and method in TWO_SPANS:
             raise Invalid(
                 f"{method} gives every shard two spans of the prompt, and the shards of this "
@@ -247,7 +247,7 @@ class Schemes:
     def partition(
         self, scheme: Scheme, tokens: int, ranks: int, capacity: Capacity | None = None
     ) -> Partition:
-        """The fastest way to deal tokens to so many ranks that work by a scheme.
+        """The fastest partition of `tokens` tokens among `ranks` ranks that work by a scheme.
 
         Raises:
             Invalid: the model's heads do not allow it.
@@ -263,7 +263,7 @@ class Schemes:
     def _spans(
         self, scheme: Scheme, tokens: int, ranks: int, capacity: Capacity | None
     ) -> list[list[tuple[Span, ...]]]:
-        """Partitions of the tokens; those in a row can be balanced for arithmetic or for links."""
+        """Candidate partitions; consecutive spans can be balanced for arithmetic or for links."""
         page, block = capacity.page_tokens if capacity else 1, _block(capacity)
         if scheme.method in IN_A_ROW:
             blocks = scheme.method == "csa" and tokens >= 2 * ranks * block
@@ -280,11 +280,11 @@ class Schemes:
         return [within(spans, capacity.room, unit) for spans in ways]
 
     def _seconds(self, scheme: Scheme, spans: traffic.Spans, busiest: float) -> float:
-        """A prefill's time: arithmetic, and what of the transfers it cannot hide.
+        """The predicted seconds of a prefill: arithmetic, and the transfers that it cannot hide.
 
-        Where spans are in a row, no rank waits for a later one, so that transfers hide behind all
-        arithmetic; the other methods exchange within each layer, where only attention hides them,
-        and all but the first.
+        With consecutive spans no rank waits for a later one, so all arithmetic hides transfers. The
+        other methods exchange within each layer: there only attention hides transfers, and never
+        the first.
         """
         ranks, layers = len(spans), self._config.layers
         linear = [self._token_s * sum(span.tokens for span in own) for own in spans]
@@ -298,7 +298,7 @@ class Schemes:
             waits = 2 * layers * self._sharing.link_latency_s
             return busy + moving + waits if not scheme.pipelined else max(busy, moving) + waits
         share = -(-self._config.heads // scheme.ulysses) * scheme.ulysses / self._config.heads
-        if scheme.method == "pass_q":  # whoever has the keys attends
+        if scheme.method == "pass_q":  # the rank that has the keys attends
             tokens = max(own[-1].stop for own in spans)
             busy = max(self._pair_s * sum(_queries(span, tokens) for span in own) for own in spans)
         else:
@@ -310,15 +310,15 @@ class Schemes:
 
 
 def _block(capacity: Capacity | None) -> int:
-    """Tokens that begin at a block of CSA and, where KV stays, at a page."""
+    """Alignment of CSA's spans in tokens: to blocks and, if ranks keep their KV, to pages."""
     return math.lcm(traffic.BLOCK, capacity.page_tokens) if capacity else traffic.BLOCK
 
 
 def _pairs(span: Span, earlier: float) -> float:
-    """Keys that the queries of a span see, summed; those before it count `earlier`."""
+    """The sum of keys that each query of a span sees; keys before the span count `earlier`."""
     return span.tokens * (span.tokens / 2 + span.start * earlier)
 
 
 def _queries(span: Span, tokens: int) -> float:
-    """Queries of so many tokens that see the keys of a span, summed."""
+    """The sum of queries, among `tokens` tokens, that see each key of a span."""
     return ((tokens - span.start) ** 2 - (tokens - span.stop) ** 2) / 2

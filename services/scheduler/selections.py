@@ -1,4 +1,4 @@
-"""What `balanced` and `fast` mean: CSA's thresholds, shipped or calibrated for a model."""
+"""CSA's thresholds for `balanced` and `fast`, shipped or calibrated for a model."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,20 +12,21 @@ from sps2.common.messages import Selection
 Sparse = Literal["balanced", "fast"]
 
 FILE = "attention.json"
-"""In a model's folder: written by `spsctl profile --attention`, used instead of what is shipped."""
+"""In a model's folder, written by `spsctl profile --attention`; replaces the shipped thresholds."""
 
 DROP: dict[Sparse, float] = {"balanced": 0.002, "fast": 0.005}
-"""A block whose importance is below stays. Chosen on one document, shown on others: docs/csa.md."""
+"""Blocks of less importance are not sent. Chosen on one document, tested on others: docs/csa.md."""
 DEPTH = (3.0, 1.0, 2.0, 0.5, 1.0, 2.0)
-"""`DROP` is multiplied by this in each sixth of the layers: the first hardly suffer, those behind
-the middle do, as trials on SmolLM2-135M showed. `spsctl profile` finds a model's own."""
+"""Factors of `DROP` for each sixth of the layers: in trials on SmolLM2-135M the first layers hardly
+suffered, those behind the middle did. `spsctl profile` finds a model's own."""
 FINE_OVER_DROP: dict[Sparse, float] = {"balanced": 8.0, "fast": 2.0}
-"""A block whose importance is so much above `DROP`, or what a calibration found in the mean,
-travels in 8 bits, the others in 4: `balanced` saves bytes, `fast` drops more and keeps it finer."""
+"""A block is sent in 8 bits if its importance is at least this multiple of `DROP`, or of the mean
+that a calibration found; other blocks in 4. `balanced` saves bytes, `fast` drops more and sends the
+rest finer."""
 HELD_OUT: dict[Sparse, float] = {"balanced": 0.05, "fast": 0.1}
-"""A KV head whose held-out probes lose more than this share of their attention fetches all."""
+"""If held-out probes lose more than this share of attention in a KV head, all blocks are sent."""
 LIMITS: dict[Sparse, float] = {"balanced": 0.0005, "fast": 0.002}
-"""For calibrations: nats of divergence from exact attention, mean over tokens, before 4 bits."""
+"""For calibrations: mean divergence from exact attention per token, in nats, before 4 bits."""
 
 
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,13 +41,13 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def shipped(setting: Sparse, layers: int) -> Selection:
-    """For a model without a calibration."""
+    """The selection of a model without a calibration."""
     drop = [DROP[setting] * DEPTH[layer * len(DEPTH) // layers] for layer in range(layers)]
     return dropping(drop, setting, DROP[setting])
 
 
 def dropping(drop: Sequence[float], setting: Sparse, usual: float) -> Selection:
-    """A setting with these thresholds, by layer; its finer ones are a multiple of `usual`."""
+    """A selection with these thresholds by layer; its fine thresholds are a multiple of `usual`."""
     fine = FINE_OVER_DROP[setting] * usual
     return Selection(tuple(drop), (fine,) * len(drop), held_out=HELD_OUT[setting])
 
@@ -55,7 +56,7 @@ def load(folder: Path, fingerprint: str) -> Calibration | None:
     """The calibration in a model's folder, if there is one.
 
     Raises:
-        Invalid: it is damaged, or of another model.
+        Invalid: the file is damaged, or for another model.
     """
     path = folder / FILE
     try:
@@ -77,7 +78,7 @@ def load(folder: Path, fingerprint: str) -> Calibration | None:
 def selection(
     setting: Sparse, layers: int, ranks: int, calibration: Calibration | None
 ) -> Selection:
-    """What a setting means for so many ranks: calibrated for the nearest SP degree, or shipped."""
+    """The selection of a setting: calibrated for the SP degree nearest to `ranks`, or shipped."""
     by_degree = calibration.selections.get(setting, {}) if calibration else {}
     if not by_degree:
         return shipped(setting, layers)

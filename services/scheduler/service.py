@@ -1,4 +1,4 @@
-"""The scheduler on the bus: turns messages into events, and carries out the core's actions."""
+"""The scheduler on the bus: turns messages into events and carries out the core's actions."""
 
 import asyncio
 import logging
@@ -63,11 +63,11 @@ log = logging.getLogger(__name__)
 
 REPLANS = 2
 BACKOFF_S = 0.05
-"""Until a request that had no lease is planned again: so long at first, then twice as long."""
+"""Time before a request without a lease is planned again; doubles with every refusal."""
 LONGEST_BACKOFF_S = 2.0
 SHORTEST_TICK_S = 0.05
 FIND_S = 2.0
-"""How long the directory may take to say what is cached."""
+"""How long the directory may take to look up cached pages."""
 
 Launched = tuple[int, Plan]
 Item = Placed | Displaced | Progress | FirstToken | Finished
@@ -79,10 +79,10 @@ class SchedulerService:
 
     Args:
         schemes: how prefill groups may work together.
-        model: what tells its keys and values from another's.
+        model: identifies the model in page hashes, since KV of other models is different.
         directory: the KV directory on the bus.
-        telemetry: told of every stage of every request.
-        traces: where the time of each goes is written there.
+        telemetry: receives an event for every stage of every request.
+        traces: records where the time of each request goes.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class SchedulerService:
         self._finding: set[asyncio.Task[None]] = set()
 
     async def watch_room(self) -> None:
-        """Follow the directory's room, for as long as the service runs."""
+        """Keep the directory's room up to date while the service runs."""
         while True:
             try:
                 async with self._directory.stream(Watch()) as rooms:
@@ -150,13 +150,13 @@ class SchedulerService:
         )
 
     def waiting_for(self) -> str:
-        """What is missing of all that is configured, in words."""
+        """What is missing of the configured shards, in words; empty when all are present."""
         return "; ".join(
             filter(None, [self._core.fleet.waiting_for(), *self._members.unfit.values()])
         )
 
     def obstacle(self) -> str:
-        """What is missing to serve requests, in words; empty when they are served."""
+        """What is missing to serve requests, in words; empty when nothing is."""
         return "" if self._core.fleet.serving() else self.waiting_for()
 
     def counters(self) -> dict[str, float]:
@@ -201,7 +201,7 @@ class SchedulerService:
             answering = answering or isinstance(item, FirstToken)
             emit(item)
 
-        self._tell(
+        self._publish(
             work.request,
             "queued",
             prompt_tokens=work.prompt_tokens,
@@ -242,10 +242,10 @@ class SchedulerService:
         finally:
             self._launches.pop(work.request, None)
             self._handle(Ended(work.request))
-            self._tell(work.request, "ended", **({"error": error} if error else {}))
+            self._publish(work.request, "ended", **({"error": error} if error else {}))
 
     def _bounded(self, submit: Submit) -> Submit:
-        """An answer of no stated length is cut to what the pools can hold."""
+        """Limit an answer without `max_tokens` to what the pools can hold."""
         sampling, fleet = submit.sampling, self._core.fleet
         given = len(submit.prompt) // 4 - sampling.answered
         room = fleet.answer_room(given, submit.options.sp_degree if fleet.in_place else None)
@@ -256,7 +256,7 @@ class SchedulerService:
         return replace(submit, sampling=sampling)
 
     def _hashes(self, submit: Submit) -> PromptHashes:
-        """The hashes of the prompt's pages; none where the cache is off."""
+        """The hashes of the prompt's pages; none if the prefix cache is off."""
         if not self._config.kv.prefix_cache:
             return PromptHashes()
         first = root(self._model, submit.cache_salt, *self._schemes.computed(submit.options))
@@ -276,7 +276,7 @@ class SchedulerService:
         shards = {shard: members[shard].shard for shard in ids if shard in members}
         if missing := ids - shards.keys():
             raise PeerLost(min(missing))
-        self._tell(
+        self._publish(
             submit.request,
             "reserving",
             epoch=epoch,
@@ -313,7 +313,7 @@ class SchedulerService:
                 task.add_done_callback(self._finding.discard)
                 continue
             launch = self._launches[action.request]
-            if launch.done():  # its caller has just left; `Ended` follows
+            if launch.done():  # its caller has just ended; `Ended` follows
                 continue
             match action:
                 case Launch(_, epoch, plan):
@@ -323,7 +323,7 @@ class SchedulerService:
         self._set_tick()
 
     def _set_tick(self) -> None:
-        """Tell the core when it is as late as it asked for."""
+        """Schedule the next `Tick` for the time that the core needs it."""
         if self._tick is not None:
             self._tick.cancel()
             self._tick = None
@@ -339,12 +339,12 @@ class SchedulerService:
             cached = ()
         self._handle(Found(action.request, cached))
 
-    def _tell(self, request: str, stage: str, **detail: str | float) -> None:
+    def _publish(self, request: str, stage: str, **detail: str | float) -> None:
         self._telemetry.publish(RequestEvent(request, stage, time.time(), detail))
 
 
 class _Listening:
-    """A job's listener: passes its progress to the core."""
+    """A job's listener: passes its progress to the core and to telemetry."""
 
     def __init__(self, service: SchedulerService, request: str) -> None:
         self._service = service
@@ -352,14 +352,14 @@ class _Listening:
 
     def granted(self, room: Room) -> None:
         self._service._handle(Granted(self._request, room))
-        self._service._tell(self._request, "prefill")
+        self._service._publish(self._request, "prefill")
 
     def advanced(self, progress: Progress) -> None:
-        self._service._tell(self._request, "prefill", processed=progress.processed)
+        self._service._publish(self._request, "prefill", processed=progress.processed)
 
     def prefilled(self, exchanged: Sequence[Exchanged]) -> None:
         self._service._handle(Prefilled(self._request))
-        self._service._tell(
+        self._service._publish(
             self._request,
             "transfer",
             compute_s=max(each.compute_s for each in exchanged),
@@ -370,7 +370,7 @@ class _Listening:
 
     def shareable(self) -> None:
         self._service._handle(Shareable(self._request))
-        self._service._tell(self._request, "decode")
+        self._service._publish(self._request, "decode")
 
     def lost(self, shard: Shard, peer: Peer) -> None:
         self._service._members.lose(shard, peer)

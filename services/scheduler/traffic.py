@@ -1,4 +1,4 @@
-"""What each prefill method sends: the formulas, rank by rank, from which costs are predicted."""
+"""Bytes that each prefill method sends, rank by rank: the formulas behind predicted costs."""
 
 from bisect import bisect_right
 from collections import Counter
@@ -15,17 +15,17 @@ from sps2.common.words import counted
 BLOCK = 64
 """Tokens that share scales in 8 bits, as in `kernels/quantize.py`."""
 COARSE_SHARE = 0.53
-"""Bytes of a block in 4 bits against one in 8."""
+"""Bytes of a block in 4 bits, as a share of one in 8."""
 EXPECTED_KEPT = 0.6
-"""Of the blocks that CSA could move; only a prediction, the choice depends on the text."""
+"""Share of blocks that CSA is expected to send; the real one depends on the text."""
 EXPECTED_FINE = 0.3
-"""Of the kept blocks, in 8 bits."""
+"""Share of the sent blocks that are in 8 bits."""
 
 Spans = Sequence[tuple[Span, ...]]
 
 
-class Asked(NamedTuple):
-    """Queries of a rank, and what of the tokens before its group's lies on a shard that it asks."""
+class PrefixQuery(NamedTuple):
+    """Queries of a rank, and the spans of the cached prefix on a shard that it sends them to."""
 
     queries: Sequence[Span]
     keys: Sequence[Span]
@@ -48,8 +48,8 @@ def loads(
 
     Args:
         itemsize: bytes of an activation.
-        spans: by rank; of `gather` and `csa` one each, after those of the ranks before.
-        processes: of a shard, each of which sends as much.
+        spans: by rank; with `gather` and `csa` each has one, in order of rank.
+        processes: processes of a shard; each sends the same number of bytes.
     """
     if len(spans) == 1:
         return Loads({}, 0.0)
@@ -67,11 +67,13 @@ def loads(
     return tally.loads(processes)
 
 
-def prefix_transfers(config: ModelConfig, itemsize: int, asked: Sequence[Asked]) -> dict[str, int]:
-    """Bytes of questions about a prefix and of their answers, by purpose."""
+def prefix_transfers(
+    config: ModelConfig, itemsize: int, prefix_queries: Sequence[PrefixQuery]
+) -> dict[str, int]:
+    """Bytes of queries to a cached prefix and of the states that come back, by purpose."""
     sizes, windows = _Sizes(config, itemsize, "auto"), Counter(config.windows)
     moved = Counter[str]()
-    for queries, keys in asked:
+    for queries, keys in prefix_queries:
         last = max(span.stop for span in keys)
         for window, layers in windows.items():
             end = queries[-1].stop if window is None else last + window - 1
@@ -82,7 +84,7 @@ def prefix_transfers(config: ModelConfig, itemsize: int, asked: Sequence[Asked])
 
 
 class _Tally:
-    """Bytes out of and into every rank, and in all by purpose."""
+    """Bytes sent and received by every rank, and the total by purpose."""
 
     def __init__(self, ranks: int) -> None:
         self.out = [0.0] * ranks
@@ -95,7 +97,7 @@ class _Tally:
 
 
 class _Sizes:
-    """Bytes of tokens of q, of keys and values, of states."""
+    """Bytes of q, of keys and values, and of states, for a number of tokens."""
 
     def __init__(self, config: ModelConfig, itemsize: int, kv_transfer_dtype: str) -> None:
         self.config = config
@@ -103,7 +105,7 @@ class _Sizes:
         self._kv_transfer_dtype = kv_transfer_dtype
 
     def kv(self, tokens: int, kv_heads: int) -> int:
-        """Of one layer."""
+        """Bytes of keys and values in one layer."""
         dim = self.config.head_dim
         if self._kv_transfer_dtype == "auto":
             return tokens * kv_heads * 2 * dim * self.itemsize
@@ -158,7 +160,7 @@ def _gather(sizes: _Sizes, spans: Spans, tally: _Tally) -> None:
     whole = [sizes.kv(span.tokens, sizes.config.kv_heads) for span in own]
     before = list(accumulate(whole, initial=0))
     for window, layers in Counter(sizes.config.windows).items():
-        receivers = [0] * (len(own) + 1)  # change of their number from the owner before
+        receivers = [0] * (len(own) + 1)  # difference to the number of the owner before
         for target, span in enumerate(own):
             start = 0 if window is None else max(0, span.start - window + 1)
             first = bisect_right(stops, start)
@@ -230,11 +232,11 @@ def _tokens(spans: tuple[Span, ...]) -> int:
 def migration_pays_after(config: ModelConfig, itemsize: int, held: Sequence[int]) -> int | None:
     """How many tokens a request must decode before moving its KV once costs less than moving q.
 
-    A holder's KV moves at the cost of its tokens; q goes out and a state comes back to every holder
-    for every token, whatever the context. None where all KV lies at the owner.
+    Moving KV costs in proportion to the tokens that holders have. Moving q costs a query and a
+    state per holder and generated token, whatever the context. None if the owner has all KV.
 
     Args:
-        held: tokens at each holder, the owner not counted.
+        held: tokens at each holder, without the owner.
     """
     if not held:
         return None
@@ -244,7 +246,7 @@ def migration_pays_after(config: ModelConfig, itemsize: int, held: Sequence[int]
 
 
 def check_degree(config: ModelConfig, scheme: Scheme, ranks: int) -> None:
-    """Raise Invalid if the method cannot be done by so many ranks with the model's heads."""
+    """Raise Invalid if `ranks` ranks cannot run the method with the model's heads."""
     columns = scheme.ulysses
     if columns > config.heads:
         raise Invalid(
@@ -256,7 +258,7 @@ def check_degree(config: ModelConfig, scheme: Scheme, ranks: int) -> None:
         )
     if ranks % columns:
         raise Invalid(
-            f"{counted(ranks, 'shard')} cannot be partition to rows of {columns}",
+            f"{counted(ranks, 'shard')} cannot be split into rows of {columns}",
             "sps2.sp_degree",
             "invalid_value",
         )

@@ -1,4 +1,4 @@
-"""Pages of this shard that have hashes: KV that outlives the request it was computed for."""
+"""The cached pages of a shard: KV that outlives the request it was computed for."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -8,10 +8,10 @@ from sps2.common.spans import Span
 
 
 class CachedPages:
-    """Names and their pages, on the data loop; the cache is one user of each page.
+    """Page hashes and their pages, on the data loop; the cache is one user of each page.
 
-    What is evicted is the KV directory's choice; it hears of new hashes from the scheduler, and
-    again from here once the request that made them is over, should the scheduler have failed.
+    The KV directory chooses what is evicted. The scheduler reports new hashes to it; this shard
+    reports them again once their request is over, in case the scheduler failed.
     """
 
     def __init__(self, pool: PagePool) -> None:
@@ -21,33 +21,33 @@ class CachedPages:
         self._missing: dict[bytes, None] = {}
 
     def hashes(self) -> tuple[bytes, ...]:
-        """All of them, those first that were cached first; safe to call from another thread."""
+        """All cached hashes, oldest first; safe to call from another thread."""
         return tuple(self._pages)
 
     def idle(self) -> int:
-        """How many of the pages no request uses; safe as `hashes` is."""
+        """How many cached pages no request uses; safe to call from another thread."""
         return self._pool.users_of(tuple(self._pages.values())).count(1)
 
     def news(self) -> tuple[bytes, ...]:
-        """Those of ended requests that `told` has not been told of; safe as `hashes` is."""
+        """Hashes of ended requests, not `reported` yet; safe to call from another thread."""
         return tuple(self._news)
 
     def missing(self) -> tuple[bytes, ...]:
-        """What was to be shared and is not here, since `told`; safe as `hashes` is."""
+        """Hashes to share that are not cached here, not `reported` yet; as safe as `news`."""
         return tuple(self._missing)
 
-    def told(self, hashes: Iterable[bytes]) -> None:
-        """The directory heard of these."""
+    def reported(self, hashes: Iterable[bytes]) -> None:
+        """These hashes were reported to the directory."""
         for page_hash in hashes:
             self._news.pop(page_hash, None)
             self._missing.pop(page_hash, None)
 
     def settle(self, hashes: Iterable[bytes]) -> None:
-        """The request that made these pages is over."""
+        """The request that cached these pages has ended: they are news for the directory."""
         self._news |= dict.fromkeys(page_hash for page_hash in hashes if page_hash in self._pages)
 
     def add(self, pages: Mapping[bytes, int]) -> list[bytes]:
-        """Cache pages that are in use; which of the hashes were new."""
+        """Cache pages that are in use; returns the hashes that are new."""
         new = [page_hash for page_hash in pages if page_hash not in self._pages]
         for page_hash in new:
             self._pages[page_hash] = pages[page_hash]
@@ -55,7 +55,10 @@ class CachedPages:
         return new
 
     def share(self, hashes: Sequence[bytes], spans: Sequence[Span]) -> dict[int, int]:
-        """Become a user of the pages of `spans`, of a prompt with these hashes; pages by number.
+        """Become a user of the cached pages in `spans` of a prompt; returns pages by page number.
+
+        Args:
+            hashes: of all pages of the prompt, in their order.
 
         Raises:
             Refused: one of them is not cached here.
@@ -70,7 +73,7 @@ class CachedPages:
         return pages
 
     def drop(self, hashes: Iterable[bytes]) -> None:
-        """Forget hashes; unknown ones are ignored."""
+        """Drop pages from the cache; unknown hashes are ignored."""
         for page_hash in hashes:
             self._news.pop(page_hash, None)
             if (page := self._pages.pop(page_hash, None)) is not None:

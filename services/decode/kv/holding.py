@@ -1,4 +1,4 @@
-"""The KV of requests on this shard: pages taken or shared, filled, given back."""
+"""The KV of requests on this shard: pages reserved or shared, filled, given back."""
 
 import asyncio
 import logging
@@ -29,20 +29,20 @@ Key = tuple[str, int]
 """(request, epoch)"""
 
 AHEAD_TOKENS = 4096
-"""For which memory is ready before they come."""
+"""Tokens whose pages are backed by memory before they arrive."""
 WAIT_FOR_PAGES_S = 5.0
-"""A lease may be granted a moment before its pages' last user has let go of them here."""
+"""A lease may be granted a moment before the last user of its pages has released them here."""
 
 
 class Holding:
     """One request's KV on this shard; `filled` is set once every layer of `span` has arrived.
 
     Args:
-        span: what arrives; it follows all that is shared.
-        pages: of the span and its growth, and those of the cache that the request shares.
-        own: those of `pages` that were taken for this request, by number.
-        sources: planes that the KV comes from; if one is lost before, or sends what cannot be kept,
-            `failed` is set, and `filled`.
+        span: positions whose KV arrives; they follow all that is shared.
+        pages: those of the span and its growth, and the cached ones that the request shares.
+        own: those of `pages` that are reserved for this request, by page number.
+        sources: data-plane names of the processes that send the KV. If one is lost first, or sends
+            what cannot be kept, `failed` and `filled` are set.
     """
 
     def __init__(
@@ -59,12 +59,12 @@ class Holding:
         self.span = span
         self.pages = pages
         self.own = own
-        self.named: list[bytes] = []
-        """Of its own pages, those that are cached."""
+        self.own_hashes: list[bytes] = []
+        """Hashes of its own pages that are cached."""
         self.filled = asyncio.Event()
         self.kv_bytes = 0
         self.first_s = self.last_s = self.busy_s = 0.0
-        """When the first frame came, when the last was written, and how long writing took."""
+        """When the first frame arrived, when the last was written, and how long writing took."""
         self.failed: ServiceError | None = None
         self._sources = sources
         self._layers = layers
@@ -79,8 +79,7 @@ class Holding:
         """Write a frame of keys and values, each [tokens, heads, head_dim], to its pages.
 
         Raises:
-            Invalid: they are not among those that are kept here, come from elsewhere, or came
-                before.
+            Invalid: the frame is not for this holding, not from one of its sources, or a duplicate.
         """
         tokens, heads, _ = k.shape
         arrived = Span(frame.at, frame.at + tokens)
@@ -100,17 +99,17 @@ class Holding:
         self.kv_bytes += frame.nbytes
 
     def lose(self, peer: str) -> None:
-        """What a peer sent last may not have arrived."""
+        """A peer was lost: what it sent last may not have arrived."""
         self.fail(peer, PeerLost(peer, f"{peer} was lost while KV of {self.key[0]} came from it"))
 
     def fail(self, peer: str, error: ServiceError) -> None:
-        """Not all of it will come from a peer; nothing changes if none was to."""
+        """A peer will not deliver all of its KV; ignored if none is expected from it."""
         if peer in self._sources and not self.filled.is_set():
             self.failed = error
             self.filled.set()
 
     def put(self, layer: int, at: int, head: int, k: Tensor, v: Tensor) -> None:
-        """Write keys and values, [tokens, heads, head_dim], from position and KV head on."""
+        """Write keys and values, [tokens, heads, head_dim], from position `at` and `head` on."""
         self.pages.write(layer, at, k, v, head - self._heads.start)
         tokens, heads, _ = k.shape
         self._missing -= tokens * heads
@@ -123,7 +122,7 @@ class Holdings:
 
     Args:
         heads: KV heads that this process has.
-        dtype: the model's, in which keys and values come.
+        dtype: the model's, in which keys and values arrive.
     """
 
     def __init__(
@@ -142,12 +141,12 @@ class Holdings:
 
     @classmethod
     def of(cls, model: Llama, pool: PagePool, plane: Plane) -> Self:
-        """Those of a process that has this model, or this share of one."""
+        """The holdings of a process that has this model, or this share of one."""
         heads = model.share.of(model.config.kv_heads * model.share.size)
         return cls(pool, plane, model.config, heads, model.dtype)
 
     def prepare(self) -> None:
-        """See to it, beside all else, that the pages taken next have memory; a GPU's have."""
+        """Back the pages used next with memory, in another thread; a GPU's pages have theirs."""
         if self._pool.device.type != "cpu":
             return
         pieces = self._pool.ahead(AHEAD_TOKENS // self._pool.page_tokens)
@@ -158,22 +157,22 @@ class Holdings:
         return self._held.get(key)
 
     async def hold(self, request: Hold) -> Holding:
-        """Take pages for a request and accept its KV from now on, over the data plane or by `keep`.
+        """Reserve pages for a request and accept its KV, over the data plane or by `keep`.
 
         Raises:
-            Refused: there are too few pages, and none came free in time; or pages that it would
-                share are not cached here.
+            Refused: too few pages are free after `WAIT_FOR_PAGES_S`, or pages that the request
+                shares are not cached here.
             PeerLost: a shard that the KV comes from was lost and cannot be reached again.
         """
         await self._plane.reach(request.sources)
         key, span, tokens = (request.request, request.epoch), request.span, self._pool.page_tokens
-        taken = await self._take(pages_for(request.capacity, tokens))
+        reserved = await self._reserve(pages_for(request.capacity, tokens))
         try:
             shared = self.cached.share(request.hashes, request.shared)
         except Refused:
-            self._give_back(taken)
+            self._give_back(reserved)
             raise
-        own = dict(enumerate(taken, span.start // tokens))
+        own = dict(enumerate(reserved, span.start // tokens))
         pages = SequencePages(self._pool, shared | own)
         sources = [source.name for source in request.sources]
         holding = Holding(key, span, pages, own, self._config.layers, self.heads, sources)
@@ -188,7 +187,7 @@ class Holdings:
             k, v = tensors
             check("V", (v,), (Like(k.dtype, tuple(k.shape)),))
             holding.deposit(source, frame, *self._plane.device.up((k, v)))
-        except Exception as error:  # whoever waits for it must not wait in vain
+        except Exception as error:  # whoever waits for the KV must learn of it
             end_if_poisoned(error)
             known = isinstance(error, Invalid)
             why = error if known else type(error).__name__
@@ -196,7 +195,7 @@ class Holdings:
             holding.fail(source, Internal(f"{what} could not be kept: {why}"))
 
     def keep(self, key: Key, layer: int, at: int, head: int, k: Tensor, v: Tensor) -> None:
-        """Write what this process computed itself; as `Holding.put`.
+        """Write KV that this process computed itself; see `Holding.put`.
 
         Raises:
             Cancelled: the request is not held any more.
@@ -206,7 +205,7 @@ class Holdings:
             raise Cancelled(f"request {key[0]} is not held in epoch {key[1]} any more")
         holding.put(layer, at, head, k, v)
 
-    async def _take(self, pages: int) -> list[int]:
+    async def _reserve(self, pages: int) -> list[int]:
         try:
             async with asyncio.timeout(WAIT_FOR_PAGES_S):
                 while self._pool.free_pages < pages:
@@ -216,11 +215,11 @@ class Holdings:
         return self._pool.take(pages)
 
     async def complete(self, request: Hold) -> int:
-        """Wait until every layer has arrived, and cache the full pages; bytes that came.
+        """Wait until every layer has arrived, and cache the full pages; returns the bytes received.
 
         Raises:
             Cancelled: the request was ended.
-            PeerLost: a shard that it comes from was lost.
+            PeerLost: a shard that the KV comes from was lost.
             Internal: what a shard sent could not be kept.
         """
         key = (request.request, request.epoch)
@@ -235,32 +234,32 @@ class Holdings:
         return holding.kv_bytes
 
     def cache(self, key: Key, hashes: Sequence[bytes], first: int = 0) -> None:
-        """Cache those own pages of a request that `hashes`, from page `first` on, has hashes for.
+        """Cache the own pages of a request among those that `hashes` are for, from `first` on.
 
-        They must be full, in every layer. Pages whose hash is cached already stay the request's.
+        The pages must be full in every layer. One whose hash is cached already is not cached again.
         """
         if holding := self._held.get(key):
             own = {each: holding.own[n] for n, each in enumerate(hashes, first) if n in holding.own}
-            holding.named += self.cached.add(own)
+            holding.own_hashes += self.cached.add(own)
 
     def evict(self, hashes: Sequence[bytes]) -> None:
-        """Forget cached pages; they are free once no request uses them."""
+        """Drop pages from the cache; they are free once no request uses them."""
         self.cached.drop(hashes)
-        self._tell_freed()
+        self._notify_freed()
 
     def release(self, key: Key) -> None:
-        """Give a request's pages back; unknown ones are ignored."""
+        """Give a request's pages back; unknown requests are ignored."""
         holding = self._held.pop(key, None)
         if holding is None:
             return
-        self.cached.settle(holding.named)
+        self.cached.settle(holding.own_hashes)
         self._give_back(holding.pages.table.values())
         self.prepare()
 
     def inventory(self) -> tuple[Held, ...]:
-        """What is held now, cached pages not counted; safe to call from another thread."""
+        """What is held now, without cached pages; safe to call from another thread."""
         return tuple(
-            Held(*key, holding.span, len(holding.own) - len(holding.named))
+            Held(*key, holding.span, len(holding.own) - len(holding.own_hashes))
             for key, holding in list(self._held.items())
         )
 
@@ -270,8 +269,8 @@ class Holdings:
 
     def _give_back(self, pages: Iterable[int]) -> None:
         self._pool.give_back(pages)
-        self._tell_freed()
+        self._notify_freed()
 
-    def _tell_freed(self) -> None:
+    def _notify_freed(self) -> None:
         self._freed.set()
         self._freed = asyncio.Event()

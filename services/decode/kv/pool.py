@@ -8,13 +8,16 @@ from sps2.common.spans import pages_for
 from sps2.services.shard import ReadyShard
 
 POOL_SHARE = 0.4
-"""Of the memory available at start, for the pools of all shards of one machine."""
+"""Share of the memory available at start, for the pools of all shards of one machine."""
 CARD_SHARE = 0.8
-"""Of a GPU's memory, for weights and pools of its processes; what is computed has the rest."""
+"""Share of a GPU's memory for weights and pools of its processes; the rest is for computing."""
 
 
 async def pool_for(shard: ReadyShard) -> PagePool:
-    """The pool of this process, which tells its counters; all of a shard have as many pages."""
+    """Create the pool of this process and add its counters to the heartbeats.
+
+    All processes of a shard have the same number of pages.
+    """
     dtype = torch.int8 if shard.cluster.kv.dtype == "int8" else shard.model.dtype
     pages = await shard.team.agreed(_pages(shard, dtype))
     place = shard.plane.device.place
@@ -27,7 +30,7 @@ async def pool_for(shard: ReadyShard) -> PagePool:
 
 
 def _pages(shard: ReadyShard, dtype: torch.dtype) -> int:
-    """As configured, else a share of the free memory, and no more than 16 longest prompts."""
+    """Pages as configured, else of a share of the free memory; at most 16 longest prompts."""
     cluster, model = shard.cluster, shard.model
     page_tokens = cluster.kv.page_tokens
     if cluster.kv.pool_tokens:
@@ -37,7 +40,7 @@ def _pages(shard: ReadyShard, dtype: torch.dtype) -> int:
 
 
 def _free_bytes(shard: ReadyShard) -> int:
-    """What this process may take. On a GPU it has its part of the card, weights included."""
+    """Bytes for the pool of this process; on a GPU, its part of the card less its weights."""
     neighbours, place = shard.about.neighbours, shard.plane.device.place
     if place.type == "cuda":
         sharing = neighbours.on_a_card(torch.cuda.device_count())

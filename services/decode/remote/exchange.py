@@ -1,4 +1,4 @@
-"""q goes to where keys and values are, attention states come back: both sides of it."""
+"""Remote attention: q goes to the KV, attention states come back; both sides of the exchange."""
 
 import asyncio
 import logging
@@ -26,11 +26,11 @@ from sps2.services.poisoned import end_if_poisoned
 log = logging.getLogger(__name__)
 
 ANSWER_S = 10.0
-"""A holder that is silent for longer counts as lost."""
+"""A holder that does not answer within this time counts as lost."""
 
 
 class NotHeld(PeerLost):
-    """A holder let go of some requests, most likely because they were ended."""
+    """A holder has released some requests, most likely because they were ended."""
 
     def __init__(self, holder: str, keys: Sequence[Key]) -> None:
         gone = ", ".join(request for request, _ in keys)
@@ -39,7 +39,7 @@ class NotHeld(PeerLost):
 
 
 class Failed(Internal):
-    """A holder answered with a fault, or with what is no answer, when it was asked about `keys`."""
+    """A holder answered a question about `keys` with a fault, or with an invalid answer."""
 
     def __init__(self, message: str, keys: Collection[Key]) -> None:
         super().__init__(message)
@@ -50,12 +50,12 @@ Answers = Callable[[], Awaitable[list[State]]]
 
 
 class Question(NamedTuple):
-    """What an owner asks of a holder in every layer of a step, about some of its batch."""
+    """What an owner asks a holder in every layer of a step, about some rows of its batch."""
 
     holder: str
     keys: tuple[Key, ...]
-    """Of the rows."""
-    told: tuple[Tensor, Tensor]
+    """The request of each row."""
+    about_rows: tuple[Tensor, Tensor]
     """Positions of the queries, [rows] int32, and the packed keys."""
     step: int
 
@@ -67,19 +67,19 @@ class Question(NamedTuple):
         return cls(holder, tuple(keys), (at, pack(keys)), step)
 
 
-class _Asked(NamedTuple):
+class _Pending(NamedTuple):
     answer: asyncio.Future[State]
     keys: tuple[Key, ...]
-    """Of the rows that it is for."""
+    """The request of each row in the answer."""
 
 
 class Exchange:
     """Remote attention as a stateless operation on pages.
 
     One frame of q carries all rows that an owner has for a holder, [rows, heads, head_dim], with
-    the positions of the queries; the answer is their state over the holder's keys: the output in
-    the model's dtype and the log-sum-exp in float32. Bytes per row and layer:
-    heads * (2 * head_dim * itemsize + 4), whatever the context.
+    the positions of the queries. The answer is their state over the holder's keys: the output in
+    the model's dtype and the log-sum-exp in float32. A row and layer costs
+    heads * (2 * head_dim * itemsize + 4) bytes, whatever the context.
     """
 
     def __init__(
@@ -89,10 +89,10 @@ class Exchange:
         self._plane = plane
         self._pool = pool
         self._holdings = holdings
-        self._asked: dict[tuple[str, int, int], _Asked] = {}
+        self._pending: dict[tuple[str, int, int], _Pending] = {}
         self._answering: set[asyncio.Task[None]] = set()
         self._lately: dict[str, tuple[tuple[object, ...], PagedRows]] = {}
-        """What each owner asked about last."""
+        """The last question of each owner, and where its keys lie."""
         self._spin = HolderSpin()
         plane.serve("question", self._on_question)
         plane.serve("answer", self._on_answer)
@@ -100,42 +100,42 @@ class Exchange:
 
     @property
     def device(self) -> Device:
-        """Where this process computes."""
+        """The device that this process computes on."""
         return self._plane.device
 
     @contextmanager
     def asking(self, layer: int, questions: Sequence[Question]) -> Iterator[Answers]:
         """Expect the states of all `questions` in a layer, in their order; see `ask`.
 
-        Calling what the block is given awaits them; it raises PeerLost if a holder is gone or
+        The block gets a function that awaits them. It raises PeerLost if a holder is gone or
         silent, NotHeld if it no longer holds one of the requests, Failed if it cannot answer.
         """
         loop = asyncio.get_running_loop()
         answers: list[asyncio.Future[State]] = []
         for question in questions:
             answers.append(loop.create_future())
-            asked = _Asked(answers[-1], question.keys)
-            self._asked[question.holder, layer, question.step] = asked
+            pending = _Pending(answers[-1], question.keys)
+            self._pending[question.holder, layer, question.step] = pending
         clock = loop.call_later(ANSWER_S, self._overdue, questions, layer)
         try:
             yield partial(_all, answers)
         finally:
             clock.cancel()
             for question, answer in zip(questions, answers, strict=True):
-                del self._asked[question.holder, layer, question.step]
+                del self._pending[question.holder, layer, question.step]
                 if not answer.cancel() and not answer.cancelled():
-                    answer.exception()  # seen, if the block ended for another reason
+                    answer.exception()  # retrieved, if the block ended for another reason
 
     def give_up(self, running: Collection[Key]) -> None:
-        """Await no answer that is only for requests that have ended; it counts as a loss.
+        """Stop waiting for answers that are only for ended requests; their holders count as lost.
 
-        A step is one for the whole batch: its other requests wait for a holder that is silent until
-        those that ask it have ended, or it counts as lost.
+        All requests of a batch share its step. If a holder is silent, they wait until the requests
+        that need it have ended, or until it counts as lost.
         """
-        for (holder, _, _), asked in self._asked.items():
-            if not any(key in running for key in asked.keys) and not asked.answer.done():
-                why = f"the requests that {holder} was asked about have ended"
-                asked.answer.set_exception(PeerLost(holder, why))
+        for (holder, _, _), pending in self._pending.items():
+            if not any(key in running for key in pending.keys) and not pending.answer.done():
+                why = f"the requests that need an answer of {holder} have ended"
+                pending.answer.set_exception(PeerLost(holder, why))
 
     async def ask(self, question: Question, layer: int, q: Tensor) -> None:
         """Send a holder the queries of a layer, [rows, heads, head_dim].
@@ -143,7 +143,7 @@ class Exchange:
         Raises:
             PeerLost: the holder is gone.
         """
-        tensors = (q, *question.told)
+        tensors = (q, *question.about_rows)
         frame = frame_for("question", (), (), layer, question.step, tensors)
         await self._plane.send(question.holder, frame, tensors)
 
@@ -151,15 +151,18 @@ class Exchange:
         self._spin.more()
         try:
             answer = self._answer(source, frame, tensors)
-        except Exception as error:  # whoever asked must not wait in vain
+        except Exception as error:  # the owner must not wait in vain
             answer = (self._refusal(source, error),)
         task = asyncio.get_running_loop().create_task(self._send(source, frame, answer))
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
 
     def _answer(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The state that was asked for, or what is not held any more. Raises Invalid if it asks
-        for what this model has not."""
+        """The requested state, or which requests are no longer held.
+
+        Raises:
+            Invalid: the question does not fit this model.
+        """
         config = self._config
         check_layer(frame.layer, config.layers)
         keys = unpack_keys(tensors[-1]) if tensors else []
@@ -185,7 +188,7 @@ class Exchange:
         held: Sequence[Holding | None],
         positions: Tensor,
     ) -> PagedRows:
-        """Where the keys of a question lie; all layers of a step ask about the same."""
+        """Where the keys of a question lie: the same for all layers of a step."""
         known = self._lately.get(source)
         if known is not None and known[0] == about and layer:
             return known[1]
@@ -209,24 +212,24 @@ class Exchange:
             await self._plane.send(source, frame, answer)
         except ServiceError as error:
             log.warning("an answer to %s was not sent: %s", source, error)
-        except Exception as error:  # a GPU's comes where its result is waited for
+        except Exception as error:  # a GPU's error appears where its result is awaited
             end_if_poisoned(error)
             log.exception("an answer to %s was not sent", source)
 
     def _on_answer(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
-        asked = self._asked.get((source, frame.layer, frame.at))
-        if asked is None or asked.answer.done():
+        pending = self._pending.get((source, frame.layer, frame.at))
+        if pending is None or pending.answer.done():
             return
         try:
-            asked.answer.set_result(self._state(source, asked.keys, tensors))
+            pending.answer.set_result(self._state(source, pending.keys, tensors))
         except Exception as error:
             end_if_poisoned(error)
             if isinstance(error, Invalid):
-                error = Failed(f"{source} answered what is no answer: {error}", asked.keys)
-            asked.answer.set_exception(error)
+                error = Failed(f"{source} sent an invalid answer: {error}", pending.keys)
+            pending.answer.set_exception(error)
 
     def _state(self, source: str, keys: tuple[Key, ...], tensors: tuple[Tensor, ...]) -> State:
-        """What was answered. Raises NotHeld, Failed, or Invalid if this is no answer."""
+        """The state in an answer. Raises NotHeld, Failed, or Invalid if it is malformed."""
         if len(tensors) == 1:
             refusal = unpack_unanswered(tensors[0])
             if refusal.gone:
@@ -238,16 +241,16 @@ class Exchange:
 
     def _overdue(self, questions: Sequence[Question], layer: int) -> None:
         for question in questions:
-            asked = self._asked.get((question.holder, layer, question.step))
-            if asked is not None and not asked.answer.done():
+            pending = self._pending.get((question.holder, layer, question.step))
+            if pending is not None and not pending.answer.done():
                 why = f"{question.holder} did not answer in {ANSWER_S:.0f} s"
-                asked.answer.set_exception(PeerLost(question.holder, why))
+                pending.answer.set_exception(PeerLost(question.holder, why))
 
     def _on_gone(self, peer: str) -> None:
         self._lately.pop(peer, None)
-        for (holder, _, _), asked in self._asked.items():
-            if holder == peer and not asked.answer.done():
-                asked.answer.set_exception(PeerLost(holder))
+        for (holder, _, _), pending in self._pending.items():
+            if holder == peer and not pending.answer.done():
+                pending.answer.set_exception(PeerLost(holder))
 
 
 async def _all(answers: Sequence[asyncio.Future[State]]) -> list[State]:

@@ -1,4 +1,4 @@
-"""Answers prefill ranks whose prompts begin with tokens whose KV lies here."""
+"""Answers prefill ranks whose prompts begin with tokens that are cached here."""
 
 import asyncio
 import logging
@@ -20,15 +20,15 @@ from sps2.services.poisoned import end_if_poisoned
 log = logging.getLogger(__name__)
 
 KEYS = 4096
-"""Attended to at once; between two such pieces this shard's own steps go on."""
+"""Keys attended to at once; this shard's own decode steps run between two of these pieces."""
 
 
 class Prefixes:
     """Attention of many queries of one request to the cached pages that it shares here.
 
-    A frame of q, [rows, heads, head_dim], has consecutive positions from its `at` on, and the heads
-    of some KV heads from its `head` on. The answer is their state over the shared pages, or nothing
-    where it cannot be had: if the request is not held here.
+    A frame of q, [rows, heads, head_dim], has consecutive positions from its `at` on, and the query
+    heads of some KV heads from its `head` on. The answer is their state over the shared pages. It
+    has no tensors if the request is not held here, or if attention failed.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Prefixes:
         task.add_done_callback(self._answering.discard)
 
     def attend(self, key: Key, layer: int, at: int, head: int, q: Tensor) -> State:
-        """The answer to who computes in this process; on any thread.
+        """Attend for a rank that computes in this process; may be called on any thread.
 
         Raises:
             Cancelled: the request is not held here any more.
@@ -60,10 +60,10 @@ class Prefixes:
             pass
         return state
 
-    async def _answer(self, source: str, frame: Frame, asked: tuple[Tensor, ...]) -> None:
+    async def _answer(self, source: str, frame: Frame, question: tuple[Tensor, ...]) -> None:
         tensors: tuple[Tensor, ...] = ()
         try:
-            q = self._checked(frame, asked)
+            q = self._checked(frame, question)
             if holding := self._holdings.get((frame.requests[0], frame.epochs[0])):
                 (q,) = self._plane.device.up((q,))
                 state = _nothing(q)
@@ -73,7 +73,7 @@ class Prefixes:
                 tensors = (state.out.to(q.dtype), state.lse)
         except Invalid as error:
             log.error("a question of %s could not be answered: %s", source, error)
-        except Exception as error:  # whoever asked must not wait for ever
+        except Exception as error:  # the rank must not wait for ever
             end_if_poisoned(error)
             log.exception("a question of %s could not be answered", source)
         reply = frame_for(
@@ -104,9 +104,9 @@ class Prefixes:
     def _attending(
         self, holding: Holding, layer: int, at: int, head: int, q: Tensor, state: State
     ) -> Iterator[None]:
-        """Bring the shared pages into `state`, some keys between one item and the next.
+        """Merge attention to the shared pages into `state`, at most `KEYS` keys for each item.
 
-        They lie before what the request keeps here itself.
+        They lie before the span that the request itself keeps here.
         """
         keys, values = self._pool.layer(layer)
         scales = self._pool.scales(layer)

@@ -41,23 +41,23 @@ class SplitAttention:
         for row, each in enumerate(batch):
             for holder in each.holders:
                 remote.setdefault(holder, []).append(row)
-        self._asked = [
+        self._questions = [
             (rows, self._question(holder, rows, step)) for holder, rows in remote.items()
         ]
 
     async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if not self._asked:
+        if not self._questions:
             self._pool.put(layer, self._slots, k, v)
-            await asyncio.sleep(0)  # holders answer others between the layers of their own steps
+            await asyncio.sleep(0)  # a holder answers others between the layers of its own steps
             return self._attend(layer, q).out.to(q.dtype)
 
-        with self._exchange.asking(layer, [question for _, question in self._asked]) as answers:
-            for rows, question in self._asked:
+        with self._exchange.asking(layer, [question for _, question in self._questions]) as answers:
+            for rows, question in self._questions:
                 await self._exchange.ask(question, layer, self._of(q, rows))
             self._pool.put(layer, self._slots, k, v)
             mine = self._attend(layer, q)
             theirs = await answers()
-        for (rows, _), state in zip(self._asked, theirs, strict=True):
+        for (rows, _), state in zip(self._questions, theirs, strict=True):
             for row in rows:
                 self._batch[row].count_exchange(
                     q[0].nbytes, state.out[0].nbytes + state.lse[0].nbytes
@@ -72,10 +72,10 @@ class SplitAttention:
         return q if len(rows) == len(self._batch) else q[rows]
 
     def _merged(self, mine: State, theirs: Sequence[State]) -> State:
-        if all(len(rows) == len(self._batch) for rows, _ in self._asked):
+        if all(len(rows) == len(self._batch) for rows, _ in self._questions):
             return merge_many([mine, *theirs])
         out, lse = mine
-        for (rows, _), state in zip(self._asked, theirs, strict=True):
+        for (rows, _), state in zip(self._questions, theirs, strict=True):
             out[rows], lse[rows] = merge(State(out[rows], lse[rows]), state)
         return mine
 

@@ -1,4 +1,4 @@
-"""The HTTP routes: bodies to typed requests, chunks to answers."""
+"""The HTTP routes: decode bodies to typed requests, and encode chunks as answers."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
@@ -36,7 +36,7 @@ DOCS = (
     "default-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
     "frame-ancestors 'none'"
 )
-"""What the page at /docs may do: nothing with other hosts."""
+"""Content security policy of the page at /docs: it may not contact other hosts."""
 
 R = TypeVar("R", CompletionRequest, ChatRequest)
 
@@ -60,13 +60,13 @@ def application(
     """The gateway as an ASGI application.
 
     Args:
-        bodies: those in memory.
-        obstacle: why no request can be taken, in words; empty when they are.
-        missing: what is not there, whether requests are taken or not.
+        bodies: the bodies in memory.
+        obstacle: why no requests are accepted, in words; empty when they are.
+        missing: what is missing, in words, whether requests are accepted or not.
         keep_alive_s: silence on a stream after which a comment is sent.
-        register: of the API keys; None lets everybody in.
-        names: hosts by which the gateway is known where there are no keys.
-        logged: which requests get a line in the log.
+        register: the API keys; None accepts every client.
+        names: host names that the gateway accepts if there are no API keys.
+        logged: which requests are logged.
     """
     app = FastAPI(title="SPS2", version=version, docs_url=None, redoc_url=None)
     for kind in (HTTPException, ServiceError, TooLarge, Unsupported, NotReady, Exception):
@@ -80,7 +80,7 @@ def application(
 
     @asynccontextmanager
     async def entered(request: Request, prefix: str, kind: type[R]) -> AsyncIterator[Body[R]]:
-        """The body of a request that can be taken; what fails is counted and traced."""
+        """The body of a request that is accepted; a failure before is counted and traced."""
         async with AsyncExitStack() as stack:
             with gateway.entered(name_of(request), prefix, caller_of(request)):
                 body = await stack.enter_async_context(bodies.read(request, kind))
@@ -89,10 +89,10 @@ def application(
             yield body
 
     def given(
-        chunks: AsyncGenerator[T, None], asked: R, collected: Callable[[], Awaitable[object]]
+        chunks: AsyncGenerator[T, None], request: R, collected: Callable[[], Awaitable[object]]
     ) -> Response:
-        if asked.stream:
-            return Events(_streamed(chunks, asked), keep_alive_s)
+        if request.stream:
+            return Events(_streamed(chunks, request), keep_alive_s)
         return Plain(collected)
 
     @app.get("/v1/models", **gives(api.Models, "List the model, by each of its names"))
@@ -157,7 +157,7 @@ def application(
     async def health() -> Response:
         return Response()
 
-    @app.get("/ready", **gives(api.Ready, "Say whether requests are taken", 503))
+    @app.get("/ready", **gives(api.Ready, "Say whether requests are accepted", 503))
     async def ready() -> Response:
         await check_ready()
         return Json(api.Ready(missing()))
@@ -192,7 +192,7 @@ def _check_progress(request: CompletionRequest | ChatRequest) -> None:
 async def _streamed(
     chunks: AsyncGenerator[T, None], request: CompletionRequest | ChatRequest
 ) -> AsyncGenerator[object, None]:
-    """Chunks as HTTP clients want them: about usage only if they asked for it."""
+    """The chunks for an HTTP client: with usage only if it requested usage."""
     wanted = request.stream_options is not None and request.stream_options.include_usage
     try:
         async for chunk in chunks:

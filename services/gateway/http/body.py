@@ -1,4 +1,4 @@
-"""Reads the bodies of HTTP requests, within bounds of size, of memory and of work."""
+"""Reads the bodies of HTTP requests within limits of size, memory and work."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,9 +14,9 @@ from sps2.services.gateway.http.problems import TooLarge, Unsupported
 T = TypeVar("T")
 
 SMALL = 64 << 10
-"""Bytes that a body may have without being counted: as many as a connection holds anyway."""
+"""A body of at most so many bytes is not counted: a connection holds as many anyway."""
 MOST_VALUES = 1 << 18
-"""Values in one body, at least; each takes up to 40 times its bytes once it is decoded."""
+"""Least limit of values in one body; a decoded value needs up to 40 times its bytes."""
 VALUES_PER_TOKEN = 8
 
 
@@ -29,12 +29,12 @@ class Body(Generic[T]):
 
 
 class Bodies:
-    """All bodies in memory, until what they say is tokens.
+    """All bodies in memory, until their prompts are tokenised.
 
     Args:
-        max_bytes: of one body.
-        max_total: bytes of all of them.
-        max_context: tokens of prompt and answer; bounds the values of a body.
+        max_bytes: most bytes of one body.
+        max_total: most bytes of all bodies together.
+        max_context: tokens of prompt and answer; limits the values of a body.
     """
 
     def __init__(self, max_bytes: int, max_total: int, max_context: int) -> None:
@@ -44,13 +44,13 @@ class Bodies:
 
     @asynccontextmanager
     async def read(self, request: Request, kind: type[T]) -> AsyncIterator[Body[T]]:
-        """The request's JSON body as a `kind`; its memory counts until released, or the block ends.
+        """Decode the request's JSON body as a `kind`; it counts as in memory until released.
 
         Raises:
-            TooLarge: it is over the limit; no more than that is kept in memory.
+            TooLarge: it is over the limit; no more bytes than that are kept in memory.
             Unsupported: it is compressed.
             Refused: there is no room for it beside the others.
-            Cancelled: the client left before all of it came.
+            Cancelled: the client left before the body was complete.
             Invalid: it is not a `kind`, or has too many values.
         """
         held = _Held(self._room)
@@ -102,7 +102,7 @@ class _Room:
 
     def __init__(self, total: int) -> None:
         self.total = total
-        self.taken = 0
+        self.used = 0
 
 
 class _Held:
@@ -113,19 +113,19 @@ class _Held:
         self._bytes = 0
 
     def grow(self, size: int) -> None:
-        """It has `size` bytes by now. Refused if that is too much beside the others."""
+        """The body has `size` bytes by now. Raises Refused if that is too much besides others."""
         if size <= SMALL:
             return
-        more, others = size - self._bytes, self._room.taken - self._bytes
+        more, others = size - self._bytes, self._room.used - self._bytes
         if others and others + size > self._room.total:
             raise Refused(
                 f"large requests fill the {self._room.total} bytes that are for them; "
                 "try again later"
             )
         self._bytes += more
-        self._room.taken += more
+        self._room.used += more
 
     def release(self) -> None:
-        """It is no longer in memory."""
-        self._room.taken -= self._bytes
+        """The body is no longer in memory."""
+        self._room.used -= self._bytes
         self._bytes = 0

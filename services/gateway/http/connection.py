@@ -1,5 +1,5 @@
-"""One HTTP connection, within bounds: how many there are, how long and how large a request is, and
-how long a client may take to read."""
+"""One HTTP connection, within limits: of connections, of the time and size of a request, and of the
+time that a client may take to read."""
 
 import asyncio
 from collections.abc import Callable
@@ -19,24 +19,24 @@ from sps2.common.config import Gateway
 from sps2.services.gateway.http.parser import Parser
 
 LINGER_S = 2.0
-"""For how long what a client still sends is read after it was refused: otherwise the system would
-reset the connection, and the client lose the answer."""
+"""How long a refused client's remaining bytes are still read: otherwise the system would reset the
+connection, and the client would lose the answer."""
 LINGERING = 256
-"""Connections over the limit that are told so; more are only closed."""
+"""Connections over the limit that get an error response; more are just closed."""
 IDLE_S = 1.0
-"""A connection that has had no request for so long makes room for another, if it must."""
+"""A connection without a request for this long is closed if another needs its place."""
 
 Dropped = Callable[[str], None]
-"""Told why a connection was ended that was not to end."""
+"""Called with the reason when the gateway ends a connection because of its client."""
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's, with limits that it has not. Who is over one is told so, and disconnected."""
+    """uvicorn's protocol with more limits; a client over one gets an error and is disconnected."""
 
     limits = Gateway()
     dropped: Dropped = staticmethod(lambda why: None)
     idle: dict["Connection", float]
-    """Those of this server that have no whole head of a request, and since when; longest first."""
+    """Connections without a complete request head, and since when; longest first."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -121,7 +121,7 @@ class Connection(HttpToolsProtocol):
         receive: Receive,
         send: Send,
     ) -> None:
-        """Run the application, and send what it answers as this client can take it."""
+        """Run the application, and send its answer in a form that this client supports."""
         is_unframed = False
 
         async def framed(message: Message) -> None:
@@ -132,7 +132,7 @@ class Connection(HttpToolsProtocol):
                     # chunks are HTTP/1.1: here the answer ends with the connection
                     is_unframed, cycle.chunked_encoding = True, False
                 if cycle.waiting_for_100_continue and cycle.more_body:
-                    cycle.keep_alive = False  # whether the body still comes nobody knows
+                    cycle.keep_alive = False  # unknown whether the body still comes
             elif is_unframed and scope["method"] != "HEAD":
                 cycle.expected_content_length = len(message.get("body", b""))
             is_last = message["type"] == "http.response.body" and not message.get("more_body")
@@ -155,7 +155,7 @@ class Connection(HttpToolsProtocol):
         self._watch()
 
     def _linger(self) -> None:
-        """Read the rest of a request that was answered early, as long as it comes."""
+        """Keep reading the rest of a request that was answered early."""
         self._disarm()
         left_s = (self._ends_at_s or 0.0) - self.loop.time()
         if left_s <= 0:
@@ -164,7 +164,7 @@ class Connection(HttpToolsProtocol):
             self._clock = self.loop.call_later(min(LINGER_S, left_s), self.transport.close)
 
     def _is_given_room(self) -> bool:
-        """Whether another connection, which has long had no request, is closed for this one."""
+        """Close the longest idle connection for this one; False if none is idle for `IDLE_S`."""
         longest = next(iter(self.idle), None)
         if longest is None or self.loop.time() - self.idle[longest] < IDLE_S:
             return False
@@ -195,7 +195,7 @@ class Connection(HttpToolsProtocol):
             self._stuck = None
 
     def _look(self) -> None:
-        """End the connection if the client took nothing since the last look."""
+        """End the connection if the client has read nothing since the last look."""
         left = self.transport.get_write_buffer_size()
         if 0 < self._unsent <= left:
             self.dropped("slow_reader")
@@ -215,14 +215,14 @@ class Connection(HttpToolsProtocol):
             self._clock = None
 
     def _late(self) -> None:
-        if self.pipeline or self.flow.read_paused:  # it is not read on for reasons of ours
+        if self.pipeline or self.flow.read_paused:  # the gateway itself has paused reading
             self._arm()
             return
         seconds = self.limits.receive_s
         self._refuse(408, f"the request did not come within {seconds:g} s", "request_timeout")
 
     def _refuse(self, status: int, why: str, code: str) -> None:
-        """Answer, unless an answer has begun, and disconnect."""
+        """Send an error, unless an answer has begun, and disconnect."""
         if self.transport.is_closing() or self._is_refused:
             return
         self._is_refused = True
@@ -233,8 +233,8 @@ class Connection(HttpToolsProtocol):
         if not is_answered and (
             cycle is None or cycle.response_complete or not cycle.response_started
         ):
-            told = ErrorBody(Problem(why, "invalid_request_error", None, code))
-            body = msgspec.json.encode(told)
+            problem = ErrorBody(Problem(why, "invalid_request_error", None, code))
+            body = msgspec.json.encode(problem)
             retry = b"retry-after: 1\r\n" if status == 503 else b""
             head = (
                 b"content-type: application/json\r\nconnection: close\r\n%bcontent-length: %d\r\n"

@@ -1,4 +1,4 @@
-"""Lets HTTP requests in that bring a valid API key, and no more of them than the key is for."""
+"""Accepts HTTP requests with a valid API key, within the quota of the key."""
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -11,11 +11,11 @@ from sps2.services.gateway.keys.api_keys import Register
 from sps2.services.gateway.keys.quota import Account
 
 OPEN = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
-"""Paths that tell nothing of requests: probes and browsers bring no keys."""
+"""Paths without data of requests: probes and browsers send no keys there."""
 
 
 class Doorman:
-    """ASGI middleware around the routes."""
+    """ASGI middleware around the routes: checks API keys and quotas."""
 
     def __init__(self, app: ASGIApp, register: Register) -> None:
         self._app = app
@@ -47,6 +47,6 @@ class Doorman:
 
 
 def account_of(request: Request) -> Account | None:
-    """Who asks; None where no keys are wanted."""
+    """The account of the client; None if no API keys are required."""
     account: Account | None = getattr(request.state, "account", None)
     return account

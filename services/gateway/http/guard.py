@@ -1,4 +1,4 @@
-"""Keeps pages of other sites from using a gateway without keys through somebody's browser."""
+"""Keeps pages of other sites from using a gateway without API keys through a user's browser."""
 
 from collections.abc import Iterable
 from ipaddress import ip_address
@@ -11,20 +11,19 @@ from sps2.services.gateway.http.problems import Foreign, Misdirected
 from sps2.services.gateway.http.sse import failed
 
 OPEN = frozenset({"/health", "/ready"})
-"""What probes ask, by whatever name; nothing is told there."""
+"""Paths for probes, under any host name: they reveal nothing."""
 ANY = "*"
 
 
 class Guard:
-    """ASGI middleware around the routes.
+    """ASGI middleware around the routes: checks `Host` and `Origin`.
 
-    A name that anybody can have point to this machine must not open it (DNS rebinding): so `Host`
-    has to be an address, `localhost`, or one of `names`. And a page must not post what a browser
-    sends to any site without asking: so what another `Origin` posts has to be JSON by its type,
-    which a browser asks for first.
+    Anybody can point a name at this machine (DNS rebinding). So `Host` must be an address,
+    `localhost`, or one of `names`. A browser sends simple posts to any site without a preflight.
+    So posts of another `Origin` must have the content type of JSON, which needs a preflight.
 
     Args:
-        names: hosts by which this gateway is known; `*` is any.
+        names: host names of this gateway; `*` accepts any.
     """
 
     def __init__(self, app: ASGIApp, names: Iterable[str]) -> None:

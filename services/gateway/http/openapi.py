@@ -29,11 +29,11 @@ _REF = "#/components/schemas/{name}"
 
 _ERRORS = {
     400: "a field is wrong, unknown or not supported; `param` names it",
-    401: "there is no API key, or none that is good",
+    401: "the API key is missing, unknown, revoked or expired",
     404: "the model does not exist",
     413: "the body is over the limit",
-    429: "too much is asked at once, or by this API key; `Retry-After` says when to come back",
-    503: "the cluster is not ready, or a part of it was lost",
+    429: "too many requests at once, or over the API key's quota; `Retry-After` says when to retry",
+    503: "the cluster is not ready, or lost a service or shard",
 }
 _BEARER = "apiKey"
 
@@ -51,8 +51,8 @@ def gives(answer: type, about: str, *errors: int) -> dict[str, Any]:
     """Arguments of a route whose answer is an `answer`.
 
     Args:
-        about: what it does, in a few words.
-        errors: statuses that it may have instead.
+        about: what the route does, in a few words.
+        errors: statuses of the errors that it may answer.
     """
     good = {"description": answer.__doc__ or answer.__name__, "content": _json(answer)}
     bad = {status: _error(status) for status in errors}
@@ -60,17 +60,17 @@ def gives(answer: type, about: str, *errors: int) -> dict[str, Any]:
 
 
 def document(app: FastAPI, open_paths: Collection[str] | None) -> dict[str, Any]:
-    """The OpenAPI document of an application, made once.
+    """The OpenAPI document of an application, created once.
 
     Args:
-        open_paths: those that need no API key; None if none does.
+        open_paths: the paths that need no API key; None if no path needs one.
     """
     if app.openapi_schema is None:
         made = get_openapi(title=app.title, version=app.version, routes=app.routes)
         parts = made.setdefault("components", {})
         _, schemas = msgspec.json.schema_components(_TYPES, ref_template=_REF)
         parts.setdefault("schemas", {}).update(schemas)
-        # FastAPI's own: errors of parameters, which are told as all others
+        # FastAPI's own: errors of parameters have the same form as all others here
         for name in ("HTTPValidationError", "ValidationError"):
             parts["schemas"].pop(name, None)
         if open_paths is not None:

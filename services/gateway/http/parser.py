@@ -8,19 +8,19 @@ _OFFER = frozenset({b"connection", b"upgrade", b"http2-settings"})
 
 
 class Reader(Protocol):
-    """What httptools calls back, with what it has told of the request in hand."""
+    """The object that httptools calls back, with what it has parsed of the current request."""
 
     url: bytes
     headers: list[tuple[bytes, bytes]]
 
 
 class Parser:
-    """httptools' parser, for which an offer to upgrade does not end the request.
+    """httptools' parser, but an offer to upgrade does not end the request.
 
-    An offer may be ignored (RFC 9110, 7.8), and the JDK's client makes one with every first
-    request. httptools takes what follows such a head for the other protocol, so here the request is
-    read again without the offer. What it calls back for the head before that must be ignored by who
-    is called: `is_offered` is true meanwhile.
+    A server may ignore the offer (RFC 9110, 7.8); the JDK's client makes one with every first
+    request. httptools treats what follows the head as the other protocol, so this parser reads the
+    request again without the offer. The reader must ignore the callbacks for the first head:
+    `is_offered` is true during them.
     """
 
     def __init__(self, reader: Reader) -> None:
@@ -32,7 +32,7 @@ class Parser:
         return bool(self._parser.should_upgrade()) and self.get_method() != b"CONNECT"
 
     def feed_data(self, data: bytes) -> None:
-        """Raises httptools.HttpParserError if it is no HTTP."""
+        """Parse more bytes. Raises httptools.HttpParserError if they are not HTTP."""
         while True:
             try:
                 self._parser.feed_data(data)
@@ -57,7 +57,7 @@ class Parser:
 
     def _new(self) -> httptools.HttpRequestParser:
         parser = httptools.HttpRequestParser(self._reader)
-        # so that a client that says `connection: close` and sends more is answered all the same
+        # so that a client that sends more after `connection: close` still gets its answer
         parser.set_dangerous_leniencies(lenient_data_after_close=True)
         return parser
 

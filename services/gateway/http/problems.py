@@ -1,4 +1,4 @@
-"""Errors as OpenAI's API tells them: an object, an HTTP status, perhaps when to come back."""
+"""Errors in the form of OpenAI's API: an error object, an HTTP status, perhaps a `Retry-After`."""
 
 import math
 
@@ -13,27 +13,27 @@ class TooLarge(Exception):
 
 
 class Unsupported(Exception):
-    """The body of an HTTP request has a coding that is not taken."""
+    """The body of an HTTP request has a content encoding that is not supported."""
 
 
 class Misdirected(Exception):
-    """An HTTP request for a host that is not this one."""
+    """An HTTP request for another host name."""
 
 
 class Foreign(Exception):
-    """An HTTP request that a page of another site had a browser send."""
+    """An HTTP request that a page of another site made a browser send."""
 
 
 class NotReady(Exception):
-    """The cluster cannot serve yet, or not now."""
+    """The cluster cannot serve requests now."""
 
 
 class Unauthorised(Exception):
-    """An HTTP request without an API key that is good.
+    """An HTTP request without a valid API key.
 
     Args:
-        message: what is wrong and what to do.
-        code: a word for programs.
+        message: what is wrong, and what to do.
+        code: one word for programs.
     """
 
     def __init__(self, message: str, code: str) -> None:
@@ -46,14 +46,14 @@ _STATUS_BY_CODE = {"model_not_found": 404}
 _HTTP = {404: "not_found", 405: "method_not_allowed"}
 
 
-class Told:
-    """What is told of an error.
+class ErrorReport:
+    """The HTTP answer to an error.
 
     Attributes:
-        status: of the HTTP answer.
-        headers: to add to it.
-        message: in words.
-        code: in one word, for programs.
+        status: the HTTP status.
+        headers: headers to add.
+        message: the error in words.
+        code: the error in one word, for programs.
         body: OpenAI's error object.
     """
 

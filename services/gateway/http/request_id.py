@@ -1,4 +1,4 @@
-"""Gives every HTTP answer an `x-request-id`: the client's own, or the name of the answer."""
+"""Adds an `x-request-id` to every HTTP answer: the client's own, or the name of the answer."""
 
 import re
 
@@ -15,7 +15,7 @@ _SANE = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
 
 
 class RequestIds:
-    """ASGI middleware around everything, so that answers to failures have the header too."""
+    """ASGI middleware around everything, so that error answers have the header too."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -47,6 +47,6 @@ def name_of(request: Request) -> str:
 
 
 def caller_of(request: Request) -> Caller:
-    """What the client gave to find `request` again."""
+    """The ids that the client sent with `request`."""
     caller: Caller = request.state.caller
     return caller

@@ -1,4 +1,4 @@
-"""Serves an ASGI application inside a loop that has other work too."""
+"""Serves an ASGI application in an event loop that has other work too."""
 
 import asyncio
 import errno
@@ -23,20 +23,20 @@ from sps2.services.gateway.http.connection import LINGERING, Dropped, connection
 GRACE_S = 3
 BACKLOG = 1024
 OTHER_DESCRIPTORS = 256
-"""For links to the other services, files and the like."""
+"""Descriptors for links to other services, files and the like."""
 
 log = logging.getLogger(__name__)
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to the process that it is a part of."""
+    """uvicorn's server, but the process handles signals itself."""
 
     def capture_signals(self) -> Any:
         return nullcontext()
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 picks one. Raises Invalid if the address cannot be had."""
+    """A listening socket; port 0 picks a free one. Raises Invalid if binding it fails."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio switches Nagle's algorithm off only for sockets that name their protocol
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -53,7 +53,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def affordable(settings: Gateway) -> Gateway:
-    """With no more connections than this process may have descriptors for."""
+    """The settings, with no more connections than this process may have descriptors for."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = descriptors - LINGERING - OTHER_DESCRIPTORS
     if descriptors == resource.RLIM_INFINITY or settings.max_connections <= most:
@@ -70,7 +70,7 @@ def affordable(settings: Gateway) -> Gateway:
 
 
 def require_certificate(settings: Gateway) -> None:
-    """Raises Invalid if the certificate or its key cannot be used, or others can read the key."""
+    """Raise Invalid if the certificate or its key cannot be used, or others can read the key."""
     if not settings.tls_key:
         return
     certificate, key = Path(settings.tls_certificate), Path(settings.tls_key)
@@ -91,10 +91,10 @@ async def serving(
     settings: Gateway,
     dropped: Dropped = lambda why: None,
 ) -> AsyncIterator[None]:
-    """Answer HTTP on `listener` while the block runs; then end what is in work, and close it.
+    """Serve HTTP on `listener` while the block runs; then end all requests and close it.
 
     Args:
-        dropped: told why a connection was ended.
+        dropped: called with the reason when the gateway ends a connection.
     """
     server = _Server(
         uvicorn.Config(

@@ -1,4 +1,4 @@
-"""Answers that take their time, plain or as server-sent events; both end with their client."""
+"""Long-running answers, as JSON or server-sent events; both are cancelled if the client leaves."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sps2.common.errors import ServiceError
-from sps2.services.gateway.http.problems import Told
+from sps2.services.gateway.http.problems import ErrorReport
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ _SEPARATORS = {letter.encode(): b"\\u%04x" % ord(letter) for letter in ("\x85", 
 
 
 class Json(Response):
-    """A Struct as JSON."""
+    """A Struct as a JSON response."""
 
     media_type = "application/json"
 
@@ -34,12 +34,12 @@ class Json(Response):
 
 
 class Failed(Json):
-    """An error as JSON; `state["why"]` of the request says it for the log, on one line."""
+    """An error as JSON; puts it into the request's `state["why"]`, on one line, for the log."""
 
-    def __init__(self, told: Told) -> None:
-        super().__init__(told.body, told.status, told.headers)
-        message = repr(told.message)[1:-1][:WHY_CHARS]
-        self._why = f"{told.code}: {message}" if told.code else message
+    def __init__(self, report: ErrorReport) -> None:
+        super().__init__(report.body, report.status, report.headers)
+        message = repr(report.message)[1:-1][:WHY_CHARS]
+        self._why = f"{report.code}: {message}" if report.code else message
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope.setdefault("state", {})["why"] = self._why
@@ -47,15 +47,15 @@ class Failed(Json):
 
 
 def failed(error: Exception) -> Failed:
-    """The answer that tells of an error; what nobody expected is logged."""
-    told = Told(error)
-    if told.status == 500:
+    """The response to an error; an unexpected error is logged."""
+    report = ErrorReport(error)
+    if report.status == 500:
         log.error("a request failed", exc_info=error)
-    return Failed(told)
+    return Failed(report)
 
 
 class Run(Response):
-    """The answer that a function gives; what it raises is told of."""
+    """A response that `work` sends; an exception of `work` becomes an error response."""
 
     def __init__(self, work: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Run(Response):
 
 
 class Plain(Response):
-    """One JSON object, once `work` is done; cancels `work` when the client goes."""
+    """One JSON object, once `work` is done; cancels `work` if the client leaves."""
 
     def __init__(self, work: Callable[[], Awaitable[object]]) -> None:
         super().__init__()
@@ -87,10 +87,10 @@ class Plain(Response):
 
 
 class Events(Response):
-    """Objects as server-sent events, with comments while nothing comes.
+    """Objects as server-sent events, with keep-alive comments in pauses.
 
-    The answer begins with the first object, or after `keep_alive_s`: an error before that has its
-    HTTP status; a later one is an event.
+    The response begins with the first object, or after `keep_alive_s` seconds. An error before that
+    has its own HTTP status; a later error is an event.
     """
 
     def __init__(
@@ -121,9 +121,9 @@ class Events(Response):
                 idle.cancel()
                 await failed(error)(scope, receive, send)
                 return
-            told = Told(error)
-            scope.setdefault("state", {})["why"] = told.code
-            await writer.write(_event(told.body))
+            report = ErrorReport(error)
+            scope.setdefault("state", {})["why"] = report.code
+            await writer.write(_event(report.body))
         finally:
             idle.cancel()
         await writer.write(DONE, last=True)
@@ -160,14 +160,14 @@ class _EventWriter:
 
 def _event(value: object) -> bytes:
     data = msgspec.json.encode(value)
-    # JSON has these as they are, and some clients end a line at them
+    # JSON does not escape these, and some clients end a line at them
     for separator, escaped in _SEPARATORS.items():
         data = data.replace(separator, escaped)
     return b"data: " + data + b"\n\n"
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Do `work`, but not beyond the client's leaving."""
+    """Run `work`; cancel it if the client leaves."""
     async with asyncio.TaskGroup() as group:
         tasks = {group.create_task(work), group.create_task(_left(receive))}
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""Every HTTP answer: counted by route, method and status, and written to the log."""
+"""Counts every HTTP answer by route, method and status, and logs it."""
 
 import logging
 import time
@@ -13,18 +13,18 @@ log = logging.getLogger(__name__)
 
 Logged = Literal["all", "refused", "none"]
 OTHER = "other"
-"""The route of what has none, and the method of what is no method."""
+"""Stands for an unknown route or method."""
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _PROBES = frozenset({"/health", "/ready", "/metrics"})
-"""What is asked again and again; refusals of these are told elsewhere."""
+"""Paths that are polled; their refusals are not logged, since they are reported elsewhere."""
 
 
 class Visits:
-    """ASGI middleware inside of `RequestIds`, around all else.
+    """ASGI middleware inside of `RequestIds`, around everything else.
 
     Args:
-        routes: of the application; their paths are labels.
-        logged: which requests get a line in the log.
+        routes: the application's routes; their paths are metric labels.
+        logged: which requests are logged.
     """
 
     def __init__(
@@ -51,16 +51,16 @@ class Visits:
             await send(message)
 
         is_head = scope["method"] == "HEAD"
-        # every route of GET answers HEAD; the connection leaves the body away
-        asked = {**scope, "method": "GET"} if is_head else scope
+        # every GET route answers HEAD; the connection leaves out the body
+        routed = {**scope, "method": "GET"} if is_head else scope
         try:
-            await self._app(asked, receive, counted)
+            await self._app(routed, receive, counted)
         except Exception:
             code = 500
             raise
         finally:
             seconds = time.monotonic() - since_s
-            route = self._route(asked)
+            route = self._route(routed)
             method = scope["method"] if scope["method"] in _METHODS else OTHER
             self._metrics.answered(route, method, code, seconds)
             why = scope["state"].get("why", "")
@@ -79,9 +79,9 @@ class Visits:
 def _write(scope: Scope, code: int, seconds: float, sent: int, why: str) -> None:
     client = scope.get("client")
     account = scope["state"].get("account")
-    # as it came, so that nobody can write lines of his own; without what follows the "?"
+    # still encoded, so that a client cannot add lines to the log; without the query
     path = scope["raw_path"].decode("ascii", "replace")[:256]
-    told = {
+    fields = {
         "method": scope["method"],
         "path": path,
         "code": code,
@@ -99,9 +99,9 @@ def _write(scope: Scope, code: int, seconds: float, sent: int, why: str) -> None
         code,
         1000 * seconds,
         sent,
-        told["client"] or "-",
-        told["request_id"],
-        f", key {told['key']}" if account else "",
+        fields["client"] or "-",
+        fields["request_id"],
+        f", key {fields['key']}" if account else "",
         f": {why}" if why else "",
-        extra={"told": told},
+        extra={"told": fields},
     )

@@ -1,7 +1,7 @@
-"""Log-probabilities of a plain answer, written as JSON when they come.
+"""Log-probabilities of a plain answer, encoded as JSON as they come.
 
-An answer can have millions of them. As objects they would be written all at once at its end, while
-nobody else is served; and the garbage collector would look at each of them again and again.
+An answer can have millions of them. If they were kept as objects, encoding all at the end would
+block every other request, and the garbage collector would visit each of them again and again.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from sps2.common.messages import Struct
 
 
 class Written:
-    """Those of one choice, of either API: a Struct of lists that grow together."""
+    """The log-probabilities of one choice, of either API: a Struct of lists that grow together."""
 
     def __init__(self) -> None:
         self._parts: dict[str, list[bytes]] = {}
@@ -31,7 +31,7 @@ class Written:
                 parts.append(msgspec.json.encode(value)[1:-1])
 
     def whole(self) -> Any:
-        """All of them, as a part of a larger JSON text."""
+        """All of them, as a raw part of a larger JSON text."""
         lists = {name: Raw(_list(parts)) for name, parts in self._parts.items()}
         return Raw(msgspec.json.encode(lists | self._others))
 

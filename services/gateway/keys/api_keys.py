@@ -1,4 +1,4 @@
-"""Who may ask over HTTP, and how much: API keys from a file, with quotas."""
+"""Which HTTP clients may use the gateway, and how much: API keys from a file, with quotas."""
 
 import time
 from collections.abc import Callable
@@ -12,12 +12,12 @@ from sps2.services.gateway.keys.quota import Account
 
 
 class Register:
-    """The API keys of a file, as they are now, and what each has used.
+    """The API keys of a file, reloaded when it changes, and what each has used.
 
     Args:
-        path: written by `spsctl keys api`.
+        path: the file, written by `spsctl keys api`.
         now: seconds since the epoch, for keys that expire.
-        clock: seconds of no particular beginning, for quotas.
+        clock: seconds since any fixed time, for quotas.
 
     Raises:
         Invalid: the file is malformed, or others may read it.
@@ -37,10 +37,10 @@ class Register:
         self._accounts: dict[str, Account] = {}
 
     def account(self, authorization: str) -> Account:
-        """The account that an `Authorization` header opens.
+        """The account for an `Authorization` header.
 
         Raises:
-            Unauthorised: there is none, or its key is unknown, was revoked or has expired.
+            Unauthorised: the key is missing, unknown, revoked or expired.
         """
         scheme, _, given = authorization.strip().partition(" ")
         if scheme.lower() != "bearer" or not given.strip():
@@ -48,7 +48,7 @@ class Register:
                 "give an API key: the header `Authorization: Bearer KEY`", "missing_api_key"
             )
         self._refresh()
-        # how long it takes to find the digest tells of digests, not of keys
+        # the time of the lookup reveals something about digests, not about keys
         digest = api_digest(given.strip())
         if digest not in self._by_digest:
             raise Unauthorised("this API key is not known here", "invalid_api_key")
@@ -65,7 +65,7 @@ class Register:
         return self._accounts[digest]
 
     def is_empty(self) -> bool:
-        """Whether there is no key that anybody could use."""
+        """Whether no key is left that is not revoked."""
         return all(key.revoked is not None for key in self._file.now().values())
 
     def _refresh(self) -> None:

@@ -1,4 +1,4 @@
-"""What one API key may use a minute: buckets that fill steadily, and what of them is spent."""
+"""Quotas of API keys per minute: token buckets for requests and for tokens."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -12,14 +12,14 @@ from sps2.services.gateway.generate import Job, Record
 
 MINUTE_S = 60.0
 SHARES = 8
-"""An answer of no stated length holds one of so many parts of a minute's tokens while it runs."""
+"""An answer without `max_tokens` reserves one of so many parts of a minute's tokens as it runs."""
 
 
 class Bucket:
-    """So many units a minute, at most that many at once; 0 is no limit.
+    """A token bucket: `per_minute` units a minute, at most that many at once; 0 is no limit.
 
     Args:
-        noun: of one unit, which takes an s in the plural.
+        noun: the name of one unit; the plural is formed with an s.
     """
 
     def __init__(self, noun: str, clock: Callable[[], float]) -> None:
@@ -30,30 +30,30 @@ class Bucket:
         self._at_s = clock()
 
     def limit(self, per_minute: int) -> None:
-        """From now on; what was used stays used."""
+        """Set the limit from now on; what was used stays used."""
         if per_minute != self.per_minute:
             used = self.per_minute - self.left()
             self.per_minute, self._left = per_minute, per_minute - used
 
     def left(self) -> float:
-        """Units that can be taken now; less than none after more was used than taken."""
+        """Units that can be used now; negative after a request used more than it reserved."""
         now_s = self._clock()
         gained = (now_s - self._at_s) * self.per_minute / MINUTE_S
         self._left, self._at_s = min(self.per_minute, self._left + gained), now_s
         return self._left
 
     def wait_s(self, units: float) -> float:
-        """Until so many can be taken."""
+        """Seconds until `units` units can be used."""
         if not self.per_minute:
             return 0.0
         return max(0.0, (units - self.left()) * MINUTE_S / self.per_minute)
 
     def take(self, units: int) -> None:
-        """Take units.
+        """Use up units.
 
         Raises:
-            Invalid: there are never as many.
-            Refused: there are not as many now; says when there will be.
+            Invalid: the limit is lower than `units`.
+            Refused: not enough units are left now; says when there will be.
         """
         if not self.per_minute:
             return
@@ -67,20 +67,20 @@ class Bucket:
         if wait_s := self.wait_s(units):
             left, seconds = max(0, math.floor(self._left)), math.ceil(wait_s)
             if self.per_minute == 1:
-                told = (
+                message = (
                     f"the API key's only {self._noun} of this minute is used up: try again in "
                     f"{seconds} s"
                 )
             else:
-                told = (
+                message = (
                     f"the API key's {self.per_minute} {self._noun}s a minute are used up: "
                     f"{units} wanted, {left} left; try again in {seconds} s"
                 )
-            raise Refused(told, wait_s)
+            raise Refused(message, wait_s)
         self._left -= units
 
     def give(self, units: int) -> None:
-        """Give back what was not used; less than none takes more."""
+        """Give back unused units; a negative number uses up more."""
         if self.per_minute:
             self._left = min(self.per_minute, self.left() + units)
 
@@ -98,16 +98,16 @@ class Account:
         self._tokens = Bucket("token", clock)
 
     def limit(self, requests_per_minute: int, tokens_per_minute: int) -> None:
-        """What it may use; 0 is no limit."""
+        """Set the limits; 0 is no limit."""
         self._requests.limit(requests_per_minute)
         self._tokens.limit(tokens_per_minute)
 
     def ask(self) -> None:
-        """One request more. Refused if there were too many."""
+        """Count one more request. Raises Refused if there were too many."""
         self._requests.take(1)
 
     def bounded(self, prompts: Sequence[Sequence[int]], jobs: Sequence[Job]) -> tuple[Job, ...]:
-        """The jobs, with answers of no stated length cut to what a minute's tokens allow."""
+        """The jobs, with answers without `max_tokens` limited to what a minute's tokens allow."""
         if not self._tokens.per_minute:
             return tuple(jobs)
         most = (self._tokens.per_minute - sum(map(len, prompts))) // len(jobs)
@@ -117,12 +117,12 @@ class Account:
     def spending(
         self, prompts: Sequence[Sequence[int]], jobs: Sequence[Job], records: Sequence[Record]
     ) -> Iterator[None]:
-        """Hold the tokens that an answer may take while the block runs; then what it took stays.
+        """Reserve the tokens that an answer may use while the block runs; then count those used.
 
-        Of an answer without `max_tokens` that is not known: a share of the minute is held for it.
+        For an answer without `max_tokens` a share of the minute's tokens is reserved.
 
         Raises:
-            Invalid, Refused: as `Bucket.take`.
+            Invalid, Refused: see `Bucket.take`.
         """
         prompt = sum(map(len, prompts))
         share = max(1, self._tokens.per_minute // SHARES // len(jobs))
@@ -137,16 +137,16 @@ class Account:
             self._tokens.give(held - used)
 
     def headers(self) -> dict[str, str]:
-        """What OpenAI's API tells of limits."""
-        told: dict[str, str] = {}
+        """The rate limit headers of OpenAI's API."""
+        headers: dict[str, str] = {}
         for name, bucket in (("requests", self._requests), ("tokens", self._tokens)):
             if bucket.per_minute:
                 left = max(0, math.floor(bucket.left()))
-                told[f"x-ratelimit-limit-{name}"] = str(bucket.per_minute)
-                told[f"x-ratelimit-remaining-{name}"] = str(left)
+                headers[f"x-ratelimit-limit-{name}"] = str(bucket.per_minute)
+                headers[f"x-ratelimit-remaining-{name}"] = str(left)
                 reset_s = math.ceil(bucket.wait_s(bucket.per_minute))
-                told[f"x-ratelimit-reset-{name}"] = f"{reset_s}s"
-        return told
+                headers[f"x-ratelimit-reset-{name}"] = f"{reset_s}s"
+        return headers
 
 
 def _cut(job: Job, most: int) -> Job:

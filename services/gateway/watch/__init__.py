@@ -1,1 +1,1 @@
-"""What the gateway reports: metrics, traces, readiness, the state of the cluster."""
+"""The gateway's reports: metrics, traces, readiness, the state of the cluster."""

@@ -1,4 +1,4 @@
-"""The whole cluster at a glance, from what each service says; who says nothing is lost."""
+"""The state of the whole cluster, from every service's answer; one that does not answer is lost."""
 
 import asyncio
 from importlib.metadata import version
@@ -21,13 +21,13 @@ from sps2.common.messages import (
 from sps2.services.gateway.shards import Shards
 
 DEADLINE_S = 2.0
-"""A busy process is not lost; one that has ended is known at once."""
+"""Long enough for a busy process; a process that has ended is detected at once."""
 
 Described = tuple[ServiceStatus, tuple[Link, ...]]
 
 
 class Observer:
-    """Asks everyone at once.
+    """Queries all services at once.
 
     Args:
         config: where the gateway itself can be reached.
@@ -44,15 +44,15 @@ class Observer:
         self._shards = shards
 
     async def status(self, own: Info) -> ClusterStatus:
-        """What everyone says within half a second. `own` is what the gateway says of itself."""
+        """Query all services; those without an answer are lost. `own` describes the gateway."""
         async with asyncio.TaskGroup() as group:
-            fleet_asked = group.create_task(self._fleet())
-            leases_asked = group.create_task(self._leases())
+            fleet_call = group.create_task(self._fleet())
+            leases_call = group.create_task(self._leases())
             named = [
                 group.create_task(_describe("scheduler", self._scheduler)),
                 group.create_task(_describe("kvdir", self._directory)),
             ]
-            fleet, leases = await fleet_asked, await leases_asked
+            fleet, leases = await fleet_call, await leases_call
             named += [
                 group.create_task(self._describe_shard(process, address))
                 for shard in fleet.shards

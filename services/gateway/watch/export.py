@@ -1,4 +1,4 @@
-"""Which traces are sent to a collector, one after the other, without holding anybody up."""
+"""Sends sampled traces to a collector, one after the other, without delaying requests."""
 
 import asyncio
 import logging
@@ -16,21 +16,21 @@ from sps2.common.tracing import Context
 log = logging.getLogger(__name__)
 
 WAITING = 64
-"""Answers whose traces are still to be sent; of more none is."""
+"""Traces that may wait to be sent; more are dropped."""
 
 
 class Sender(Protocol):
-    """A collector."""
+    """Sends traces to a collector."""
 
     def send(self, trace: Trace) -> bool: ...
     def close(self) -> None: ...
 
 
 def sender(tracing: Tracing, cluster: str, version: str) -> Sender | None:
-    """What traces are sent with; None where they are not sent.
+    """The sender for the configured collector; None if there is none.
 
     Raises:
-        Invalid: OpenTelemetry is not installed, or the address is none.
+        Invalid: OpenTelemetry is not installed, or the settings are wrong.
     """
     endpoint = tracing.otlp_endpoint
     if not endpoint:
@@ -52,10 +52,10 @@ def sender(tracing: Tracing, cluster: str, version: str) -> Sender | None:
 
 
 class Export:
-    """Sends what is sampled.
+    """Sends the traces that are sampled.
 
     Args:
-        show: the trace of an answer, by its name.
+        share: which share of the answers is sampled, unless the caller decides.
         counter: of traces, by the label "outcome".
     """
 
@@ -73,10 +73,10 @@ class Export:
         self._names: asyncio.Queue[str] = asyncio.Queue(WAITING)
 
     def ended(self, name: str, context: Context, is_callers: bool) -> None:
-        """An answer has ended.
+        """Queue the trace of an answer that has ended, if it is sampled.
 
         Args:
-            is_callers: whether the context is the caller's, which then has decided.
+            is_callers: whether the context is the caller's; then the caller decided on sampling.
         """
         if not (context.is_sampled if is_callers else random.random() < self._share):
             return
@@ -86,7 +86,7 @@ class Export:
             self._outcomes["dropped"].inc()
 
     async def run(self) -> None:
-        """Send, until cancelled."""
+        """Send queued traces until cancelled."""
         try:
             while True:
                 is_sent = await self._send(await self._names.get())

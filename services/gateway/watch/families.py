@@ -1,4 +1,4 @@
-"""The metrics that heartbeats carry: names, meanings, and what they are made of."""
+"""The metrics from heartbeats: their names, meanings, and the counters behind them."""
 
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
@@ -9,7 +9,7 @@ NO_LABELS: Mapping[str, str] = {}
 
 
 PART = 1e-6
-"""What sums of parts may lack of a whole."""
+"""Rounding error that a sum of parts may have."""
 
 
 class Family(NamedTuple):
@@ -17,7 +17,7 @@ class Family(NamedTuple):
 
     Attributes:
         name: a counter's without `_total`.
-        series: counters of a heartbeat that it is made of, with the labels that tell them apart.
+        series: the counters of a heartbeat behind it, each with the labels that distinguish it.
     """
 
     name: str
@@ -27,11 +27,11 @@ class Family(NamedTuple):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of those labels."""
+        """Names of the labels in `series`."""
         return tuple(next(iter(self.series.values())))
 
     def shown(self, value: float) -> float:
-        """What is told of `value`: what is counted is whole, though layers count parts of it."""
+        """The value to show: counts are rounded down to integers, since layers count fractions."""
         is_whole = self.kind == "counter" and not self.name.endswith("_seconds")
         return float(int(value + PART)) if is_whole else value
 
@@ -43,7 +43,7 @@ def _one(name: str, kind: Literal["counter", "gauge"], text: str, counter: str) 
 def _by(
     name: str, kind: Literal["counter", "gauge"], text: str, label: str, **values: str
 ) -> Family:
-    """`values`: counters of a heartbeat by the label's value."""
+    """A metric by `label`. `values`: the counter of a heartbeat for each value of the label."""
     series = {counter: {label: value} for value, counter in values.items()}
     return Family(name, kind, f"{text}, by `{label}`", series)
 
@@ -60,7 +60,7 @@ _PURPOSES = {
     "decode_state": "answer",
     "decode_step": "step",
 }
-"""Kinds of communication, with the purpose of their frames."""
+"""Kinds of communication, each with the purpose of its frames."""
 
 FAMILIES: tuple[Family, ...] = (
     _one(
@@ -242,9 +242,9 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def values(heartbeat: Heartbeat) -> dict[str, float]:
-    """What a heartbeat tells, and what follows from it, by the names that `series` uses."""
-    told = heartbeat.counters | {"up": 1.0, "rss_bytes": float(heartbeat.rss_bytes)}
-    if pages := told.get("kv_pages"):
-        used = pages - told["kv_pages_free"] - told["kv_pages_idle"]
-        told |= {"kv_pages_used": used, "kv_usage": used / pages}
-    return told
+    """The counters of a heartbeat and values derived from them, by the names that `series` uses."""
+    found = heartbeat.counters | {"up": 1.0, "rss_bytes": float(heartbeat.rss_bytes)}
+    if pages := found.get("kv_pages"):
+        used = pages - found["kv_pages_free"] - found["kv_pages_idle"]
+        found |= {"kv_pages_used": used, "kv_usage": used / pages}
+    return found

@@ -1,4 +1,4 @@
-"""The metrics of every process of the cluster, from the last heartbeats that the gateway heard."""
+"""The metrics of every process of the cluster, from the last heartbeats that the gateway got."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +15,8 @@ from sps2.services.gateway.watch.families import FAMILIES, Family, values
 Metric = CounterMetricFamily | GaugeMetricFamily
 
 PROCESS = ("role", "shard", "rank")
-"""Labels of everything that a process tells: the service or the shard's role, the shard (empty for
-other services), and which process of the shard it is."""
+"""Labels of every metric of a process: the service or the shard's role, the shard (empty for other
+services), and which process of the shard it is."""
 LINKS = Family(
     "sps2_link_sent_bytes",
     "counter",
@@ -27,10 +27,10 @@ ROLES = get_args(Role)
 
 
 class Federation(Collector):
-    """What processes tell, for as long as they do: one that is silent is left out.
+    """The metrics of all processes with recent heartbeats; a silent process is left out.
 
     Args:
-        clock: seconds by which heartbeats are missed.
+        clock: seconds, to detect missed heartbeats.
     """
 
     def __init__(self, bus: Bus, clock: Callable[[], float] = time.monotonic) -> None:
@@ -40,12 +40,12 @@ class Federation(Collector):
         self._heartbeats: dict[str, tuple[float, Heartbeat]] = {}
 
     def hear(self, event: Event) -> None:
-        """Take an event from the telemetry bus."""
+        """Handle an event from the telemetry bus."""
         if isinstance(event, Heartbeat):
             self._heartbeats = self._heard() | {event.service: (self._clock(), event)}
 
     async def listen(self, address: str) -> None:
-        """Hear what is told at the telemetry bus, until cancelled."""
+        """Handle the events of the telemetry bus at `address` until cancelled."""
         async with Subscriber(address, self._bus) as events:
             async for event in events:
                 self.hear(event)
@@ -56,32 +56,32 @@ class Federation(Collector):
             yield _metric(family)
 
     def collect(self) -> Iterator[Metric]:
-        """All metrics, with what was told last; may be asked by any thread."""
-        told = [
+        """All metrics, from the last heartbeats; may be called from any thread."""
+        processes = [
             (process(name), heartbeat, values(heartbeat))
             for name, (_, heartbeat) in self._heard().items()
         ]
         for family in FAMILIES:
             metric = _metric(family)
-            for labels, _, found in told:
+            for labels, _, found in processes:
                 for counter, more in family.series.items():
                     if (value := found.get(counter)) is not None:
                         metric.add_metric([*labels, *more.values()], family.shown(value))
             yield metric
         metric = _metric(LINKS)
-        for labels, heartbeat, _ in told:
+        for labels, heartbeat, _ in processes:
             for peer, sent in heartbeat.sent_bytes().items():
                 metric.add_metric([*labels, peer], sent)
         yield metric
 
     def _heard(self) -> dict[str, tuple[float, Heartbeat]]:
-        """Those that are not silent. The table itself is replaced, never changed."""
+        """The processes that are not silent. The table itself is replaced, never changed."""
         oldest_s = self._clock() - self._silent_s
         return {name: each for name, each in self._heartbeats.items() if each[0] >= oldest_s}
 
 
 def process(service: str) -> tuple[str, str, str]:
-    """Values of the labels `PROCESS`."""
+    """The values of the labels in `PROCESS`."""
     role = role_of(service)
     if role not in ROLES:
         return role, "", "0"

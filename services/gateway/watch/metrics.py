@@ -1,4 +1,4 @@
-"""What the gateway measures, for Prometheus; names and meanings follow vLLM's where it has them."""
+"""The gateway's own metrics for Prometheus; names and meanings follow vLLM's where possible."""
 
 import asyncio
 import logging
@@ -61,7 +61,7 @@ class Named(Collector):
 
 
 class Build(NamedTuple):
-    """What runs here."""
+    """The software and the model that run here."""
 
     version: str = ""
     model: str = ""
@@ -74,7 +74,7 @@ class Metrics:
     """Counters and histograms of requests, in a registry of their own.
 
     Args:
-        build: told as labels; its model is on everything that is about requests.
+        build: labels of a metric; its model is a label of all metrics about requests.
     """
 
     def __init__(self, build: Build = Build()) -> None:  # noqa: B008
@@ -200,7 +200,7 @@ class Metrics:
             self.requests.labels(status)
         for reason in get_args(FinishReason):
             self.success.labels(reason)
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
         self._ttft = Recent()
         self._between = Recent()
 
@@ -209,7 +209,7 @@ class Metrics:
         return generate_latest(self.registry)
 
     def gauges(self) -> dict[str, float]:
-        """What the gateway's heartbeats tell."""
+        """The counters of the gateway's heartbeats."""
         return {
             "sps2_requests_total": _total(self.requests),
             "sps2_generation_tokens_total": _total(self.generation_tokens),
@@ -218,15 +218,15 @@ class Metrics:
         }
 
     def answered(self, route: str, method: str, code: int, seconds: float) -> None:
-        """An HTTP request has its answer."""
+        """Count an HTTP request that was answered."""
         self.http.labels(route, method, str(code)).inc()
         self.http_seconds.labels(route).observe(seconds)
 
     def connection_dropped(self, why: str) -> None:
-        """An HTTP connection was ended; the first of a kind is logged."""
+        """Count a connection that the gateway ended; the first for each reason is logged."""
         count = self.dropped.labels(why)
-        if why not in self._told:
-            self._told.add(why)
+        if why not in self._logged:
+            self._logged.add(why)
             log.warning(
                 "an HTTP connection was ended: %s; sps2_http_connections_dropped_total counts more",
                 why,
@@ -234,18 +234,18 @@ class Metrics:
         count.inc()
 
     def first_token(self, seconds: float) -> None:
-        """A choice's first token came so long after the request."""
+        """Observe the time from the request to a choice's first token."""
         self.ttft.observe(seconds)
         self._ttft.add(seconds)
 
     def next_token(self, seconds: float) -> None:
-        """A token came so long after the one before it."""
+        """Observe the time from one token of a choice to the next."""
         self.between.observe(seconds)
         self._between.add(seconds)
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """Counts a request by how the block ends, and times it."""
+        """Count a request by how the block ends, and time it."""
         since_s = time.monotonic()
         status = "error"
         try:
@@ -263,7 +263,7 @@ class Metrics:
                 self.latency.observe(time.monotonic() - since_s)
 
     def spent(self, usage: Usage) -> None:
-        """Counts the tokens of a request's prompts."""
+        """Count the tokens of a request's prompts."""
         self.prompt_tokens.inc(usage.prompt_tokens)
         self.cache_queries.inc(usage.prompt_tokens)
         self.cache_hits.inc(usage.prompt_tokens_details.cached_tokens)

@@ -1,4 +1,4 @@
-"""Sends traces to a collector over OTLP/HTTP, by OpenTelemetry's own exporter (extra `otel`)."""
+"""Sends traces to a collector over OTLP/HTTP with OpenTelemetry's exporter (extra `otel`)."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from sps2.common.messages import Trace, TraceSpan
 
 TIMEOUT_S = 10.0
 PIECES = ("compute", "await", "send")
-"""Parts of a layer: only `spsctl trace` shows them, the layer has their sums."""
+"""Spans within a layer: only `spsctl trace` shows them; the layer's span has their sums."""
 
 
 class Exporter:
@@ -29,7 +29,7 @@ class Exporter:
         self._resources: dict[str, Resource] = {}
 
     def send(self, trace: Trace) -> bool:
-        """Whether the collector took it; blocks until it did, or for `TIMEOUT_S`."""
+        """Send a trace; whether the collector accepted it. Blocks for up to `TIMEOUT_S`."""
         return self._exporter.export(self._spans(trace)) is SpanExportResult.SUCCESS
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Keeps asking whether the cluster can serve, so that a request needs not wait to find out."""
+"""Polls whether the cluster can serve, so that requests need not wait to find out."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ OFTEN_S = 1.0
 
 
 class Readiness:
-    """Whether requests are taken, and what is missing, as of a moment ago."""
+    """Whether requests are accepted, and what is missing, as of the last poll."""
 
     def __init__(self, scheduler: Peer, bus: Bus) -> None:
         self._scheduler = scheduler
@@ -24,27 +24,29 @@ class Readiness:
         self._greeted = False
 
     def waiting_for(self) -> str:
-        """Empty when requests are taken; else what is missing for that, in words."""
+        """Empty when requests are accepted; else what is missing for that, in words."""
         return "" if self._serving else self._missing
 
     def missing(self) -> str:
-        """Empty when every shard is there; else what is missing, whether requests are taken or
-        not."""
+        """Empty when every shard is present; else what is missing, in words.
+
+        Requests may be accepted all the same.
+        """
         return self._missing
 
     @property
     def serves(self) -> bool:
-        """Whether requests are taken; shards may be missing all the same."""
+        """Whether requests are accepted; shards may be missing all the same."""
         return self._serving
 
     async def obstacle(self) -> str:
-        """Empty when requests are taken; else what is missing for that, as of right now."""
+        """Empty when requests are accepted; else what is missing for that, as of now."""
         if not self._serving:
             await self._ask(NOW_S)
         return self.waiting_for()
 
     async def watch(self) -> None:
-        """Look again and again, until cancelled."""
+        """Poll until cancelled."""
         while True:
             await self._ask(self._deadline_s)
             await asyncio.sleep(SOON_S if self._missing else OFTEN_S)

@@ -1,4 +1,4 @@
-"""Quantiles of what was measured a moment ago, exact where a histogram's buckets are coarse."""
+"""Quantiles of recent measurements, exact where a histogram's buckets are coarse."""
 
 import time
 from collections import deque

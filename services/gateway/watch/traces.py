@@ -1,4 +1,4 @@
-"""One trace per answer: the gateway's own part, and all parts together when somebody asks."""
+"""One trace per answer: records the gateway's part, and collects all parts on request."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ from sps2.common.messages import (
 )
 from sps2.common.tracing import Context, Note, Recorder, Trail
 from sps2.services.gateway.callers import Caller
-from sps2.services.gateway.http.problems import NotReady, Told
+from sps2.services.gateway.http.problems import ErrorReport, NotReady
 from sps2.services.gateway.running import NAME_CHARS
 from sps2.services.gateway.shards import Shards
 from sps2.services.greeting import compare
@@ -26,19 +26,19 @@ from sps2.services.greeting import compare
 DEADLINE_S = 2.0
 REFUSALS = range(400, 499)
 """Statuses of requests for which nothing was computed."""
-TIMES_ASKED = 3
-"""How often a service's clock is read: the quickest answer says most."""
+CLOCK_READS = 3
+"""How often a service's clock is read: the quickest answer is the most precise."""
 
 Part = tuple[Clock, tuple[TraceSpan, ...]]
 Ended = Callable[[str, Context, bool], None]
-"""Told of every answer that has ended: its name, its context, whether that is the caller's."""
+"""Called for every answer that has ended: its name, its context, whether that is the caller's."""
 
 
 class AnswerTraces:
     """The traces of the last answers.
 
     Args:
-        recorder: the gateway's own.
+        recorder: records the gateway's part.
     """
 
     def __init__(self, recorder: Recorder, scheduler: Peer, shards: Shards) -> None:
@@ -49,10 +49,10 @@ class AnswerTraces:
 
     @contextmanager
     def answer(self, name: str, prefix: str, caller: Caller) -> Iterator[Trail]:
-        """The whole of an answer is what the block does.
+        """Record the block as the span of a whole answer.
 
         Args:
-            prefix: of the answer's id, before its name.
+            prefix: the part of the answer's id before its name.
         """
         trail = self._recorder.trail(name, caller.traceparent)
         whole = trail.begin("request", id=f"{prefix}{name}", trace_id=trail.context.trace_id)
@@ -64,9 +64,9 @@ class AnswerTraces:
             whole.tell(error="cancelled")
             raise
         except Exception as error:
-            told = Told(error)
-            whole.tell(error=told.message)
-            if isinstance(error, NotReady) or told.status in REFUSALS:
+            report = ErrorReport(error)
+            whole.tell(error=report.message)
+            if isinstance(error, NotReady) or report.status in REFUSALS:
                 self._recorder.refuse(name)
             raise
         finally:
@@ -74,22 +74,22 @@ class AnswerTraces:
             self.ended(name, trail.context, bool(trail.context.span))
 
     def listed(self) -> Traces:
-        """What is kept, the last answer first."""
+        """The traces that are kept, the last answer first."""
         now_s = time.monotonic()
         return Traces(tuple(_summary(note, now_s) for _, note in self._wholes()))
 
     async def show(self, request: str) -> Trace:
-        """All parts of a trace, by the clock of the gateway.
+        """Collect all parts of a trace, with times by the gateway's clock.
 
         Raises:
-            Invalid: no trace of such a request is kept.
+            Invalid: no trace of this request is kept.
         """
         name, whole = self._find(request)
         own = await self._recorder.recall(Recall(name))
-        (asked, parts), missing = await self._others(name), list[str]()
+        (services, parts), missing = await self._others(name), list[str]()
         clocks = [Clock("gateway", 0.0, 0.0)]
         spans = [*own.spans]
-        for service, part in zip(asked, parts, strict=True):
+        for service, part in zip(services, parts, strict=True):
             if part is None:
                 missing.append(service)
             elif part[1]:
@@ -125,7 +125,7 @@ class AnswerTraces:
         )
 
     async def _others(self, name: str) -> tuple[list[str], list[Part | None]]:
-        """Who was asked, and what they said; None where there was no answer."""
+        """The other services, and the part that each answered; None if it did not answer."""
         peers = {"scheduler": self._scheduler}
         try:
             fleet = await self._scheduler.call(ShowFleet(), DEADLINE_S)
@@ -144,16 +144,18 @@ class AnswerTraces:
 async def _ask(service: str, peer: Peer, name: str) -> Part | None:
     try:
         clock = await _clock(service, peer)
-        told = (await peer.call(Recall(name), DEADLINE_S)).spans
+        spans = (await peer.call(Recall(name), DEADLINE_S)).spans
     except ServiceError:
         return None
-    return clock, tuple(_shifted(each, clock.offset_s) for each in told)
+    return clock, tuple(_shifted(each, clock.offset_s) for each in spans)
 
 
 async def _clock(service: str, peer: Peer) -> Clock:
-    """How the service's clock differs from ours; if by no more than can be known, they are one and
-    the same, that of this host."""
-    found = [await compare(peer, "gateway", DEADLINE_S) for _ in range(TIMES_ASKED)]
+    """The offset of a service's clock.
+
+    If it is within the error of the measurement, the service counts as using this host's clock.
+    """
+    found = [await compare(peer, "gateway", DEADLINE_S) for _ in range(CLOCK_READS)]
     best = min(found, key=lambda clocks: clocks.error_s)
     if abs(best.monotonic_s) <= best.error_s:
         return Clock(service, 0.0, 0.0)

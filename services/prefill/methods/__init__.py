@@ -1,1 +1,1 @@
-"""How the ranks of a prefill group share attention, one method to a file."""
+"""The methods by which the ranks of a prefill group share attention, one to a file."""

@@ -1,4 +1,4 @@
-"""Attention over keys that come in pieces, by spans of positions."""
+"""Attention over keys that arrive in pieces, by spans of positions."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -19,7 +19,7 @@ class Rows(NamedTuple):
 
 
 def rows_of(spans: Iterable[Span]) -> list[Rows]:
-    """Spans whose rows lie one after the other; consecutive ones are put together."""
+    """The rows of spans that lie one after the other in a tensor; consecutive spans are joined."""
     found: list[Rows] = []
     first = 0
     for span in spans:
@@ -39,7 +39,7 @@ def visible(q_span: Span, k_span: Span, window: int | None) -> bool:
 
 
 def needed(keys: Sequence[Rows], queries: Sequence[Rows], window: int | None) -> list[Rows]:
-    """Of `keys` the parts that some query may see: not in its future, not beyond the window."""
+    """The parts of `keys` that some query sees: not in its future, not beyond the window."""
     if not queries:
         return []
     stop = max(span.stop for span, _ in queries)
@@ -54,22 +54,23 @@ def needed(keys: Sequence[Rows], queries: Sequence[Rows], window: int | None) ->
 
 
 def cut(x: Tensor, rows: Sequence[Rows]) -> Tensor:
-    """Those rows of x, one after the other."""
+    """These rows of x, one after the other."""
     parts = [x[each.rows] for each in rows]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def by_heads(seen: Iterable["Seen"]) -> State:
-    """The state of all heads, from those of the same rows with some heads each."""
+    """The state of all heads, joined from states of the same rows with some heads each."""
     outs, lses = zip(*(each.state() for each in seen), strict=True)
     return State(torch.cat(outs, 1), torch.cat(lses, 1))
 
 
 class Seen:
-    """What queries have seen so far: one state, to which every piece of keys is added.
+    """The attention state of queries over the keys so far; every piece of keys is merged into it.
 
     Args:
-        q: [tokens, heads, dim], whose rows are `rows`.
+        q: [tokens, heads, dim].
+        rows: the positions of its rows.
     """
 
     def __init__(self, q: Tensor, rows: Sequence[Rows], scale: float, window: int | None) -> None:
@@ -81,23 +82,23 @@ class Seen:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the queries."""
+        """The dtype of the queries."""
         return self._q.dtype
 
     def attend(self, k: Tensor, v: Tensor, rows: Sequence[Rows]) -> None:
-        """Attend to keys and values, [tokens, kv_heads, dim], whose positions `rows` say."""
+        """Attend to keys and values, [tokens, kv_heads, dim], at the positions of `rows`."""
         self._attend(k, v, _runs(rows), self._window)
 
     def attend_blocks(self, blocks: Sequence[Blocks]) -> None:
-        """Attend to blocks that every query sees, wherever they were; q has one KV head's heads."""
+        """Attend to blocks that every query sees, in any order; q has the heads of one KV head."""
         self._state = attend_blocks(self._q, blocks, self._scale, self._state)
 
     def add(self, state: State) -> None:
-        """Take in a state of all rows that somebody else computed."""
+        """Merge a state of all rows that another rank or process computed."""
         self._state = merge(self._so_far(), state)
 
     def state(self) -> State:
-        """Of all rows, over all keys so far; `out` in the dtype of the queries."""
+        """The state of all rows over all keys so far; `out` has the dtype of the queries."""
         out, lse = self._so_far()
         return State(out.to(self.dtype), lse)
 

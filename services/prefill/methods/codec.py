@@ -1,4 +1,4 @@
-"""What keys and values travel as between the ranks of a prefill group."""
+"""Encodes keys and values for transfer between the ranks of a prefill group."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from sps2.kernels.contracts import BLOCK, Packed
 from sps2.kernels.quantize import pack_all, unpack_all
 
 PLAIN = 2
-"""Tensors of a frame whose keys and values are in the model's dtype; quantised ones have more."""
+"""Tensors of a frame with keys and values in the model's dtype; a quantised one has more."""
 
 
 def to_wire(k: Tensor, v: Tensor, kv_transfer_dtype: str) -> tuple[Tensor, ...]:
@@ -21,14 +21,14 @@ def to_wire(k: Tensor, v: Tensor, kv_transfer_dtype: str) -> tuple[Tensor, ...]:
 def wire_like(
     tokens: int, kv_heads: int, dim: int, dtype: torch.dtype, kv_transfer_dtype: str
 ) -> tuple[Like, ...]:
-    """What `to_wire` makes of k and v, [tokens, kv_heads, dim] each."""
+    """Shapes and dtypes that `to_wire` returns for k and v, [tokens, kv_heads, dim] each."""
     if kv_transfer_dtype == "int8":
         return packed_like(kv_heads * -(-tokens // BLOCK), dim)
     return (Like(dtype, (tokens, kv_heads, dim)),) * 2
 
 
 def packed_like(blocks: int, dim: int) -> tuple[Like, ...]:
-    """What so many blocks are in 8 bits; see `quantize.Packed`."""
+    """Shapes and dtypes of `blocks` blocks in 8 bits; see `quantize.Packed`."""
     numbers = Like(torch.uint8, (blocks, BLOCK, dim))
     k_scale = Like(torch.float16, (blocks, 2, dim))
     return numbers, k_scale, numbers, Like(torch.float16, (blocks, 2, BLOCK))
@@ -37,7 +37,7 @@ def packed_like(blocks: int, dim: int) -> tuple[Like, ...]:
 def from_wire(
     tensors: tuple[Tensor, ...], tokens: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """k and v, [tokens, kv_heads, dim] each."""
+    """Decode k and v, [tokens, kv_heads, dim] each."""
     if len(tensors) == PLAIN:
         return tensors[0], tensors[1]
     return unpack_all(Packed(*tensors), tokens, dtype)

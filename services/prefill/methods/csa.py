@@ -1,4 +1,4 @@
-"""CSA: a later rank's probes tell the owners of earlier keys which blocks are worth sending."""
+"""CSA: owners of earlier keys choose the blocks to send by the probes of later ranks."""
 
 import asyncio
 from functools import partial
@@ -29,15 +29,16 @@ from sps2.services.prefill.methods.gather import Gather
 from sps2.services.tasks import gather_all
 
 DROPPED, COARSE, FINE = range(3)
-"""How a block travels: not at all, in 4 bits, in 8 bits (or in the model's dtype)."""
+"""How a block is sent: not at all, in 4 bits, in 8 bits (or in the model's dtype)."""
 
 PROBES, SUMS, TOTALS = range(3)
 """`at` of the three kinds of probe frames."""
 
 
 class Kept(NamedTuple):
-    """What one owner sent: how each block travelled, [kv_heads, blocks], and what was lost.
+    """What one owner sent.
 
+    levels: [kv_heads, blocks] uint8, how each block was sent.
     lost: [kv_heads] float32, the mean mass of dropped blocks in held-out probes.
     """
 
@@ -48,13 +49,13 @@ class Kept(NamedTuple):
 class Csa:
     """The `Attention` of one rank whose span follows those of the ranks before it.
 
-    Per layer: probes leave for the owners of earlier keys; each owner scores them exactly and
-    decides by itself, per KV head, which blocks to push and in how many bits; meanwhile the rank
-    attends to its own keys, then to all that came, and merges the states. The first block of the
-    prompt always comes. Layers with a sliding window exchange everything in it.
+    In every layer the rank sends probes to the owners of earlier keys. Each owner scores them
+    exactly and decides by itself, per KV head, which blocks to push and in how many bits. Meanwhile
+    the rank attends to its own keys, then to the blocks that arrived, and merges the states. The
+    first block of the prompt is always sent. Layers with a sliding window exchange all keys in it.
 
-    Source: measured in this project; see docs/csa.md. The parts are those of sampled-query block
-    selection, as in SampleAttention (arXiv 2406.15486), with the choice made where the keys are.
+    Source: measured in this project; see docs/csa.md. It builds on sampled-query block selection,
+    as in SampleAttention (arXiv 2406.15486), with the choice made where the keys are.
     """
 
     def __init__(self, group: Group) -> None:
@@ -75,9 +76,9 @@ class Csa:
             )
             for rank, count in enumerate(tokens)
         ]
-        """By rank, as consumer."""
+        """The probes of each rank as a consumer."""
         self.kept: dict[tuple[int, int], Kept] = {}
-        """By layer and owner: what this rank was sent."""
+        """What this rank received, by layer and owner."""
 
     async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> State:
         group = self._group
@@ -97,13 +98,13 @@ class Csa:
                 await asyncio.sleep(0)  # the probes' arithmetic goes first
                 if not group.scheme.pipelined:
                     await fetched
-            for head, each in enumerate(seen):  # interleaved with what later ranks ask for
+            for head, each in enumerate(seen):  # interleaved with the work for later ranks
                 own = k[:, head : head + 1], v[:, head : head + 1]
                 await group.compute(partial(each.attend, *own, group.mine), layer)
         return await group.compute(partial(by_heads, seen), layer)
 
     def selected(self) -> tuple[int, int, tuple[float, ...]]:
-        """Blocks that could have come, that came, and by layer the mean mass that was lost."""
+        """How many blocks owners chose from, how many were sent, and mean lost mass by layer."""
         blocks = sum(kept.levels.numel() for kept in self.kept.values())
         came = sum(int((kept.levels > DROPPED).sum()) for kept in self.kept.values())
         lost = []
@@ -146,7 +147,7 @@ class Csa:
             await group.compute(partial(each.attend_blocks, blocks), layer)
 
     async def _take(self, layer: int, owner: int, dtype: torch.dtype) -> list[list[Blocks]]:
-        """The blocks that an owner sends, by KV head."""
+        """Receive the blocks that an owner sends, by KV head."""
         group, name = self._group, self._group.name_of(owner)
         kv_heads, dim = group.config.kv_heads, group.config.head_dim
         came = await group.recv_from(name, "kv", layer, 0)
@@ -165,10 +166,10 @@ class Csa:
         group = self._group
         probes, heads = len(self._probes[consumer].rows), group.config.heads
         lse = Like(torch.float16, (probes, heads))
-        asked: tuple[Like, ...] = (Like(torch.int8, (*lse.shape, group.config.head_dim)), lse)
+        wanted: tuple[Like, ...] = (Like(torch.int8, (*lse.shape, group.config.head_dim)), lse)
         if self._selection.rounds == 1:
-            asked += (lse,)
-        rows, scale, *sums = await group.recv(consumer, "probe", layer, PROBES, asked)
+            wanted += (lse,)
+        rows, scale, *sums = await group.recv(consumer, "probe", layer, PROBES, wanted)
 
         def scored() -> Scores:
             return score(restore_rows(rows, scale, k.dtype), k, group.config.scale)
@@ -216,14 +217,14 @@ class Csa:
 
 
 def _best(worth: Tensor, share: float) -> Tensor:
-    """The best blocks of each KV head, `share` of them. Source: HiRE (arXiv 2402.09360)."""
+    """A mask of the best `share` of each KV head's blocks. Source: HiRE (arXiv 2402.09360)."""
     count = max(1, round(share * worth.shape[1]))
     chosen = worth.topk(count, 1).indices
     return torch.zeros_like(worth, dtype=torch.bool).scatter_(1, chosen, True)
 
 
 def _packed(levels: Tensor, k: Tensor, v: Tensor, kv_transfer_dtype: str) -> list[Blocks]:
-    """The fine blocks, and the coarse ones where there can be any, KV head by KV head."""
+    """The fine blocks, then the coarse blocks if there can be any, ordered by KV head."""
     if kv_transfer_dtype == "auto":
         return [Plain(blocks_of(k)[levels == FINE], blocks_of(v)[levels == FINE])]
     return [
@@ -233,7 +234,7 @@ def _packed(levels: Tensor, k: Tensor, v: Tensor, kv_transfer_dtype: str) -> lis
 
 
 def _counts(levels: Tensor) -> tuple[int, int]:
-    """Of fine and coarse blocks."""
+    """How many blocks are fine, and how many coarse."""
     return int((levels == FINE).sum()), int((levels == COARSE).sum())
 
 
@@ -242,7 +243,7 @@ def _first(blocks: Blocks, count: int) -> Blocks:
 
 
 def _joined(blocks: list[Blocks]) -> tuple[Tensor, ...]:
-    """What a frame carries; scales of fine and coarse blocks are put together."""
+    """The tensors of a frame; the scales of fine and coarse blocks are joined."""
     match blocks:
         case [Packed() as fine, Packed() as coarse] if len(coarse.k):
             scales = (torch.cat(pair) for pair in zip(fine[1::2], coarse[1::2], strict=True))
@@ -253,7 +254,7 @@ def _joined(blocks: list[Blocks]) -> tuple[Tensor, ...]:
 def _carried_like(
     fine: int, coarse: int, dim: int, dtype: torch.dtype, kv_transfer_dtype: str
 ) -> tuple[Like, ...]:
-    """What so many blocks are carried by; see `_joined`."""
+    """Shapes and dtypes of the tensors that carry these blocks; see `_joined`."""
     if kv_transfer_dtype == "auto":
         return (Like(dtype, (fine, BLOCK, dim)),) * 2
     if not coarse:
@@ -271,7 +272,7 @@ def _like(tensor: Tensor) -> Like:
 
 
 def _by_head(levels: Tensor, carried: list[Tensor]) -> list[list[Blocks]]:
-    """What came, by KV head, in no order."""
+    """The received blocks by KV head, in no particular order."""
     wholes: list[tuple[Tensor, Blocks]]
     if len(carried) == 2:
         wholes = [(levels == FINE, Plain(*carried))]

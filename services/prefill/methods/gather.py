@@ -1,4 +1,4 @@
-"""All-gather of keys and values: each rank pushes its own to every rank that can see them."""
+"""All-gather of keys and values: each rank pushes its own to every rank whose queries see them."""
 
 import asyncio
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from sps2.services.tasks import gather_all
 
 
 class Gather:
-    """The `Attention` of one rank: its keys leave at once, those of others are used as they come.
+    """The `Attention` of one rank: pushes its keys at once, uses those of others as they arrive.
 
-    With spans that follow each other a rank needs only the ranks before it, none of which waits for
-    it: half of a ring's bytes, and transfers hide behind all of the layers before. Source: the
-    all-gather context parallelism of Llama 3 (arXiv 2407.21783, section 3.3.2), pushed.
+    With consecutive spans a rank needs only the ranks before it, and none of these waits for it.
+    That halves a ring's bytes, and transfers overlap with all layers before. Source: the all-gather
+    context parallelism of Llama 3 (arXiv 2407.21783, section 3.3.2), with pushes.
     """
 
     def __init__(self, group: Group) -> None:
@@ -60,7 +60,7 @@ class Gather:
     ) -> None:
         group = self._group
         work = partial(to_wire, cut(k, rows), cut(v, rows), group.scheme.kv_transfer_dtype)
-        plain = group.scheme.kv_transfer_dtype == "auto"  # has nothing to compute
+        plain = group.scheme.kv_transfer_dtype == "auto"  # nothing to compute
         carried = work() if plain else await group.compute(work, layer)
         await group.send_all(to, "kv", layer, 0, carried)
 
@@ -91,7 +91,7 @@ class Gather:
 
 
 class _Pieces:
-    """Keys and values that come in so many pieces; who attends to the last one has the state."""
+    """Keys and values that arrive in `left` pieces; attending to the last returns the state."""
 
     def __init__(self, seen: Seen, left: int) -> None:
         self.seen = seen

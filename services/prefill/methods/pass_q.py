@@ -1,4 +1,4 @@
-"""pass-Q: queries go to where keys and values are, attention states come back."""
+"""pass-Q: queries are sent to the ranks that have the keys and values, states come back."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ from sps2.services.tasks import gather_all
 
 
 class PassQ:
-    """The `Attention` of one rank: its queries go to every rank that has keys for them.
+    """The `Attention` of one rank: sends its queries to every rank with keys that they see.
 
     Source: Context Parallelism for Scalable Million-Token Inference (arXiv 2411.01783), pass-Q,
     with direct sends in place of the ring, so that each state comes back in one hop.

@@ -1,4 +1,4 @@
-"""Every way for a prefill group to share its attention, by name."""
+"""The methods by which a prefill group can share its attention, by name."""
 
 from collections.abc import Callable
 
@@ -25,10 +25,10 @@ METHODS: dict[Method, Callable[[Group], Attention]] = {
 
 
 def attend_by(group: Group) -> Attention:
-    """The attention that the group's exchange asks for.
+    """The attention by the method of the group's scheme.
 
     Raises:
-        Invalid: the model's heads, or the spans, do not allow it.
+        Invalid: the method is unknown, or the model's heads or the spans do not allow it.
     """
     make = METHODS.get(group.scheme.method)
     if make is None:

@@ -1,4 +1,4 @@
-"""Star Attention, to measure CSA against."""
+"""Star Attention, a baseline for CSA."""
 
 from functools import partial
 
@@ -11,15 +11,15 @@ from sps2.services.prefill.methods.attended import Rows, Seen, needed
 from sps2.services.tasks import gather_all
 
 QUERY_ROWS = 64
-"""Last rows of the prompt that see everything, as the question does in the paper."""
+"""The last rows of the prompt, which see all keys, as the query block does in the paper."""
 
 
 class Star:
     """The `Attention` of one rank: its own keys and those of the first rank, the anchor.
 
-    The last rows of the prompt see all keys: their queries travel. Spans follow each other.
-    Source: Star Attention (arXiv 2411.17116); the anchor's keys are sent, where the paper computes
-    them again on every rank: the same numbers.
+    The last rows of the prompt see all keys: the last rank sends their queries to the others. Spans
+    are consecutive. Source: Star Attention (arXiv 2411.17116). The paper computes the anchor's keys
+    again on every rank; here they are sent, which gives the same numbers.
     """
 
     def __init__(self, group: Group) -> None:

@@ -1,4 +1,4 @@
-"""The static pattern of the code released with CSPS, to measure CSA against."""
+"""The static sparse pattern of the code released with CSPS, a baseline for CSA."""
 
 from functools import partial
 
@@ -13,12 +13,12 @@ from sps2.services.tasks import gather_all
 
 
 class Strided:
-    """The `Attention` of one rank: all of its own keys, and of those before it every r-th.
+    """The `Attention` of one rank: all of its own keys, and every r-th key of earlier ranks.
 
-    Of the tokens x of earlier ranks, KV head h sees those with x = h (mod r), and only from
-    queries of the same residue; all others see their own rank's keys alone. Spans follow each
-    other. Source: multi-level dilated attention as released with CSPS (arXiv 2409.15104), levels
-    (group 1, stride 1) and (group N, stride r), with keys and values moved in place of heads.
+    KV head h sees the tokens x of earlier ranks with x = h (mod r), and only from queries of the
+    same residue. All other queries see only their own rank's keys. Spans are consecutive. Source:
+    multi-level dilated attention as released with CSPS (arXiv 2409.15104), levels (group 1,
+    stride 1) and (group N, stride r), with keys and values moved instead of heads.
     """
 
     def __init__(self, group: Group) -> None:
@@ -50,7 +50,7 @@ class Strided:
         return await self._group.recv(owner, "kv", layer, head, (like, like))
 
     def _rows(self, head: int, rank: int) -> Tensor:
-        """Those rows of a rank whose positions have the residue of a head."""
+        """The rows of a rank whose positions have the residue of a head."""
         positions = _positions(self._group.rows[rank])
         (rows,) = self._group.up((positions % self._stride == head % self._stride).nonzero()[:, 0])
         return rows

@@ -1,4 +1,4 @@
-"""Ulysses, ring, and both together: heads are split in rows of ranks, keys travel between rows."""
+"""Ulysses, ring, and both: heads are split within rows of ranks, keys are passed between rows."""
 
 import asyncio
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ from sps2.services.tasks import gather_all
 class Part(NamedTuple):
     """Heads that go through a layer together: a micro-batch.
 
-    heads: query heads. kv_heads: those of keys and values that they use. number: in its column.
+    number: its number within its column. heads: query heads. kv_heads: the KV heads that they use.
     """
 
     number: int
@@ -29,7 +29,7 @@ class Part(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Rows of one rank, where they lie among the tokens of its row of ranks."""
+    """Rows of one rank, and where they lie among the tokens of its row of ranks."""
 
     column: int
     theirs: slice
@@ -41,13 +41,13 @@ class Usp:
 
     Tokens are assigned to rows so that causal work is even, and within a row to columns. An
     all-to-all within the row gives each column all of the row's tokens for its share of the query
-    heads, with the keys and values they need; those travel round the ring of the same column in all
-    rows, R - 1 steps; a second all-to-all brings the states home. U = 1 is ring attention
-    (arXiv 2310.01889), R = 1 is Ulysses (arXiv 2309.14509), the two together USP
+    heads, with the keys and values that these need. The keys and values then go round the ring of
+    the same column in all rows, in R - 1 steps. A second all-to-all returns the states. U = 1 is
+    ring attention (arXiv 2310.01889), R = 1 is Ulysses (arXiv 2309.14509), both together are USP
     (arXiv 2405.07719).
 
-    Pipelined, every KV head is a micro-batch of its own: one's transfers run beside the
-    arithmetic of another, and a state leaves when it is done.
+    If pipelined, every KV head is a micro-batch of its own: transfers of one overlap with
+    arithmetic of another, and a state is sent as soon as it is done.
     """
 
     def __init__(self, group: Group) -> None:
@@ -58,7 +58,7 @@ class Usp:
         shares = even_split(group.config.heads, self._columns)
         self._parts = [self._parts_of(share) for share in shares]
         self._layouts = [self._layout(row) for row in range(self._count)]
-        """By row: the positions of its tokens, put together, and whose they are."""
+        """For each row of ranks: the positions of its tokens in order, and which rank has them."""
 
     async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> State:
         out = State(torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.float32))
@@ -94,7 +94,7 @@ class Usp:
         return rows_of(span for span, _, _ in owned), pieces
 
     def _elsewhere(self) -> list[tuple[int, Part]]:
-        """The parts of the other columns of this row."""
+        """The other columns of this row, each with its parts."""
         return [
             (column, part)
             for column, parts in enumerate(self._parts)
@@ -191,7 +191,7 @@ class Usp:
         return q, k, v
 
     def _wanted(self, part: Part, tokens: int, dtype: torch.dtype) -> tuple[Like, ...]:
-        """What the keys and values of a part come as."""
+        """Shapes and dtypes in which the keys and values of a part arrive."""
         dim, kv_transfer_dtype = self._group.config.head_dim, self._group.scheme.kv_transfer_dtype
         return wire_like(tokens, part.kv_heads.tokens, dim, dtype, kv_transfer_dtype)
 
@@ -211,7 +211,7 @@ class Usp:
     async def _pass(
         self, layer: int, at: int, carried: tuple[Tensor, ...], coming: Sequence[Like]
     ) -> tuple[Tensor, ...]:
-        """Send to the row below what this one has; what the row above had."""
+        """Send `carried` to the row below; returns what the row above sent."""
         below = self._rank(self._row + 1, self._column)
         above = self._rank(self._row - 1, self._column)
         async with asyncio.TaskGroup() as both:
@@ -220,7 +220,7 @@ class Usp:
         return arriving.result()
 
     async def _give(self, layer: int, part: Part, column: int, done: State, out: State) -> None:
-        """Bring home the states of one column's tokens."""
+        """Return the states of one column's tokens to its rank."""
         _, pieces = self._layouts[self._row]
         rows = [piece.ours for piece in pieces if piece.column == column]
         theirs = [torch.cat([side[each] for each in rows]) for side in done]
@@ -247,7 +247,7 @@ def _put(out: State, heads: Span, theirs: Iterable[Tensor]) -> None:
 
 
 def _by_kv_head(part: Part, size: int) -> list[tuple[slice, slice]]:
-    """Query heads of a part, as rows of its q, with the KV heads that they use, of its k."""
+    """Slices of a part's query heads in its q, with the KV heads that they use in its k."""
     if part.heads.tokens == part.kv_heads.tokens * size:
         return [(slice(0, part.heads.tokens), slice(0, part.kv_heads.tokens))]
     found = []

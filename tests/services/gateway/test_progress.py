@@ -15,9 +15,9 @@ from sps2.services.gateway.progress import Prompts
 def test_choices_are_added_up() -> None:
     jobs = [Job(str(each), (1,) * 100, Sampling(1, 0)) for each in range(2)]
     prompts = Prompts(jobs)
-    assert prompts.told(0, Progress(30, 100, 30)).progress == PrefillProgress(30, 200, 30)
-    assert prompts.told(1, Progress(60, 100, 0, 40.0)).progress == PrefillProgress(90, 200, 30, 40)
-    assert prompts.told(0, Progress(80, 100, 30, 10.0)).progress.eta_ms == 40.0
+    assert prompts.add(0, Progress(30, 100, 30)).progress == PrefillProgress(30, 200, 30)
+    assert prompts.add(1, Progress(60, 100, 0, 40.0)).progress == PrefillProgress(90, 200, 30, 40)
+    assert prompts.add(0, Progress(80, 100, 30, 10.0)).progress.eta_ms == 40.0
 
 
 @pytest.mark.parametrize("kind", ["complete_stream", "chat_stream"])

@@ -60,7 +60,7 @@ async def test_what_is_not_cached_is_refused_and_takes_nothing(
         await holdings.hold(hold("r", 4, 6, Span(0, 4)))
     assert pool.free_pages == 10
     assert holdings.cached.missing() == NAMES[:1]
-    holdings.cached.told(NAMES)
+    holdings.cached.reported(NAMES)
     assert holdings.cached.missing() == ()
 
 
