@@ -190,7 +190,6 @@ class Generation:
                         case FirstToken():
                             if not job.sampling.answered:
                                 record.first = item
-                                record.ttft_s = time.monotonic() - record.since_s
                             self._arrive(item.token, emit)
                         case Finished():
                             record.finished = item

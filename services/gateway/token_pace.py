@@ -1,4 +1,4 @@
-"""Measures when the tokens of one choice arrive, and how long its stages take."""
+"""Measures time to first token, time between tokens, and the stages of one choice."""
 
 import time
 from collections.abc import Iterator
@@ -33,8 +33,12 @@ class TokenPace:
         """Measure a token that arrived; the block turns it into text."""
         now_s = time.monotonic()
         metrics = self._metrics
-        (metrics.next_token if self._first_s else metrics.first_token)(now_s - self._last_s)
-        self._first_s = self._first_s or now_s
+        if self._first_s:
+            metrics.next_token(now_s - self._last_s)
+        else:
+            self._first_s = now_s
+            self._record.ttft_s = now_s - self._record.since_s
+            metrics.first_token(self._record.ttft_s)
         self._last_s = now_s
         metrics.generation_tokens.inc()
         yield
