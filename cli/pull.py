@@ -40,7 +40,7 @@ def pull(
 
 
 def obtained(ref: str) -> Path:
-    """The folder of a model, which is pulled first where that is needed and possible."""
+    """The folder of a model, which is pulled first if necessary and possible."""
     try:
         return models.locate(ref)
     except Invalid:
@@ -51,7 +51,7 @@ def obtained(ref: str) -> Path:
 
 
 def fetched(ref: str) -> Path:
-    """Pull a model, with a progress bar on stderr."""
+    """Pull a model, with a progress bar on stderr; returns its folder."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -60,7 +60,7 @@ def fetched(ref: str) -> Path:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    # without a terminal to draw on it would leave an empty line
+    # without a terminal it would leave an empty line
     silent = not render.err.is_interactive
     with Progress(*columns, console=render.err, transient=True, disable=silent) as bars:
         tasks: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""`spsctl keys client`: keys of those who use the SDK or `spsctl` from elsewhere."""
+"""`spsctl keys client`: keys for the SDK and for `spsctl` on other machines."""
 
 from pathlib import Path
 from typing import Annotated
