@@ -20,7 +20,7 @@ _FIELD = {
 }
 """Messages about fields, of msgspec and of the types themselves, with the API's error code."""
 MOST_CHARS = 600
-"""Most characters of msgspec's message in an error: it quotes names, which may be very long."""
+"""Maximum characters of msgspec's message in an error: it quotes names, which may be very long."""
 _BOUND = re.compile(
     "Expected `.*?`(?:, got `(?P<sent>.*)`| .*)|(?:Number|Integer value) out of range.*"
 )

@@ -13,7 +13,7 @@ from sps2.kernels.native.layer import Weight, Weights
 from sps2.kernels.weights import BESIDE, QuantisedWeight
 
 PIECE = 1 << 22
-"""Most quantised weights that are dequantised at a time."""
+"""Maximum of quantised weights that are dequantised at a time."""
 
 
 class Linear:

@@ -25,7 +25,7 @@ from sps2.common.transport.peer_state import PeerState
 from sps2.common.transport.proof import new_token
 
 MAX_PEERS = 4096
-"""Most peers that are remembered; beyond that the oldest lost ones are forgotten."""
+"""Maximum of peers that are remembered; beyond that the oldest lost ones are forgotten."""
 DIALS = 8
 """Attempts to open a link while the other side, which dials too, begins new generations."""
 

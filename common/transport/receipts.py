@@ -8,7 +8,7 @@ from sps2.common.transport.credit import Consumed
 from sps2.common.transport.lifeline import receipt
 
 KEPT_BACK = 256
-"""Most receipts that are kept back: the sender remembers every frame until its receipt."""
+"""Maximum of receipts that are kept back: the sender remembers every frame until its receipt."""
 
 
 class Receipts:

@@ -16,7 +16,7 @@ PREFIX = struct.Struct("<HH")  # kind, length of the header
 FRAME = 0x5350
 GOODBYE = 0x4259
 TURN_BYTES = 4 << 20
-"""Most bytes written in one turn of the loop, so that other tasks get theirs."""
+"""Maximum of bytes written in one turn of the loop, so that other tasks get theirs."""
 
 
 class _Job:

@@ -20,7 +20,7 @@ Done = Callable[[str], None]
 TURN_STEPS = 64
 TURN_S = 500e-6
 WATCH_S = 0.25
-"""Most delay of a wake-up that UCX failed to signal."""
+"""Maximum delay of a wake-up that UCX failed to signal."""
 
 RESCUE_S = 1e-3
 BUSY_TURNS = 16
