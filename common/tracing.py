@@ -106,7 +106,7 @@ class Trail:
             self._note.detail |= detail
 
     def tell(self, **detail: str | float) -> None:
-        """Something became known of it."""
+        """Add details to the span."""
         if self._note is not None:
             self._note.detail |= detail
 

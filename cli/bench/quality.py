@@ -51,7 +51,9 @@ def quality(
     questions: Annotated[
         int,
         typer.Option(
-            min=1, max=len(TEAMS), help="Number of facts asked for, each with a prefill of its own."
+            min=1,
+            max=len(TEAMS),
+            help="Number of questions about facts, each with its own prefill.",
         ),
     ] = 2,
     dtype: Annotated[
@@ -103,8 +105,8 @@ def quality(
     report = Report(version("sps2"), model, dtype, tuple(found), (), ())
     with render.err.status("") as status:
         for length in lengths:
-            asking = _prompts(tokenizer, found, length, questions if needles else 0)
-            for case in measure(work, length, asking, status.update):
+            by_document = _prompts(tokenizer, found, length, questions if needles else 0)
+            for case in measure(work, length, by_document, status.update):
                 report = _with(report, case)
                 if out is not None:  # after each case, since a long run may be ended early
                     out.write_bytes(msgspec.json.format(msgspec.json.encode(report)))

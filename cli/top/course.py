@@ -28,7 +28,7 @@ class Course:
     def hear(self, event: RequestEvent, now_s: float) -> None:
         """Handle an event."""
         self.heard_s = now_s
-        if event.stage == "reserving":  # planned, perhaps anew: what was computed is gone
+        if event.stage == "reserving":  # planned, perhaps again: earlier progress is void
             self._detail.pop("processed", None)
             self.tokens = None
         self._detail |= event.detail

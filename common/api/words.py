@@ -51,7 +51,7 @@ def in_words(type_: Type, null: bool = False) -> str:
 
 
 def sent(kind: str) -> str:
-    """The type of a sent value in words, from msgspec's name of it."""
+    """The type of a sent value in words, from msgspec's name for it."""
     return OTHERS.get(kind, kind)
 
 

@@ -60,7 +60,7 @@ def load(
                 for name, (rows, _) in _products(config).items()
             }
     except SafetensorError as error:
-        raise Invalid(f"{path} is damaged ({error}); remove it, and it is made anew") from error
+        raise Invalid(f"{path} is damaged ({error}); remove it, and it is made again") from error
     except OSError as error:
         raise Invalid(
             f"cannot keep {how} weights at {path}: {error.strerror}; they lie beside the model, "

@@ -97,9 +97,10 @@ def attend(
 def _listed(
     mask: Tensor, at: Tensor, start: int, keys: int, window: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Kept columns in order, [masks, rows, columns] int32; how many, [masks, rows, 2]: those that
+    """Kept columns in order, [masks, rows, columns] int32, and their numbers, [masks, rows, 2].
 
-    every query of the row of blocks sees whole, which come first and need no comparison, and all.
+    The first number is of columns that all queries of the row of blocks see completely, which come
+    first and need no mask; the second is of all.
     """
     masks, rows, columns = mask.shape
     filled = torch.cat((at, at[-1:].expand(-len(at) % BLOCK))).view(rows, BLOCK)

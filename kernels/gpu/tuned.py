@@ -50,7 +50,7 @@ def table(kind: str | None) -> Table:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        log.warning("%s is not used, `make bench-gpu` makes it anew: %s", path(), error)
+        log.warning("%s is not used; `make bench-gpu` writes a new one: %s", path(), error)
         return {}
 
 
