@@ -28,7 +28,7 @@ class Host(Section, frozen=True):
         str,
         Meta(pattern=r"^[^-\s]\S*$", extra={"form": "must have no blanks, and not begin with -"}),
     ]
-    """As ssh knows it: a name, an address, or USER@HOST."""
+    """The host for ssh: a name, an address, or USER@HOST."""
     address: Annotated[str, Meta(min_length=1)]
     """The address where other hosts reach it, which its services bind."""
     bind: str = ""

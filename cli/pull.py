@@ -33,7 +33,7 @@ def pull(
         typer.Option(help="Pull the model that this configuration names.", dir_okay=False),
     ] = None,
 ) -> None:
-    """Download or convert a model; at once if it is there. Prints its folder."""
+    """Download or convert a model, if it is not here yet. Prints its folder."""
     if (ref is None) == (config is None):
         raise typer.BadParameter("give a model, or --config FILE")
     print(fetched(configuration.load(config).model if ref is None else ref))

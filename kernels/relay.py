@@ -110,7 +110,7 @@ class PagedRows:
         return self._shared if self._shares(window) else alone(self.runs)
 
     def plan(self, window: int | None) -> Plan:
-        """`parts` for the native kernel."""
+        """`parts` as tensors for the native kernel."""
         shares = self._shares(window)
         if shares not in self._plans:
             self._plans[shares] = Plan(self.parts(window))

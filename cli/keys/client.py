@@ -19,7 +19,7 @@ def add(
     ] = None,
     folder: KeysOption = None,
 ) -> None:
-    """Admit a client, and write the key file to hand over. It takes effect at once."""
+    """Add a client, and write its key file. It takes effect at once."""
     path = out or Path(f"{name}.key")
     keyring_of(folder).add_client(name, path)
     render.out.print(

@@ -65,7 +65,7 @@ class Server:
 
     @property
     def calls(self) -> int:
-        """Calls in work."""
+        """Number of calls in work."""
         return self._calls
 
     async def start(self, address: str) -> str:

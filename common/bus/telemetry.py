@@ -41,7 +41,7 @@ class Heartbeat(Struct, frozen=True, tag=True):
     rss_bytes: int
     counters: dict[str, float] = msgspec.field(default_factory=dict)
     state: str = ""
-    """As in `Info`."""
+    """The state, as in `Info`."""
     waiting_for: str = ""
     links: tuple[Link, ...] = ()
     tokens: dict[str, int] = msgspec.field(default_factory=dict)

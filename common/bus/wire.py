@@ -59,7 +59,7 @@ class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 def pack_header(
     kind: Kind, call: int = 0, method: str = "", deadline_ms: int = 0, credit: int = 0
 ) -> bytes:
-    """The bytes of a header of this version."""
+    """Encode a header of this version."""
     packed: bytes = msgpack.packb((VERSION, int(kind), call, method, deadline_ms, credit))
     return packed
 
@@ -96,7 +96,7 @@ def unpack(data: bytes, kind: type[T]) -> T:
 
 
 def pack_error(error: ServiceError) -> bytes:
-    """The body of an ERROR: the error's type name and arguments."""
+    """Encode the body of an ERROR: the error's type name and arguments."""
     arguments = [
         each if each is None or isinstance(each, int | float) else str(each)[:MAX_ERROR_CHARS]
         for each in error.args

@@ -1,4 +1,4 @@
-"""One cluster's configuration: a TOML file, overridden by flags; `sections` has its tables."""
+"""The configuration of a cluster: a TOML file, overridden by flags; `sections` has its tables."""
 
 import os
 import tomllib

@@ -23,9 +23,9 @@ class Hold(Stream["Held | Filled"], frozen=True):
     shared: tuple[Span, ...] = ()
     """Spans of tokens whose cached pages the request shares."""
     traceparent: str = ""
-    """Of the trace span that this is a part of; see `sps2.common.tracing`."""
+    """The `traceparent` of the enclosing trace span; see `sps2.common.tracing`."""
     sources: tuple[Peer, ...] = ()
-    """Data planes that the KV comes from: the loss of one before `Filled` raises PeerLost."""
+    """Data planes that send the KV: the loss of one before `Filled` raises PeerLost."""
 
 
 class Held(Struct, frozen=True, tag=True):
@@ -50,7 +50,7 @@ class Decode(Request["Decoded"], frozen=True):
     """Hash of the prompt's last full page, or the root if it has none; empty if nothing is to be
     cached."""
     traceparent: str = ""
-    """Of the trace span that this is a part of; see `sps2.common.tracing`."""
+    """The `traceparent` of the enclosing trace span; see `sps2.common.tracing`."""
 
 
 class Cache(Request[Done], frozen=True):

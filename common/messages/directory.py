@@ -5,7 +5,7 @@ from sps2.common.spans import Span
 
 
 class Placement(Struct, frozen=True):
-    """`span` of a request's tokens lies on shard `shard`, which reserved `pages` pages for it."""
+    """The KV of `span` of a request is on shard `shard`, which reserved `pages` pages for it."""
 
     shard: str
     span: Span
@@ -43,7 +43,7 @@ class Evicted(Struct, frozen=True):
 
 
 class Report(Request[Done], frozen=True):
-    """Shard to directory, every heartbeat: what it holds now."""
+    """Shard to directory, with every heartbeat: report what it holds now."""
 
     shard: str
     peer: str

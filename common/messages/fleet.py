@@ -21,7 +21,7 @@ class Follower(Struct, frozen=True):
     """A process of a shard that is not its leader."""
 
     address: str
-    """Of its control bus."""
+    """The address of its control bus."""
     peer: Peer
 
 
@@ -32,7 +32,7 @@ class Shard(Struct, frozen=True):
     role: Role
     pid: int
     address: str
-    """Of its control bus."""
+    """The address of its control bus."""
     peer: Peer
     pages: int = 0
     """Size of its KV pool; 0 on prefill shards, which keep no KV."""

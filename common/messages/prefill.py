@@ -62,7 +62,7 @@ class Prefill(Stream["Advanced | Prefilled | Deposited"], frozen=True):
     scheme: Scheme = Scheme()
     prefix: tuple[Source, ...] = ()
     traceparent: str = ""
-    """Of the trace span that this is a part of; see `sps2.common.tracing`."""
+    """The `traceparent` of the enclosing trace span; see `sps2.common.tracing`."""
 
 
 class Advanced(Struct, frozen=True, tag=True):

@@ -21,7 +21,7 @@ class Submit(Stream["Placed | Displaced | Progress | FirstToken | Finished"], fr
     open_ended: bool = False
     """Whether the caller set no length of the answer: `max_tokens` may be reduced."""
     traceparent: str = ""
-    """Of the trace span that this is a part of; see `sps2.common.tracing`."""
+    """The `traceparent` of the enclosing trace span; see `sps2.common.tracing`."""
 
 
 class Placed(Struct, frozen=True, tag=True):
@@ -64,13 +64,13 @@ class Progress(Struct, frozen=True, tag=True):
 
 
 class FirstToken(Struct, frozen=True, tag=True):
-    """Prefill is over."""
+    """Prefill is over: the first token of the answer, and figures of the prefill."""
 
     token: Token
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     prefill_s: float = 0.0
     exchanged: tuple[Exchanged, ...] = ()
-    """By rank."""
+    """Figures of each rank, in order."""
 
 
 class Finished(Struct, frozen=True, tag=True):

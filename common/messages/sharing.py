@@ -21,9 +21,9 @@ class Selection(Struct, frozen=True):
     """
 
     drop: tuple[float, ...]
-    """By layer."""
+    """Threshold of each layer."""
     fine: tuple[float, ...]
-    """By layer."""
+    """Threshold of each layer."""
     probes: int = 4
     """Query rows of 128 that are probed."""
     suffix: int = 64
@@ -57,7 +57,7 @@ class PrefillOptions(Struct, frozen=True):
     """Options of a request for its prefill; None leaves the choice to the cluster."""
 
     sp_degree: int | None = None
-    """Prefill shards."""
+    """Number of prefill shards to use."""
     attention: Setting | None = None
     method: ExactMethod | None = None
     kv_transfer_dtype: KvTransferDtype | None = None

@@ -65,9 +65,9 @@ class RequestStatus(Struct, frozen=True):
     placements: tuple[Placement, ...] = ()
     cached_tokens: int = 0
     group: tuple[str, ...] = ()
-    """Prefill shards."""
+    """Prefill shards of the request."""
     max_tokens: int = 0
-    """Of the answer."""
+    """Maximum length of the answer."""
 
 
 class ShardStatus(Struct, frozen=True):

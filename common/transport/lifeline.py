@@ -67,7 +67,7 @@ class Lifeline:
         self.write(GOODBYE)
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; `ended` is not called any more."""
         if not self._closed:
             self._closed = True
             self._loop.remove_reader(self._socket.fileno())

@@ -89,7 +89,7 @@ class Driver:
 
     @property
     def pending(self) -> int:
-        """Requests that have not completed."""
+        """Number of requests that have not completed."""
         return len(self._pending)
 
     def kick(self, *, sweep: bool = False) -> None:
@@ -100,7 +100,7 @@ class Driver:
             self._loop.call_soon(self._queued_turn)
 
     async def close(self) -> None:
-        """Stop, once the requests of the closed endpoints have completed."""
+        """Stop once the requests of closed endpoints have completed, or after CLOSE_S."""
         deadline = monotonic() + CLOSE_S
         self.kick(sweep=True)
         while self._pending and monotonic() < deadline:
