@@ -80,7 +80,7 @@ def require_free(cluster: Cluster, services: Collection[str] | None = None, host
         problem = _problem(address, use.port)
         if problem == errno.EADDRINUSE:
             raise Invalid(
-                f"port {use.port} ({use.key}) is used by {holder(use.port)}; "
+                f"port {use.port} ({use.key}) is taken by {holder(use.port)}; "
                 f"choose others with --port, or this one with {use.key} in the configuration"
             )
         if problem == errno.EADDRNOTAVAIL:
