@@ -1,4 +1,4 @@
-"""Where a service that binds every address of this machine can be reached."""
+"""The addresses of a service that binds every address of this machine."""
 
 import socket
 
@@ -8,7 +8,7 @@ EVERY = ("0.0.0.0", "::")
 
 
 def of(host: str) -> list[str]:
-    """The addresses to tell people of a service that binds `host`: never 0.0.0.0 itself."""
+    """The addresses to show for a service that binds `host`, without 0.0.0.0 itself."""
     if host not in EVERY:
         return [host]
     found = [

@@ -32,7 +32,7 @@ HELP = (
 LEAVE = "Ctrl-C again, Ctrl-D or /exit ends the conversation"
 FENCE = '"""'
 INTERRUPTED = 130
-"""The exit code of a program that Ctrl-C ended."""
+"""The exit code after Ctrl-C."""
 
 
 def chat(
@@ -63,15 +63,15 @@ def chat(
     """
     from sps2.common.client import Client
 
-    asked = None
+    question = None
     if message is not None or is_piped():
-        asked = read(message, file)
+        question = read(message, file)
     cluster = reachable(name, config)
     settings = parameters(max_tokens, temperature, top_p, seed, sp_degree, attention)
     turns: list[Turn] = [{"role": "system", "content": system}] if system else []
     with Client(cluster.gateway_address, cluster.bus) as client:
-        if asked is not None:
-            turns.append({"role": "user", "content": asked})
+        if question is not None:
+            turns.append({"role": "user", "content": question})
             if not answer(client, turns, settings).whole:
                 raise typer.Exit(INTERRUPTED)
             return
@@ -85,16 +85,16 @@ def chat(
 def converse(
     client: "Client", turns: list["Turn"], settings: dict[str, Any], document: str = ""
 ) -> None:
-    """Read and answer until the user has enough; an error ends one answer, not the conversation.
+    """Read messages and answer them until the user leaves. An error ends only one answer.
 
     Args:
-        document: goes before the first question.
+        document: is put before the first message.
     """
     start = list(turns)
     leaving = False
     while True:
         try:
-            text = asked()
+            text = next_message()
         except EOFError:
             print()
             return
@@ -128,8 +128,8 @@ def converse(
                 turns.pop()
 
 
-def asked() -> str:
-    """A message of the user: a line, or several."""
+def next_message() -> str:
+    """Read the user's next message, of one or several lines."""
     line = input("> ").strip()
     if line.startswith(FENCE):
         lines = [line.removeprefix(FENCE)]
@@ -144,14 +144,14 @@ def asked() -> str:
 
 
 class Reply(NamedTuple):
-    """What was answered; `whole` unless the user stopped it."""
+    """The text of an answer; `whole` unless the user stopped it."""
 
     text: str
     whole: bool
 
 
 def answer(client: "Client", turns: list["Turn"], settings: dict[str, Any]) -> Reply:
-    """Stream one answer to standard output; Ctrl-C cancels it and keeps what has come."""
+    """Stream one answer to standard output. Ctrl-C cancels it; the text so far is returned."""
     shown, note = Shown(settings.get("max_tokens")), ""
     try:
         with reading.shown() as waiting:

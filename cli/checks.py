@@ -1,4 +1,4 @@
-"""What `spsctl doctor` looks at: each check says what it found and, if that is bad, what helps."""
+"""The checks of `spsctl doctor`: each reports what it found and, if that is bad, what helps."""
 
 import json
 import platform
@@ -23,7 +23,7 @@ GIB = 1 << 30
 
 
 def run_all(cluster: Cluster) -> Iterator[Finding]:
-    """Every check, in an order in which the first that is broken is likely the cause."""
+    """Run all checks, in an order in which the first broken one is likely the cause."""
     yield _system()
     yield _python()
     yield _packages()
@@ -80,7 +80,7 @@ def _gpu(cluster: Cluster) -> Finding:
         import torch
 
         from sps2.kernels.gpu import missing
-    except Exception:  # the check before says what is broken
+    except Exception:  # the check before reports what is broken
         return Finding("gpu", "warning", "cannot be looked for without torch")
     if why := missing():
         if cluster.device == "cuda":
@@ -190,10 +190,10 @@ def _data_plane(cluster: Cluster) -> Iterator[Finding]:
         yield Finding("data plane, auto", "ok", detail)
 
 
-def _loopback(asked: str) -> dict[str, Any]:
+def _loopback(backend: str) -> dict[str, Any]:
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "sps2.cli.loopback", asked],
+            [sys.executable, "-m", "sps2.cli.loopback", backend],
             capture_output=True,
             encoding="utf-8",
             timeout=60,

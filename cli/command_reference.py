@@ -1,6 +1,6 @@
-"""The commands of `spsctl` as Markdown: docs/cli.md is what this makes.
+"""Writes docs/cli.md: the commands of `spsctl` as Markdown.
 
-`python -m sps2.cli.command_reference docs/cli.md` writes it anew.
+`python -m sps2.cli.command_reference docs/cli.md` updates it.
 """
 
 import inspect
@@ -33,7 +33,7 @@ cluster take `--name` (or SPS2_CLUSTER), or `--config` for a cluster that was st
 
 
 def reference() -> str:
-    """Every command with its arguments and options."""
+    """The page: all commands with their arguments and options."""
     commands = dict(_commands(app, "spsctl"))
     rows = [
         f"| [`{name}`](#{_anchor(name)}) | {_first(call)} |\n" for name, call in commands.items()
@@ -43,7 +43,7 @@ def reference() -> str:
 
 
 def _commands(group: typer.Typer, name: str) -> Iterator[tuple[str, Command]]:
-    """The commands of a group and of those below it, in the order of `--help`."""
+    """The commands of a group and of its sub-groups, in the order of `--help`."""
     for command in group.registered_commands:
         call = command.callback
         assert call is not None
@@ -53,7 +53,7 @@ def _commands(group: typer.Typer, name: str) -> Iterator[tuple[str, Command]]:
         yield from _commands(below.typer_instance, f"{name} {below.name}")
 
 
-class Taken(NamedTuple):
+class Parameter(NamedTuple):
     """An argument or option of a command."""
 
     parameter: inspect.Parameter
@@ -62,7 +62,7 @@ class Taken(NamedTuple):
 
     @property
     def word(self) -> str:
-        """What stands for an argument."""
+        """The placeholder of an argument in usage lines."""
         return self.info.metavar or self.parameter.name.upper()
 
     @property
@@ -79,19 +79,19 @@ class Taken(NamedTuple):
         return self.parameter.default is not inspect.Parameter.empty
 
 
-def _taken(call: Command) -> list[Taken]:
+def _parameters(call: Command) -> list[Parameter]:
     hints = get_type_hints(call, include_extras=True)
     found = []
     for parameter in inspect.signature(call).parameters.values():
         kind, info = get_args(hints[parameter.name])
-        found.append(Taken(parameter, kind, info))
+        found.append(Parameter(parameter, kind, info))
     return found
 
 
 def _section(name: str, call: Command) -> str:
-    taken = _taken(call)
-    options = [_option(one) for one in taken if isinstance(one.info, OptionInfo)]
-    arguments = [one for one in taken if isinstance(one.info, ArgumentInfo)]
+    parameters = _parameters(call)
+    options = [_option(one) for one in parameters if isinstance(one.info, OptionInfo)]
+    arguments = [one for one in parameters if isinstance(one.info, ArgumentInfo)]
     usage = [name, *(["[OPTIONS]"] if options else []), *map(_usage, arguments)]
     parts = [
         f"## {name}\n",
@@ -107,27 +107,27 @@ def _section(name: str, call: Command) -> str:
     return "\n".join(parts)
 
 
-def _usage(argument: Taken) -> str:
+def _usage(argument: Parameter) -> str:
     return f"[{argument.word}]" if argument.has_default else argument.word
 
 
-def _argument(argument: Taken) -> str:
+def _argument(argument: Parameter) -> str:
     return f"| `{argument.word}` | {_meaning(argument.info)} |\n"
 
 
-def _option(option: Taken) -> str:
+def _option(option: Parameter) -> str:
     names = ", ".join(f"`{name}`" for name in option.flags)
     cells = (names, _value(option), _default(option), _meaning(option.info))
     return f"| {' | '.join(cells)} |\n"
 
 
 def _meaning(info: ArgumentInfo | OptionInfo) -> str:
-    told = " ".join((info.help or "").split()).replace("|", "\\|")
-    return f"{told} (or {info.envvar})" if info.envvar else told
+    meaning = " ".join((info.help or "").split()).replace("|", "\\|")
+    return f"{meaning} (or {info.envvar})" if info.envvar else meaning
 
 
-def _value(option: Taken) -> str:
-    """What an option takes, in words; nothing for a flag."""
+def _value(option: Parameter) -> str:
+    """The values that an option accepts, in words; empty for a flag."""
     kinds = [kind for kind in get_args(option.kind) if kind is not type(None)]
     kind = kinds[0] if get_origin(option.kind) in (UnionType, Union) else option.kind
     if kind is bool:
@@ -143,7 +143,7 @@ def _value(option: Taken) -> str:
     return f"{word}, {least:g} or more" if most is None else f"{word}, {least:g} to {most:g}"
 
 
-def _default(option: Taken) -> str:
+def _default(option: Parameter) -> str:
     if not option.has_default:
         return "required"
     if isinstance(option.info.show_default, str):

@@ -1,4 +1,4 @@
-"""How each service of a cluster is started: here, or on its host through ssh."""
+"""The commands that start a cluster's services: here, or on their hosts through ssh."""
 
 import os
 import shlex
@@ -22,10 +22,10 @@ from sps2.common.messages import Role
 
 SSH_OPTIONS = (
     *("-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"),
-    *("-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=8"),  # a cut of a minute is none
+    *("-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=8"),  # survives a cut of a minute
 )
 LOGIN_S = 0.1
-"""Between two logins on one host: sshd turns some away that come at once."""
+"""Pause between two logins on one host: sshd refuses some of many at once."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Command:
     argv: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     order: bytes = b""
-    """Goes to its standard input, whose end is its end; nothing does where this is empty."""
+    """Sent to standard input, whose end ends the service; empty: it has no standard input."""
     delay_s: float = 0.0
-    """Before its first start."""
+    """Pause before its first start."""
 
 
 def commands(cluster: Cluster, folder: RunFolder) -> dict[str, Command]:
-    """The command of every service of a cluster."""
+    """The commands of all services of a cluster, by name."""
     hosts = folder.hosts()
     if hosts is not None:
         return _on_hosts(cluster, hosts)
@@ -61,7 +61,7 @@ def reach(hosts: Hosts, host: Host, *options: str) -> tuple[str, ...]:
 
 
 def order(cluster: Cluster, hosts: Hosts, host: Host, services: list[str]) -> Order:
-    """What a host is told of services that are to run there."""
+    """The order to a host to run services."""
     return Order(
         version("sps2"),
         cluster,
@@ -87,7 +87,7 @@ def _on_hosts(cluster: Cluster, hosts: Hosts) -> dict[str, Command]:
 
 
 def _key_files(cluster: Cluster, services: list[str]) -> dict[str, str]:
-    """Those that the services need: only the gateway and the scheduler know the clients."""
+    """The key files that services need: only gateway and scheduler need the clients."""
     if not cluster.bus.keys:
         return {}
     names = [keys.CLUSTER]
@@ -100,6 +100,6 @@ def _key_files(cluster: Cluster, services: list[str]) -> dict[str, str]:
 
 
 def _chosen() -> dict[str, str]:
-    """What whoever starts a cluster chose for its services through the environment."""
+    """The user's environment variables that services inherit."""
     name = "OMP_WAIT_POLICY"
     return {name: os.environ[name]} if name in os.environ else {}

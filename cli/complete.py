@@ -121,11 +121,11 @@ def complete(
 
 
 def read(prompt: str | None, file: Path | None) -> str:
-    """The text to send: a document, what is piped in, and the prompt, as far as there are any.
+    """The text to send: the document, the piped text, and the prompt, as far as there are any.
 
     Raises:
-        BadParameter: there is nothing to send, or standard input is asked for twice.
-        Invalid: the file cannot be read, or is no text.
+        BadParameter: there is nothing to send, or standard input is named twice.
+        Invalid: the file cannot be read, or is not text.
     """
     if prompt == "-" and file == STDIN:
         raise typer.BadParameter("standard input can be read once: as PROMPT, or as --file")
@@ -142,7 +142,7 @@ def read(prompt: str | None, file: Path | None) -> str:
 
 
 def is_piped() -> bool:
-    """Whether standard input is a pipe or a file: a terminal, or /dev/null, has no text for us."""
+    """Whether standard input is a pipe, file or socket, not a terminal or /dev/null."""
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
     except (OSError, ValueError):  # closed, or no file at all
@@ -151,7 +151,7 @@ def is_piped() -> bool:
 
 
 def piped_text() -> str:
-    """All of standard input. Raises Invalid if it is no text."""
+    """Read all of standard input. Raises Invalid if it is not text."""
     try:
         return sys.stdin.read()
     except UnicodeDecodeError as error:
@@ -175,7 +175,7 @@ def parameters(
     sp_degree: int | None,
     attention: str | None,
 ) -> dict[str, Any]:
-    """What was given of the options that `complete` and `chat` share, as the API names it."""
+    """The options that `complete` and `chat` share as API fields, without absent ones."""
     given = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -184,6 +184,6 @@ def parameters(
     }
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     extension = {"sp_degree": sp_degree, "attention": attention}
-    if asked := {name: value for name, value in extension.items() if value is not None}:
-        settings["sps2"] = asked
+    if given := {name: value for name, value in extension.items() if value is not None}:
+        settings["sps2"] = given
     return settings

@@ -1,4 +1,4 @@
-"""What the shell offers while a command is typed: names of clusters, services and models."""
+"""Shell completion: names of clusters, services and models."""
 
 import typer
 
@@ -7,12 +7,12 @@ from sps2.common import models
 
 
 def clusters(incomplete: str) -> list[str]:
-    """Clusters that are up, and those that were."""
+    """Clusters that are or were up."""
     return [folder.name for folder in runs.known() if folder.name.startswith(incomplete)]
 
 
 def services(context: typer.Context, incomplete: str) -> list[str]:
-    """Services with a log, of the cluster that `--name` says, else of the latest."""
+    """Services with a log, of the cluster of `--name`, or else of the latest."""
     name = context.params.get("name")
     folders = [runs.RunFolder(name)] if name else runs.running() or runs.known()
     names = [log.stem for folder in folders[:1] for log in folder.logs.glob("*.log")]
@@ -20,5 +20,5 @@ def services(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def pulled(incomplete: str) -> list[str]:
-    """Models that are here."""
+    """Models that were pulled."""
     return [ref for ref in models.pulled() if ref.startswith(incomplete)]

@@ -1,4 +1,4 @@
-"""`spsctl doctor`: whether this machine can serve, and what to do if not."""
+"""`spsctl doctor`: checks whether this machine can serve, and says what to do if not."""
 
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +26,7 @@ def doctor(
 
     cluster = configuration.load(config, keys=keys)
     findings: list[Finding] = []
-    # one console for both: rows of another would be drawn into the spinner's line
+    # one console for both: rows from another would be drawn into the spinner's line
     console = render.err if as_json else render.out
     with console.status("checking"):
         for finding in checks.run_all(cluster):

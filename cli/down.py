@@ -5,7 +5,7 @@ from sps2.cli.target import NameOption
 
 
 def down(name: NameOption = None) -> None:
-    """Stop a cluster and every process of it. Stopping one that is stopped is no error."""
+    """Stop a cluster with all its processes. It is no error if it is stopped already."""
     if name is None and not runs.running():
         render.out.print("no cluster is up")
         return

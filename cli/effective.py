@@ -17,7 +17,7 @@ from sps2.common.model.share import require_quantisable, share_of
 from sps2.common.models import locate
 
 NESTED = {"policy": "scheduler", "access_log": "gateway"}
-"""Flags that set a key of a table, and which table."""
+"""Flags that set a key of a table, and the table's name."""
 
 
 def effective(
@@ -29,10 +29,11 @@ def effective(
     """The configuration in force: a file, overridden by flags; local model paths made absolute.
 
     Args:
-        hosts: what it runs on, which says how many shards there are; the model may be there only.
-        find: gives the folder of the model.
+        hosts: the hosts of the cluster, which determine its numbers of shards; then the model need
+            not be on this machine.
+        find: returns the folder of the model.
         flags: top-level keys of the configuration, `port`, `keys`, and those of `NESTED`; None
-            leaves the file's.
+            keeps the file's value.
 
     Raises:
         Invalid: a key, a value or the file is wrong, or the model was not pulled or does not fit
@@ -67,10 +68,11 @@ def effective(
 
 
 def require_fit(cluster: Cluster, folder: Path) -> None:
-    """Check that the model in `folder` can be served as a configuration says.
+    """Check that the model in `folder` can be served with a configuration.
 
     Raises:
-        Invalid: its context is shorter than `max_context`, or it cannot be split or quantised so.
+        Invalid: its context is shorter than `max_context`, or it cannot be split or quantised as
+            configured.
     """
     model = read(folder)
     model.context_within(cluster.max_context)

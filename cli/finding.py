@@ -1,4 +1,4 @@
-"""What a check of `spsctl doctor` found."""
+"""The findings of `spsctl doctor`."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""The host list of `spsctl up --hosts`: which machine runs what, and how it is reached."""
+"""The host list of `spsctl up --hosts`: which machine runs what, and how to reach it."""
 
 import ipaddress
 import re
@@ -28,22 +28,22 @@ class Host(Section, frozen=True):
         str,
         Meta(pattern=r"^[^-\s]\S*$", extra={"form": "must have no blanks, and not begin with -"}),
     ]
-    """As ssh knows it: a name, an address, or USER@HOST."""
+    """The host for ssh: a name, an address, or USER@HOST."""
     address: Annotated[str, Meta(min_length=1)]
-    """Where the others reach it, and what its services bind."""
+    """The address where other hosts reach it, which its services bind."""
     bind: str = ""
-    """What its gateway, scheduler and KV directory bind instead, such as 0.0.0.0."""
+    """The address that its gateway, scheduler and KV directory bind instead, e.g. 0.0.0.0."""
     services: tuple[Control, ...] = ()
-    """Those of the three that run here; the first host has what nobody else has."""
+    """Which of the three run here; the first host runs those that no host names."""
     prefill: NotNegative = 0
     decode: NotNegative = 0
     mixed: NotNegative = 0
     python: str = ""
-    """The Python there that has SPS2; empty takes the list's."""
+    """The Python on the host that has SPS2; empty: the list's."""
     home: str = ""
-    """SPS2_HOME there; empty takes the list's."""
+    """SPS2_HOME on the host; empty: the list's."""
     environment: dict[str, str] = msgspec.field(default_factory=dict)
-    """Of the services there, such as UCX_NET_DEVICES."""
+    """Environment variables of its services, for example UCX_NET_DEVICES."""
 
     def shards_of(self, role: Role) -> int:
         """How many shards of a role run here."""
@@ -55,19 +55,19 @@ class Hosts(Section, frozen=True):
 
     hosts: tuple[Host, ...]
     ssh: str = "ssh"
-    """The command that reaches a host, such as `ssh -J gate.example.org`."""
+    """The command that reaches a host, for example `ssh -J gate.example.org`."""
     python: str = "python3"
     home: str = ""
 
     def shards(self) -> dict[str, int | None]:
-        """How many of each role there are on all hosts; None for a role that is not asked for."""
+        """The number of shards by role, on all hosts; None for a role without any."""
         return {
             role: sum(host.shards_of(role) for host in self.hosts) or None
             for role in get_args(Role)
         }
 
     def places(self, cluster: Cluster) -> dict[str, Host]:
-        """The host of every service of a cluster, by its name; shards are assigned in order."""
+        """The host of each service of a cluster, by name; shards are assigned in order."""
         made = {}
         for name in service_names(cluster):
             role, _, shard = name.partition("-")
@@ -93,11 +93,11 @@ class Hosts(Section, frozen=True):
         return next((host for host in self.hosts if service in host.services), self.hosts[0])
 
     def addresses(self) -> list[str]:
-        """Everything that services bind."""
+        """All addresses that services bind."""
         return [place for host in self.hosts for place in (host.address, host.bind) if place]
 
     def addressed(self, cluster: Cluster) -> Cluster:
-        """The configuration, where its services are found on these hosts."""
+        """A copy of the configuration with the services' addresses on these hosts."""
         return replace(
             cluster,
             host=self.has("gateway").address,
@@ -129,7 +129,7 @@ def load(path: Path) -> Hosts:
 
 
 def _problem(hosts: Hosts) -> str:
-    """What is wrong with a list as a whole, or ""."""
+    """What is wrong with the list as a whole, or ""."""
     if not hosts.hosts:
         return "there is no [[hosts]] in it"
     for key in ("name", "address"):
@@ -158,7 +158,7 @@ def _is_loopback(address: str) -> bool:
 
 
 def _explained(error: msgspec.ValidationError, tables: dict[str, Any]) -> str:
-    """What is wrong in which host."""
+    """The validation error in words, with the host that it is in."""
     text = explained(error, Hosts).replace("`hosts.", "`")
     if place := re.search(r"\$\.hosts\[(\d+)\]", str(error)):
         host = tables["hosts"][int(place[1])]

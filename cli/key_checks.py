@@ -1,4 +1,4 @@
-"""What `spsctl doctor` says of keys: whether they are there, whole, private, and still good."""
+"""The checks of `spsctl doctor` for keys: present, intact, private, and still valid."""
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ from sps2.services.gateway.http.server import require_certificate
 
 
 def run_all(cluster: Cluster) -> Iterator[Finding]:
-    """One finding for each file that there is."""
+    """One finding for each key file."""
     bus = cluster.bus
     if not bus.keys:
         yield _look("keys", lambda: _needless(cluster))
@@ -61,7 +61,7 @@ def _clients(ring: Keyring) -> Finding:
 
 
 def _others(bus: Bus, ring: Keyring) -> list[Path]:
-    """Keys that were handed out and lie in the folder still."""
+    """Client keys that are still in the folder."""
     if not Path(bus.keys).expanduser().is_dir():
         return []
     return sorted(path for path in ring.folder.glob("*.key") if path != ring.cluster)

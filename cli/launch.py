@@ -1,4 +1,4 @@
-"""Bringing one cluster up: its supervisor is started, its services are watched until all work."""
+"""Launches a cluster: starts its supervisor, and watches its services until all are ready."""
 
 import asyncio
 import os
@@ -25,13 +25,13 @@ from sps2.common.messages import ClusterStatus, Describe, ShowCluster
 
 POLL_S = 0.1
 SAID = re.compile(r"\d{4}-\d\d-\d\d [\d:.]+ [A-Z]+ +\S+ [\w.]+: (.*)")
-"""What a line of a service's log says, after time, level and names."""
+"""A line of a service's log; the group is the message after time, level and names."""
 SERVER = "to serve on this machine: pip install 'sps2[server]'"
 STOP_S = FAR_GRACE_S + 5.0
 
 
 class ServiceDied(ServiceError):
-    """A service ended before the cluster was ready. `lines` are the last of its log."""
+    """A service ended before the cluster was ready. `lines` are the last lines of its log."""
 
     def __init__(self, service: str, how: str, lines: list[str]) -> None:
         super().__init__(f"{service} {how} while the cluster was starting")
@@ -41,21 +41,21 @@ class ServiceDied(ServiceError):
 
 @dataclass
 class Started:
-    """How far one service has come. Times are seconds since the launch."""
+    """The progress of one service. Times are seconds since the launch."""
 
     host: str = ""
-    """Empty for the machine of the launcher."""
+    """The host's name; empty for this machine."""
     up_after_s: float | None = None
     state: str = "starting"
     pid: int = 0
     rss_bytes: int = 0
     note: str = ""
-    """What it does until it is up, as its log says."""
+    """The last message of its log, until it is up."""
 
 
 @dataclass
 class Progress:
-    """How far a cluster has come."""
+    """The progress of a cluster's launch."""
 
     services: dict[str, Started] = field(default_factory=dict)
     ready_after_s: float | None = None
@@ -66,15 +66,15 @@ class Launch:
     """A cluster that this process brought up.
 
     Args:
-        detach: let it outlive this process; else it ends with this process, however that ends.
-        hosts: where its services run; None for this machine. `cluster` must have their addresses.
+        detach: let the cluster outlive this process; else it ends with this process in any case.
+        hosts: of its services; None for this machine. `cluster` must have their addresses.
     """
 
     def __init__(self, cluster: Cluster, detach: bool = False, hosts: Hosts | None = None) -> None:
         self.cluster = cluster
         self.hosts = hosts
         self.warnings: list[str] = []
-        """About the hosts, known after `start`."""
+        """Warnings about the hosts, known after `start`."""
         self.folder = RunFolder(cluster.name)
         self._detach = detach
         self._since_s = 0.0
@@ -88,7 +88,7 @@ class Launch:
         """Start the supervisor.
 
         Raises:
-            Invalid: the cluster is up, a port is taken, or a host cannot run what it is to.
+            Invalid: the cluster is up, a port is in use, or a host cannot run its services.
         """
         if self.folder.is_up():
             raise Invalid(
@@ -112,16 +112,16 @@ class Launch:
                 stderr=output,
                 cwd=self.folder.path,
                 env=os.environ | places.inherited(),
-                start_new_session=True,  # Ctrl-C in a terminal is for us alone
+                start_new_session=True,  # Ctrl-C in a terminal must not reach it
             )
 
     async def until_ready(
         self, timeout_s: float, on_change: Callable[[Progress], None] = lambda _: None
     ) -> ClusterStatus:
-        """Watch the services until all are there and serve; `on_change` sees every step.
+        """Watch the services until all are ready; `on_change` is called at every step.
 
         Raises:
-            ServiceDied: one ended, or the supervisor did.
+            ServiceDied: a service or the supervisor ended.
             Refused: it took longer than `timeout_s`.
         """
         cluster = self.cluster
@@ -151,11 +151,11 @@ class Launch:
 
     @property
     def is_up(self) -> bool:
-        """Whether the supervisor still runs."""
+        """Whether the supervisor is running."""
         return self._supervisor is not None and self._supervisor.poll() is None
 
     def stop(self) -> None:
-        """End every process of the cluster; returns when all have ended."""
+        """End all processes of the cluster; returns when they have ended."""
         supervisor = self._supervisor
         if supervisor is None:
             return
@@ -232,7 +232,7 @@ class Launch:
 
 
 def stop(folder: RunFolder) -> bool:
-    """End a cluster whoever started it; False if it was not up."""
+    """Stop a cluster, whoever started it; returns False if it was not up."""
     if not folder.is_up():
         return False
     deadline_s = time.monotonic() + STOP_S
@@ -248,7 +248,7 @@ def stop(folder: RunFolder) -> bool:
 
 
 def _kill(folder: RunFolder) -> None:
-    """The last resort, where a supervisor does not end its services."""
+    """Kill supervisor and services, as a last resort."""
     state = folder.state()
     if state is not None and state.supervisor:
         for pid in (state.supervisor, *(child.pid for child in state.services.values())):

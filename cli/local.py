@@ -1,4 +1,4 @@
-"""A cluster for the length of a `with` block: examples, benchmarks and tests use it."""
+"""A cluster within a `with` block, for examples, benchmarks and tests."""
 
 import asyncio
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ from sps2.common.client import Client
 def running_cluster(
     *, name: str = "embedded", port: int | None = None, timeout_s: float = 300.0, **flags: Any
 ) -> Iterator[Client]:
-    """Bring a cluster up on this machine and give a client of it; all of it ends with the block.
+    """Bring up a cluster on this machine and yield a client; the cluster ends with the block.
 
     Args:
-        port: of HTTP, the others follow; None takes free ones.
-        flags: top-level keys of the configuration, such as `prefill=2`.
+        port: of HTTP, followed by the other ports; None chooses free ports.
+        flags: top-level keys of the configuration, for example `prefill=2`.
 
     Raises:
-        ServiceError: the model was not pulled, a port is taken, or a service died at start.
+        ServiceError: the model was not pulled, a port is in use, or a service died at start.
     """
     port = ports.free_base() if port is None else port
     cluster = effective(None, port=port, name=name, **flags)

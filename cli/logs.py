@@ -1,4 +1,4 @@
-"""`spsctl logs`: the logs of a cluster's services, in the order of time."""
+"""`spsctl logs`: the logs of a cluster's services, ordered by time."""
 
 import re
 import time
@@ -58,7 +58,7 @@ def logs(
 
 
 def merged(logs: list[list[str]]) -> list[str]:
-    """Lines of several logs by time; lines without a time stay with the one before them."""
+    """Merge lines of several logs by time; lines without a time stay with the line before."""
     entries: list[tuple[str, list[str]]] = []
     for log in logs:
         stamp = ""
@@ -94,7 +94,7 @@ def _follow(folder: RunFolder, sizes: dict[str, int]) -> None:
 
 
 def _print_new(path: Path, start: int) -> int:
-    """Print whole lines from byte `start` on; returns where the next begins."""
+    """Print complete lines from byte `start` on; returns where the next line begins."""
     try:
         with path.open("rb") as file:
             if start > file.seek(0, 2):

@@ -1,6 +1,6 @@
-"""A real exchange over one data plane, in a process of its own: `python -m sps2.cli.loopback ucx`.
+"""Tests a data plane by a real exchange, in its own process: `python -m sps2.cli.loopback ucx`.
 
-`spsctl doctor` runs it, so that a library that crashes or hangs takes only this process with it.
+`spsctl doctor` runs it, so that a library that crashes or hangs affects only this process.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ ROUNDS = 4
 
 
 async def exchange(backend: BackendName) -> float:
-    """Send tensors between two planes and compare them; GB/s of the best round.
+    """Send tensors between two planes and compare them; returns GB/s of the best round.
 
     Raises:
         ServiceError: the planes cannot be opened, or what arrived is not what was sent.
@@ -50,15 +50,15 @@ async def exchange(backend: BackendName) -> float:
 
 
 def main() -> None:
-    """With `auto`: which data plane it takes, and why. With a backend: whether that one works."""
-    asked = sys.argv[1]
+    """Print as JSON which data plane `auto` chooses and why, or whether a backend works."""
+    backend = sys.argv[1]
     try:
-        if asked == "auto":
+        if backend == "auto":
             choice = choose("auto")
             answer: dict[str, object] = {"backend": choice.backend, "reason": choice.reason}
         else:
-            backend = cast(BackendName, asked)
-            answer = {"gb_per_s": asyncio.run(asyncio.wait_for(exchange(backend), 15.0))}
+            name = cast(BackendName, backend)
+            answer = {"gb_per_s": asyncio.run(asyncio.wait_for(exchange(name), 15.0))}
     except (ServiceError, ImportError, OSError, TimeoutError) as error:
         answer = {"error": str(error) or type(error).__name__}
     print(json.dumps(answer))

@@ -1,4 +1,4 @@
-"""`spsctl`: the commands, and how their errors reach a person."""
+"""`spsctl`: its commands, and the display of their errors."""
 
 import errno
 from collections.abc import Callable
@@ -33,7 +33,7 @@ from sps2.common.errors import ServiceError
 
 
 def reported(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, with expected errors printed as one line and turned into exit code 1."""
+    """Wrap a command: expected errors are printed as one line and become exit code 1."""
 
     @wraps(command)
     def run(*arguments: Any, **options: Any) -> None:

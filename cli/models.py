@@ -35,7 +35,7 @@ def rm(
         ),
     ],
 ) -> None:
-    """Remove a pulled model, and what was made of it, from this machine."""
+    """Remove a pulled model, with its quantised weights, from this machine."""
     folder = here.pulled().get(ref)
     if folder is None:
         there = ", ".join(here.pulled()) or "none"

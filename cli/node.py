@@ -1,8 +1,8 @@
-"""What `spsctl up --hosts` runs on each host: one service, for as long as the launcher is there.
+"""Runs one service on a host for `spsctl up --hosts`, as long as the launcher is there.
 
-`python -m sps2.cli.node` reads an order from the first line of standard input and runs its service
-until standard input ends, or nothing is heard on it for a minute: the service is never left behind.
-`--check` says as JSON what would keep the ordered services from running here.
+`python -m sps2.cli.node` reads an order from the first line of standard input. It runs the service
+until standard input ends or is silent for two minutes, so that no service is left behind. `--check`
+prints as JSON what would keep the ordered services from running here.
 """
 
 import argparse
@@ -31,21 +31,21 @@ from sps2.common.config import text as config_text
 from sps2.common.errors import Invalid, Refused, ServiceError
 
 MAX_ORDER_BYTES = 64 << 20
-"""Of the line with the order, which has the cluster's API keys: a few hundred bytes each."""
+"""Largest order, which contains the cluster's API keys, of a few hundred bytes each."""
 HEARTBEAT_S = 5.0
-"""Between two signs of life of the launcher."""
+"""Seconds between two heartbeats of the launcher."""
 SILENT_HEARTBEATS = 24
 GRACE_S = 5.0
-"""From SIGTERM to SIGKILL."""
+"""Seconds from SIGTERM to SIGKILL."""
 TAKEOVER_S = 30.0
-"""For an earlier life of the service, whose launcher is gone, to end."""
+"""Seconds for an earlier process of the service, whose launcher is gone, to end."""
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What the launcher wants of a host."""
+    """The launcher's order to a host."""
 
     version: str
-    """The launcher's."""
+    """The launcher's version."""
     cluster: Cluster
     services: tuple[str, ...]
     address: str
@@ -53,11 +53,11 @@ class Order(msgspec.Struct, frozen=True):
     home: str
     environment: dict[str, str]
     processes: int
-    """Of the role that has the most here: they share the cores."""
+    """The number of processes of the role with the most on this host: they share the cores."""
     here: tuple[str, ...]
-    """All processes of shards there: they share its cards and its memory."""
+    """All shard processes on this host: they share its GPUs and its memory."""
     keys: dict[str, str]
-    """Key files by name; they travel here and nowhere else, inside ssh."""
+    """Key files by name; they are sent only within this order, through ssh."""
 
     def __repr__(self) -> str:
         return f"Order({', '.join(self.services)} at {self.address})"
@@ -68,13 +68,13 @@ class Report(msgspec.Struct, frozen=True):
 
     problems: tuple[str, ...]
     now_s: float
-    """Of this host's clock, seconds since the epoch."""
+    """This host's clock, in seconds since the epoch."""
     model: str = ""
-    """The model's fingerprint, if it is here."""
+    """The model's fingerprint, if the model is here."""
 
 
 def check(order: Order) -> Report:
-    """Look for what would keep the services from running here."""
+    """Check whether the services can run here."""
     problems: list[str] = []
     model = ""
     cluster = configured(order)
@@ -88,10 +88,10 @@ def check(order: Order) -> Report:
 
 
 async def run(order: Order, heard: asyncio.StreamReader) -> int:
-    """Run the one service of `order` until `heard` ends or is silent.
+    """Run the one service of `order` until the stream `heard` ends or falls silent.
 
     Returns:
-        The status to exit with: the service's own, if it ended by itself.
+        The exit status: the service's own if it ended by itself.
     """
     (service,) = order.services
     cluster = configured(order)
@@ -121,9 +121,9 @@ async def run(order: Order, heard: asyncio.StreamReader) -> int:
             | {"SPS2_SUPERVISOR_PID": str(os.getpid())},
         )
         silence = asyncio.create_task(_until_silent(heard, stop))
-        told, ended = asyncio.create_task(stop.wait()), asyncio.create_task(process.wait())
-        await asyncio.wait({told, ended}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (silence, told):
+        stopping, ended = asyncio.create_task(stop.wait()), asyncio.create_task(process.wait())
+        await asyncio.wait({stopping, ended}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (silence, stopping):
             task.cancel()
         if ended.done():
             status = ended.result()
@@ -137,10 +137,10 @@ async def run(order: Order, heard: asyncio.StreamReader) -> int:
 
 
 def read(line: bytes) -> Order:
-    """The order in a line of standard input.
+    """Decode the order in a line of standard input.
 
     Raises:
-        Invalid: the launcher is of another version.
+        Invalid: the launcher has another version.
     """
     theirs, own = msgspec.json.decode(line, type=_Version).version, version("sps2")
     if theirs != own:
@@ -156,7 +156,7 @@ class _Version(msgspec.Struct, frozen=True):
 
 
 def configured(order: Order) -> Cluster:
-    """The configuration as it is in force here; sets SPS2_HOME, if the order says so."""
+    """The configuration for this host; sets SPS2_HOME if the order has a `home`."""
     if order.home:
         os.environ["SPS2_HOME"] = str(Path(order.home).expanduser().absolute())
     threads = order.cluster.threads or max(1, machine.cores() // order.processes)
@@ -164,7 +164,7 @@ def configured(order: Order) -> Cluster:
 
 
 def _keep_keys(order: Order, folder: RunFolder) -> Path:
-    """Where the key files lie on this host."""
+    """Write the key files on this host; returns their folder."""
     path = folder.path / "keys"
     path.mkdir(mode=0o700, exist_ok=True)
     for name, text in order.keys.items():
@@ -198,10 +198,10 @@ def _address_problems(order: Order) -> Iterator[str]:
 
 @asynccontextmanager
 async def _alone(lock: Path) -> AsyncIterator[None]:
-    """While no other life of the service runs here; one whose launcher was cut off is ended.
+    """Hold the service's lock, so that it runs once; ends an earlier process that holds it.
 
     Raises:
-        Refused: it does not end.
+        Refused: the earlier process does not end.
     """
     with lock.open("a+", encoding="utf-8") as file:
         since_s = time.monotonic()
@@ -227,7 +227,7 @@ def _locked(file: IO[str]) -> bool:
 
 
 async def _until_silent(heard: asyncio.StreamReader, stop: asyncio.Event) -> None:
-    """Set `stop` when the launcher is gone; heartbeats due while all slept are not missed."""
+    """Set `stop` when the launcher is gone. The time that this host sleeps does not count."""
     silent = 0
     while silent < SILENT_HEARTBEATS:
         try:

@@ -1,4 +1,4 @@
-"""The ports that a cluster binds on this machine: which are taken, by whom, and which are free."""
+"""The ports that a cluster binds on this machine: which are in use, by whom, and which are free."""
 
 import errno
 import os
@@ -17,9 +17,9 @@ from sps2.common.errors import Invalid, ServiceError
 from sps2.common.messages import Role
 
 PORTS = 16
-"""How many a cluster of up to ten shards binds at known places; the rest are any that are free."""
+"""Fixed ports of a cluster of up to ten shards; all others are any free ports."""
 APART = 101
-"""Places between those where two processes that started one after the other look first."""
+"""Distance between the places where processes with consecutive ids begin to search."""
 
 
 class Use(NamedTuple):
@@ -31,7 +31,7 @@ class Use(NamedTuple):
 
 
 def uses(cluster: Cluster) -> list[Use]:
-    """Every port of a configuration."""
+    """All ports of a configuration."""
     return [
         Use("gateway.port", cluster.gateway.port, "gateway"),
         Use("gateway.bus_port", cluster.gateway.bus_port, "gateway"),
@@ -57,15 +57,15 @@ def uses(cluster: Cluster) -> list[Use]:
 
 
 def require_free(cluster: Cluster, services: Collection[str] | None = None, host: str = "") -> None:
-    """Check that every port can be bound.
+    """Check that all ports can be bound.
 
     Args:
-        services: that run here; None for all.
-        host: address that they bind; absent, the configuration's.
+        services: those that run here; None for all.
+        host: the address that they bind; empty: the configuration's.
 
     Raises:
-        Invalid: two keys name one port, or one is taken (and by whom) or cannot be bound; or an
-            address is not IPv4.
+        Invalid: two keys name one port, a port is in use (the message says by whom) or cannot be
+            bound, or an address is not IPv4.
     """
     counts = Counter(use.port for use in uses(cluster))
     for port, count in counts.items():
@@ -92,12 +92,12 @@ def require_free(cluster: Cluster, services: Collection[str] | None = None, host
 
 
 def is_own(address: str) -> bool:
-    """Whether an address is one of this machine's."""
+    """Whether an address belongs to this machine."""
     return not _problem(address, 0)
 
 
 def holder(port: int) -> str:
-    """Who listens on a port, in words: one of our clusters, or a process."""
+    """Who listens on a port, in words: a cluster, or another process."""
     for folder in runs.running():
         try:
             ports = [use.port for use in uses(folder.cluster())]
@@ -119,12 +119,13 @@ def holder(port: int) -> str:
 
 
 def free_base(host: str = "127.0.0.1", skip: int = 0) -> int:
-    """The first of as many consecutive free ports as a cluster needs. Raises Invalid if none.
+    """The first of `PORTS` consecutive free ports. Raises Invalid if there are none.
 
-    Each process looks elsewhere first: another may be about to bind what it found.
+    Each process begins to search at another place, since another may be about to bind what it
+    found.
 
     Args:
-        skip: places to pass over first, for clusters of one process that bind later.
+        skip: ranges to skip, for several clusters of one process that bind later.
     """
     bases = range(18000, 32000, PORTS)
     first = (os.getpid() * APART + skip) % len(bases)
@@ -135,7 +136,7 @@ def free_base(host: str = "127.0.0.1", skip: int = 0) -> int:
 
 
 def _problem(host: str, port: int) -> int:
-    """The errno of binding the port, 0 if it works."""
+    """The errno of binding the port; 0 if it can be bound."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     except socket.gaierror:

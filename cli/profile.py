@@ -1,4 +1,4 @@
-"""`spsctl profile`: measures a model once, so that its cluster decides better."""
+"""`spsctl profile`: measures a model once, to calibrate its sparse attention."""
 
 from typing import Annotated
 
@@ -52,10 +52,10 @@ def profile(
         for degree in wanted:
             task = bars.add_task(f"SP degree {degree}", total=None)
 
-            def told(done: int, total: int, task: object = task) -> None:
+            def report(done: int, total: int, task: object = task) -> None:
                 bars.update(task, completed=done, total=total)  # type: ignore[arg-type]
 
-            for setting, selection in calibrate(llama, ids, degree, told).items():
+            for setting, selection in calibrate(llama, ids, degree, report).items():
                 found[setting][str(degree)] = selection
     made = Calibration(fingerprint(folder), found)  # type: ignore[arg-type]
     path = folder / FILE

@@ -33,14 +33,14 @@ def pull(
         typer.Option(help="Pull the model that this configuration names.", dir_okay=False),
     ] = None,
 ) -> None:
-    """Download or convert a model; at once if it is there. Prints its folder."""
+    """Download or convert a model, if it is not here yet. Prints its folder."""
     if (ref is None) == (config is None):
         raise typer.BadParameter("give a model, or --config FILE")
     print(fetched(configuration.load(config).model if ref is None else ref))
 
 
 def obtained(ref: str) -> Path:
-    """The folder of a model, which is pulled first where that is needed and possible."""
+    """The folder of a model, which is pulled first if necessary and possible."""
     try:
         return models.locate(ref)
     except Invalid:
@@ -51,7 +51,7 @@ def obtained(ref: str) -> Path:
 
 
 def fetched(ref: str) -> Path:
-    """Pull a model, with a progress bar on stderr."""
+    """Pull a model, with a progress bar on stderr; returns its folder."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -60,7 +60,7 @@ def fetched(ref: str) -> Path:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    # without a terminal to draw on it would leave an empty line
+    # without a terminal it would leave an empty line
     silent = not render.err.is_interactive
     with Progress(*columns, console=render.err, transient=True, disable=silent) as bars:
         tasks: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""The wait for an answer in the terminal: how far the prompt is, on stderr."""
+"""Progress of the prefill on stderr, while the terminal waits for an answer."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 
 def watched(settings: dict[str, Any]) -> dict[str, Any]:
-    """Parameters of a request that also ask for its progress, where that can be shown."""
+    """Request parameters with progress enabled, if stderr can show it."""
     if not render.err.is_terminal:
         return settings
     return {**settings, "sps2": {**settings.get("sps2", {}), "progress": True}}
 
 
 class Reading:
-    """Shown from `shown` on until the first piece of the answer comes."""
+    """The progress bar, from `shown` until the first piece of the answer comes."""
 
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
         self._task = bar.add_task("reading", total=None, note="")
 
     def take(self, chunk: "CompletionChunk | ChatChunk") -> None:
-        """Show what a chunk tells of the prefill; the first that is of the answer ends it."""
+        """Show the progress in a chunk; the first chunk of the answer ends the bar."""
         if not chunk.sps2:
             if chunk.choices:
                 self._bar.stop()
@@ -45,7 +45,7 @@ class Reading:
 
 
 class _Share(ProgressColumn):
-    """Nothing until there is a total."""
+    """The percentage; nothing until the total is known."""
 
     def render(self, task: Task) -> Text:
         return Text("" if task.total is None else f"{task.percentage:3.0f}%")
@@ -53,7 +53,7 @@ class _Share(ProgressColumn):
 
 @contextmanager
 def shown() -> Iterator[Reading]:
-    """Shows that the prompt is being read; nothing where stderr is no terminal."""
+    """Show that the prompt is being read; shows nothing if stderr is not a terminal."""
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),

@@ -1,4 +1,4 @@
-"""The configuration's reference as Markdown: docs/configuration.md is what this makes."""
+"""Writes docs/configuration.md: the reference of the configuration as Markdown."""
 
 import inspect
 
@@ -34,7 +34,7 @@ UCX's own variables are in [nodes.md](nodes.md#data-plane), those of OpenTelemet
 
 
 def reference() -> str:
-    """Every key by table: its type, default and meaning, and the flag or variable that sets it."""
+    """The page: all keys by table, with type, default, meaning, and the flag or variable."""
     flags = flags_by_key()
     parts = [HEAD]
     for name, section in tables_of(Cluster()):
@@ -50,7 +50,7 @@ def reference() -> str:
 
 
 def flags_by_key() -> dict[tuple[str, str], str]:
-    """The flag of `spsctl up` for a table and key: for the first key that has the flag's name."""
+    """Flags of `spsctl up` by table and key; a flag sets the first key that has its name."""
     found = {}
     for parameter in inspect.signature(up).parameters:
         wanted = parameter.rstrip("_")

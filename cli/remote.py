@@ -1,4 +1,4 @@
-"""The hosts of a list, asked before anything is started whether they can run what they are to."""
+"""Checks, before anything is started, that the hosts of a list can run their services."""
 
 import asyncio
 import time
@@ -16,19 +16,19 @@ from sps2.common.errors import Invalid
 from sps2.services.greeting import apart
 
 CHECK_S = 300.0
-"""A host that sees a model for the first time reads all of it."""
+"""Timeout of a host's check: at the first check of a model the host reads it completely."""
 WAY_BACK_S = 1.0
-"""From a host's look at its clock until its answer is here: it has to leave ssh."""
+"""Maximum delay between a host's reading of its clock and the arrival of its answer through ssh."""
 
 
 def check(cluster: Cluster, hosts: Hosts) -> list[str]:
-    """Ask every host.
+    """Check all hosts.
 
     Returns:
-        What is odd and does not keep the cluster from running.
+        Warnings that do not keep the cluster from running.
 
     Raises:
-        Invalid: of each host that cannot be reached, or run its services, the reasons.
+        Invalid: a host cannot be reached or cannot run its services; the message has all reasons.
     """
     answers = asyncio.run(_ask_all(cluster, hosts))
     problems = [
@@ -48,7 +48,7 @@ def check(cluster: Cluster, hosts: Hosts) -> list[str]:
 
 
 Answer = tuple[Report | str, float]
-"""What a host says, or why it does not, and how far its clock is ahead of ours, in seconds."""
+"""A host's report, or why there is none, and how far its clock is ahead of this one, in seconds."""
 
 
 async def _ask_all(cluster: Cluster, hosts: Hosts) -> list[Answer]:
@@ -57,8 +57,8 @@ async def _ask_all(cluster: Cluster, hosts: Hosts) -> list[Answer]:
 
 async def _ask(cluster: Cluster, hosts: Hosts, host: Host) -> Answer:
     services = [name for name, place in hosts.places(cluster).items() if place == host]
-    asked = replace(order(cluster, hosts, host, services), keys={})
-    line = msgspec.json.encode(asked) + b"\n"
+    keyless = replace(order(cluster, hosts, host, services), keys={})
+    line = msgspec.json.encode(keyless) + b"\n"
     argv = reach(hosts, host, "--check")
     try:
         process = await asyncio.create_subprocess_exec(

@@ -1,4 +1,4 @@
-"""How the commands show things to a person: consoles, units and the tables that several share."""
+"""Output of the commands: consoles, units, and tables."""
 
 from io import StringIO
 
@@ -6,24 +6,24 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 UNBOUNDED = 1000
-"""Columns where nothing limits them."""
+"""Columns of output that is not on a terminal."""
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
 def say_error(message: str) -> None:
-    """One red line on stderr."""
+    """Print one red line on stderr."""
     note(message, "red")
 
 
 def note(message: str, style: str | None = None) -> None:
-    """One line on stderr; no path in it is broken, however long it is."""
+    """Print one line on stderr, without wrapping."""
     err.print(message, style=style, markup=False, soft_wrap=True)
 
 
 def size(count: float) -> str:
-    """Bytes for people, in binary units."""
+    """Bytes in binary units, for example "1.5 GiB"."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024 or unit == "GiB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -32,18 +32,18 @@ def size(count: float) -> str:
 
 
 def quantised(how: str) -> str:
-    """What follows a model's name."""
+    """The suffix of a model's name for its quantisation."""
     return "" if how == "none" else f" in {how}"
 
 
 def counted(count: int, what: str) -> str:
-    """So many of something, such as 1 shard or 2 shards."""
+    """A count with its noun, for example "1 shard" or "2 shards"."""
     return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def table(*columns: str) -> Table:
-    """An empty table. A column whose name starts with `>` is flush right; one that starts with `~`
-    has prose, which may take several lines."""
+    """An empty table. A column whose name starts with `>` is right-aligned; one that starts with
+    `~` has prose, which may wrap."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         made.add_column(
@@ -55,8 +55,8 @@ def table(*columns: str) -> Table:
 
 
 def show(table: RenderableType) -> None:
-    """Print a table, say; into a pipe or a file as wide as it has to be, without blanks at the
-    ends of lines."""
+    """Print a table or the like; into a pipe or a file as wide as necessary, without trailing
+    blanks."""
     if out.is_terminal:
         out.print(table)
         return
@@ -68,11 +68,11 @@ def show(table: RenderableType) -> None:
 
 
 def width() -> int:
-    """Columns that there are for a table."""
+    """Columns that are available for a table."""
     return out.width if out.is_terminal else UNBOUNDED
 
 
 def state(name: str) -> str:
-    """A state in its colour."""
+    """A state with markup for its colour."""
     colour = {"ready": "green", "busy": "green", "waiting": "yellow", "lost": "red"}.get(name)
     return f"[{colour}]{name}[/{colour}]" if colour else name

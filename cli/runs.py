@@ -1,4 +1,4 @@
-"""The run folder of a cluster on this machine: configuration, state, logs, and who owns it."""
+"""The run folder of a cluster on this machine: configuration, state, logs, and its owner."""
 
 import fcntl
 import os
@@ -18,17 +18,17 @@ from sps2.common.errors import Invalid, Refused
 
 
 class Child(msgspec.Struct):
-    """One service process as its supervisor knows it. `pid` is 0 while none runs."""
+    """The supervisor's state of one service. `pid` is 0 while no process runs."""
 
     pid: int = 0
     launched_at: float = 0.0
     exits: int = 0
     last_exit: str = ""
-    """How it ended the last time, in words."""
+    """How it last ended, in words."""
 
 
 class State(msgspec.Struct):
-    """What `state.json` holds. Times are seconds since the epoch."""
+    """The content of `state.json`. Times are seconds since the epoch."""
 
     supervisor: int
     started_at: float
@@ -36,10 +36,10 @@ class State(msgspec.Struct):
 
 
 class RunFolder:
-    """`run/NAME/` where the state of runs is kept.
+    """The folder `run/NAME/` in the folder for runs.
 
-    A supervisor locks the folder for its whole life, so whether a cluster is up never depends on
-    what a stale file says or on who has got a dead supervisor's process id since.
+    A supervisor locks the folder as long as it runs, so that neither a stale file nor a reused
+    process id can make a cluster seem up.
     """
 
     def __init__(self, name: str, home: Path | None = None) -> None:
@@ -52,7 +52,7 @@ class RunFolder:
         self._lock = self.path / "lock"
 
     def prepare(self, cluster: Cluster, hosts: Hosts | None = None) -> None:
-        """Write the configuration in force and set aside the logs of the last run."""
+        """Write the configuration in force, and rename the logs of the last run."""
         self.logs.mkdir(parents=True, exist_ok=True)
         for log in self.logs.glob("*.log"):
             log.replace(log.with_suffix(".log.old"))
@@ -69,7 +69,7 @@ class RunFolder:
         return config.load(self.config)
 
     def hosts(self) -> Hosts | None:
-        """Where the services of the last `up` run; None if they all run here."""
+        """The host list of the last `up`; None if all services run here."""
         try:
             return msgspec.json.decode(self._hosts.read_bytes(), type=Hosts)
         except FileNotFoundError:
@@ -92,13 +92,13 @@ class RunFolder:
             return []
 
     def write(self, state: State) -> None:
-        """Replace the state in one step: a reader sees the old one or the new one."""
+        """Replace the state atomically."""
         draft = self._state.with_suffix(".new")
         draft.write_bytes(msgspec.json.encode(state))
         draft.replace(self._state)
 
     def state(self) -> State | None:
-        """What the running supervisor wrote; None if the cluster is not up."""
+        """The state that the running supervisor wrote; None if the cluster is not up."""
         if not self.is_up():
             return None
         try:
@@ -119,10 +119,10 @@ class RunFolder:
 
     @contextmanager
     def owned(self) -> Iterator[None]:
-        """Be the supervisor of this cluster while the block runs. Refused if there is one."""
+        """Own the folder within the block, as its supervisor. Raises Refused if another does."""
         self.path.mkdir(parents=True, exist_ok=True)
         with self._lock.open("ab") as lock:
-            for _ in range(20):  # `is_up` of somebody else holds it for an instant
+            for _ in range(20):  # another process's `is_up` holds the lock for an instant
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
@@ -134,7 +134,7 @@ class RunFolder:
 
 
 def known(home: Path | None = None) -> list[RunFolder]:
-    """Every cluster that was ever brought up here, the latest first."""
+    """All clusters that were ever up here, latest first."""
     root = (home or places.state()) / "run"
     files = sorted(root.glob("*/cluster.toml"), key=lambda file: -file.stat().st_mtime)
     return [RunFolder(file.parent.name, home) for file in files]
@@ -146,7 +146,7 @@ def running(home: Path | None = None) -> list[RunFolder]:
 
 
 def named(name: str) -> RunFolder:
-    """A cluster that is or was up here. Raises Invalid if there is none of that name."""
+    """The cluster of a name, which is or was up here. Raises Invalid if there is none."""
     names = [folder.name for folder in known()]
     if name not in names:
         there = f"there are: {', '.join(names)}" if names else "none was ever up here"
@@ -155,10 +155,10 @@ def named(name: str) -> RunFolder:
 
 
 def choose(name: str | None) -> RunFolder:
-    """The cluster that is meant: the one named, or the only one that is up.
+    """The running cluster of a name, or the only one that is up if `name` is None.
 
     Raises:
-        Invalid: none is up under that name, or none or several are up.
+        Invalid: no cluster of that name is up; without a name, none or several are up.
     """
     folders = running()
     names = ", ".join(folder.name for folder in folders)

@@ -1,4 +1,4 @@
-"""The processes of a cluster, by the names that they have in logs and status."""
+"""The processes of a cluster, by their names in logs and status."""
 
 import itertools
 from collections.abc import Iterable
@@ -8,21 +8,21 @@ from sps2.common.config import Cluster
 
 
 def service_names(cluster: Cluster) -> list[str]:
-    """Every process of a cluster."""
+    """The names of all processes of a cluster."""
     return ["gateway", "scheduler", "kvdir", *cluster.shard_names()]
 
 
 def units(services: Iterable[str]) -> list[list[str]]:
-    """Processes that live and die together: those of one shard; other services are alone."""
+    """Groups of processes that are restarted together: those of one shard; others are single."""
     grouped = itertools.groupby(services, lambda name: name.partition(".")[0])
     return [list(names) for _, names in grouped]
 
 
 def start_of(service: str, config: Path, here: Iterable[str] = ()) -> list[str]:
-    """What follows the interpreter to start a service.
+    """The interpreter's arguments that start a service.
 
     Args:
-        here: the processes of shards on its machine, where these are not all of the cluster.
+        here: the shard processes on its machine, if the cluster has several machines.
     """
     module, _, shard = service.partition("-")
     index, _, rank = shard.partition(".")
@@ -33,9 +33,9 @@ def start_of(service: str, config: Path, here: Iterable[str] = ()) -> list[str]:
 
 
 def environment(service: str, threads: int) -> dict[str, str]:
-    """What a service needs in its environment; `threads` are those of one shard's process."""
+    """Environment variables of a service; `threads` is for one process of a shard."""
     return {
         "OMP_NUM_THREADS": str(threads if "-" in service else 1),
-        # threads that spin while they wait take the cores from the other shards
+        # threads that spin while they wait would keep cores from the other shards
         "OMP_WAIT_POLICY": "passive",
     }

@@ -1,4 +1,4 @@
-"""An answer as it comes, on standard output, and after it one line about what it took."""
+"""Streams an answer to standard output, and then prints one line with its figures."""
 
 import sys
 import time
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class Shown:
-    """Prints pieces of one answer and keeps them; `text` is what has come.
+    """Prints the pieces of an answer; `text` is what has come so far.
 
     Args:
-        limit: tokens of the answer that were asked for at most, if that was said.
+        limit: the requested maximum of tokens of the answer, if any.
     """
 
     def __init__(self, limit: int | None = None) -> None:
@@ -30,7 +30,7 @@ class Shown:
         self._usage: Usage | None = None
 
     def take(self, chunk: "CompletionChunk | ChatChunk", pieces: Iterable[str]) -> None:
-        """Print what a chunk has of the answer."""
+        """Print a chunk's part of the answer."""
         for piece in filter(None, pieces):
             self._last_s = time.monotonic()
             self._first_s = self._first_s or self._last_s
@@ -41,16 +41,16 @@ class Shown:
         self._usage = chunk.usage or self._usage
 
     def end(self, note: str = "") -> None:
-        """End the text, and tell on stderr what it took, where that is a terminal."""
+        """End the text, and print its figures on stderr if that is a terminal."""
         print(note)
         if self._usage is not None and render.err.is_terminal:
             seconds = self._last_s - (self._first_s or 0.0)
-            said = told(self._usage, seconds) + (cut(self._usage, self._limit) * self._is_cut)
+            said = summary(self._usage, seconds) + (cut(self._usage, self._limit) * self._is_cut)
             render.err.print(said, style="dim", markup=False)
 
 
-def told(usage: "Usage", seconds: float) -> str:
-    """How much was read and written, and how fast.
+def summary(usage: "Usage", seconds: float) -> str:
+    """Lengths of prompt and answer, and the speed, in words.
 
     Args:
         seconds: from the first piece of the answer to the last.
@@ -66,6 +66,6 @@ def told(usage: "Usage", seconds: float) -> str:
 
 
 def cut(usage: "Usage", limit: int | None) -> str:
-    """What is added of an answer that ends where it may have no more tokens."""
-    asked = " (-n)" if usage.completion_tokens == limit else ""
-    return f"; cut at {render.counted(usage.completion_tokens, 'token')}{asked}"
+    """The addition to the summary for an answer that its limit of tokens ended."""
+    option = " (-n)" if usage.completion_tokens == limit else ""
+    return f"; cut at {render.counted(usage.completion_tokens, 'token')}{option}"

@@ -19,7 +19,7 @@ from sps2.services.greeting import APART_S
 
 DEADLINE_S = 5.0
 NARROW = 100
-"""Columns below which requests are shown in short."""
+"""Terminal width below which requests have fewer columns."""
 
 
 def status(
@@ -29,7 +29,7 @@ def status(
 ) -> None:
     """Show what a cluster does. Exit code 1 unless it is ready.
 
-    A cluster that takes requests is ready; shards may be missing, and are named then.
+    A cluster that accepts requests is ready; if shards are missing, they are named.
     """
     cluster = cluster_of(name, config)
     state = None if config is not None else runs.RunFolder(cluster.name).state()
@@ -55,7 +55,7 @@ async def _ask(cluster: Cluster) -> ClusterStatus:
 
 
 def _from_supervisor(cluster: Cluster, state: State | None, why: str) -> ClusterStatus:
-    """What is known while the gateway does not answer."""
+    """The status as far as it is known while the gateway does not answer."""
     services = tuple(
         ServiceStatus(service, "", "starting" if child.pid else "lost", child.pid)
         for service, child in (state.services if state else {}).items()
@@ -65,7 +65,7 @@ def _from_supervisor(cluster: Cluster, state: State | None, why: str) -> Cluster
 
 
 def show(cluster: Cluster, found: ClusterStatus, children: dict[str, Child]) -> None:
-    """Print a status for people. `children` adds the supervisor's view: pids and restarts."""
+    """Print a status as tables. `children` adds the supervisor's pids and restarts."""
     word = render.state("ready" if found.ready else "waiting")
     render.out.print(
         f"[bold]{cluster.name}[/]: {word}, {found.model}"

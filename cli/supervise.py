@@ -1,7 +1,7 @@
-"""The supervisor of one cluster: starts its services, restarts what dies, stops them all.
+"""The supervisor of a cluster: starts its services, restarts those that die, stops them all.
 
-`python -m sps2.cli.supervise NAME [--attached]`, started by `spsctl up`. Attached, it stops the
-cluster when its standard input ends, that is, when whoever started it is gone.
+`spsctl up` runs it as `python -m sps2.cli.supervise NAME [--attached]`. Attached, it stops the
+cluster when its standard input ends, that is, when `spsctl up` is gone.
 """
 
 import argparse
@@ -23,16 +23,16 @@ from sps2.common.errors import ServiceError
 from sps2.services.descriptors import allow_all
 
 FAR_GRACE_S = GRACE_S + 5.0
-"""The same for one that is reached through another process, which has a grace of its own."""
+"""The grace of a service on another host, where `cli.node` has its own grace."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 10.0
 HEALTHY_S = 30.0
-"""A service that lived as long restarts at once; the pause doubles from one quick death on."""
+"""A service that lived this long restarts after the first pause; quick deaths double the pause."""
 
 logger = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Keeps one process of each service alive until it is told to stop."""
+    """Keeps one process of each service alive until it is stopped."""
 
     def __init__(
         self, folder: RunFolder, services: Mapping[str, Command], grace_s: float = GRACE_S
@@ -44,7 +44,7 @@ class Supervisor:
         self._state = State(os.getpid(), time.time(), children)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Run every service until `stop` is set; none is left when this returns."""
+        """Run all services until `stop` is set; all have ended when this returns."""
         self._save()
         async with asyncio.TaskGroup() as group:
             keepers = [group.create_task(self._keep(names)) for names in units(self._services)]
@@ -55,7 +55,7 @@ class Supervisor:
         logger.info("all services have ended")
 
     async def _keep(self, names: list[str]) -> None:
-        """Keep services alive that live and die together."""
+        """Keep a group of services alive, which are restarted together."""
         pause_s = FIRST_PAUSE_S
         await asyncio.sleep(max(self._services[name].delay_s for name in names))
         while True:
@@ -70,7 +70,7 @@ class Supervisor:
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     async def _live_together(self, names: list[str]) -> None:
-        """One life of each, until the first ends; the others are ended then."""
+        """Run each service of a group once; when the first ends, end the others."""
         lives = [asyncio.create_task(self._live(name)) for name in names]
         try:
             await asyncio.wait(lives, return_when=asyncio.FIRST_COMPLETED)
@@ -80,7 +80,7 @@ class Supervisor:
             await asyncio.wait(lives)
 
     async def _live(self, name: str) -> None:
-        """One life of a service, from its start to its end."""
+        """Run a service once, from its start to its end."""
         command = self._services[name]
         environment = os.environ | command.environment | {"SPS2_SUPERVISOR_PID": str(os.getpid())}
         with self._folder.open_log(name) as output:
@@ -96,7 +96,7 @@ class Supervisor:
         child.pid, child.launched_at = process.pid, time.time()
         self._save()
         logger.info("%s started, pid %d", name, process.pid)
-        heartbeats = asyncio.create_task(_tell(process, command.order))
+        heartbeats = asyncio.create_task(_send_order(process, command.order))
         try:
             await process.wait()
         finally:
@@ -128,8 +128,8 @@ class Supervisor:
             await process.wait()
 
 
-async def _tell(process: asyncio.subprocess.Process, order: bytes) -> None:
-    """Give a process its order, and signs of life from then on."""
+async def _send_order(process: asyncio.subprocess.Process, order: bytes) -> None:
+    """Write a process's order to its standard input, then heartbeats."""
     if process.stdin is None:
         return
     with suppress(ConnectionError):

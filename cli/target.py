@@ -1,4 +1,4 @@
-"""Which cluster a command talks to, and whether it answers at all."""
+"""The cluster that a command talks to."""
 
 import socket
 from pathlib import Path
@@ -27,12 +27,12 @@ ConfigOption = Annotated[
 
 
 def cluster_of(name: str | None, file: Path | None) -> Cluster:
-    """The configuration of the cluster that is meant. Invalid if there is no telling."""
+    """The configuration in `file`, or of the running cluster. Raises Invalid as `runs.choose`."""
     return config.load(file) if file is not None else runs.choose(name).cluster()
 
 
 def reachable(name: str | None, file: Path | None) -> Cluster:
-    """As `cluster_of`, when its gateway answers. Refused if it does not."""
+    """As `cluster_of`, but checks the gateway. Raises Refused if it does not answer."""
     cluster = cluster_of(name, file)
     try:
         gateway = (cluster.host_of("gateway"), cluster.gateway.bus_port)

@@ -1,4 +1,4 @@
-"""`spsctl up`: brings a cluster up, shows how far it is, and stops it with Ctrl-C."""
+"""`spsctl up`: brings up a cluster, shows its progress, and stops it with Ctrl-C."""
 
 import asyncio
 import signal
@@ -114,7 +114,7 @@ def up(
 ) -> None:
     """Start a cluster on this machine, or on the machines of a list.
 
-    Flags override the file. In the foreground it runs until Ctrl-C, which stops all of it.
+    Flags override the file. In the foreground it runs until Ctrl-C, which stops the cluster.
     """
     places = load(hosts) if hosts is not None else None
     if places is not None and (prefill or decode or mixed or host):
@@ -164,7 +164,7 @@ def up(
         raise
     finally:
         if not keep:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave a mess
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave processes
             render.err.print(f"stopping {cluster.name} ...")
             launch.stop()
             render.err.print(f"{cluster.name} is stopped")
@@ -240,7 +240,7 @@ def _welcome(cluster: Cluster, status: ClusterStatus, ready_s: float, detached: 
 
 
 def _warnings(cluster: Cluster) -> Iterator[str]:
-    """What an operator has to do yet, for the cluster to be of use and safe."""
+    """What the operator still has to do for the cluster to be usable and safe."""
     if not (is_loopback(cluster.host_of("gateway")) or cluster.gateway.tls_key):
         yield (
             "HTTP is in the clear, API keys too: set tls_certificate and tls_key in [gateway], or "
@@ -258,7 +258,7 @@ def _warnings(cluster: Cluster) -> Iterator[str]:
 
 
 def _model(cluster: Cluster) -> str:
-    """The model itself, how its weights are stored, and what clients call it."""
+    """The model's name, how its weights are stored, and the names for clients."""
     names = " or ".join(cluster.served_model_name)
     called = f" (clients call it {names})" if names else ""
     return f"{model_id(cluster.model)}{render.quantised(cluster.quantize)}{called}"
@@ -274,14 +274,14 @@ def _shards(cluster: Cluster) -> str:
 
 
 def _stay(launch: Launch) -> None:
-    """Until Ctrl-C, or until somebody else stops the cluster; restarts are told as they happen."""
-    told: dict[str, int] = {}
+    """Wait until Ctrl-C, or until the cluster is stopped otherwise; report restarts meanwhile."""
+    reported: dict[str, int] = {}
     try:
         while launch.is_up:
             state = launch.folder.state()
             for name, child in state.services.items() if state else ():
-                if child.exits > told.get(name, 0):
-                    told[name] = child.exits
+                if child.exits > reported.get(name, 0):
+                    reported[name] = child.exits
                     render.err.print(
                         f"{name} {child.last_exit}; it is started again (spsctl logs {name})",
                         style="yellow",

@@ -1,4 +1,4 @@
-"""Wrong values of options, told in the words of people: Typer has those of its validator."""
+"""Plain words for wrong values of options, where Typer has its validator's messages."""
 
 import re
 from typing import Any
@@ -18,7 +18,7 @@ KINDS = {"integer": "a whole number", "number": "a number", "boolean": "true or 
 
 
 class Command(TyperCommand):
-    """A command whose errors are told so."""
+    """A command whose errors are in plain words."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:
@@ -29,7 +29,7 @@ class Command(TyperCommand):
 
 
 def in_words(said: str) -> str:
-    """What is wrong with a value; messages that are not the validator's stay as they are."""
+    """What is wrong with a value; messages that are not the validator's are unchanged."""
     said = said.removeprefix("Value error, ")
     if bound := _BOUND.fullmatch(said):
         return f"it must be {BOUNDS[bound[1]]} {bound[2]}"

@@ -1,4 +1,4 @@
-"""Text that comes in pieces, on a terminal: lines break between words."""
+"""Wraps streamed text on a terminal between words."""
 
 from collections.abc import Callable
 
@@ -9,11 +9,10 @@ ERASE = "\x1b[K"
 
 
 class Wrapped:
-    """Writes text at once, and takes a word back to the next line when it does not fit.
+    """Writes text at once, and moves a word to the next line when it does not fit.
 
     Args:
-        width: cells of a line; the last stays free. None leaves all lines as they are, as is right
-            for a pipe.
+        width: cells of a line; the last stays free. None disables wrapping, for a pipe.
     """
 
     def __init__(self, width: int | None, write: Callable[[str], object]) -> None:
@@ -21,10 +20,10 @@ class Wrapped:
         self._write = write
         self._column = 0
         self._word = ""
-        """What is written of the last word."""
+        """The part of the last word that is written."""
 
     def add(self, text: str) -> None:
-        """Take a piece of the text."""
+        """Write a piece of the text."""
         if self._width is None:
             self._write(text)
         else:
@@ -43,13 +42,13 @@ class Wrapped:
             return character if fits else "\n"
         if cells > 1:  # as Chinese is written: without spaces
             self._word = ""
-        taken = cell_len(self._word)
+        cells_back = cell_len(self._word)
         if fits:
             self._word += character
             self._column += cells
             return character
-        if taken == self._column:  # a word as long as the line has to be cut
-            self._word, taken = "", 0
+        if cells_back == self._column:  # a word as long as the line has to be cut
+            self._word, cells_back = "", 0
         self._word += character
         self._column = cell_len(self._word)
-        return "\b" * taken + ERASE * bool(taken) + "\n" + self._word
+        return "\b" * cells_back + ERASE * bool(cells_back) + "\n" + self._word

@@ -1,1 +1,1 @@
-"""What services and clients share: messages, the bus, the data plane, configuration, the model."""
+"""Code that services and clients share: messages, bus, data plane, configuration, model."""

@@ -31,9 +31,9 @@ T = TypeVar("T")
 ADDRESS = "tcp://127.0.0.1:8001"
 CONNECT_S = 30.0
 ANSWER_S = 30.0
-"""For whatever is not a completion."""
+"""Timeout of calls that are not completions."""
 _OF_THE_CLIENT = {"timeout_s": "timeout_s", "timeout": "timeout_s", "connect_s": "connect_s"}
-"""Arguments of a client that callers look for in a call, and what they are called."""
+"""Arguments of the client that callers may mistake for parameters of a call."""
 
 
 class Turn(TypedDict):
@@ -44,7 +44,7 @@ class Turn(TypedDict):
 
 
 Messages = str | Sequence[Turn | api.Message | api.Answer]
-"""A conversation; a text is one turn of the user. Answers are taken as they came."""
+"""A conversation; a string is one turn of the user. Answers may be passed as they came."""
 Prompt = str | Sequence[str | int | Sequence[int]]
 """A text, token ids, or several of either."""
 
@@ -73,7 +73,7 @@ class Parameters(TypedDict, total=False):
 
 
 class CompletionParameters(Parameters, total=False):
-    """Of `complete`."""
+    """Parameters of `complete`."""
 
     max_tokens: int | None
     logprobs: int | None
@@ -81,7 +81,7 @@ class CompletionParameters(Parameters, total=False):
 
 
 class ChatParameters(Parameters, total=False):
-    """Of `chat`."""
+    """Parameters of `chat`."""
 
     max_tokens: int | None
     max_completion_tokens: int | None
@@ -90,7 +90,7 @@ class ChatParameters(Parameters, total=False):
 
 
 class AsyncClient:
-    """A cluster at the address of its gateway's bus. Close it, or use it as a context.
+    """A client of the cluster whose gateway is at `address`. Close it, or use `async with`.
 
     All calls raise the errors of `sps2.common.errors`.
     """
@@ -103,17 +103,17 @@ class AsyncClient:
         connect_s: float | None = CONNECT_S,
         timeout_s: float | None = None,
     ) -> None:
-        """Connects when the first call is made.
+        """The client connects at the first call.
 
         Args:
             address: of the gateway on the bus; `spsctl up` prints it as SDK.
-            bus: what names this side's keys where the cluster has keys: `Bus(keys="alice.key")`.
-                None takes those that SPS2_KEYS names.
-            connect_s: how long a call waits for a gateway that does not answer, before it raises
-                PeerLost. A host name that nobody knows raises it at once. None waits for ever.
-            timeout_s: how long a whole call may take before it raises Cancelled; a stream, from
-                its start to its last chunk. None: completions and chats take as long as they
-                take, and all other calls 30 s.
+            bus: names this client's keys if the cluster has keys: `Bus(keys="alice.key")`. None
+                uses the keys that SPS2_KEYS names.
+            connect_s: how long a call waits for a gateway that does not answer before it raises
+                PeerLost. An unknown host name raises it at once. None waits for ever.
+            timeout_s: how long a whole call may last before it raises Cancelled; for a stream,
+                from its start to its last chunk. None: no limit for completions and chats, 30 s
+                for all other calls.
         """
         self._peer = Peer(address, bus or environment_bus(), "gateway", connect_s=connect_s)
         self._timeout_s = timeout_s
@@ -121,12 +121,12 @@ class AsyncClient:
     async def complete(
         self, prompt: Prompt, **parameters: Unpack[CompletionParameters]
     ) -> Completion:
-        """The whole answer to a prompt; cancelling the caller's task cancels the request.
+        """Return the whole answer to a prompt. Cancelling the caller's task cancels the request.
 
         Raises:
             Invalid: a parameter is wrong; `field` names it.
             Refused: no room now, or the cluster is not ready.
-            PeerLost: the gateway or a part of the cluster was lost.
+            PeerLost: the gateway or a service that the request needs was lost.
         """
         async with aclosing(self.complete_stream(prompt, **parameters)) as chunks:
             return await collect_completion(chunks)
@@ -134,7 +134,7 @@ class AsyncClient:
     async def complete_stream(
         self, prompt: Prompt, **parameters: Unpack[CompletionParameters]
     ) -> AsyncGenerator[CompletionChunk, None]:
-        """The answer in chunks, as they come; the last has the usage and no choices.
+        """Yield the answer in chunks as they come; the last has the usage and no choices.
 
         Leaving the iteration (`aclose`, or dropping the iterator) cancels the request.
         """
@@ -144,9 +144,9 @@ class AsyncClient:
                 yield chunk
 
     async def chat(self, messages: Messages, **parameters: Unpack[ChatParameters]) -> Chat:
-        """The assistant's whole answer; as `complete`.
+        """Return the assistant's whole answer. Errors and cancellation as in `complete`.
 
-        `messages` may have answers in it: `messages.append(chat.choices[0].message)`.
+        `messages` may contain answers: `messages.append(chat.choices[0].message)`.
         """
         async with aclosing(self.chat_stream(messages, **parameters)) as chunks:
             return await collect_chat(chunks)
@@ -190,7 +190,7 @@ class AsyncClient:
         return await self._peer.call(request, self._timeout_s or ANSWER_S)
 
     async def _stream(self, request: Stream[T]) -> AsyncGenerator[T, None]:
-        """Every wait is timed, and none of what the consumer does between two chunks."""
+        """The timeout interrupts waits for chunks, never the consumer's work between chunks."""
         end_s = None
         if self._timeout_s is not None:
             end_s = asyncio.get_running_loop().time() + self._timeout_s
@@ -220,7 +220,7 @@ class AsyncClient:
 
 
 class Client:
-    """`AsyncClient` for code without asyncio; a thread of its own runs the loop. Thread-safe."""
+    """`AsyncClient` for code without asyncio: its own thread runs the event loop. Thread-safe."""
 
     def __init__(
         self,
@@ -230,17 +230,17 @@ class Client:
         connect_s: float | None = CONNECT_S,
         timeout_s: float | None = None,
     ) -> None:
-        """Takes what `AsyncClient` takes.
+        """Arguments are those of `AsyncClient`.
 
         Args:
             address: of the gateway on the bus; `spsctl up` prints it as SDK.
-            bus: what names this side's keys where the cluster has keys: `Bus(keys="alice.key")`.
-                None takes those that SPS2_KEYS names.
-            connect_s: how long a call waits for a gateway that does not answer, before it raises
-                PeerLost. None waits for ever.
-            timeout_s: how long a whole call may take before it raises Cancelled; a stream, from
-                its start to its last chunk. None: completions and chats take as long as they
-                take, and all other calls 30 s.
+            bus: names this client's keys if the cluster has keys: `Bus(keys="alice.key")`. None
+                uses the keys that SPS2_KEYS names.
+            connect_s: how long a call waits for a gateway that does not answer before it raises
+                PeerLost. An unknown host name raises it at once. None waits for ever.
+            timeout_s: how long a whole call may last before it raises Cancelled; for a stream,
+                from its start to its last chunk. None: no limit for completions and chats, 30 s
+                for all other calls.
         """
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="sps2", daemon=True)
@@ -324,7 +324,7 @@ class Client:
             raise
 
     def _iterate(self, start: Callable[[], AsyncGenerator[T, None]]) -> Iterator[T]:
-        """Chunks are fetched one by one, as they are wanted: the cluster is never far ahead."""
+        """Yield chunks, each fetched on demand, so that the cluster is never far ahead."""
         chunks = start()
 
         async def following() -> T | None:
@@ -358,7 +358,7 @@ class Client:
 
 
 def _checked(fields: dict[str, object], kind: type[T]) -> T:
-    """A request of these parameters. Raises Invalid, also for arguments of the client itself."""
+    """A request with these fields. Raises Invalid, also for arguments of the client itself."""
     for name in fields:
         if meant := _OF_THE_CLIENT.get(name):
             raise Invalid(

@@ -1,8 +1,8 @@
-"""Where a process computes, and how tensors get there and away beside the arithmetic.
+"""The device of a process, and the transfers of tensors to and from it beside the arithmetic.
 
-On a GPU everything is computed on its default stream, whichever thread asks for it: what comes
-later sees what came before. Tensors travel on two streams of their own, one each way, which wait
-for events: for what made a tensor, not for what is computed after it.
+On a GPU all threads compute on its default stream, so that later work sees the results of earlier
+work. Tensors are copied on two more streams, one each way. A copy from the GPU waits for the event
+of the work that made the tensor, not for work queued after it.
 """
 
 import asyncio
@@ -21,47 +21,48 @@ from sps2.kernels import gpu
 
 Result = TypeVar("Result")
 Mark = Callable[[], float]
-"""A moment: in seconds of `time.monotonic`, once it has passed."""
+"""Waits until a moment has passed, and returns it in seconds of `time.monotonic`."""
 
 AHEAD = 2
-"""Pieces of arithmetic that are queued on a GPU behind the one that runs: it never waits for the
-next, and no more than these are in vain when a request ends."""
+"""Pieces of work that are queued on a GPU behind the one that runs. So the GPU never waits for the
+next, and no more than these are wasted when a request ends."""
 AWAKE_S = 1e-4
-"""For how long an event is asked again and again, before a thread waits for it."""
+"""How long an event is polled before a thread waits for it."""
 BASE_S = 60.0
-"""How long times by CUDA events, 32-bit floats, are counted from the same one."""
+"""How long times are measured from the same CUDA event: elapsed times are 32-bit floats."""
 
 
 class Device(Protocol):
-    """One process's; used on its data loop, `compute` and `mark` on any thread."""
+    """The device of a process. `compute` and `mark` may be called on any thread, the rest on its
+    data loop."""
 
     place: torch.device
 
     def compute(self, work: Callable[[], Result]) -> Result:
-        """Do a piece of arithmetic; its tensors may be used at once, wherever they are computed.
+        """Call `work` and return its result, whose tensors may be used at once.
 
-        It returns tensors of its own: nothing else writes to their memory.
+        `work` returns tensors of its own: nothing else writes to their memory.
         """
         ...
 
     def mark(self) -> Mark:
-        """The moment at which everything that was computed so far is done."""
+        """The moment when all work computed so far is done."""
         ...
 
     def up(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The same tensors where this process computes; they may be used at once."""
+        """Copy tensors to the device; the copies may be used at once."""
         ...
 
     async def down(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The same tensors on the host, contiguous, once they are there.
+        """Copy tensors to the host, contiguous, and wait until they are there.
 
-        Calls end in their order.
+        Calls end in the order in which they were made.
         """
         ...
 
 
 class Host:
-    """The CPU: nothing has to move, and what is returned is done."""
+    """The CPU: nothing is copied, and results are complete when `compute` returns."""
 
     place = torch.device("cpu")
 
@@ -83,10 +84,10 @@ HOST = Host()
 
 
 class Cuda:
-    """A GPU. What leaves it, or comes, passes through pinned memory of the host.
+    """A GPU. Tensors on their way to the host pass through pinned memory.
 
     Args:
-        card: its number, of those that CUDA shows this process.
+        card: its index among the GPUs that are visible to this process.
     """
 
     def __init__(self, card: int = 0) -> None:
@@ -96,7 +97,7 @@ class Cuda:
         self._coming = torch.cuda.Stream(self.place)
         self._queued: deque[torch.cuda.Event] = deque()
         self._made = WeakTensorKeyDictionary()
-        """What made a tensor is over at this event."""
+        """The event after the work that made a tensor."""
         self._turn = asyncio.Lock()
         self._waiter = ThreadPoolExecutor(1, "events")
         self._base, self._base_s = self._new_base()
@@ -150,7 +151,7 @@ class Cuda:
         return here
 
     def _event_of(self, tensor: Tensor) -> torch.cuda.Event:
-        """The end of the piece that made a tensor; if it is not known, of all that is queued."""
+        """The event after the work that made a tensor; if unknown, after all queued work."""
         made: torch.cuda.Event | None = self._made.get(_owner(tensor))
         return made or self._computing.record_event()
 
@@ -177,11 +178,11 @@ class Cuda:
 
 
 def choose(wanted: str, card_of: Callable[[int], int]) -> tuple[Device, str]:
-    """The device of a process of a shard, and in words why.
+    """The device of a shard process, and in words why.
 
     Args:
         wanted: "cpu", "cuda", or "auto" for a GPU where one can be used.
-        card_of: which card a process takes of so many.
+        card_of: returns the GPU of this process, given how many there are.
 
     Raises:
         Invalid: "cuda", and no GPU can be used.
@@ -197,7 +198,7 @@ def choose(wanted: str, card_of: Callable[[int], int]) -> tuple[Device, str]:
 
 
 def _tensors(result: Any) -> Iterator[Tensor]:
-    """Those in tuples and lists, however deep."""
+    """All tensors in nested tuples and lists."""
     if isinstance(result, Tensor):
         yield result
     elif isinstance(result, tuple | list):
@@ -206,5 +207,5 @@ def _tensors(result: Any) -> Iterator[Tensor]:
 
 
 def _owner(tensor: Tensor) -> Tensor:
-    """Whose memory a view looks at."""
+    """The tensor that owns the memory of a view."""
     return tensor if tensor._base is None else tensor._base

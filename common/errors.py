@@ -1,4 +1,4 @@
-"""The few errors that cross a wire; each means an action for whoever receives it."""
+"""The errors that travel between services; each calls for a different reaction."""
 
 
 class ServiceError(Exception):
@@ -6,12 +6,12 @@ class ServiceError(Exception):
 
 
 class Invalid(ServiceError):
-    """The caller's fault; the same request will fail again.
+    """The request is wrong; the same request would fail again.
 
     Args:
         message: what is wrong and what to do.
         field: the request's field at fault, if one is.
-        code: a word for programs, where the API has one, such as "context_length_exceeded".
+        code: the API's error code, if it has one, for example "context_length_exceeded".
     """
 
     def __init__(self, message: str, field: str | None = None, code: str | None = None) -> None:
@@ -25,7 +25,7 @@ class Invalid(ServiceError):
 
 
 class Refused(ServiceError):
-    """Not now: no room, a full queue, or not ready. Retry after `retry_after_s`."""
+    """Not possible now: no room, a full queue, or not ready. Retry after `retry_after_s`."""
 
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message, retry_after_s)
@@ -37,7 +37,7 @@ class Refused(ServiceError):
 
 
 class PeerLost(ServiceError):
-    """A service or a data-plane peer is gone; what depended on it must be planned anew."""
+    """A service or a data-plane peer is gone; work that depended on it must be planned again."""
 
     def __init__(self, peer: str, message: str = "") -> None:
         super().__init__(peer, message)
@@ -53,8 +53,8 @@ class Cancelled(ServiceError):
 
 
 class Internal(ServiceError):
-    """A fault in a service; it was logged there."""
+    """A fault in a service, which logged it."""
 
 
 class Unsound(Internal):
-    """The model's own numbers are at fault; whoever asks is told so."""
+    """The model itself produces unusable numbers; the caller receives the reason."""

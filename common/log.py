@@ -12,8 +12,8 @@ FORMAT = "%(asctime)s.%(msecs)03d %(levelname)-7s %(service)s %(name)s: %(messag
 
 
 class _Json(logging.Formatter):
-    """One JSON object a record: `time`, `level`, `service`, `logger`, `message`, perhaps
-    `exception`, and the fields that a record brings as `extra={"told": {..}}`."""
+    """One JSON object per record: `time`, `level`, `service`, `logger`, `message`, `exception` if
+    there is one, and the fields that a record has as `extra={"told": {..}}`."""
 
     def __init__(self, service: str) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class _Json(logging.Formatter):
 
 
 def setup(service: str, level: str = "INFO", form: Literal["text", "json"] = "text") -> None:
-    """Send all records from `level` up, and Python's warnings, to stderr; the last call counts.
+    """Send all records from `level` up, and Python's warnings, to stderr. The last call counts.
 
     Raises:
         Invalid: `level` is not the name of a level.

@@ -1,4 +1,4 @@
-"""What differs between operating systems, and what stands in where Linux's own is missing.
+"""Differences between operating systems, and substitutes for what only Linux has.
 
 SPS2 is made and tested for Linux. Elsewhere (macOS) everything works that does not need UCX, glibc
 or the C++ kernels, untested.
@@ -15,9 +15,9 @@ from pathlib import Path
 
 CPU_INFO = Path("/proc/cpuinfo")
 PARENT_S = 1.0
-"""Between two looks at whether the parent still runs, where the kernel does not tell."""
+"""Interval of checks that the parent still runs, where the kernel sends no signal."""
 SET_PARENT_DEATH_SIGNAL = 1
-"""Of Linux's `prctl`."""
+"""PR_SET_PDEATHSIG of Linux's `prctl`."""
 
 
 def untested() -> str:
@@ -44,7 +44,7 @@ def cpu_name() -> str:
 
 
 def cpu_flags() -> set[str]:
-    """The CPU's features by Linux's names; empty where nothing tells them."""
+    """The CPU's features by Linux's names; empty if they are not known."""
     names = ("flags", "Features")
     return {
         flag
@@ -55,7 +55,7 @@ def cpu_flags() -> set[str]:
 
 
 def end_with(parent: int) -> None:
-    """Have this process end (SIGTERM) when its parent is gone.
+    """Have this process receive SIGTERM when its parent is gone.
 
     Args:
         parent: pid of the process that must be the parent now; if it is not, this process exits.
@@ -69,7 +69,7 @@ def end_with(parent: int) -> None:
 
 
 def glibc(name: str) -> "ctypes._NamedFuncPointer | None":
-    """A function of the C library that only Linux's has; None elsewhere."""
+    """A function that only Linux's C library has; None elsewhere."""
     return getattr(ctypes.CDLL(None), name, None) if _is_linux() else None
 
 

@@ -1,38 +1,35 @@
-"""Where SPS2 keeps things on this machine: as the XDG base directories tell, or all in one folder.
-
-`$SPS2_HOME` is that folder, if it is set.
-"""
+"""The folders of SPS2 on this machine: in the XDG base directories, or all in `$SPS2_HOME`."""
 
 import os
 from pathlib import Path
 
 
 def cache() -> Path:
-    """Of what can be had again: models, and what is known of them."""
+    """The folder for what can be downloaded or made again: models and their digests."""
     return _place("XDG_CACHE_HOME", ".cache")
 
 
 def state() -> Path:
-    """Of runs: the configuration in force, logs, and which processes there are."""
+    """The folder for runs: the configuration in force, logs, and processes."""
     return _place("XDG_STATE_HOME", ".local/state")
 
 
 def keys() -> Path:
-    """Of a cluster's keys, unless they are named: made once, and nowhere else to be had.
+    """The default folder of a cluster's keys, which cannot be restored if they are lost.
 
-    Those that an earlier version put into the cache stay in use until they are moved.
+    Keys that an earlier version put into the cache stay in use until they are moved.
     """
     before = cache() / "keys"
     return before if before.is_dir() and not lasting_keys().exists() else lasting_keys()
 
 
 def lasting_keys() -> Path:
-    """The same, where no program deletes them that clears caches."""
+    """The folder of keys outside the cache, which cleaners may delete."""
     return _place("XDG_CONFIG_HOME", ".config") / "keys"
 
 
 def inherited() -> dict[str, str]:
-    """The environment of a process in another folder that is to find the same places."""
+    """Environment variables with which a process in another folder finds the same folders."""
     home = os.environ.get("SPS2_HOME")
     return {"SPS2_HOME": str(Path(home).expanduser().absolute())} if home else {}
 

@@ -1,8 +1,8 @@
-"""Hashes of KV pages: pages of one hash may stand for each other, whoever computed them.
+"""Hashes of KV pages: pages with the same hash are interchangeable, whoever computed them.
 
-A hash is of the model, the tokens, and how much attention was left out: what was computed by `fast`
-never serves a request for `exact`. Keys and values of one hash are equal up to rounding; by
-`balanced` and `fast`, up to what these leave out, which depends on how the prompt was split.
+A hash covers the model, the tokens, and the attention setting: KV that was computed by `fast` never
+serves an `exact` request. KV of one hash is equal up to rounding; for `balanced` and `fast`, up to
+what these leave out, which depends on how the prompt was split.
 """
 
 import hashlib
@@ -13,19 +13,19 @@ HASH_BYTES = 16
 
 
 class PromptHashes(NamedTuple):
-    """The hashes of a prompt's full pages, and `root`, which the first follows; empty: no cache."""
+    """The hashes of a prompt's full pages, and `root`, the first one's parent; empty: no cache."""
 
     root: bytes = b""
     hashes: tuple[bytes, ...] = ()
 
     @property
     def last(self) -> bytes:
-        """What the next page follows."""
+        """The parent hash of the next page."""
         return self.hashes[-1] if self.hashes else self.root
 
 
 def root(*settings: str) -> bytes:
-    """What the first page follows: what keys and values are computed with beside the tokens."""
+    """The parent hash of the first page: of everything but the tokens that KV depends on."""
     digest = hashlib.blake2b(digest_size=HASH_BYTES)
     for setting in settings:
         text = setting.encode()
@@ -34,10 +34,10 @@ def root(*settings: str) -> bytes:
 
 
 def page_hashes(parent: bytes, tokens: bytes, page_tokens: int) -> tuple[bytes, ...]:
-    """The hashes of the full pages of `tokens`, each made from its tokens and the hash before it.
+    """The hashes of the full pages of `tokens`, each of its tokens and the previous hash.
 
     Args:
-        parent: the hash of the page before; of the first, `root`.
+        parent: the hash of the previous page; for the first, `root`.
         tokens: ids, little-endian int32.
     """
     size = 4 * page_tokens
@@ -53,7 +53,7 @@ def page_hashes(parent: bytes, tokens: bytes, page_tokens: int) -> tuple[bytes, 
 def common_pages(a: Sequence[bytes], b: Sequence[bytes]) -> int:
     """How many pages two prompts share, by the hashes of their pages from the first on."""
     least, most = 0, min(len(a), len(b))
-    while least < most:  # a hash is equal only where all before it are
+    while least < most:  # hashes are equal only if all before them are
         middle = (least + most + 1) // 2
         if a[middle - 1] == b[middle - 1]:
             least = middle

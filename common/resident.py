@@ -1,4 +1,4 @@
-"""The memory that this process has resident."""
+"""The resident memory of this process."""
 
 from contextlib import suppress
 
@@ -6,14 +6,14 @@ import psutil
 
 
 class Resident:
-    """Its size, whenever it is asked for."""
+    """Measures the resident set size of this process."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()
         self._last = 0
 
     def nbytes(self) -> int:
-        """That of a moment ago where no file can be opened to see: connections took all
+        """Bytes now; the last known value if /proc cannot be read for lack of file
         descriptors."""
         with suppress(OSError):
             self._last = int(self._process.memory_info().rss)

@@ -1,4 +1,4 @@
-"""Sequence-parallel arithmetic on token positions: no tensors, no I/O."""
+"""Arithmetic on spans of token positions, for sequence parallelism; no tensors, no I/O."""
 
 import itertools
 import math
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Span(NamedTuple):
-    """Token positions `start <= position < stop`; empty when they are equal."""
+    """Token positions `start <= position < stop`; empty if both are equal."""
 
     start: int
     stop: int
@@ -29,7 +29,7 @@ def even_split(tokens: int, parts: int) -> list[Span]:
 
 
 def zigzag(tokens: int, rows: int, columns: int = 1) -> list[tuple[Span, ...]]:
-    """Deal `2 * rows` chunks so that causal work is even: row i gets chunks i and 2*rows-1-i.
+    """Assign `2 * rows` chunks so that causal work is even: row i gets chunks i and 2*rows-1-i.
 
     Each chunk is cut evenly among the ranks of its row, rank = row * columns + column. Every
     position is assigned exactly once, for any `tokens >= 0`; a rank's spans are in rising order,
@@ -51,12 +51,12 @@ def zigzag(tokens: int, rows: int, columns: int = 1) -> list[tuple[Span, ...]]:
 def consecutive(
     tokens: int, ranks: int, pair_cost: float, align: int = 1
 ) -> list[tuple[Span, ...]]:
-    """One span per rank, each after the other, so long that causal work is even.
+    """Consecutive spans, one per rank, with lengths that make causal work even.
 
     Args:
         tokens: at least `ranks * align`.
-        pair_cost: of attending to one key, where all else that a token costs is 1.
-        align: spans begin at its multiples.
+        pair_cost: cost of attending to one key, relative to all other costs of a token.
+        align: spans begin at multiples of it.
     """
 
     def cost(x: float) -> float:
@@ -75,7 +75,7 @@ def consecutive(
 
 
 def fits(tokens: int, room: Sequence[int], align: int = 1) -> bool:
-    """Whether consecutive spans, one for each room, that begin at multiples of `align` can fit."""
+    """Whether consecutive spans that begin at multiples of `align` can fit, one in each room."""
     most = _blocks(tokens, room, align)
     return min(most) > 0 and sum(most) >= pages_for(tokens, align)
 
@@ -83,13 +83,13 @@ def fits(tokens: int, room: Sequence[int], align: int = 1) -> bool:
 def within(
     spans: Sequence[tuple[Span, ...]], room: Sequence[int], align: int = 1
 ) -> list[tuple[Span, ...]]:
-    """The spans of `consecutive` made to fit: what one has no room for goes to the others.
+    """Shorten spans of `consecutive` to fit their rooms; the others get the excess.
 
-    They take it in proportion to the room that they have left.
+    Each gets a part in proportion to the room that it has left.
 
     Args:
-        room: tokens for each, in which they fit.
-        align: spans begin at its multiples, before and after.
+        room: tokens for each span; together they suffice (`fits`).
+        align: spans begin at multiples of it, before and after.
     """
     tokens = spans[-1][0].stop
     most = _blocks(tokens, room, align)
@@ -99,14 +99,14 @@ def within(
     excess = sum(blocks) - sum(kept)
     edges = [0]
     for index in range(1, len(spans)):
-        taken = excess * sum(spare[:index]) // max(1, sum(spare))
-        edges.append((sum(kept[:index]) + taken) * align)
+        moved = excess * sum(spare[:index]) // max(1, sum(spare))
+        edges.append((sum(kept[:index]) + moved) * align)
     edges.append(tokens)
     return [(Span(a, b),) for a, b in itertools.pairwise(edges)]
 
 
 def _blocks(tokens: int, room: Sequence[int], align: int) -> list[int]:
-    """How many blocks of `align` tokens each can have at most; the last one's last may be short."""
+    """The most blocks of `align` tokens in each room; the last room's last block may be short."""
     *others, last = room
     short = (tokens - 1) % align + 1
     return [*(each // align for each in others), max(0, (last - short) // align + 1)]
@@ -120,12 +120,12 @@ def _cut(span: Span, parts: int) -> list[Span]:
 
 
 def paged_split(tokens: int, weights: list[int], page_tokens: int) -> list[Span]:
-    """Cut `[0, tokens)` at page boundaries in proportion to `weights`; the last takes the rest."""
+    """Cut `[0, tokens)` at page boundaries in proportion to `weights`; the last gets the rest."""
     total = sum(weights)
     pages = -(-tokens // page_tokens)
     edges = [0]
-    for taken in range(1, len(weights)):
-        share = pages * sum(weights[:taken]) // total
+    for part in range(1, len(weights)):
+        share = pages * sum(weights[:part]) // total
         edges.append(min(tokens, share * page_tokens))
     edges.append(tokens)
     return [Span(a, b) for a, b in itertools.pairwise(edges)]

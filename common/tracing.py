@@ -1,4 +1,4 @@
-"""Writes down what a service does for requests, of the last few, in memory."""
+"""Records trace spans of a service's last requests in memory."""
 
 import random
 import re
@@ -16,11 +16,11 @@ from sps2.common.messages import Recall, Recalled, Trace, TraceSpan
 _TRACEPARENT = re.compile("00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _SAMPLED = 1
 REFUSED_PART = 4
-"""Pages of refused requests are at most one in so many."""
+"""At most one page in so many is of a refused request."""
 
 
 class Context(NamedTuple):
-    """A trace and the span in it that what follows is a part of.
+    """A trace, and the span in it that is the parent of what follows.
 
     Source: W3C Trace Context, https://www.w3.org/TR/trace-context/.
     """
@@ -34,7 +34,7 @@ class Context(NamedTuple):
 
 
 def context_of(traceparent: str) -> Context | None:
-    """What a `traceparent` says; None if it is malformed or of an unknown version."""
+    """Parse a `traceparent`; None if it is malformed or of an unknown version."""
     if not _TRACEPARENT.fullmatch(traceparent):
         return None
     _, trace_id, span, flags = traceparent.split("-")
@@ -42,13 +42,13 @@ def context_of(traceparent: str) -> Context | None:
 
 
 def new_context() -> Context:
-    """That of a request whose caller gave none; its span is nobody's."""
+    """A new trace, for a request without a `traceparent`; it has no parent span."""
     return Context(secrets.token_hex(16), "")
 
 
 @dataclass(slots=True)
 class Note:
-    """A span as it is written down: open until it has a `stop_s`."""
+    """A recorded span; it is open until it has a `stop_s`."""
 
     id: str
     parent: str
@@ -58,7 +58,8 @@ class Note:
     busy_s: float | None = None
     detail: dict[str, str | float] = field(default_factory=dict)
 
-    def told(self, service: str, now_s: float) -> TraceSpan:
+    def span(self, service: str, now_s: float) -> TraceSpan:
+        """The span as a message; an open one stops at `now_s`."""
         return TraceSpan(
             self.id,
             self.parent,
@@ -73,13 +74,13 @@ class Note:
 
 
 Later = Callable[[], Iterable[Note]]
-"""Notes that are made only when somebody asks."""
+"""Makes notes only when they are requested."""
 Page = list[Note | Later]
-"""All that is written down of one request."""
+"""All that is recorded of one request."""
 
 
 class Trail:
-    """Where a service writes down what it does for a request, as parts of one span."""
+    """Records a service's work for a request, as children of one span."""
 
     def __init__(self, page: Page, context: Context, note: Note | None = None) -> None:
         self.context = context
@@ -88,30 +89,30 @@ class Trail:
 
     @property
     def traceparent(self) -> str:
-        """For those who are asked to do a part of it."""
+        """The `traceparent` for services that do a part of the work."""
         return str(self.context)
 
     def begin(self, name: str, **detail: str | float) -> "Trail":
-        """A part of it begins now; it goes on until `end`."""
+        """Begin a child span now; it is open until its `end`."""
         note = Note(_new_id(), self.context.span, name, time.monotonic())
         note.detail = detail
         self._page.append(note)
         return Trail(self._page, self.context._replace(span=note.id), note)
 
     def end(self, **detail: str | float) -> None:
-        """It ends now; the first time counts."""
+        """End the span now; only the first call counts."""
         if self._note is not None and self._note.stop_s is None:
             self._note.stop_s = time.monotonic()
             self._note.detail |= detail
 
     def tell(self, **detail: str | float) -> None:
-        """Something became known of it."""
+        """Add details to the span."""
         if self._note is not None:
             self._note.detail |= detail
 
     @contextmanager
     def during(self, name: str, **detail: str | float) -> Iterator["Trail"]:
-        """A part of it is what the block does."""
+        """Record the block as a child span."""
         part = self.begin(name, **detail)
         try:
             yield part
@@ -126,20 +127,20 @@ class Trail:
         busy_s: float | None = None,
         **detail: str | float,
     ) -> None:
-        """A part of it was from one time to another."""
+        """Record a child span with its start and stop."""
         self._page.append(Note(_new_id(), self.context.span, name, start_s, stop_s, busy_s, detail))
 
     def later(self, make: Callable[[str], Iterable[Note]]) -> None:
-        """Its parts are what `make`, given its id, returns: called only when somebody asks."""
+        """Add children made by `make` from this span's id, only when the trace is requested."""
         self._page.append(lambda: make(self.context.span))
 
 
 class Recorder:
-    """The pages of the requests that a service worked for last; a bus handler.
+    """The pages of a service's last requests; a bus handler.
 
     Args:
-        kept: pages; 0 keeps none. Of requests that were refused there are at most a quarter of
-            them: they never push out the rest.
+        kept: number of pages; 0 keeps none. At most a quarter of them are of refused requests, so
+            that these never push out the rest.
     """
 
     def __init__(self, service: str, kept: int) -> None:
@@ -149,7 +150,7 @@ class Recorder:
         self._refused: OrderedDict[str, None] = OrderedDict()
 
     def trail(self, request: str, traceparent: str) -> Trail:
-        """Writes on the page of `request`, as parts of the span that `traceparent` names."""
+        """A trail on the page of `request`, below the span that `traceparent` names."""
         page = self._pages.get(request, [])
         if self._kept:
             self._pages[request] = page
@@ -160,7 +161,7 @@ class Recorder:
         return Trail(page, context_of(traceparent) or new_context())
 
     def refuse(self, request: str) -> None:
-        """The request of a page was refused: such pages make room for each other."""
+        """Mark a request as refused: pages of refused requests only push out each other."""
         if request not in self._pages:
             return
         self._refused[request] = None
@@ -169,14 +170,14 @@ class Recorder:
             self._pages.pop(oldest, None)
 
     def notes(self) -> list[tuple[str, Page]]:
-        """The pages, by request, the last one first."""
+        """(request, page) of all pages, latest first."""
         return list(reversed(self._pages.items()))
 
     async def recall(self, request: Recall) -> Recalled:
-        """Of all requests whose names begin with the answer's."""
+        """The spans of all requests whose ids begin with the answer's."""
         now_s = time.monotonic()
         found = [
-            note.told(self._service, now_s)
+            note.span(self._service, now_s)
             for name, page in list(self._pages.items())
             if name.startswith(request.answer)
             for entry in list(page)
@@ -186,23 +187,23 @@ class Recorder:
 
 
 def _new_id() -> str:
-    return f"{random.getrandbits(64):016x}"  # nothing is guarded by it
+    return f"{random.getrandbits(64):016x}"  # need not be secure
 
 
 FORGETFUL = Recorder("", 0)
-"""Keeps nothing."""
+"""A recorder that keeps nothing."""
 
 
 def id_of(parent: str, place: object) -> str:
-    """An id that is the same whenever it is asked for."""
+    """A reproducible span id, from its parent and its place."""
     return blake2b(f"{parent}{place}".encode(), digest_size=8).hexdigest()
 
 
 def accounted(trace: Trace) -> float:
-    """The share of a trace's time in which some service says what it did.
+    """The share of a trace's time that spans account for.
 
-    Counted are spans without parts, as far as they are work from end to end; together, for
-    several services work at once.
+    Spans count that have no children and are work from start to end. Overlapping times count
+    once, since several services work at the same time.
     """
     whole = trace.spans[0]
     parents = {each.parent for each in trace.spans}
@@ -215,7 +216,7 @@ def accounted(trace: Trace) -> float:
 
 
 def union(intervals: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The same times, each once, in order."""
+    """Merge overlapping intervals; sorted."""
     found: list[tuple[float, float]] = []
     for start, stop in sorted(intervals):
         if found and start <= found[-1][1]:

@@ -1,4 +1,4 @@
-"""What msgspec says of a value that does not fit, in the words of people."""
+"""Rewrites msgspec's validation errors in plain words."""
 
 import re
 
@@ -18,11 +18,11 @@ _PATTERN = re.compile("Expected `str` matching regex .*", re.DOTALL)
 
 
 def in_words(what: str, form: str = "") -> str:
-    """What a value must be, such as "must be at least 1"; other messages stay as they are.
+    """What a value must be, for example "must be at least 1"; other messages are unchanged.
 
     Args:
         what: msgspec's message, without the place.
-        form: of a text that has a pattern, how it must look: "may have letters only".
+        form: the rule of a text with a pattern, in words: "may have letters only".
     """
     if wrong := _WRONG_KIND.fullmatch(what):
         kinds = [KINDS.get(kind, kind) for kind in wrong["kinds"].split(" | ") if kind != "null"]

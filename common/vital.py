@@ -1,6 +1,6 @@
-"""What a process cannot go on without: if it ends by a fault, the process says so and ends too.
+"""Vital tasks: if one ends by a fault, the process logs that and ends too.
 
-Its supervisor starts it again. A process that lived on would look well, and answer nobody.
+Its supervisor starts it again. A process that went on would seem healthy, but answer nobody.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Attention and what it is made of: pure functions from tensors to tensors."""
+"""Kernels of attention and of decoder layers: functions from tensors to tensors."""
 
 from sps2.kernels.attention import attention, paged_attention
 from sps2.kernels.merge import merge, merge_many

@@ -1,4 +1,4 @@
-"""New keys and values into the slots of a pool."""
+"""Writes new keys and values into the slots of a pool."""
 
 import torch
 from torch import Tensor
@@ -18,14 +18,14 @@ def append(
     scales: Scales | None = None,
     table: tuple[Tensor, Tensor] | None = None,
 ) -> None:
-    """Put k and v into slots, brought to 8 bits where the pool is.
+    """Write k and v into slots, quantised to 8 bits if the pool is int8.
 
     Args:
         k, v: [rows, kv_heads, dim].
         k_pool, v_pool: [slots, kv_heads, dim], in the dtype of k or in int8.
         slots: [rows] int64, each at most once; or slices of slots and of KV heads.
-        scales: of a pool in int8, which are set.
-        table: to turn k by, as in `sps2.kernels.rows.rotate`; None: it is turned already.
+        scales: of an int8 pool; they are written too.
+        table: rotates k, as in `sps2.kernels.rows.rotate`; None: k is rotated already.
     """
     if isinstance(slots, Tensor) and gpu.serves(k):
         from sps2.kernels.gpu import append as fused

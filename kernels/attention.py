@@ -1,8 +1,8 @@
-"""Attention of queries and keys that lie anywhere: one contract, the best kernel for the device.
+"""Attention of queries to keys at any positions: one contract, the best kernel for the device.
 
-On GPUs it is a Triton kernel of `sps2.kernels.gpu`, on CPUs with AVX2 or AVX-512 the C++ kernel of
-`sps2.kernels.native`, elsewhere what torch has: `sps2.kernels.blocks` for many queries,
-`sps2.kernels.paged` for one each.
+GPUs use a Triton kernel of `sps2.kernels.gpu`, CPUs with AVX2 or AVX-512 the C++ kernel of
+`sps2.kernels.native`. Others use torch operations: `sps2.kernels.blocks` for many queries,
+`sps2.kernels.paged` for one query per row.
 """
 
 import itertools
@@ -38,15 +38,15 @@ def attention(
     Args:
         q: [n, heads, dim].
         k, v: [rows, kv_heads, dim], in the dtype of q or in int8; kv_heads divides heads.
-        queries: the positions of q, as runs that cover its rows in their order.
-        keys: which rows of k and v to attend to, and where they are in the sequence.
-        scale: of the scores; None is dim ** -0.5.
-        window: None sees all the past.
-        state: of the same queries over other keys; it is changed, and returned.
-        scales: of k and v in int8.
+        queries: the positions of q, as runs that cover its rows in order.
+        keys: the rows of k and v to attend to, with their positions in the sequence.
+        scale: factor of the scores; None is dim ** -0.5.
+        window: keys that a query sees, its own included; None is all before it.
+        state: of the same queries over other keys; it is updated in place, and returned.
+        scales: of int8 k and v.
 
     Returns:
-        out [n, heads, dim] float32 and lse; rows that saw nothing have 0 and -inf.
+        out [n, heads, dim] float32 and lse [n, heads]; rows without visible keys have 0 and -inf.
     """
     n, heads, dim = q.shape
     scale = dim**-0.5 if scale is None else scale
@@ -83,19 +83,19 @@ def paged_attention(
 ) -> State:
     """Attend each row's query to its own sequence's keys at or before its position.
 
-    Keys that rows have in common are read once for all of them; on CPUs with the C++ kernels that
-    changes no bit of what a row alone would get.
+    Keys that rows share are read once for all of them. With the C++ kernels on CPUs a row's result
+    is bit-identical to its result alone.
 
     Args:
         q: [rows, heads, dim].
         k_pool, v_pool: [slots, kv_heads, dim], one layer's pool, in the dtype of q or in int8;
             fastest as a transposed view of [kv_heads, slots, dim].
-        scale: of the scores; None is dim ** -0.5.
-        window: keys that a query sees, itself included; None is all.
-        scales: of a pool in int8.
+        scale: factor of the scores; None is dim ** -0.5.
+        window: keys that a query sees, its own included; None is all before it.
+        scales: of an int8 pool.
 
     Returns:
-        A float32 state with as many rows; those without keys see nothing.
+        A float32 state with a row for each query; rows without keys have out 0 and lse -inf.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if gpu.serves(q):
@@ -116,7 +116,7 @@ def paged_attention(
 def _restored(
     k: Tensor, v: Tensor, scales: Scales, runs: Sequence[Sequence[Run]], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Sequence[Sequence[Run]]]:
-    """Only the keys and values of `runs`, and where they lie then."""
+    """Dequantise the keys and values of `runs`; returns them with the runs of their new rows."""
     slots = [torch.arange(run.slot, run.slot + run.tokens) for own in runs for run in own]
     where = torch.cat(slots) if slots else torch.empty(0, dtype=torch.int64)
     ends = itertools.accumulate((run.tokens for own in runs for run in own), initial=0)

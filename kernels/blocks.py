@@ -1,7 +1,7 @@
-"""Attention of many queries in torch operations: a few large products per block of queries.
+"""Attention of many queries in torch operations, by a few large products per block of queries.
 
-A block of queries, with all heads of one KV head stacked, meets all its visible keys at once:
-product, exp2, product. Two things make that fast and keep it exact:
+A block of queries, with all heads of one KV head stacked, attends to all its visible keys at once:
+product, exp2, product. Two things make that fast and exact:
 
 - A bfloat16 product rounds the scores, too coarsely where they are large. Softmax ignores a shift
   per row, so the product itself subtracts an estimate of the row's peak before it rounds (one more
@@ -10,7 +10,7 @@ product, exp2, product. Two things make that fast and keep it exact:
   A block where it is off by `DRIFT` is computed again in the plain way, in float32.
 
 float32 takes oneDNN's product, which is twice as fast as the one behind `torch.mm`; float16, and
-bfloat16 on a CPU without such products, are computed in float32.
+bfloat16 on a CPU without bfloat16 products, are computed in float32.
 """
 
 import math
@@ -24,14 +24,14 @@ from sps2.kernels.state import State, empty_state
 ROWS = 768
 """Rows of one block: queries times heads per KV head."""
 QUERIES = 32, 256
-"""The least and the most queries of one block."""
+"""Minimum and maximum of queries of one block."""
 KEYS = 1024
 """Keys in one product: their scores should fit the L2 cache, or nearly."""
 ALIGN = 128
 """Columns come in multiples of this, since oneDNN compiles a product for every shape it meets."""
 NEAR, FAR = 2, 32
 DRIFT = 24.0
-"""In powers of two."""
+"""Largest error of the estimate, in powers of two."""
 
 
 def attend(
@@ -43,7 +43,7 @@ def attend(
     scale: float,
     window: int | None,
 ) -> State:
-    """`sps2.kernels.attention` between two runs of consecutive positions, either may be empty.
+    """`sps2.kernels.attention` between two runs of consecutive positions; either may be empty.
 
     Args:
         q: [n, heads, dim], at positions from `q_start`.
@@ -59,7 +59,7 @@ def attend(
 
 
 class _Keys(NamedTuple):
-    """Keys of one KV head at positions from `start`, padded with keys nobody may see.
+    """Keys of one KV head at positions from `start` to `stop`, padded with invisible keys.
 
     k: [padded, dim + 1], ending in 1.
     v: [padded, dim].
@@ -71,7 +71,7 @@ class _Keys(NamedTuple):
     v: Tensor
 
     def sampled(self, first: int, turn: int, stop: int) -> Tensor:
-        """Of k: every `FAR`th key from `first` up to `turn`, then every `NEAR`th to `stop`."""
+        """Sample k: every `FAR`th key from `first` to `turn`, then every `NEAR`th to `stop`."""
         first, turn, stop = (position - self.start for position in (first, turn, stop))
         return torch.cat((self.k[first:turn:FAR], self.k[turn:stop:NEAR]))
 
@@ -116,7 +116,8 @@ class _Blocks:
         return _Keys(self.k_start, self.k_start + m, wide, values)
 
     def _block(self, rows: Tensor, start: int, keys: _Keys, scratch: Tensor) -> State:
-        """rows: [queries, group, dim + 1], of queries from position `start` on; left changed."""
+        """The state of queries from position `start` on. rows: [queries, group, dim + 1], which
+        are overwritten."""
         queries, group, width = rows.shape
         first = keys.start if self.window is None else max(keys.start, start - self.window + 1)
         last = min(keys.stop, start + queries)
@@ -140,7 +141,7 @@ class _Blocks:
         last: int,
         scratch: Tensor,
     ) -> tuple[State, bool]:
-        """The state of `flat` over keys from `first` to `last`, and if its peak was well chosen."""
+        """The state of `flat` over keys from `first` to `last`, and whether the estimate held."""
         flat[:, -1] = 0
         sample = keys.sampled(first, max(first, last - queries), last)
         peak = _scores(sample, flat, self.scale).amax(0)
@@ -171,7 +172,7 @@ class _Blocks:
     def _exact(
         self, flat: Tensor, start: int, queries: int, keys: _Keys, first: int, last: int
     ) -> State:
-        """As `_estimated`, in the plain way."""
+        """As `_estimated`, with the exact peak, in float32."""
         columns = slice(first - keys.start, last - keys.start)
         flat[:, -1] = 0
         scores = _scores(flat, keys.k[columns].float(), self.scale)
@@ -183,13 +184,13 @@ class _Blocks:
         return State(out, (weight.log2_() + peak) * math.log(2))
 
     def _blind(self, start: int, queries: int, first: int, last: int) -> Tensor:
-        """Which of the queries from `start` on see none of the keys from `first` to `last`."""
+        """[queries] bool: which queries from `start` on see no key from `first` to `last`."""
         positions = torch.arange(start, start + queries)
         blind = positions < first
         return blind if self.window is None else blind | (positions - self.window >= last - 1)
 
     def _hide(self, scores: Tensor, queries: int, ahead: int) -> None:
-        """Set invisible keys' scores to -inf; column 0 lies `ahead` of the first query."""
+        """Set the scores of invisible keys to -inf; column 0 is `ahead` of the first query."""
         scores = scores.unflatten(0, (queries, -1))
         columns = scores.shape[-1]
         seen_by_all = max(0, 1 - ahead)
@@ -213,7 +214,7 @@ class _Blocks:
 
 
 def _scores(q: Tensor, k: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
-    """scale * q @ k.T: [rows, keys]; in `out` where that saves time."""
+    """scale * q @ k.T: [rows, keys]; may use the memory of `out`."""
     if q.dtype == torch.float32 and has_onednn():
         return linear(q * scale, k)
     if out is None:
@@ -229,16 +230,16 @@ def _mix(weights: Tensor, v: Tensor) -> Tensor:
 
 
 def has_onednn() -> bool:
-    """Whether oneDNN's float32 product is there: torch has it only as a fused linear layer."""
+    """Whether oneDNN's float32 product is available; torch has it only as a fused linear layer."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight.T by it."""
+    """x @ weight.T + bias by oneDNN's float32 product."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return product
 
 
 def fast_bfloat16() -> bool:
-    """Whether matrix products in bfloat16 are faster here than in float32."""
+    """Whether bfloat16 matrix products are faster than float32 ones on this CPU."""
     return torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()

@@ -1,6 +1,6 @@
-"""What a kernel is given is checked before it runs: errors name the argument.
+"""Checks of the arguments of kernels. All raise ValueError, which names the argument.
 
-Texts are made only once something is wrong: these checks run for every layer of every step.
+Messages are built only for errors, since these checks run for every layer of every step.
 """
 
 import torch
@@ -13,7 +13,7 @@ DIM_STEP, MOST_DIM = 8, 256
 
 
 def shaped(name: str, x: Tensor, shape: tuple[int | None, ...]) -> None:
-    """`x` has that shape; None is any length."""
+    """Check that `x` has a shape; None is any length."""
     fits = x.dim() == len(shape) and all(
         want is None or got == want for got, want in zip(x.shape, shape, strict=True)
     )
@@ -23,26 +23,26 @@ def shaped(name: str, x: Tensor, shape: tuple[int | None, ...]) -> None:
 
 
 def typed(name: str, x: Tensor, *dtypes: torch.dtype) -> None:
-    """`x` has one of the dtypes."""
+    """Check that `x` has one of the dtypes."""
     if x.dtype not in dtypes:
         names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise ValueError(f"{name} is {str(x.dtype).removeprefix('torch.')}, not {names}")
 
 
 def beside(name: str, x: Tensor, other: Tensor) -> None:
-    """`x` lies on the device of the other."""
+    """Check that `x` is on the device of `other`."""
     if x.device != other.device:
         raise ValueError(f"{name} is on {x.device}, not on {other.device}")
 
 
 def dense(name: str, x: Tensor) -> None:
-    """Numbers of the last axis lie one after the other."""
+    """Check that `x` is contiguous along its last axis."""
     if x.shape[-1] > 1 and x.stride(-1) != 1:
         raise ValueError(f"{name} must be contiguous along its last axis")
 
 
 def queries(q: Tensor, scale: float) -> None:
-    """`q` is [n, heads, dim] as the attention kernels take it."""
+    """Check that `q` is [n, heads, dim] as the attention kernels support it, and the scale."""
     shaped("q", q, (None, None, None))
     typed("q", q, *FLOATING)
     dense("q", q)
@@ -55,7 +55,7 @@ def queries(q: Tensor, scale: float) -> None:
 
 
 def keys(q: Tensor, k: Tensor, v: Tensor, scales: Scales | None) -> None:
-    """`k` and `v` are [rows, kv_heads, dim] in the dtype of `q`, or in int8 with scales."""
+    """Check that `k` and `v` are [rows, kv_heads, dim] in the dtype of `q`, or int8 with scales."""
     shaped("k", k, (None, None, q.shape[2]))
     shaped("v", v, tuple(k.shape))
     kv_heads = k.shape[1]
@@ -73,7 +73,7 @@ def keys(q: Tensor, k: Tensor, v: Tensor, scales: Scales | None) -> None:
 
 
 def state(q: Tensor, given: State) -> None:
-    """`given` is one of the rows of `q`, in float32."""
+    """Check that `given` is a float32 state of the rows of `q`."""
     shaped("state.out", given.out, tuple(q.shape))
     shaped("state.lse", given.lse, tuple(q.shape[:2]))
     for name, x in zip(("state.out", "state.lse"), given, strict=True):
@@ -83,7 +83,7 @@ def state(q: Tensor, given: State) -> None:
 
 
 def table(x: Tensor, sides: tuple[Tensor, Tensor] | None) -> None:
-    """`sides` turn the rows of `x`: [rows, 1, dim] each, in its dtype."""
+    """Check that `sides` can rotate the rows of `x`: [rows, 1, dim] each, in its dtype."""
     for name, side in zip(("table[0]", "table[1]"), sides or (), strict=False):
         shaped(name, side, (len(x), 1, x.shape[2]))
         typed(name, side, x.dtype)
@@ -91,6 +91,6 @@ def table(x: Tensor, sides: tuple[Tensor, Tensor] | None) -> None:
 
 
 def window(size: int | None) -> None:
-    """A window sees at least the query itself."""
+    """Check that a window has at least one key."""
     if size is not None and size <= 0:
         raise ValueError(f"window is {size}, not above 0")

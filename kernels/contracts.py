@@ -1,21 +1,21 @@
-"""Types that a kernel takes or returns, whichever backend it has."""
+"""Argument and result types of kernels of all backends."""
 
 from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 BLOCK = 64
-"""Tokens that share the channel scales of their keys; what CSA keeps or drops."""
+"""Tokens of a block: they share the channel scales of their keys, and CSA keeps or drops them."""
 
 Bits = Literal[4, 8]
 
 
 class Packed(NamedTuple):
-    """Blocks of keys and values; in 4 bits two numbers share a byte, and `width` is dim / 2.
+    """Quantised blocks of keys and values. In 4 bits two numbers share a byte: `width` is dim / 2.
 
     k, v: [blocks, BLOCK, width] uint8.
-    k_scale: [blocks, 2, dim] float16, lower edge and step of a channel.
-    v_scale: [blocks, 2, BLOCK] float16, of a token.
+    k_scale: [blocks, 2, dim] float16, lower edge and step of each channel.
+    v_scale: [blocks, 2, BLOCK] float16, lower edge and step of each token.
     """
 
     k: Tensor
@@ -25,13 +25,13 @@ class Packed(NamedTuple):
 
 
 class Choices(NamedTuple):
-    """How the token of each row is chosen; on the device of the logits.
+    """Sampling parameters of each row; on the device of the logits.
 
-    temperature: [rows] float32; 0 takes the most likely token.
+    temperature: [rows] float32; 0 chooses the most likely token.
     min_p: [rows] float32, relative to the most likely token; 0 keeps all.
     top_k: [rows] int32; 0 keeps all.
     top_p: [rows] float32; 1 keeps all.
-    seeds: [rows] int64, of the request and the token's number.
+    seeds: [rows] int64, from the request's seed and the token's number.
     """
 
     temperature: Tensor

@@ -1,8 +1,8 @@
-"""Communication-efficient sparse attention: which blocks of keys are worth moving.
+"""Communication-efficient sparse attention (CSA): which blocks of keys are worth sending.
 
-A consumer sends a few of its query rows (probes). The owner of earlier keys scores them exactly,
-and a block's importance to a KV head is the share of the probes' attention that it gets: the mean
-over the rows of a segment, the largest over segments, the mean over the heads of the KV head.
+A consumer sends a few of its query rows (probes). The owner of earlier keys scores them exactly. A
+block's importance to a KV head is the share of the probes' attention that it gets: the mean over
+the rows of a segment, the maximum over segments, the mean over the heads of the KV head.
 """
 
 import math
@@ -19,23 +19,23 @@ from sps2.kernels.quantize import unpack
 from sps2.kernels.state import Run, State, empty_state
 
 SEGMENT = 128
-"""Rows that are judged together."""
+"""Rows of one segment."""
 SUFFIX_SEGMENT = 8
-"""The same for the last rows of a prompt, where the question is."""
+"""Rows of one segment among the last rows of a prompt, where the question usually is."""
 LEAST = -120.0
-"""Powers of two below count as this: what is denormal takes ten times as long."""
+"""Smaller exponents of two are raised to this: denormal numbers take ten times as long."""
 CACHED = 256 << 10
-"""Scores that are worked on at a time: they should stay in the L2 cache."""
+"""Scores that are computed at a time, so that they stay in the L2 cache."""
 HELD_OUT_EVERY = 512
-"""Of so many rows one is a probe that has no say, but measures what the others lost."""
+"""One in so many rows is a held-out probe, which only measures the lost mass."""
 
 
 class Probes(NamedTuple):
-    """Which rows of a consumer are probed.
+    """The rows of a consumer that are probed.
 
     rows: [probes] int64; the held-out ones come last.
-    segments: how many of the rows make up each segment, in their order.
-    held_out: how many belong to none.
+    segments: number of rows of each segment, in order.
+    held_out: number of held-out rows, which belong to no segment.
     """
 
     rows: Tensor
@@ -44,11 +44,11 @@ class Probes(NamedTuple):
 
 
 def choose_probes(tokens: int, per_segment: int, suffix: int) -> Probes:
-    """The probes of a consumer with `tokens` rows.
+    """Choose the probes of a consumer with `tokens` rows.
 
     Args:
         per_segment: probes of a segment of `SEGMENT` rows.
-        suffix: how many of the last rows are all probed; 0 unless they end the prompt.
+        suffix: number of last rows that are all probed; 0 unless they end the prompt.
     """
     body = max(0, tokens - suffix)
     stride = max(1, SEGMENT // per_segment)
@@ -67,7 +67,7 @@ def choose_probes(tokens: int, per_segment: int, suffix: int) -> Probes:
 
 
 class Plain(NamedTuple):
-    """Blocks as they are: k, v [blocks, BLOCK, dim]."""
+    """Unquantised blocks: k, v [blocks, BLOCK, dim]."""
 
     k: Tensor
     v: Tensor
@@ -77,7 +77,7 @@ Blocks = Packed | Plain
 
 
 class Scores(NamedTuple):
-    """Probes against keys: exp(score - peak), summed by block.
+    """Scores of probes against keys: exp(score - peak), summed by block.
 
     weight: [kv_heads, probes, group, blocks] float32.
     peak: [kv_heads, probes, group] float32, near the largest score.
@@ -93,10 +93,10 @@ class Scores(NamedTuple):
         return lse.transpose(0, 1).flatten(1).contiguous()
 
     def mass(self, lse: Tensor) -> Tensor:
-        """Each block's share of the attention of rows whose scores add up to `lse`.
+        """Each block's share of the attention of the probes: [kv_heads, probes, group, blocks].
 
         Args:
-            lse: [probes, heads], over all keys that the rows see.
+            lse: [probes, heads], log-sum-exp over all keys that the probes see.
         """
         kv_heads, probes, group, _ = self.weight.shape
         whole = lse.view(probes, kv_heads, group).transpose(0, 1)
@@ -109,8 +109,8 @@ def score(q: Tensor, k: Tensor, scale: float, positions: Tensor | None = None) -
     Args:
         q: [probes, heads, dim].
         k: [tokens, kv_heads, dim].
-        positions: of the probes as rows of k, if those are the consumer's own keys; a probe sees
-            keys up to its own. None: all are seen.
+        positions: row of k of each probe, if these are the consumer's own keys; a probe sees keys
+            up to its own. None: all keys are visible.
     """
     probes, heads, _ = q.shape
     tokens, kv_heads, _ = k.shape
@@ -131,13 +131,13 @@ def score(q: Tensor, k: Tensor, scale: float, positions: Tensor | None = None) -
 def attend_blocks(
     q: Tensor, blocks: Sequence[Blocks], scale: float, state: State | None = None
 ) -> State:
-    """Attention of every query to all tokens of blocks of one KV head.
+    """Attention of every query to all tokens of the blocks of one KV head.
 
-    On GPUs packed ones are unpacked tile by tile, never in memory.
+    On GPUs packed blocks are unpacked tile by tile, never in memory.
 
     Args:
         q: [n, group, dim], the heads of that KV head.
-        state: of the same queries over other keys; it is changed, and returned.
+        state: of the same queries over other keys; it is updated in place, and returned.
     """
     keys, values = [], []
     for each in blocks:
@@ -152,14 +152,17 @@ def attend_blocks(
         values.append(v.flatten(0, 1))
     if keys:
         k, v = torch.cat(keys)[:, None], torch.cat(values)[:, None]
-        asked, seen = [Run(0, 0, len(q))], [Run(0, -len(k), len(k))]
-        state = attention(q, k, v, queries=asked, keys=seen, scale=scale, state=state)
+        queries, seen = [Run(0, 0, len(q))], [Run(0, -len(k), len(k))]
+        state = attention(q, k, v, queries=queries, keys=seen, scale=scale, state=state)
     n, group, dim = q.shape
     return empty_state(n, group, dim, q.device) if state is None else state
 
 
 def _score(q: Tensor, k: Tensor, scale: float, positions: Tensor | None) -> tuple[Tensor, Tensor]:
-    """In torch operations: weight [kv_heads, probes * group, blocks], peak without blocks."""
+    """`score` in torch operations: weight [kv_heads, rows, blocks], peak [kv_heads, rows].
+
+    Rows are probes * group.
+    """
     probes, heads, dim = q.shape
     tokens, kv_heads, _ = k.shape
     group = heads // kv_heads
@@ -187,14 +190,21 @@ def _score(q: Tensor, k: Tensor, scale: float, positions: Tensor | None) -> tupl
 
 
 def importance(mass: Tensor, segments: Sequence[int]) -> Tensor:
-    """[kv_heads, blocks]: of masses [kv_heads, probes, group, blocks], held-out ones left out."""
+    """Importance of blocks [kv_heads, blocks], from masses [kv_heads, probes, group, blocks].
+
+    Held-out probes do not count.
+    """
     judged = mass[:, : sum(segments)].split(list(segments), 1)
     means = torch.stack([segment.mean(1) for segment in judged])
     return means.amax(0).mean(1)
 
 
 def lost(mass: Tensor, kept: Tensor, held_out: int) -> Tensor:
-    """[kv_heads]: the mean mass of the blocks not `kept`, [kv_heads, blocks], in held-out rows."""
+    """Lost mass [kv_heads]: the mean mass of dropped blocks in held-out probes.
+
+    Args:
+        kept: [kv_heads, blocks] bool.
+    """
     if not held_out:
         return mass.new_zeros(len(mass))
     dropped = mass[:, -held_out:].masked_fill(kept[:, None, None], 0)

@@ -1,4 +1,4 @@
-"""The merge of attention states: the state over the keys of all, which must be disjoint.
+"""Merges attention states over disjoint keys into the state over all their keys.
 
 Associative and commutative. Source: FlashInfer's cascade (arXiv 2501.01005), section 2.2.
 """
@@ -12,7 +12,7 @@ from sps2.kernels.state import State
 
 
 def merge(a: State, b: State) -> State:
-    """The state over the keys of both."""
+    """The state over the keys of both states."""
     return merge_many([a, b])
 
 
@@ -20,7 +20,7 @@ def merge_many(states: Sequence[State]) -> State:
     """As `merge`, for one or more states at once; `out` may be of any floating dtype.
 
     Returns:
-        A new float32 state; of one state, that itself.
+        A new float32 state; a single state is returned itself.
     """
     first, *others = states
     if not others:

@@ -1,8 +1,8 @@
-"""Decode attention over paged KV in torch operations: a query per request.
+"""Decode attention over paged KV in torch operations: one query per row.
 
-torch's flash kernel reads long contexts slowly in bfloat16: for one query, two products by oneDNN
-take half the time from some hundred keys on. They are used where the CPU multiplies bfloat16. Their
-scores come out rounded, so where they are large the products are made again, less the row's peak.
+torch's flash kernel is slow for long contexts in bfloat16: for one query, two products by oneDNN
+take half the time from some hundred keys on. They are used if the CPU multiplies bfloat16. Their
+scores are rounded; if these are large, the products are computed again minus the row's peak.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from sps2.kernels.merge import merge, merge_many
 from sps2.kernels.state import Run, State, empty_state
 
 LONG = 640
-"""Keys from which on products are faster than the flash kernel."""
+"""Number of keys from which on products are faster than the flash kernel."""
 LARGE = 32.0
-"""Scores up to here may be rounded to bfloat16: it costs less than rounding q and k has."""
+"""Scores up to this may be rounded to bfloat16: the error is below that of rounding q and k."""
 
 
 def attend(
@@ -30,11 +30,11 @@ def attend(
     scale: float,
     window: int | None,
 ) -> State:
-    """`sps2.kernels.paged_attention`, by parts as in `sps2.kernels.relay`.
+    """`sps2.kernels.paged_attention`, for parts as in `sps2.kernels.relay`.
 
     Args:
-        rows: of each part; several see all of its keys.
-        runs: of each part.
+        rows: the rows of each part; if there are several, they see all of its keys.
+        runs: the keys of each part.
     """
     count, heads, dim = q.shape
     kv_heads = k_pool.shape[1]
@@ -96,7 +96,7 @@ def _join(scores: list[Tensor]) -> Tensor:
 
 
 def _flash(q: Tensor, pieces: list[tuple[Tensor, Tensor]], scale: float) -> tuple[Tensor, Tensor]:
-    """As `_products`, by torch's own kernel: a KV head's group of queries as one sequence."""
+    """As `_products`, by torch's flash kernel: a KV head's group of queries is one sequence."""
     states = []
     for k, v in pieces:
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(

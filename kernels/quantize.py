@@ -1,7 +1,8 @@
-"""Keys and values in 8 or 4 bits for the wire: K per channel, V per token, in blocks of tokens.
+"""Quantises keys (per channel) and values (per token) to 8 or 4 bits, in blocks of tokens.
 
-Asymmetric, with a lower edge and a step in float16 for every channel of a block of keys and for
-every token of values. Source: KIVI (arXiv 2402.02750), section 3, for the axes.
+It is for transfers. Quantisation is asymmetric, with a float16 lower edge and step for every
+channel of a block of keys and for every token of values. Source of the axes: KIVI (arXiv
+2402.02750), section 3.
 """
 
 import torch
@@ -12,7 +13,7 @@ from sps2.kernels.contracts import BLOCK, Bits, Packed
 
 
 def blocks_of(x: Tensor) -> Tensor:
-    """[tokens, kv_heads, dim] -> [kv_heads, blocks, BLOCK, dim]; the last token fills the rest."""
+    """[tokens, kv_heads, dim] -> [kv_heads, blocks, BLOCK, dim]; the last token is repeated."""
     tokens, heads, dim = x.shape
     x = x.transpose(0, 1)
     if rest := -tokens % BLOCK:
@@ -25,8 +26,8 @@ def pack(k: Tensor, v: Tensor, which: Tensor, bits: Bits = 8, *, roomy: bool = F
 
     Args:
         which: [kv_heads, blocks] bool; the last block is filled up with the last token.
-        roomy: behind the blocks there may be others, without meaning: a GPU, which would have to
-            be asked how many there are, is not waited for then.
+        roomy: whether the result may have further, meaningless blocks at its end. Then a GPU is
+            not waited for to learn the number of blocks.
     """
     if gpu.serves(k):
         from sps2.kernels.gpu import quantize
@@ -42,7 +43,7 @@ def pack(k: Tensor, v: Tensor, which: Tensor, bits: Bits = 8, *, roomy: bool = F
 
 
 def unpack(packed: Packed, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The keys and values of `packed`, [blocks, BLOCK, dim] each, within half a step."""
+    """The keys and values of `packed`, [blocks, BLOCK, dim] each, exact to half a step."""
     if gpu.serves(packed.k):
         from sps2.kernels.gpu import quantize
 
@@ -57,21 +58,21 @@ def unpack(packed: Packed, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def pack_all(k: Tensor, v: Tensor) -> Packed:
-    """Keys and values, [tokens, kv_heads, dim], in 8 bits."""
+    """Quantise all keys and values, [tokens, kv_heads, dim], to 8 bits."""
     tokens, kv_heads, _ = k.shape
     every = torch.ones(kv_heads, -(-tokens // BLOCK), dtype=torch.bool, device=k.device)
     return pack(k, v, every, roomy=True)
 
 
 def unpack_all(packed: Packed, tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """What `pack_all` was given: [tokens, kv_heads, dim] each, as views of [kv_heads, ...]."""
+    """Undo `pack_all`: keys and values [tokens, kv_heads, dim], as views of [kv_heads, ...]."""
     blocks = -(-tokens // BLOCK)
     k, v = (x.view(-1, blocks * BLOCK, x.shape[-1]) for x in unpack(packed, dtype))
     return k[:, :tokens].transpose(0, 1), v[:, :tokens].transpose(0, 1)
 
 
 def _quantise(x: Tensor, axis: int, bits: Bits) -> tuple[Tensor, Tensor]:
-    """x [n, BLOCK, dim] in uint8, with edge and step along `axis`, [n, 2, the other axis]."""
+    """Quantise x [n, BLOCK, dim] to uint8; edges and steps along `axis` are [n, 2, other axis]."""
     x = x.float()
     low, high = x.aminmax(dim=axis)
     low = low.half()
@@ -97,11 +98,11 @@ def _unfold(x: Tensor) -> Tensor:
 
 
 def quantise_rows(x: Tensor, scales: torch.dtype = torch.float16) -> tuple[Tensor, Tensor]:
-    """Symmetric 8 bits with one scale per row of the last axis: int8, and [...] of `scales`."""
+    """Quantise symmetrically to int8 with a scale per row of the last axis: [.., n] -> [..]."""
     scale = (x.float().abs().amax(-1) / 127).clamp_(min=6e-8).to(scales)
     return (x.float() / scale.float()[..., None]).round_().clamp_(-127, 127).to(torch.int8), scale
 
 
 def restore_rows(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """What `quantise_rows` was given, within half a step."""
+    """Undo `quantise_rows`, exact to half a step."""
     return (x.float() * scale.float()[..., None]).to(dtype)

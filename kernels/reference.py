@@ -1,4 +1,4 @@
-"""Float32 oracles of the kernels, as short as the definitions."""
+"""Float32 reference implementations of kernels, as short as the definitions."""
 
 import torch
 from torch import Tensor

@@ -1,7 +1,7 @@
-"""Which keys of a decode batch are read for which rows: those in common once for all of them.
+"""Plans which keys of a decode batch are read for which rows: shared keys once for all of them.
 
-Source: RelayAttention (arXiv 2402.14808), for any number of prefixes that rows share, one behind
-the other; rows share what lies in the same slots.
+Source: RelayAttention (arXiv 2402.14808), extended to any number of consecutive shared prefixes.
+Rows share keys that are in the same slots.
 """
 
 import itertools
@@ -13,14 +13,14 @@ import torch
 from sps2.kernels.state import Run
 
 BLOCK = 64
-"""Keys that the kernel meets at once. Where a run goes on behind what is shared, whole blocks are:
-so a row's numbers do not depend on whom it shares with."""
+"""Keys that the kernel processes at a time. If a run continues after the shared keys, only whole
+blocks are shared, so that a row's result does not depend on the other rows."""
 LEAST = 2 * BLOCK
-"""Keys from which on sharing is worth it."""
+"""Number of keys from which on sharing pays."""
 
 
 class Part(NamedTuple):
-    """Keys that `rows` attend to; a row's last part is its own, the others are of several rows."""
+    """Keys that `rows` attend to. Each row's last part is its own; the others are shared."""
 
     rows: list[int]
     runs: list[Run]
@@ -31,11 +31,11 @@ class Part(NamedTuple):
 
 
 def parts_of(runs: Sequence[Sequence[Run]], positions: Sequence[int]) -> list[list[Part]]:
-    """The parts, in levels: a row's parts follow each other from level to level.
+    """The parts in levels: each level has the next part of every row.
 
     Args:
-        runs: of each row, as slots of the pool.
-        positions: of the queries; several rows share only what all of them see.
+        runs: the keys of each row, as slots of the pool.
+        positions: of the queries; rows share only keys that all of them see.
     """
     rest = [list(own) for own in runs]
     levels: list[list[Part]] = []
@@ -55,12 +55,12 @@ def parts_of(runs: Sequence[Sequence[Run]], positions: Sequence[int]) -> list[li
 
 
 def alone(runs: Sequence[Sequence[Run]]) -> list[list[Part]]:
-    """As `parts_of`, with nothing shared."""
+    """As `parts_of`, but without sharing."""
     return [[Part([row], list(own)) for row, own in enumerate(runs)]]
 
 
 class Plan:
-    """Parts as the native kernel reads them: int64 tensors, offsets with the end behind."""
+    """Parts as int64 tensors for the native kernel; offsets include the end."""
 
     def __init__(self, levels: Sequence[Sequence[Part]]) -> None:
         parts = [part for level in levels for part in level]
@@ -71,28 +71,28 @@ class Plan:
         self.runs = torch.tensor(runs, dtype=torch.int64).view(-1, 3)
         self.run_offsets = _offsets(len(part.runs) for part in parts)
         self.queries = max((row for part in parts for row in part.rows), default=-1) + 1
-        """How many rows a batch has at least."""
+        """Minimum of rows of a batch."""
         self.slots = max((run.slot + run.tokens for run in runs), default=0)
-        """How many slots a pool has at least."""
+        """Minimum of slots of a pool."""
 
 
 class PagedRows:
-    """Where the keys of each row of a decode batch lie: made once, used in every layer.
+    """The slots of the keys of each row of a decode batch; made once, used in every layer.
 
     Args:
-        runs: of each row's own sequence, as slots of the pool.
+        runs: the keys of each row's sequence, as slots of the pool.
         positions: of the queries.
     """
 
     def __init__(self, runs: Sequence[Sequence[Run]], positions: Sequence[int]) -> None:
         self.positions = positions
         self.keys = sum(run.tokens for own in runs for run in own)
-        """That the rows attend to, in a layer without a window."""
+        """Number of keys that the rows attend to, in a layer without a window."""
         self.at = torch.tensor(positions, dtype=torch.int64)
         self.runs = runs
         self._shared = parts_of(runs, positions)
         self.keys_read = sum(part.tokens for level in self._shared for part in level)
-        """As `keys`, but those that rows share counted once."""
+        """As `keys`, but keys that rows share are counted once."""
         self._reach = max(
             (
                 positions[row] + 1 - part.runs[0].start
@@ -106,11 +106,11 @@ class PagedRows:
         self._plans: dict[bool, Plan] = {}
 
     def parts(self, window: int | None) -> list[list[Part]]:
-        """What is read for which rows; a window that hides shared keys from some leaves none."""
+        """The parts for a window; nothing is shared if it hides shared keys from some rows."""
         return self._shared if self._shares(window) else alone(self.runs)
 
     def plan(self, window: int | None) -> Plan:
-        """`parts` for the native kernel."""
+        """`parts` as tensors for the native kernel."""
         shares = self._shares(window)
         if shares not in self._plans:
             self._plans[shares] = Plan(self.parts(window))
@@ -130,10 +130,10 @@ def _sharing(
     positions: Sequence[int],
     known: int = 0,
 ) -> Iterable[tuple[list[int], int]]:
-    """Rows, and how many tokens they begin with in common; 0 of each that shares nothing.
+    """Groups of rows, with the number of first tokens that they share; 0 for a single row.
 
     Args:
-        known: what all of them have in common at least.
+        known: number of tokens that all of them are known to share.
     """
     groups: dict[object, list[int]] = {}
     for row in rows:
@@ -151,7 +151,7 @@ def _sharing(
 
 
 def _common(runs: Sequence[Sequence[Run]], stop: int) -> int:
-    """Tokens that all begin with, of positions before `stop`."""
+    """Number of first tokens that all runs share, at positions before `stop`."""
     common = 0
     for at in zip(*runs, strict=False):
         slot, start, _ = at[0]
@@ -165,7 +165,7 @@ def _common(runs: Sequence[Sequence[Run]], stop: int) -> int:
 
 
 def _whole(runs: Sequence[Sequence[Run]], tokens: int) -> int:
-    """So many of the first `tokens` that no run is cut but between blocks."""
+    """The largest number up to `tokens` that cuts runs only between blocks."""
     before = 0
     for at in zip(*runs, strict=False):
         if before + max(run.tokens for run in at) > tokens:
@@ -175,7 +175,7 @@ def _whole(runs: Sequence[Sequence[Run]], tokens: int) -> int:
 
 
 def _cut(runs: Sequence[Run], tokens: int) -> tuple[list[Run], list[Run]]:
-    """The first `tokens`, and the others."""
+    """Split runs into the first `tokens` and the rest."""
     first, rest = [], []
     for slot, start, count in runs:
         here = min(tokens, count)

@@ -1,4 +1,4 @@
-"""What a decoder does to each row of activations between matrix products."""
+"""The operations of a decoder layer on rows of activations, between matrix products."""
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +20,11 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def add_norm(x: Tensor, plus: Tensor | None, weight: Tensor, eps: float) -> Tensor:
-    """RMSNorm (arXiv 1910.07467) of x + plus, which is what x is afterwards.
+    """RMSNorm (arXiv 1910.07467) of x + plus; x becomes x + plus.
 
     Args:
-        x: [rows, size], in memory of its own; changed unless `plus` is None. In the dtype of
-            `weight`, or in float32, so that sums are not rounded.
+        x: [rows, size], with its own memory; updated in place unless `plus` is None. In the dtype
+            of `weight`, or in float32, so that sums are not rounded.
         plus: as x, in the dtype of `weight`.
         weight: [size].
 

@@ -1,4 +1,4 @@
-"""The next token of each row of a batch: truncation, and a draw that only its seed decides."""
+"""Samples the next token of each row of a batch: truncation, and a draw by seed."""
 
 import torch
 from torch import Tensor
@@ -8,14 +8,14 @@ from sps2.kernels.contracts import Choices
 
 WORD = 0xFFFFFFFF
 MARGIN = 1e-5
-"""Far more than a sum of float32 shares is off."""
+"""Far more than the rounding error of a sum of float32 shares."""
 
 
 def truncate(scores: Tensor, min_p: float, top_k: int, top_p: float) -> Tensor:
-    """Scores [vocab], with -inf where a token is not to be drawn: by min_p, top_k, top_p in order.
+    """Set scores [vocab] to -inf of tokens that min_p, top_k and top_p, in this order, exclude.
 
-    A token counts for `top_p` if those before it, best first and of equals the lowest id first,
-    have less than that together.
+    `top_p` keeps a token if the tokens before it, best first and equals by id, have less than
+    `top_p` together.
     """
     if min_p > 0:
         weights = (scores - scores.max()).exp_()  # relative to the most likely token
@@ -30,10 +30,10 @@ def truncate(scores: Tensor, min_p: float, top_k: int, top_p: float) -> Tensor:
 
 
 def _nucleus(shares: Tensor, top_p: float) -> Tensor:
-    """The tokens that count for `top_p`, best first.
+    """The tokens that `top_p` keeps, best first.
 
-    Only those with at least a token's part of what `top_p` leaves can: the others have less than
-    that together. So few are sorted, unless rounding could matter.
+    A kept token has at least 1 / vocab of the mass that `top_p` leaves out: all tokens with less
+    have less than that together. So few tokens are sorted, unless rounding could matter.
     """
     likely = (shares >= (1 - top_p) / len(shares)).nonzero()[:, 0]
     candidates = likely if shares[likely].sum() > top_p + MARGIN else torch.arange(len(shares))
@@ -44,11 +44,10 @@ def _nucleus(shares: Tensor, top_p: float) -> Tensor:
 
 
 def sample(logits: Tensor, choices: Choices) -> Tensor:
-    """A token of each row, [rows] int64; the same for the same logits, choices and seed.
+    """Draw a token of each row, [rows] int64; the same for the same logits, choices and seed.
 
-    Steps: temperature, then as `truncate`, then the first of independent exponential clocks with
-    the odds as their rates. On a GPU, of tokens that are equally likely all count for `top_p`, or
-    none.
+    Steps: temperature, `truncate`, then the first of independent exponential clocks whose rates are
+    the probabilities. On a GPU, `top_p` keeps all of equally likely tokens, or none.
 
     Args:
         logits: [rows, vocab] float32.
@@ -71,7 +70,7 @@ def sample(logits: Tensor, choices: Choices) -> Tensor:
 
 
 def uniform(seed: int, counters: Tensor) -> Tensor:
-    """Random numbers in (0, 1) by Philox 4x32-10 (Random123, SC 2011), as Triton makes them."""
+    """Random numbers in (0, 1) by Philox 4x32-10 (Random123, SC 2011), equal to Triton's."""
     a, b, c, d = counters, *torch.zeros(3, len(counters), dtype=torch.int64)
     low, high = seed & WORD, seed >> 32 & WORD
     for _ in range(10):

@@ -1,4 +1,4 @@
-"""Attention states: what ring, split-KV and remote attention have in common."""
+"""Attention states, the basis of ring, split-KV and remote attention."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Run(NamedTuple):
-    """Tokens `start`, `start + 1`, ... of a sequence lie in rows `slot`, `slot + 1`, ..."""
+    """Tokens `start`, `start + 1`, ... of a sequence are in rows `slot`, `slot + 1`, ..."""
 
     slot: int
     start: int
@@ -15,11 +15,11 @@ class Run(NamedTuple):
 
 
 Scales = tuple[Tensor, Tensor]
-"""Of keys and of values in 8 bits: [rows, kv_heads] float32 each, as views of [kv_heads, rows]."""
+"""Scales of int8 keys and values: [rows, kv_heads] float32 each, as views of [kv_heads, rows]."""
 
 
 class State(NamedTuple):
-    """Attention over some of the keys.
+    """The result of attention over a part of the keys.
 
     out: [tokens, heads, dim] float32, the softmax-weighted mean of the values.
     lse: [tokens, heads] float32, the natural log of the sum of exp(score).
@@ -31,6 +31,6 @@ class State(NamedTuple):
 
 
 def empty_state(tokens: int, heads: int, dim: int, device: torch.device | str = "cpu") -> State:
-    """The neutral element of `merge`: rows that saw nothing."""
+    """The neutral element of `merge`: rows that saw no key."""
     out = torch.zeros(tokens, heads, dim, device=device)
     return State(out, torch.full((tokens, heads), -torch.inf, device=device))

@@ -1,7 +1,7 @@
-"""Weights in 4 or 8 bits: scale * code + minimum, with a scale and a minimum for 32 inputs.
+"""Weights in 4 or 8 bits: scale * code + minimum, with a scale and a minimum per 32 inputs.
 
-Such groups are those of GGUF's Q4_1, so that its codes, and those of Q4_0 and Q4_K, are found again
-in weights that were made from them. Sixteen outputs lie side by side: see `QuantisedWeight`.
+The groups are the same as in GGUF's Q4_1, so that weights converted from Q4_1, Q4_0 and Q4_K get
+their original codes back. Sixteen outputs are stored side by side: see `QuantisedWeight`.
 """
 
 from collections.abc import Iterable
@@ -19,11 +19,11 @@ GROUP, BESIDE = native.GROUP, native.BESIDE
 Bits = Literal[4, 8]
 
 STEPS: dict[Bits, tuple[int, ...]] = {4: (15, 16, 14, 13, 12, 11, 10, 9, 8), 8: (255,)}
-"""Of how many steps a group's span may be: a group of Q4_0 need not use all codes, and where one
-value is far from all others it is better cut off."""
+"""Numbers of steps that are tried for a group's range: a group of Q4_0 need not use all codes, and
+an outlier is better cut off."""
 
 PIECE = 1 << 20
-"""Weights that are quantised at a time, for the caches' sake."""
+"""Weights that are quantised at a time, so that they fit into the caches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +47,18 @@ class QuantisedWeight:
         return self.outputs, self.blocks.shape[1] * GROUP
 
     def rows(self, start: int, stop: int) -> "QuantisedWeight":
-        """Some of the outputs, as a view; whole blocks."""
+        """The outputs from `start` to `stop`, whole blocks, as a view."""
         assert start % BESIDE == stop % BESIDE == 0 or stop == self.outputs
         return QuantisedWeight(self.blocks[start // BESIDE : -(-stop // BESIDE)], stop - start)
 
     def columns(self, start: int, stop: int) -> "QuantisedWeight":
-        """Some of the inputs, copied; whole groups."""
+        """The inputs from `start` to `stop`, whole groups, as a copy."""
         assert start % GROUP == stop % GROUP == 0
         part = self.blocks[:, start // GROUP : stop // GROUP]
         return QuantisedWeight(part.contiguous(), self.outputs)
 
     def restored(self, dtype: torch.dtype) -> Tensor:
-        """The weight: [outputs, inputs], in memory inputs first."""
+        """The dequantised weight: [outputs, inputs], stored inputs first."""
         if native.serves(self.blocks, dtype):
             return native.restore(self.blocks, dtype).t()[: self.outputs]
         codes, scale, minimum = _unpacked(self.blocks, self.bits)
@@ -67,7 +67,7 @@ class QuantisedWeight:
 
 
 def quantise(weight: Tensor, bits: Bits) -> QuantisedWeight:
-    """The nearest weight in so many bits.
+    """Quantise a weight to the nearest one in `bits` bits.
 
     Args:
         weight: [outputs, inputs], inputs a multiple of GROUP.
@@ -112,7 +112,7 @@ def _codes(x: Tensor, minimum: Tensor, scale: Tensor, top: int) -> Tensor:
 
 
 def _packed(codes: Tensor, scale: Tensor, minimum: Tensor, bits: Bits) -> Tensor:
-    """Blocks, as in `QuantisedWeight`; further outputs, all zero, fill the last one."""
+    """The blocks of `QuantisedWeight`; zero outputs fill the last block."""
     codes, scale, minimum = map(_filled, (codes, scale, minimum))
     blocks, groups = codes.shape[0], codes.shape[2]
     header = torch.stack((scale, minimum), 1).movedim(-1, 1)  # [blocks, groups, 2, BESIDE]

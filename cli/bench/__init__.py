@@ -1,1 +1,1 @@
-"""`spsctl bench`: what sparse attention costs in quality."""
+"""`spsctl bench`: the loss of quality by sparse attention."""

@@ -1,4 +1,4 @@
-"""The tokens that follow a prefill, by exact attention over its keys and values, as in decoding."""
+"""Predicts the tokens after a prefill, by exact attention over its KV, as in decoding."""
 
 import asyncio
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from sps2.kernels import Run, attention
 
 
 def predicted(model: Llama, filled: Filled, answer: Sequence[int]) -> list[int]:
-    """The most likely token at each place of `answer`, given those of it before.
+    """The most likely token at each position of `answer`, given the tokens before it.
 
-    `filled` must have kept its keys and values.
+    `filled` must have its keys and values (`keep`).
     """
     tokens = len(filled.hidden)
 

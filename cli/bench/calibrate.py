@@ -1,4 +1,4 @@
-"""Finds CSA's thresholds for a model: band by band of layers, what dropping blocks costs there."""
+"""Finds CSA's thresholds for a model, by the loss of dropping blocks in each band of layers."""
 
 import itertools
 import statistics
@@ -18,7 +18,7 @@ CANDIDATES = (0.002, 0.004, 0.008, 0.016)
 
 
 class Tried(NamedTuple):
-    """One threshold in one band of layers, exact elsewhere.
+    """The result of one threshold in one band of layers, exact attention elsewhere.
 
     kept: share of the band's blocks. kl: KL(exact || this) in nats, mean over tokens.
     """
@@ -29,26 +29,26 @@ class Tried(NamedTuple):
 
 
 def bands(layers: int) -> list[range]:
-    """The layers, cut into `BANDS` bands of about the same length."""
+    """The layers, cut into at most `BANDS` bands of about the same length."""
     count = min(BANDS, layers)
     edges = [layers * band // count for band in range(count + 1)]
     return [range(a, b) for a, b in itertools.pairwise(edges)]
 
 
 def calibrate(
-    model: Llama, ids: Sequence[int], ranks: int, told: Callable[[int, int], None]
+    model: Llama, ids: Sequence[int], ranks: int, report: Callable[[int, int], None]
 ) -> dict[Sparse, Selection]:
-    """Thresholds for a group of `ranks`, from one document.
+    """Find thresholds for a group of `ranks`, from one document.
 
-    Every candidate is tried in every band, blocks travelling unquantised; divergences of bands add
-    up, nearly. Per setting those thresholds are taken that keep the fewest blocks within its limit.
+    Every candidate is tried in every band, with blocks sent unquantised. Divergences of bands add
+    up, nearly. Each setting gets the thresholds that keep the fewest blocks within its limit.
 
     Args:
         ids: of the document; more than `schemes.SHORT`.
-        told: how many of how many trials are done.
+        report: called with the number of trials done, and their total.
 
     Raises:
-        Invalid: the document is too short, or there is one rank.
+        Invalid: the document is too short, or there is only one rank.
     """
     if len(ids) <= SHORT or ranks < 2:
         raise Invalid(f"a calibration needs over {SHORT} tokens and 2 ranks or more")
@@ -59,7 +59,7 @@ def calibrate(
     for band in bands(model.config.layers):
         tried.append([Tried(0.0, 1.0, 0.0)])
         for drop in CANDIDATES:
-            told(sum(map(len, tried)) - len(tried), total)
+            report(sum(map(len, tried)) - len(tried), total)
             thresholds = tuple(drop if layer in band else 0.0 for layer in _all(model))
             scheme = Scheme("csa", selection=Selection(thresholds, thresholds, held_out=1.0))
             group = fill(model, ids, scheme, ranks)
@@ -68,14 +68,14 @@ def calibrate(
             dropped = blocks - sum(each.kept_blocks for each in group.exchanged)
             kept = 1 - dropped / blocks * model.config.layers / len(band)
             tried[-1].append(Tried(drop, kept, summary(rows).kl))
-    told(total, total)
+    report(total, total)
     layers = model.config.layers
     found = {setting: chosen(tried, limit, layers) for setting, limit in LIMITS.items()}
     return {name: dropping(drop, name, statistics.fmean(drop)) for name, drop in found.items()}
 
 
 def chosen(tried: Sequence[Sequence[Tried]], limit: float, layers: int) -> tuple[float, ...]:
-    """The thresholds that keep the fewest blocks with a divergence of at most `limit`."""
+    """Thresholds by layer that keep the fewest blocks with a divergence of at most `limit`."""
 
     def allowed() -> Iterator[tuple[Tried, ...]]:
         for choice in itertools.product(*tried):
@@ -91,7 +91,7 @@ def _all(model: Llama) -> range:
 
 
 def document(tokens: int, encode: Callable[[str], list[int]]) -> list[int]:
-    """The text that thresholds are chosen on: Python's own reference, as it ships with it."""
+    """Token ids of the text for calibration: the language reference that Python ships with."""
     from pydoc_data.topics import topics
 
     ids = encode("\n\n".join(topics[name] for name in sorted(topics)))
@@ -101,7 +101,7 @@ def document(tokens: int, encode: Callable[[str], list[int]]) -> list[int]:
 
 
 def load_float32(ref: str) -> Llama:
-    """The model, in the dtype whose own rounding does not blur what is measured."""
+    """Load a model in float32, whose rounding does not affect the measurement."""
     from sps2.common.model.weights import load
     from sps2.common.models import locate
 

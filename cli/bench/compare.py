@@ -1,4 +1,4 @@
-"""What a prefill setting did to the next-token distributions, against exact attention."""
+"""Compares next-token distributions of prefill settings with those of exact attention."""
 
 import math
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from sps2.cli.bench.results import Quality
 from sps2.common.model.llama import Llama
 
 LOGITS_ROWS = 256
-"""Rows whose logits are held at a time: those of 8,000 are gigabytes."""
+"""Rows whose logits are in memory at a time: those of 8,000 rows take gigabytes."""
 
 
 class Rows(NamedTuple):
     """One float32 per compared position, [rows] each; nll in nats, of the token that follows.
 
-    kl: KL(exact || setting) in nats. agrees: 1 where both find the same token most likely.
+    kl: KL(exact || setting) in nats. agrees: 1 where both have the same most likely token.
     """
 
     exact_nll: Tensor
@@ -38,8 +38,8 @@ def compare(
 
     Args:
         exact: hidden states with exact attention, [tokens, hidden_size] of all of `ids`.
-        others: the same of each setting.
-        part: consecutive, from 1 on.
+        others: the same for each setting.
+        part: consecutive positions, from 1 on.
     """
     targets = torch.tensor(ids)[part.start : part.stop]
     found: list[list[Rows]] = [[] for _ in others]
@@ -58,12 +58,12 @@ def compare(
 
 
 def joined(parts: Sequence[Rows]) -> Rows:
-    """The rows of several chunks or documents, one after the other."""
+    """The rows of several chunks or documents, concatenated."""
     return Rows(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
 def summary(rows: Rows) -> Quality:
-    """Their means. There must be at least two rows."""
+    """The means of rows, with standard errors. There must be at least two rows."""
     tokens = len(rows.nll)
     worse = (rows.nll - rows.exact_nll).double()
     ratio = math.exp(float(worse.mean()))

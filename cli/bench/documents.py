@@ -1,4 +1,4 @@
-"""Texts to measure on: what comes with Python or the operating system, or files; no torch."""
+"""Texts to measure on: from Python or the operating system, or files; imports no torch."""
 
 import sysconfig
 from collections.abc import Callable
@@ -11,7 +11,7 @@ def read(name: str) -> str:
     """The text of a built-in document, or of a file in UTF-8.
 
     Raises:
-        Invalid: it is not here; says what is.
+        Invalid: the document is not on this machine; the message lists the built-in ones.
     """
     find = BUILT_IN.get(name)
     try:
@@ -27,7 +27,7 @@ def read(name: str) -> str:
 
 
 def _licence() -> str:
-    folder = Path("/usr/share/common-licenses")  # of Debian and what derives from it
+    folder = Path("/usr/share/common-licenses")  # on Debian and its derivatives
     return "\n\n".join(
         (folder / name).read_text(encoding="utf-8") for name in ("GPL-3", "GFDL-1.3")
     )
@@ -62,4 +62,4 @@ BUILT_IN: dict[str, Callable[[], str]] = {
     "page": _page,
     "table": _table,
 }
-"""English law, the reference of the Python language, source code, HTML, and a table of names."""
+"""Legal English, the reference of the Python language, source code, HTML, and a table of names."""

@@ -1,4 +1,4 @@
-"""A prefill group in one process: the code of `services/prefill`, its ranks one after another."""
+"""A prefill group in one process, with the code of `services/prefill`; ranks run one by one."""
 
 import asyncio
 import time
@@ -27,12 +27,12 @@ Result = TypeVar("Result")
 
 
 class Filled(NamedTuple):
-    """What a group made of a prompt.
+    """The results of a group's prefill of a prompt.
 
     hidden: [tokens, hidden_size], after the final norm, in order of position.
     exchanged: by rank; bytes are those of a model in bfloat16, whatever dtype this one has.
-    attention_s: seconds of processor time in attention, all ranks and threads together.
-    keys, values: by layer, [tokens, kv_heads, head_dim]; empty unless asked for.
+    attention_s: seconds of processor time in attention, summed over ranks and threads.
+    keys, values: by layer, [tokens, kv_heads, head_dim]; empty unless requested.
     """
 
     hidden: Tensor
@@ -43,7 +43,7 @@ class Filled(NamedTuple):
 
     @property
     def sent_bytes(self) -> dict[str, int]:
-        """By purpose, all ranks together."""
+        """Bytes by purpose, summed over ranks."""
         purposes = sorted({purpose for each in self.exchanged for purpose in each.sent_bytes})
         return {p: sum(each.sent_bytes.get(p, 0) for each in self.exchanged) for p in purposes}
 
@@ -57,11 +57,11 @@ def fill(
     spans: Sequence[tuple[Span, ...]] | None = None,
     keep: bool = False,
 ) -> Filled:
-    """Run the layers over a prompt, as a group of `ranks` prefill shards does.
+    """Run the layers over a prompt, as a group of `ranks` prefill shards would.
 
     Args:
-        spans: of each rank; None: as the method wants them, all ranks with as many tokens.
-        keep: also return the keys and values that would go to the decode shards.
+        spans: of each rank; None: spans of equal size in the method's layout.
+        keep: whether to return the keys and values too.
 
     Raises:
         Invalid: the scheme does not allow this model, prompt or number of ranks.
@@ -70,17 +70,17 @@ def fill(
 
 
 def even(tokens: int, ranks: int, scheme: Scheme) -> list[tuple[Span, ...]]:
-    """Spans of as many tokens for each rank, as the method wants them."""
+    """Spans of equal size for all ranks, in the method's layout."""
     if scheme.method in ("ring", "ulysses", "usp", "pass_q"):
         return zigzag(tokens, ranks // scheme.ulysses, scheme.ulysses)
-    # the same spans for all the others, so that their bytes and losses compare
+    # the same spans for all other methods, so that their bytes and losses are comparable
     return consecutive(tokens, ranks, 0.0, BLOCK if tokens >= ranks * BLOCK else 1)
 
 
 class _Counted(Group):
-    """A member that counts bytes as if the model were in bfloat16: the wire's are what matters.
+    """A member that counts bytes as if the model were in bfloat16, which is what would be sent.
 
-    And processor time of attention: a machine may be busy with something else.
+    It also counts processor time of attention, since the machine may be busy with other work.
     """
 
     attention_s = 0.0
@@ -107,7 +107,7 @@ class _Counted(Group):
         leaving: Leaving = nullcontext,
     ) -> int:
         await super().send_to(peers, purpose, layer, at, tensors, head, leaving)
-        # float32 is also the dtype of sums, [rows, heads]; they stay as they are
+        # log-sum-exps, [rows, heads], are float32 in any model and count in full
         dim = self.config.head_dim
         return len(peers) * sum(
             each.nbytes // 2
@@ -118,7 +118,7 @@ class _Counted(Group):
 
 
 class _Kept:
-    """The `Attend` of a rank; keeps the keys and values of the first `layers` layers."""
+    """The `Attend` of a rank, which keeps the keys and values of the first `layers` layers."""
 
     def __init__(self, attend: Attention, layers: int) -> None:
         self._attend = attend
@@ -132,7 +132,7 @@ class _Kept:
 
 
 class _Share(NamedTuple):
-    """What one rank made of its part."""
+    """The results of one rank."""
 
     positions: Tensor
     hidden: Tensor

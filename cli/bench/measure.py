@@ -1,4 +1,4 @@
-"""Runs settings on documents, and compares each with exact attention in one place."""
+"""Runs settings on documents, and compares each with exact attention on one rank."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from sps2.services.scheduler.selections import Calibration
 from sps2.services.scheduler.traffic import loads
 
 BFLOAT16 = 2
-"""Bytes of a number on the wire that others are measured against."""
+"""Bytes per number on the wire in the reference."""
 MEASURED, LAST = 0.75, 0.25
 """Shares of the document's tokens, from its end, that are compared."""
 
@@ -32,7 +32,7 @@ Key = tuple[int, str]
 
 
 class Work(NamedTuple):
-    """What is measured; `even` spans have as many tokens each, others are the scheduler's."""
+    """What to measure. With `even` all spans have equal size, else they are the scheduler's."""
 
     model: Llama
     settings: Sequence[str]
@@ -44,11 +44,12 @@ class Work(NamedTuple):
 def measure(
     work: Work, tokens: int, documents: dict[str, list[Prompt]], say: Progress
 ) -> Iterator[Measured]:
-    """Each document with each number of ranks and setting, then all documents pooled.
+    """Measure each document with each number of ranks and setting, then all documents pooled.
 
     Args:
-        tokens: length of the prompts. documents: prompts by name; only the first of each has its
-            distributions compared, all have their needles looked for.
+        tokens: length of the prompts.
+        documents: prompts by document. Distributions are compared on the first prompt of each,
+            needles are looked for in all.
     """
     pool: dict[Key, list[tuple[Measured, Rows]]] = {}
     for name, prompts in documents.items():
@@ -122,7 +123,7 @@ def _spans(work: Work, tokens: int, ranks: int, scheme: Scheme) -> Spans:
     if work.even or scheme.method not in ("gather", "csa", "strided", "star"):
         return even(tokens, ranks, scheme)
     layers = work.model.config.layers
-    # what has no place in the scheduler gets the spans of CSA, to compare with it
+    # methods that the scheduler does not know get the spans of CSA, for comparison
     like = scheme if scheme.method in ("gather", "csa") else scheme_of("csa", layers)
     schemes = Schemes(work.model.config, BFLOAT16, Sharing())
     return schemes.partition(like, tokens, ranks).spans
@@ -142,7 +143,7 @@ def _traffic(
 
 
 def _right(model: Llama, filled: Filled, prompt: Prompt) -> list[bool]:
-    """Which tokens of the answer the model gets right."""
+    """Which tokens of the answer the model predicts correctly."""
     if not prompt.answer:
         return []
     answer = [token for token, _ in prompt.answer]

@@ -1,4 +1,4 @@
-"""Facts hidden in a document, and prompts that ask for them; no torch."""
+"""Facts hidden in a document, and prompts that ask for them; imports no torch."""
 
 import random
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
 
 TEAMS = ("Amber", "Birch", "Copper", "Delta", "Ember", "Falcon", "Garnet", "Harbor")
 SHALLOW, DEEP = 0.04, 0.68
-"""Where the first and the last needle lie, as shares of the document."""
+"""The positions of the first and the last needle, as shares of the document."""
 CHARACTERS_PER_TOKEN = 12
-"""No text that matters has more: what is beyond need not be tokenised."""
+"""More than any relevant text has: no more characters need be tokenised."""
 
 _PLACE = "<<document>>"
 
 
 class Needle(NamedTuple):
-    """depth: as a share of the document. room: three digits."""
+    """A fact. depth: its position, as a share of the document. room: three digits."""
 
     depth: float
     team: str
@@ -35,15 +35,15 @@ class Needle(NamedTuple):
 
     @property
     def answer(self) -> str:
-        """All of the answer but the room."""
+        """The answer without the room."""
         return f"The meeting with the {self.team} team takes place in room "
 
 
 class Prompt(NamedTuple):
-    """A document in the chat template, with a question.
+    """A prompt: a document in the chat template, with a question.
 
     document: its positions in `ids`.
-    answer: tokens that should follow, each with how many digits of the room it has.
+    answer: the expected tokens, each with its number of digits of the room.
     """
 
     ids: list[int]
@@ -53,7 +53,7 @@ class Prompt(NamedTuple):
 
 
 def hidden_in(document: str) -> list[Needle]:
-    """The needles of a document: always the same, and others in every document."""
+    """The needles of a document: always the same ones, but different from other documents'."""
     draw = random.Random(document)
     rooms = draw.sample(range(100, 1000), len(TEAMS))
     step = (DEEP - SHALLOW) / (len(TEAMS) - 1)
@@ -68,18 +68,18 @@ def prompts(
     text: str,
     tokens: int,
     needles: Sequence[Needle],
-    asked: Sequence[Needle],
+    questions: Sequence[Needle],
 ) -> list[Prompt]:
-    """A prompt of about `tokens` tokens, and never more, for each needle `asked` for.
+    """Make a prompt of about `tokens` tokens, and never more, for each needle in `questions`.
 
-    All have the same document, with all needles in it. With none to ask for, one prompt wants a
-    summary. The beginning of the answer belongs to the prompt: the room's first token comes out of
-    the prefill itself.
+    All have the same document, with all needles in it. Without questions, one prompt requests a
+    summary. The beginning of the answer is part of the prompt, so that the prefill itself predicts
+    the room's first token.
 
     Raises:
         Invalid: the text is too short, or `tokens` too few for the needles.
     """
-    head, *ends = _frame(tokenizer, asked)
+    head, *ends = _frame(tokenizer, questions)
     room = tokens - len(head) - max(len(end.ids) for end in ends)
     notes = [tokenizer.encode(needle.text, add_special_tokens=False) for needle in needles]
     plain = room - sum(map(len, notes))
@@ -101,7 +101,9 @@ class _End(NamedTuple):
     answer: tuple[tuple[int, int], ...]
 
 
-def _frame(tokenizer: "Tokenizer", asked: Sequence[Needle]) -> tuple[list[int], *tuple[_End, ...]]:
+def _frame(
+    tokenizer: "Tokenizer", questions: Sequence[Needle]
+) -> tuple[list[int], *tuple[_End, ...]]:
     """The tokens before the document, and those after it for each question."""
     try:
         text = tokenizer.template.render([{"role": "user", "content": _PLACE}])
@@ -109,11 +111,11 @@ def _frame(tokenizer: "Tokenizer", asked: Sequence[Needle]) -> tuple[list[int], 
         head = tokenizer.encode(before, add_special_tokens=False)
     except Invalid:  # a base model
         head, after = [tokenizer.bos_id] if tokenizer.bos_id is not None else [], "\n\n"
-    if not asked:
+    if not questions:
         end = tokenizer.encode(f"\n\nSummarise this.{after}", add_special_tokens=False)
         return head, _End(end, None, ())
     ends = []
-    for needle in asked:
+    for needle in questions:
         whole = f"{needle.question}{after}{needle.answer}{needle.room}"
         ids = tokenizer.encode(whole, add_special_tokens=False)
         first = len(ids)
@@ -126,7 +128,7 @@ def _frame(tokenizer: "Tokenizer", asked: Sequence[Needle]) -> tuple[list[int], 
 
 
 def _line_end(tokenizer: "Tokenizer", ids: list[int], place: int) -> int:
-    """The end of the line at `place`, or `place` if that is far."""
+    """The end of the line at `place`; `place` itself if that is over 100 tokens away."""
     for index in range(place, min(place + 100, len(ids))):
         if tokenizer.token_text(ids[index]).endswith("\n"):
             return index + 1

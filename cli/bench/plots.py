@@ -1,4 +1,4 @@
-"""Pictures of a report: quality against bytes, and which needles are kept. Needs matplotlib."""
+"""Plots of a report: quality against bytes, and which needles are kept. Needs matplotlib."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,16 +22,16 @@ COLOURS = (
     "#ee7733",
     "#009988",
 )
-"""That colour-blind people can tell apart. Source: Paul Tol's bright scheme, and two more."""
+"""Colours that colour-blind people can distinguish. Source: Paul Tol's bright scheme, plus two."""
 MARKERS = "osD^vP*X<>"
 CHANGES = (-10, -3, -1, -0.5, 0, 0.5, 1, 3, 10, 30, 100, 300, 1000)
-"""Ticks of the change of perplexity, in %."""
+"""Axis ticks of the change of perplexity, in %."""
 LEAST_KL = 1e-6
-"""Below is rounding."""
+"""Smaller values are rounding errors."""
 
 
 def draw(report: Report, folder: Path) -> list[Path]:
-    """Write the pictures for each number of ranks; returns their files."""
+    """Write the plots for each number of ranks; returns their files."""
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     for ranks in sorted({each.ranks for each in report.pooled}):

@@ -1,4 +1,4 @@
-"""`spsctl bench quality`: what a prefill setting costs in quality, and what it sends."""
+"""`spsctl bench quality`: the quality of prefill settings, and the bytes that they send."""
 
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -51,7 +51,9 @@ def quality(
     questions: Annotated[
         int,
         typer.Option(
-            min=1, max=len(TEAMS), help="Number of facts asked for, each with a prefill of its own."
+            min=1,
+            max=len(TEAMS),
+            help="Number of questions about facts, each with its own prefill.",
         ),
     ] = 2,
     dtype: Annotated[
@@ -103,10 +105,10 @@ def quality(
     report = Report(version("sps2"), model, dtype, tuple(found), (), ())
     with render.err.status("") as status:
         for length in lengths:
-            asked = _prompts(tokenizer, found, length, questions if needles else 0)
-            for case in measure(work, length, asked, status.update):
+            by_document = _prompts(tokenizer, found, length, questions if needles else 0)
+            for case in measure(work, length, by_document, status.update):
                 report = _with(report, case)
-                if out is not None:  # after each case: a run takes long, and may be ended early
+                if out is not None:  # after each case, since a long run may be ended early
                     out.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
     for block in tables_of(report, render.width()):
         render.show(block)
@@ -136,7 +138,7 @@ def _numbers(name: str, text: str) -> list[int]:
 
 
 def _read(documents: str) -> dict[str, str]:
-    """Texts by name; one that is built in but not on this machine is named and left out."""
+    """Texts by name; a built-in one that is not on this machine is reported and left out."""
     found: dict[str, str] = {}
     for name in filter(None, documents.split(",")):
         try:
@@ -153,14 +155,14 @@ def _read(documents: str) -> dict[str, str]:
 def _prompts(
     tokenizer: "Tokenizer", found: dict[str, str], length: int, questions: int
 ) -> dict[str, list[Prompt]]:
-    """Prompts by document; which needles are asked for differs from one to the next."""
+    """Prompts by document; each document has questions for other needles."""
     made: dict[str, list[Prompt]] = {}
     for place, (name, text) in enumerate(found.items()):
         hidden = hidden_in(name) if questions else []
         step = len(TEAMS) // max(1, questions)
-        asked = [hidden[(place + index * step) % len(TEAMS)] for index in range(questions)]
+        wanted = [hidden[(place + index * step) % len(TEAMS)] for index in range(questions)]
         try:
-            made[name] = prompts(tokenizer, text, length, hidden, asked)
+            made[name] = prompts(tokenizer, text, length, hidden, wanted)
         except Invalid as error:
             render.say_error(f"left out at {length} tokens: {name}: {error}")
     if not made:

@@ -1,14 +1,14 @@
-"""What `spsctl bench quality` found, as it is written to JSON; imports no torch."""
+"""The results of `spsctl bench quality`, as it writes them to JSON; imports no torch."""
 
 import msgspec
 
 
 class Quality(msgspec.Struct, frozen=True):
-    """Means over tokens. Standard errors are of paired differences, tokens taken as independent.
+    """Means over tokens. Standard errors are of paired differences of independent tokens.
 
     perplexity_change: relative to exact attention's; 0.01 is 1 % worse.
     kl: KL(exact || setting) of next-token distributions, in nats.
-    agreement: share of positions where both find the same token most likely.
+    agreement: share of positions where both have the same most likely token.
     """
 
     tokens: int
@@ -21,7 +21,7 @@ class Quality(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """Digits of one needle: all, those that exact attention gets right, those kept of these."""
+    """Digits of one needle: all; correct with exact attention; and of these still correct."""
 
     depth: float
     digits: int
@@ -30,10 +30,10 @@ class Found(msgspec.Struct, frozen=True):
 
 
 class Traffic(msgspec.Struct, frozen=True):
-    """What the ranks sent each other, in bytes, as if the model were in bfloat16.
+    """Bytes between the ranks, as if the model were in bfloat16.
 
-    sent: by purpose. causal: if every earlier token's keys and values went once to each later
-    rank, in bfloat16. ring: what ring attention sends, in bfloat16.
+    sent: by purpose. causal: with every earlier token's KV sent once to each later rank, in
+    bfloat16. ring: with ring attention, in bfloat16.
     """
 
     sent: dict[str, int]
@@ -46,13 +46,13 @@ class Traffic(msgspec.Struct, frozen=True):
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """One setting on one prompt, or on all documents of a length if `document` is empty.
+    """A setting's results on one prompt, or on all documents of a length if `document` is empty.
 
-    whole, last: over the last 75 % of the document's tokens, and the last 25 %.
+    whole, last: quality over the last 75 % of the document's tokens, and the last 25 %.
     spans: tokens of each rank.
-    blocks, kept_blocks: that CSA could have moved, and moved.
-    lost: the mean mass that CSA's held-out probes lost, over the ranks but the first; 0 for others.
-    attention_s: seconds of processor time in attention, all ranks together; exact: of one rank.
+    blocks, kept_blocks: blocks that CSA could have moved, and that it moved.
+    lost: mean mass that CSA's held-out probes lost, over all ranks but the first; else 0.
+    attention_s: seconds of processor time in attention, all ranks; exact_attention_s: one rank.
     """
 
     setting: str
@@ -72,7 +72,7 @@ class Measured(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """Everything. `pooled` are means over the tokens of all documents, and sums of the rest."""
+    """All results. `pooled` has means over the tokens of all documents, and sums of the rest."""
 
     version: str
     model: str

@@ -1,4 +1,4 @@
-"""Prefill settings by the names that the command line gives them; imports no torch."""
+"""Prefill settings by their names on the command line; imports no torch."""
 
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
@@ -11,11 +11,11 @@ from sps2.services.scheduler.selections import Calibration, Sparse, selection
 Options = Mapping[str, str]
 
 EXACT = Scheme("gather")
-"""Every earlier key once to every later rank: the fewest bytes without loss."""
+"""Sends every earlier token's KV once to every later rank: the fewest bytes without loss."""
 
 
 def split(settings: str) -> list[str]:
-    """The settings in a list such as `int8,csa:drop=.002,fine=.01,star`."""
+    """Split a list of settings, for example `int8,csa:drop=.002,fine=.01,star`."""
     found: list[str] = []
     for piece in filter(None, settings.split(",")):
         if "=" in piece and ":" not in piece and found:
@@ -26,7 +26,7 @@ def split(settings: str) -> list[str]:
 
 
 class Case(NamedTuple):
-    """What a setting is for; `calibration` is the model's, if it has one."""
+    """The case that a setting is used in; `calibration` is the model's, if it has one."""
 
     layers: int
     tokens: int
@@ -41,10 +41,10 @@ def scheme_of(
     ranks: int = 4,
     calibration: Calibration | None = None,
 ) -> Scheme:
-    """The scheme of a setting such as `int8`, `csa:drop=.002,fine=.01` or `balanced`.
+    """The scheme of a setting, for example `int8`, `csa:drop=.002,fine=.01` or `balanced`.
 
     Raises:
-        Invalid: there is no such setting or option; it says which there are.
+        Invalid: the setting or option is unknown; the message lists the known ones.
     """
     name, _, rest = setting.partition(":")
     make = SETTINGS.get(name)
@@ -71,7 +71,7 @@ def _plain(scheme: Scheme) -> Callable[[Options, Case], Scheme]:
 
 
 def _named(name: Sparse) -> Callable[[Options, Case], Scheme]:
-    """What a request for `name` gets: see `services/scheduler/schemes.py`."""
+    """The scheme of a request with attention `name`: see `services/scheduler/schemes.py`."""
 
     def make(options: Options, case: Case) -> Scheme:
         _only(options)
@@ -101,7 +101,7 @@ def _csa(options: Options, case: Case) -> Scheme:
 
 
 def _hire(options: Options, case: Case) -> Scheme:
-    """HiRE's selector: a fixed share of the blocks, whatever the mass."""
+    """HiRE's selector: a fixed share of the blocks, whatever their mass."""
     _only(options, "budget", "probes", "suffix", "kv_transfer_dtype")
     none = (0.0,) * case.layers
     selection = Selection(
@@ -147,4 +147,4 @@ SETTINGS: dict[str, Callable[[Options, Case], Scheme]] = {
     "ulysses": _plain(Scheme("ulysses")),
     "pass_q": _plain(Scheme("pass_q")),
 }
-"""What the command line can name: functions from options and the case to a scheme."""
+"""The settings of the command line: functions from options and case to a scheme."""

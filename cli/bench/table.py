@@ -1,4 +1,4 @@
-"""The tables that a person reads; imports no torch."""
+"""The results as tables; imports no torch."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,11 +11,11 @@ from sps2.cli.bench.results import Measured, Quality, Report
 QUALITY = ("ppl %", "last 25 %", "KL", "top-1 %", "digits")
 COST = ("kept %", "lost %", "bytes", "of ring", "attention")
 WIDE = 112
-"""Columns from which on a row has both."""
+"""Terminal width from which on quality and cost are in one table."""
 
 
 def tables_of(report: Report, width: int) -> Iterator[RenderableType]:
-    """Tables for each length and SP degree, a row for each setting, and what it all means."""
+    """A table for each length and SP degree, with a row for each setting, then a legend."""
     halves = len(QUALITY)
     groups = dict.fromkeys((each.tokens, each.ranks) for each in report.pooled)
     for tokens, ranks in groups:

@@ -1,4 +1,4 @@
-"""`spsctl keys api`: keys of those who ask over HTTP."""
+"""`spsctl keys api`: API keys for HTTP."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -11,7 +11,7 @@ from sps2.cli.keys.folder import KeysOption, keyring_of
 
 UNITS = {"d": "days", "h": "hours", "m": "minutes"}
 AFTER, AT = "90d, 12h or 30m", "2027-01-31, or 2027-01-31T12:00Z"
-"""How an expiry may be written."""
+"""Forms of an expiry, for messages."""
 
 NameArgument = Annotated[str, typer.Argument(help="Name of the key, for lists and messages.")]
 
@@ -69,10 +69,10 @@ def revoke(name: NameArgument, folder: KeysOption = None) -> None:
 
 
 def parse_expiry(text: str, now: datetime) -> datetime:
-    """When a key expires: after a time, or at one (UTC unless it says otherwise).
+    """Parse an expiry: a time from now, or a date (UTC unless it has a time zone).
 
     Raises:
-        BadParameter: it is neither, or has passed.
+        BadParameter: the text is neither, or the date has passed.
     """
     if match := re.fullmatch(r"(\d{1,6})([dhm])", text):
         return now + timedelta(**{UNITS[match[2]]: int(match[1])})

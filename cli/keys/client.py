@@ -1,4 +1,4 @@
-"""`spsctl keys client`: keys of those who use the SDK or `spsctl` from elsewhere."""
+"""`spsctl keys client`: keys for the SDK and for `spsctl` on other machines."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +19,7 @@ def add(
     ] = None,
     folder: KeysOption = None,
 ) -> None:
-    """Admit a client, and write the key file to hand over. It takes effect at once."""
+    """Add a client, and write its key file. It takes effect at once."""
     path = out or Path(f"{name}.key")
     keyring_of(folder).add_client(name, path)
     render.out.print(

@@ -1,4 +1,4 @@
-"""Where `spsctl keys` works, and `spsctl keys init`."""
+"""The folder of `spsctl keys`, and `spsctl keys init`."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ KeysOption = Annotated[
 
 
 def keyring_of(folder: Path | None) -> Keyring:
-    """The keys that are meant. Raises Invalid if the folder is a file."""
+    """The keyring in the folder of `--keys`, or its default. Raises Invalid if it is a file."""
     named = os.environ.get("SPS2_KEYS")
     path = folder or (Path(named).expanduser() if named else places.keys())
     if not folder and not named and path != places.lasting_keys():

@@ -1,4 +1,4 @@
-"""`spsctl top`: what a cluster does, as it does it."""
+"""`spsctl top`: shows a cluster live, or once."""
 
 import asyncio
 import time
@@ -22,10 +22,10 @@ from sps2.common.errors import Invalid, ServiceError
 from sps2.common.messages import ShowCluster
 
 ASK_S = 5.0
-"""Between two questions to the gateway; all else comes by itself."""
+"""Seconds between two requests for the gateway's status; all else comes as events."""
 DEADLINE_S = 2.0
 SETTLE_S = 5.0
-"""How long `--once` waits for what it does not know yet."""
+"""How long `--once` waits for data that is still missing."""
 
 
 def top(
@@ -38,7 +38,7 @@ def top(
 ) -> None:
     """Watch a cluster: load, shards, links between them, requests. Press ? for the keys.
 
-    With --once the exit code is 1 unless the cluster is ready: unless it takes requests.
+    With --once the exit code is 1 unless the cluster is ready, that is, accepts requests.
     """
     cluster = cluster_of(name, config)
     if not (once or as_json or render.out.is_terminal):
@@ -68,7 +68,7 @@ async def _watch(cluster: Cluster, once: bool, as_json: bool) -> None:
 
 @asynccontextmanager
 async def _informed(monitor: Monitor, cluster: Cluster) -> AsyncIterator[asyncio.Event]:
-    """The monitor hears of everything while the block runs; the event is set by all that comes."""
+    """Feed the monitor within the block; the yielded event is set whenever something comes."""
     news = asyncio.Event()
     gateway = Peer(cluster.gateway_address, cluster.bus, "gateway")
 

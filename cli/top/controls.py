@@ -1,4 +1,4 @@
-"""What the user has chosen to see, and how keys change it; no I/O."""
+"""The user's choices on the screen, and how keys change them; no I/O."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ SORTS: dict[str, Callable[[Request], Any]] = {
     "stage": lambda each: (STAGES.index(each.stage), -each.age_s),
     "owner": lambda each: (each.owner, -each.age_s),
 }
-"""Orders of requests; those that ended come last in each."""
+"""Orders of requests; in each, requests that have ended come last."""
 ORDERS: dict[str, Callable[[Shard], Any]] = {
     "name": lambda each: 0,  # as they are
     "busy": lambda each: -(each.busy or 0.0),
@@ -32,9 +32,9 @@ FILTER_CHARS = 40
 class Controls:
     """The state of the screen.
 
-    selected: a request; the first where it is not shown any more.
-    opened: its detail is shown.
-    typing: keys go to the filter.
+    selected: a request; if it is not shown any more, the first counts as selected.
+    opened: whether its detail is shown.
+    typing: whether keys go to the filter.
     """
 
     sort: str = "age"
@@ -80,17 +80,17 @@ class Controls:
         return self._moved(step, picture) if step else self
 
     def requests(self, picture: Picture) -> list[Request]:
-        """Those to be shown, in their order."""
+        """The requests to show, in order."""
         shown = [each for each in picture.requests if self._matches(*_words(each))]
         return sorted(shown, key=lambda each: (each.stage == "ended", SORTS[self.sort](each)))
 
     def shards(self, picture: Picture) -> list[Shard]:
-        """Those to be shown, in their order: all of them if the filter is about requests alone."""
+        """The shards to show, in order: all if the filter matches no shard."""
         shown = [each for each in picture.shards if self._matches(each.id, each.role, each.state)]
         return sorted(shown or picture.shards, key=ORDERS[self.order])
 
     def chosen(self, picture: Picture) -> str:
-        """The request that is selected; none if none is shown."""
+        """The selected request; empty if none is shown."""
         names = [each.request for each in self.requests(picture)]
         return self.selected if self.selected in names else names[0] if names else ""
 

@@ -1,4 +1,4 @@
-"""The course of one request, from the events about it and what the scheduler says when asked."""
+"""The course of one request, from its events and from the scheduler's status."""
 
 from sps2.cli.top.picture import Request, Stage
 from sps2.common.bus.telemetry import RequestEvent
@@ -8,16 +8,16 @@ Detail = dict[str, str | float]
 
 
 class Course:
-    """Times are the watcher's, so that clocks may be apart.
+    """The course of a request. Times are on the watcher's clock, so that clocks may differ.
 
     Args:
-        since_s: when it was submitted.
+        since_s: when the request was submitted.
     """
 
     def __init__(self, request: str, since_s: float) -> None:
         self.ended_s: float | None = None
         self.heard_s = since_s
-        """When something was heard of it last."""
+        """When its last event or status came."""
         self._request = request
         self._since_s = since_s
         self._stages: list[tuple[str, float]] = []
@@ -26,9 +26,9 @@ class Course:
         self.tokens: int | None = None
 
     def hear(self, event: RequestEvent, now_s: float) -> None:
-        """Take an event."""
+        """Handle an event."""
         self.heard_s = now_s
-        if event.stage == "reserving":  # planned, perhaps anew: what was computed is gone
+        if event.stage == "reserving":  # planned, perhaps again: earlier progress is void
             self._detail.pop("processed", None)
             self.tokens = None
         self._detail |= event.detail
@@ -37,7 +37,7 @@ class Course:
             self.ended_s = now_s
 
     def take(self, status: RequestStatus, now_s: float) -> None:
-        """Take what the scheduler says: some events may have been missed."""
+        """Handle the scheduler's status, since events may have been missed."""
         self.heard_s = now_s
         self._since_s = min(self._since_s, now_s - status.age_s)
         self._detail |= {"prompt_tokens": status.prompt_tokens, "max_tokens": status.max_tokens}
@@ -55,12 +55,12 @@ class Course:
         self._placements = status.placements
 
     def end(self, now_s: float) -> None:
-        """It is over, and the event that said so was missed."""
+        """End the request, whose last event was missed."""
         self._enter("ended", now_s)
         self.ended_s = now_s
 
     def picture(self, now_s: float) -> Request:
-        """The request as it is now."""
+        """The request's state now."""
         end_s = now_s if self.ended_s is None else self.ended_s
         stage = self._stages[-1][0] if self._stages else "queued"
         exchange_s = self._number("exchange_s")

@@ -1,4 +1,4 @@
-"""One request on the whole screen: where its time went, and where its KV lies."""
+"""The detail of one request: where its time went, and where its KV is."""
 
 from rich.text import Text
 
@@ -20,7 +20,7 @@ from sps2.cli.top.stages import COLOURS, course, label
 
 
 def detail(request: Request, width: int) -> list[Text]:
-    """Everything that is known of a request."""
+    """Lines with all that is known of a request."""
     size = min(60, width - 32)
     columns = [Column("", LABELS), Column("", width - LABELS - 4)]
     lines = [

@@ -7,7 +7,7 @@ from rich.text import Text
 
 UNKNOWN = "-"
 QUIET = "grey50"
-"""Of what is there to be found, not to be noticed."""
+"""The style of secondary text."""
 FULL, HALF, EMPTY = "━", "╸", "─"
 
 Cell = str | Text | tuple[str, str]
@@ -15,7 +15,7 @@ Cell = str | Text | tuple[str, str]
 
 
 class Column(NamedTuple):
-    """`right` is for numbers."""
+    """A column of a table; `right` aligns to the right, for numbers."""
 
     title: str
     width: int
@@ -47,7 +47,7 @@ def latency(seconds: float | None) -> str:
 
 
 def elapsed(seconds: float) -> str:
-    """A time that goes on, in at most six characters."""
+    """A duration in at most six characters."""
     if seconds < 99.95:
         return f"{seconds:.1f}s"
     minutes, rest = divmod(int(seconds), 60)
@@ -66,7 +66,7 @@ def count(number: int | None) -> str:
 
 
 def bar(width: int, share: float, style: str, behind: float = 0.0, behind_style: str = "") -> Text:
-    """`share` of a line in `style`, and after it `behind` in another."""
+    """A bar of `width` cells: `share` of it in `style`, then `behind` in `behind_style`."""
     cells = round(2 * width * min(max(share, 0.0), 1.0))
     if share > 0 and not cells:
         cells = 1
@@ -77,12 +77,12 @@ def bar(width: int, share: float, style: str, behind: float = 0.0, behind_style:
 
 
 def head(columns: Sequence[Column]) -> Text:
-    """The titles, quietly."""
+    """The row of titles."""
     return line(columns, [(column.title, f"bold {QUIET}") for column in columns])
 
 
 def line(columns: Sequence[Column], cells: Sequence[Cell]) -> Text:
-    """A row; what is too long for its column is cut off."""
+    """A row of cells; text that is too long for its column is cut off."""
     row = Text(" ", no_wrap=True)
     for column, cell in zip(columns, cells, strict=True):
         if isinstance(cell, Text):
@@ -104,5 +104,5 @@ def line(columns: Sequence[Column], cells: Sequence[Cell]) -> Text:
 
 
 def width_of(columns: Sequence[Column]) -> int:
-    """Of a row of them, its margins included."""
+    """The width of a row with these columns, margins included."""
     return 1 + sum(column.width + 1 for column in columns)

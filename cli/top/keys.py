@@ -18,9 +18,10 @@ _NAMED = {
 
 
 def names(data: bytes) -> list[str]:
-    """Keys in what was read at once: characters as they are, others by name, unknown ones left out.
+    """Keys in `data`, which was read at once: characters as they are, others by name.
 
-    An escape is a key of its own at the end of the data, and else begins a sequence.
+    Unknown sequences are left out. An escape is a key at the end of the data, and else begins a
+    sequence.
     """
     found = []
     while data:
@@ -41,7 +42,7 @@ def names(data: bytes) -> list[str]:
 
 
 def _after_sequence(data: bytes) -> bytes:
-    """What follows an escape sequence that means nothing here."""
+    """The data after an unknown escape sequence."""
     if data[1:2] not in (b"[", b"O"):
         return data[2:]
     for place, byte in enumerate(data[2:], 2):

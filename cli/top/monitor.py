@@ -1,4 +1,4 @@
-"""Folds what the telemetry bus and the gateway tell into the picture of a cluster; no I/O."""
+"""Combines telemetry events and the gateway's status into a picture of a cluster; no I/O."""
 
 from collections.abc import Iterable
 from typing import get_args
@@ -11,18 +11,18 @@ from sps2.common.config import Bus
 from sps2.common.messages import ClusterStatus, Role, ShardStatus
 
 LINGER_S = 10.0
-"""How long a request that ended is still shown."""
+"""How long a request is shown after it has ended."""
 FORGET_S = 60.0
-"""How long a silent process is, that nobody else knows of."""
+"""How long a silent process is shown that the gateway does not know."""
 ROLES = get_args(Role)
 _SILENCE = Pulse(Heartbeat("", 0, 0.0, 0), 0.0)
 
 
 class Monitor:
-    """Every time is seconds by the watcher's own clock.
+    """The state of a cluster for the screen. All times are seconds on the watcher's clock.
 
-    Events make the picture; what was missed of them, before they were listened to or since, comes
-    from the gateway's view of the cluster, which is asked for now and then.
+    Events make the picture. What was missed, before the subscription or later, comes from the
+    gateway's status, which is requested now and then.
     """
 
     def __init__(self, name: str, bus: Bus) -> None:
@@ -34,7 +34,7 @@ class Monitor:
         self._problem = ""
 
     def hear(self, event: Event, now_s: float) -> None:
-        """Take an event from the bus."""
+        """Handle an event from the bus."""
         if not isinstance(event, Heartbeat):
             course = self._courses.setdefault(event.request, Course(event.request, now_s))
             course.hear(event, now_s)
@@ -48,7 +48,7 @@ class Monitor:
                 self._courses[request].tokens = tokens
 
     def take(self, status: ClusterStatus, now_s: float) -> None:
-        """Take the gateway's view. Requests that it does not know have ended unnoticed."""
+        """Handle the gateway's status. Requests that it does not have are ended."""
         self._known, self._problem = status, ""
         running = {each.request for each in status.requests}
         for each in status.requests:
@@ -59,11 +59,11 @@ class Monitor:
                 course.end(now_s)
 
     def miss(self, problem: str) -> None:
-        """The gateway did not answer."""
+        """Note that the gateway did not answer."""
         self._problem = problem
 
     def settled(self) -> bool:
-        """Whether every known process has sent two heartbeats, so that all rates are there."""
+        """Whether every known process has sent two heartbeats, so that all rates are known."""
         known = self._known
         if known is None:
             return False
@@ -71,7 +71,7 @@ class Monitor:
         return all(name in self._pulses and self._pulses[name].heartbeats > 1 for name in names)
 
     def picture(self, now_s: float) -> Picture:
-        """The cluster as it is now."""
+        """The cluster's state now."""
         self._forget(now_s)
         shards = self._shards(now_s)
         return Picture(
@@ -92,7 +92,7 @@ class Monitor:
                 del self._courses[request]
 
     def _lives(self, name: str, now_s: float) -> Pulse | None:
-        """The pulse of a process that sends heartbeats."""
+        """The pulse of a process; None if its heartbeats have stopped."""
         pulse = self._pulses.get(name)
         return pulse if pulse and now_s - pulse.heard_s <= self._silent_s else None
 
@@ -200,7 +200,7 @@ class Monitor:
 
 
 def _place(shard: str) -> tuple[int, int, str]:
-    """By role and number: prefill-2 comes before prefill-10."""
+    """Sort key by role and number: prefill-2 comes before prefill-10."""
     role, _, index = shard.partition("-")
     place = ROLES.index(role) if role in ROLES else len(ROLES)
     return place, int(index) if index.isdigit() else 0, shard
@@ -212,7 +212,7 @@ def _sum(parts: Iterable[float | None]) -> float | None:
 
 
 def _hidden(*pulses: Pulse) -> float | None:
-    """Of transfers in the last few heartbeats, else of all so far; None where there were none."""
+    """The hidden share of transfers in the last heartbeats, or else of all; None without any."""
     for lately in (True, False):
         took = _sum((p.change if lately else p.gauge)("exchange_s") for p in pulses)
         hidden = _sum((p.change if lately else p.gauge)("hidden_s") for p in pulses)

@@ -29,11 +29,11 @@ STATES = {
 }
 ROLES = {"prefill": "cyan", "decode": "green", "mixed": "blue"}
 BAR = 5
-"""The shortest."""
+"""The shortest bar, in cells."""
 
 
 def title(totals: Totals, right: str, width: int) -> list[Text]:
-    """Which cluster, and what it waits for."""
+    """The line with the cluster's name and state, and one with what it waits for."""
     line_ = Text(" ", no_wrap=True)
     line_.append("spsctl top", "bold")
     for part in (totals.name, totals.model):
@@ -49,7 +49,7 @@ def title(totals: Totals, right: str, width: int) -> list[Text]:
 
 
 def totals(totals: Totals, width: int) -> list[Text]:
-    """The cluster in two lines: what each number is, and the number."""
+    """The cluster's figures in two lines: titles and values."""
     cells = [
         ("REQ/s", short(totals.requests_s)),
         ("IN tok/s", short(totals.tokens_in_s)),
@@ -119,7 +119,7 @@ def _gauge(size: int, share: float | None, style: str) -> Cell:
 
 
 def _kv(size: int, shard: Shard) -> Cell:
-    """In use, and behind that what is cached and could go."""
+    """A bar of the pages in use, and behind it those that are cached and can be evicted."""
     if not shard.pages or shard.pages_free is None:
         return UNKNOWN
     idle = (shard.pages_idle or 0) / shard.pages
@@ -155,7 +155,7 @@ def services(shown: Sequence[Service], width: int) -> list[Text]:
 
 
 def links(picture: Picture, width: int) -> list[Text]:
-    """Who sends whom how much: a row for each shard that sends, a column for each."""
+    """A matrix of bytes per second: a row for each sending shard, a column for each shard."""
     known = [each.id for each in picture.shards]
     ends = {each.source for each in picture.links} | {each.target for each in picture.links}
     names = [name for name in known if name in ends] + sorted(ends - {*known})
@@ -179,7 +179,7 @@ def links(picture: Picture, width: int) -> list[Text]:
 
 
 def busiest(picture: Picture, width: int, rows: int) -> list[Text]:
-    """The same where there is no room for a matrix: the links that carry most."""
+    """The links that carry most, if there is no room for the matrix."""
     moving = sorted(picture.links, key=lambda each: -(each.bytes_s or 0))
     moving = [each for each in moving if each.bytes_s]
     lines = [head([Column("BUSIEST LINKS, B/s", 40)])]
@@ -204,12 +204,12 @@ def _flow(link: Link | None, own: bool) -> Cell:
 
 
 def _brief(shard: str, size: int) -> str:
-    """A name that fits: decode-12 is d12."""
+    """A shard's name, shortened if it does not fit: d12 for decode-12."""
     role, _, index = shard.partition("-")
     return shard if len(shard) <= size else role[:1] + index
 
 
 def _quietly(cell: Cell) -> Cell:
-    """What is not known is not to be noticed."""
+    """The cell, in the secondary style if its value is unknown."""
     content = cell if isinstance(cell, str) else cell[0] if isinstance(cell, tuple) else ""
     return (UNKNOWN, QUIET) if content == UNKNOWN else cell

@@ -1,24 +1,24 @@
-"""What there is to see of a cluster at one moment, also as `spsctl top --json`.
+"""The picture of a cluster at one moment, also the output of `spsctl top --json`.
 
-None is what nobody has told yet. Rates are per second, over the last few heartbeats.
+None means not known yet. Rates are per second, over the last few heartbeats.
 """
 
 from sps2.common.messages import Placement, Struct
 
 
 class Totals(Struct, frozen=True):
-    """The whole cluster: "ready", "waiting" or "lost". Latencies are of the last minute."""
+    """The whole cluster; `state` is "ready", "waiting" or "lost". Latencies: the last minute."""
 
     name: str
     model: str = ""
     state: str = "waiting"
     waiting_for: str = ""
     missing: str = ""
-    """What is not there of a cluster that is ready."""
+    """What is missing of a cluster that is ready, in words."""
     requests_s: float | None = None
-    """That ended."""
+    """Requests that ended, per second."""
     tokens_in_s: float | None = None
-    """Of prompts, computed by prefill shards."""
+    """Prompt tokens that prefill shards computed, per second."""
     tokens_out_s: float | None = None
     ttft_p50_s: float | None = None
     ttft_p99_s: float | None = None
@@ -27,11 +27,11 @@ class Totals(Struct, frozen=True):
     queued: int | None = None
     running: int | None = None
     hidden: float | None = None
-    """Of the time of transfers between prefill shards, the part with arithmetic beside it."""
+    """The share of the time of transfers between prefill shards in which they also computed."""
 
 
 class Service(Struct, frozen=True):
-    """A process; a shard of several has one for each."""
+    """A process; a tensor-parallel shard has several."""
 
     service: str
     state: str
@@ -42,7 +42,7 @@ class Service(Struct, frozen=True):
 
 
 class Shard(Struct, frozen=True):
-    """A worker. Of several processes bytes are added up, the rest is the leader's."""
+    """A shard. Bytes are summed over its processes, the rest is the leader's."""
 
     id: str
     role: str
@@ -50,24 +50,24 @@ class Shard(Struct, frozen=True):
     pid: int = 0
     address: str = ""
     busy: float | None = None
-    """Of the time, that its computing thread was on a core; 1 is always."""
+    """The share of time in which its compute thread was on a core; 1 is always."""
     pages: int | None = None
     pages_free: int | None = None
     pages_idle: int | None = None
-    """Cached ones that no request uses; not among the free."""
+    """Cached pages that no request uses; not included in `pages_free`."""
     owned: int | None = None
-    """Requests that it generates for."""
+    """Requests for which it generates."""
     held: int | None = None
-    """Requests with KV here."""
+    """Requests whose KV it holds."""
     prefilling: int | None = None
-    """Requests whose prefill it takes part in."""
+    """Requests that it prefills."""
     in_bytes_s: float | None = None
     out_bytes_s: float | None = None
     hidden: float | None = None
 
 
 class Link(Struct, frozen=True):
-    """What one shard sends another over the data plane."""
+    """Traffic from one shard to another over the data plane."""
 
     source: str
     target: str
@@ -76,33 +76,33 @@ class Link(Struct, frozen=True):
 
 
 class Stage(Struct, frozen=True):
-    """A stage that a request entered; of the last one, the time so far."""
+    """A stage of a request, with its duration so far."""
 
     name: str
     seconds: float
 
 
 class Request(Struct, frozen=True):
-    """A request in the cluster, or one that ended a moment ago: `stage` is "ended" then."""
+    """A request in the cluster, or one that has just ended, with `stage` "ended"."""
 
     request: str
     stage: str
     age_s: float
     stages: tuple[Stage, ...] = ()
-    """From when on it was watched."""
+    """Since it was first seen."""
     prompt_tokens: int | None = None
     processed: int | None = None
-    """Of the prompt, while it is in prefill; cached tokens included."""
+    """Tokens of the prompt that are prefilled, cached ones included."""
     cached_tokens: int | None = None
     tokens: int | None = None
-    """Of the answer so far."""
+    """Tokens of the answer so far."""
     max_tokens: int | None = None
     epoch: int | None = None
     owner: str = ""
     group: tuple[str, ...] = ()
     """Prefill shards."""
     holders: tuple[str, ...] = ()
-    """Shards with KV of it, the owner last."""
+    """Shards that hold its KV, the owner last."""
     attention: str = ""
     method: str = ""
     exchange_bytes: float | None = None

@@ -5,16 +5,16 @@ from collections import deque
 from sps2.common.bus.telemetry import Heartbeat
 
 KEPT = 6
-"""Heartbeats; rates are over the time between the first and the last of them."""
+"""Heartbeats that are kept; rates are over the time between the first and the last."""
 
 
 class Pulse:
-    """One process. A heartbeat of another life of it starts over."""
+    """The heartbeats of a process. After a restart they start over."""
 
     def __init__(self, heartbeat: Heartbeat, now_s: float) -> None:
         self._heartbeats = deque([heartbeat], KEPT)
         self.heard_s = now_s
-        """When the last heartbeat came, by the watcher's clock."""
+        """When the last heartbeat came, on the watcher's clock."""
 
     @property
     def last(self) -> Heartbeat:
@@ -22,11 +22,11 @@ class Pulse:
 
     @property
     def heartbeats(self) -> int:
-        """Of this life, those that are kept."""
+        """How many heartbeats since its start are kept."""
         return len(self._heartbeats)
 
     def hear(self, heartbeat: Heartbeat, now_s: float) -> None:
-        """Take a heartbeat. `now_s` is the watcher's clock, which may differ from the service's."""
+        """Handle a heartbeat. `now_s` is on the watcher's clock, not on the service's."""
         if heartbeat.pid != self.last.pid or heartbeat.at_s <= self.last.at_s:
             self._heartbeats.clear()
         self._heartbeats.append(heartbeat)
@@ -40,25 +40,25 @@ class Pulse:
         return None if value is None else int(value)
 
     def rate(self, *names: str) -> float | None:
-        """Of counters together, per second; None before the second heartbeat, or without them."""
+        """The summed rate of counters, per second; None before the second heartbeat."""
         changes = [change for name in names if (change := self.change(name)) is not None]
         return sum(changes) / self._elapsed_s() if changes else None
 
     def change(self, name: str) -> float | None:
-        """By how much a counter went up; one that appears only now began at 0."""
+        """The increase of a counter; one that is new began at 0."""
         last = self.gauge(name)
         if last is None or len(self._heartbeats) < 2:
             return None
         return last - self._heartbeats[0].counters.get(name, 0.0)
 
     def flow(self, way: str) -> float | None:
-        """Bytes per second over the data plane, of all purposes; `way` is "sent" or "received"."""
+        """Bytes per second over the data plane; `way` is "sent" or "received"."""
         if len(self._heartbeats) < 2:
             return None
         return self.rate(*(name for name in self.last.counters if name.endswith(f"_{way}"))) or 0.0
 
     def links(self) -> dict[str, tuple[int, float | None]]:
-        """By target: bytes sent so far, and per second."""
+        """Bytes sent in total and per second, by target."""
         last = self.last.sent_bytes()
         if len(self._heartbeats) < 2:
             return {target: (sent, None) for target, sent in last.items()}

@@ -1,4 +1,4 @@
-"""Requests on the screen: how far each is."""
+"""The requests on the screen, with their progress."""
 
 from collections.abc import Sequence
 
@@ -101,7 +101,7 @@ def course(request: Request, width: int) -> Text:
 
 
 def progress(request: Request) -> float | None:
-    """Of its stage, 0 to 1; None where there is no telling."""
+    """The progress of its stage, 0 to 1; None if unknown."""
     if request.stage == "prefill" and request.prompt_tokens:
         cached = request.cached_tokens or 0
         computed = (request.processed or cached) - cached
@@ -112,12 +112,12 @@ def progress(request: Request) -> float | None:
 
 
 def label(request: Request) -> Cell:
-    """The stage in words, with how far it is."""
+    """The stage in words, with its progress."""
     colour = COLOURS[request.stage]
     if request.stage == "prefill":
         return f"prefill {percent(progress(request))}", colour
     if request.stage == "decode":
-        # without a limit of its own a chat may fill the context: that says nothing
+        # a chat without a limit may fill the context: such a limit is not informative
         limit = request.max_tokens if (request.max_tokens or 1 << 30) < 10_000 else None
         return f"decode {count(request.tokens)}" + (f"/{limit}" if limit else ""), colour
     if request.stage == "ended":

@@ -22,10 +22,10 @@ DRAW_S = 1.0
 
 
 class Screen:
-    """Draws what a monitor knows once a second, and at once when a key or a new size asks for it.
+    """Draws a monitor's picture once a second, and at once after a key or a change of size.
 
     Args:
-        clock: that of the monitor.
+        clock: the monitor's clock, in seconds.
     """
 
     def __init__(self, monitor: Monitor, console: Console, clock: Callable[[], float]) -> None:
@@ -37,7 +37,7 @@ class Screen:
         self._picture: Picture = monitor.picture(clock())
 
     async def run(self) -> None:
-        """Until the user quits."""
+        """Draw until the user quits."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGWINCH, self._changed.set)
         try:
@@ -94,7 +94,7 @@ class Screen:
 
 @contextmanager
 def _cbreak() -> Iterator[None]:
-    """Keys come one by one and are not shown; Ctrl-C works as ever."""
+    """Have keys come one by one without echo; Ctrl-C still works."""
     if not sys.stdin.isatty():
         yield
         return

@@ -1,4 +1,4 @@
-"""The screen: a picture and the user's choices in a size, as lines of text; no I/O."""
+"""The screen: renders a picture by the user's choices as lines of text; no I/O."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,9 @@ from sps2.cli.top.format import QUIET
 from sps2.cli.top.picture import Picture
 
 WIDE = 150
-"""From so many columns on links stand beside shards."""
+"""Terminal width from which on links are shown beside shards."""
 FEWEST = 4
-"""Lines about requests that other parts leave free."""
+"""Minimum lines for requests, which other parts leave free."""
 KEYS = (
     ("q", "quit"),
     ("↑↓⏎", "detail"),
@@ -32,12 +32,12 @@ HELP = """\
  /        filter by name, stage,   p space   pause and go on
           role or owner            escape    back; no filter
 
- BUSY     of the time, that the shard's computing thread was on a core
+ BUSY     share of time that the shard's compute thread was on a core
  KV       pages in use by requests; grey after it: cached, free if needed
  PRE      requests that it prefills; OWN generates for; HELD has KV of
- HIDDEN   of transfers between prefill shards, time with arithmetic beside it
+ HIDDEN   share of transfers between prefill shards beside arithmetic
  IN, OUT  bytes a second over the data plane; k, M, G are powers of 1000
- -        nobody has told yet
+ -        not known yet
 """
 
 
@@ -45,7 +45,7 @@ def view(picture: Picture, controls: Controls, width: int, height: int | None = 
     """The screen.
 
     Args:
-        height: in lines; None takes as many as there is to say, and no line about keys.
+        height: in lines; None: as many as needed, without the line about keys.
     """
     return Group(*lines(picture, controls, width, height))
 
@@ -116,7 +116,7 @@ def _beside(left: Sequence[Text], right: Sequence[Text], width: int) -> list[Tex
 
 
 def _cut(rows: list[Text], room: int) -> list[Text]:
-    """The first of the rows; the last line says how many there are besides."""
+    """The first rows; the last line says how many more there are."""
     if len(rows) <= room:
         return rows
     kept = rows[: max(1, room - 1)]
@@ -124,7 +124,7 @@ def _cut(rows: list[Text], room: int) -> list[Text]:
 
 
 def _around(rows: list[Text], place: int, room: int) -> list[Text]:
-    """The header, and as many rows as there is room for with the chosen one among them."""
+    """The header, and as many rows around the chosen one as there is room for."""
     if len(rows) <= room:
         return rows
     shown = max(1, room - 2)

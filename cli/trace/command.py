@@ -1,4 +1,4 @@
-"""`spsctl trace`: where the time of a request went, through all services."""
+"""`spsctl trace`: shows where the time of a request went, through all services."""
 
 import asyncio
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ DEADLINE_S = 15.0
 NARROW = 80
 COLUMNS = ("REQUEST", ">AGO", ">TOOK", ">TTFT", ">PROMPT", ">ANSWER", "ASKED AS", "END")
 OPTIONAL = ("ASKED AS", ">PROMPT", ">ANSWER", ">TTFT")
-"""Left out in this order where there is no room."""
+"""Columns that are left out, in this order, if there is no room."""
 LISTED = 20
 END = 12
-"""Columns for how a request ended, at least."""
+"""Minimum width of the column END."""
 
 
 def trace(
@@ -71,15 +71,15 @@ def trace(
         return
     if lines is not None:
         raise typer.BadParameter("-n is for the list, without a REQUEST")
-    told = asyncio.run(_ask(reachable(name, config), ShowTrace(request)))
+    traced = asyncio.run(_ask(reachable(name, config), ShowTrace(request)))
     if perfetto is not None:
-        perfetto.write_bytes(msgspec.json.encode(events(told)))
+        perfetto.write_bytes(msgspec.json.encode(events(traced)))
     if as_json:
-        print(msgspec.json.encode(told).decode())
+        print(msgspec.json.encode(traced).decode())
     elif perfetto is not None:
-        print(f"{perfetto}: {len(told.spans)} spans; open it at https://ui.perfetto.dev")
+        print(f"{perfetto}: {len(traced.spans)} spans; open it at https://ui.perfetto.dev")
     else:
-        for line in draw(told, max(NARROW, render.out.width)):
+        for line in draw(traced, max(NARROW, render.out.width)):
             render.out.print(line, soft_wrap=True)
 
 
@@ -92,7 +92,7 @@ async def _ask(cluster: Cluster, request: Request[Reply]) -> Reply:
 
 
 def _list(found: Traces, most: int) -> None:
-    """The last ones, in order of time: what came last stands next to the prompt."""
+    """Print the last requests in order of time, so that the latest is next to the prompt."""
     if not found.traces:
         render.out.print("no request was answered yet, or `tracing.kept` is 0")
         return
@@ -115,7 +115,7 @@ def _list(found: Traces, most: int) -> None:
 
 
 def _fitting(rows: Sequence[tuple[str, ...]], width: int) -> Table:
-    """The table in so many columns: ids stay whole, how a request ended is told in short."""
+    """The table within `width`: ids stay whole, the column END is shortened."""
     lengths = {
         name: max(len(name.lstrip(">")), *(len(row[place]) for row in rows)) + 2
         for place, name in enumerate(COLUMNS)

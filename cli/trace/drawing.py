@@ -1,4 +1,4 @@
-"""A trace as lines of text: a row per span, with a bar where it lies in time."""
+"""Draws a trace as lines of text: a row per span, with a bar on a time axis."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -11,7 +11,7 @@ from sps2.common.messages import Trace, TraceSpan
 from sps2.common.tracing import accounted
 
 WIDE = 120
-"""Columns from which on there is room for notes beside the bars."""
+"""Terminal width from which on there are notes beside the bars."""
 NOTE = 46
 WHOLE, OTHER, NOTHING = ("━", "white"), ("━", "blue"), ("·", QUIET)
 COMPUTE, MOVE, BOTH = ("━", "cyan"), ("┅", "magenta"), ("═", "green")
@@ -24,7 +24,7 @@ LEGEND = (
     (NOW_AND_THEN, "now and then"),
 )
 SLOW_TIMES = 3.0
-"""A run of steps is slow whose slowest took so many times the usual."""
+"""A run of steps is slow if its slowest step took this many times the median."""
 
 Ends = tuple[float, float]
 
@@ -92,7 +92,7 @@ def _cells(row: Row, whole: TraceSpan, size: int, has_note: bool) -> list[Cell]:
 
 
 def _bar(row: Row, whole: TraceSpan, size: int) -> Text:
-    """A cell for each of so many equal parts of the whole, by what was done in it."""
+    """A bar of `size` cells, each an equal part of the whole time, by the work done in it."""
     span = row.span
     each_s = max(1e-9, whole.stop_s - whole.start_s) / size
     computing = _ends(row.parts, "compute")
@@ -115,7 +115,7 @@ def _bar(row: Row, whole: TraceSpan, size: int) -> Text:
 
 
 def _begins(span: TraceSpan, cell: Ends) -> bool:
-    """So that the shortest is seen too."""
+    """Whether the span begins in the cell, so that even the shortest span is visible."""
     return cell[0] <= span.start_s < cell[1]
 
 

@@ -1,4 +1,4 @@
-"""A trace in the JSON that Perfetto and Chrome's tracing read."""
+"""Converts a trace to JSON for Perfetto and Chrome's tracing."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 from sps2.common.messages import Trace, TraceSpan
 
 TRACKS = {"compute": "computes", "await": "awaits", "send": "sends"}
-"""Tracks of their own, by the names of the spans in them."""
+"""Titles of separate tracks, by the names of their spans."""
 
 
 def events(trace: Trace) -> dict[str, Any]:
-    """A process per service, and in it a track per kind of span; times are microseconds.
+    """The trace with a process per service and a track per kind of span; times in microseconds.
 
     Format: the "Trace Event Format" of Chrome, complete ("X") and metadata ("M") events.
     """
@@ -35,7 +35,7 @@ def events(trace: Trace) -> dict[str, Any]:
 
 
 def lanes(spans: Sequence[TraceSpan]) -> list[list[TraceSpan]]:
-    """As few rows as there must be for spans to lie beside or inside each other in each."""
+    """Split spans into as few lanes as possible, in each of which they do not overlap partly."""
     found: list[list[TraceSpan]] = []
     open_: list[list[TraceSpan]] = []
     for each in sorted(spans, key=lambda each: (each.start_s, -each.stop_s)):
@@ -49,7 +49,7 @@ def lanes(spans: Sequence[TraceSpan]) -> list[list[TraceSpan]]:
 
 
 def _fits(under_way: list[TraceSpan], each: TraceSpan) -> bool:
-    """Whether it lies in the last one that goes on, or none does; those that ended are let go."""
+    """Remove spans that have ended; whether `each` fits into the last open one, if any."""
     while under_way and under_way[-1].stop_s <= each.start_s:
         under_way.pop()
     return not under_way or under_way[-1].stop_s >= each.stop_s

@@ -1,4 +1,4 @@
-"""The rows of a drawn trace: who did what, under whose lead, and the details in words."""
+"""The rows of a drawn trace: spans as a tree, with their details in words."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -7,11 +7,11 @@ from sps2.cli.top.format import count, latency, percent, short
 from sps2.common.messages import Trace, TraceSpan
 
 FINE = ("layer ", "embed", "tokens ")
-"""How the names of spans begin that are drawn into the one that they are a part of."""
+"""Prefixes of spans that have no row, but are drawn into their parent's."""
 
 
 class Row(NamedTuple):
-    """`parts` are all spans that `span` is made of but that have no row."""
+    """A row of the tree. `parts` are the spans below `span` that have no row."""
 
     depth: int
     span: TraceSpan
@@ -19,7 +19,7 @@ class Row(NamedTuple):
 
 
 def rows(trace: Trace) -> list[Row]:
-    """Each span after the one that it is a part of, in the order of time."""
+    """All rows: each span after its parent, in order of time."""
     by_parent: dict[str, list[TraceSpan]] = {}
     for each in trace.spans[1:]:
         by_parent.setdefault(each.parent, []).append(each)
@@ -41,7 +41,7 @@ def rows(trace: Trace) -> list[Row]:
 
 
 def note(row: Row) -> str:
-    """What is told of a span, in a few words."""
+    """The details of a span, in a few words."""
     span, detail = row.span, row.span.detail
     words = []
     if "method" in detail:
@@ -66,19 +66,19 @@ def note(row: Row) -> str:
 
 
 def _layers(row: Row) -> list[str]:
-    told = [part.detail for part in row.parts if "exchange_s" in part.detail]
-    moving = sum(float(each["exchange_s"]) for each in told)
-    hidden = sum(float(each["hidden_s"]) for each in told)
+    details = [part.detail for part in row.parts if "exchange_s" in part.detail]
+    moving = sum(float(each["exchange_s"]) for each in details)
+    hidden = sum(float(each["hidden_s"]) for each in details)
     return [f"{percent(hidden / moving)} of {latency(moving)} hidden"] if moving else []
 
 
 def _steps(row: Row) -> list[str]:
-    told = [part.detail for part in row.parts if "steps" in part.detail]
-    steps = sum(float(each["steps"]) for each in told)
+    details = [part.detail for part in row.parts if "steps" in part.detail]
+    steps = sum(float(each["steps"]) for each in details)
     if not steps:
         return []
-    took_s = sum(float(each["steps"]) * float(each["mean_ms"]) for each in told) / 1000
-    slowest_s = max(float(each["slowest_ms"]) for each in told) / 1000
+    took_s = sum(float(each["steps"]) * float(each["mean_ms"]) for each in details) / 1000
+    slowest_s = max(float(each["slowest_ms"]) for each in details) / 1000
     return [f"{int(steps)} steps of {latency(took_s / steps)}, slowest {latency(slowest_s)}"]
 
 

@@ -1,12 +1,11 @@
 """The public API: OpenAI's requests and answers, as HTTP, the SDK and the gateway share them.
 
-What a request may say is the type of its fields: which are supported, which change nothing and are
-ignored, which are refused unless they ask for nothing. docs/api.md lists them all. A field that is
-not there is refused, never ignored.
+The types of a request's fields say what it may contain: supported fields, fields that are ignored
+because they change nothing, and fields that are refused unless they have their neutral value.
+docs/api.md lists them all. An unknown field is refused, never ignored.
 
 On the bus a completion is always a stream of chunks; `sps2.common.api.collect` folds them. The last
-one has no choices and carries the usage. Chunks about progress come first and have no choices
-either.
+chunk has no choices and carries the usage. Progress chunks come first and have no choices either.
 """
 
 from sps2.common.api.answers import (

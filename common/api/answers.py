@@ -1,4 +1,4 @@
-"""What the API answers, whole and in chunks."""
+"""The answers of the API, whole and in chunks."""
 
 from typing import Annotated, Literal
 
@@ -120,7 +120,7 @@ class Chat(Struct, frozen=True, kw_only=True):
 
 
 class Tokens(Struct, frozen=True):
-    """What `/tokenize` answers."""
+    """The answer of `/tokenize`."""
 
     tokens: Annotated[list[int], Meta(description="the token ids")]
     count: Annotated[int, Meta(description="how many they are")]
@@ -135,7 +135,7 @@ class Tokens(Struct, frozen=True):
 
 
 class Text(Struct, frozen=True):
-    """What `/detokenize` answers."""
+    """The answer of `/detokenize`."""
 
     prompt: Annotated[str, Meta(description="the text, special tokens as they are spelled")]
 
@@ -146,10 +146,10 @@ class Model(Struct, frozen=True, kw_only=True):
     created: int
     owned_by: str = "sps2"
     root: str = ""
-    """The name that answers have: `id`, or the one that `id` is another name of."""
+    """The name of the model in answers: `id`, or the name that `id` is an alias of."""
     max_model_len: int
     sampling_defaults: dict[str, float] = msgspec.field(default_factory=dict)
-    """What the model recommends, and gets where a request does not say; else OpenAI's."""
+    """Defaults that the model recommends for requests that set none; the rest are OpenAI's."""
 
 
 class Models(Struct, frozen=True):
@@ -162,10 +162,10 @@ class Version(Struct, frozen=True):
 
 
 class Ready(Struct, frozen=True):
-    """The cluster takes requests."""
+    """The cluster accepts requests."""
 
     missing: str = ""
-    """What is not there all the same, in words, such as 1 of 2 decode shards."""
+    """What is still missing, in words, for example "1 of 2 decode shards"; empty if nothing is."""
 
 
 class Problem(Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""Folds the chunks of a streamed completion into the object that answers a plain request."""
+"""Folds the chunks of a stream into the object that answers a request without `stream`."""
 
 from collections.abc import AsyncIterable, Callable
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ L = TypeVar("L")
 
 
 class Listed(Protocol[L]):
-    """The log-probabilities of one choice, as they come."""
+    """Collects the log-probabilities of one choice, chunk by chunk."""
 
     def add(self, logprobs: L) -> None: ...
 
@@ -31,7 +31,7 @@ class Listed(Protocol[L]):
 
 
 class ListedTokens:
-    """Those of a completion."""
+    """Collects the log-probabilities of a completion's choice."""
 
     def __init__(self) -> None:
         self._whole = CompletionLogprobs([], [], [], [])
@@ -47,7 +47,7 @@ class ListedTokens:
 
 
 class ListedEntries:
-    """Those of a chat."""
+    """Collects the log-probabilities of a chat's choice."""
 
     def __init__(self) -> None:
         self._whole = ChatLogprobs([])
@@ -63,10 +63,10 @@ async def collect_completion(
     chunks: AsyncIterable[CompletionChunk],
     listed: Callable[[], Listed[CompletionLogprobs]] = ListedTokens,
 ) -> Completion:
-    """Every choice's text and log-probabilities in one piece.
+    """Fold chunks into a completion: the text and log-probabilities of every choice, whole.
 
     Args:
-        listed: makes what folds the log-probabilities of one choice.
+        listed: makes the collector of one choice's log-probabilities.
 
     Raises:
         Internal: the usage is missing.
@@ -99,7 +99,7 @@ async def collect_chat(
     chunks: AsyncIterable[ChatChunk],
     listed: Callable[[], Listed[ChatLogprobs]] = ListedEntries,
 ) -> Chat:
-    """Every choice's message in one piece; as `collect_completion`."""
+    """Fold chunks into a chat; arguments and errors as in `collect_completion`."""
     first: ChatChunk | None = None
     choices: dict[int, _Choice[ChatLogprobs]] = {}
     usage: Usage | None = None
@@ -126,7 +126,7 @@ async def collect_chat(
 
 @dataclass
 class _Choice(Generic[L]):
-    """One choice, as far as it has come."""
+    """What has arrived of one choice."""
 
     _listed: Callable[[], Listed[L]]
     finish_reason: FinishReason | None = None

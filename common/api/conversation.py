@@ -1,4 +1,4 @@
-"""Conversations: what clients send as messages, among it what this API itself has answered."""
+"""Messages of a conversation as clients send them, earlier answers of this API included."""
 
 from typing import Annotated, Any, Literal
 
@@ -27,10 +27,10 @@ class TextPart(Tolerant, frozen=True):
     text: Annotated[str | None, Meta(description="the text of a part of type `text`")] = None
     type: Annotated[PartType | None, Meta(description="`text` if absent")] = None
     refusal: Annotated[str | None, Meta(description="the text of a part of type `refusal`")] = None
-    cache_control: Annotated[Any, ignored("prefixes are cached without being told")] = None
+    cache_control: Annotated[Any, ignored("prefixes are cached automatically")] = None
     prompt_cache_breakpoint: Annotated[Any, ignored("as `cache_control`")] = None
-    annotations: Annotated[Any, ignored("about the text, and no part of it")] = None
-    id: Annotated[Any, ignored("about the text, and no part of it")] = None
+    annotations: Annotated[Any, ignored("about the text, not part of the text")] = None
+    id: Annotated[Any, ignored("about the text, not part of the text")] = None
     index: Annotated[Any, ignored("parts are in the order in which they are given")] = None
     image_url: Nothing = None
     input_audio: Nothing = None
@@ -46,12 +46,12 @@ class TextPart(Tolerant, frozen=True):
 
     @property
     def said(self) -> str:
-        """What the part says."""
+        """The part's text: its refusal if it is one; empty if absent."""
         return (self.refusal if self.type == "refusal" else self.text) or ""
 
 
 class Message(Tolerant, frozen=True):
-    """One turn of a conversation. An assistant's may have no content: it is empty then."""
+    """One turn of a conversation. An assistant's may lack `content`, which then is empty."""
 
     role: Annotated[Role, Meta(description="who speaks; a `developer` is the `system`")]
     content: Annotated[
@@ -70,11 +70,11 @@ class Message(Tolerant, frozen=True):
     reasoning_content: Annotated[Any, only("", why=NO_THINKING)] = None
     reasoning_details: Annotated[list[Any] | None, only([], why=NO_THINKING)] = None
     thinking_blocks: Annotated[list[Any] | None, only([], why=NO_THINKING)] = None
-    annotations: Annotated[Any, ignored("about the content, and no part of it")] = None
-    citations: Annotated[Any, ignored("about the content, and no part of it")] = None
+    annotations: Annotated[Any, ignored("about the content, not part of the content")] = None
+    citations: Annotated[Any, ignored("about the content, not part of the content")] = None
     parsed: Annotated[Any, ignored("what a client made of the content")] = None
     provider_specific_fields: Annotated[Any, ignored("notes of litellm")] = None
-    cache_control: Annotated[Any, ignored("prefixes are cached without being told")] = None
+    cache_control: Annotated[Any, ignored("prefixes are cached automatically")] = None
     prefix: Annotated[bool | None, only(False, why="an answer is always a turn of its own")] = None
 
     def __post_init__(self) -> None:
@@ -84,7 +84,7 @@ class Message(Tolerant, frozen=True):
 
     @property
     def said(self) -> str:
-        """The turn's text."""
+        """The turn's text; parts are joined by newlines."""
         if self.content is None:
             return self.refusal or ""
         if isinstance(self.content, str):

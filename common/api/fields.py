@@ -1,4 +1,4 @@
-"""Looks at the types of requests: what may stand in a field, and what was probably meant."""
+"""Inspects request types: which values a field may have, and which field was probably meant."""
 
 import difflib
 import re
@@ -22,11 +22,11 @@ class Field(NamedTuple):
 
     type: Type
     extra: dict[str, Any]
-    """What its annotations tell beyond the type."""
+    """The `extra` of its annotations."""
 
     @property
     def choices(self) -> list[str]:
-        """The words that it may have, if they can be listed."""
+        """The literal values that the field may have; empty if there are none."""
         return [
             str(value)
             for each in _parts(self.type)
@@ -36,7 +36,7 @@ class Field(NamedTuple):
 
 
 def field_at(kind: Any, path: str) -> Field | None:
-    """The field, or the item, of a type at a path such as `messages[0].role`; None if none is."""
+    """The field or item at a path like `messages[0].role`; None if the type has none there."""
     type_, extra = msgspec.inspect.type_info(kind), dict[str, Any]()
     for name in re.findall(r"[^.\[\]]+|\[[^\]]*\]", path):
         found = [*_items(type_)] if name.startswith("[") else _fields(type_, name)
@@ -53,7 +53,7 @@ def field_at(kind: Any, path: str) -> Field | None:
 
 
 def resembling(kind: Any, path: str) -> str | None:
-    """A field there is, beside the one at `path` that there is not, and of nearly its name."""
+    """The known field with nearly the name of the unknown one at `path`; None if there is none."""
     parent, _, name = path.rpartition(".")
     field = field_at(kind, parent)
     if field is None:
@@ -69,7 +69,7 @@ def _fields(type_: Type, name: str) -> list[Type]:
 
 
 def _items(type_: Type) -> Iterator[Type]:
-    """What the lists and the objects without fixed names are made of that a value may be."""
+    """The item types of all lists and dicts that a value of the type may be."""
     match type_:
         case CollectionType(item_type=inner) | DictType(value_type=inner):
             yield inner
@@ -81,7 +81,7 @@ def _items(type_: Type) -> Iterator[Type]:
 
 
 def _structs(type_: Type) -> list[StructType]:
-    """The structs that a value of a type may be, or be made of, as lists and unions are."""
+    """The structs that a value of a type may be or contain."""
     return [each for each in _parts(type_) if isinstance(each, StructType)]
 
 

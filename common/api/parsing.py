@@ -1,4 +1,4 @@
-"""JSON or Python values to typed requests; what is wrong is told by the field."""
+"""Parses JSON or Python values into typed requests; errors name the field at fault."""
 
 import codecs
 import re
@@ -18,18 +18,18 @@ _FIELD = {
     re.compile("Object contains unknown field `(?P<name>.*)`", re.DOTALL): UNKNOWN,
     re.compile("Object missing required field `(?P<name>.*)`"): MISSING,
 }
-"""How msgspec, and the types themselves, tell of a field; and the API's word for it."""
+"""Messages about fields, of msgspec and of the types themselves, with the API's error code."""
 MOST_CHARS = 600
-"""Of what an error says in the sender's own words: a name may be as long as a body."""
+"""Maximum characters of msgspec's message in an error: it quotes names, which may be very long."""
 _BOUND = re.compile(
     "Expected `.*?`(?:, got `(?P<sent>.*)`| .*)|(?:Number|Integer value) out of range.*"
 )
-"""How msgspec tells that a value is not of a type, or over its bounds."""
+"""Messages of msgspec about a value of the wrong type or out of bounds."""
 _AT = re.compile(r"(.*?)(?: - at `\$?(.*)`)?", re.DOTALL)
 
 
 def parse(body: bytes, kind: type[T]) -> T:
-    """A request from JSON. A byte order mark is skipped; 4.0 is a whole number.
+    """Parse a request from JSON. A byte order mark is skipped; 4.0 counts as a whole number.
 
     Raises:
         Invalid: not UTF-8, not JSON, or not a `kind`; the field at fault is named.
@@ -54,7 +54,7 @@ def parse(body: bytes, kind: type[T]) -> T:
 
 
 def check(fields: dict[str, object], kind: type[T]) -> T:
-    """A request from Python values. Raises Invalid as `parse` does."""
+    """Convert Python values to a request. Raises Invalid as `parse` does."""
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
@@ -62,7 +62,7 @@ def check(fields: dict[str, object], kind: type[T]) -> T:
 
 
 def _whole(value: Any) -> Any:
-    """The same with an int for every float that is one."""
+    """`value` with an int in place of every float that is a whole number."""
     match value:
         case float() if value.is_integer():
             return int(value)
@@ -84,13 +84,13 @@ def _invalid(error: msgspec.ValidationError, kind: type) -> Invalid:
     for form, code in _FIELD.items():
         if found := form.fullmatch(what):
             path = ".".join(filter(None, (path, found["name"])))
-            told = f"`{path}` is required"
+            message = f"`{path}` is required"
             if code == UNKNOWN:
                 meant = resembling(kind, path)
-                told = f"unknown field `{path}`{f'; did you mean `{meant}`?' if meant else ''}"
+                message = f"unknown field `{path}`{f'; did you mean `{meant}`?' if meant else ''}"
             elif code == UNSUPPORTED:
-                told = f"`{path}` is not supported: {found['advice']}"
-            return Invalid(told, path, code)
+                message = f"`{path}` is not supported: {found['advice']}"
+            return Invalid(message, path, code)
     field = field_at(kind, at)
     if field is not None and (given := re.match("Invalid enum value (.*)", what)):
         if why := field.extra.get("unsupported", {}).get(given[1].strip("'")):

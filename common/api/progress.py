@@ -1,4 +1,4 @@
-"""How far a prefill is, as the public API tells it."""
+"""The progress of a prefill, as the public API reports it."""
 
 from typing import Annotated
 
@@ -8,9 +8,9 @@ from sps2.common.messages import Struct
 
 
 class PrefillProgress(Struct, frozen=True):
-    """Of all prompts of a request, each as often as it is computed, in tokens.
+    """Progress of a request's prompts in tokens, each prompt as often as it is computed.
 
-    Work that is under way counts by layers: half of them make half a token of each.
+    Tokens in work count by layers: after half of the layers each counts as half a token.
     """
 
     processed: Annotated[int, Meta(description="tokens computed, with `cached`")]
@@ -25,7 +25,7 @@ class PrefillProgress(Struct, frozen=True):
 
 
 class ChunkExtension(Struct, frozen=True):
-    """What SPS2 tells beyond OpenAI's chunks, in chunks without choices."""
+    """SPS2's addition to OpenAI's chunks, in chunks without choices."""
 
     progress: Annotated[
         PrefillProgress, Meta(description="how far the prefill is, with `sps2.progress`")

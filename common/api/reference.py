@@ -1,6 +1,6 @@
-"""The fields of requests and of what SPS2 adds to answers, as Markdown: the tables of docs/api.md.
+"""Writes the tables of docs/api.md: the fields of requests, and those that SPS2 adds to answers.
 
-`python -m sps2.common.api.reference docs/api.md` writes them anew.
+`python -m sps2.common.api.reference docs/api.md` updates the page.
 """
 
 import sys
@@ -38,7 +38,7 @@ HEADS = {
     Tokenize: "`POST /tokenize`",
     Detokenize: "`POST /detokenize`",
 }
-"""What is sent."""
+"""Types of requests, by heading."""
 ANSWERS = {
     Usage: "`usage`",
     Sps2Usage: "`usage.sps2`",
@@ -47,18 +47,18 @@ ANSWERS = {
     Tokens: "The answer of `/tokenize`",
     Text: "The answer of `/detokenize`",
 }
-"""What is answered, beside OpenAI's fields."""
+"""Types that SPS2 adds to OpenAI's answers, by heading."""
 
 
 def tables() -> str:
-    """Tables of what is sent and what becomes of it, and of what is answered."""
+    """The tables as Markdown: request fields with their handling, then answer fields."""
     sent = [_table(kind, head) for kind, head in HEADS.items()]
     answered = [_answer(kind, head) for kind, head in ANSWERS.items()]
     return "\n".join(["## Fields of requests\n", *sent, "## Fields of answers\n", *answered])
 
 
 def written(page: str) -> str:
-    """A page with its tables made anew. ValueError if it has no place for them."""
+    """The page with its tables updated. ValueError if it lacks the markers around them."""
     before, _, rest = page.partition(BEGIN)
     _, found, after = rest.partition(END)
     if not found:
@@ -84,7 +84,7 @@ def _answer(kind: type, head: str) -> str:
 
 
 class _About(NamedTuple):
-    """What a field means, whether it is ignored, and what may stand in it."""
+    """A field's meaning, whether it is ignored, and the values it may have."""
 
     meaning: str
     ignored: bool
@@ -109,8 +109,8 @@ def _fields(kind: type) -> dict[str, _About]:
 
 def _row(kind: type, name: str, about: _About) -> str:
     if (restricted := only_of(kind).get(name)) is not None:
-        taken = ", ".join(f"`{value}`" for value in restricted.taken)
-        return f"| `{name}` | refused | unless {taken or '`null`'} | {restricted.why} |\n"
+        accepted = ", ".join(f"`{value}`" for value in restricted.accepted)
+        return f"| `{name}` | refused | unless {accepted or '`null`'} | {restricted.why} |\n"
     if about.ignored:
         return f"| `{name}` | ignored | | {about.meaning} |\n"
     return f"| `{name}` | supported | {about.value} | {about.meaning} |\n"

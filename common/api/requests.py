@@ -1,4 +1,4 @@
-"""What can be asked; null is the same as absent."""
+"""The requests of the API; null is the same as absent."""
 
 from typing import Annotated, Any
 
@@ -33,7 +33,7 @@ class StreamOptions(Struct, frozen=True):
         bool | None, Meta(description="one more chunk at the end: no choices, but the usage")
     ] = None
     continuous_usage_stats: Annotated[
-        bool | None, Meta(description="with `include_usage`, every chunk tells the usage so far")
+        bool | None, Meta(description="with `include_usage`, every chunk has the usage so far")
     ] = None
     include_obfuscation: Annotated[
         bool | None, ignored("chunks are never padded; TLS is for that")
@@ -41,7 +41,7 @@ class StreamOptions(Struct, frozen=True):
 
 
 class Extension(Struct, frozen=True):
-    """What SPS2 takes beyond OpenAI's parameters."""
+    """SPS2's own parameters, beside OpenAI's."""
 
     sp_degree: (
         Annotated[
@@ -96,7 +96,7 @@ class Extension(Struct, frozen=True):
 
 
 class Harmless(Tolerant, frozen=True, kw_only=True):
-    """What clients of OpenAI's API and of vLLM send beside what is supported."""
+    """Fields that clients of OpenAI's API and of vLLM send and that are not supported here."""
 
     user: Annotated[str | None, ignored("nothing is kept of who asks")] = None
     safety_identifier: Annotated[str | None, ignored("as `user`")] = None
@@ -154,7 +154,7 @@ class Harmless(Tolerant, frozen=True, kw_only=True):
     ] = None
     priority: Annotated[int | None, only(0, why="requests are served as they come")] = None
     prompt_logprobs: Annotated[
-        int | None, only(why="`echo` with `logprobs` tells them, in completions")
+        int | None, only(why="completions return them with `echo` and `logprobs`")
     ] = None
     truncate_prompt_tokens: Annotated[int | None, only(why="prompts are never cut")] = None
     skip_special_tokens: Annotated[
@@ -172,7 +172,7 @@ class Harmless(Tolerant, frozen=True, kw_only=True):
 
 
 class Parameters(Harmless, frozen=True, kw_only=True, omit_defaults=True):
-    """What both kinds of completion take; null is the same as absent."""
+    """Parameters of both kinds of completion; null is the same as absent."""
 
     model: Annotated[str | None, Meta(description="a name of the served model, if given")] = None
     temperature: Annotated[float, Meta(ge=0, le=2, description="0 is greedy")] | None = None
@@ -304,8 +304,8 @@ class Tokenize(Tolerant, Request[Tokens], frozen=True, kw_only=True, omit_defaul
     add_special_tokens: Annotated[
         bool | None,
         Meta(
-            description="what the model puts around a text, such as its BOS: true if absent; of a "
-            "conversation only false, since its chat template has them"
+            description="add the model's special tokens around a text, for example its BOS: true "
+            "if absent; of a conversation only false, since its chat template has them"
         ),
     ] = None
     add_generation_prompt: Annotated[

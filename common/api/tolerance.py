@@ -1,4 +1,4 @@
-"""Fields that clients send unasked: taken where they change nothing, else refused by name."""
+"""Unsupported fields that clients send: accepted where they change nothing, else refused."""
 
 import json
 from functools import cache
@@ -10,40 +10,41 @@ from sps2.common.messages import Struct
 
 
 class Only(NamedTuple):
-    """How a field that is not supported is told."""
+    """The values of an unsupported field that are accepted, and why others are not."""
 
     values: tuple[Any, ...]
-    """What asks for nothing, and is taken as if it were absent; so is null."""
+    """Neutral values, which are treated like an absent field; so is null."""
     why: str
 
     @property
-    def taken(self) -> list[str]:
-        """The same as JSON."""
+    def accepted(self) -> list[str]:
+        """The neutral values as JSON."""
         return [json.dumps(value) for value in self.values]
 
     @property
     def advice(self) -> str:
-        """What to do about it."""
-        taken = " or ".join(self.taken)
-        return f"{self.why}; leave it out{f', or send {taken}' if taken else ''}"
+        """The end of the error message: why the field is refused, and what to send instead."""
+        accepted = " or ".join(self.accepted)
+        return f"{self.why}; leave it out{f', or send {accepted}' if accepted else ''}"
 
 
 def only(*values: Any, why: str) -> Meta:
-    """Of a field that is not supported: it may be null, or one of `values`, which ask for nothing.
+    """Annotation of an unsupported field, which may only be null or one of `values`.
 
     Args:
-        why: what cannot be done here, in words.
+        values: neutral values, which change nothing.
+        why: what is not possible here, in words.
     """
     return Meta(description=f"not supported: {why}", extra={"only": Only(values, why)})
 
 
 def ignored(why: str) -> Meta:
-    """Of a field that may have any value of its type, for it changes no answer."""
+    """Annotation of a field that may have any value of its type, since it changes no answer."""
     return Meta(description=f"ignored: {why}", extra={"ignored": True})
 
 
 class Tolerant(Struct, frozen=True):
-    """Data with fields that are `only` or `ignored`, by their annotations."""
+    """A struct whose fields may be annotated with `only` or `ignored`."""
 
     def __post_init__(self) -> None:
         for name, allowed in only_of(type(self)).items():
@@ -54,7 +55,7 @@ class Tolerant(Struct, frozen=True):
 
 @cache
 def only_of(kind: type) -> dict[str, Only]:
-    """The fields of a type that are not supported."""
+    """The fields of a type that are annotated with `only`, by name."""
     found = {}
     for name, hint in get_type_hints(kind, include_extras=True).items():
         for meta in get_args(hint)[1:] if get_origin(hint) is Annotated else ():

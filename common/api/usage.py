@@ -1,4 +1,4 @@
-"""What an answer took: the usage object of the public API."""
+"""The usage object of the public API."""
 
 from typing import Annotated
 
@@ -8,12 +8,12 @@ from sps2.common.messages import Method, Setting, Struct
 from sps2.common.spans import Span
 
 Bytes = int | None
-"""Null where a stop string ended an answer before the cluster had told its totals."""
+"""Null where a stop string ended an answer before the cluster had reported its totals."""
 METHODS = "`gather`, `ring`, `ulysses`, `usp`, `pass_q` or `csa`"
 
 
 class Part(Struct, frozen=True):
-    """A span of the prompt, and the shard that has its keys and values."""
+    """A span of the prompt, and the shard that holds its KV."""
 
     shard: Annotated[str, Meta(description="name of the shard, as `spsctl status` shows it")]
     span: Annotated[
@@ -22,14 +22,14 @@ class Part(Struct, frozen=True):
 
 
 class Sps2Usage(Struct, frozen=True):
-    """What really happened. Of several choices bytes are summed, and the places are the first's."""
+    """How a request was served. Bytes are summed over choices; places are the first choice's."""
 
     sp_degree: Annotated[
         int, Meta(description="prefill shards that shared the prompt; of several choices, the most")
     ]
     attention: Annotated[
         Setting,
-        Meta(description="as asked, or the cluster's; `method` says whether it did anything"),
+        Meta(description="as requested, or the cluster's; `method` shows whether it had effect"),
     ]
     method: Annotated[
         Method,
@@ -114,7 +114,7 @@ class Sps2Usage(Struct, frozen=True):
         int | None,
         Meta(
             description="length of an answer, in tokens, from which on moving all KV to the owner "
-            "would have taken fewer bytes; null where the owner has it all"
+            "would have needed fewer bytes; null where the owner has it all"
         ),
     ]
     owner: Annotated[str, Meta(description="the shard that computed the answer")]
@@ -153,5 +153,5 @@ class Usage(Struct, frozen=True):
     ] = PromptTokensDetails()
     sps2: Annotated[
         Sps2Usage | None,
-        Meta(description="what it took, below; null in chunks that tell the usage so far"),
+        Meta(description="SPS2's figures, below; null in chunks that have the usage so far"),
     ] = None

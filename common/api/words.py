@@ -1,4 +1,4 @@
-"""Types of the API in words: for error messages, and for the tables of docs/api.md."""
+"""Describes types of the API in words, for error messages and for the tables of docs/api.md."""
 
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ OTHERS = {
     "array": "a list",
     "object": "an object",
 }
-"""The words of msgspec for what was sent."""
+"""msgspec's names of types that were sent, in words."""
 
 
 class _Phrase(NamedTuple):
@@ -40,10 +40,10 @@ class _Phrase(NamedTuple):
 
 
 def in_words(type_: Type, null: bool = False) -> str:
-    """What a value of a type must be, such as "a number from 0 to 2".
+    """What a value of a type must be, for example "a number from 0 to 2".
 
     Args:
-        null: whether to tell that it may be null.
+        null: whether to add "or null" where null is allowed.
     """
     said = _one(type_)
     is_nullable = isinstance(_bare(type_), UnionType) and any(map(_is_null, _choices(type_)))
@@ -51,7 +51,7 @@ def in_words(type_: Type, null: bool = False) -> str:
 
 
 def sent(kind: str) -> str:
-    """What was sent instead, by msgspec's name of its type."""
+    """The type of a sent value in words, from msgspec's name for it."""
     return OTHERS.get(kind, kind)
 
 
@@ -137,7 +137,7 @@ def _bare(type_: Type) -> Type:
 
 
 def _extra(type_: Type) -> dict[str, str]:
-    """What annotations of the type itself, not of its parts, tell beyond it."""
+    """The `extra` of the type's own annotations, not of its parts'."""
     found: dict[str, str] = {}
     while isinstance(type_, Metadata):
         found |= type_.extra or {}

@@ -1,4 +1,4 @@
-"""Addresses that services bind: IPv4 alone."""
+"""Addresses that services bind: IPv4 only."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""The calls that a server has in work, and how one is cancelled and given credit."""
+"""The calls that a server has in work: their cancellation and their credit."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from sps2.common.errors import Cancelled, ServiceError
 
 @dataclass(slots=True)
 class Client:
-    """One connection with calls in work."""
+    """A connection that has calls in work."""
 
     name: bytes
     calls: dict[int, "Call"] = field(default_factory=dict)
@@ -18,7 +18,7 @@ class Client:
 
 @dataclass(slots=True)
 class Call:
-    """One call in work; it leaves the table when its task has ended, its `finally` included."""
+    """A call in work; it leaves the table when its task has ended, its `finally` included."""
 
     client: Client
     id: int
@@ -30,7 +30,7 @@ class Call:
     reason: ServiceError | None = None
 
     def cancel(self, reason: ServiceError | None) -> None:
-        """Once only: a second cancellation would break into the handler's `finally`."""
+        """Cancel the handler, once: a second cancellation would interrupt its `finally`."""
         if not self.is_cancelled and self.task is not None:
             self.is_cancelled, self.reason = True, reason
             self.task.cancel()
@@ -40,10 +40,10 @@ class Call:
         self.granted.set()
 
     async def spend(self, within_s: float | None) -> None:
-        """Take the credit of one item, once there is any.
+        """Wait for credit, then use up the credit of one item.
 
         Raises:
-            Cancelled: the client gave none for so many seconds.
+            Cancelled: the client gave no credit for `within_s` seconds.
         """
         if self.credit == 0:
             try:

@@ -1,4 +1,4 @@
-"""CURVE on the sockets of the bus: what dials, what listens, and whom a listening socket takes."""
+"""CURVE on the sockets of the bus: dialling, listening, and whom a listening socket accepts."""
 
 import logging
 import time
@@ -17,22 +17,22 @@ from sps2.common.keys import Clients, Key
 from sps2.common.keys.reload import Reloaded
 
 Audience = Literal["services", "clients"]
-"""Whom a socket is for: services of the cluster, or its clients as well."""
+"""Who may connect to a socket: services of the cluster, or its clients as well."""
 
-ASKED_AT = "inproc://zeromq.zap.01"
+ZAP_ADDRESS = "inproc://zeromq.zap.01"
 BROKEN = (zmq.Event.HANDSHAKE_FAILED_PROTOCOL, zmq.Event.HANDSHAKE_FAILED_NO_DETAIL)
 HANDSHAKE_S = 5.0
-"""For how long a connection keeps a descriptor that does not say who it is."""
+"""How long a connection may take to authenticate before it is closed."""
 SILENCE_S = 10.0
-"""Between two warnings: whoever is turned away comes again and again."""
+"""Pause between two warnings: a client that is turned away retries again and again."""
 ATTEMPTS = 3
-"""Broken handshakes in a row that are no accident."""
+"""So many broken handshakes in a row count as a refusal."""
 
 log = logging.getLogger(__name__)
 
 
 def dial(socket: zmq.Socket[Any], key: Key | None) -> None:
-    """Have `socket` prove who it is, and accept only the cluster at the other end."""
+    """Have `socket` authenticate itself, and accept only this cluster at the other end."""
     if key is not None:
         socket.curve_publickey = key.public.encode()
         socket.curve_secretkey = key.secret.encode()
@@ -40,45 +40,45 @@ def dial(socket: zmq.Socket[Any], key: Key | None) -> None:
 
 
 class Authenticator:
-    """Decides who may connect to the listening sockets of one context; without keys, anybody.
+    """Decides who may connect to the listening sockets of a context; without keys, anybody.
 
-    libzmq asks by ZAP (RFC 27). pyzmq's AsyncioAuthenticator answers too, but after its `stop` no
-    other works on the same loop: it leaves a closed descriptor with the loop.
+    libzmq sends its questions by ZAP (RFC 27). pyzmq's AsyncioAuthenticator can answer them too,
+    but after its `stop` none works on the same loop: it leaves a closed descriptor in the loop.
 
     Args:
-        counters: "bad_keys" counts who was turned away, or was let in once and is not any more.
+        counters: "bad_keys" counts refused connections, and messages of revoked clients.
 
     Raises:
-        Invalid: the bus's keys cannot be read, or are no service's.
+        Invalid: the bus's keys cannot be read, or are not a service's.
     """
 
     def __init__(self, bus: Bus, counters: Counter[str]) -> None:
         self._counters = counters
         self._silent_until_s = 0.0
-        self._asked: zmq.asyncio.Socket | None = None
+        self._zap: zmq.asyncio.Socket | None = None
         self._key = keys.cluster_key(bus)
         if self._key is not None:
             self._clients = Reloaded(keys.beside(bus, keys.CLIENTS), Clients, {})
 
     def attend(self, context: zmq.Context[Any]) -> None:
-        """Take over `context`, which has no listening sockets yet."""
+        """Authenticate for `context`, which must not have listening sockets yet."""
         if self._key is not None:
-            self._asked = zmq.asyncio.Socket(context, zmq.REP)
-            self._asked.linger = 0
-            self._asked.bind(ASKED_AT)
+            self._zap = zmq.asyncio.Socket(context, zmq.REP)
+            self._zap.linger = 0
+            self._zap.bind(ZAP_ADDRESS)
 
     def guard(self, socket: zmq.Socket[Any], audience: Audience) -> None:
-        """Have `socket`, not yet bound, take only `audience`, and nobody who says nothing."""
+        """Have `socket`, not yet bound, accept only `audience`, and drop silent connections."""
         socket.handshake_ivl = round(HANDSHAKE_S * 1000)
         if self._key is not None:
             socket.curve_server = True
             socket.curve_secretkey = self._key.secret.encode()
             socket.zap_domain = audience.encode()
-            socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # nobody, should nobody answer
+            socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # if nobody answers, nobody is let in
 
     async def run(self) -> None:
-        """Answer libzmq; ends at once where there are no keys."""
-        while self._asked is not None:
+        """Answer libzmq's ZAP requests; returns at once where there are no keys."""
+        while self._zap is not None:
             (
                 version,
                 number,
@@ -87,15 +87,15 @@ class Authenticator:
                 _,
                 mechanism,
                 *proof,
-            ) = await self._asked.recv_multipart()
+            ) = await self._zap.recv_multipart()
             user = z85.encode(proof[0]).decode() if mechanism == b"CURVE" and proof else ""
             answer = (b"200", b"OK") if self.takes(user, domain.decode()) else (b"400", b"no entry")
             if answer[0] != b"200":
                 self._count(address.decode())
-            await self._asked.send_multipart([version, number, *answer, user.encode(), b""])
+            await self._zap.send_multipart([version, number, *answer, user.encode(), b""])
 
     def takes(self, user: str, audience: str) -> bool:
-        """Whether `user`, a public key, may be where `audience` may."""
+        """Whether the public key `user` belongs to `audience`."""
         assert self._key is not None
         return user == self._key.public or (audience == "clients" and user in self.clients())
 
@@ -104,9 +104,9 @@ class Authenticator:
         return frozenset(client.public for client in self._clients.now().values())
 
     def admits(self, frames: Sequence[zmq.Frame], audience: Audience) -> bool:
-        """Whether a message is from somebody who may send one now.
+        """Whether the sender of a message may still send.
 
-        Services stay for as long as their connection; a client may be revoked.
+        A service may as long as its connection lasts; a client's key may be revoked meanwhile.
         """
         if self._key is None or audience == "services":
             return True
@@ -122,13 +122,13 @@ class Authenticator:
             log.warning("%s was turned away: its key is not known here", address)
 
     def close(self) -> None:
-        """Before the context ends; `run` must not be running."""
-        if self._asked is not None:
-            self._asked.close(0)
+        """Close the ZAP socket, before the context ends; `run` must not be running."""
+        if self._zap is not None:
+            self._zap.close(0)
 
 
 def refusal(event: int, name: str, key: Key | None, attempts: int) -> Invalid | None:
-    """Why a handshake that ended with a monitor's `event` fails, where that is for good."""
+    """Why a handshake failed with a monitor's `event`; None if a retry may succeed."""
     if event == zmq.Event.HANDSHAKE_FAILED_AUTH and key is not None:
         return Invalid(
             f"{name} does not take the key of {key.kind} {key.name}: it was revoked, or made for "

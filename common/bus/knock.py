@@ -1,4 +1,4 @@
-"""What answers at an address where no connection to a service can be made."""
+"""Finds out what answers at an address to which the bus cannot connect."""
 
 import asyncio
 import socket
@@ -10,11 +10,11 @@ Found = Literal["service", "HTTP", "else", "nobody"]
 
 WAIT_S = 1.0
 ZMTP = b"\xff"
-"""How a ZeroMQ socket begins, unasked."""
+"""The first byte that a ZeroMQ socket sends."""
 
 
 async def knock(address: str) -> Found:
-    """Connect to a bus address as a stranger, and see who is there."""
+    """Connect to a bus address over plain TCP, and see what answers."""
     if not address.startswith("tcp://"):
         return "service"
     host, port = _parts(address)
@@ -36,7 +36,7 @@ async def knock(address: str) -> Found:
 
 
 async def require_known(address: str, name: str) -> None:
-    """Raises PeerLost if the host of a bus address is a name that nobody knows."""
+    """Raise PeerLost if the host name of a bus address cannot be resolved."""
     if not address.startswith("tcp://"):
         return
     host, port = _parts(address)
@@ -48,7 +48,7 @@ async def require_known(address: str, name: str) -> None:
 
 
 def stranger(address: str, name: str, found: Found) -> PeerLost | None:
-    """The error of one who meant a service and found something else; None for a service."""
+    """The error for an address where something else than a service answers; else None."""
     if found == "HTTP":
         return PeerLost(
             name,
@@ -61,7 +61,7 @@ def stranger(address: str, name: str, found: Found) -> PeerLost | None:
 
 
 def unanswered(address: str, name: str, found: Found, waited_s: float) -> PeerLost:
-    """The error of one who waited long enough."""
+    """The error for a connection that was not made within `waited_s` seconds."""
     if error := stranger(address, name, found):
         return error
     if found == "nobody":

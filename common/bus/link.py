@@ -1,4 +1,4 @@
-"""One life of a connection of the control bus: one DEALER socket, and the calls made over it."""
+"""One connection of the control bus, from connect to loss: a DEALER socket and its calls."""
 
 import asyncio
 import itertools
@@ -22,9 +22,9 @@ HEADER_ROOM_BYTES = 1 << 20
 
 
 class Link:
-    """A DEALER socket that connects once; when its connection is lost, so are its calls.
+    """A DEALER socket that connects once; when its connection is lost, its calls fail.
 
-    ZeroMQ's own reconnecting is off: what was sent to one life of a server must not reach the next.
+    ZeroMQ's reconnecting is off: a message to a server must not reach its next incarnation.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Link:
         self._bus = bus
         self._counters = counters
         self._ids = itertools.count(1)
-        self._asked = False
+        self._awaits_pong = False
         self._lost = asyncio.Event()
         self._socket = zmq.Socket(context, zmq.DEALER)
         self._socket.linger = 0
@@ -63,7 +63,7 @@ class Link:
         self._mail = Mailbox(self._socket, self._take, counters)
 
     async def connect(self) -> int:
-        """How the handshake ended: HANDSHAKE_SUCCEEDED, or another `zmq.Event`."""
+        """Wait for the end of the handshake: HANDSHAKE_SUCCEEDED, or another `zmq.Event`."""
         return await monitored(self._events)
 
     async def live(self) -> None:
@@ -75,7 +75,7 @@ class Link:
                 task.cancel()
 
     def lose(self, why: str) -> None:
-        """Give the connection up: every call over it raises PeerLost."""
+        """Give up the connection: every call over it raises PeerLost."""
         if self.is_lost:
             return
         self.is_lost = True
@@ -92,7 +92,7 @@ class Link:
 
     @contextmanager
     def open(self, method: str, body: bytes, pending: Pending, deadline_ms: int) -> Iterator[None]:
-        """Send a call; leaving the block before its end cancels it."""
+        """Send a call; leaving the block before the call ends cancels it."""
         call = next(self._ids)
         self.calls[call] = pending
         self._send(Kind.CALL, call, body, method, deadline_ms, pending.window)
@@ -129,16 +129,16 @@ class Link:
         while True:
             await asyncio.sleep(self._bus.heartbeat_s)
             if not self.calls:
-                self._asked = False
+                self._awaits_pong = False
                 continue
-            missed = missed + 1 if self._asked else 0
+            missed = missed + 1 if self._awaits_pong else 0
             if missed >= self._bus.missed_heartbeats:
                 self.lose(f"it was silent for {missed} heartbeats")
-            self._asked = True
+            self._awaits_pong = True
             self._send(Kind.PING)
 
     def _take(self, frames: list[zmq.Frame]) -> None:
-        self._asked = False
+        self._awaits_pong = False
         try:
             head, body = (frame.bytes for frame in frames)
             header = wire.unpack_header(head)

@@ -1,4 +1,4 @@
-"""The bound socket of a server, and what its monitor tells."""
+"""The bound socket of a server, and the events of its monitor."""
 
 import asyncio
 import errno
@@ -15,7 +15,7 @@ from sps2.common.config import Bus
 from sps2.common.errors import Invalid
 
 HEADER_ROOM_BYTES = 1 << 20
-"""Connections that send more than this over the limit are cut; less is answered with an error."""
+"""A message this far over the size limit still gets an error; a larger one cuts the connection."""
 LINGER_MS = 200
 UNBIND_S = 1.0
 
@@ -29,9 +29,9 @@ EVENTS = (
 
 
 class Listener:
-    """A ROUTER that refuses to send to whom it does not know or who has `unsent` messages waiting.
+    """A ROUTER socket. It refuses to send to unknown peers and to those with `unsent` queued.
 
-    `disconnected` is set when some connection is lost.
+    `disconnected` is set when any connection is lost.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class Listener:
         self._events = self._socket.get_monitor_socket(EVENTS)
 
     def bind(self, address: str) -> str:
-        """Listen; the bound address.
+        """Listen, and return the bound address.
 
         Raises:
-            Invalid: it cannot be bound (the sockets are closed then); the message says why.
+            Invalid: the address cannot be bound; the sockets are closed, the message says why.
         """
         try:
             self._socket.bind(address)
@@ -74,7 +74,7 @@ class Listener:
         return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def open(self, take: Callable[[list[bytes]], None]) -> None:
-        """Begin to hand messages to `take`, in frames, the caller's name first."""
+        """Begin to pass messages to `take` as lists of frames, the caller's name first."""
 
         def arrive(frames: list[zmq.Frame]) -> None:
             if self._authenticator.admits(frames, self._audience):
@@ -83,16 +83,16 @@ class Listener:
         self._mail = Mailbox(self._socket, arrive, self._counters)
 
     def send(self, frames: Sequence[bytes]) -> zmq.ZMQError | None:
-        """Queue a message without waiting, once open; the error where it cannot be."""
+        """Queue a message without waiting, once open; returns the error if it cannot be queued."""
         assert self._mail is not None
         return self._mail.send(frames)
 
     async def admit(self) -> None:
-        """Let those connect who may."""
+        """Run the authenticator."""
         await self._authenticator.run()
 
     async def watch(self) -> None:
-        """Turn the monitor's events into `disconnected`, counts, and the end of `unbound`."""
+        """Handle the monitor's events: set `disconnected`, count, and end `unbound`."""
         while True:
             event = await monitored(self._events)
             if event == zmq.Event.CLOSED:
@@ -104,11 +104,11 @@ class Listener:
                 self._counters["bad_handshakes"] += 1
 
     def unbind(self) -> None:
-        """Take no more connections; those there are stay."""
+        """Accept no more connections; existing ones stay."""
         self._socket.unbind(self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
 
     async def unbound(self) -> None:
-        """Wait until another may bind the port; `watch` must be running."""
+        """Wait until the port can be bound again, for at most UNBIND_S; `watch` must be running."""
         with suppress(TimeoutError):
             async with asyncio.timeout(UNBIND_S):
                 await self._unbound.wait()

@@ -1,7 +1,7 @@
-"""A ZeroMQ socket on an event loop: what comes is taken in a callback, what is sent leaves at once.
+"""A ZeroMQ socket on an event loop: a callback receives messages, sending is immediate.
 
-`zmq.asyncio` makes a future of each message and asks for the socket's events several times around
-it, which took more of a call's round trip than ZeroMQ itself.
+`zmq.asyncio` makes a future for each message and polls the socket's events several times around
+it. That was a larger part of a call's round trip than ZeroMQ itself.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from zmq.backend import Socket as Core
 from zmq.utils.monitor import recv_monitor_message
 
 BURST = 64
-"""Messages taken in a row before other tasks get their turn."""
+"""Messages received in a row before other tasks get their turn."""
 DONTWAIT, SNDMORE = int(zmq.DONTWAIT), int(zmq.SNDMORE)
 EVENTS, POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 
@@ -25,12 +25,12 @@ log = logging.getLogger(__name__)
 
 
 class Mailbox:
-    """The messages of a connected or bound socket, for as long as it is open.
+    """Sends and receives the messages of a connected or bound socket while it is open.
 
     Args:
-        take: gets the frames of each message, on the running loop. What it raises is logged, and
-            the next message is taken.
-        counters: "faults" counts what it raised.
+        take: called on the running loop with the frames of each message. Its exceptions are
+            logged, and the next message follows.
+        counters: "faults" counts these exceptions.
     """
 
     def __init__(self, socket: zmq.Socket[Any], take: Take, counters: Counter[str]) -> None:
@@ -41,10 +41,10 @@ class Mailbox:
         self._descriptor = socket.fileno()
         self._is_due = False
         self._loop.add_reader(self._descriptor, self._read)
-        self._due()  # what came before gives no signal
+        self._due()  # messages that came before give no signal
 
     def send(self, frames: Sequence[bytes]) -> zmq.ZMQError | None:
-        """Queue a message without waiting; the error where it cannot be."""
+        """Queue a message without waiting; returns the error if it cannot be queued."""
         *leading, last = frames
         try:
             for frame in leading:
@@ -53,16 +53,16 @@ class Mailbox:
         except zmq.ZMQError as error:
             return error
         finally:
-            self._due()  # sending may have swallowed the signal that something came
+            self._due()  # sending may have swallowed the signal of a message that came
         return None
 
     def drain(self) -> None:
-        """Take all that has come."""
+        """Receive all messages that have come."""
         while (frames := self._next()) is not None:
             self._give(frames)
 
     def close(self) -> None:
-        """Close the socket; nothing is taken any more. What was sent leaves as its linger says."""
+        """Close the socket and stop receiving. Sent messages may still leave: see `linger`."""
         if not self._socket.closed:
             self._loop.remove_reader(self._descriptor)
             self._socket.close()
@@ -78,7 +78,7 @@ class Mailbox:
             if self._socket.closed or (frames := self._next()) is None:
                 return
             self._give(frames)
-        self._due()  # the descriptor tells once, not as long as there is more
+        self._due()  # the descriptor is edge-triggered: it does not signal again for the rest
 
     def _give(self, frames: list[zmq.Frame]) -> None:
         try:
@@ -98,7 +98,7 @@ class Mailbox:
 
 
 async def monitored(monitor: zmq.Socket[Any]) -> int:
-    """The next `zmq.Event` of a socket whose monitor this is, made by an asyncio context."""
+    """Wait for the next `zmq.Event` of a monitor socket of an asyncio context."""
     message: Any = recv_monitor_message(monitor)
     event: int = (await message)["event"]
     return event

@@ -1,4 +1,4 @@
-"""Typed calls between services over ZeroMQ: `Peer` asks, `Server` answers."""
+"""Typed calls between services over ZeroMQ: `Peer` calls, `Server` answers."""
 
 import asyncio
 import logging
@@ -35,12 +35,12 @@ CONNECT_S = 5.0
 
 
 class Peer:
-    """A service at `address`, reached when first called and again after every loss.
+    """A service at `address`. It is connected at the first call, and again after every loss.
 
     While it cannot be reached, calls wait. When it is lost, calls in work raise PeerLost and later
-    ones wait for its return. Its own `close` ends waiting calls with PeerLost. While it refuses
+    ones wait for its return. `close` ends waiting calls with PeerLost. While the service refuses
     this side's key, or lack of one, calls raise Invalid; while something else answers at the
-    address, they raise PeerLost. Handshakes that break off count as such answers until the first
+    address, they raise PeerLost. Handshakes that break off count as a refusal until the first
     that succeeds, and as a loss from then on.
 
     Args:
@@ -48,7 +48,7 @@ class Peer:
             name must be known then, too. None waits for as long as the call's deadline allows.
 
     Raises:
-        Invalid: `address` is none, or the bus's keys cannot be read.
+        Invalid: `address` is malformed, or the bus's keys cannot be read.
     """
 
     def __init__(
@@ -85,11 +85,11 @@ class Peer:
 
     @property
     def calls(self) -> int:
-        """Calls in work, those that wait for a connection included."""
+        """Number of calls in work, those that wait for a connection included."""
         return self._calls
 
     async def call(self, request: Request[R], deadline_s: float | None = None) -> R:
-        """Ask and wait for the reply. Cancelling the caller's task cancels the handler.
+        """Send a request and wait for the reply. Cancelling the caller's task cancels the handler.
 
         Raises:
             Cancelled: the deadline passed, here or at the server.
@@ -113,11 +113,10 @@ class Peer:
         return unpack_answer(reply, kind)
 
     def stream(self, request: Stream[I]) -> AbstractAsyncContextManager[AsyncIterator[I]]:
-        """Ask for items, for as long as the block runs; leaving it early cancels the handler.
+        """Receive a stream of items while the block runs; leaving it early cancels the handler.
 
-        The server may be `window` items ahead of the consumer, no more. A loss or the handler's
-        error is raised by the iteration, after the items that came before it; other errors as in
-        `call`.
+        The server may be at most `window` items ahead of the consumer. The iteration raises a
+        loss or the handler's error after the items that came before it; other errors as in `call`.
         """
         return self._stream(request)
 
@@ -183,7 +182,7 @@ class Peer:
         raise PeerLost(self.name, f"the connection to {self.name} was closed")
 
     def _ended(self, runner: asyncio.Task[None]) -> None:
-        """A fault of it is that of the calls that wait; the next call starts another."""
+        """After a fault of the runner, waiting calls fail; the next call starts another."""
         if not runner.cancelled() and (error := runner.exception()) is not None:
             log.error("the connection to %s failed", self.name, exc_info=error)
             self._runner = None
@@ -225,10 +224,11 @@ class Peer:
         return connected
 
     async def _welcome(self, event: int) -> bool:
-        """Whether a handshake that ended so made a connection.
+        """Whether a handshake that ended with `event` made a connection.
 
-        One that breaks off says that keys do not fit, or that somebody between, such as a proxy,
-        accepts for a service that is away. Where keys have fitted before, it is the latter.
+        A handshake that breaks off means that keys do not match, or that something between, for
+        example a proxy, accepts for a service that is away. If keys have matched before, it is
+        the latter.
         """
         connected = event == zmq.Event.HANDSHAKE_SUCCEEDED
         self._is_known = self._is_known or connected

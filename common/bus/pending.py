@@ -1,4 +1,4 @@
-"""What a caller waits on: the one reply of a call, or the items of a stream."""
+"""The caller's side of a pending call: the one reply of a call, or the items of a stream."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -12,12 +12,12 @@ Item = TypeVar("Item")
 
 
 class Pending(Protocol):
-    """A call that waits for frames of its server."""
+    """A call that waits for frames from its server."""
 
     window: int
 
     def deliver(self, kind: Kind, body: bytes) -> bool:
-        """Take a frame; true if it was the last."""
+        """Handle a frame; returns true if it was the last."""
         ...
 
     def fail(self, error: ServiceError) -> None: ...
@@ -29,7 +29,7 @@ class Answer:
     window = 0
 
     def __init__(self) -> None:
-        # an error is kept as a result: nobody may be left to retrieve an exception
+        # an error is kept as a result: an exception that nobody retrieves would be logged
         self._future: asyncio.Future[bytes | ServiceError] = (
             asyncio.get_running_loop().create_future()
         )
@@ -51,13 +51,13 @@ class Answer:
 
 
 class Items(Generic[Item]):
-    """The items of a stream, in order; taking them is what lets the server send more."""
+    """The items of a stream, in order; receiving them grants the server credit for more."""
 
     def __init__(self, kind: type[Item], window: int) -> None:
         self.window = window
         self._kind = kind
         self._queue: asyncio.Queue[bytes | ServiceError | None] = asyncio.Queue(window + 1)
-        self._taken = 0
+        self._received = 0
         self._over = False
         self._end: ServiceError | None = None
         self.grant: Callable[[int], None] = lambda items: None
@@ -83,10 +83,10 @@ class Items(Generic[Item]):
             raise self._end or StopAsyncIteration
         match await self._queue.get():
             case bytes(body):
-                self._taken += 1
-                if 2 * self._taken >= self.window:
-                    self.grant(self._taken)
-                    self._taken = 0
+                self._received += 1
+                if 2 * self._received >= self.window:
+                    self.grant(self._received)
+                    self._received = 0
                 return unpack_answer(body, self._kind)
             case end:
                 self._over, self._end = True, end
@@ -94,7 +94,7 @@ class Items(Generic[Item]):
 
 
 def unpack_answer(body: bytes, kind: type[Item]) -> Item:
-    """A reply or an item; a malformed one is the server's fault.
+    """Decode a reply or an item; a malformed one is the server's fault.
 
     Raises:
         Internal: it is not a `kind`.

@@ -1,4 +1,4 @@
-"""Which method of a service answers which message, read off the methods' annotations."""
+"""The routes of a service: which method answers which message, by the methods' annotations."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from sps2.common.messages import Request, Stream
 
 
 class Route(NamedTuple):
-    """Who answers a message: a bound method, the message's type, and whether it is a stream."""
+    """The handler of a message: a bound method, the message's type, whether it is a stream."""
 
     method: Callable[[Any], Any]
     message: type[Request[Any]] | type[Stream[Any]]
@@ -16,11 +16,11 @@ class Route(NamedTuple):
 
 
 def routes(handlers: Sequence[object]) -> dict[str, Route]:
-    """The public async methods of `handlers` with one parameter that is a message, by its name.
+    """The public async methods of `handlers` whose one parameter is a message, by message name.
 
     Raises:
-        TypeError: two methods take the same message, or a method's form is not that of its message:
-            an async generator for a `Stream`, a coroutine for a `Request`.
+        TypeError: two methods handle the same message, or a method's form does not fit its
+            message: an async generator for a `Stream`, a coroutine for a `Request`.
     """
     table: dict[str, Route] = {}
     for handler in handlers:

@@ -35,8 +35,8 @@ class Server:
 
     Args:
         audience: who may call, where the bus has keys.
-        send_s: seconds after which the stream of a client that takes none of it is cancelled;
-            None waits as long as the client is there.
+        send_s: seconds after which the stream of a client that reads no item is cancelled; None
+            waits as long as the client is connected.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Server:
 
     @property
     def calls(self) -> int:
-        """Calls in work."""
+        """Number of calls in work."""
         return self._calls
 
     async def start(self, address: str) -> str:
@@ -75,10 +75,10 @@ class Server:
             The bound address.
 
         Raises:
-            Invalid: the address cannot be bound, or the bus's keys are no service's; the message
+            Invalid: the address cannot be bound, or the bus's keys are not a service's; the message
                 says why.
         """
-        # an honest client never has more than this under way
+        # a well-behaved client never has more answers than this under way
         unsent = self._max_client_calls * (wire.WINDOW + 2)
         self._listener = Listener(self._bus, self._context, self.counters, unsent, self._audience)
         self.address = self._listener.bind(address)
@@ -86,7 +86,7 @@ class Server:
         return self.address
 
     async def close(self) -> None:
-        """Stop listening, cancel every handler, wait for their ends, and tell their callers."""
+        """Stop listening, cancel all handlers, wait until they have ended, notify their callers."""
         if self._closing or not self.address:
             return
         self._closing = True
@@ -110,8 +110,8 @@ class Server:
             self._group.create_task(self._heartbeat())
 
     async def _find_lost(self) -> None:
-        # the monitor does not say who, but a mandatory ROUTER refuses to send to whom it lost,
-        # which is a little later than the monitor's word
+        # the monitor does not say which client was lost, but a mandatory ROUTER refuses to send
+        # to it, from a little after the monitor's event
         while True:
             await self._listener.disconnected.wait()
             self._listener.disconnected.clear()

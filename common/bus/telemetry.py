@@ -28,11 +28,11 @@ log = logging.getLogger(__name__)
 
 MAX_EVENT_BYTES = 1 << 20
 QUEUE = 1000
-"""Events kept for a slow receiver; more are dropped."""
+"""Events queued for a slow receiver; further ones are dropped."""
 
 
 class Heartbeat(Struct, frozen=True, tag=True):
-    """A sign of life of a service, with its counts and gauges by metric name."""
+    """A heartbeat of a service, with its counters and gauges by metric name."""
 
     service: str
     pid: int
@@ -41,14 +41,14 @@ class Heartbeat(Struct, frozen=True, tag=True):
     rss_bytes: int
     counters: dict[str, float] = msgspec.field(default_factory=dict)
     state: str = ""
-    """As in `Info`."""
+    """The state, as in `Info`."""
     waiting_for: str = ""
     links: tuple[Link, ...] = ()
     tokens: dict[str, int] = msgspec.field(default_factory=dict)
-    """Of each answer that it generates, how many there are."""
+    """Tokens generated so far, by request."""
 
     def sent_bytes(self) -> dict[str, int]:
-        """Over its links, by shard: one that was started again has a link for each of its lives."""
+        """Bytes sent over its links, summed by shard: a restarted shard has several links."""
         totals = Counter[str]()
         for link in self.links:
             totals[shard_of(link.target)] += link.sent_bytes
@@ -56,7 +56,7 @@ class Heartbeat(Struct, frozen=True, tag=True):
 
 
 class RequestEvent(Struct, frozen=True, tag=True):
-    """A request entered `stage`, or, of the one that it is in, is so far as `detail` says.
+    """A request entered `stage`, or progressed within it as `detail` says.
 
     Stages: those of `RequestStatus`, and "ended", whose detail has an "error" if it failed.
     Details: docs/operating.md lists them.
@@ -72,20 +72,20 @@ Event = Heartbeat | RequestEvent
 
 
 def shard_of(service: str) -> str:
-    """The shard that a process is of: "prefill-0.1" is the second of prefill-0."""
+    """The shard that a process belongs to: "prefill-0.1" is the second process of prefill-0."""
     return service.partition(".")[0]
 
 
 def role_of(service: str) -> str:
-    """Of a shard or a process of one: "prefill"; any other service is all there is of its role."""
+    """The role of a shard or its process, for example "prefill"; other services are their role."""
     return shard_of(service).partition("-")[0]
 
 
 class Hub:
-    """Forwards what is published at one address to the subscribers of the other, in a thread.
+    """Forwards events published at one address to the subscribers of another, in a thread.
 
-    Where the bus has keys, only services publish; clients subscribe too. All are disconnected, and
-    return, when a client was revoked.
+    Where the bus has keys, only services may publish; clients may subscribe too. When a client is
+    revoked, all connections are closed, and those that still may reconnect.
     """
 
     def __init__(self, publish_address: str, subscribe_address: str, bus: Bus) -> None:
@@ -101,8 +101,8 @@ class Hub:
             The bound addresses (to publish to, to subscribe to).
 
         Raises:
-            Invalid: an address cannot be bound, or the bus's keys are no service's; the message
-                says why.
+            Invalid: an address cannot be bound, or the bus's keys are not a service's; the
+                message says why.
         """
         self._addresses = self._open()
         if self._bus.keys:
@@ -182,7 +182,7 @@ class Hub:
 
 
 class Publisher:
-    """Publishes events of `service` without ever waiting; `dropped` counts what found no room.
+    """Publishes events of `service` without ever waiting; `dropped` counts those without room.
 
     Events are lost, uncounted, while the hub is away or nobody subscribes.
     """
@@ -202,7 +202,7 @@ class Publisher:
         self._socket.connect(address)
 
     def publish(self, event: Event) -> None:
-        """Send `event`, or drop it where there is no room for it or it is too large."""
+        """Send `event`, or drop it if the queue is full or the event too large."""
         body = wire.pack(event)
         if len(body) > self._limit:
             self.dropped += 1
@@ -220,7 +220,7 @@ class Publisher:
         links: tuple[Link, ...] = (),
         tokens: Mapping[str, int] | None = None,
     ) -> None:
-        """Publish a sign of life of this process."""
+        """Publish a heartbeat of this process."""
         self.publish(
             Heartbeat(
                 self._service,
@@ -241,9 +241,9 @@ class Publisher:
 
 
 class Subscriber:
-    """An async iterator over the events of all services, from now on, through losses of the hub.
+    """An async iterator over the events of all services from now on. It survives losses of the hub.
 
-    `counters` counts what was malformed. An iterator that is not read loses events, not memory.
+    `counters` counts malformed events. An iterator that is not read drops events.
     """
 
     def __init__(self, address: str, bus: Bus) -> None:

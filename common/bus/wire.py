@@ -1,4 +1,4 @@
-"""What a message of the control bus is: two MessagePack frames, header and body."""
+"""The format of messages on the control bus: two MessagePack frames, header and body."""
 
 import sys
 from enum import IntEnum
@@ -16,7 +16,7 @@ from sps2.common.messages import Request, Stream
 
 VERSION = 1
 WINDOW = 64
-"""Items of a stream that may be under way before the consumer takes one."""
+"""Items of a stream that may be under way before the consumer reads one."""
 MAX_WINDOW = 1024
 MAX_HEADER_BYTES = 512
 MAX_DEADLINE_MS = 1 << 40
@@ -28,7 +28,7 @@ Id = Annotated[int, Meta(ge=0, le=MAX_ID)]
 
 
 class Kind(IntEnum):
-    """What a message means. Client to server: CALL, CANCEL, CREDIT, PING; the others back."""
+    """The kind of a message. Clients send CALL, CANCEL, CREDIT and PING; servers the others."""
 
     CALL = 1
     REPLY = 2
@@ -37,13 +37,13 @@ class Kind(IntEnum):
     ERROR = 5
     CANCEL = 6
     PING = 7
-    """Either side: proves that the sender lives; a client's is answered by PONG."""
+    """Sent by either side as a sign of life; a server answers a client's with PONG."""
     PONG = 8
     CREDIT = 9
 
 
 class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """The first frame. `version` and `call` keep their places in every version to come."""
+    """The first frame. `version` and `call` keep their places in all future versions."""
 
     version: int
     kind: Kind
@@ -51,21 +51,21 @@ class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     """Chosen by the client, unique on its connection; 0 belongs to no call."""
     method: Annotated[str, Meta(max_length=128)] = ""
     deadline_ms: Annotated[int, Meta(ge=0, le=MAX_DEADLINE_MS)] = 0
-    """Time left when the call was sent; 0 is none."""
+    """Time left when the call was sent; 0: no deadline."""
     credit: Annotated[int, Meta(ge=0, le=MAX_WINDOW)] = 0
-    """Items that the server may send: at first with CALL, more with CREDIT."""
+    """Items that the server may send: the first with CALL, more with CREDIT."""
 
 
 def pack_header(
     kind: Kind, call: int = 0, method: str = "", deadline_ms: int = 0, credit: int = 0
 ) -> bytes:
-    """The bytes of a header of this version."""
+    """Encode a header of this version."""
     packed: bytes = msgpack.packb((VERSION, int(kind), call, method, deadline_ms, credit))
     return packed
 
 
 def unpack_header(data: bytes) -> Header:
-    """Read a header that came from a peer. Of a foreign version only `version` and `call` are true.
+    """Decode a peer's header. Of another version only `version` and `call` are decoded.
 
     Raises:
         Invalid: not a header.
@@ -81,13 +81,13 @@ def unpack_header(data: bytes) -> Header:
 
 
 def pack(value: object) -> bytes:
-    """The body for a message, a reply or an item."""
+    """Encode the body of a message, a reply or an item."""
     packed: bytes = msgpack.packb(msgspec.to_builtins(value, builtin_types=(bytes,)))
     return packed
 
 
 def unpack(data: bytes, kind: type[T]) -> T:
-    """Read a body that came from a peer, checked against `kind` (a Struct or a union of them).
+    """Decode a peer's body, checked against `kind` (a Struct or a union of them).
 
     Raises:
         Invalid: not MessagePack, beyond the limits, or not a `kind`.
@@ -96,7 +96,7 @@ def unpack(data: bytes, kind: type[T]) -> T:
 
 
 def pack_error(error: ServiceError) -> bytes:
-    """The body of an ERROR: the error's type name and arguments."""
+    """Encode the body of an ERROR: the error's type name and arguments."""
     arguments = [
         each if each is None or isinstance(each, int | float) else str(each)[:MAX_ERROR_CHARS]
         for each in error.args
@@ -106,14 +106,14 @@ def pack_error(error: ServiceError) -> bytes:
 
 
 def unpack_error(data: bytes) -> ServiceError:
-    """The error that a peer sent; Internal where it is none of `sps2.common.errors`."""
+    """Decode a peer's error; Internal if it is none of `sps2.common.errors`."""
     try:
         name, arguments = unpack(data, tuple[str, tuple[str | int | float | None, ...]])
         kind = getattr(errors, name, None)
         if not (isinstance(kind, type) and issubclass(kind, ServiceError)):
             return Internal(f"unknown error {name[:MAX_ERROR_CHARS]}")
         error: ServiceError = kind(*arguments)
-        str(error)  # an argument of a wrong type would only show when somebody logs it
+        str(error)  # raises TypeError now, not later in a log, if an argument has a wrong type
     except (Invalid, TypeError):
         return Internal("malformed error")
     return error
@@ -121,7 +121,7 @@ def unpack_error(data: bytes) -> ServiceError:
 
 @cache
 def answer_type(message: type[Request[T]] | type[Stream[T]]) -> type[T]:
-    """`Info` for `class Describe(Request[Info])`; names in quotes are looked up in its module.
+    """The answer's type: `Info` for `class Describe(Request[Info])`, which may be in quotes.
 
     Raises:
         TypeError: `message` is not a direct subclass of `Request[...]` or `Stream[...]`.
@@ -140,7 +140,7 @@ def _unpack(data: bytes) -> Any:
         return msgpack.unpackb(
             data, strict_map_key=False, max_array_len=1 << 20, max_map_len=1 << 17, max_ext_len=0
         )
-    except Exception as error:  # msgpack has many ways to say no, TypeError of a key among them
+    except Exception as error:  # msgpack raises many types, TypeError of a key among them
         raise Invalid(f"not MessagePack: {str(error) or type(error).__name__}") from error
 
 

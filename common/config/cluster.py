@@ -1,4 +1,4 @@
-"""One cluster's configuration: a TOML file, overridden by flags; `sections` has its tables."""
+"""The configuration of a cluster: a TOML file, overridden by flags; `sections` has its tables."""
 
 import os
 import tomllib
@@ -62,11 +62,11 @@ ENVIRONMENT = {
     "SPS2_CLUSTER": "name of the cluster that `spsctl` means, as `--name` says it",
     "SPS2_CONFIG": "the configuration, for `python -m sps2.services.health`",
 }
-"""What is read from the environment, with its meaning."""
+"""Environment variables, with their meanings."""
 
 
 def environment_bus() -> Bus:
-    """The bus of a program without a configuration: its keys are those that `$SPS2_KEYS` names."""
+    """The bus of a program without a configuration; `$SPS2_KEYS` names its keys."""
     return Bus(keys=os.environ.get("SPS2_KEYS", ""))
 
 
@@ -193,7 +193,7 @@ class Cluster(Section, frozen=True):
 
     @property
     def shard_threads(self) -> int:
-        """Threads of one process: prefill and decode shards take turns on the same cores."""
+        """Threads of one process. Prefill and decode shards use the same cores alternately."""
         processes = max(self.shards_of(role) * self.tp_of(role) for role in get_args(Role))
         return self.threads or max(1, machine.cores() // processes)
 
@@ -206,11 +206,11 @@ class Cluster(Section, frozen=True):
         return self.decode_tp or self.tp if role == "decode" else self.tp
 
     def meeting_port_of(self, role: Role, index: int) -> int:
-        """Where the processes of one shard meet."""
+        """The port where the processes of one shard meet."""
         return self.meeting_port + index + (self.prefill if role == "decode" else 0)
 
     def shard_names(self) -> list[str]:
-        """Of every process of a shard: the first has the shard's, others their rank after it."""
+        """The names of all shard processes: the shard's, with `.rank` after it from rank 1 on."""
         return [
             f"{role}-{index}" + (f".{rank}" if rank else "")
             for role in get_args(Role)
@@ -219,19 +219,19 @@ class Cluster(Section, frozen=True):
         ]
 
     def number_of(self, role: Role, index: int, rank: int) -> int:
-        """Of a process of a shard among all of them, in the order of `spsctl status`."""
+        """The number of a shard process among all of them, in the order of `spsctl status`."""
         before = self.prefill * self.tp_of("prefill") if role == "decode" else 0
         return before + index * self.tp_of(role) + rank
 
     def shard_ports_of(self, role: Role, index: int, rank: int) -> tuple[int, int]:
-        """What a process of a shard binds, for the bus and for the data plane; 0 is any port."""
+        """The ports that a shard process binds, for bus and data plane; 0 is any free port."""
         if not self.shard_port:
             return 0, 0
         first = self.shard_port + 2 * self.number_of(role, index, rank)
         return first, first + 1
 
     def require_keys(self, host: str) -> None:
-        """Check that a service may bind `host`. Invalid if others could reach it without keys."""
+        """Check that a service may bind `host`. Raises Invalid if that exposes it without keys."""
         if not self.bus.keys and not is_loopback(host):
             raise Invalid(
                 f"{host} can be reached from other machines, and the cluster has no keys: run "
@@ -240,12 +240,12 @@ class Cluster(Section, frozen=True):
             )
 
     def host_of(self, service: str) -> str:
-        """Where the gateway, the scheduler or the KV directory ("kvdir") is reached."""
+        """The host of "gateway", "scheduler" or "kvdir": its own, or else the cluster's."""
         section: Gateway | Scheduler | Directory = getattr(self, service)
         return section.host or self.host
 
     def at(self, host: str) -> "Cluster":
-        """The same with its gateway at another of its addresses."""
+        """A copy whose gateway is reached at `host`."""
         return replace(self, gateway=replace(self.gateway, host=host))
 
     @property
@@ -277,9 +277,9 @@ class Cluster(Section, frozen=True):
 def load(path: Path | None = None, **flags: Any) -> Cluster:
     """Read a configuration file; `flags` that are not None override its top-level keys.
 
-    `keys` sets the bus's; `port` sets the HTTP port. That port, whether a flag or the file says it,
-    moves the other ports after it, unless the file names them. With mixed shards there are no
-    prefill and decode shards unless either says so.
+    `keys` sets the bus's keys; `port` sets the HTTP port. The HTTP port, whether from a flag or the
+    file, moves the other ports that the file does not name. With mixed shards the numbers of
+    prefill and decode shards default to 0.
 
     Raises:
         Invalid: the file is missing or not TOML, a key is unknown, or a value is out of range.
@@ -311,7 +311,7 @@ def load(path: Path | None = None, **flags: Any) -> Cluster:
 
 def _with_keys(tables: dict[str, Any], keys: str | None) -> dict[str, Any]:
     bus = tables.get("bus", {})
-    if not isinstance(bus, dict):  # refused by name, as every value of a wrong type
+    if not isinstance(bus, dict):  # `load` refuses it, as every value of a wrong type
         return tables
     found = keys or bus.get("keys", environment_bus().keys)
     return tables | {"bus": bus | {"keys": found}} if found else tables

@@ -1,4 +1,4 @@
-"""What is wrong in a file of settings, in words that say what would be right."""
+"""Explains what is wrong in a configuration file, and what would be right."""
 
 import difflib
 import re
@@ -11,9 +11,9 @@ from sps2.common.validation import in_words
 
 
 def explained(error: msgspec.ValidationError, kind: type[msgspec.Struct]) -> str:
-    """What does not fit in tables that should be a `kind`, and which keys or values there are.
+    """Describe a validation error of tables that should be a `kind`, with the valid choices.
 
-    Keys are named from the top of the file, such as `sharing.method`.
+    Keys are named from the top of the file, for example `sharing.method`.
     """
     what, _, place = str(error).partition(" - at ")
     names = re.findall(r"\.(\w+)", place)
@@ -41,7 +41,7 @@ def _instead(word: str, choices: Sequence[str]) -> str:
 
 
 def _tables_with(kind: type[msgspec.Struct], key: str) -> list[str]:
-    """Where else in the file a key of this name is."""
+    """The full names of all keys called `key`."""
     top = _fields(_at(kind, ()))
     places = {f"{field.encode_name}.{key}": _fields(_bare(field.type)) for field in top}
     places[key] = top
@@ -51,7 +51,7 @@ def _tables_with(kind: type[msgspec.Struct], key: str) -> list[str]:
 
 
 def _at(kind: type[msgspec.Struct], names: Sequence[str]) -> Type:
-    """The type of the value that is reached by these keys."""
+    """The type of the value at these nested keys."""
     found: Type = msgspec.inspect.type_info(kind)
     for name in names:
         fields = {field.encode_name: field for field in _fields(found)}
@@ -62,7 +62,7 @@ def _at(kind: type[msgspec.Struct], names: Sequence[str]) -> Type:
 
 
 def _form(kind: type[msgspec.Struct], names: Sequence[str]) -> str:
-    """How the text that is reached by these keys must look, where its type tells."""
+    """The required form of the text at these nested keys, in words; empty if its type has none."""
     for field in _fields(_at(kind, names[:-1])):
         if field.encode_name == names[-1] and isinstance(field.type, Metadata):
             return str((field.type.extra or {}).get("form", ""))
@@ -74,7 +74,7 @@ def _fields(kind: Type) -> tuple[Field, ...]:
 
 
 def _bare(kind: Type) -> Type:
-    """Without bounds and descriptions; of a list, the type of what is in it."""
+    """The type without bounds and descriptions; of a list, the type of its items."""
     while isinstance(kind, Metadata | VarTupleType):
         kind = kind.type if isinstance(kind, Metadata) else kind.item_type
     return kind

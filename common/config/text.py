@@ -1,4 +1,4 @@
-"""A configuration as text: what `spsctl config` prints, and what the files of a run say."""
+"""A configuration as text, for `spsctl config` and for the files of a run."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -11,14 +11,14 @@ from sps2.common.config.sections import Section
 
 
 class Key(NamedTuple):
-    """One key of a table, at a value."""
+    """One key of a table, with its value."""
 
     name: str
     value: object
     type: Type
     meaning: str
     environment: str
-    """The variable that is read where the key is absent, if there is one."""
+    """The environment variable that is read if the key is absent; empty if none is."""
 
     @property
     def text(self) -> str:
@@ -27,12 +27,12 @@ class Key(NamedTuple):
 
     @property
     def choices(self) -> list[str]:
-        """The values there are, where they can be listed."""
+        """The literal values that the key may have; empty if there are none."""
         return sorted(map(str, self.type.values)) if isinstance(self.type, LiteralType) else []
 
 
 def keys_of(section: Section) -> Iterator[Key]:
-    """The keys of a table itself, in the file's order."""
+    """The keys of a table in the file's order, without its sub-tables."""
     info = msgspec.inspect.type_info(type(section))
     assert isinstance(info, StructType)
     for field in info.fields:
@@ -46,7 +46,7 @@ def keys_of(section: Section) -> Iterator[Key]:
 
 
 def tables_of(cluster: Cluster) -> Iterator[tuple[str, Section]]:
-    """The tables of the file by name; the first has none, its keys are at the top."""
+    """The tables of the file by name; the first has an empty name and the top-level keys."""
     yield "", cluster
     for name in cluster.__struct_fields__:
         if isinstance(value := getattr(cluster, name), Section):

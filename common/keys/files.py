@@ -1,4 +1,4 @@
-"""Key files: who a process is on the bus. `spsctl keys` makes them."""
+"""Key files, which identify a process on the bus. `spsctl keys` makes them."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ Text = Annotated[str, Meta(pattern=r"^[\x21-\x7e]{40}$")]
 """A CURVE key in Z85."""
 Name = Annotated[str, Meta(pattern="^[A-Za-z0-9._@-]{1,64}$")]
 NAME = "a name has 1 to 64 letters, digits and . _ @ -"
-"""What is told of one that does not fit."""
+"""The error message about a malformed name."""
 
 
 class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,7 +43,7 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A client as the cluster knows it."""
+    """A client's entry in the cluster's list."""
 
     public: Text
     created: str
@@ -56,16 +56,16 @@ ApiState = Literal["valid", "expired", "revoked"]
 
 
 class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An API key of the gateway. The key itself is kept nowhere."""
+    """An API key of the gateway. The key itself is not stored."""
 
     digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-    """SHA-256 of the key, which is random and long: no slower hash is needed."""
+    """SHA-256 of the key. The key is random and long, so no slower hash is needed."""
     created: datetime
     expires: datetime | None = None
     revoked: datetime | None = None
     requests_per_minute: Annotated[int, Meta(ge=0)] = 0
     tokens_per_minute: Annotated[int, Meta(ge=0)] = 0
-    """Of prompts and answers together; 0 is no limit."""
+    """Prompts and answers together; 0 is no limit."""
 
     def state(self, now: datetime) -> ApiState:
         if self.revoked is not None:
@@ -78,7 +78,7 @@ ApiKeys = dict[Name, ApiKey]
 
 
 def api_digest(key: str) -> str:
-    """What is kept of an API key."""
+    """The digest that is stored of an API key."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
@@ -86,7 +86,7 @@ def of(bus: Bus) -> Key | None:
     """The key that `bus.keys` names: a folder's cluster key, or a file; None if it is empty.
 
     Raises:
-        Invalid: there is none, it is malformed, or others may read it.
+        Invalid: the key is missing, malformed, or readable by others.
     """
     if not bus.keys:
         return None
@@ -98,7 +98,7 @@ def of(bus: Bus) -> Key | None:
 
 
 def cluster_key(bus: Bus) -> Key | None:
-    """As `of`, for a service. Raises Invalid if it is a client's."""
+    """As `of`, for a service. Raises Invalid if the key is a client's."""
     key = of(bus)
     if key is not None and key.kind != "cluster":
         raise Invalid(f"{bus.keys} is the key of client {key.name}: a service needs {CLUSTER}")
@@ -106,7 +106,7 @@ def cluster_key(bus: Bus) -> Key | None:
 
 
 def beside(bus: Bus, name: str) -> Path:
-    """A file of the folder where the cluster's key is."""
+    """The path of a file in the folder of the cluster's key."""
     path = Path(bus.keys).expanduser()
     return (path if path.is_dir() else path.parent) / name
 
@@ -130,11 +130,11 @@ def read(path: Path) -> Key:
 def read_private(path: Path) -> bytes:
     """The bytes of a file that nobody else may read or write.
 
-    The group may read what root owns: orchestrators hand secrets to a process so.
+    A group may read files that root owns: orchestrators pass secrets to processes that way.
 
     Raises:
-        FileNotFoundError: there is none.
-        Invalid: others may read or change it, or it cannot be read.
+        FileNotFoundError: there is no such file.
+        Invalid: others may read or change the file, or it cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -152,7 +152,7 @@ def read_private(path: Path) -> bytes:
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Replace a file, in one step, by one that only its owner can read."""
+    """Replace a file atomically by one that only its owner can read."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with os.fdopen(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
@@ -163,7 +163,7 @@ def write_private(path: Path, data: bytes) -> None:
 
 
 def require_private_folder(path: Path) -> None:
-    """Raises Invalid if others may look into a folder of this user's."""
+    """Raise Invalid if others may open a folder of this user."""
     found = path.stat()
     mode = stat.S_IMODE(found.st_mode)
     if found.st_uid == os.geteuid() and mode & 0o077:

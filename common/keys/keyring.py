@@ -36,10 +36,10 @@ API_BYTES = 32
 
 
 class Keyring:
-    """`cluster.key`, which services need; who is a client (`clients.json`); API keys (`api.json`).
+    """A folder with `cluster.key` for services, clients (`clients.json`) and API keys (`api.json`).
 
-    Keys of clients and API keys themselves are given out once, to be handed over, and not kept.
-    Several processes may change the folder at once: each waits for the others.
+    Clients' keys and API keys are returned once, when they are made, and not stored. Several
+    processes may change the folder at once: each waits for the others.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,8 +52,8 @@ class Keyring:
         """Make the cluster's key, and the folder.
 
         Raises:
-            Invalid: there is one already, unless `force` replaces it: then every client needs a
-                new key.
+            Invalid: there is a cluster key already. `force` replaces it; then every client needs
+                a new key.
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._alone():
@@ -69,14 +69,14 @@ class Keyring:
             return key
 
     def clients(self) -> Clients:
-        """Who may ask the gateway and subscribe to telemetry."""
+        """The clients that may call the gateway and subscribe to telemetry."""
         return self._load(self.listed, Clients) or {}
 
     def add_client(self, name: str, out: Path) -> Key:
-        """Let a client in, and write its key to `out`.
+        """Add a client, and write its key to `out`.
 
         Raises:
-            Invalid: the name is malformed or taken, `out` exists, or there is no cluster key.
+            Invalid: the name is malformed or in use, `out` exists, or there is no cluster key.
         """
         with self._alone():
             cluster = read(self.cluster)
@@ -91,7 +91,7 @@ class Keyring:
             return key
 
     def revoke_client(self, name: str) -> None:
-        """Keep a client out from now on. Raises Invalid if there is none of this name."""
+        """Revoke a client's key. Raises Invalid if there is no such client."""
         with self._alone():
             clients = self.clients()
             if clients.pop(name, None) is None:
@@ -99,7 +99,7 @@ class Keyring:
             write_private(self.listed, _json(clients))
 
     def api_keys(self) -> ApiKeys:
-        """Who may ask over HTTP."""
+        """The API keys of the HTTP API, by name."""
         return self._load(self.api, ApiKeys) or {}
 
     def add_api_key(
@@ -112,7 +112,7 @@ class Keyring:
         """A new API key.
 
         Raises:
-            Invalid: the name is malformed or taken, or there is no cluster key here.
+            Invalid: the name is malformed or in use, or there is no cluster key here.
         """
         secret = API_PREFIX + secrets.token_urlsafe(API_BYTES)
         made = ApiKey(
@@ -138,7 +138,7 @@ class Keyring:
         return secret
 
     def revoke_api_key(self, name: str) -> None:
-        """Refuse an API key from now on. Raises Invalid if there is none of this name."""
+        """Revoke an API key. Raises Invalid if there is no valid key of this name."""
         with self._alone():
             keys = self.api_keys()
             if name not in keys or keys[name].revoked is not None:
@@ -148,7 +148,7 @@ class Keyring:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """While nobody else changes the folder."""
+        """Hold the folder's lock: nobody else changes the folder within the block."""
         if not self.folder.is_dir():
             read(self.cluster)  # says what is missing
         with alone_in(self.folder):
@@ -164,7 +164,7 @@ class Keyring:
 
 
 def now_text() -> str:
-    """This moment as key files have it."""
+    """The current time in the format of key files."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

@@ -15,14 +15,15 @@ log = logging.getLogger(__name__)
 
 
 class Reloaded(Generic[T]):
-    """What a file holds now. Where it cannot be read the last good content stands, and is logged.
+    """The current content of a file. If it becomes unreadable, that is logged and the last good
+    content stays in effect.
 
     Args:
         kind: type of the content.
-        empty: the content where there is no file.
+        empty: the content if there is no file.
 
     Raises:
-        Invalid: what is there at first is malformed, or others may read it.
+        Invalid: the file is malformed at first, or others may read it.
     """
 
     def __init__(self, path: Path, kind: type[T], empty: T) -> None:
@@ -33,7 +34,7 @@ class Reloaded(Generic[T]):
         self._value = self._read()
 
     def now(self) -> T:
-        """The content; costs a `stat` where nothing has changed."""
+        """The content; costs one `stat` if nothing has changed."""
         seen = self._look()
         if seen != self._seen:
             self._seen = seen

@@ -1,8 +1,8 @@
-"""Every message between services: the type is the protocol, its class name the method on the wire.
+"""All messages between services. Their types are the protocol; a class name is the method's name.
 
-`Request[Reply]` is answered once; `Stream[Item]` is answered by items until either side ends it.
-A stream that stands for a resource (`Register`, `Reserve`, `Hold`) keeps it for as long as the
-stream is open: however its caller ends, the resource is released.
+`Request[Reply]` has one reply; `Stream[Item]` has items until either side ends it.
+A stream that stands for a resource (`Register`, `Reserve`, `Hold`) keeps it while the stream is
+open: however the caller ends, the resource is released.
 The public messages (completions, chat) are in `sps2.common.api`.
 """
 

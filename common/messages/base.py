@@ -1,4 +1,4 @@
-"""What messages are made of."""
+"""Base classes of messages."""
 
 from typing import Generic, Literal, TypeVar
 
@@ -8,7 +8,7 @@ Reply = TypeVar("Reply")
 Item = TypeVar("Item")
 
 Role = Literal["prefill", "decode", "mixed"]
-"""`mixed` does both: what it computes of a prompt's KV stays with it."""
+"""A `mixed` shard does both, and keeps the KV that it computed of a prompt."""
 FinishReason = Literal["stop", "length"]
 
 
@@ -17,7 +17,7 @@ class Request(msgspec.Struct, Generic[Reply], frozen=True, forbid_unknown_fields
 
 
 class Stream(msgspec.Struct, Generic[Item], frozen=True, forbid_unknown_fields=True):
-    """A call answered by any number of `Item`s. Subclass it directly, as `Stream[Item]`."""
+    """A call with any number of `Item`s as answer. Subclass it directly, as `Stream[Item]`."""
 
 
 class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,4 +1,4 @@
-"""Decode shards: KV is held, tokens are generated."""
+"""Messages of decode shards, which hold KV and generate tokens."""
 
 from sps2.common.messages.base import Done, FinishReason, Request, Stream, Struct
 from sps2.common.messages.fleet import Peer
@@ -9,9 +9,9 @@ from sps2.common.spans import Span
 class Hold(Stream["Held | Filled"], frozen=True):
     """Scheduler to a shard: keep pages for the KV of `span` while this is open.
 
-    `capacity` is how many tokens may lie here in the end (the owner's span grows).
-    Items: `Held` once frames are accepted, `Filled` once every layer of `span` has arrived; its
-    full pages are cached from then on. Refused if `shared` are not cached here.
+    `capacity` is the number of tokens that the span may grow to (only the owner's grows).
+    Items: `Held` once frames are accepted, then `Filled` once every layer of `span` has arrived;
+    its full pages are cached from then on. Refused if `shared` are not cached here.
     """
 
     request: str
@@ -19,13 +19,13 @@ class Hold(Stream["Held | Filled"], frozen=True):
     span: Span
     capacity: int
     hashes: tuple[bytes, ...] = ()
-    """Of the prompt's full pages, from the first on; none are cached without."""
+    """Hashes of the prompt's full pages, from the first on; pages without a hash are not cached."""
     shared: tuple[Span, ...] = ()
-    """Tokens whose cached pages the request uses too."""
+    """Spans of tokens whose cached pages the request shares."""
     traceparent: str = ""
-    """Of the trace span that this is a part of; see `sps2.common.tracing`."""
+    """The `traceparent` of the enclosing trace span; see `sps2.common.tracing`."""
     sources: tuple[Peer, ...] = ()
-    """Data planes that the KV comes from: the loss of one before `Filled` raises PeerLost."""
+    """Data planes that send the KV: the loss of one before `Filled` raises PeerLost."""
 
 
 class Held(Struct, frozen=True, tag=True):
@@ -37,7 +37,7 @@ class Filled(Struct, frozen=True, tag=True):
 
 
 class Decode(Request["Decoded"], frozen=True):
-    """Scheduler to owner: join the running batch; answered when generation ends."""
+    """Scheduler to owner: join the running batch. The reply comes when generation ends."""
 
     request: str
     epoch: int
@@ -47,10 +47,10 @@ class Decode(Request["Decoded"], frozen=True):
     """The other shards with KV of this request: their peers by TP rank."""
     sampling: Sampling
     parent: bytes = b""
-    """Name of the prompt's last full page, or what the first would follow; none if nothing is to
-    be cached."""
+    """Hash of the prompt's last full page, or the root if it has none; empty if nothing is to be
+    cached."""
     traceparent: str = ""
-    """Of the trace span that this is a part of; see `sps2.common.tracing`."""
+    """The `traceparent` of the enclosing trace span; see `sps2.common.tracing`."""
 
 
 class Cache(Request[Done], frozen=True):
@@ -63,7 +63,7 @@ class Cache(Request[Done], frozen=True):
 
 
 class Assist(Request[Done], frozen=True):
-    """Leader of an owner to its followers: be ready for this request's steps while it is held.
+    """Leader of an owner to its followers: be ready for the request's steps while it is held.
 
     The steps themselves come over the data plane.
     """
@@ -76,7 +76,7 @@ class Assist(Request[Done], frozen=True):
 
 
 class Evict(Request[Done], frozen=True):
-    """Leader of a decode shard to its followers: forget cached pages."""
+    """Leader of a decode shard to its followers: drop these cached pages."""
 
     hashes: tuple[bytes, ...]
 
@@ -87,11 +87,11 @@ class Decoded(Struct, frozen=True):
     q_bytes: int
     state_bytes: int
     hashes: tuple[bytes, ...] = ()
-    """Of the pages that the answer filled, which the owner has cached."""
+    """Hashes of the pages that the answer filled and the owner has cached."""
 
 
 class Follow(Stream[Token], frozen=True):
-    """Gateway to owner: the tokens of a request, from number `start`, until the last."""
+    """Gateway to owner: send the tokens of a request, from number `start` to the last."""
 
     request: str
     epoch: int

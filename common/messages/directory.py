@@ -1,21 +1,21 @@
-"""The KV directory: pages, leases and cached prefixes."""
+"""Messages of the KV directory: pages, leases and cached prefixes."""
 
 from sps2.common.messages.base import Done, Request, Stream, Struct
 from sps2.common.spans import Span
 
 
 class Placement(Struct, frozen=True):
-    """`span` of a request's tokens lies on shard `shard`, which reserved `pages` pages for it."""
+    """The KV of `span` of a request is on shard `shard`, which reserved `pages` pages for it."""
 
     shard: str
     span: Span
     pages: int
     shared: tuple[Span, ...] = ()
-    """Of the tokens before, those whose cached pages are there; whole pages."""
+    """Spans of earlier tokens whose cached pages are there; whole pages."""
 
 
 class Holding(Struct, frozen=True):
-    """What one shard says it holds for one request."""
+    """What a shard reports to hold for one request."""
 
     request: str
     epoch: int
@@ -24,9 +24,9 @@ class Holding(Struct, frozen=True):
 
 
 class Announce(Stream["Evicted"], frozen=True):
-    """Shard to directory: pool size and what it holds; its pages count while this is open.
+    """Shard to directory: its pool and what it holds. Its pages count while this is open.
 
-    Items: cached pages to forget. The first, of none, says: accepted.
+    Items: cached pages to drop. The first item is empty and means: accepted.
     """
 
     shard: str
@@ -35,7 +35,7 @@ class Announce(Stream["Evicted"], frozen=True):
     page_tokens: int
     holdings: tuple[Holding, ...] = ()
     cached: tuple[bytes, ...] = ()
-    """Names of all cached pages."""
+    """Hashes of all cached pages."""
 
 
 class Evicted(Struct, frozen=True):
@@ -43,36 +43,36 @@ class Evicted(Struct, frozen=True):
 
 
 class Report(Request[Done], frozen=True):
-    """Shard to directory, every heartbeat: what it holds now."""
+    """Shard to directory, with every heartbeat: report what it holds now."""
 
     shard: str
     peer: str
     holdings: tuple[Holding, ...]
     cached: tuple[bytes, ...] = ()
-    """Names of pages whose makers have ended since the last report."""
+    """Hashes of pages whose requests have ended since the last report."""
     missing: tuple[bytes, ...] = ()
-    """Names that requests wanted to share since then, and that are not cached there."""
+    """Hashes that requests wanted to share since the last report, but that are not cached here."""
 
 
 class Room(Struct, frozen=True):
-    """Pages per shard that keeps KV: free now, and in all."""
+    """Pages by shard that keeps KV: free now, and in total."""
 
     free: dict[str, int]
     total: dict[str, int]
 
 
 class Watch(Stream[Room], frozen=True):
-    """Scheduler to directory: the room, at once and after every change."""
+    """Scheduler to directory: send the room now and after every change."""
 
 
 class Lookup(Request["Cached"], frozen=True):
-    """Scheduler to directory: which of a prompt's pages are cached."""
+    """Scheduler to directory: look up which of a prompt's pages are cached."""
 
     hashes: tuple[bytes, ...]
 
 
 class CachedRun(Struct, frozen=True):
-    """`pages` pages, one after the other, are cached on `shard`; `idle` of them nobody uses now."""
+    """`pages` consecutive pages are cached on `shard`; `idle` of them are not in use."""
 
     shard: str
     pages: int
@@ -80,7 +80,7 @@ class CachedRun(Struct, frozen=True):
 
 
 class Cached(Struct, frozen=True):
-    """From the prompt's first page on."""
+    """The cached runs, in order from the prompt's first page on."""
 
     runs: tuple[CachedRun, ...]
 
@@ -88,24 +88,25 @@ class Cached(Struct, frozen=True):
 class Reserve(Stream[Room], frozen=True):
     """Scheduler to directory: a lease on pages, held while this is open.
 
-    One item once granted. Refused if a shard has too few free pages, or no longer has those that
-    are to be shared. `restore` re-takes a lease that a lost directory had granted.
+    One item once granted. Refused if a shard has too few free pages, or no longer has the pages
+    to be shared. `restore` re-establishes a lease that a lost directory had granted.
     """
 
     request: str
     epoch: int
     placements: tuple[Placement, ...]
     shared: dict[str, tuple[bytes, ...]] = {}
-    """By shard, the cached pages that the request uses."""
+    """Hashes of the cached pages that the request shares, by shard."""
     restore: bool = False
     own: dict[str, tuple[bytes, ...]] = {}
-    """To restore: what `Committed` named."""
+    """To restore: the hashes that `Committed` returned."""
 
 
 class Commit(Request["Committed"], frozen=True):
-    """Scheduler to directory: the request's KV is complete in its places and may be decoded.
+    """Scheduler to directory: the request's KV has arrived completely and may be decoded.
 
-    `hashes`, by shard, are its own pages that are full now: they are cached, and used by its lease.
+    `hashes`, by shard, are of its own pages that are full now: they are cached, and its lease uses
+    them.
     """
 
     request: str
@@ -115,11 +116,11 @@ class Commit(Request["Committed"], frozen=True):
 
 class Committed(Struct, frozen=True):
     hashes: dict[str, tuple[bytes, ...]]
-    """By shard, those of the hashes that nobody else had."""
+    """The hashes that were not cached before, by shard."""
 
 
 class Lease(Struct, frozen=True):
-    """One request's places as the directory knows them."""
+    """One request's placements as the directory knows them."""
 
     request: str
     epoch: int
@@ -132,12 +133,12 @@ class Leases(Struct, frozen=True):
     free: dict[str, int]
     total: dict[str, int]
     leaked_pages: int
-    """Pages that shards hold for requests nobody leases; 0 unless something was lost."""
+    """Pages that shards hold for requests without a lease; 0 unless something was lost."""
     cached_pages: int = 0
-    """Of the prefix cache; those that no lease uses count as free too."""
+    """Pages of the prefix cache; those that no lease uses count as free too."""
     evicted_pages: int = 0
-    """Since the directory started."""
+    """Pages evicted since the directory started."""
 
 
 class ListLeases(Request[Leases], frozen=True):
-    """Anyone to directory: every lease, and the room left."""
+    """Anyone to directory: list all leases, and the room left."""

@@ -1,12 +1,12 @@
-"""Shards: where they are, and that they are there."""
+"""Messages by which shards announce themselves."""
 
 from sps2.common.messages.base import Done, Role, Stream, Struct
 
 
 class Peer(Struct, frozen=True):
-    """Where a shard's data plane listens. `name` is unique to one life of one process.
+    """The address of a shard process's data plane. `name` changes when the process restarts.
 
-    Whoever has `token`, which is secret, was introduced to it, and may open links.
+    A peer that knows the secret `token` was introduced to the process, and may open links to it.
     """
 
     name: str
@@ -18,21 +18,21 @@ class Peer(Struct, frozen=True):
 
 
 class Follower(Struct, frozen=True):
-    """A process of a shard other than its leader."""
+    """A process of a shard that is not its leader."""
 
     address: str
-    """Of its control bus."""
+    """The address of its control bus."""
     peer: Peer
 
 
 class Shard(Struct, frozen=True):
-    """A worker as its leader presents it. `peer.name` changes with every restart, `id` does not."""
+    """A shard as its leader presents it. `peer.name` changes with every restart, `id` does not."""
 
     id: str
     role: Role
     pid: int
     address: str
-    """Of its control bus."""
+    """The address of its control bus."""
     peer: Peer
     pages: int = 0
     """Size of its KV pool; 0 on prefill shards, which keep no KV."""
@@ -47,7 +47,7 @@ class Shard(Struct, frozen=True):
 
 
 class Lead(Stream[Done], frozen=True):
-    """Leader to follower: both belong to one shard while this is open. One item: accepted."""
+    """Leader to follower: they form one shard while this is open. One item: accepted."""
 
 
 class Register(Stream[Done], frozen=True):

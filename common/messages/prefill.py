@@ -1,4 +1,4 @@
-"""Prefill shards: a group computes a prompt."""
+"""Messages of prefill shards: a group computes a prompt."""
 
 from sps2.common.messages.base import Done, Stream, Struct
 from sps2.common.messages.fleet import Peer
@@ -10,46 +10,46 @@ from sps2.common.spans import Span
 class Join(Stream[Done], frozen=True):
     """Scheduler to each member of a group: accept the others' frames while this is open.
 
-    One item: accepted. Only when all members have joined may one of them begin.
+    One item: accepted. No member may begin before all have joined.
     """
 
     request: str
     epoch: int
     peers: tuple[Peer, ...] = ()
-    """Data planes of all shards of the request; they are reached before."""
+    """Data planes of all shards of the request; they are reached before the item is sent."""
 
 
 class PrefillRank(Struct, frozen=True):
     """One member of a prefill group, with the spans of the prompt that it computes."""
 
     peers: tuple[Peer, ...]
-    """By TP rank; KV heads are shared out evenly in this order."""
+    """Data planes by TP rank; KV heads are split evenly in this order."""
     spans: tuple[Span, ...]
 
 
 class Target(Struct, frozen=True):
-    """A shard that keeps the KV of `span`, sent by those that compute it, unless it does itself."""
+    """A shard that keeps the KV of `span`. Ranks send it what it does not compute itself."""
 
     peers: tuple[Peer, ...]
-    """By TP rank; each keeps its share of the KV heads."""
+    """Data planes by TP rank; each keeps its share of the KV heads."""
     span: Span
 
 
 class Source(Struct, frozen=True):
-    """A shard that has the KV of `spans`, of the tokens before those to be computed."""
+    """A shard that has the KV of `spans` of the prefix, which is not computed again."""
 
     peers: tuple[Peer, ...]
-    """By TP rank; each has its share of the KV heads."""
+    """Data planes by TP rank; each has its share of the KV heads."""
     spans: tuple[Span, ...]
 
 
 class Prefill(Stream["Advanced | Prefilled | Deposited"], frozen=True):
-    """Scheduler to each member of a group that has joined: run the prompt's layers on your spans.
+    """Scheduler to each joined member of a group: run the prompt's layers on your spans.
 
-    The group's spans are the end of the prompt; `prefix` has all that comes before.
+    The group's spans are the end of the prompt; `prefix` has the KV of everything before.
 
-    Items: now and then `Advanced`, `Prefilled` when they are computed, `Deposited` once their KV
-    has left. PeerLost if the member has not joined, or not in this life.
+    Items: `Advanced` now and then, `Prefilled` when the spans are computed, `Deposited` once their
+    KV has left. PeerLost if the member has not joined, or has restarted since.
     """
 
     request: str
@@ -62,26 +62,26 @@ class Prefill(Stream["Advanced | Prefilled | Deposited"], frozen=True):
     scheme: Scheme = Scheme()
     prefix: tuple[Source, ...] = ()
     traceparent: str = ""
-    """Of the trace span that this is a part of; see `sps2.common.tracing`."""
+    """The `traceparent` of the enclosing trace span; see `sps2.common.tracing`."""
 
 
 class Advanced(Struct, frozen=True, tag=True):
-    """The layers so far come to this many of the rank's tokens."""
+    """Progress of a rank: the layers computed so far, converted to tokens of its spans."""
 
     tokens: int
 
 
 class Prefilled(Struct, frozen=True, tag=True):
-    """`token` comes from the rank that computed the prompt's last position, None from others."""
+    """`token` is set by the rank that computed the prompt's last position, and None from others."""
 
     token: Token | None
     prompt_logprobs: tuple[tuple[int, TokenLogprobs], ...]
-    """(position, log-probabilities of the prompt's token at that position), own spans only."""
+    """(position, log-probabilities of the prompt's token there), for the rank's spans only."""
     prefill_s: float
     exchanged: Exchanged
 
 
 class Deposited(Struct, frozen=True, tag=True):
-    """All of a rank's keys and values are where they are kept, or have left for there."""
+    """All of a rank's KV is where it is kept, or on its way there."""
 
     deposit_bytes: int

@@ -1,4 +1,4 @@
-"""What a request asks for, and its tokens."""
+"""The sampling options of a request, and its tokens."""
 
 from sps2.common.messages.base import FinishReason, Struct
 
@@ -24,8 +24,8 @@ class Sampling(Struct, frozen=True):
     prompt_logprobs: int | None = None
     """As `logprobs`, for the prompt's own tokens (`echo` with `logprobs`)."""
     answered: int = 0
-    """How many of the prompt's last tokens are the answer so far: a shard that made it was lost.
-    Numbers of tokens go on after them, and `max_tokens` counts them."""
+    """How many of the prompt's last tokens belong to the answer: those made before a shard was
+    lost. Later tokens are numbered after them, and `max_tokens` includes them."""
 
     @property
     def left(self) -> int:
@@ -34,14 +34,14 @@ class Sampling(Struct, frozen=True):
 
 
 class TokenLogprobs(Struct, frozen=True):
-    """Log-probability of one token and of the most likely ones at its place, best first."""
+    """Log-probability of a token, and of the most likely tokens at its position, best first."""
 
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
 
 
 class Token(Struct, frozen=True):
-    """Token number `index` of the answer. The last one says why generation ended."""
+    """Token number `index` of the answer. The last one has `finish`, why generation ended."""
 
     index: int
     id: int

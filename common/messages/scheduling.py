@@ -1,4 +1,4 @@
-"""Requests, as the scheduler takes and answers them."""
+"""Messages by which the gateway submits requests to the scheduler."""
 
 from sps2.common.messages.base import Stream, Struct
 from sps2.common.messages.directory import Placement
@@ -17,11 +17,11 @@ class Submit(Stream["Placed | Displaced | Progress | FirstToken | Finished"], fr
     cache_salt: str = ""
     """Requests share cached KV only with those of the same salt."""
     progress: bool = False
-    """Whether `Progress` is told."""
+    """Whether to send `Progress` items."""
     open_ended: bool = False
-    """Whether the caller left the length of the answer open: `max_tokens` may be cut."""
+    """Whether the caller set no length of the answer: `max_tokens` may be reduced."""
     traceparent: str = ""
-    """Of the trace span that this is a part of; see `sps2.common.tracing`."""
+    """The `traceparent` of the enclosing trace span; see `sps2.common.tracing`."""
 
 
 class Placed(Struct, frozen=True, tag=True):
@@ -35,26 +35,26 @@ class Placed(Struct, frozen=True, tag=True):
     attention: Setting
     scheme: Scheme
     predicted_bytes: dict[str, int]
-    """Of the exchange between prefill shards, by purpose, from the formulas."""
+    """Bytes between prefill shards by purpose, predicted by the formulas."""
     migration_pays_after: int | None = None
-    """Tokens of answer from which on moving all KV to the owner would have moved fewer bytes."""
+    """Length of the answer from which on moving all KV to the owner would have been cheaper."""
     cached_tokens: int = 0
-    """From the first on, whose KV was cached."""
+    """Tokens of the prompt, from the first on, whose KV was cached."""
     queued_s: float = 0.0
-    """In the queue, all times that the request was planned together."""
+    """Seconds in the queue, summed over all times that the request was planned."""
 
 
 class Displaced(Struct, frozen=True, tag=True):
-    """The plan of that epoch is over before its end; the request is planned again, in its turn."""
+    """The plan of `epoch` was given up; the request is planned again when its turn comes."""
 
     epoch: int
 
 
 class Progress(Struct, frozen=True, tag=True):
-    """How far the prefill is, in tokens of the prompt: a layer of n counts as one of n's tokens.
+    """Progress of the prefill in tokens of the prompt; one of n layers counts as 1/n token each.
 
-    processed: of `total`, `cached` ones included.
-    eta_ms: until its end; None while there is no telling.
+    processed: of `total`, `cached` tokens included.
+    eta_ms: ms until its end; None while unknown.
     """
 
     processed: int
@@ -64,20 +64,20 @@ class Progress(Struct, frozen=True, tag=True):
 
 
 class FirstToken(Struct, frozen=True, tag=True):
-    """Prefill is over."""
+    """Prefill is over: the first token of the answer, and figures of the prefill."""
 
     token: Token
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     prefill_s: float = 0.0
     exchanged: tuple[Exchanged, ...] = ()
-    """By rank."""
+    """Figures of each rank, in order."""
 
 
 class Finished(Struct, frozen=True, tag=True):
-    """The owner is done; no token follows."""
+    """The owner has finished; no token follows."""
 
     tokens: int
     q_bytes: int
     state_bytes: int
     deposit_bytes: int
-    """KV moved to shards that keep it, from others; 0 where it stayed."""
+    """Bytes of KV that other shards sent to those that keep it; 0 if it stayed where computed."""

@@ -1,4 +1,4 @@
-"""A hash of the message types: processes whose hash differs do not understand each other."""
+"""A hash of the message types: processes with different hashes do not understand each other."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from sps2.common import messages
 
 @cache
 def schema_hash() -> str:
-    """16 hexadecimal digits, of the names, fields and types of all messages; not of their docs."""
+    """16 hexadecimal digits over names, fields and types of all messages, without docstrings."""
     types = [
         found
         for _, found in sorted(vars(messages).items())
@@ -23,7 +23,7 @@ def schema_hash() -> str:
 
 
 def hash_of(types: Sequence[type[msgspec.Struct]]) -> str:
-    """As `schema_hash`, of other types."""
+    """As `schema_hash`, over other types."""
     schema = _without_docs(msgspec.json.schema_components(types))
     return blake2s(json.dumps(schema, sort_keys=True).encode(), digest_size=8).hexdigest()
 

@@ -1,4 +1,4 @@
-"""How a prefill group works together."""
+"""The methods by which a prefill group shares attention, and their figures."""
 
 from typing import Literal
 
@@ -13,33 +13,34 @@ KvTransferDtype = Literal["auto", "int8"]
 
 
 class Selection(Struct, frozen=True):
-    """What CSA moves of the keys and values that one rank has and a later one could use.
+    """The KV blocks that CSA moves from the rank that has them (owner) to later ranks (consumers).
 
-    An owner keeps a block for a consumer and KV head if its importance is at least `drop`: the
-    share of attention that it gets from the consumer's probes. Below `fine` it travels in 4 bits.
+    An owner sends a block to a consumer and KV head if its importance is at least `drop`. The
+    importance is the share of attention that the consumer's probes give it. Blocks below `fine`
+    are sent in 4 bits.
     """
 
     drop: tuple[float, ...]
-    """By layer."""
+    """Threshold of each layer."""
     fine: tuple[float, ...]
-    """By layer."""
+    """Threshold of each layer."""
     probes: int = 4
     """Query rows of 128 that are probed."""
     suffix: int = 64
-    """Last rows of the prompt, all of which are probed."""
+    """Number of last rows of the prompt that are all probed."""
     rounds: Literal[1, 2] = 1
-    """1: an owner normalises by what it and the consumer see, 2: by all that the probes see."""
+    """1: an owner normalises over its own and the consumer's keys; 2: over all that probes see."""
     held_out: float = 0.05
     """Mean mass that held-out probes may lose before a KV head fetches everything."""
     budget: float | None = None
-    """HiRE's selector instead of `drop`: each owner sends this share of its blocks, the best."""
+    """HiRE's selector instead of `drop`: each owner sends this share of its blocks, best first."""
 
 
 class Scheme(Struct, frozen=True):
     """How a prefill group works together.
 
     Args:
-        ulysses: ranks that split heads between them, a divisor of the group; only USP has a choice.
+        ulysses: ranks that split heads between them, a divisor of the group; free only for USP.
         kv_transfer_dtype: of keys and values between prefill shards; auto: the model's dtype.
         selection: of CSA.
         pipelined: transfers run beside arithmetic; without it, one after the other.
@@ -53,10 +54,10 @@ class Scheme(Struct, frozen=True):
 
 
 class PrefillOptions(Struct, frozen=True):
-    """What a request asks of its prefill; None leaves it to the cluster."""
+    """Options of a request for its prefill; None leaves the choice to the cluster."""
 
     sp_degree: int | None = None
-    """Prefill shards."""
+    """Number of prefill shards to use."""
     attention: Setting | None = None
     method: ExactMethod | None = None
     kv_transfer_dtype: KvTransferDtype | None = None
@@ -64,10 +65,10 @@ class PrefillOptions(Struct, frozen=True):
 
 
 class Exchanged(Struct, frozen=True):
-    """What a rank's exchange with its group took; seconds are of wall-clock time.
+    """Figures of a rank's exchange with its group; seconds are of wall-clock time.
 
-    sent_bytes: payload by purpose: "kv", "q", "state", "probe"; and of what a prefix takes,
-        "prefix_q", and "prefix_state" that came.
+    sent_bytes: payload by purpose: "kv", "q", "state", "probe"; for a prefix "prefix_q", and
+        "prefix_state", which is received.
     compute_s: while something was computed; attention_s: of these, for attention.
     exchange_s: while a transfer was awaited or under way. hidden_s: of these, while computing.
     blocks, kept_blocks: that CSA could have moved to this rank, and moved; per KV head and layer.

@@ -1,4 +1,4 @@
-"""What every service tells of itself, and the scheduler of all."""
+"""Status messages: of a service, of the fleet, of the cluster."""
 
 from typing import Literal
 
@@ -7,7 +7,7 @@ from sps2.common.messages.directory import Lease, Placement
 
 
 class Link(Struct, frozen=True):
-    """What one shard has sent to another over the data plane, headers included."""
+    """Bytes and frames that one shard has sent to another over the data plane, headers included."""
 
     source: str
     target: str
@@ -16,14 +16,14 @@ class Link(Struct, frozen=True):
 
 
 class Info(Struct, frozen=True):
-    """What a service says of itself."""
+    """The status of a service."""
 
     service: str
     pid: int
     version: str
     state: Literal["starting", "ready", "waiting"]
     waiting_for: str = ""
-    """What it waits for when it is not ready, in words."""
+    """What it waits for while not ready, in words."""
     rss_bytes: int = 0
     up_s: float = 0.0
     counters: dict[str, float] = {}
@@ -32,28 +32,28 @@ class Info(Struct, frozen=True):
 
 
 class Describe(Request[Info], frozen=True):
-    """Anyone to any service."""
+    """Anyone to any service: report your status."""
 
 
 class Greeted(Struct, frozen=True):
-    """The answering service's clocks: `at_s` is since the epoch, `monotonic_s` since anything."""
+    """The answering service's clocks: `at_s` since the epoch, `monotonic_s` from any origin."""
 
     at_s: float
     monotonic_s: float
 
 
 class Greet(Request[Greeted], frozen=True):
-    """Any service to one that it works with, before anything else, and to compare clocks; it stays
-    as it is, so that services of all versions understand it. Invalid if they differ."""
+    """Any service to one that it works with, before anything else, and to compare clocks. It never
+    changes, so that services of all versions understand it. Invalid if the versions differ."""
 
     service: str
     version: str
     schema: str = ""
-    """Of `schema_hash`: two commits of one version may differ."""
+    """The `schema_hash`: two commits of one version may differ."""
 
 
 class RequestStatus(Struct, frozen=True):
-    """One request in the cluster. Times are seconds since it was submitted."""
+    """A request in the cluster. `age_s` is the time since it was submitted."""
 
     request: str
     stage: Literal["queued", "reserving", "prefill", "transfer", "decode"]
@@ -65,13 +65,13 @@ class RequestStatus(Struct, frozen=True):
     placements: tuple[Placement, ...] = ()
     cached_tokens: int = 0
     group: tuple[str, ...] = ()
-    """Prefill shards."""
+    """Prefill shards of the request."""
     max_tokens: int = 0
-    """Of the answer."""
+    """Maximum length of the answer."""
 
 
 class ShardStatus(Struct, frozen=True):
-    """One shard as the scheduler sees it; `state` names a loss until the shard is back."""
+    """A shard as the scheduler sees it; `state` is "lost" until the shard is back."""
 
     id: str
     role: Role
@@ -91,13 +91,13 @@ class FleetStatus(Struct, frozen=True):
     shards: tuple[ShardStatus, ...]
     requests: tuple[RequestStatus, ...]
     waiting_for: str
-    """Empty when every shard is there; else what is missing, in words."""
+    """What is missing, in words; empty if every shard is there."""
     serving: bool = False
-    """Whether prompts are prefilled and decoded, if on fewer shards than configured."""
+    """Whether prompts can be prefilled and decoded, even if on fewer shards than configured."""
 
 
 class ShowFleet(Request[FleetStatus], frozen=True):
-    """Anyone to scheduler."""
+    """Anyone to scheduler: report shards and requests."""
 
 
 class ServiceStatus(Struct, frozen=True):
@@ -112,14 +112,14 @@ class ServiceStatus(Struct, frozen=True):
 
 
 class ClusterStatus(Struct, frozen=True):
-    """`spsctl status --json`."""
+    """The output of `spsctl status --json`."""
 
     model: str
     version: str
     ready: bool
-    """Whether requests are taken: what `/ready` and `sps2_ready` say too."""
+    """Whether requests are accepted, as in `/ready` and `sps2_ready`."""
     waiting_for: str
-    """What is missing for that, in words; empty when requests are taken."""
+    """What is missing for that, in words; empty if requests are accepted."""
     services: tuple[ServiceStatus, ...]
     shards: tuple[ShardStatus, ...]
     requests: tuple[RequestStatus, ...]
@@ -128,14 +128,14 @@ class ClusterStatus(Struct, frozen=True):
     links: tuple[Link, ...] = ()
     quantize: str = "none"
     missing: str = ""
-    """What is missing although requests are taken, in words, such as 1 of 2 decode shards."""
+    """What is missing although requests are accepted, for example "1 of 2 decode shards"."""
 
 
 class ShowCluster(Request[ClusterStatus], frozen=True):
-    """Anyone to gateway: the whole cluster at a glance."""
+    """Anyone to gateway: report the whole cluster."""
 
 
 class CancelRequest(Request[Done], frozen=True):
-    """Anyone to gateway: end a request by its id. Invalid if there is none."""
+    """Anyone to gateway: cancel a request by its id. Invalid if there is none."""
 
     request: str

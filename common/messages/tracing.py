@@ -1,26 +1,26 @@
-"""Where the time of a request went: what each service did for it, and when."""
+"""Traces of requests: what each service did for a request, and when."""
 
 from sps2.common.messages.base import Request, Struct
 
 
 class TraceSpan(Struct, frozen=True):
-    """Something that a service did for a request, from one time to another.
+    """A piece of work of a service for a request, with its start and end.
 
-    OpenTelemetry calls it a span, which here is a run of tokens. Times are seconds: by the clock of
-    the service (`time.monotonic`), in a `Trace` since the trace began.
+    OpenTelemetry calls it a span; `Span` here is a range of tokens. Times are in seconds: on the
+    service's clock (`time.monotonic`), or in a `Trace` since the trace began.
     """
 
     id: str
     """16 hexadecimal digits."""
     parent: str
-    """The span that it is a part of."""
+    """The id of the span that contains it."""
     name: str
     start_s: float
     stop_s: float
     busy_s: float | None = None
-    """What was worked of it, where that is not all of it."""
+    """Seconds of actual work within it; None if it is work from start to end."""
     is_open: bool = False
-    """It was still under way at `stop_s`."""
+    """Whether it was still under way at `stop_s`."""
     service: str = ""
     detail: dict[str, str | float] = {}
 
@@ -30,15 +30,15 @@ class Recalled(Struct, frozen=True):
 
 
 class Recall(Request[Recalled], frozen=True):
-    """Gateway to any service: what it did for an answer, by its name; nothing if it forgot."""
+    """Gateway to any service: return the spans of an answer, by its id; none if no longer kept."""
 
     answer: str
 
 
 class Clock(Struct, frozen=True):
-    """How the times of a service were told from its clock: they are at most `error_s` off.
+    """How a service's times were converted to the gateway's clock, to within `error_s`.
 
-    `offset_s` was added; 0 is the gateway's own clock, as on all services of one host.
+    `offset_s` was added; it is 0 for services on the gateway's host, which share its clock.
     """
 
     service: str
@@ -47,27 +47,27 @@ class Clock(Struct, frozen=True):
 
 
 class Trace(Struct, frozen=True):
-    """One answer, through all services. The first span is the whole of it."""
+    """The trace of an answer through all services. Its first span is the whole request."""
 
     request: str
     trace_id: str
     """32 hexadecimal digits, the caller's if it gave a `traceparent`."""
     at_s: float
-    """When it began: seconds since the epoch, by the gateway's clock."""
+    """When it began: seconds since the epoch, on the gateway's clock."""
     spans: tuple[TraceSpan, ...]
     clocks: tuple[Clock, ...]
     missing: tuple[str, ...] = ()
-    """Services that were asked and did not answer."""
+    """Services that did not answer when their spans were collected."""
 
 
 class ShowTrace(Request[Trace], frozen=True):
-    """Anyone to gateway, by the answer's id or the `x-request-id`. Invalid if none is kept."""
+    """Anyone to gateway: return a trace by answer id or `x-request-id`. Invalid if not kept."""
 
     request: str
 
 
 class TraceSummary(Struct, frozen=True):
-    """What `spsctl trace` lists. Times and tokens are absent until they are known."""
+    """A line of `spsctl trace`. Times and tokens are None until they are known."""
 
     request: str
     asked_as: str
@@ -86,4 +86,4 @@ class Traces(Struct, frozen=True):
 
 
 class ListTraces(Request[Traces], frozen=True):
-    """Anyone to gateway: the answers whose traces are kept, the last one first."""
+    """Anyone to gateway: list the answers whose traces are kept, latest first."""

@@ -1,4 +1,4 @@
-"""How attention is passed into the model: the model computes q, k, v and knows nothing more."""
+"""The interface of attention, which is passed into the model: the model only computes q, k, v."""
 
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
@@ -9,10 +9,10 @@ Result = TypeVar("Result")
 
 
 class Attend(Protocol):
-    """Attention of one forward pass, wherever the keys and values are."""
+    """Attention of one forward pass, wherever the KV is."""
 
     async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend with rotated `q` to everything visible, having added `k` and `v`.
+        """Add `k` and `v` to the KV, then attend with rotated `q` to everything visible.
 
         Args:
             layer: index of the layer.
@@ -26,13 +26,13 @@ class Attend(Protocol):
 
 
 class Run(Protocol):
-    """Runs a piece of arithmetic: inline, or on a compute thread while the loop moves tensors."""
+    """Runs a piece of work: inline, or on a compute thread while the event loop moves tensors."""
 
     def __call__(self, work: Callable[[], Result], /) -> Awaitable[Result]:
-        """The result of `work`, which other tasks of the loop may run beside."""
+        """Return the result of `work`; other tasks of the loop may run meanwhile."""
         ...
 
 
 async def inline(work: Callable[[], Result]) -> Result:
-    """Run `work` here and now."""
+    """Run `work` at once on the calling thread."""
     return work()

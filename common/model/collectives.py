@@ -1,4 +1,4 @@
-"""Sums and gathers among the processes of a tensor-parallel shard, made in one order by all."""
+"""Sums and gathers among the processes of a tensor-parallel shard, in the same order at all."""
 
 import asyncio
 import queue
@@ -22,20 +22,20 @@ Op = Callable[[], Tensor]
 CPU = torch.device("cpu")
 
 TIMEOUT_S = 1800.0
-"""Of one collective; the loss of a process shows at once, so this is for hung ones."""
+"""Timeout of one collective. It is for hung processes: the loss of one is noticed at once."""
 
 
 class Collectives:
-    """One process's side, of the same `share.size` processes for life.
+    """One process's side of the collectives; the `share.size` processes never change.
 
-    Collectives run on a thread of their own: neither loop nor arithmetic waits for the other
-    processes, since these may be waiting, by way of other shards, for what they would do meanwhile.
+    Collectives run on their own thread, so that neither event loop nor compute thread waits for
+    the other processes: these may, through other shards, be waiting for work of this one.
 
     Args:
-        store: where the processes meet.
+        store: through which the processes find each other.
         host: address of this machine that gloo binds.
-        broken: called on the thread when another process is gone; nothing works after that.
-        device: where what is summed lies: the CPU takes gloo, a GPU NCCL, with one process each.
+        broken: called on the thread when another process is gone; no collective works after that.
+        device: of the tensors: the CPU uses gloo, a GPU uses NCCL, with one process per GPU.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class Collectives:
         threading.Thread(target=self._run, name="collectives", daemon=True).start()
 
     def turn(self, sums: int, gathers: int, shape: tuple[int, ...], dtype: torch.dtype) -> "Turn":
-        """A forward's right to `sums` sums of tensors of that shape, then to `gathers` gathers.
+        """Reserve `sums` sums of tensors of `shape`, then `gathers` gathers, for one forward.
 
-        Turns come in the order of these calls, which must be that of the other processes.
+        Turns follow the order of these calls, which must be the same in all processes.
         """
         zeros = partial(torch.zeros, shape, dtype=dtype, device=self.device)
         turn = Turn(self, sums, gathers, zeros)
@@ -67,19 +67,19 @@ class Collectives:
         return turn
 
     def least(self, number: int) -> int:
-        """The least of the processes' numbers; blocks. All call it, and before any turn."""
+        """The smallest of the processes' numbers. Blocks. All must call it, before any turn."""
         numbers = torch.tensor([number], dtype=torch.int64, device=self.device)
         self._group.allreduce([numbers], dist.ReduceOp.MIN).wait()
         return int(numbers)
 
     def close(self) -> None:
-        """End the thread, once it has done what it was given."""
+        """End the thread once it has finished its queue."""
         self._queue.put(None)
 
     # --- for turns ---
 
     def submit(self, turn: "Turn", op: Op, *, sums: int = 0, gathers: int = 0) -> Future[Tensor]:
-        """Have `op` done on the thread when it is the turn's turn; what it leaves to be made."""
+        """Run `op` on the thread when `turn` is due; `sums` and `gathers` remain after it."""
         future: Future[Tensor] = Future()
         with self._lock:
             turn.sums, turn.gathers = sums, gathers
@@ -94,11 +94,11 @@ class Collectives:
         return future
 
     def sum(self, x: Tensor) -> None:
-        """Replace x by the sum over all processes."""
+        """Replace x by its sum over all processes."""
         self._group.allreduce([x]).wait()
 
     def gather(self, x: Tensor) -> list[Tensor]:
-        """Everyone's tensor, at the first process; nothing at others."""
+        """The tensors of all processes by rank, at rank 0; empty at others."""
         options = dist.GatherOptions()
         options.rootRank = 0
         parts = [] if self.share.rank else [torch.empty_like(x) for _ in range(self.share.size)]
@@ -108,7 +108,7 @@ class Collectives:
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
             op, future = item
-            wanted = future.set_running_or_notify_cancel()  # others count on it all the same
+            wanted = future.set_running_or_notify_cancel()  # runs anyway: the others take part
             try:
                 result = op()
             except Cancelled as stopped:
@@ -124,13 +124,13 @@ class Collectives:
 
 
 class Turn:
-    """The collectives of one forward: all processes make the same ones, or stop at the same one.
+    """The collectives of one forward: all processes run the same ones, or stop at the same one.
 
-    Used on one loop.
+    Used on one event loop.
 
-    A process that cannot go on says so in what would have been its next collective; the others
-    read it there and stop as well, so that the next turn finds everyone in step. The word is one
-    more number at the end of a sum, and goes ahead of a gather.
+    A process that cannot go on sends a stop flag in its next collective. The others read it there
+    and stop as well, so that all are in step at the next turn. The flag is an extra number at the
+    end of a sum, or a sum of its own before a gather.
     """
 
     def __init__(
@@ -138,12 +138,12 @@ class Turn:
     ) -> None:
         self.sums = sums
         self.gathers = gathers
-        """Left to be made."""
+        """`sums` and `gathers` that remain."""
         self.waiting: deque[tuple[Op, Future[Tensor]]] = deque()
         self._collectives = collectives
         self._zeros = zeros
         self._stopped = False
-        """By whomever; on the thread."""
+        """Whether any process has stopped the turn; used on the thread only."""
 
     async def sum(self, x: Tensor) -> Tensor:
         """The sum over all processes.
@@ -158,7 +158,7 @@ class Turn:
         return await asyncio.wrap_future(made)
 
     async def gather(self, x: Tensor) -> Tensor:
-        """At the first process, what all have, joined in the last dimension; x elsewhere.
+        """At rank 0 the tensors of all processes, joined in the last dimension; x elsewhere.
 
         Raises:
             Cancelled: the turn was stopped, here or elsewhere.
@@ -170,7 +170,7 @@ class Turn:
         return await asyncio.wrap_future(made)
 
     def stop(self) -> None:
-        """Make no more; nothing happens where all were made."""
+        """Give up the remaining collectives, if there are any."""
         if self.sums:
             self._collectives.submit(self, lambda: self._sum(self._zeros(), stop=True))
         elif self.gathers:
@@ -203,7 +203,7 @@ class Turn:
         return word
 
     def _make(self, collective: Callable[[], Any]) -> None:
-        if self._stopped:  # while this one waited; the others make it no more
+        if self._stopped:  # while this one waited; the others do not run it any more
             raise Cancelled("another process of this shard stopped")
         collective()
 

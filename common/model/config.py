@@ -1,4 +1,4 @@
-"""What config.json says, in one shape for every supported family; imports no torch."""
+"""The model configuration of config.json, alike for all supported families; imports no torch."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -26,7 +26,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """Rotary embedding; names and defaults are those of transformers' `rope_parameters`."""
+    """Rotary embedding parameters, named and defaulted as transformers' `rope_parameters`."""
 
     rope_type: RopeKind = "default"
     rope_theta: float = 10_000.0
@@ -44,7 +44,7 @@ class Rope:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Shape of one Llama-family model. `windows` has one entry per layer; None sees everything."""
+    """The shape of a Llama-family model. `windows` has one entry per layer; None: no window."""
 
     family: str
     vocab_size: int
@@ -55,8 +55,8 @@ class ModelConfig:
     kv_heads: int
     head_dim: int
     max_context: int
-    """Tokens of prompt and answer together: `max_position_embeddings`, or what YaRN makes of the
-    context that the model was trained for, if that is more."""
+    """Tokens of prompt and answer together: `max_position_embeddings`, or the trained context
+    times YaRN's factor, if that is more."""
     norm_eps: float
     rope: Rope
     windows: tuple[int | None, ...]
@@ -66,21 +66,21 @@ class ModelConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     dtype: str | None = None
-    """Of the checkpoint, if its config.json says."""
+    """The checkpoint's dtype, if config.json has it."""
     eos_ids: tuple[int, ...] = ()
 
     def window(self, layer: int) -> int | None:
-        """How many keys a query of `layer` sees, itself included; None is all before it."""
+        """How many keys a query of `layer` sees, its own included; None: all up to its own."""
         return self.windows[layer]
 
     @property
     def scale(self) -> float:
-        """Of attention scores."""
+        """The factor of attention scores."""
         return float(self.head_dim**-0.5)
 
     def context_within(self, limit: int) -> int:
-        """Tokens of prompt and answer together: at most `limit`, which is the model's where it
-        is 0. Invalid if `limit` is more than the model's."""
+        """Tokens of prompt and answer together: `limit`, or the model's maximum if that is 0.
+        Raises Invalid if `limit` is over the model's maximum."""
         if limit > self.max_context:
             raise Invalid(f"max_context {limit} is over the model's {self.max_context}")
         return limit or self.max_context
@@ -91,10 +91,10 @@ class ModelConfig:
 
 
 def read(folder: Path) -> ModelConfig:
-    """The configuration in `folder`/config.json.
+    """Read the configuration in `folder`/config.json.
 
     Raises:
-        Invalid: it is missing or broken, or names something unsupported.
+        Invalid: the file is missing or broken, or names something unsupported.
     """
     path = folder / "config.json"
     table = read_json(path)
@@ -107,7 +107,7 @@ def read(folder: Path) -> ModelConfig:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises Invalid naming the file."""
+    """Read a JSON object from a file. Raises Invalid, which names the file."""
     try:
         table = json.loads(path.read_bytes())
     except OSError as error:
@@ -182,7 +182,7 @@ def _refuse_unsupported(table: dict[str, Any], path: Path) -> None:
 
 
 def _rope(table: dict[str, Any], path: Path) -> Rope:
-    """Both spellings: `rope_parameters` (transformers 5), `rope_scaling` + `rope_theta` (4)."""
+    """Accepts `rope_parameters` (transformers 5) and `rope_scaling` with `rope_theta` (4)."""
     given = dict(table.get("rope_scaling") or table.get("rope_parameters") or {})
     kind = given.pop("type", "default")
     kind = given.setdefault("rope_type", kind)
@@ -236,10 +236,10 @@ def _dtype(table: dict[str, Any], path: Path) -> str | None:
 
 
 def eos_ids(table: dict[str, Any], path: Path) -> tuple[int, ...]:
-    """`eos_token_id` of the file at `path`, which is a number, a list of them, or absent.
+    """The ids in `eos_token_id` of the file at `path`: a number, a list of numbers, or absent.
 
     Raises:
-        Invalid: it is something else.
+        Invalid: it is anything else.
     """
     given = table.get("eos_token_id")
     if given is None:
@@ -251,8 +251,8 @@ def eos_ids(table: dict[str, Any], path: Path) -> tuple[int, ...]:
 
 
 def _checked(fields: dict[str, Any], kind: type[Checked]) -> Checked:
-    """The fields as `kind`, of the types that it names."""
-    import msgspec  # only to read: models run where it is not installed
+    """The fields converted to `kind`, with its types checked. Raises ValueError."""
+    import msgspec  # only needed to read: models run without it
 
     try:
         return msgspec.convert(fields, kind)

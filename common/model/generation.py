@@ -1,4 +1,4 @@
-"""How a model wants its tokens drawn where a request does not say; imports no torch."""
+"""A model's own sampling defaults, for requests that set none; imports no torch."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,10 +13,10 @@ FILE = "generation_config.json"
 
 
 class SamplingDefaults(Struct, frozen=True):
-    """What generation_config.json recommends; None is what the file leaves open.
+    """The recommendations of generation_config.json; None where the file has none.
 
-    As in vLLM (`--generation-config auto`), `do_sample` is not looked at: whether tokens are drawn
-    at random is decided by the temperature.
+    As in vLLM (`--generation-config auto`), `do_sample` is ignored: the temperature decides
+    whether tokens are drawn at random.
     """
 
     temperature: Annotated[float, Meta(ge=0)] | None = None
@@ -30,10 +30,10 @@ class SamplingDefaults(Struct, frozen=True):
 
 
 def sampling_defaults(folder: Path) -> SamplingDefaults:
-    """What the model in `folder` recommends; nothing if it has no generation_config.json.
+    """Read the recommendations of the model in `folder`; all None without generation_config.json.
 
     Raises:
-        Invalid: the file is broken, or a value out of range; says which.
+        Invalid: the file is broken, or a value is out of range; the message says which.
     """
     path = folder / FILE
     if not path.exists():

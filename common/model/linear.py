@@ -1,4 +1,4 @@
-"""Products with weights, which stay as they lie in the file: processes share its pages."""
+"""Products with weights that stay as in the file, so that processes share its memory."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -13,7 +13,7 @@ from sps2.kernels.native.layer import Weight, Weights
 from sps2.kernels.weights import BESIDE, QuantisedWeight
 
 PIECE = 1 << 22
-"""Quantised weights that are made numbers at a time, at most."""
+"""Maximum of quantised weights that are dequantised at a time."""
 
 
 class Linear:
@@ -23,21 +23,21 @@ class Linear:
         self.weights: Sequence[Weights] = tuple(zip(weights, biases, strict=True))
 
     def __call__(self, x: Tensor) -> Sequence[Tensor]:
-        """The outputs for x: [rows, inputs], [rows, outputs] each, in the dtype of x."""
+        """The layers' outputs, [rows, outputs] each in the dtype of x, for x: [rows, inputs]."""
         return [_product(x, weight, bias) for weight, bias in self.weights]
 
     def one(self, x: Tensor) -> Tensor:
-        """The output, where there is one."""
+        """The output of a single layer: [rows, inputs] -> [rows, outputs]."""
         return self(x)[0]
 
     def wide(self, x: Tensor) -> Tensor:
-        """As `one`, in float32: what the products add up to is not rounded to the dtype of x."""
+        """As `one`, in float32: the sums are not rounded to the dtype of x."""
         ((weight, bias),) = self.weights
         return _wide(x, weight, bias)
 
 
 def _product(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
-    """A few rows by the C++ kernel; for many, quantised weights become numbers first."""
+    """The C++ kernel computes few rows; for many, quantised weights are dequantised first."""
     if 0 < len(x) <= native.MOST_ROWS and native.serves(x.dtype, weight):
         return native.product(x, (weight, bias)).to(x.dtype)
     if x.device.type == "cpu" and not _multiplies(x.dtype):
@@ -55,7 +55,7 @@ def _product(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
 
 
 def _wide(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
-    """In float32: by the C++ kernel, a few rows at a time, where it can."""
+    """The product in float32, by the C++ kernel where possible, a few rows at a time."""
     if x.dtype == torch.float32:
         return _product(x, weight, bias)
     if len(x) and native.serves(x.dtype, weight):
@@ -64,7 +64,7 @@ def _wide(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
 
 
 def _widened(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
-    """In float32, piece by piece of the weight, so that no copy of a large one is made."""
+    """The product in float32, piece by piece, so that no large weight is copied whole."""
     outputs, inputs = weight.shape
     step = max(1, PIECE // (BESIDE * inputs)) * BESIDE
     parts = []
@@ -79,7 +79,7 @@ def _widened(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
 
 
 def _widening(x: Tensor, weight: Tensor) -> Tensor:
-    """GPUs multiply narrow numbers and give wide ones, with torch 2.8 and newer."""
+    """GPUs multiply narrow dtypes with float32 output, with torch 2.8 and newer."""
     if x.is_cuda and hasattr(torch.ops.aten.mm, "dtype"):
         return torch.mm(x, weight.t(), out_dtype=torch.float32)
     return _dense(x.float(), weight.float(), None)
@@ -87,7 +87,7 @@ def _widening(x: Tensor, weight: Tensor) -> Tensor:
 
 @cache
 def _multiplies(dtype: torch.dtype) -> bool:
-    """Whether this CPU multiplies such numbers fast.
+    """Whether this CPU multiplies numbers of `dtype` fast.
 
     Without AVX-512 a product of bfloat16 takes seven times as long as one of float32.
     """
@@ -100,7 +100,7 @@ def _multiplies(dtype: torch.dtype) -> bool:
 
 
 def _dense(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """In float32 oneDNN's product beats torch's default."""
+    """The product, by oneDNN in float32 on the CPU, where it is faster than torch's default."""
     wide = x.dtype == weight.dtype == torch.float32
     if wide and len(x) and weight.device.type == "cpu" and has_onednn():
         return linear(x, weight, bias)

@@ -1,4 +1,4 @@
-"""The one model: every Llama-family decoder, with attention passed in."""
+"""The model: any Llama-family decoder, with attention passed in."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from sps2.kernels.rows import add_norm, rotate, swiglu
 from sps2.kernels.weights import QuantisedWeight
 
 QKV = tuple[Tensor, ...]
-"""q, k and v; nothing after the last layer."""
+"""q, k and v; empty after the last layer."""
 Table = tuple[Tensor, Tensor]
 
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
@@ -47,12 +47,12 @@ NAMES = {
     "down": "mlp.down_proj.weight",
     "down_bias": "mlp.down_proj.bias",
 }
-"""Parts of a layer, and what checkpoints call them after `model.layers.N.`."""
+"""Parts of a layer, with their names in checkpoints after `model.layers.N.`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One layer; `q_norm` and `k_norm` are None where the family has none."""
+    """The weights of a layer; `q_norm` and `k_norm` are None if the family has none."""
 
     input_norm: Tensor
     qkv: Linear
@@ -74,13 +74,14 @@ class Llama:
         collectives: Collectives | None = None,
         quantised: Mapping[str, QuantisedWeight] = MappingProxyType({}),
     ) -> None:
-        """Take the weights, by the names of `shapes(config)`.
+        """Build the model from weights, which are named as in `shapes(config)`.
 
         Args:
-            tensors: all but those in `quantised`.
-            collectives: where this is one share of a model (Megatron's, arXiv 1909.08053): what
-                joins it to the others. `config` and weights are then those of the share.
-            quantised: weights of products; the head's too where it is the embedding, which stays.
+            tensors: all weights but those in `quantised`.
+            collectives: connects one share of a model to the others (as Megatron, arXiv
+                1909.08053). `config` and weights are then those of the share.
+            quantised: weights of products; also of a head that is tied to the embedding, which
+                itself stays in `tensors`.
         """
         self.config = config
         self._collectives = collectives
@@ -98,7 +99,7 @@ class Llama:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of weights, activations, keys and values."""
+        """The dtype of weights, activations, keys and values."""
         return self._embedding.dtype
 
     @property
@@ -107,11 +108,15 @@ class Llama:
 
     @property
     def share(self) -> Share:
-        """Which part of the whole model this is."""
+        """The share of the whole model that this is."""
         return WHOLE if self._collectives is None else self._collectives.share
 
     def turn(self, rows: int, gathers: int) -> Turn | None:
-        """Of a share: the turn of a forward of `rows` tokens and so many `scores`; else None."""
+        """Reserve the collectives of a share's forward of `rows` tokens, and of `gathers` `scores`.
+
+        Returns:
+            The turn; None if this is a whole model.
+        """
         if self._collectives is None:
             return None
         shape = (rows, self.config.hidden_size)
@@ -124,52 +129,52 @@ class Llama:
         attend: Attend,
         run: Run = inline,
         turn: Turn | None = None,
-        asked: Tensor | None = None,
+        selected: Tensor | None = None,
     ) -> Tensor:
-        """Run all layers over tokens that may lie anywhere in their sequences.
+        """Run all layers over tokens at any positions of their sequences.
 
         Args:
-            ids, positions: [tokens] int64; any number of tokens, none included.
+            ids, positions: [tokens] int64; there may be no tokens.
             attend: called once per layer, in order.
-            run: runs the arithmetic between two calls of `attend`.
-            turn: of a share.
-            asked: [rows] int64, the tokens whose result is asked for, None for all. After the last
-                attention the others are left out.
+            run: runs the work between two calls of `attend`.
+            turn: of `turn`, for a share.
+            selected: [rows] int64, the tokens whose result is returned, None for all. The others
+                are left out after the last attention.
 
         Returns:
             [rows or tokens, hidden_size], after the final norm.
         """
         if self._native is not None and turn is None and 0 < len(ids) <= native.MOST_ROWS:
             hidden = await self._few(self._native, ids, positions, attend, run)
-            return hidden if asked is None else hidden[asked]
+            return hidden if selected is None else hidden[selected]
         x, table, qkv = await run(partial(self._begin, ids, positions))
         for index, layer in enumerate(self._layers):
             attended = await attend(index, *qkv)
             following = self._layers[index + 1] if index + 1 < len(self._layers) else None
             if turn is None:
-                if following is None and asked is not None:
-                    x, attended = x[asked], attended[asked]
+                if following is None and selected is not None:
+                    x, attended = x[selected], attended[selected]
                 x, qkv = await run(partial(self._advance, layer, following, x, attended, table))
                 continue
             mixed = await turn.sum(await run(partial(self._mix, layer, attended)))
             x, fed = await run(partial(self._feed_after, layer, x, mixed))
             fed = await turn.sum(fed)
             x, qkv = await run(partial(self._proceed, following, x, fed, table))
-        return x if asked is None or turn is None else x[asked]
+        return x if selected is None or turn is None else x[selected]
 
     async def step(
         self, ids: Tensor, positions: Tensor, attend: Attend, turn: Turn | None = None
     ) -> Tensor:
-        """`forward` of a decode step, for all rows: replayed, where that is recorded.
+        """`forward` of a decode step for all rows; replays the recorded step if there is one.
 
-        What `attend` is given is overwritten by the next step.
+        The next step overwrites the arguments of `attend`.
         """
         if self._recorded is None or turn is not None or len(ids) > MOST_ROWS:
             return await self.forward(ids, positions, attend, turn=turn)
         return await self._recorded.step(ids, positions, attend)
 
     def record(self, how: Record) -> None:
-        """From now on steps of few rows are replayed: on GPUs, as CUDA graphs."""
+        """Record steps of few rows, to be replayed from now on: on GPUs, as CUDA graphs."""
         config = self.config
         row = self._embedding.new_empty(config.heads, config.head_dim)
         following = [*self._layers[1:], None]
@@ -181,7 +186,7 @@ class Llama:
     async def _few(
         self, layers: native.Layers, ids: Tensor, positions: Tensor, attend: Attend, run: Run
     ) -> Tensor:
-        """`forward` for a few tokens: between two attentions, the kernels do everything."""
+        """`forward` for a few tokens: the C++ kernels compute everything between two attentions."""
         x = F.embedding(ids, self._embedding).float()
         table = self._rotary.table(positions, self.dtype)
         qkv = await run(partial(layers.queries, 0, x, None, table))
@@ -192,7 +197,7 @@ class Llama:
         return await run(partial(layers.finish, x, attended))
 
     def _fused(self) -> native.Layers | None:
-        """The layers for the C++ kernels, where these can do with the weights."""
+        """The layers for the C++ kernels; None if these do not support the weights."""
         config = self.config
         weights = [
             native.LayerWeights(
@@ -214,16 +219,16 @@ class Llama:
         return native.Layers(weights, self._final_norm, heads, kv_heads, dim, config.norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of the next token. hidden: [tokens, hidden_size] -> [tokens, vocab] float32.
+        """Logits of the next token. hidden: [tokens, hidden_size] -> [tokens, vocab] float32.
 
-        Of a share: for its part of the vocabulary.
+        A share returns those of its part of the vocabulary.
         """
         return self._head.wide(hidden)
 
     async def scores(
         self, hidden: Tensor, run: Run = inline, turn: Turn | None = None
     ) -> Tensor | None:
-        """`logits` for the whole vocabulary; None where a process leads this one and has them."""
+        """`logits` for the whole vocabulary; None on shares other than rank 0."""
         logits = await run(partial(self.logits, hidden))
         if turn is not None:
             logits = await turn.gather(logits)
@@ -237,7 +242,7 @@ class Llama:
     def _advance(
         self, layer: Layer, following: Layer | None, x: Tensor, attended: Tensor, table: Table
     ) -> tuple[Tensor, QKV]:
-        """From a layer's attention to that of the following one, or to the end."""
+        """Compute from a layer's attention to that of the following layer, or to the end."""
         x, fed = self._feed_after(layer, x, self._mix(layer, attended))
         return self._proceed(following, x, fed, table)
 
@@ -270,7 +275,7 @@ class Llama:
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a checkpoint by name, with its shape."""
+    """The shapes of all tensors of a checkpoint, by name."""
     hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
     queries, keys = config.heads * dim, config.kv_heads * dim
     parts: dict[str, tuple[int, ...]] = {

@@ -1,4 +1,4 @@
-"""Attention with all keys and values in one place: the oracle of every other Attend."""
+"""Attention with all KV in one place: the reference for every other `Attend`."""
 
 import torch
 from torch import Tensor
@@ -7,9 +7,9 @@ from sps2.common.model.config import ModelConfig
 
 
 class LocalAttention:
-    """One sequence's keys and values, growing with every forward; plain softmax in float32.
+    """Plain softmax attention in float32. The sequence's KV grows with every forward.
 
-    `positions` are those of the tokens of the next forward; set them before each.
+    `positions` are of the next forward's tokens; set them before each.
     """
 
     def __init__(self, config: ModelConfig, positions: Tensor) -> None:

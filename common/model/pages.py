@@ -1,4 +1,4 @@
-"""The KV pool of one decode shard: pages, taken for requests, shared and given back."""
+"""The KV pool of a shard: pages that requests reserve, share and free."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,16 +13,16 @@ from sps2.kernels.append import append
 
 
 def page_bytes(config: ModelConfig, page_tokens: int, dtype: torch.dtype) -> int:
-    """Bytes of one page over all layers, the scales of int8 included."""
+    """Bytes of one page over all layers, int8 scales included."""
     scales = 2 * config.layers * config.kv_heads * 4 if dtype == torch.int8 else 0
     return page_tokens * (config.kv_bytes(dtype.itemsize) + scales)
 
 
 class SequencePages:
-    """Pages of one request on this shard: number `n` holds the positions from n * page_tokens on.
+    """The pages of a request on this shard: number `n` holds positions from n * page_tokens on.
 
     Args:
-        table: page of the pool by number; whoever gives it keeps them taken.
+        table: page of the pool by number; the caller keeps these pages reserved.
     """
 
     def __init__(self, pool: "PagePool", table: Mapping[int, int]) -> None:
@@ -31,12 +31,12 @@ class SequencePages:
         self._ranges = _ranges(self.table)
 
     def slot(self, position: int) -> int:
-        """Where the keys and values of a position lie in the pool."""
+        """The slot of a position's keys and values in the pool."""
         page, offset = divmod(position, self._pool.page_tokens)
         return self.table[page] * self._pool.page_tokens + offset
 
     def runs(self, stop: int, start: int = 0) -> list[Run]:
-        """The positions from `start` to `stop` that lie here, as runs of consecutive slots."""
+        """The positions from `start` to `stop` that are here, as runs of consecutive slots."""
         runs = []
         tokens = self._pool.page_tokens
         for number, page, pages in self._ranges:
@@ -47,7 +47,7 @@ class SequencePages:
         return runs
 
     def write(self, layer: int, start: int, k: Tensor, v: Tensor, head: int = 0) -> None:
-        """Put k and v, [tokens, heads, head_dim], at positions from `start`, heads from `head`."""
+        """Write k and v, [tokens, heads, head_dim], from position `start` and head `head` on."""
         heads = slice(head, head + k.shape[1])
         for run in self.runs(start + k.shape[0], start):
             rows = slice(run.start - start, run.start - start + run.tokens)
@@ -56,12 +56,12 @@ class SequencePages:
 
 
 class PagePool:
-    """One allocation for all layers; memory is touched as pages are first used.
+    """All pages of a shard in one allocation; memory is touched when pages are first used.
 
     Args:
-        pages: how many pages of `page_tokens` tokens.
+        pages: number of pages of `page_tokens` tokens.
         dtype: the model's, or int8.
-        device: where the pages lie.
+        device: of the pages.
     """
 
     def __init__(
@@ -88,19 +88,19 @@ class PagePool:
         self._backed = [False] * pages
         self.free_pages = pages
         self.counters: Counter[str] = Counter()
-        """`decode_keys` that decode steps attended to in each layer, and `decode_keys_read`: keys
-        that requests of a batch share are attended to for each, and read once."""
+        """`decode_keys` counts keys that decode steps attended to, per layer. `decode_keys_read`
+        counts a key once that several requests of a batch share."""
 
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """Views of one layer's keys and values, [slots, kv_heads, head_dim]."""
         return self._layers[layer]
 
     def scales(self, layer: int) -> Scales | None:
-        """Of one layer's keys and values in int8: views, [slots, kv_heads]."""
+        """Views of one layer's int8 scales, [slots, kv_heads]; None if the pool is not int8."""
         return self._scales[layer] if self._scales else None
 
     def put(self, layer: int, where: Tensor | tuple[slice, slice], k: Tensor, v: Tensor) -> None:
-        """Put k and v, in the model's dtype, into slots, or into some KV heads of slots.
+        """Write k and v, in the model's dtype, into slots, or into some KV heads of slots.
 
         Args:
             where: [rows] for k and v [rows, kv_heads, head_dim], or slices of slots and KV heads.
@@ -108,24 +108,26 @@ class PagePool:
         append(k, v, *self._layers[layer], where, self.scales(layer))
 
     def take(self, pages: int) -> list[int]:
-        """Take free pages, each with one user; in one range where possible.
+        """Reserve free pages, each for one user; in one range if possible.
 
         Raises:
-            Refused: fewer are free.
+            Refused: fewer pages are free.
         """
         if pages > self.free_pages:
             raise Refused(f"{pages} KV pages are needed, {self.free_pages} are free")
-        taken = self._next(pages)
-        for page in taken:
+        reserved = self._next(pages)
+        for page in reserved:
             self._users[page] = 1
         self.free_pages -= pages
-        return taken
+        return reserved
 
     def ahead(self, pages: int) -> list[Tensor]:
-        """The memory of the pages that would be taken next: contiguous tensors, each page once.
+        """The memory of the pages that `take` would return next, as contiguous tensors.
+
+        Each page is returned once only.
 
         Args:
-            pages: at most so many, and fewer where fewer are free.
+            pages: the most pages to return; fewer if fewer are free.
         """
         new = [page for page in self._next(min(pages, self.free_pages)) if not self._backed[page]]
         for page in new:
@@ -138,15 +140,15 @@ class PagePool:
         return [rows[run] for run in runs for rows in flat]
 
     def share(self, pages: Iterable[int]) -> None:
-        """One more user of pages that are taken."""
+        """Add a user to reserved pages."""
         for page in pages:
-            assert self._users[page], f"page {page} is not taken"
+            assert self._users[page], f"page {page} is not reserved"
             self._users[page] += 1
 
     def give_back(self, pages: Iterable[int]) -> None:
-        """One user less of pages, which it must not use any more; they are free after the last."""
+        """Remove a user, which must not use the pages any more; the last one frees them."""
         for page in pages:
-            assert self._users[page], f"page {page} was given back already"
+            assert self._users[page], f"page {page} is free already"
             self._users[page] -= 1
             self.free_pages += not self._users[page]
 
@@ -171,7 +173,7 @@ class PagePool:
 
 
 def _ranges(table: Mapping[int, int]) -> list[tuple[int, int, int]]:
-    """Consecutive numbers on consecutive pages put together: (first number, first page, pages)."""
+    """Ranges of consecutive numbers on consecutive pages: (first number, first page, pages)."""
     found: list[tuple[int, int, int]] = []
     for number, page in table.items():
         if found and (number, page) == (found[-1][0] + found[-1][2], found[-1][1] + found[-1][2]):

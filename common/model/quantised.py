@@ -1,4 +1,4 @@
-"""A model's weights in 8 or 4 bits: made once, kept beside the model, mapped like the others."""
+"""A model's weights in 8 or 4 bits: made once, kept beside the model, and memory-mapped."""
 
 import logging
 import os
@@ -21,12 +21,12 @@ from sps2.kernels import weights as kernel
 from sps2.kernels.weights import Bits, QuantisedWeight, quantise
 
 FOLDER = "quantised"
-"""In the model's: others that read the model take every file of weights that they find there."""
+"""A sub-folder of the model's, since other programs load every weights file of a model's folder."""
 FORMAT = 1
-"""Of the file; part of its name, as is what it was made from."""
+"""The file's format, part of its name like the fingerprint of the model."""
 
 BITS: dict[Quantize, tuple[Bits, Bits]] = {"int8": (8, 8), "int4": (4, 8)}
-"""Of layers and of the head, where 4 bits cost more in quality than they save in time."""
+"""Bits of layers and of the head; 4 bits in the head cost more quality than they save time."""
 
 assert (GROUP, SIDE) == (kernel.GROUP, kernel.BESIDE)
 
@@ -36,15 +36,15 @@ log = logging.getLogger(__name__)
 def load(
     folder: Path, config: ModelConfig, stored: Mapping[str, Tensor], how: Quantize
 ) -> dict[str, QuantisedWeight]:
-    """The weights of all products by name, `HEAD` included: what the model has in their place.
+    """The quantised weights of all products by name, `HEAD` included.
 
     The first process writes the file, which takes seconds per 100 million weights; others wait.
 
     Args:
-        stored: the checkpoint's tensors, whose embedding stays as it is.
+        stored: the checkpoint's tensors; the embedding is not quantised.
 
     Raises:
-        Invalid: the file cannot be written or read, or a weight is no number of float16.
+        Invalid: the file cannot be written or read, or a weight does not fit float16.
     """
     path = folder / FOLDER / f"{how}-{FORMAT}-{fingerprint(folder)}.safetensors"
     try:
@@ -60,7 +60,7 @@ def load(
                 for name, (rows, _) in _products(config).items()
             }
     except SafetensorError as error:
-        raise Invalid(f"{path} is damaged ({error}); remove it, and it is made anew") from error
+        raise Invalid(f"{path} is damaged ({error}); remove it, and it is made again") from error
     except OSError as error:
         raise Invalid(
             f"cannot keep {how} weights at {path}: {error.strerror}; they lie beside the model, "
@@ -69,7 +69,7 @@ def load(
 
 
 def part_of(weight: QuantisedWeight, name: str, share: Share) -> QuantisedWeight:
-    """A share's part: a view where it is split by rows, a copy where it is by columns."""
+    """A share's part of a weight: a view if it is split by rows, a copy if by columns."""
     layer = name.split(".")[-2]
     if share.size > 1 and layer in ROWS:
         return weight.rows(*share.of(weight.shape[0]))
@@ -99,7 +99,7 @@ def _make(path: Path, config: ModelConfig, stored: Mapping[str, Tensor], how: Qu
 
 
 def _products(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights that inputs are multiplied with."""
+    """Names and shapes of the weights of matrix products."""
     kept: dict[str, tuple[int, ...]] = {
         name: shape for name, shape in shapes(config).items() if len(shape) == 2
     }

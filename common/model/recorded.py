@@ -1,4 +1,4 @@
-"""A decode step's arithmetic, recorded: between two attentions a GPU is asked once."""
+"""Recorded decode steps: one launch per GPU between two attentions."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,7 +10,7 @@ from torch import Tensor
 from sps2.common.model.attend import Attend
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
-"""Rows that are recorded; others take the next larger number."""
+"""Numbers of rows that are recorded; others use the next larger one."""
 MOST_ROWS = SIZES[-1]
 
 Begin = Callable[[Tensor, Tensor], tuple[Tensor, Any, tuple[Tensor, ...]]]
@@ -24,16 +24,16 @@ class Record(Protocol):
 
 
 class Recorded:
-    """Decode steps of up to `MOST_ROWS` rows; attention stays outside, wherever keys are.
+    """Recorded decode steps of up to `MOST_ROWS` rows, with attention left out.
 
     Source: pieces of a model as CUDA graphs with attention between them, as in vLLM's design.
 
     Args:
-        begin: from ids and positions to the residual, the rotation's table, and the first q, k, v.
-        advance: for each layer, from the residual, what was attended, and the table to the
-            residual and the next q, k, v; after the last, to the result and nothing.
-        attended: one row of what attention gives.
-        record: how.
+        begin: maps ids and positions to the residual, the rotary table, and the first q, k, v.
+        advance: for each layer, maps residual, attention output and table to the residual and the
+            next q, k, v; the last one to the result and an empty tuple.
+        attended: one row of attention output, for shape, dtype and device.
+        record: records a piece of work.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Recorded:
         self._sizes = {size: _Size(begin, advance, attended, size, record) for size in SIZES}
 
     async def step(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """As `Llama.step`; one at a time, since what it computes lies in one place."""
+        """As `Llama.step`. One step at a time, since all steps use the same memory."""
         rows = len(ids)
         pieces = self._sizes[next(size for size in SIZES if size >= rows)]
         result, qkv = pieces.begin(ids, positions)
@@ -53,7 +53,7 @@ class Recorded:
 
 
 class _Size:
-    """The pieces for one number of rows."""
+    """The recorded pieces for one number of rows."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Rotary position embedding, with every scaling the supported families use."""
+"""Rotary position embedding, with every scaling that supported families use."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""From logits to the next token: penalties, truncation, a draw that any shard can repeat."""
+"""Sampling of the next token: penalties, truncation, and a draw that any shard can repeat."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -12,11 +12,11 @@ from sps2.common.model.tally import Tally
 from sps2.kernels.sample import truncate
 
 NO_NUMBER = -1
-"""In place of the most likely token, of a row that has none."""
+"""Stands for the most likely token of a row that has none."""
 
 
 class Sampler:
-    """Draws the tokens of one request; remembers what its penalties need.
+    """Draws the tokens of one request, and keeps the counts that its penalties need.
 
     The draw of token `index` depends on the seed, the index and the logits alone, so that it is
     the same on any shard, in any batch, and after a restart. Steps, in order: repetition penalty
@@ -26,7 +26,7 @@ class Sampler:
     the most likely one.
 
     Args:
-        prompt: token ids, [tokens] int64; the last `sampling.answered` are of the answer.
+        prompt: token ids, [tokens] int64; the last `sampling.answered` belong to the answer.
     """
 
     def __init__(self, sampling: Sampling, prompt: Tensor) -> None:
@@ -39,12 +39,12 @@ class Sampler:
         self.greedy = sampling.temperature == 0 and not (
             repeats or counts or sampling.logit_bias or sampling.min_tokens
         )
-        """Whether tokens are simply the most likely ones."""
+        """Whether each token is simply the most likely one."""
         self.plain = self.greedy and sampling.logprobs is None
-        """Whether nothing else is asked about them."""
+        """Whether tokens are greedy and no log-probabilities are requested."""
 
     def seen(self, token: int) -> None:
-        """Count a token of the answer that was drawn elsewhere."""
+        """Count a token of the answer for the penalties."""
         for tally in (self._said, self._seen):
             if tally is not None:
                 tally.add(token)
@@ -53,7 +53,7 @@ class Sampler:
         """Draw token number `index` of the answer. logits: [vocab] float32, left as they are.
 
         Raises:
-            Unsound: the logits are no numbers.
+            Unsound: the logits are not finite numbers.
         Internal: no token is left that may be drawn.
         """
         scores = logits if self.greedy else self._penalised(logits, index)
@@ -65,10 +65,10 @@ class Sampler:
         return self.accept(token, logits, index)
 
     def accept(self, token: int, logits: Tensor | None, index: int) -> Token:
-        """Make `token` number `index` of the answer, as drawn from `logits`; None if `plain`.
+        """Make `token` number `index` of the answer. `logits` may be None if `plain`.
 
         Raises:
-            Unsound: it is `NO_NUMBER`.
+            Unsound: `token` is `NO_NUMBER`.
         """
         require_numbers(token)
         sampling = self._sampling
@@ -115,11 +115,11 @@ class Sampler:
 
 
 def needed(samplers: Sequence[Sampler], logits: Tensor) -> tuple[Tensor, Tensor]:
-    """What `draw` needs of `logits`, [rows, vocab], wherever they lie.
+    """The part of `logits`, [rows, vocab] on any device, that `draw` needs.
 
     Returns:
-        The most likely tokens of all rows, if any sampler is greedy, `NO_NUMBER` where there is
-        none; and the scores of those rows whose samplers are not plain.
+        The most likely tokens of all rows if any sampler is greedy, with `NO_NUMBER` for rows
+        without one; and the logits of the rows whose samplers are not plain.
     """
     greedy = any(each.greedy for each in samplers)
     rows = [row for row, each in enumerate(samplers) if not each.plain]
@@ -130,9 +130,9 @@ def needed(samplers: Sequence[Sampler], logits: Tensor) -> tuple[Tensor, Tensor]
 def draw(
     samplers: Sequence[Sampler], best: Tensor, scores: Tensor, indices: Sequence[int]
 ) -> list[Token | Exception]:
-    """`next` of each sampler, from what is `needed`, on the host; greedy rows at once.
+    """Draw each sampler's next token from the result of `needed`, on the host.
 
-    Where a sampler raises, its row has the error: one request's is not its neighbours'.
+    If a sampler raises, its row has the error, so that it does not affect other requests.
     """
     likely = best.tolist() or indices
     rows = iter(scores)
@@ -152,9 +152,9 @@ def draw(
 def most_likely(logits: Tensor) -> Tensor:
     """The best token of each row, the lowest of equals: [..., vocab] -> [...] int64.
 
-    `NO_NUMBER` where the best is infinite or a logit is no number, as after an overflow.
+    `NO_NUMBER` where the best is infinite or a logit is NaN, as after an overflow.
     """
-    best, tokens = logits.max(-1)  # no number if one of them is
+    best, tokens = logits.max(-1)  # NaN if one of them is
     return tokens.masked_fill(~best.isfinite(), NO_NUMBER)
 
 
@@ -162,7 +162,7 @@ def require_numbers(token: int) -> None:
     """Check a result of `most_likely`.
 
     Raises:
-        Unsound: there was none.
+        Unsound: it is `NO_NUMBER`.
     """
     if token == NO_NUMBER:
         raise Unsound(
@@ -172,14 +172,14 @@ def require_numbers(token: int) -> None:
 
 
 def score(logits: Tensor, tokens: Sequence[int], alternatives: int) -> list[TokenLogprobs]:
-    """Log-probability of a token per row, and of the most likely ones, as the model gives them.
+    """Log-probability of one token per row, and of the most likely ones, before any penalty.
 
     Args:
         logits: [rows, vocab] float32.
         alternatives: how many of the most likely tokens to list, best first, then by id.
 
     Raises:
-        Internal: logits are no numbers.
+        Unsound: logits are not finite numbers.
     """
     for token in most_likely(logits).tolist():
         require_numbers(token)
@@ -194,11 +194,11 @@ def score(logits: Tensor, tokens: Sequence[int], alternatives: int) -> list[Toke
 
 
 def _top(logits: Tensor, count: int) -> Tensor:
-    """The ids of the `count` best, best first, of equals the lowest first: [rows, count]."""
+    """Ids of the `count` best tokens, best first, equals by id: [rows, count]."""
     values, ids = logits.topk(min(count + 1, logits.shape[-1]), dim=-1)
     if count and values.shape[-1] > count:
         for row in (values[:, count - 1] == values[:, count]).nonzero()[:, 0].tolist():
-            least = values[row, count]  # several are the last: topk took any of them
+            least = values[row, count]  # a tie for the last place: topk chose any of them
             better = int((values[row] > least).sum())
             equal = (logits[row] == least).nonzero()[: count - better, 0]
             ids[row, better:count] = equal
@@ -208,10 +208,10 @@ def _top(logits: Tensor, count: int) -> Tensor:
 
 
 def prompt_logprobs(logits: Tensor, targets: Tensor, alternatives: int) -> list[TokenLogprobs]:
-    """As `score`, for the prompt's own tokens, [rows] int64."""
+    """As `score`, for the prompt's tokens: targets [rows] int64."""
     return score(logits, targets.tolist(), alternatives)
 
 
 def _ids(tokens: Iterable[int], vocab: int) -> Tensor:
-    """Those within the vocabulary, as an index."""
+    """The tokens that are within the vocabulary, as an index tensor."""
     return torch.tensor([token for token in tokens if 0 <= token < vocab], dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""What one process of a tensor-parallel shard has of a model; imports no torch."""
+"""The share of a model that one process of a tensor-parallel shard has; imports no torch."""
 
 from dataclasses import replace
 from typing import Literal, NamedTuple
@@ -10,22 +10,22 @@ from sps2.common.spans import Span
 Quantize = Literal["none", "int8", "int4"]
 
 GROUP, SIDE = 32, 16
-"""Of quantised weights: inputs that share a scale, and outputs that lie side by side."""
+"""In quantised weights: inputs that share a scale, and outputs that are stored side by side."""
 
 ROWS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "lm_head")
-"""Weights that are shared out by outputs."""
+"""Weights that are split by outputs."""
 COLUMNS = ("o_proj", "down_proj")
-"""By inputs: the outputs of all shares are summed."""
+"""Weights that are split by inputs: the outputs of all shares are summed."""
 
 
 class Share(NamedTuple):
-    """One of `size` equal parts: of heads, of the MLP's inner size, of the vocabulary."""
+    """One of `size` equal parts of heads, of the MLP's inner size, and of the vocabulary."""
 
     rank: int
     size: int
 
     def of(self, whole: int) -> Span:
-        """This part of so many."""
+        """This share's part of `whole` rows or columns."""
         part = whole // self.size
         return Span(self.rank * part, (self.rank + 1) * part)
 
@@ -34,10 +34,11 @@ WHOLE = Share(0, 1)
 
 
 def share_of(config: ModelConfig, size: int) -> ModelConfig:
-    """The shape of one of `size` shares; the vocabulary is that of the embedding, which is whole.
+    """The shape of one of `size` shares; `vocab_size` stays whole, as the embedding does.
 
     Raises:
-        Invalid: the model cannot be split in so many equal parts; it says what is possible.
+        Invalid: the model cannot be split into `size` equal parts; the message says what is
+            possible.
     """
     parts = {
         "heads": config.heads,
@@ -62,10 +63,10 @@ def share_of(config: ModelConfig, size: int) -> ModelConfig:
 
 
 def require_quantisable(config: ModelConfig, how: Quantize, size: int = 1) -> None:
-    """Check that a model's weights, in `size` shares, can be in 8 or 4 bits.
+    """Check that a model's weights, in `size` shares, can be quantised.
 
     Raises:
-        Invalid: they cannot; it says what is possible.
+        Invalid: they cannot; the message says what is possible.
     """
     inputs = {
         "hidden_size": (config.hidden_size, 1),

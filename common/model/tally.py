@@ -1,4 +1,4 @@
-"""Tokens that were seen and how often, kept as tensors: a step adds one and reads all."""
+"""Counts of tokens, kept as tensors: each step adds one token and reads all."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ class Tally:
     """Distinct token ids with their counts.
 
     Args:
-        tokens: to begin with, [tokens] int64.
+        tokens: counted at first, [tokens] int64.
     """
 
     def __init__(self, tokens: Tensor) -> None:
@@ -16,7 +16,7 @@ class Tally:
         self._places = {token: place for place, token in enumerate(self._ids.tolist())}
 
     def add(self, token: int) -> None:
-        """Count one more."""
+        """Count one more occurrence of `token`."""
         place = self._places.setdefault(token, len(self._places))
         if place < len(self._ids):
             self._counts[place] += 1
@@ -25,6 +25,6 @@ class Tally:
             self._counts = torch.cat((self._counts, torch.ones(1, dtype=torch.int64)))
 
     def within(self, vocab: int) -> tuple[Tensor, Tensor]:
-        """Those ids that a vocabulary has, and the counts: [distinct] int64 each."""
+        """The ids within a vocabulary, and their counts: [distinct] int64 each."""
         has = (self._ids >= 0) & (self._ids < vocab)
         return self._ids[has], self._counts[has]

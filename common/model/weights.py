@@ -1,4 +1,4 @@
-"""Weights from safetensors into the model: memory-mapped, so that processes share the pages."""
+"""Loads weights from safetensors, memory-mapped, so that processes share the memory."""
 
 import logging
 from dataclasses import replace
@@ -36,19 +36,19 @@ def load(
     *,
     collectives: Collectives | None = None,
 ) -> Llama:
-    """The model in a Hugging Face folder, or one share of it.
+    """Load the model in a Hugging Face folder, or one share of it.
 
-    On the CPU, weights whose dtype is the file's stay mapped from it; others are converted copies.
+    On the CPU, weights that keep the file's dtype stay mapped; others are converted copies.
 
     Args:
-        dtype: "bfloat16", "float16" or "float32"; "auto" takes the checkpoint's.
+        dtype: "bfloat16", "float16" or "float32"; "auto" is the checkpoint's.
         quantize: "int8" or "int4" for the weights of layers and head, which are kept beside the
-            model; where the C++ kernels cannot take them, they become numbers of `dtype` again.
-        collectives: of a share; only its part of the file is read.
+            model. If the C++ kernels do not support them, they are dequantised to `dtype`.
+        collectives: of a share; then only its part of the file is read.
 
     Raises:
         Invalid: a file is missing or corrupt, a tensor missing, unknown or of the wrong shape, or
-            the model is of an unsupported kind, or cannot be quantised; it says which.
+            the model is of an unsupported kind, or cannot be quantised; the message says which.
     """
     config = read(folder)
     stored = _read_all(folder)
@@ -79,7 +79,7 @@ def load(
 
 
 def part_of(tensor: Tensor, name: str, share: Share) -> Tensor:
-    """A share's part of a checkpoint's tensor: a view where it is split by rows, or not at all."""
+    """A share's part of a checkpoint's tensor; a view unless it is split by columns."""
     if share.size == 1:
         return tensor
     *_, layer, kind = name.split(".")
@@ -106,8 +106,8 @@ def _read_all(folder: Path) -> dict[str, Tensor]:
 
 
 def _settled(config: ModelConfig, stored: dict[str, Tensor], folder: Path) -> ModelConfig:
-    """Take out what follows from the rest; as transformers does, believe the weights, not the
-    configuration, about whether the head is the embedding."""
+    """Remove redundant tensors. As in transformers, the weights, not the configuration, decide
+    whether the head is tied to the embedding."""
     for name in list(stored):
         if name.endswith("rotary_emb.inv_freq"):
             del stored[name]

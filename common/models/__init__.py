@@ -1,4 +1,4 @@
-"""Which models this machine has: where they lie, how they are pulled and converted."""
+"""The models on this machine: where they are, how they are pulled and converted."""
 
 from sps2.common.models.registry import (
     Progress,

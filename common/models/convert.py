@@ -1,4 +1,4 @@
-"""A GGUF file becomes a Hugging Face folder: configuration, weights, tokeniser."""
+"""Converts a GGUF file to a Hugging Face folder: configuration, weights, tokeniser."""
 
 import errno
 import json
@@ -54,7 +54,7 @@ _SAMPLING = {
     "min_p": "min_p",
     "penalty_repeat": "repetition_penalty",
 }
-"""What llama.cpp's converter keeps of a generation_config.json, after `general.sampling.`."""
+"""Keys of GGUF after `general.sampling.`, and their names in generation_config.json."""
 
 
 def convert(
@@ -63,11 +63,11 @@ def convert(
     progress: Progress,
     sampling: Mapping[str, float] = MappingProxyType({}),
 ) -> None:
-    """Write what `source` (.gguf) holds into the existing empty `folder`.
+    """Convert `source` (.gguf) into the existing empty `folder`.
 
     Args:
-        sampling: what the model's makers recommend, by the names of generation_config.json, where
-            the file does not say.
+        sampling: the makers' recommendations, by the names of generation_config.json, for what
+            the file does not have.
 
     Raises:
         Invalid: the file is broken or a part of several, or its architecture, rope scaling or
@@ -94,7 +94,7 @@ def convert(
 
 
 class _Reader(gguf.GGUFReader):  # type: ignore[misc]
-    """The library's reader, refusing to read past the end: it would return short arrays."""
+    """The library's reader, but reading past the end fails instead of giving short arrays."""
 
     def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
         end = int(offset) + np.dtype(dtype).itemsize * int(count)
@@ -120,7 +120,7 @@ def _open(source: Path) -> Any:
         raise
     except OSError as error:
         raise Invalid(f"cannot read {source}: {error.strerror}") from error
-    except Exception as error:  # the reader meets garbage with whatever it trips over
+    except Exception as error:  # on garbage the reader raises anything
         raise Invalid(f"{source} is not a sound GGUF file: {error}") from error
     if architecture not in ARCHITECTURES:
         raise Invalid(
@@ -205,7 +205,7 @@ def _llama3(divisors: np.ndarray[Any, Any], theta: float) -> dict[str, Any]:
 
 
 def _decimal(value: float) -> float:
-    """A float32 as the short decimal it was written from, such as 1e-05."""
+    """The short decimal that a float32 was written from, for example 1e-05."""
     return float(f"{float(value):.7g}")
 
 
@@ -257,7 +257,7 @@ def _write_tokenizer(
 
 
 def _write_weights(path: Path, config: dict[str, Any], reader: Any, progress: Progress) -> None:
-    """A safetensors file, tensor by tensor; data begins 64-byte aligned, which bf16 gemv likes."""
+    """Write a safetensors file, tensor by tensor, its data 64-byte aligned for bf16 gemv."""
     dtype: torch.dtype = getattr(torch, config["dtype"])
     stored = [tensor for tensor in reader.tensors if tensor.name != "rope_freqs.weight"]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -301,7 +301,7 @@ def _name(stored: str) -> str:
 
 
 def _unpermute(values: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
-    """Rows from GGUF's interleaved rotary pairs back to halves; values: [heads * head_dim, ..]."""
+    """Reorder rows from GGUF's interleaved rotary pairs to halves: [heads * head_dim, ..]."""
     pairs = values.reshape(heads, values.shape[0] // heads // 2, 2, *values.shape[1:])
     return pairs.swapaxes(1, 2).reshape(values.shape)
 

@@ -1,4 +1,4 @@
-"""SHA-256 of large files, remembered for as long as nobody touches them."""
+"""SHA-256 of large files, cached until a file changes."""
 
 import hashlib
 import logging
@@ -14,13 +14,13 @@ from sps2.common import places
 from sps2.common.models.file_lock import alone
 
 SETTLED_S = 2.0
-"""A file that was changed less long ago may be changed again without another time stamp."""
+"""A file that changed more recently than this may change again with the same time stamp."""
 
 log = logging.getLogger(__name__)
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """A file as it was when it was read; any change to it changes one of these."""
+    """The state of a file when it was read; any change to the file changes a field."""
 
     size: int
     modified_ns: int
@@ -37,8 +37,7 @@ class Known(msgspec.Struct, frozen=True):
 def of(paths: Sequence[Path]) -> list[str]:
     """The digests of the files, in hexadecimal.
 
-    What was read before is not read again, by any process: digests are kept in the cache. The
-    first time takes about a second per GB.
+    Digests are cached for all processes. The first time takes about a second per GB.
 
     Raises:
         OSError: a file cannot be read.
@@ -53,7 +52,7 @@ def of(paths: Sequence[Path]) -> list[str]:
     try:
         with alone(place):
             return _all(paths, place)
-    except OSError:  # nothing can be kept; or the files cannot be read, which is found again
+    except OSError:  # the cache cannot be used; or the files cannot be read, which raises again
         return _all(paths, None)
 
 

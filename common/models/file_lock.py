@@ -1,4 +1,4 @@
-"""One process at a time does a piece of work on a path; others wait, then find it done."""
+"""File locks: one process at a time works on a path, others wait and then find it done."""
 
 import fcntl
 import os
@@ -10,16 +10,16 @@ from typing import IO
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Hold the lock of `path`, a hidden file beside it, while the block runs; blocks for it.
+    """Hold the lock of `path`, a hidden file beside it, within the block. Waits for it, blocking.
 
-    The file is there for as long as somebody holds it.
+    The file exists as long as a process holds the lock.
     """
     place = path.parent / f".{path.name}.lock"
     while True:
         with place.open("w", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not _is_at(lock, place):
-                continue  # the holder before has removed it; another may have made a new one
+                continue  # the previous holder has removed it; another may have made a new one
             try:
                 yield
             finally:
@@ -29,7 +29,7 @@ def alone(path: Path) -> Iterator[None]:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """The same for what is in a folder, whose own lock it is. Raises OSError if there is none."""
+    """As `alone`, for the content of a folder, which is locked itself. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""The tokeniser inside a GGUF file, rebuilt as a Hugging Face tokenizer.json."""
+"""Rebuilds the tokeniser of a GGUF file as a Hugging Face tokenizer.json."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,7 @@ ENDS = {
     *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>"),
     *("<|end_of_text|>", "<EOT>", "_<EOT>", "<end_of_utterance>"),
 }
-"""Texts of tokens that end an answer whatever a file names as its end: llama.cpp's list."""
+"""Tokens that always end an answer, besides those that a file names: llama.cpp's list."""
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -55,7 +55,7 @@ def build(fields: Mapping[str, Any]) -> Tokenizer:
     """The tokeniser that `tokenizer.ggml.*` of a GGUF file describes.
 
     Raises:
-        Invalid: its kind or its pre-tokeniser is not supported, or it contradicts itself.
+        Invalid: its kind or pre-tokeniser is not supported, or it is inconsistent.
         LookupError: something is missing.
     """
     kind = fields.get("tokenizer.ggml.model")
@@ -73,7 +73,7 @@ def build(fields: Mapping[str, Any]) -> Tokenizer:
 
 
 def ends(fields: Mapping[str, Any]) -> list[int]:
-    """Ids of the control tokens whose texts say that they end an answer."""
+    """Ids of the control tokens that are in `ENDS`."""
     types = fields.get("tokenizer.ggml.token_type") or []
     pairs = zip(fields["tokenizer.ggml.tokens"], types, strict=False)
     return [index for index, (token, kind) in enumerate(pairs) if kind == CONTROL and token in ENDS]
@@ -108,7 +108,7 @@ def _byte_level(fields: Mapping[str, Any]) -> Tokenizer:
 
 
 def _byte_vocabulary(fields: Mapping[str, Any]) -> dict[str, int]:
-    """Plain tokens are spelled in the byte alphabet; marked ones as they appear in text."""
+    """The vocabulary: plain tokens in the byte alphabet, marked ones as they appear in text."""
     alphabet = set(pre_tokenizers.ByteLevel.alphabet())
     speller = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     marked = {token for token, _ in _marked(fields)}
@@ -149,7 +149,7 @@ def _sentencepiece(fields: Mapping[str, Any]) -> Tokenizer:
 
 
 def _merges_by_score(vocabulary: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
-    """The merges a sentencepiece vocabulary implies: every way to build each piece, best first."""
+    """The merges that a sentencepiece vocabulary implies: all ways to build a piece, best first."""
     found: list[tuple[float, int, int, int, int, tuple[str, str]]] = []
     for piece, index in vocabulary.items():
         for cut in range(1, len(piece)):
@@ -175,7 +175,7 @@ def _add_marked_tokens(tokenizer: Tokenizer, fields: Mapping[str, Any]) -> None:
 
 
 def _add_template(tokenizer: Tokenizer, fields: Mapping[str, Any]) -> None:
-    """Begin and end of sequence, where the file asks for them."""
+    """Add begin and end of sequence, if the file requires them."""
     sentencepiece = fields["tokenizer.ggml.model"] == "llama"
     begins = sentencepiece or fields.get("tokenizer.ggml.pre") in _LLAMA3_LIKE
     begins = fields.get("tokenizer.ggml.add_bos_token", begins)

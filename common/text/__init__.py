@@ -1,1 +1,1 @@
-"""Text to token ids and back, and the chat template."""
+"""Tokenising, detokenising, and chat templates."""

@@ -1,4 +1,4 @@
-"""Tokens that a model's other files add to those of its tokenizer.json."""
+"""Added tokens: those that a model's other files add to its tokenizer.json."""
 
 import logging
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class _Entry(msgspec.Struct, frozen=True):
-    """Of a token in `added_tokens_decoder`, or of one that has a name."""
+    """An entry of `added_tokens_decoder`, or of a named special token."""
 
     content: _Text
     special: bool = False
@@ -42,18 +42,18 @@ class _Entry(msgspec.Struct, frozen=True):
 
 
 def optional(path: Path) -> dict[str, Any]:
-    """A JSON object from a file that a model need not have. Raises Invalid naming the file."""
+    """Read a JSON object from a file that may be absent. Raises Invalid, which names the file."""
     return read_json(path) if path.exists() else {}
 
 
 def special_tokens(folder: Path) -> dict[str, str]:
-    """`bos_token`, `eos_token` and so on, as far as the model's files name them.
+    """The special tokens that the model's files name: `bos_token`, `eos_token` and so on.
 
     Raises:
-        Invalid: a file is broken, or one of them is no token; it names file and token.
+        Invalid: a file is broken, or has an entry that is not a token; the message names both.
     """
     found: dict[str, str] = {}
-    for file in (MAP, TABLE):  # the latter is the newer, and overrides
+    for file in (MAP, TABLE):  # the second is newer, and overrides
         given = optional(folder / file)
         for name in SPECIAL:
             if name in given:
@@ -63,13 +63,13 @@ def special_tokens(folder: Path) -> dict[str, str]:
 
 
 def add(tokenizer: tokenizers.Tokenizer, folder: Path) -> None:
-    """Let `tokenizer` know every token that the model's files add.
+    """Add to `tokenizer` all tokens that the model's files add.
 
-    One whose number is not the next free one, or is beyond the model's embedding, cannot be had:
-    it is left out with a warning.
+    A token whose id is not the next free one, or is beyond the model's embedding, is left out with
+    a warning.
 
     Raises:
-        Invalid: a file is broken, or has what is no token; it names the file.
+        Invalid: a file is broken, or has an entry that is not a token; the message names the file.
     """
     rows = optional(folder / "config.json").get("vocab_size")
     known = {

@@ -1,8 +1,8 @@
-"""Keeps what people write in a conversation from being read as the marks of its turns.
+"""Keeps special tokens that users spell out in messages from acting as special tokens.
 
 A chat template writes special tokens (`<|im_end|>`) around contents, and contents may spell them
-too. `guarded` breaks those spellings, so that in the rendered text only the template's own are
-whole; `segments` finds the broken ones again, and mends them.
+out too. `guarded` breaks those spellings, so that in the rendered text only the template's own are
+whole. `segments` finds the broken ones again and restores them.
 """
 
 import re
@@ -10,26 +10,26 @@ from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 _BREAK = "\ufdd0"
-"""Put after each letter of a spelling. Unicode keeps it for a program's own use: no text has it."""
+"""Inserted after each letter of a spelling: a noncharacter of Unicode, which no text contains."""
 _BROKEN = re.compile(f"((?:.{_BREAK})+)", re.DOTALL)
 
 
 class Segment(NamedTuple):
-    """A part of a rendered conversation; what is `literal` has no special tokens."""
+    """A part of a rendered conversation; a `literal` one has no special tokens."""
 
     text: str
     literal: bool
 
 
 class Guard:
-    """Knows how a model's special tokens are spelled."""
+    """Breaks the spellings of a model's special tokens."""
 
     def __init__(self, spellings: Collection[str]) -> None:
         longest_first = sorted(filter(None, spellings), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     def guarded(self, content: str) -> str:
-        """`content` with every spelling of a special token broken; the same if it has none."""
+        """`content` with every spelling of a special token broken; unchanged if it has none."""
         if not self._special.search(content):
             return content
         return self._special.sub(
@@ -39,7 +39,7 @@ class Guard:
 
 
 def segments(rendered: str) -> Iterator[Segment]:
-    """What was broken in a text, mended, and what is between, in order."""
+    """Split a rendered text into restored spellings (literal) and the text between, in order."""
     for place, text in enumerate(_BROKEN.split(rendered)):
         if text:
             yield Segment(text.replace(_BREAK, ""), literal=place % 2 == 1)

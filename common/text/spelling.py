@@ -1,4 +1,4 @@
-"""How tokens spell text: what the decoder of a tokenizer.json does, one token at a time."""
+"""Decodes tokens one at a time, as the decoder of a tokenizer.json does for whole sequences."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -8,23 +8,23 @@ from sps2.common.errors import Invalid
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _SPACE = "▁"
-"""Sentencepiece's."""
+"""Sentencepiece's space."""
 
 
 class Spelling(NamedTuple):
-    """Of one tokeniser."""
+    """How the tokens of a tokeniser spell text."""
 
     bytes_of: Callable[[str], bytes]
-    """What a token adds to the text."""
+    """The bytes that a token adds to the text."""
     strips_space: bool
-    """Whether the first space of a text is the tokeniser's, not the text's."""
+    """Whether the first space of a decoded text was added by the tokeniser."""
 
 
 def spelling(decoder: dict[str, Any] | None) -> Spelling:
-    """How the tokens of a tokeniser with this decoder spell text.
+    """The spelling of a tokeniser with this decoder.
 
     Raises:
-        Invalid: the decoder does what cannot be done token by token, or is not known.
+        Invalid: the decoder is not known, or cannot be applied token by token.
     """
     if decoder is None:
         return Spelling(lambda token: f" {token}".encode(), True)  # words
@@ -44,7 +44,7 @@ def spelling(decoder: dict[str, Any] | None) -> Spelling:
 
 
 def _steps(decoder: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The decoders of a sequence in order, each checked to be of a kind that is known here."""
+    """The decoders of a sequence in order, each checked to be supported. Raises Invalid."""
     if decoder["type"] == "Sequence":
         for step in decoder["decoders"]:
             yield from _steps(step)
@@ -88,7 +88,7 @@ def _sentencepiece(spaces: bool, fallback: bool) -> Callable[[str], bytes]:
 
 
 def _alphabet() -> dict[str, int]:
-    """Printable bytes stand for themselves, the others for characters from U+0100 on (GPT-2)."""
+    """GPT-2's alphabet: printable bytes are themselves, others are characters from U+0100 on."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in plain]
     table = {chr(byte): byte for byte in plain}

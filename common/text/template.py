@@ -1,4 +1,4 @@
-"""Chat templates of models, rendered by jinja2 in its sandbox as transformers does."""
+"""Chat templates of models, rendered in jinja2's sandbox as in transformers."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ from sps2.common.errors import Invalid
 
 
 class ChatTemplate:
-    """Turns messages into the text of a prompt."""
+    """Renders messages to the text of a prompt."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        """`special_tokens` are variables of the template, such as `bos_token`."""
+        """`special_tokens` are variables of the template, for example `bos_token`."""
         self.source = source
         self._special_tokens = dict(special_tokens)
 
@@ -29,7 +29,7 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         **variables: Any,
     ) -> str:
-        """The prompt's text, special tokens spelled out.
+        """Render the prompt's text, with special tokens spelled out.
 
         Raises:
             Invalid: the template is broken, or refuses these messages.
@@ -41,7 +41,7 @@ class ChatTemplate:
             )
         except jinja2.TemplateSyntaxError as error:
             raise Invalid(f"the model's chat template is broken: {error}") from error
-        except Exception as error:  # a template can fail in any way on messages it did not expect
+        except Exception as error:  # a template can fail in any way on unexpected messages
             raise Invalid(
                 f"the model's chat template refuses these messages: {error}",
                 "messages",
@@ -60,7 +60,7 @@ class ChatTemplate:
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks what an assistant wrote, for training; here it is transparent."""
+    """`{% generation %}` marks an assistant's text for training; here it has no effect."""
 
     tags = {"generation"}  # noqa: RUF012
 

@@ -1,4 +1,4 @@
-"""Text to tokens and back, one token at a time; imports no torch."""
+"""The tokeniser, and detokenising one token at a time; imports no torch."""
 
 import codecs
 import json
@@ -18,14 +18,14 @@ from sps2.common.text.spelling import spelling
 from sps2.common.text.template import ChatTemplate
 
 _SLICE = 64 << 10
-"""Characters that are tokenised at once to see whether a text is too long."""
+"""Characters that are tokenised at a time to check whether a text is too long."""
 
 
 class Tokenizer:
     """The tokeniser of a model in a Hugging Face folder (tokenizer.json)."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises Invalid if a file is missing, broken, or has a kind of tokeniser unknown here."""
+        """Raises Invalid if a file is missing or broken, or the tokeniser is not supported."""
         path = require_tokenizer(folder)
         try:
             text = path.read_text(encoding="utf-8")
@@ -38,19 +38,19 @@ class Tokenizer:
         self.folder = folder
         added.add(self._tokenizer, folder)
         self.special_tokens = added.special_tokens(folder)
-        """`bos_token`, `eos_token` and so on, as far as the model's files name them."""
+        """The special tokens that the model's files name: `bos_token`, `eos_token` and so on."""
         tokens = self._tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(index for index, token in tokens.items() if token.special)
         self._bytes: dict[int, bytes] = {}
 
     @cached_property
     def vocab_size(self) -> int:
-        """One more than the largest token id; a model may have rows beyond, without a text."""
+        """The largest token id plus one; a model's embedding may have more rows, without text."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     @cached_property
     def eos_ids(self) -> tuple[int, ...]:
-        """Every token that ends generation, by any of the model's configuration files."""
+        """All tokens that end generation according to the model's files."""
         files = [self.folder / "generation_config.json", self.folder / "config.json"]
         ids = [each for file in files for each in eos_ids(added.optional(file), file)]
         named = self._tokenizer.token_to_id(self.special_tokens.get("eos_token", ""))
@@ -58,7 +58,7 @@ class Tokenizer:
 
     @cached_property
     def bos_id(self) -> int | None:
-        """The token that begins a sequence, if the model has one."""
+        """The id of the token that begins a sequence, if the model has one."""
         return self._tokenizer.token_to_id(self.special_tokens.get("bos_token", ""))
 
     def encode(
@@ -68,13 +68,13 @@ class Tokenizer:
         parse_special_tokens: bool = True,
         most: int | None = None,
     ) -> list[int]:
-        """Token ids of a text. Other threads run meanwhile.
+        """Tokenise a text. Other threads run meanwhile.
 
         Args:
-            add_special_tokens: whether to add what the model puts around a text, such as its BOS.
+            add_special_tokens: whether to add the model's tokens around a text, e.g. its BOS.
             parse_special_tokens: whether special tokens spelled out in `text` become one token.
-            most: tokens that can be used. A text that has far more is refused before all of it is
-                tokenised; one that has a few more is not.
+            most: maximum of tokens. A text with far more is refused before it is tokenised
+                completely; one with a few more is not refused here.
 
         Raises:
             Invalid: `text` has a lone surrogate, or is too long (`context_length_exceeded`).
@@ -89,10 +89,10 @@ class Tokenizer:
         return _encode(tokenizer, text, add_special_tokens).ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of token ids; ids without a text give none. Raises Invalid on a negative id."""
+        """The text of token ids; unknown ids have none. Raises Invalid on an id out of range."""
         if ids and not 0 <= min(ids) <= max(ids) < 1 << 32:
             raise Invalid("token ids must be numbers of at least 0")
-        batch = [list(ids)]  # of a batch, other threads run meanwhile
+        batch = [list(ids)]  # the batch call lets other threads run
         return self._tokenizer.decode_batch(batch, skip_special_tokens=skip_special_tokens)[0]
 
     def chat(
@@ -102,10 +102,10 @@ class Tokenizer:
         most: int | None = None,
         **variables: Any,
     ) -> list[int]:
-        """Token ids of a conversation, by the model's chat template.
+        """Tokenise a conversation by the model's chat template.
 
-        Special tokens spelled out in a content are text: only the template's own begin or end a
-        turn.
+        Special tokens spelled out in a message's content are plain text: only the template's own
+        begin or end a turn.
 
         Args:
             most: as for `encode`.
@@ -128,7 +128,7 @@ class Tokenizer:
 
     @cached_property
     def special(self) -> dict[str, int]:
-        """Ids of the special tokens, by how they are spelled."""
+        """Ids of the special tokens, by their texts."""
         spelled = {self._tokenizer.id_to_token(index): index for index in self.special_ids}
         return {text: index for text, index in spelled.items() if text}
 
@@ -159,7 +159,7 @@ class Tokenizer:
         return ChatTemplate(source, self.special_tokens)
 
     def token_bytes(self, index: int) -> bytes:
-        """What a token adds to the text: maybe a part of a character. Empty if it has no text."""
+        """The bytes that a token adds to the text, maybe a part of a character, maybe none."""
         known = self._bytes.get(index)
         if known is None:
             token = self._tokenizer.id_to_token(index) if index >= 0 else None
@@ -167,12 +167,12 @@ class Tokenizer:
         return known
 
     def token_text(self, index: int) -> str:
-        """`token_bytes` as text, for people: broken characters are replaced."""
+        """`token_bytes` as text, with incomplete characters replaced."""
         return self.token_bytes(index).decode(errors="replace")
 
     @property
     def strips_space(self) -> bool:
-        """Whether the first space of a text is the tokeniser's, not the text's (sentencepiece)."""
+        """Whether the first space of a decoded text was added by the tokeniser (sentencepiece)."""
         return self._spelling.strips_space
 
     @cached_property
@@ -185,12 +185,12 @@ class Tokenizer:
 
 
 class Detokenizer:
-    """The text of one growing sequence: feed ids, get what each adds; never half a character."""
+    """Decodes a growing sequence: `feed` returns what each token adds, in whole characters."""
 
     def __init__(
         self, tokenizer: Tokenizer, prompt: Iterable[int] = (), skip_special_tokens: bool = True
     ) -> None:
-        """`prompt` is what the tokens continue; only whether it has any text matters."""
+        """`prompt` is what the tokens continue; only whether it has text matters."""
         self._tokenizer = tokenizer
         self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -204,7 +204,7 @@ class Detokenizer:
         return self._emit(self._decoder.decode(self._tokenizer.token_bytes(index)))
 
     def flush(self) -> str:
-        """What is left at the end: a replacement character for an incomplete one, or nothing."""
+        """The rest at the end: a replacement character for an incomplete one, or nothing."""
         return self._emit(self._decoder.decode(b"", final=True))
 
     def _emit(self, text: str) -> str:
@@ -217,7 +217,7 @@ class Detokenizer:
 def _encode(
     tokenizer: tokenizers.Tokenizer, text: str, add_special_tokens: bool
 ) -> tokenizers.Encoding:
-    """As `tokenizer.encode`, which would stop all other threads."""
+    """As `tokenizer.encode`, but other threads run meanwhile."""
     batch = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
     return batch[0]
 
@@ -225,7 +225,7 @@ def _encode(
 def _refuse_long(text: str, most: int, tokenizer: tokenizers.Tokenizer, field: str) -> None:
     """Raise Invalid if slices of `text` have over twice `most` tokens.
 
-    A text has about as many tokens as its slices have together: each cut adds a few at most.
+    A text has about as many tokens as its slices together: each cut adds a few at most.
     """
     size = max(_SLICE, 8 * most)
     if len(text) <= size:

@@ -1,4 +1,4 @@
-"""The data plane: tensors from process to process."""
+"""The data plane: sends tensors from process to process."""
 
 from sps2.common.transport.backends import BackendName, Choice, choose
 

@@ -1,4 +1,4 @@
-"""Which way tensors move: the choice of a backend, made before any of them is imported."""
+"""The choice of a data plane backend, made before any of them is imported."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ BackendName = Literal["ucx", "tcp", "inproc"]
 
 
 RDMA = Path("/sys/class/infiniband")
-"""What UCX drives and TCP does not. Tensors of a GPU come by way of the host: nothing for UCX."""
+"""Present if there is RDMA, the one thing that UCX gains: GPU tensors go through the host."""
 
 
 class Choice(NamedTuple):
-    """A backend, and in words why it was taken."""
+    """A backend, and in words why it was chosen."""
 
     backend: BackendName
     reason: str
 
 
-def choose(asked: Literal["auto", "ucx", "tcp"]) -> Choice:
-    """Take UCX where it has RDMA to drive, and works; TCP elsewhere.
+def choose(configured: Literal["auto", "ucx", "tcp"]) -> Choice:
+    """Choose UCX if there is RDMA and UCX works; else TCP.
 
-    Without it UCX would use TCP itself, more slowly than we do (docs/benchmarks.md). A asked
-    other than "auto" is followed or refused.
+    Without RDMA, UCX would itself use TCP, more slowly than the TCP backend (docs/benchmarks.md).
+    A choice other than "auto" is followed, or refused.
 
     Raises:
-        Invalid: UCX was asked for and does not work here.
+        Invalid: UCX is configured and does not work here.
     """
-    if asked == "tcp":
-        return Choice("tcp", "tcp was asked for")
-    if asked == "auto" and not (RDMA.is_dir() and any(RDMA.iterdir())):
+    if configured == "tcp":
+        return Choice("tcp", "tcp, as configured")
+    if configured == "auto" and not (RDMA.is_dir() and any(RDMA.iterdir())):
         return Choice("tcp", "tcp, since there is no RDMA here for ucx to use")
     from sps2.common.transport import ucx
 
     fault = ucx.find_fault()
     if not fault:
         return Choice("ucx", "ucx is installed and passed its loop-back check")
-    if asked == "ucx":
+    if configured == "ucx":
         raise Invalid(f"UCX does not work here: {fault}; use --transport tcp", "transport")
     return Choice("tcp", f"ucx does not work here: {fault}")
 
 
 def make_backend(name: BackendName, sink: Sink) -> Backend:
-    """A backend that reports to `sink`; nothing listens before its `start`."""
+    """Make a backend that reports to `sink`; it listens after its `start`."""
     if name == "inproc":
         from sps2.common.transport.inproc import InprocBackend
 

@@ -1,23 +1,23 @@
-"""How far a sender may get ahead of whoever reads: credit, for each lane to a peer.
+"""Flow control of the data plane: credit limits how far a sender may get ahead of readers, by lane.
 
 A lane is all frames of one purpose and one request (with its epoch) to one peer. They arrive in
-the order in which they were sent; lanes share nothing. A frame is taken once it has been given to
-its reader or handler, or was dropped. The receiver tells the sender so by receipts, many at once:
-it keeps back less than `slack()` bytes of them. So the sender may think of frames as unread that
-were taken, but never of more than the slack. A frame leaves when all that is unread of its lane
-makes at most the slack, or at most `CREDIT_BYTES` together with it.
+the order in which they were sent; lanes are independent. A frame is consumed once its reader or
+handler has it, or it was dropped. The receiver reports consumed frames by receipts, many at once,
+and keeps back receipts for less than `slack()` bytes. So the sender may count consumed frames as
+unread, but never more than the slack. A frame leaves when the unread bytes of its lane are at most
+the slack, or at most `CREDIT_BYTES` together with it.
 
 Nothing waits for ever, whatever the order of reading:
 
-1. A reader that waits opens its lane: all of the lane that lies unread counts as taken, and so does
-   all that comes while it waits. Then all that the sender still counts as unread are receipts kept
+1. A waiting reader opens its lane: all unread frames of the lane count as consumed, and so do those
+   that come while it waits. The sender then counts only frames as unread whose receipts are kept
    back, which the slack covers. So every frame before the awaited one leaves, and then that one.
-2. A handler takes a frame as it comes. A request that has ended, or was never open, drops its
-   frames as they come. A slow or forgotten request holds up its own lanes only.
+2. A handler consumes a frame when it comes. Frames of a request that has ended, or was never open,
+   are dropped when they come. A slow or forgotten request holds up its own lanes only.
 3. A lost peer ends the waiting with PeerLost, and links of a new generation begin with full credit.
 
-So much memory is bounded: of a lane that nobody waits in, `CREDIT_BYTES`, or the slack and one
-frame, whichever is more, lies at the receiver or is on its way to it.
+Memory is bounded: a lane without a waiting reader has at most `CREDIT_BYTES`, or the slack and one
+frame, whichever is more, at the receiver or on its way to it.
 """
 
 import asyncio
@@ -32,25 +32,25 @@ CREDIT_BYTES = 64 << 20
 _SLACK_PART = 16
 
 Lane = tuple[Purpose, str, int]
-"""Purpose, request, epoch; frames for several requests at once share one without a request."""
-Taken = Callable[[], None]
-"""Told, once, that a frame was read or dropped, or will never leave."""
+"""Purpose, request, epoch; frames for several requests at once share a lane without a request."""
+Consumed = Callable[[], None]
+"""Called once, when a frame was read or dropped, or will never leave."""
 
 
 def slack() -> int:
-    """Bytes of taken frames whose receipts a receiver may keep back; both sides know it."""
+    """Bytes of consumed frames whose receipts a receiver may keep back; both sides know it."""
     return CREDIT_BYTES // _SLACK_PART
 
 
 def lane_of(frame: Frame) -> Lane:
-    """The lane that a frame travels in."""
+    """The lane of a frame."""
     if len(frame.requests) == 1:
         return frame.purpose, frame.requests[0], frame.epochs[0]
     return frame.purpose, "", 0
 
 
 class _State:
-    """Of one lane that is in use."""
+    """The state of one lane that is in use."""
 
     __slots__ = ("lane", "order", "unread_bytes", "users", "waiter")
 
@@ -67,12 +67,12 @@ class Credit:
 
     def __init__(self) -> None:
         self.unread_bytes = 0
-        """Sent, or about to be, and without a receipt: of all lanes."""
+        """Bytes of all lanes that were sent, or are about to be, and have no receipt."""
         self._lanes: dict[Lane, _State] = {}
         self._lost: PeerLost | None = None
 
     async def turn(self, lane: Lane, nbytes: int) -> "Turn":
-        """Wait for the lane's turn and credit; does not suspend if it is free and has them.
+        """Wait for the lane's turn and credit; does not suspend if both are available.
 
         Raises:
             PeerLost: the peer was lost meanwhile.
@@ -95,7 +95,7 @@ class Credit:
         return Turn(self, state, nbytes)
 
     def end(self, lost: PeerLost) -> None:
-        """Fail who waits: the peer was lost."""
+        """The peer was lost: fail all who wait."""
         self._lost = lost
         for state in self._lanes.values():
             if state.waiter is not None and not state.waiter.done():
@@ -110,7 +110,7 @@ class Credit:
             await state.waiter
         raise PeerLost(self._lost.peer, self._lost.message)
 
-    def _taken(self, state: _State, nbytes: int) -> None:
+    def _consumed(self, state: _State, nbytes: int) -> None:
         self._add(state, -nbytes)
         if state.waiter is not None and not state.waiter.done():
             state.waiter.set_result(None)
@@ -130,9 +130,9 @@ class Credit:
 
 
 class Turn:
-    """A frame that has its credit; the lane's next one waits for the end of the `with` block.
+    """A frame that has its credit; the lane's next frame waits for the end of the `with` block.
 
-    If the block fails, the credit comes back by itself.
+    If the block fails, the credit is returned.
     """
 
     __slots__ = ("_credit", "_nbytes", "_state")
@@ -142,9 +142,9 @@ class Turn:
         self._state = state
         self._nbytes = nbytes
 
-    def taken(self) -> None:
-        """The frame was read or dropped, or will never leave; see `Taken`."""
-        self._credit._taken(self._state, self._nbytes)
+    def consumed(self) -> None:
+        """Return the credit: the frame was read or dropped, or will never leave."""
+        self._credit._consumed(self._state, self._nbytes)
 
     def __enter__(self) -> Self:
         return self
@@ -156,6 +156,6 @@ class Turn:
         trace: TracebackType | None,
     ) -> None:
         if kind is not None:
-            self.taken()
+            self.consumed()
         self._state.order.release()
         self._credit._leave(self._state)

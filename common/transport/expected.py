@@ -1,4 +1,4 @@
-"""What tensors from peers must be like, checked before any kernel is given them."""
+"""Checks dtypes and shapes of tensors from peers, before any kernel uses them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,26 +10,26 @@ from sps2.common.errors import Internal, Invalid
 
 
 class Like(NamedTuple):
-    """Dtype and shape of a tensor; a size of None may be any."""
+    """Dtype and shape of a tensor; a size of None is any size."""
 
     dtype: torch.dtype
     shape: tuple[int | None, ...]
 
 
 def state_like(rows: int, heads: int, dim: int, dtype: torch.dtype) -> tuple[Like, Like]:
-    """Of an attention state: `out` in the model's dtype, log-sum-exp in float32."""
+    """An attention state: `out` in the model's dtype, log-sum-exp in float32."""
     return Like(dtype, (rows, heads, dim)), Like(torch.float32, (rows, heads))
 
 
 def check(what: str, tensors: Sequence[Tensor], wanted: Sequence[Like]) -> None:
-    """Raise Invalid unless the tensors are like those wanted."""
+    """Raise Invalid unless the tensors have the expected dtypes and shapes."""
     came = [Like(tensor.dtype, tuple(tensor.shape)) for tensor in tensors]
     if len(came) != len(wanted) or not all(map(_is_like, came, wanted)):
         raise Invalid(f"{what} of {_said(came)} came; {_said(wanted)} is wanted")
 
 
 def check_layer(layer: int, layers: int) -> None:
-    """Raise Invalid unless a model of so many layers has this one."""
+    """Raise Invalid unless a model of `layers` layers has this one."""
     if not 0 <= layer < layers:
         raise Invalid(f"layer {layer} came; one of {layers} is wanted")
 
@@ -37,10 +37,10 @@ def check_layer(layer: int, layers: int) -> None:
 def check_from(
     source: str, purpose: str, tensors: Sequence[Tensor], wanted: Sequence[Like]
 ) -> None:
-    """See that a peer of the same work sent what is awaited.
+    """Check the tensors of a frame from a peer that works on the same request.
 
     Raises:
-        Internal: it is something else, as from a peer that has another model.
+        Internal: they are not as expected, for example since the peer has another model.
     """
     try:
         check(f"a {purpose} frame from {source}", tensors, wanted)

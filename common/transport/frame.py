@@ -1,4 +1,4 @@
-"""The header that goes before tensors on the data plane."""
+"""Frames of the data plane: the header that precedes tensors."""
 
 from collections.abc import Sequence
 from math import prod
@@ -22,9 +22,9 @@ Purpose = Literal[
     "answer",
     "step",
 ]
-"""The first four are among the ranks of a prefill, the next two between it and whoever has its
-prefix, a deposit goes to who keeps the KV, the others are of decoding; a shard may do all of it at
-once."""
+"""The first four go between the ranks of a prefill, the next two between ranks and the shards that
+hold the prefix. Deposits go to the shards that keep the KV; the others are of decoding. A shard may
+send and receive all kinds at once."""
 Dtype = Literal["bfloat16", "float16", "float32", "int8", "uint8", "int32", "int64"]
 
 _DTYPES: dict[Dtype, torch.dtype] = {name: getattr(torch, name) for name in get_args(Dtype)}
@@ -50,12 +50,12 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True):
-    """What the tensors that follow are for.
+    """The header of a frame, which says what the tensors after it are for.
 
-    `requests` and `epochs` run in parallel: one request of a prefill, the batch of a decode step.
-    `at` tells apart frames that are otherwise alike: the ring step of exchanged KV, the first
+    `requests` and `epochs` are parallel: one request of a prefill, or the batch of a decode step.
+    `at` distinguishes frames that are otherwise alike: the ring step of exchanged KV, the first
     position of deposited KV and of queries about a prefix, the number of a decode step. `head` is
-    the first KV head of deposited KV and of such queries, among those of the whole model.
+    the first KV head, in the whole model, of deposited KV and of queries about a prefix.
     """
 
     purpose: Purpose
@@ -68,7 +68,7 @@ class Frame(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of payload, header not counted."""
+        """Bytes of payload, without the header."""
         return sum(part.nbytes for part in self.parts)
 
 
@@ -81,10 +81,10 @@ def frame_for(
     tensors: tuple[torch.Tensor, ...],
     head: int = 0,
 ) -> Frame:
-    """The frame that announces `tensors`, in their order.
+    """The header for `tensors`, in their order.
 
     Raises:
-        Invalid: one is of a dtype that no frame carries.
+        Invalid: a tensor has an unsupported dtype.
     """
     try:
         parts = tuple([Part(_NAMES[tensor.dtype], tuple(tensor.shape)) for tensor in tensors])
@@ -98,7 +98,7 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 def encode(frame: Frame) -> bytes:
-    """The header's bytes; at most `MAX_HEADER_BYTES`.
+    """Encode a header; at most `MAX_HEADER_BYTES`.
 
     Raises:
         Invalid: the header is longer (a batch of too many requests), or the tensors are larger than
@@ -116,10 +116,10 @@ def encode(frame: Frame) -> bytes:
 
 
 def decode(data: bytes | memoryview) -> Frame:
-    """Read a header that came from a peer.
+    """Decode a header from a peer.
 
     Raises:
-        Invalid: not a frame, or its tensors would be larger than `MAX_PAYLOAD_BYTES`.
+        Invalid: not a frame, or its tensors are larger than `MAX_PAYLOAD_BYTES`.
     """
     try:
         frame = _decoder.decode(data)
@@ -131,10 +131,10 @@ def decode(data: bytes | memoryview) -> Frame:
 
 
 def allocate(frame: Frame) -> tuple[torch.Tensor, ...]:
-    """Fresh CPU tensors for the frame's payload, in memory that a GPU can read if one is used.
+    """New CPU tensors for the frame's payload, in pinned memory if a GPU is in use.
 
     Raises:
-        Invalid: there can be no such tensors, or memory for them.
+        Invalid: the shapes are impossible, or there is no memory for them.
     """
     pinned = torch.cuda.is_initialized()
     try:
@@ -147,7 +147,7 @@ def allocate(frame: Frame) -> tuple[torch.Tensor, ...]:
 
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:
-    """The tensor's own memory, without a copy.
+    """A view of the tensor's memory, without a copy.
 
     Raises:
         Invalid: the tensor is not a contiguous CPU tensor.
@@ -164,7 +164,7 @@ def as_bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def payload(frame: Frame, tensors: Sequence[torch.Tensor]) -> list[memoryview]:
-    """The memory of the tensors that a frame describes. Raises Invalid if they are others."""
+    """The memory of a frame's tensors. Raises Invalid if the frame describes other tensors."""
     if len(frame.parts) != len(tensors):
         raise Invalid(f"a frame of {len(frame.parts)} parts was given {len(tensors)} tensors")
     for part, tensor in zip(frame.parts, tensors, strict=True):

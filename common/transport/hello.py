@@ -1,7 +1,7 @@
-"""The handshake that opens a link between processes: who dials, and who answers.
+"""The handshake that opens a link between processes, for the dialler and the acceptor.
 
-The acceptor speaks first, with a number for the dialler to prove itself by (`proof`); then come the
-dialler's Hello and the acceptor's Welcome, each with a proof after it, or a Refusal.
+The acceptor speaks first, with a nonce for the dialler's proof (`proof`). The dialler's Hello and
+the acceptor's Welcome follow, each with a proof after it, or a Refusal.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ VERSION = 3
 MAX_HELLO_BYTES = 4096
 DIAL_S = 10.0
 SILENCE_S = 10.0
-"""After which a link is lost whose other end acknowledges nothing."""
+"""A link is lost when its other end has acknowledged nothing for this long."""
 ATTEMPTS = 3
 
 _PREFIX = struct.Struct("<4sHH")  # magic, version, length of what follows
@@ -34,16 +34,16 @@ Token = Annotated[bytes, Meta(min_length=TOKEN_BYTES, max_length=TOKEN_BYTES)]
 
 
 class Challenge(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """What an acceptor says to whoever connects."""
+    """The acceptor's first message, to every dialler."""
 
     nonce: Nonce
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Says who dials; `worker` is its UCX worker address.
+    """Introduces the dialler; `worker` is its UCX worker address.
 
-    `generation` says how often, as far as the dialler knows, the two had links and lost them.
-    `dial` fills in the number for the acceptor to prove itself by, and the dialler's token, masked.
+    `generation` counts, as far as the dialler knows, how often the two lost their links. `dial`
+    fills in the nonce for the acceptor's proof, and masks the dialler's token.
     """
 
     name: Name
@@ -56,7 +56,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The answer; `slot` is the dialler's part of the acceptor's UCX tags."""
+    """Accepts the dialler; `slot` is its part of the acceptor's UCX tags."""
 
     name: Name
     worker: Annotated[bytes, Meta(max_length=2048)] = b""
@@ -64,9 +64,9 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The other answer; without proof, since the two may have nothing in common.
+    """Refuses the dialler; without a proof, since the two may share no secret.
 
-    `generation` is the right one where the dialler's is over.
+    `generation` is the current one if the dialler's is over.
     """
 
     reason: Annotated[str, Meta(max_length=512)]
@@ -77,7 +77,7 @@ Message = TypeVar("Message", bound=msgspec.Struct)
 
 
 class Guest:
-    """A dialler that has proved to be introduced, and waits for an answer on `connection`."""
+    """A dialler that has authenticated itself, and waits for an answer on `connection`."""
 
     def __init__(self, hello: Hello, connection: socket, token: bytes) -> None:
         self.hello = hello
@@ -86,11 +86,11 @@ class Guest:
 
     @property
     def peer(self) -> messages.Peer:
-        """How to reach it."""
+        """The dialler's name, address and token."""
         return messages.Peer(self.hello.name, self.hello.address, self.hello.token)
 
     async def welcome(self, answer: Welcome) -> None:
-        """Let it in."""
+        """Accept the dialler."""
         await _write(self.connection, answer, self._proof)
 
 
@@ -98,8 +98,8 @@ async def dial(peer: messages.Peer, hello: Hello) -> tuple[socket, Welcome]:
     """Connect to `peer.address` ("tcp://host:port") and shake hands.
 
     Raises:
-        PeerLost: nobody is there, or it is another process now, or it refuses.
-        Behind: it refuses for the generation.
+        PeerLost: nobody answers, another process answers, or the peer refuses.
+        Behind: the peer refuses since the generation is over.
     """
     host, port = parse(peer.address)
     name = peer.name
@@ -122,10 +122,10 @@ async def dial(peer: messages.Peer, hello: Hello) -> tuple[socket, Welcome]:
 
 
 async def accept(link: socket, token: bytes) -> Guest:
-    """Hear who dials, on a connection just accepted by the plane of `token`.
+    """Read and check the Hello on a connection that the plane of `token` has just accepted.
 
     Raises:
-        Invalid: garbage, another version, or somebody who was not introduced, who is told so.
+        Invalid: garbage, another version, or a dialler that was not introduced; it gets a Refusal.
         ConnectionError: the other side closed.
     """
     nonce = new_nonce()
@@ -143,7 +143,7 @@ async def accept(link: socket, token: bytes) -> Guest:
 
 
 async def refuse(link: socket, reason: str, generation: int = 0) -> None:
-    """Tell a dialler why it is not let in."""
+    """Send a dialler the reason why it is refused."""
     await _write(link, Refusal(reason[:512], generation))
 
 
@@ -172,7 +172,7 @@ async def _write(link: socket, message: msgspec.Struct, proof: Proof | None = No
 
 
 async def _body(link: socket) -> bytes:
-    """The body of one message, and not a byte more."""
+    """Read the body of one message, and not a byte more."""
     magic, version, length = _PREFIX.unpack(await _exactly(link, _PREFIX.size))
     if magic != MAGIC:
         raise Invalid("not an SPS2 data plane connection")
@@ -201,10 +201,10 @@ async def _exactly(link: socket, nbytes: int) -> bytes:
 
 
 def parse(address: str) -> tuple[str, int]:
-    """Host and port of "scheme://host:port".
+    """Split "scheme://host:port" into host and port.
 
     Raises:
-        Invalid: it is not of that form.
+        Invalid: the address is not of that form.
     """
     host, colon, port = address.partition("://")[2].rpartition(":")
     if not colon or not port.isdecimal():
@@ -213,16 +213,16 @@ def parse(address: str) -> tuple[str, int]:
 
 
 def prepare(link: socket) -> None:
-    """Set a socket up for a link: non-blocking, small frames at once, silence noticed.
+    """Set up a socket for a link: non-blocking, without delay, with detection of silence.
 
     A connection breaks when the other host's kernel has not acknowledged anything for `SILENCE_S`,
-    whether data is under way or the link is idle; a busy process there does not matter. (macOS
-    notices later, as it lacks some of the options.)
+    whether data is under way or the link is idle; a busy process does not matter. macOS notices
+    later, since it lacks some of the options.
     """
     link.setblocking(False)
     link.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
     link.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
-    probes = max(1, int(SILENCE_S / 2))  # one a second, after a silence of half the time
+    probes = max(1, int(SILENCE_S / 2))  # one a second, after half of the time
     for option, value in (
         ("TCP_KEEPIDLE", probes),
         ("TCP_KEEPINTVL", 1),

@@ -1,4 +1,4 @@
-"""Where the frames of one request wait until somebody asks for them."""
+"""The inbox of a request: its frames wait here until they are received."""
 
 import asyncio
 import itertools
@@ -10,7 +10,7 @@ from typing import NamedTuple, Self
 from torch import Tensor
 
 from sps2.common.errors import Cancelled, PeerLost
-from sps2.common.transport.credit import Taken
+from sps2.common.transport.credit import Consumed
 from sps2.common.transport.frame import Frame, Purpose
 
 Key = tuple[Purpose, int, int, str]
@@ -20,19 +20,19 @@ Tensors = tuple[Tensor, ...]
 
 
 class _Came(NamedTuple):
-    """A frame that nobody has read; `taken` is None once its sender has the credit back."""
+    """An unread frame; `consumed` is None once its sender has the credit back."""
 
     tensors: Tensors
-    taken: Taken | None
+    consumed: Consumed | None
 
 
 class Inbox:
-    """Frames of one (request, epoch); made by `Plane.open`, and open until `close`.
+    """The frames of one (request, epoch); made by `Plane.open`, and open until `close`.
 
-    How much can lie in it unread, and why nobody waits for ever, says `credit`.
+    `credit` explains how much can be unread in it, and why nobody waits for ever.
 
     Args:
-        why_gone: says why nothing more is to be awaited of a peer, or "".
+        why_gone: returns why no more frames are to be expected from a peer, or "".
         release: called once, when the inbox closes.
     """
 
@@ -42,11 +42,11 @@ class Inbox:
         self._queued: dict[Key, deque[_Came]] = {}
         self._waiting: dict[Key, deque[asyncio.Future[Tensors]]] = {}
         self.queued_bytes = 0
-        """Of frames that nobody has read."""
+        """Bytes of unread frames."""
         self._closed = False
 
     async def recv(self, purpose: Purpose, layer: int, at: int, source: str) -> Tensors:
-        """The tensors of the next such frame; frames with the same key come in order.
+        """Wait for the next frame with this key and return its tensors; in the order sent.
 
         Raises:
             PeerLost: `source` was lost or closed before it sent the frame.
@@ -66,7 +66,7 @@ class Inbox:
             return await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self._offer(key, _Came(waiter.result(), None), first=True)  # it will not be used
+                self._offer(key, _Came(waiter.result(), None), first=True)  # back into the queue
             raise
         finally:
             if (waiters := self._waiting.get(key)) and waiter in waiters:
@@ -74,20 +74,20 @@ class Inbox:
                 if not waiters:
                     del self._waiting[key]
 
-    def put(self, source: str, frame: Frame, tensors: Tensors, taken: Taken) -> bool:
-        """Take a frame in; False if it was dropped. Only the plane calls this.
+    def put(self, source: str, frame: Frame, tensors: Tensors, consumed: Consumed) -> bool:
+        """Accept a frame; returns False if it was dropped. Only the plane calls this.
 
         Args:
-            taken: called when it is read or dropped, or somebody waits for one behind it.
+            consumed: called when the frame is read or dropped, or a reader waits for one behind it.
         """
         if self._closed:
-            taken()
+            consumed()
             return False
-        self._offer((frame.purpose, frame.layer, frame.at, source), _Came(tensors, taken))
+        self._offer((frame.purpose, frame.layer, frame.at, source), _Came(tensors, consumed))
         return True
 
     def lose(self, source: str, why: str) -> None:
-        """Fail those who wait for `source`; what it sent stays readable. Only the plane calls."""
+        """Fail readers that wait for `source`; frames it sent stay readable. For the plane only."""
         for (_, _, _, sender), waiters in self._waiting.items():
             if sender == source:
                 for waiter in waiters:
@@ -95,14 +95,14 @@ class Inbox:
                         waiter.set_exception(PeerLost(source, why))
 
     def close(self) -> None:
-        """Drop what is queued, fail who waits; later frames are dropped by the plane."""
+        """Drop queued frames and fail waiting readers; the plane drops later frames."""
         if self._closed:
             return
         self._closed = True
         queued, self._queued, self.queued_bytes = self._queued, {}, 0
         for came in itertools.chain(*queued.values()):
-            if came.taken is not None:
-                came.taken()
+            if came.consumed is not None:
+                came.consumed()
         for waiter in itertools.chain(*self._waiting.values()):
             if not waiter.done():
                 waiter.set_exception(_closed())
@@ -125,8 +125,8 @@ class Inbox:
         for waiter in self._waiting.get(key, ()):
             if not waiter.done():
                 waiter.set_result(came.tensors)
-                if came.taken is not None:
-                    came.taken()
+                if came.consumed is not None:
+                    came.consumed()
                 return
         queue = self._queued.setdefault(key, deque())
         queue.insert(0 if first else len(queue), came)
@@ -136,12 +136,12 @@ class Inbox:
             self._open_lane(purpose, source)
 
     def _take(self, key: Key, queue: deque[_Came]) -> Tensors:
-        tensors, taken = queue.popleft()
+        tensors, consumed = queue.popleft()
         if not queue:
             del self._queued[key]
         self.queued_bytes -= _nbytes(tensors)
-        if taken is not None:
-            taken()
+        if consumed is not None:
+            consumed()
         return tensors
 
     def _is_waited_for(self, purpose: Purpose, source: str) -> bool:
@@ -151,13 +151,13 @@ class Inbox:
         )
 
     def _open_lane(self, purpose: Purpose, source: str) -> None:
-        """Give the credit back for all of a lane: what is awaited may be behind it."""
+        """Return the credit of all unread frames of a lane: the awaited one may be behind them."""
         for key, queue in self._queued.items():
             if (key[0], key[3]) == (purpose, source):
-                for index, (tensors, taken) in enumerate(queue):
-                    if taken is not None:
+                for index, (tensors, consumed) in enumerate(queue):
+                    if consumed is not None:
                         queue[index] = _Came(tensors, None)
-                        taken()
+                        consumed()
 
 
 def _closed() -> Cancelled:

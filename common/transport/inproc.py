@@ -1,4 +1,4 @@
-"""Tensors between planes of one process, on the same loop or on those of several threads."""
+"""The in-process backend: sends tensors between planes on the same loop or on several threads'."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -10,16 +10,16 @@ from weakref import WeakValueDictionary
 from sps2.common import messages
 from sps2.common.errors import Invalid, PeerLost
 from sps2.common.transport import frame as frames
-from sps2.common.transport.credit import Taken
+from sps2.common.transport.credit import Consumed
 from sps2.common.transport.links import Behind, Link, Sink, Stale
 
 _numbers = count(1)
 _listening: "WeakValueDictionary[str, InprocBackend]" = WeakValueDictionary()
-"""This process's planes by address, as a kernel keeps listening sockets."""
+"""The listening planes of this process by address."""
 
 
 class InprocBackend:
-    """Copies tensors, so that sender and receiver own theirs as with the other backends."""
+    """Copies tensors, so that sender and receiver own theirs, as with the other backends."""
 
     def __init__(self, sink: Sink) -> None:
         self.sink = sink
@@ -47,30 +47,30 @@ class InprocBackend:
         self.peers[name] = other
         return InprocLink(name, self, other)
 
-    def admit(self, asked_for: str, dialler: "InprocBackend", generation: int) -> None:
+    def admit(self, name: str, dialler: "InprocBackend", generation: int) -> None:
         """Accept a link of `dialler`, on this backend's loop."""
-        if asked_for != self.sink.name:
-            raise Invalid(f"{self.sink.name} listens here, not {asked_for}")
+        if name != self.sink.name:
+            raise Invalid(f"{self.sink.name} listens here, not {name}")
         sink = dialler.sink
         self.sink.admit(messages.Peer(sink.name, dialler._address, sink.token), generation)
         self.peers[dialler.sink.name] = dialler
 
     def drop(self, peer: str) -> None:
         if other := self.peers.pop(peer, None):
-            self._tell(other, "the link broke", goodbye=False)
+            self._notify(other, "the link broke", goodbye=False)
 
     async def close(self) -> None:
         _listening.pop(self._address, None)
         for peer in list(self.peers):
-            self._tell(self.peers.pop(peer), "it closed", goodbye=True)
+            self._notify(self.peers.pop(peer), "it closed", goodbye=True)
             self.sink.gone(peer, "this side closed", goodbye=True)
 
     async def ask(self, other: "InprocBackend", work: Callable[[], None]) -> None:
-        """Run `work` on the other's loop and wait for it there.
+        """Run `work` on the other backend's loop, and wait for it.
 
         Raises:
-            PeerLost: the other's loop is closed.
-            Invalid: by `work`.
+            PeerLost: the other backend's loop is closed.
+            Invalid: raised by `work`.
         """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
@@ -93,13 +93,13 @@ class InprocBackend:
             raise PeerLost(other.sink.name, f"the loop of {other.sink.name} is closed") from error
         await done
 
-    def tell(self, work: Callable[[], None]) -> None:
-        """Run `work` on this backend's loop, if that is not closed."""
+    def post(self, work: Callable[[], None]) -> None:
+        """Run `work` on this backend's loop without waiting; not if the loop is closed."""
         with suppress(RuntimeError):
             self._call(work)
 
-    def _tell(self, other: "InprocBackend", reason: str, *, goodbye: bool) -> None:
-        other.tell(lambda: other._hear(self.sink.name, reason, goodbye=goodbye))
+    def _notify(self, other: "InprocBackend", reason: str, *, goodbye: bool) -> None:
+        other.post(lambda: other._hear(self.sink.name, reason, goodbye=goodbye))
 
     def _hear(self, peer: str, reason: str, *, goodbye: bool) -> None:
         self.peers.pop(peer, None)
@@ -111,14 +111,14 @@ class InprocBackend:
 
 
 class InprocLink:
-    """Hands copies to the other plane's loop."""
+    """Passes copies to the other plane's loop."""
 
     def __init__(self, peer: str, near: InprocBackend, far: InprocBackend) -> None:
         self._peer = peer
         self._near = near
         self._far = far
 
-    async def send(self, header: bytes, payload: Sequence[memoryview], taken: Taken) -> int:
+    async def send(self, header: bytes, payload: Sequence[memoryview], consumed: Consumed) -> int:
         """See `links.Link`."""
         if self._peer not in self._near.peers:
             raise PeerLost(self._peer)
@@ -133,7 +133,7 @@ class InprocLink:
             if source in self._far.peers:
                 sink = self._far.sink
                 wanted = tensors if sink.wants(frame) else None
-                sink.deliver(source, frame, wanted, nbytes, partial(self._near.tell, taken))
+                sink.deliver(source, frame, wanted, nbytes, partial(self._near.post, consumed))
 
         try:
             await self._near.ask(self._far, arrive)

@@ -1,4 +1,4 @@
-"""The connection that a handshake leaves open: receipts come by it, and its end is a loss."""
+"""The connection that a handshake leaves open: it carries receipts, and its end is a loss."""
 
 import asyncio
 import struct
@@ -6,24 +6,24 @@ from collections.abc import Callable
 from socket import socket
 
 _RECORD = struct.Struct("<BQ")  # kind, number of a frame
-_GOODBYE, _TAKEN = 1, 2
+_GOODBYE, _CONSUMED = 1, 2
 READ_BYTES = _RECORD.size * 4096
 
 GOODBYE = _RECORD.pack(_GOODBYE, 0)
-"""The accepting side will close. Beside it, that side sends only receipts after the handshake."""
+"""Announces that the accepting side closes. Otherwise that side sends only receipts."""
 
 
-def taken(number: int) -> bytes:
-    """A receipt: frame `number` of the link was taken."""
-    return _RECORD.pack(_TAKEN, number)
+def receipt(number: int) -> bytes:
+    """The receipt for frame `number` of the link, which was consumed."""
+    return _RECORD.pack(_CONSUMED, number)
 
 
 Received = Callable[[int], bool]
-"""Told the number of each receipt that comes; False if it cannot be one."""
+"""Called with the number of each receipt; returns False if there is no such frame."""
 
 
 def no_receipts(number: int) -> bool:
-    """Of who sends no frames by this connection."""
+    """For a connection over which no frames are sent."""
     return False
 
 
@@ -31,9 +31,9 @@ class Lifeline:
     """Watches a connected non-blocking socket.
 
     Args:
-        ended: called once when the other side closes or breaks it, with why, and whether it had
-            said goodbye; not after `close`.
-        received: told of each receipt.
+        ended: called once when the other side closes or breaks the connection, with the reason and
+            whether it had said goodbye; not after `close`.
+        received: called for each receipt.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Lifeline:
         self._loop.add_reader(connection.fileno(), self._readable)
 
     def write(self, data: bytes) -> None:
-        """Send records to the other side. What cannot leave now leaves later."""
+        """Send records to the other side; those that cannot leave now leave later."""
         if self._closed:
             return
         idle = not self._leaving
@@ -63,11 +63,11 @@ class Lifeline:
                 self._loop.add_writer(self._socket.fileno(), self._writable)
 
     def goodbye(self) -> None:
-        """Tell the other side that this side will close."""
+        """Announce to the other side that this side will close."""
         self.write(GOODBYE)
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; `ended` is not called any more."""
         if not self._closed:
             self._closed = True
             self._loop.remove_reader(self._socket.fileno())
@@ -80,7 +80,7 @@ class Lifeline:
         except BlockingIOError:
             return
         except OSError:
-            self._leaving.clear()  # it is gone: reading will tell
+            self._leaving.clear()  # the peer is gone: reading will report it
 
     def _writable(self) -> None:
         self._write()
@@ -107,6 +107,6 @@ class Lifeline:
             if kind == _GOODBYE:
                 self._ended("it closed", True)
                 return
-            if kind != _TAKEN or not self._received(number):
+            if kind != _CONSUMED or not self._received(number):
                 self._ended("it sent a receipt for nothing that was sent", False)
                 return

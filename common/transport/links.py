@@ -1,4 +1,4 @@
-"""The contract between the plane and its backends: one verb per operation, one file per backend."""
+"""The interfaces between the plane and its backends."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ from torch import Tensor
 
 from sps2.common import messages
 from sps2.common.errors import Invalid, PeerLost
-from sps2.common.transport.credit import Taken
+from sps2.common.transport.credit import Consumed
 from sps2.common.transport.frame import Frame
 
 
 class Stale(Invalid):
-    """A peer wants to open a link of a generation that is over; `generation` is the present one."""
+    """A peer wants to open a link of a generation that is over; `generation` is the current one."""
 
     def __init__(self, message: str, generation: int) -> None:
         super().__init__(message)
@@ -21,7 +21,7 @@ class Stale(Invalid):
 
 
 class Behind(PeerLost):
-    """The peer refuses a link of a generation that is over; it says which is the present one."""
+    """The peer refuses a link of a generation that is over; `generation` is the current one."""
 
     def __init__(self, peer: str, message: str, generation: int) -> None:
         super().__init__(peer, message)
@@ -29,18 +29,18 @@ class Behind(PeerLost):
 
 
 class Link(Protocol):
-    """An established way to one peer, in one direction: whoever dialled sends."""
+    """An established link to a peer, in one direction: from the dialler to the acceptor."""
 
-    async def send(self, header: bytes, payload: Sequence[memoryview], taken: Taken) -> int:
-        """Send one frame after those already queued; the bytes that it took on the wire.
+    async def send(self, header: bytes, payload: Sequence[memoryview], consumed: Consumed) -> int:
+        """Send one frame after those already queued, and return its bytes on the wire.
 
         The frame is queued before the call first waits. Returns when the payload's memory may be
         reused. A cancelled call either leaves the whole frame unsent, or the rest of it follows in
         the background, marked so that it is dropped.
 
         Args:
-            taken: called once the receiver has taken or dropped the frame, or if it stays unsent;
-                not after the loss of the link.
+            consumed: called once the frame was read or dropped at the receiver, or if it stays
+                unsent; not after the loss of the link.
 
         Raises:
             PeerLost: the link broke, or was closed.
@@ -49,25 +49,25 @@ class Link(Protocol):
 
 
 class Sink(Protocol):
-    """What a backend tells the plane, always on the plane's own loop."""
+    """The plane's callbacks for a backend, always called on the plane's loop."""
 
     name: str
     token: bytes
     counters: Counter[str]
 
     def admit(self, peer: messages.Peer, generation: int) -> None:
-        """A peer that was introduced wants to open its link to us.
+        """A peer that was introduced wants to open its link to this plane.
 
-        If its generation is new, all others with it have ended.
+        If its generation is new, all other links with it have ended.
 
         Raises:
-            Invalid: it may not: it has such a link already.
+            Invalid: the peer already has a link of this generation, or the plane closes.
             Stale: the link would be of an old generation.
         """
         ...
 
     def wants(self, frame: Frame) -> bool:
-        """Whether the payload that follows `frame` has a taker."""
+        """Whether an inbox or handler accepts the payload that follows `frame`."""
         ...
 
     def deliver(
@@ -76,17 +76,17 @@ class Sink(Protocol):
         frame: Frame,
         tensors: tuple[Tensor, ...] | None,
         nbytes: int,
-        taken: Taken,
+        consumed: Consumed,
     ) -> None:
-        """A whole frame came, `nbytes` on the wire; `tensors` is None if nothing wants them.
+        """A whole frame came, `nbytes` on the wire; `tensors` is None if it is to be dropped.
 
         Args:
-            taken: to be called, once, when its reader has it, or when it was dropped.
+            consumed: to be called once, when its reader has the frame, or when it was dropped.
         """
         ...
 
     def gone(self, peer: str, reason: str, *, goodbye: bool = False) -> None:
-        """A link with `peer` ended; all others with it end too. Later calls change nothing."""
+        """A link with `peer` ended; all others with it end too. Repeated calls have no effect."""
         ...
 
 
@@ -94,15 +94,15 @@ class Backend(Protocol):
     """One way of moving tensors between processes."""
 
     async def start(self, host: str, port: int) -> str:
-        """Begin to listen; the address for others to dial."""
+        """Begin to listen, and return the address for others to dial."""
         ...
 
     async def dial(self, peer: messages.Peer, generation: int) -> Link:
         """Open the link to `peer`.
 
         Raises:
-            PeerLost: nobody is there, or it is somebody else, or it refuses.
-            Behind: it refuses for the generation.
+            PeerLost: nobody answers, another process answers, or the peer refuses.
+            Behind: the peer refuses since the generation is over.
         """
         ...
 

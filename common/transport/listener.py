@@ -1,4 +1,4 @@
-"""The door of a process: accepts connections, and lets only proper handshakes through."""
+"""The listening socket of a data plane: accepts connections and completes their handshakes."""
 
 import asyncio
 import logging
@@ -12,21 +12,21 @@ from sps2.common.transport.links import Stale
 
 HANDSHAKE_S = 5.0
 HALF_OPEN = 64
-"""Unfinished handshakes at one time; one more evicts the oldest."""
+"""Unfinished handshakes at a time; one more evicts the oldest."""
 
 Admit = Callable[[hello.Guest], Awaitable[None]]
-"""Takes a guest and its connection over, and answers; raises Invalid to refuse it."""
+"""Takes over a guest with its connection, and answers it; raises Invalid to refuse it."""
 
 _logger = logging.getLogger(__name__)
 
 
 class Listener:
-    """Shakes hands with whoever connects.
+    """Performs the handshake with every process that connects.
 
     Args:
-        token: of this plane; who does not know it is turned away.
+        token: of this plane; diallers that do not know it are refused.
         admit: called with every guest; it owns the connection once it returns.
-        counters: "bad_hellos" counts what was not a handshake, or was refused.
+        counters: "bad_hellos" counts connections without a valid handshake, or refused ones.
     """
 
     def __init__(self, token: bytes, admit: Admit, counters: Counter[str]) -> None:
@@ -38,7 +38,7 @@ class Listener:
         self._accepting: asyncio.Task[None] | None = None
 
     async def start(self, host: str, port: int = 0) -> str:
-        """Listen on `host`; port 0 takes one that is free. Returns "host:port"."""
+        """Listen on `host`; port 0 is any free port. Returns "host:port"."""
         self._server = socket(AF_INET, SOCK_STREAM)
         self._server.setblocking(False)
         self._server.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
@@ -63,7 +63,7 @@ class Listener:
         while True:
             try:
                 link, _ = await loop.sock_accept(server)
-            except OSError as error:  # out of file descriptors, or the dialler left already
+            except OSError as error:  # out of file descriptors, or the dialler has left already
                 self._counters["accept_errors"] += 1
                 _logger.warning("cannot accept a link: %s", error)
                 await asyncio.sleep(0.1)

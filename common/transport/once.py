@@ -1,4 +1,4 @@
-"""Work that several need, done when the first of them asks."""
+"""Work whose result several need, done once when the first requests it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -8,14 +8,14 @@ Result = TypeVar("Result")
 
 
 class Once(Generic[Result]):
-    """Does `work` once; whoever asks gets its result, also if the first who asked was cancelled."""
+    """Runs `work` once; all callers of `get` share its result, even if the first is cancelled."""
 
     def __init__(self, work: Callable[[], Awaitable[Result]]) -> None:
         self._work = work
         self._doing: asyncio.Future[Result] | None = None
 
     async def get(self) -> Result:
-        """The result of the work."""
+        """The result of the work, which the first call starts."""
         if self._doing is None:
             self._doing = asyncio.ensure_future(self._do())
         return await asyncio.shield(self._doing)

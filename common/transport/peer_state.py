@@ -1,4 +1,4 @@
-"""What a plane knows of one life of another process: whether it is there, and which links count."""
+"""A plane's state of a peer process: whether it is there, and which links are valid."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -11,33 +11,33 @@ from sps2.common.transport.links import Link
 
 @dataclass(slots=True)
 class PeerState:
-    """A peer.
+    """The state of a peer.
 
-    A loss is the end of all links with it, both ways, and of what was under way. Each begins a new
-    `generation` of links. Handshakes make both sides agree on it, so that neither goes on with a
-    link that the other has lost.
+    A loss ends all links with it, both ways, and all that was under way, and begins a new
+    `generation` of links. Handshakes make both sides agree on the generation, so that neither goes
+    on with a link that the other has lost.
     """
 
     peer: messages.Peer | None = None
-    """How it is reached, once that is known."""
+    """How to reach it, once that is known."""
     dialling: asyncio.Task[Link] | None = None
     link: Link | None = None
     inbound: bool = False
     credit: Credit = field(default_factory=Credit)
     gone: str = ""
-    """Why nothing goes to or comes from it; empty again when a link of the new generation opens."""
+    """Why it is lost; empty again when a link of the new generation opens."""
     is_wanted: bool = True
-    """Whether it may be dialled: after a loss, when it is introduced anew."""
+    """Whether it may be dialled; after a loss only once it is introduced again."""
     generation: int = 0
     returned: int = 0
-    """When it was back after its last loss, as a count of returns of all peers."""
+    """When it came back after its last loss, as a count of returns of all peers."""
 
     @property
     def is_linked(self) -> bool:
         return self.inbound or self.link is not None
 
     def lose(self, lost: PeerLost) -> None:
-        """Forget its links, and fail who waits for credit."""
+        """Drop its links, and fail senders that wait for credit."""
         self.gone, self.is_wanted = lost.message, False
         self.credit.end(lost)
         self.credit = Credit()

@@ -1,4 +1,4 @@
-"""The data plane of one process: tensors to peers, and from peers to whoever asked for them."""
+"""The data plane of a process: sends tensors to peers, and delivers those of peers."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ from sps2.common.device import HOST, Device
 from sps2.common.errors import Invalid, PeerLost
 from sps2.common.transport import frame as frames
 from sps2.common.transport.backends import BackendName, make_backend
-from sps2.common.transport.credit import Taken, lane_of
+from sps2.common.transport.credit import Consumed, lane_of
 from sps2.common.transport.frame import Frame, Purpose
 from sps2.common.transport.frame_handlers import Deliver, FrameHandlers, Request
 from sps2.common.transport.inbox import Inbox, Tensors
@@ -25,12 +25,12 @@ from sps2.common.transport.peer_state import PeerState
 from sps2.common.transport.proof import new_token
 
 MAX_PEERS = 4096
-"""PeerState at one time; beyond that the longest known of those that are gone are forgotten."""
+"""Maximum of peers that are remembered; beyond that the oldest lost ones are forgotten."""
 DIALS = 8
-"""Attempts to open one link while the other side, which dials too, begins new generations."""
+"""Attempts to open a link while the other side, which dials too, begins new generations."""
 
 Leaving = Callable[[], AbstractContextManager[None]]
-"""Entered when a frame has its credit, left when it has left."""
+"""A context that is entered when a frame has its credit, and left when the frame was sent."""
 
 FAULTS = (
     "frames_dropped",
@@ -40,18 +40,18 @@ FAULTS = (
     "handler_errors",
     "peers_lost",
 )
-"""Counters that are 0 from the start: whoever watches them sees the first one."""
+"""Counters that exist, as 0, from the start, so that monitoring sees the first count."""
 
 _logger = logging.getLogger(__name__)
 
 
 class Plane:
-    """Sends and receives frames; lives on one asyncio loop, like everything it calls.
+    """Sends and receives frames; used on one asyncio loop, like everything it calls.
 
     Args:
-        name: unique to this life of this process, e.g. "prefill-0/3f2a91".
+        name: unique to this run of this process, e.g. "prefill-0/3f2a91".
         backend: how bytes move; see `backends.choose`.
-        device: where this process computes. Frames are sent from there; they arrive on the host.
+        device: of this process. Frames may be sent from it; they arrive on the host.
     """
 
     def __init__(self, name: str, backend: BackendName, device: Device = HOST) -> None:
@@ -60,13 +60,13 @@ class Plane:
         self.device = device
         self.token = new_token()
         self.address = ""
-        """Where others reach this plane; known after `start`."""
+        """The address for others to dial; known after `start`."""
         self.counters: Counter[str] = Counter(dict.fromkeys(FAULTS, 0))
-        """Bytes on the wire as "kv_sent", "kv_received", ... by purpose; "frames_dropped" had
-        no taker, or were cancelled by their sender on the way; "bad_frames", "bad_hellos",
+        """Bytes on the wire by purpose as "kv_sent", "kv_received", ...; "frames_dropped", which
+        nobody accepted, or whose sender cancelled them on the way; "bad_frames", "bad_hellos",
         "accept_errors", "handler_errors", "peers_lost", "ucx_rescues"."""
         self.links: dict[str, Counter[str]] = {}
-        """The same by peer: "sent" and "received" bytes, "frames_sent", "frames_received"."""
+        """Counters by peer: "sent" and "received" bytes, "frames_sent", "frames_received"."""
         self._backend = make_backend(backend, self)
         self._peers: dict[str, PeerState] = {}
         self._handlers = FrameHandlers()
@@ -77,11 +77,11 @@ class Plane:
 
     @property
     def peer(self) -> messages.Peer:
-        """What others are told of this plane, over the control bus; after `start`."""
+        """What other planes need to know of this one, for the control bus; after `start`."""
         return messages.Peer(self.name, self.address, self.token)
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
-        """Listen on `host`; port 0 takes any. Raises OSError if it cannot."""
+        """Listen on `host`; port 0 is any free port. Raises OSError."""
         self.address = await self._backend.start(host, port)
 
     async def close(self) -> None:
@@ -96,18 +96,18 @@ class Plane:
             inbox.close()
 
     def introduce(self, peer: messages.Peer) -> None:
-        """Learn how a peer is reached; cheap, may be repeated. A lost one can be reached again."""
+        """Set how to reach a peer, which may be repeated. A lost peer can be reached again."""
         known = self._peers.setdefault(peer.name, PeerState())
         known.peer, known.is_wanted = peer, True
 
     async def reach(self, peers: Sequence[messages.Peer]) -> None:
         """Introduce peers, and open links with those that were lost.
 
-        Done before `open`, nothing that they send for the inbox can be lost without a word: what
-        they sent before over links that this side had lost already, they were told is void.
+        Called before `open`, it ensures that no frame for the inbox is lost silently: peers learn
+        that what they sent over links that this side had lost is void.
 
         Raises:
-            PeerLost: one cannot be reached.
+            PeerLost: a peer cannot be reached.
         """
         for peer in peers:
             self.introduce(peer)
@@ -115,25 +115,25 @@ class Plane:
         await asyncio.gather(*map(self._reach, lost))
 
     def forget(self, peer: str) -> None:
-        """End all links with a peer, until one is opened anew."""
+        """End all links with a peer, until one is opened again."""
         self._peers.setdefault(peer, PeerState())
         self.gone(peer, "this side forgot it", goodbye=True)
         self.links.pop(peer, None)
 
     def on_lost(self, callback: Callable[[str], None]) -> None:
-        """Call back once for each loss of a peer: an established link broke without a goodbye."""
+        """Call `callback` at each loss of a peer: an established link broke without a goodbye."""
         self._on_lost.append(callback)
 
     def on_gone(self, callback: Callable[[str], None]) -> None:
-        """Call back once for each end of a peer's links, goodbye or not."""
+        """Call `callback` at each end of a peer's links, with or without a goodbye."""
         self._on_gone.append(callback)
 
     def open(self, request: str, epoch: int) -> Inbox:
-        """From now on keep the frames of this request and epoch.
+        """Open an inbox that keeps the frames of this request and epoch from now on.
 
         Frames of requests and epochs that are not open are read and dropped. A frame for several
-        requests goes to the first of them that is open. Of a peer that is lost while the inbox is
-        open nothing more is awaited, even if it comes back: a frame may be missing.
+        requests goes to the first of them that is open. If a peer is lost while the inbox is open,
+        receiving from it fails even after it is back: a frame may be missing.
         """
         key = (request, epoch)
         assert key not in self._handlers.inboxes, f"{key} is open already"
@@ -145,11 +145,11 @@ class Plane:
     def serve(
         self, purpose: Purpose, handler: Deliver, requests: Container[Request] | None = None
     ) -> None:
-        """Give every frame of this purpose to `handler`, on the loop, and none to inboxes.
+        """Pass every frame of this purpose to `handler`, on the loop, instead of to inboxes.
 
         Args:
-            requests: with their epochs, those whose frames are wanted when they come; others are
-                read and dropped.
+            requests: (request, epoch) pairs whose frames are accepted, looked up when a frame
+                comes; other frames are read and dropped. None accepts all.
         """
         self._handlers.handlers[purpose] = handler, requests
 
@@ -160,19 +160,19 @@ class Plane:
         tensors: Sequence[Tensor],
         leaving: Leaving = nullcontext,
     ) -> None:
-        """Send a frame; returns when `tensors` may be written again. The first send dials.
+        """Send a frame; returns when `tensors` may be overwritten. The first send dials.
 
-        They may lie on the host or on the device, and need not be contiguous. A frame waits while
-        too much lies unread at the peer, as `credit` says; then it leaves, within `leaving`.
+        The tensors may be on the host or the device, and need not be contiguous. A frame waits
+        while too much is unread at the peer (see `credit`); then it leaves, within `leaving`.
 
-        Frames to one peer of one purpose and request arrive in the order of the calls; of others
-        the later may arrive first. After a cancelled call the tensors may be written at once too:
-        the frame arrives whole, or not at all.
+        Frames of one purpose and request to one peer arrive in the order of the calls; others may
+        overtake each other. After a cancelled call the tensors may be overwritten at once too: the
+        frame arrives whole, or not at all.
 
         Raises:
             PeerLost: the peer cannot be reached, was lost, or closed. It stays lost until it is
-                introduced anew, or opens a link itself.
-            Invalid: a tensor is not what the frame says, or they are too large for a frame.
+                introduced again, or opens a link itself.
+            Invalid: a tensor is not as in the frame, or they are too large for a frame.
         """
         await self._send(peer, frame, partial(self.device.down, tensors), leaving)
 
@@ -183,9 +183,9 @@ class Plane:
         tensors: Sequence[Tensor],
         leaving: Leaving = nullcontext,
     ) -> None:
-        """Send a frame to several peers; the tensors are brought to the host once for all of them.
+        """Send a frame to several peers; the tensors are copied to the host once for all of them.
 
-        As `send`, with `leaving` for each. The first failure ends the others.
+        As `send`, with `leaving` for each peer. The first failure cancels the other sends.
         """
         once = Once(partial(self.device.down, tensors))
         try:
@@ -209,22 +209,22 @@ class Plane:
             with turn:
                 payload = frames.payload(frame, await bring())
                 link = await self._reach(peer)
-            nbytes = await link.send(header, payload, turn.taken)  # queued before the next's turn
+            nbytes = await link.send(header, payload, turn.consumed)  # queued before the next turn
         self.counters[f"{frame.purpose}_sent"] += nbytes
         self._count(peer, "sent", nbytes)
 
     @property
     def unread_bytes(self) -> int:
-        """Of frames that this side has sent, and that have no receipt yet."""
+        """Bytes of frames that this side has sent and that have no receipt yet."""
         return sum(peer.credit.unread_bytes for peer in self._peers.values())
 
     @property
     def queued_bytes(self) -> int:
-        """Of tensors that came and that nobody has read."""
+        """Bytes of received tensors that are unread."""
         return sum(inbox.queued_bytes for inbox in self._handlers.inboxes.values())
 
     def _known(self, name: str) -> PeerState:
-        """A peer that is there, as far as is known. Raises PeerLost."""
+        """A peer that is not known to be lost. Raises PeerLost."""
         peer = self._peers.get(name)
         if peer is None or self._closing:
             raise PeerLost(name, "this side closed" if self._closing else f"{name} is not known")
@@ -264,13 +264,13 @@ class Plane:
             self._welcome(peer)
             return peer.link
         except PeerLost:
-            peer.generation += 1  # the peer may think that it accepted
+            peer.generation += 1  # the peer may believe that the link is open
             raise
         finally:
             if peer.dialling is asyncio.current_task():
                 peer.dialling = None
 
-    # --- what the backend tells (links.Sink) ---
+    # --- called by the backend (links.Sink) ---
 
     def admit(self, peer: messages.Peer, generation: int) -> None:
         if self._closing:
@@ -294,20 +294,20 @@ class Plane:
         return self._handlers.find(frame) is not None
 
     def deliver(
-        self, source: str, frame: Frame, tensors: Tensors | None, nbytes: int, taken: Taken
+        self, source: str, frame: Frame, tensors: Tensors | None, nbytes: int, consumed: Consumed
     ) -> None:
         self.counters[f"{frame.purpose}_received"] += nbytes
         self._count(source, "received", nbytes)
         if tensors is None or not (take := self._handlers.find(frame)):
             self.counters["frames_dropped"] += 1
-            taken()
+            consumed()
             return
         try:
-            if not take(source, frame, tensors, taken):
+            if not take(source, frame, tensors, consumed):
                 self.counters["frames_dropped"] += 1
         except Exception:
             self.counters["handler_errors"] += 1
-            _logger.exception("a %s frame from %s could not be taken", frame.purpose, source)
+            _logger.exception("a %s frame from %s could not be handled", frame.purpose, source)
 
     def gone(self, peer: str, reason: str, *, goodbye: bool = False) -> None:
         known = self._peers.get(peer)
@@ -330,7 +330,7 @@ class Plane:
                 _logger.exception("the loss of %s could not be handled", peer)
 
     def _welcome(self, peer: PeerState) -> None:
-        """A link of the present generation is open: what was lost is back."""
+        """A link of the current generation is open: a lost peer is back."""
         if peer.gone:
             self._returns += 1
             peer.gone, peer.is_wanted, peer.returned = "", True, self._returns

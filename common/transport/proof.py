@@ -1,8 +1,8 @@
-"""How two processes prove, when a link opens, that the control plane introduced one to the other.
+"""Mutual authentication of two processes that open a link, by the control plane's introduction.
 
-Every plane has a random token, which travels over the control bus as part of `messages.Peer`. It is
-the key of a MAC over what either says, beginning with a random number that the other chose, so that
-what was recorded of one handshake is of no use in another.
+Every plane has a random token, which is sent over the control bus as part of `messages.Peer`. It is
+the key of a MAC over each side's messages, beginning with a nonce that the other side chose, so
+that a recorded handshake cannot be replayed.
 """
 
 import hmac
@@ -16,21 +16,21 @@ MAC_BYTES = 32
 
 
 def new_token() -> bytes:
-    """The token of one life of one plane."""
+    """A token for a new plane."""
     return secrets.token_bytes(TOKEN_BYTES)
 
 
 def new_nonce() -> bytes:
-    """A number for the other side to begin with."""
+    """A nonce for the other side's MAC."""
     return secrets.token_bytes(NONCE_BYTES)
 
 
 class Proof:
-    """What one side says in one handshake.
+    """The MAC of one side's messages in one handshake.
 
     Args:
         token: of the plane that is dialled.
-        nonce: chosen by whoever hears it.
+        nonce: chosen by the receiving side.
     """
 
     def __init__(self, token: bytes, nonce: bytes) -> None:
@@ -38,16 +38,16 @@ class Proof:
         self._nonce = nonce
 
     def mac(self, body: bytes) -> bytes:
-        """Goes after `body` on the wire."""
+        """The MAC that follows `body` on the wire."""
         return self._digest(b"said", body)
 
     def check(self, body: bytes, mac: bytes) -> None:
-        """Raises Invalid unless `mac` belongs to `body`; takes the same time whatever is wrong."""
+        """Raise Invalid unless `mac` belongs to `body`, in constant time."""
         if not hmac.compare_digest(self.mac(body), mac):
             raise Invalid("it was not introduced by the control plane of this cluster")
 
     def mask(self, token: bytes) -> bytes:
-        """Hide the dialler's own token from the network, or show it to the other side again."""
+        """Encrypt the dialler's own token for the network, or decrypt it again."""
         pad = self._digest(b"token")
         return bytes(a ^ b for a, b in zip(token, pad, strict=False))
 

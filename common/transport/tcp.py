@@ -1,4 +1,4 @@
-"""Tensors over plain TCP: read straight into their memory, written straight from it."""
+"""The TCP backend: tensors are sent from their memory and received into it, without copies."""
 
 import asyncio
 
@@ -16,8 +16,8 @@ GOODBYE_S = 1.0
 class TcpBackend:
     """One listener, and one connection per peer and direction.
 
-    On the wire a frame is a prefix (`tcp_link.PREFIX`), its header, its payload, and one byte that
-    says whether the payload holds (0) or was cancelled on the way (1).
+    On the wire a frame is a prefix (`tcp_link.PREFIX`), its header, its payload, and one byte: 0 if
+    the payload is valid, 1 if it was cancelled on the way.
     """
 
     def __init__(self, sink: Sink) -> None:

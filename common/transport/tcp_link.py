@@ -1,4 +1,4 @@
-"""The sending end of a TCP link: tensors go to the kernel from where they lie."""
+"""The sending end of a TCP link: tensors are written to the socket without a copy."""
 
 import asyncio
 import struct
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from socket import socket
 
 from sps2.common.errors import PeerLost
-from sps2.common.transport.credit import Taken
+from sps2.common.transport.credit import Consumed
 from sps2.common.transport.lifeline import Lifeline
 from sps2.common.transport.links import Sink
 from sps2.common.transport.receipts import Unread
@@ -16,20 +16,20 @@ PREFIX = struct.Struct("<HH")  # kind, length of the header
 FRAME = 0x5350
 GOODBYE = 0x4259
 TURN_BYTES = 4 << 20
-"""Written in one turn of the loop at most, so that others get theirs."""
+"""Maximum of bytes written in one turn of the loop, so that other tasks get theirs."""
 
 
 class _Job:
-    """One frame on its way out."""
+    """A frame to be sent."""
 
-    __slots__ = ("done", "started", "taken", "trailer", "views")
+    __slots__ = ("consumed", "done", "started", "trailer", "views")
 
     def __init__(
-        self, views: list[memoryview], trailer: bytearray, taken: Taken | None = None
+        self, views: list[memoryview], trailer: bytearray, consumed: Consumed | None = None
     ) -> None:
         self.views = views
         self.trailer = trailer
-        self.taken = taken
+        self.consumed = consumed
         self.started = False
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -48,31 +48,31 @@ class TcpLink:
         self._unread = Unread()
         self._lifeline = Lifeline(connection, self._ended, self._unread.received)
 
-    async def send(self, header: bytes, payload: Sequence[memoryview], taken: Taken) -> int:
+    async def send(self, header: bytes, payload: Sequence[memoryview], consumed: Consumed) -> int:
         """See `links.Link`."""
         trailer = bytearray(1)
         prefix = PREFIX.pack(FRAME, len(header)) + header
         views = [memoryview(prefix), *filter(len, payload), memoryview(trailer)]
         nbytes = sum(map(len, views))
-        job = self._submit(_Job(views, trailer, taken))
+        job = self._submit(_Job(views, trailer, consumed))
         try:
             await job.done
         except asyncio.CancelledError:
             if job.started:
-                trailer[0] = 1  # the receiver will drop what the caller may now overwrite
+                trailer[0] = 1  # the receiver drops the frame, whose tensors may now be overwritten
             elif job in self._jobs:
                 self._jobs.remove(job)
-                taken()
+                consumed()
             raise
         return nbytes
 
     def goodbye(self) -> None:
-        """Tell the peer, after all that is queued, that nothing follows."""
+        """Send a goodbye after all queued frames."""
         if not self._closed:
             self._submit(_Job([memoryview(PREFIX.pack(GOODBYE, 0))], bytearray()))
 
     def close(self) -> None:
-        """End the link; frames that did not leave fail with PeerLost."""
+        """End the link; frames that were not sent fail with PeerLost."""
         if self._closed:
             return
         self._closed = True
@@ -82,7 +82,7 @@ class TcpLink:
         for job in self._jobs:
             if not job.done.done():
                 job.done.set_exception(PeerLost(self._peer))
-                job.done.exception()  # seen: a goodbye has nobody who waits
+                job.done.exception()  # marks it as retrieved: nobody awaits a goodbye
         self._jobs.clear()
 
     def _submit(self, job: _Job) -> _Job:
@@ -100,8 +100,8 @@ class TcpLink:
                 job = self._jobs[0]
                 if not job.started:
                     job.started = True
-                    if job.taken is not None:
-                        self._unread.sent(job.taken)
+                    if job.consumed is not None:
+                        self._unread.sent(job.consumed)
                 left -= self._write(job)
                 if not job.views:
                     self._jobs.popleft()

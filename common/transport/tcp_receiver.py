@@ -1,4 +1,4 @@
-"""The receiving end of a TCP link: payloads are read straight into their tensors."""
+"""The receiving end of a TCP link: payloads are read directly into their tensors."""
 
 import asyncio
 from typing import cast
@@ -20,8 +20,8 @@ DROP_BYTES = 1 << 20
 class TcpReceiver(asyncio.BufferedProtocol):
     """Reads one peer's frames.
 
-    Headers and small frames go through a scratch buffer, many per read; the rest of a large
-    payload is read into place, or into a buffer that is reused if nobody wants it.
+    Headers and small frames go through a scratch buffer, many per read. The rest of a large payload
+    is read into its tensors, or into a reused buffer if it is to be dropped.
     """
 
     def __init__(self, peer: str, sink: Sink) -> None:
@@ -30,18 +30,18 @@ class TcpReceiver(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._closed = False
         self._scratch = memoryview(bytearray(SCRATCH_BYTES))
-        self._start = self._stop = 0  # what lies unread in the scratch buffer
-        self._direct = False  # whether the last buffer handed out was not the scratch buffer
+        self._start = self._stop = 0  # the unread part of the scratch buffer
+        self._direct = False  # whether the last buffer returned was not the scratch buffer
         self._frame: Frame | None = None
         self._tensors: tuple[Tensor, ...] | None = None
-        self._targets: list[memoryview] = []  # where the payload still goes, last one first
-        self._dropping = 0  # bytes of payload still to come that nobody wants
+        self._targets: list[memoryview] = []  # where the rest of the payload goes, in reverse
+        self._dropping = 0  # bytes of payload still to come that are dropped
         self._trash: memoryview | None = None
         self._nbytes = 0
         self._receipts = Receipts(self._say)
 
     def goodbye(self) -> None:
-        """Tell the peer that nothing more will be read."""
+        """Announce to the peer that nothing more will be read."""
         self._say(lifeline.GOODBYE)
 
     def close(self) -> None:
@@ -90,18 +90,18 @@ class TcpReceiver(asyncio.BufferedProtocol):
             self._sink.gone(self._peer, f"it sent garbage: {error}")
 
     def _parse(self) -> bool:
-        """Take one more piece out of the scratch buffer, if it is there as a whole."""
+        """Parse one more piece of the scratch buffer; returns False if it is not complete."""
         unread = self._scratch[self._start : self._stop]
         if self._frame is None:
             return self._begin(unread)
         if self._targets or self._dropping:
             room = len(self._targets[-1]) if self._targets else self._dropping
-            taken = unread[:room]
+            piece = unread[:room]
             if self._targets:
-                self._targets[-1][: len(taken)] = taken
-            self._took(len(taken))
-            self._start += len(taken)
-            return len(taken) == room
+                self._targets[-1][: len(piece)] = piece
+            self._took(len(piece))
+            self._start += len(piece)
+            return len(piece) == room
         if not unread:
             return False
         self._start += 1
@@ -143,8 +143,8 @@ class TcpReceiver(asyncio.BufferedProtocol):
         assert self._frame is not None
         frame, tensors = self._frame, None if cancelled else self._tensors
         self._frame = self._tensors = None
-        taken = self._receipts.next(self._nbytes)
-        self._sink.deliver(self._peer, frame, tensors, self._nbytes, taken)
+        consumed = self._receipts.next(self._nbytes)
+        self._sink.deliver(self._peer, frame, tensors, self._nbytes, consumed)
 
     def _say(self, data: bytes) -> None:
         if self._transport is not None:

@@ -1,4 +1,4 @@
-"""Tensors over UCX: RDMA and CUDA where the library has them, TCP elsewhere."""
+"""The UCX backend: RDMA and CUDA where the library supports them, else TCP."""
 
 import asyncio
 import secrets
@@ -23,10 +23,10 @@ GOODBYE_S = 1.0
 class UcxBackend:
     """One worker, and one endpoint per peer for both directions.
 
-    A link begins with a TCP handshake that exchanges worker addresses and gives the dialler a slot
-    of tags, at random: a worker takes messages from whoever finds its port, but nobody else knows
-    the tags that are listened to. That connection stays: its end says that the peer is gone,
-    whatever UCX notices.
+    A link begins with a TCP handshake that exchanges worker addresses and assigns the dialler a
+    random slot of tags: a worker accepts messages from anybody who finds its port, but only the
+    dialler knows the tags that are listened to. The connection stays open: its end shows that the
+    peer is gone, whether UCX notices or not.
     """
 
     def __init__(self, sink: Sink) -> None:
@@ -134,7 +134,7 @@ class UcxBackend:
 
 
 def find_fault() -> str:
-    """Why UCX cannot be used here, or "": sends one message from a worker to itself."""
+    """Check UCX by a message from a worker to itself; returns why it cannot be used, or ""."""
     with ThreadPoolExecutor(1, "ucx check") as thread:  # a loop may be running in this one
         return thread.submit(asyncio.run, _loop_back()).result()
 

@@ -1,4 +1,4 @@
-"""UCX on an asyncio loop: idle while nothing happens, bounded turns, memory kept while in use."""
+"""Drives UCX on an asyncio loop: bounded turns, idle without work, memory kept while in use."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ Done = Callable[[str], None]
 TURN_STEPS = 64
 TURN_S = 500e-6
 WATCH_S = 0.25
-"""How late a wake-up that UCX failed to signal can come."""
+"""Maximum delay of a wake-up that UCX failed to signal."""
 
 RESCUE_S = 1e-3
 BUSY_TURNS = 16
@@ -30,15 +30,15 @@ SEAL_BYTES = 8
 
 _logger = logging.getLogger(__name__)
 _undead: list[object] = []
-"""Workers closed with requests that never completed: freeing their memory would not be safe."""
+"""Closed workers with requests that never completed: freeing their memory would not be safe."""
 
 
 class Driver:
-    """One UCX worker, progressed by the running loop; call it only from there.
+    """A UCX worker, progressed by the running loop; call it only on that loop.
 
-    A turn is bounded, so that timers and sockets get theirs, and it comes when the worker's file
-    descriptor is readable or after any call into UCX: completions which such a call makes signal
-    nothing. A slow watchdog covers what may be left; `counters["ucx_rescues"]` says how often.
+    A turn is bounded, so that timers and sockets get theirs. It comes when the worker's file
+    descriptor is readable, and after every call into UCX, since completions within a call are not
+    signalled. A slow watchdog catches missed signals; `counters["ucx_rescues"]` counts them.
     """
 
     def __init__(self, host: str, counters: Counter[str]) -> None:
@@ -53,7 +53,7 @@ class Driver:
         self._worker.init_blocking_progress_mode()
         self._fd: int = self._worker.epoll_file_descriptor
         self.address = _seal(bytes(self._worker.address))
-        """For others to connect to."""
+        """The worker address for others to connect to."""
         self._numbers = count()
         self._pending: dict[int, tuple[Any, Memory, Done]] = {}
         self._queued = self._armed = self._sweep = self._closed = False
@@ -63,18 +63,21 @@ class Driver:
         self.kick()
 
     def connect(self, address: bytes, lost: Callable[[], None]) -> "Endpoint":
-        """An endpoint to the worker at `address`; `lost` is called once if it breaks.
+        """Make an endpoint to the worker at `address`; `lost` is called once if it breaks.
 
         Raises:
-            ConnectionError: the worker is not there any more, or the address is malformed.
+            ConnectionError: the worker is gone, or the address is malformed.
         """
         return Endpoint(self, address, lost)
 
     def track(self, request: Any, memory: Memory, done: Done) -> bool:
-        """Keep `memory` until `request` completes; True if it has already, and `done` is dropped.
+        """Keep `memory` until `request` completes, then call `done`.
+
+        Returns:
+            True if the request has completed already; then `done` is not called.
 
         Raises:
-            ConnectionError: it completed at once, with an error.
+            ConnectionError: the request completed at once, with an error.
         """
         self.kick()
         if request.completed:
@@ -86,18 +89,18 @@ class Driver:
 
     @property
     def pending(self) -> int:
-        """Requests that have not completed."""
+        """Number of requests that have not completed."""
         return len(self._pending)
 
     def kick(self, *, sweep: bool = False) -> None:
-        """Take a turn soon; with `sweep` also complete what closed endpoints left behind."""
+        """Schedule a turn; with `sweep` it also completes requests of closed endpoints."""
         self._sweep |= sweep
         if not self._queued and not self._closed:
             self._queued = True
             self._loop.call_soon(self._queued_turn)
 
     async def close(self) -> None:
-        """Stop, once the requests of the closed endpoints have completed."""
+        """Stop once the requests of closed endpoints have completed, or after CLOSE_S."""
         deadline = monotonic() + CLOSE_S
         self.kick(sweep=True)
         while self._pending and monotonic() < deadline:
@@ -129,7 +132,7 @@ class Driver:
             request, _, done = self._pending.pop(key)
             try:
                 done(_error(request))
-            except Exception:  # the turn must go on, or others would wait for the watchdog
+            except Exception:  # the turn must go on, or other requests wait for the watchdog
                 _logger.exception("a completed UCX request could not be handled")
 
         if worked or completed:
@@ -163,13 +166,13 @@ class Driver:
         started, pending = perf_counter(), set(self._pending)
         if not select.select([self._fd], [], [], 0)[0]:
             self._turn()
-            # UCX's own keepalive completes nothing; a long look may have met a new message
+            # UCX's own keepalive completes nothing; a long turn may have met a new message
             rescued = not pending <= self._pending.keys()
             self._counters["ucx_rescues"] += rescued and perf_counter() - started < RESCUE_S
 
 
 class Endpoint:
-    """The way to one other worker, with error handling on; both directions use it."""
+    """A UCX endpoint to one other worker, with error handling, for both directions."""
 
     def __init__(self, driver: Driver, address: bytes, lost: Callable[[], None]) -> None:
         self._driver = driver
@@ -186,7 +189,7 @@ class Endpoint:
         driver.kick()
 
     def send(self, memory: Memory, tag: int, done: Done) -> bool:
-        """Begin to send `memory`; True if that is already done, else `done` will be called.
+        """Begin to send `memory`; returns True if that is done already, else `done` is called.
 
         Raises:
             ConnectionError: the endpoint is broken.
@@ -198,7 +201,7 @@ class Endpoint:
         return self._post(self._endpoint.tag_recv, memory, tag, done)
 
     def close(self) -> None:
-        """Break the endpoint; its requests complete, with errors, within the next turns."""
+        """Close the endpoint; its requests complete, with errors, within the next turns."""
         self._lost = None
         with suppress(self._driver._ucx.UCXError):  # it may be broken already
             self._endpoint.close_blocking()
@@ -214,9 +217,9 @@ class Endpoint:
 
     def _broke(self, *_: object) -> None:
         self._driver.kick(sweep=True)
-        self._driver._loop.call_soon(self._tell)
+        self._driver._loop.call_soon(self._notify)
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         lost, self._lost = self._lost, None
         if lost is not None:  # it was not closed meanwhile
             lost()

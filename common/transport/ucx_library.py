@@ -1,4 +1,4 @@
-"""The UCX library: imported once, on first use, with the settings that a data plane needs."""
+"""Imports the UCX library on first use, with the settings that a data plane needs."""
 
 import importlib
 import os
@@ -17,13 +17,13 @@ SETTINGS = {
 
 
 def load() -> tuple[Any, Any]:
-    """Import ucxx on first use; its extension module and its array wrapper.
+    """Import ucxx on first use; returns its extension module and its array wrapper.
 
-    Settings that the environment has are respected. What is left of the transports are RDMA and
-    CUDA where the UCX library has them, and TCP.
+    Settings in the environment have priority. The transports in use are TCP, and RDMA and CUDA if
+    the UCX library has them.
 
     Raises:
-        ImportError: it is not installed, or its library is broken.
+        ImportError: ucxx is not installed, or its library is broken.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)

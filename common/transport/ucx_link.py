@@ -7,21 +7,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 from sps2.common.errors import PeerLost
-from sps2.common.transport.credit import Taken
+from sps2.common.transport.credit import Consumed
 from sps2.common.transport.links import Sink
 from sps2.common.transport.receipts import Unread
 from sps2.common.transport.ucx_driver import Done, Endpoint
 
 PREFIX = struct.Struct("<HH")  # kind, length of the header
 INLINE, CHUNKED, COMPLETE, CANCELLED, GOODBYE = range(0x5301, 0x5306)
-"""Kinds of message: a frame with its payload; one whose payload follows in chunks; then, after
-the chunks, whether the payload holds; nothing more."""
+"""Kinds of message: a frame with its payload; a frame whose payload follows in chunks; after the
+chunks, that the payload is valid or was cancelled; and the end of the link."""
 
 MESSAGE_BYTES = 120 << 10
-"""Fits a TCP segment of UCX (`ucx_library.SETTINGS`), and stays under its rendezvous."""
+"""Fits a TCP segment of UCX (`ucx_library.SETTINGS`), and is below its rendezvous threshold."""
 CHUNK_BYTES = 2 << 20
 WINDOW = 6
-"""Chunks of one link under way at a time."""
+"""Chunks of one link that are under way at a time."""
 
 SLOT_BITS = 56
 
@@ -29,39 +29,39 @@ _CHUNKS = 1 << 7  # tags: 56 bits slot, 1 bit chunks or messages, 7 bits number 
 
 
 def message_tag(slot: int) -> int:
-    """Tag of all messages of a link; UCX keeps their order."""
+    """The tag of all messages of a link; UCX keeps their order."""
     return slot << 8
 
 
 def chunk_tag(slot: int, number: int) -> int:
-    """Tag of a link's chunk number `number`, counted over all its frames."""
+    """The tag of a link's chunk number `number`, counted over all its frames."""
     return slot << 8 | _CHUNKS | number % _CHUNKS
 
 
 def cut(views: Iterable[memoryview]) -> Iterator[memoryview]:
-    """The chunks of a payload: both sides cut the same way."""
+    """Cut a payload into chunks; both sides cut alike."""
     for view in views:
         for start in range(0, len(view), CHUNK_BYTES):
             yield view[start : start + CHUNK_BYTES]
 
 
 class _Job:
-    """One frame on its way out."""
+    """A frame to be sent."""
 
-    __slots__ = ("cancelled", "done", "message", "payload", "started", "taken")
+    __slots__ = ("cancelled", "consumed", "done", "message", "payload", "started")
 
     def __init__(
-        self, message: bytes, payload: Sequence[memoryview] | None, taken: Taken | None = None
+        self, message: bytes, payload: Sequence[memoryview] | None, consumed: Consumed | None = None
     ) -> None:
         self.message = message
         self.payload = payload
-        self.taken = taken
+        self.consumed = consumed
         self.started = self.cancelled = False
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
 class UcxLink:
-    """Sends through a peer's endpoint with tags of `slot`, which the peer gave out."""
+    """Sends through a peer's endpoint with tags of `slot`, which the peer assigned."""
 
     def __init__(self, peer: str, endpoint: Endpoint, slot: int, sink: Sink) -> None:
         self._peer = peer
@@ -70,7 +70,7 @@ class UcxLink:
         self._sink = sink
         self._unread = Unread()
         self.received = self._unread.received
-        """Told of each receipt that comes; see `lifeline.Lifeline`."""
+        """Called for each receipt; see `lifeline.Lifeline`."""
         self._jobs: deque[_Job] = deque()
         self._unfinished: set[_Job] = set()
         self._current: _Job | None = None
@@ -79,40 +79,40 @@ class UcxLink:
         self._number = 0
         self._closed = False
 
-    async def send(self, header: bytes, payload: Sequence[memoryview], taken: Taken) -> int:
+    async def send(self, header: bytes, payload: Sequence[memoryview], consumed: Consumed) -> int:
         """See `links.Link`."""
         size = PREFIX.size + len(header) + sum(map(len, payload))
         if size <= MESSAGE_BYTES:
             message = b"".join((PREFIX.pack(INLINE, len(header)), header, *payload))
-            job = _Job(message, None, taken)
+            job = _Job(message, None, consumed)
         else:
-            job = _Job(PREFIX.pack(CHUNKED, len(header)) + header, payload, taken)
+            job = _Job(PREFIX.pack(CHUNKED, len(header)) + header, payload, consumed)
             size += PREFIX.size
         self._submit(job)
         try:
             await job.done
         except asyncio.CancelledError:
             if job.started:
-                job.cancelled = True  # the receiver will drop what the caller may now overwrite
+                job.cancelled = True  # the receiver drops the frame: its tensors may be overwritten
             elif job in self._jobs:
                 self._jobs.remove(job)
                 self._unfinished.discard(job)
-                taken()
+                consumed()
             raise
         return size
 
     def goodbye(self) -> None:
-        """Tell the peer, after all that is queued, that nothing follows."""
+        """Send a goodbye after all queued frames."""
         if not self._closed:
             self._submit(_Job(PREFIX.pack(GOODBYE, 0), None))
 
     def close(self) -> None:
-        """Fail what was not sent with PeerLost. Chunks under way belong to the driver."""
+        """Fail unsent frames with PeerLost. The driver keeps chunks that are under way."""
         self._closed = True
         for job in self._unfinished:
             if not job.done.done():
                 job.done.set_exception(PeerLost(self._peer))
-                job.done.exception()  # seen: a goodbye has nobody who waits
+                job.done.exception()  # marks it as retrieved: nobody awaits a goodbye
         self._unfinished.clear()
         self._jobs.clear()
         self._current = None
@@ -134,8 +134,8 @@ class UcxLink:
             while self._jobs and self._current is None:
                 job = self._jobs.popleft()
                 job.started = True
-                if job.taken is not None:
-                    self._unread.sent(job.taken)
+                if job.consumed is not None:
+                    self._unread.sent(job.consumed)
                 if job.payload is None:
                     if self._post(job.message, partial(self._sent, job)):
                         self._finish(job)

@@ -1,4 +1,4 @@
-"""The receiving end of a UCX link."""
+"""The receiving end of a UCX link: posts receives ahead, and assembles frames."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -28,11 +28,11 @@ from sps2.common.transport.ucx_link import (
 )
 
 MESSAGES = 6
-"""Receives posted ahead."""
+"""Number of receives that are posted ahead."""
 
 
 class _Message:
-    """A buffer that a message is received into."""
+    """A receive buffer for one message."""
 
     __slots__ = ("arrived", "memory")
 
@@ -45,7 +45,7 @@ class UcxReceiver:
     """Reads one peer's frames, which carry tags of `slot`.
 
     Args:
-        say: sends receipts to the peer.
+        say: sends bytes to the peer, for receipts.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class UcxReceiver:
         self._advance()
 
     def close(self) -> None:
-        """Hear nothing more. Buffers of receives under way belong to the driver."""
+        """Stop receiving. The driver keeps buffers of receives that are under way."""
         self._closed = True
         self._receipts.close()
         self._tensors = None

@@ -1,7 +1,7 @@
 """Triton kernels for NVIDIA GPUs, Ampere and newer, with the contracts of `sps2.kernels`.
 
-Their callers hand them whatever lies on a GPU. Nothing here imports Triton until then, and the
-modules beside this one need it. Under `TRITON_INTERPRET=1` they run on CPU tensors too.
+Callers use them for all tensors on a GPU. This module does not import Triton; the others of this
+folder do. Under `TRITON_INTERPRET=1` they run on CPU tensors too.
 """
 
 from functools import cache
@@ -16,7 +16,7 @@ OLDEST = (8, 0)
 
 @cache
 def missing() -> str | None:
-    """Why the kernels cannot run here, None if they can."""
+    """Why the kernels cannot run here; None if they can."""
     if not torch.cuda.is_available():
         return "no CUDA device"
     if torch.cuda.get_device_capability() < OLDEST:
@@ -27,10 +27,10 @@ def missing() -> str | None:
 
 
 def serves(x: Tensor) -> bool:
-    """Whether `x` is for these kernels: it lies on a GPU.
+    """Whether these kernels are for `x`, that is, whether it is on a GPU.
 
     Raises:
-        ValueError: it does, but they cannot run.
+        ValueError: it is, but the kernels cannot run.
     """
     if not x.is_cuda:
         return False
@@ -40,5 +40,5 @@ def serves(x: Tensor) -> bool:
 
 
 def upload(x: Tensor, device: torch.device) -> Tensor:
-    """A small tensor of the host on `device`, without waiting for the device."""
+    """Copy a small tensor from the host to `device`, without waiting for the device."""
     return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)

@@ -1,6 +1,6 @@
-"""New keys and values into pages on a GPU, in one launch: turned, brought to 8 bits, put.
+"""Writes new keys and values into pages on a GPU, in one launch: rotates, quantises, stores.
 
-A program takes one token: both halves of the channels of all its heads.
+A program processes one token: both halves of the channels of all its heads.
 """
 
 import torch
@@ -24,7 +24,7 @@ def append(
     scales: Scales | None = None,
     table: tuple[Tensor, Tensor] | None = None,
 ) -> None:
-    """`sps2.kernels.append.append`; slots outside the pool are not noticed."""
+    """`sps2.kernels.append.append`; slots are not checked to be within the pool."""
     check.shaped("k", k, (None, None, None))
     check.shaped("v", v, tuple(k.shape))
     rows, heads, dim = k.shape

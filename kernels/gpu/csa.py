@@ -1,6 +1,6 @@
-"""Scores of CSA's probes on a GPU: one pass over the keys, whatever their number.
+"""Scores CSA's probes on a GPU, in one pass over the keys.
 
-For every row and block of keys the log-sum-exp is written; masses, sums and peaks follow from it.
+It writes the log-sum-exp of every row and block of keys; masses, sums and peaks follow from it.
 """
 
 import torch
@@ -14,11 +14,14 @@ from sps2.kernels.gpu import tiles
 from sps2.kernels.gpu.softmax import LN2, LOG2E, operand, product
 
 PORTION = 8
-"""Blocks of keys for one program."""
+"""Blocks of keys per program."""
 
 
 def score(q: Tensor, k: Tensor, scale: float, positions: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`sps2.kernels.csa.score`: weight [kv_heads, rows * group, blocks], peak without blocks."""
+    """`sps2.kernels.csa.score`: weight [kv_heads, rows, blocks], peak [kv_heads, rows].
+
+    Rows are probes * group.
+    """
     check.queries(q, scale)
     check.keys(q, k, k, None)
     probes, heads, dim = q.shape

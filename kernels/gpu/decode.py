@@ -1,9 +1,9 @@
-"""Decode attention on a GPU: one query per row, and keys in pages that lie anywhere.
+"""Decode attention on a GPU: one query per row, keys in pages anywhere in the pool.
 
 The keys of every part of a batch (`sps2.kernels.relay`) are split into pieces, so that few long
-rows fill the device as well as many do. A program takes one piece with all heads of one KV head,
-and of all rows that share the keys, one below the other: so keys are read once. What the pieces
-give for a row is merged.
+rows fill the device as well as many do. A program processes one piece, for all heads of one KV head
+and for all rows that share the keys, so that keys are read once. The results of a row's pieces are
+merged.
 Sources: flash-decoding, as in FlashInfer (arXiv 2501.01005), section 3; RelayAttention (arXiv
 2402.14808).
 """
@@ -28,11 +28,11 @@ from sps2.kernels.state import Scales, State
 
 
 class Work(NamedTuple):
-    """Launches of `piece_of`, and what they write to.
+    """The launches of `piece_of`, and their results.
 
-    launches: tables of pieces, and the tile that takes each of them.
-    members: [states, 2] row, and its place in `state`, int32.
-    state: [states, heads, dim], those of a row from its place in `offsets` to the next's.
+    launches: tables of pieces, each with its tile.
+    members: [states, 2] int32, row, and its index in `state`.
+    state: [states, heads, dim]; row r has those from `offsets[r]` to `offsets[r + 1]`.
     """
 
     launches: list[tuple[Tensor, Tile]]
@@ -60,8 +60,8 @@ def attend(
     """`sps2.kernels.paged_attention`.
 
     Args:
-        least: keys of a piece.
-        tile: other than the table's.
+        least: minimum of keys of a piece.
+        tile: instead of the table's.
     """
     work = prepare(q, k_pool, v_pool, rows, scale, window, scales, least, tile)
     heads, dim = q.shape[1:]
@@ -98,10 +98,10 @@ def prepare(
     least: int = LEAST,
     tile: Tile | None = None,
 ) -> Work:
-    """Check what is given, and cut it into pieces.
+    """Check the arguments, and cut the keys into pieces.
 
     Args:
-        tile: for all pieces; None: the table's, one for rows alone and one for those that share.
+        tile: for all pieces; None: the table's, for pieces of one row and for shared ones.
     """
     check.queries(q, scale)
     check.keys(q, k_pool, v_pool, scales)
@@ -153,7 +153,7 @@ def piece_of(
     GROUP: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
-    """One piece of keys of one KV head, for all rows that see it: ROWS are their heads."""
+    """Attend to a piece of keys of a KV head, for all rows that see it; ROWS are their heads."""
     entry = PIECES + piece * 4
     dims = tl.arange(0, PADDED)
     place = tl.arange(0, ROWS)

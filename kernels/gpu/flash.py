@@ -1,7 +1,7 @@
-"""Attention of many queries on a GPU: a program takes a tile of rows of one head over all its keys.
+"""Attention of many queries on a GPU: a program computes a tile of rows of a head over all keys.
 
-A tile's rows may be at any positions. Keys before the first of them need no mask, so only the last
-tiles of keys, around the diagonal, are compared position by position.
+A tile's rows may be at any positions. Keys before the first position need no mask, so only the
+last tiles of keys, around the diagonal, are masked position by position.
 Source: FlashAttention-2 (arXiv 2307.08691).
 """
 
@@ -38,8 +38,8 @@ def attend(
     """`sps2.kernels.attention` for several sequences at once.
 
     Args:
-        parts: their queries cover the rows of q in their order.
-        tile: other than the table's.
+        parts: their queries cover the rows of q in order.
+        tile: instead of the table's.
     """
     plan, tile, state, fresh = prepare(q, k, v, parts, scale, window, state, scales, tile)
     n, heads, dim = q.shape
@@ -67,7 +67,11 @@ def attend(
 
 
 class Plan(NamedTuple):
-    """tiles: [tiles, 4] first row, rows, and the runs of keys; at: [n]; runs: [runs, 3]. int32."""
+    """Tables on the device, int32.
+
+    tiles: [tiles, 4] first row, rows, first and last run of keys. at: [n] positions of queries.
+    runs: [runs, 3] slot, start and tokens of keys.
+    """
 
     tiles: Tensor
     at: Tensor
@@ -85,7 +89,7 @@ def prepare(
     scales: Scales | None,
     tile: tiles.Tile | None,
 ) -> tuple[Plan, tiles.Tile, State, bool]:
-    """Check what is given; what a launch needs, and whether its state is new."""
+    """Check the arguments; returns a launch's plan, tile and state, and if the state is new."""
     check.queries(q, scale)
     check.keys(q, k, v, scales)
     check.window(window)
@@ -104,7 +108,7 @@ def prepare(
 
 
 def strides(*tensors: Tensor) -> tuple[int, ...]:
-    """Of rows and heads, as the kernels take them."""
+    """The strides of rows and heads of tensors, in the order of kernel arguments."""
     return tuple(stride for x in tensors for stride in x.stride()[:2])
 
 
@@ -112,7 +116,7 @@ def strides(*tensors: Tensor) -> tuple[int, ...]:
 def _plan(
     parts: tuple[tuple[tuple[Run, ...], tuple[Run, ...]], ...], rows: int, device: torch.device
 ) -> Plan:
-    """Made once for all layers that share it."""
+    """The tables of a launch, cached for all layers that share them."""
     cut: list[tuple[int, int, int, int]] = []
     runs: list[Run] = []
     at, first = [torch.empty(0, dtype=torch.int32)], 0
@@ -129,9 +133,9 @@ def _plan(
 
 
 def _covered(n: int, k: Tensor, parts: Sequence[Part]) -> None:
-    asked = sum(run.tokens for queries, _ in parts for run in queries)
-    if asked != n:
-        raise ValueError(f"queries cover {asked} rows, not the {n} of q")
+    covered = sum(run.tokens for queries, _ in parts for run in queries)
+    if covered != n:
+        raise ValueError(f"queries cover {covered} rows, not the {n} of q")
     for _, keys in parts:
         for run in keys:
             inside = run.slot >= 0 and run.tokens >= 0 and run.slot + run.tokens <= len(k)
@@ -170,7 +174,7 @@ def tile_of(
     ROWS: tl.constexpr, KEYS: tl.constexpr,
     WINDOWED: tl.constexpr, SCALED: tl.constexpr, FRESH: tl.constexpr,
 ):  # fmt: skip
-    """One tile of rows of one head, over all its keys."""
+    """Compute one tile of rows of one head over all its keys."""
     entry = TILES + tile * 4
     kv_head = head // GROUP
     rows = tl.load(entry) + tl.arange(0, ROWS)

@@ -1,4 +1,4 @@
-"""Work of a GPU that is always the same, recorded once: a launch in place of many."""
+"""CUDA graphs: repeated work of a GPU is recorded once, and replayed by a single launch."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -8,21 +8,21 @@ import torch
 Result = TypeVar("Result")
 
 WARM = 2
-"""Times that work is done before it is recorded: kernels are compiled, libraries set up."""
+"""Warm-up runs before recording, in which kernels are compiled and libraries initialised."""
 
 
 class Graphs:
-    """Records work of one GPU as CUDA graphs, which share their memory; used by one thread."""
+    """Records work of one GPU as CUDA graphs that share a memory pool; for use by one thread."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, work: Callable[[], Result]) -> Callable[[], Result]:
-        """`work`, on what lies now where it reads; its result lies where it lay the first time.
+        """Record `work`. A replay reads the same memory again, and returns the same tensors.
 
-        Other threads may go on meanwhile. `work` may wait for nothing, and what it reads and writes
-        must stay where it is.
+        Other threads may go on meanwhile. `work` must not synchronise, and the tensors that it
+        reads and writes must stay at their addresses.
         """
         with torch.cuda.device(self._device):
             beside = torch.cuda.Stream()

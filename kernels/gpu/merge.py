@@ -1,4 +1,4 @@
-"""Merges of states on a GPU: of many pieces of a row at once, and of one state into another.
+"""Merges attention states on a GPU: all pieces of a row at once, or one state into another.
 
 Source: FlashInfer's cascade (arXiv 2501.01005), section 2.2.
 """
@@ -16,11 +16,11 @@ from sps2.kernels.state import State
 
 LEAST: tl.constexpr = tl.constexpr(-3.4e38)
 ROWS = 16
-"""Of a program that merges two states."""
+"""Rows per program that merges two states."""
 
 
 def merge_many(states: Sequence[State]) -> State:
-    """`sps2.kernels.merge_many`, of two states or more."""
+    """`sps2.kernels.merge_many`, for at least two states."""
     first, *others = states
     for name, state in ((f"states[{number}]", state) for number, state in enumerate(states)):
         check.shaped(f"{name}.out", state.out, tuple(first.out.shape))
@@ -47,7 +47,7 @@ def merge_many(states: Sequence[State]) -> State:
 
 
 def merge_pieces(pieces: State, offsets: Tensor) -> State:
-    """Row r is what the pieces from `offsets[r]` to `offsets[r + 1]` add up to.
+    """Merge the pieces from `offsets[r]` to `offsets[r + 1]` into row r.
 
     Args:
         pieces: [pieces, heads, dim] float32, contiguous.

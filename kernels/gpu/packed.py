@@ -1,6 +1,6 @@
-"""Attention on a GPU to blocks that came packed: they are unpacked tile by tile, never in memory.
+"""Attention on a GPU to packed blocks, which are unpacked tile by tile, never in memory.
 
-CSA's consumer uses it for keys that all its queries see, which differ from KV head to KV head.
+CSA's consumer uses it for keys that all its queries see; each KV head has other blocks.
 """
 
 import torch
@@ -25,8 +25,8 @@ def attend(
         q: [n, heads, dim].
         packed: blocks, KV head by KV head.
         offsets: [kv_heads + 1] int32 or int64 on the device: the first block of each KV head, and
-            how many there are, which may be fewer than `packed` has room for.
-        state: of the same queries over other keys; it is changed, and returned.
+            the number of blocks, which may be less than `packed` has room for.
+        state: of the same queries over other keys; it is updated in place, and returned.
     """
     check.queries(q, scale)
     n, heads, dim = q.shape

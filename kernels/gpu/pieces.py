@@ -1,4 +1,4 @@
-"""How the keys of a decode batch are cut into pieces, each the work of one program per KV head."""
+"""Cuts the keys of a decode batch into pieces, each the work of one program per KV head."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -10,23 +10,23 @@ from sps2.kernels.gpu import upload
 from sps2.kernels.relay import PagedRows, Part
 
 WAVES = 16
-"""Programs for each multiprocessor, so that the last ones are a small part."""
+"""Programs per multiprocessor, so that the last ones take a small part of the time."""
 LEAST = 256
-"""Keys of a piece of one row: with fewer, its state would weigh too much beside them."""
+"""Minimum of keys of a piece of one row: with fewer, writing its state would dominate."""
 STEP = 64
-"""Pieces are cut at multiples of this many keys, so that tiles are full."""
+"""Pieces are cut at multiples of this number of keys, so that tiles are full."""
 
 
 class Pieces(NamedTuple):
     """Tables on the device, int32.
 
-    segments: [segments, 2] first slot and keys, which all rows of the part see.
-    alone, shared: [pieces, 4] first member and how many, segments from the third to before the
-        fourth; pieces of one row, and of several.
-    members: [members, 2] row, and where its state over the piece goes.
+    segments: [segments, 2] first slot and number of keys, which all rows of the part see.
+    alone, shared: [pieces, 4] first member, number of members, first segment, end of segments;
+        pieces of one row, and of several.
+    members: [members, 2] row, and the index of its state over the piece.
     offsets: [rows + 1] the first state of each row.
     longest: keys of the longest segment.
-    most: members of a piece.
+    most: maximum of members of a piece.
     """
 
     segments: Tensor
@@ -47,12 +47,12 @@ def cut(
     least: int,
     together: int,
 ) -> Pieces:
-    """Cut what the rows see into pieces of about equal length, on the host.
+    """Cut the visible keys of all rows into pieces of about equal length, on the host.
 
     Args:
-        slots: of the pool.
-        least: keys of a piece of one row, and for every member beyond as many again up to 8 times.
-        together: rows of a piece at most.
+        slots: number of slots of the pool.
+        least: minimum of keys of a piece of one row; for several rows, times their number up to 8.
+        together: maximum of rows of a piece.
     """
     parts = [part for level in rows.parts(window) for part in level]
     flat = [run for part in parts for run in part.runs]
@@ -68,7 +68,7 @@ def cut(
     seen = stop > first
     slot, length, owner = (slot + first - start)[seen], (stop - first)[seen], owner[seen]
 
-    # all visible keys one after the other: runs begin at `begin`, parts at `base`
+    # all visible keys in one sequence: runs begin at `begin`, parts at `base`
     total = torch.zeros(len(parts), dtype=torch.int64).index_add_(0, owner, length)
     begin, base = length.cumsum(0) - length, total.cumsum(0) - total
     users = torch.tensor([len(part.rows) for part in parts], dtype=torch.int64)
@@ -98,7 +98,7 @@ def _tables(
     together: int,
     device: torch.device,
 ) -> Pieces:
-    """Of pieces (part, segments from, to), each for up to `together` rows of its part."""
+    """The tables of pieces (part, first segment, end), each for up to `together` rows."""
     alone: list[tuple[int, int, int, int]] = []
     shared: list[tuple[int, int, int, int]] = []
     members: list[int] = []
@@ -130,7 +130,7 @@ def _tables(
 
 
 def _at(parts: list[Part], rows: PagedRows, of: Callable[[Iterable[int]], int]) -> Tensor:
-    """One of the positions of each part's rows."""
+    """`of` (min or max) over the positions of each part's rows."""
     found = [of(rows.positions[row] for row in part.rows) for part in parts]
     return torch.tensor(found, dtype=torch.int64)
 

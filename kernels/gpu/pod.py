@@ -1,8 +1,8 @@
-"""Attention of a hybrid batch in one launch: prompts that compute, decoding that reads memory.
+"""Attention of a hybrid batch in one launch: prompts, which compute, and decoding, which reads.
 
-Programs of both kinds share every multiprocessor. A program is no kind's before it runs: it draws a
-ticket of the multiprocessor that it finds itself on, and tickets alternate between the kinds in the
-proportion of the work; where one kind is used up, the other is taken.
+Programs of both kinds share every multiprocessor. A program's kind is decided when it runs: it
+draws a ticket of its multiprocessor, and tickets alternate between the kinds in proportion to their
+work. When one kind has no work left, the program does the other.
 Source: POD-Attention (arXiv 2410.18038), section 4. The tiles are those of `flash` and `decode`.
 """
 
@@ -25,7 +25,7 @@ from sps2.kernels.relay import PagedRows
 from sps2.kernels.state import Scales, State
 
 PROCESSORS = 512
-"""Room for the tickets of more multiprocessors than any device has."""
+"""Tickets for more multiprocessors than any device has."""
 
 
 class Prompts(NamedTuple):
@@ -56,13 +56,13 @@ def attend(
     window: int | None = None,
     tile: tiles.Hybrid | None = None,
 ) -> tuple[State, State]:
-    """What `flash.attend` and `decode.attend` give, for the same layer of one model.
+    """The results of `flash.attend` and `decode.attend`, for the same layer of one model.
 
     Args:
-        tile: other than the table's.
+        tile: instead of the table's.
 
     Raises:
-        ValueError: either would, or heads, head dims or dtypes differ.
+        ValueError: arguments of either are wrong, or heads, head dims or dtypes differ.
     """
     q, k, v, parts, state, scales = prompts
     ask, keys, values, rows, others = decoding

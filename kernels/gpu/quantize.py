@@ -1,6 +1,6 @@
-"""Blocks of keys and values in 8 or 4 bits on a GPU, packed and unpacked.
+"""Packs and unpacks blocks of keys and values in 8 or 4 bits on a GPU.
 
-A program takes both halves of the channels of a block, which in 4 bits share bytes.
+A program processes both halves of the channels of a block, which in 4 bits share bytes.
 """
 
 import torch
@@ -13,9 +13,9 @@ from sps2.kernels.contracts import BLOCK, Bits, Packed
 from sps2.kernels.gpu import tiles
 
 ROUND: tl.constexpr = tl.constexpr(12582912.0)
-"""1.5 * 2^23: added and taken away again it rounds to even, as torch does."""
+"""1.5 * 2^23: adding and subtracting it rounds half to even, as torch does."""
 FINEST: tl.constexpr = tl.constexpr(6e-8)
-"""The least step: float16's."""
+"""The smallest step, which is float16's."""
 
 
 def pack(k: Tensor, v: Tensor, which: Tensor, bits: Bits, roomy: bool = False) -> Packed:
@@ -28,11 +28,11 @@ def pack(k: Tensor, v: Tensor, which: Tensor, bits: Bits, roomy: bool = False) -
 
 
 def pack_all_on_device(k: Tensor, v: Tensor, which: Tensor, bits: Bits) -> tuple[Packed, Tensor]:
-    """As `pack`, without waiting: with room for all blocks, and where those of each would end.
+    """As `pack`, without waiting for the device: with room for all blocks.
 
     Returns:
-        What is packed, and [kv_heads * blocks] int64: of block b of KV head h, how many were kept
-        up to it. What lies beyond the last is not set.
+        The packed blocks, and [kv_heads * blocks] int64: the number of blocks kept up to and
+        including block b of KV head h. Memory beyond the last kept block is not set.
     """
     check.shaped("k", k, (None, None, None))
     check.shaped("v", v, tuple(k.shape))
@@ -86,7 +86,7 @@ def unpack(packed: Packed, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def checked(packed: Packed) -> tuple[int, int, int]:
-    """Blocks, head dim and bits of what is well formed."""
+    """Check packed blocks; returns the number of blocks, head dim and bits."""
     k, k_scale, v, v_scale = packed
     count, dim = len(k), k_scale.shape[-1]
     fits = dim % 2 == 0 and k.shape[-1] in (dim, dim // 2)
@@ -113,7 +113,7 @@ def _levels(x, low, step, BITS: tl.constexpr):
 
 @triton.jit
 def _edges(low, high, BITS: tl.constexpr):
-    """Lower edge and step, rounded to float16, in float32."""
+    """Lower edge and step, rounded to float16, as float32."""
     low = low.to(tl.float16).to(tl.float32)
     step = tl.maximum(tl.div_rn(high - low, (1 << BITS) - 1.0), FINEST)
     return low, step.to(tl.float16).to(tl.float32)
@@ -174,7 +174,7 @@ def _put(at, a, b, there, HALF: tl.constexpr, BITS: tl.constexpr):
 
 @triton.jit
 def halves(at, there, HALF: tl.constexpr, BITS: tl.constexpr):
-    """Levels of both halves of the channels, in float32."""
+    """The levels of both halves of the channels, as float32."""
     if BITS == 4:
         both = tl.load(at, mask=there, other=0)
         a, b = both & 15, both >> 4

@@ -1,4 +1,4 @@
-"""What lies between matrix products, on a GPU: one pass each, in float32, rounded once."""
+"""The operations between matrix products, on a GPU: one pass each, in float32, rounded once."""
 
 import torch
 import triton
@@ -9,9 +9,9 @@ from sps2.kernels import check
 from sps2.kernels.gpu import tiles
 
 GATED = 1024
-"""Numbers of a row for one program."""
+"""Numbers of a row per program."""
 LONGEST = 65536
-"""A row that one program can have."""
+"""The longest row of one program."""
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:

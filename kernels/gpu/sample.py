@@ -1,7 +1,7 @@
-"""The next token of each row on a GPU: nothing is sorted, nothing waits for the device.
+"""Samples the next token of each row on a GPU, without sorting or waiting for the device.
 
-The least score that is kept is found bit by bit: the largest number of which as many tokens, or as
-much of the mass, lie at or above. Scores are compared as unsigned integers in their order.
+The smallest kept score is found bit by bit: it is the largest number at or above which there are
+enough tokens, or enough mass. Scores are compared as unsigned integers in the same order.
 """
 
 import torch
@@ -13,7 +13,7 @@ from sps2.kernels import check
 from sps2.kernels.contracts import Choices
 
 CHUNK = 4096
-"""Tokens that a program looks at together."""
+"""Tokens that a program reads at a time."""
 
 
 def sample(logits: Tensor, choices: Choices) -> Tensor:
@@ -94,14 +94,14 @@ def _scores(LOGITS, first, vocab, heat, CHUNK: tl.constexpr):
 
 @triton.jit
 def _ordered(x):
-    """Numbers as unsigned integers that compare alike."""
+    """Floats as unsigned integers in the same order."""
     bits = x.to(tl.uint32, bitcast=True)
     return tl.where(bits >> 31 != 0, ~bits, bits | 0x80000000)
 
 
 @triton.jit
 def _above(LOGITS, vocab, heat, peak, min_p, floor, trial, MASS: tl.constexpr, CHUNK: tl.constexpr):
-    """[1]: tokens at or above `trial` and kept so far; or what they weigh."""
+    """[1]: the number, or with MASS the weight, of kept tokens at or above `trial`."""
     total = tl.zeros([1], dtype=tl.float32)
     for first in range(0, vocab, CHUNK):
         scores = _scores(LOGITS, first, vocab, heat, CHUNK)
@@ -115,7 +115,7 @@ def _above(LOGITS, vocab, heat, peak, min_p, floor, trial, MASS: tl.constexpr, C
 
 @triton.jit
 def _least(LOGITS, vocab, heat, peak, min_p, floor, most, MASS: tl.constexpr, CHUNK: tl.constexpr):
-    """The largest number at or above which there are `most`, and no less than `floor`."""
+    """The largest number at or above which there are `most`; at least `floor`."""
     found = tl.full([1], 0, tl.uint32)
     for step in range(32):
         trial = found | (tl.full([1], 1, tl.uint32) << (31 - step))

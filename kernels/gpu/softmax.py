@@ -1,4 +1,4 @@
-"""The online softmax that every attention kernel shares, in powers of two.
+"""The online softmax of all attention kernels, in powers of two.
 
 Source: FlashAttention-2 (arXiv 2307.08691), section 3.1.
 """
@@ -13,7 +13,7 @@ INTERPRETED: tl.constexpr = tl.constexpr(triton.knobs.runtime.interpret)
 
 @triton.jit
 def weigh(scores, factor, peak, weight, MAY_BE_BLIND: tl.constexpr):
-    """exp2(scores * factor - peak) with the new peak, and what older weights shrink by.
+    """Returns exp2(scores * factor - peak), the new peak and weight, and the factor of older ones.
 
     scores: [rows, keys], -inf where a key is hidden; peak and weight: [rows], of older keys.
     """
@@ -28,15 +28,15 @@ def weigh(scores, factor, peak, weight, MAY_BE_BLIND: tl.constexpr):
 
 @triton.jit
 def operand(x, like):
-    """x, which may be int8, in the dtype of the other side of a product."""
-    if INTERPRETED:  # to bfloat16 it converts from float32 alone
+    """Convert x, which may be int8, to the dtype of the other operand of a product."""
+    if INTERPRETED:  # the interpreter converts to bfloat16 only from float32
         x = x.to(tl.float32)
     return x.to(like.dtype)
 
 
 @triton.jit
 def product(a, b, onto):
-    """onto + a @ b; float32 operands are multiplied as such, not in tf32."""
+    """onto + a @ b; float32 operands are multiplied in float32, not in tf32."""
     if INTERPRETED:  # numpy has no bfloat16: the interpreter would multiply its bits
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, onto, input_precision="ieee")
@@ -44,7 +44,7 @@ def product(a, b, onto):
 
 @triton.jit
 def finish(peak, weight):
-    """What to divide the output by, and the log-sum-exp."""
+    """The divisor of the output, and the log-sum-exp."""
     seen = weight > 0
     whole = tl.where(seen, weight, 1.0)
     return whole, tl.where(seen, (peak + tl.log2(whole)) * LN2, float("-inf"))

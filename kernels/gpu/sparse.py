@@ -1,7 +1,7 @@
-"""Block-sparse attention on a GPU: a plain mask says which blocks of keys which queries attend to.
+"""Block-sparse attention on a GPU, by a mask of blocks of queries and blocks of keys.
 
-The general form: CSA, or any pattern of a block's grain. The columns that a row of blocks keeps are
-listed on the device, without waiting for it, and only those are read.
+It serves CSA or any other pattern of whole blocks. The kept columns of each row of blocks are
+listed on the device, without waiting for it, and only these are read.
 Source: Block-sparse FlashAttention (FlashAttention, arXiv 2205.14135, section 3.3).
 """
 
@@ -33,16 +33,16 @@ def attend(
     state: State | None = None,
     scales: Scales | None = None,
 ) -> State:
-    """As `sps2.kernels.attention`, where a query sees of its past only what the mask keeps.
+    """As `sps2.kernels.attention`, but a query sees only those past keys that the mask keeps.
 
     Args:
         q: [n, heads, dim].
         k, v: [m, kv_heads, dim], at positions from `start` on.
         mask: [masks, blocks of rows of q, blocks of rows of k] bool on the device; blocks have
-            `BLOCK` rows, the last ones as many as are left. `masks` divides heads: 1 for all heads,
+            `BLOCK` rows, the last ones may have fewer. `masks` divides heads: 1 for all heads,
             kv_heads, or heads.
-        queries: the positions of q, as runs that cover its rows in their order.
-        state: of the same queries over other keys; it is changed, and returned.
+        queries: the positions of q, as runs that cover its rows in order.
+        state: of the same queries over other keys; it is updated in place, and returned.
     """
     check.queries(q, scale)
     check.keys(q, k, v, scales)
@@ -56,9 +56,9 @@ def attend(
     divides = masks > 0 and heads % masks == 0
     if not divides:
         raise ValueError(f"mask has {masks} masks, which do not divide the {heads} heads of q")
-    asked = sum(run.tokens for run in queries)
-    if asked != n:
-        raise ValueError(f"queries cover {asked} rows, not the {n} of q")
+    covered = sum(run.tokens for run in queries)
+    if covered != n:
+        raise ValueError(f"queries cover {covered} rows, not the {n} of q")
     fresh = state is None
     if state is None:
         made = torch.empty(n, heads, dim, device=q.device), torch.empty(n, heads, device=q.device)
@@ -97,9 +97,10 @@ def attend(
 def _listed(
     mask: Tensor, at: Tensor, start: int, keys: int, window: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Kept columns in order, [masks, rows, columns] int32; how many, [masks, rows, 2]: those that
+    """Kept columns in order, [masks, rows, columns] int32, and their numbers, [masks, rows, 2].
 
-    every query of the row of blocks sees whole, which come first and need no comparison, and all.
+    The first number is of columns that all queries of the row of blocks see completely, which come
+    first and need no mask; the second is of all.
     """
     masks, rows, columns = mask.shape
     filled = torch.cat((at, at[-1:].expand(-len(at) % BLOCK))).view(rows, BLOCK)

@@ -1,4 +1,4 @@
-"""A tile of queries before all keys, and over a tile of keys: what `flash` and `sparse` share."""
+"""The steps of a tile of queries that `flash` and `sparse` share: its start, and a tile of keys."""
 
 import triton
 import triton.language as tl
@@ -8,7 +8,7 @@ from sps2.kernels.gpu.softmax import LOG2E, operand, product, weigh
 
 @triton.jit
 def begin(OUT, LSE, inside, live, ROWS: tl.constexpr, PADDED: tl.constexpr, FRESH: tl.constexpr):
-    """Output, peak and weight so far: of nothing, or of a state that is there."""
+    """Output, peak and weight at the start: of an empty state, or of a given one."""
     if FRESH:
         out = tl.zeros([ROWS, PADDED], dtype=tl.float32)
         weight = tl.zeros([ROWS], dtype=tl.float32)
@@ -27,7 +27,7 @@ def take(
     DIM: tl.constexpr, PADDED: tl.constexpr, KEYS: tl.constexpr,
     MASKED: tl.constexpr, WINDOWED: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
-    """One tile of keys at positions from `key` on, of which those from `stop` are not there."""
+    """Attend to one tile of keys at positions from `key` on; keys from `stop` on do not exist."""
     ahead = tl.arange(0, KEYS)
     dims = tl.arange(0, PADDED)
     there = key + ahead < stop

@@ -1,4 +1,4 @@
-"""How many rows and keys a program takes at a time: a fixed table, or what was measured here."""
+"""Tile sizes of attention programs: from a fixed table, or measured on this machine."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from sps2.kernels.gpu import tuned
 
 
 class Tile(NamedTuple):
-    """rows, keys: of one product, powers of two from 16 on. warps, stages: Triton's."""
+    """rows, keys: of one product, powers of two of at least 16. warps, stages: Triton's options."""
 
     rows: int
     keys: int
@@ -22,30 +22,30 @@ HOPPER = {
     512: Tile(128, 64, 8, 2),
     1024: Tile(32, 32, 4, 1),
 }
-"""By bytes of a padded row of queries."""
+"""Tiles by bytes of a padded row of queries."""
 OLDER = {
     128: Tile(128, 64, 4, 2),
     256: Tile(64, 64, 4, 2),
     512: Tile(64, 32, 4, 1),
     1024: Tile(16, 16, 4, 1),
 }
-"""The same for less shared memory than 160 KB."""
+"""Tiles for devices with less than 160 KB of shared memory."""
 EXACT = Tile(32, 32, 4, 2)
-"""For float32, which tensor cores do not multiply."""
+"""The tile for float32, which tensor cores do not multiply."""
 
 HYBRID = {128: (64, 64, 3), 256: (64, 64, 2), 512: (64, 32, 2), 1024: (16, 16, 1)}
-"""Rows, keys and stages of prompts beside decoding: by bytes of a padded row."""
+"""Rows, keys and stages of prompts beside decoding, by bytes of a padded row."""
 
 
 def power(number: int, least: int = 16) -> int:
-    """The next power of two, and what a product needs at least."""
+    """The next power of two, at least `least`, which products need."""
     return max(least, 1 << (number - 1).bit_length()) if number > 0 else least
 
 
 def prefill(
     dim: int, dtype: torch.dtype, device: torch.device, rows: int = 128, keys: int = 128
 ) -> Tile:
-    """The tile of attention of many rows to many keys, no larger than these need."""
+    """The tile for many rows and many keys, no larger than these need."""
     width = max(128, power(dim) * dtype.itemsize)
     if dtype == torch.float32:
         best = EXACT if width <= 512 else OLDER[1024]
@@ -59,7 +59,7 @@ def prefill(
 
 
 def decode(dim: int, dtype: torch.dtype, device: torch.device, group: int, keys: int) -> Tile:
-    """The tile of a few rows that share a KV head, over keys read once."""
+    """The tile for a few rows that share a KV head."""
     width = power(dim) * dtype.itemsize
     best = Tile(16, max(16, min(64, (32 << 10) // width)), 4, 3 if width <= 512 else 2)
     best = _measured("decode", dim, dtype, device) or best
@@ -67,14 +67,14 @@ def decode(dim: int, dtype: torch.dtype, device: torch.device, group: int, keys:
 
 
 class Hybrid(NamedTuple):
-    """Tiles of one launch, with the same warps and stages."""
+    """The tiles of one hybrid launch, with the same warps and stages."""
 
     prompt: Tile
     decoding: Tile
 
 
 def hybrid(dim: int, dtype: torch.dtype, device: torch.device, group: int) -> Hybrid:
-    """Small enough that several programs of each kind fit on a multiprocessor.
+    """Tiles so small that several programs of each kind fit on a multiprocessor.
 
     Args:
         group: heads that share a KV head; with few, several rows of one tile may share keys.
@@ -85,7 +85,7 @@ def hybrid(dim: int, dtype: torch.dtype, device: torch.device, group: int) -> Hy
 
 
 def shared(dim: int, dtype: torch.dtype) -> int:
-    """Heads of rows that share keys, which `decode` may take at once."""
+    """Maximum of heads, of rows that share keys, in one tile of `decode`."""
     return max(16, min(64, (16 << 10) // (power(dim) * dtype.itemsize)))
 
 
@@ -95,5 +95,5 @@ def _measured(kernel: str, dim: int, dtype: torch.dtype, device: torch.device) -
 
 
 def _roomy(device: torch.device) -> bool:
-    """Whether a program has Hopper's shared memory."""
+    """Whether the device has Hopper's amount of shared memory."""
     return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] >= 9

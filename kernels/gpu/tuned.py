@@ -1,8 +1,8 @@
-"""Tiles measured on a kind of device, in a file; where it has none, the fixed table serves.
+"""A file of tiles that were measured, by device; without an entry the fixed table is used.
 
 The file is `~/.cache/sps2/tiles.json`, or `$SPS2_HOME/tiles.json`: {device, Triton's version:
-{kernel, head dim, bytes of a number: [rows, keys, warps, stages]}}. `make bench-gpu` writes it,
-nothing is ever tuned while serving. It is read once by a process.
+{kernel, head dim, bytes of a number: [rows, keys, warps, stages]}}. `make bench-gpu` writes it;
+nothing is tuned while serving. A process reads it once.
 """
 
 import json
@@ -21,27 +21,27 @@ log = logging.getLogger(__name__)
 
 
 def path() -> Path:
-    """Where the file lies."""
+    """The path of the file."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(os.environ.get("SPS2_HOME") or caches / "sps2") / "tiles.json"
 
 
 @cache
 def kind(device: torch.device) -> str | None:
-    """What a tile was measured on; None is no GPU."""
+    """The kind of device that tiles are measured on; None if it is not a GPU."""
     if device.type != "cuda":
         return None
     return f"{torch.cuda.get_device_name(device)}, Triton {triton.__version__}"
 
 
 def shape(kernel: str, padded: int, itemsize: int) -> str:
-    """The class of shapes that share a tile."""
+    """The key of the shapes that share a tile."""
     return f"{kernel}, {padded}, {itemsize}"
 
 
 @cache
 def table(kind: str | None) -> Table:
-    """What was measured on that kind of device; a broken file counts as none, and is logged."""
+    """The tiles of a kind of device; a broken file is logged and ignored."""
     if kind is None:
         return {}
     try:
@@ -50,12 +50,12 @@ def table(kind: str | None) -> Table:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        log.warning("%s is not used, `make bench-gpu` makes it anew: %s", path(), error)
+        log.warning("%s is not used; `make bench-gpu` writes a new one: %s", path(), error)
         return {}
 
 
 def keep(kind: str, measured: Table) -> None:
-    """Put what was measured into the file, beside what is there of other devices and shapes."""
+    """Add measured tiles to the file, keeping those of other devices and shapes."""
     target = path()
     target.parent.mkdir(parents=True, exist_ok=True)
     try:

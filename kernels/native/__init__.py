@@ -1,8 +1,8 @@
-"""The C++ kernels for CPUs: attention near the machine's peak.
+"""The C++ kernels for CPUs.
 
-Built where there is a compiler for x86-64 (setuptools, optional); loaded by ctypes, so that one
-build serves every version of Python and torch. Which instructions are used is found out at run
-time. Callers ask `serves` first, and use torch where it says no.
+They are built if there is a compiler for x86-64 (setuptools, optional), and loaded by ctypes, so
+that one build works with every version of Python and torch. The instruction set is chosen at run
+time. Callers check `serves` first, and use torch if it is false.
 """
 
 import ctypes
@@ -31,7 +31,7 @@ BLOCK = 64
 
 
 def _load() -> tuple[ctypes.CDLL | None, str]:
-    """The kernels that fit this Python code; else None, and what is wrong with those there are."""
+    """Load the kernels that fit this Python code; else None, and what is wrong with those found."""
     found = sorted(Path(__file__).parent.glob("_attention*.so"), key=lambda path: len(path.name))
     wrong = ""
     for path in found:
@@ -52,7 +52,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
 
 
 def _fits(library: ctypes.CDLL) -> bool:
-    """Whether the library takes what `abi` describes."""
+    """Whether the library has the structures of `abi`."""
     wanted = [abi.VERSION, *map(sizeof, abi.STRUCTURES)]
     sizes = (c_int64 * len(wanted))()
     try:
@@ -63,17 +63,17 @@ def _fits(library: ctypes.CDLL) -> bool:
 
 
 _library, unfit = _load()
-"""The kernels; or what is wrong with those that lie here, "" if none do."""
+"""The kernels; or why those that were found do not fit, "" if none were found."""
 built = _library is not None
-"""Whether this installation has the kernels, whatever the CPU can do with them."""
+"""Whether this installation has the kernels, whether or not the CPU supports them."""
 LEVELS = ("none", "avx2", "avx512", "avx512_bf16")
 level = _library.sps2_level() if _library is not None else 0
-"""Which of `LEVELS` this CPU and this installation have."""
+"""The index in `LEVELS` of the instruction set in use."""
 
 
 def unbuilt() -> str:
-    """Why the kernels could not be built, in the compiler's words; "" if they were, or none is
-    known: setup.py notes it in the source tree."""
+    """Why the kernels could not be built, in the compiler's words, which setup.py stores in the
+    source tree; "" if they were built, or nothing is known."""
     try:
         return (Path(__file__).parent / "unbuilt.txt").read_text(encoding="utf-8").strip()
     except OSError:
@@ -81,9 +81,9 @@ def unbuilt() -> str:
 
 
 def serves(q: Tensor, *others: Tensor) -> bool:
-    """Whether the kernels can do with these tensors: on the CPU, [.., dim] with dim contiguous.
+    """Whether the kernels support these tensors: on the CPU, [.., dim] with dim contiguous.
 
-    Of `others` the dtype is that of q, or int8.
+    The dtype of `others` must be that of q, or int8.
     """
     dim = q.shape[-1]
     return (
@@ -122,7 +122,7 @@ def attend(
 def score(
     q: Tensor, k: Tensor, at: Tensor, keys: Sequence[Run], scale: float
 ) -> tuple[Tensor, Tensor]:
-    """`sps2.kernels.csa.score`: weight [kv_heads, rows * group, blocks], peak [.., rows * group].
+    """`sps2.kernels.csa.score`: weight [kv_heads, rows * group, blocks], peak without blocks.
 
     Args:
         at: positions of q's rows: [rows] int32.
@@ -151,7 +151,7 @@ def decode(
 
     Args:
         at: positions of the queries: [rows] int64.
-        plan: what of the pool is read for which rows.
+        plan: the keys of the pool that are read for each row.
     """
     _require_keys(q, k_pool, v_pool, scales)
     if k_pool.stride() != v_pool.stride():
@@ -198,7 +198,7 @@ def decode(
 
 
 def merge(state: State, more: State) -> None:
-    """Take `more` into `state`, which is float32; both contiguous, [n, heads, dim]."""
+    """Merge `more` into `state`, which is float32; both contiguous, [n, heads, dim]."""
     _require_state(state.out, state)
     if not (
         more.out.dtype in FLOATING
@@ -285,7 +285,7 @@ def _quantised(k: Tensor, v: Tensor, packed: Packed, bits: int) -> abi.Quantised
 
 
 def positions(runs: Sequence[Run]) -> Tensor:
-    """Of rows that lie in runs one after the other: [rows] int32."""
+    """The positions of rows that are given as runs: [rows] int32."""
     parts = [torch.arange(r.start, r.start + r.tokens, dtype=torch.int32) for r in runs]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -299,7 +299,7 @@ def _attention(
     scale: float,
     window: int | None,
 ) -> tuple[abi.Attention, tuple[Tensor, ...]]:
-    """The call but for its results, and what must live until it was made."""
+    """The arguments of a call without its results, and objects that must live until the call."""
     _require_positions(at, torch.int32, q)
     for run in keys:
         if run.slot < 0 or run.tokens < 0 or run.slot + run.tokens > len(k):
@@ -339,7 +339,7 @@ def _scale(call: "abi.Attention | abi.Decoding", scales: Scales | None) -> None:
 
 
 def _require_keys(q: Tensor, k: Tensor, v: Tensor, scales: Scales | None) -> None:
-    """As `check.keys`, which says what is wrong, and is slow for every layer of every step."""
+    """A fast `check.keys`, for every layer of every step; calls that for the error message."""
     if not (
         q.dim() == k.dim() == 3
         and q.shape[2] == k.shape[2]
@@ -363,7 +363,7 @@ def _require_keys(q: Tensor, k: Tensor, v: Tensor, scales: Scales | None) -> Non
 
 
 def _require_state(q: Tensor, state: State) -> None:
-    """`state` is one of the rows of `q`: contiguous, in float32."""
+    """Check that `state` is a contiguous float32 state of the rows of `q`."""
     out, lse = state
     if not (
         out.shape == q.shape
@@ -377,7 +377,7 @@ def _require_state(q: Tensor, state: State) -> None:
 
 
 def _require_positions(at: Tensor, dtype: torch.dtype, q: Tensor) -> None:
-    """`at` has one for each row of `q`."""
+    """Check that `at` has a position for each row of `q`."""
     if at.shape != q.shape[:1] or at.dtype != dtype or not at.is_contiguous():
         check.shaped("positions", at, (len(q),))
         check.typed("positions", at, dtype)
@@ -388,7 +388,7 @@ def invoke(name: str, arguments: Structure) -> None:
     """Call a function of attention.cpp.
 
     Raises:
-        MemoryError: there is not the memory for its work.
+        MemoryError: there is not enough memory for its work.
     """
     if getattr(_library, name)(byref(arguments), level):
-        raise MemoryError(f"there is not the memory for {name.removeprefix('sps2_')}")
+        raise MemoryError(f"there is not enough memory for {name.removeprefix('sps2_')}")

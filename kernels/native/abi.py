@@ -1,9 +1,9 @@
-"""What the C++ kernels are called with: the structures of attention.cpp, field by field."""
+"""The arguments of the C++ kernels: the structures of attention.cpp, field by field."""
 
 from ctypes import Structure, c_float, c_int64, c_void_p
 
 VERSION = 1
-"""Raised, here and in attention.cpp, with a change of meaning that no size tells."""
+"""Incremented, here and in attention.cpp, with a change that alters no structure's size."""
 
 
 class Run(Structure):
@@ -162,4 +162,4 @@ STRUCTURES: tuple[type[Structure], ...] = (
     *(Run, Attention, Scoring, Decoding, Quantised, Merged, Product, Layer, FewRows, Restored),
     *(Gated, Normed, Rotated),
 )
-"""In the order of `sps2_abi`."""
+"""The structures in the order of `sps2_abi`."""

@@ -74,9 +74,9 @@ struct Scoring {
     float* peak;    // [kv_heads, queries * group]
 };
 
-// Queries of a batch, one per row, to keys and values in slots of a pool. The keys come in parts:
-// each is of some rows, which see all of it if they are several; a row's last part is its alone.
-// Parts come in levels: those of a row follow each other from level to level.
+// Queries of a batch, one per row, to keys and values in slots of a pool. The keys come in parts.
+// A part has one or several rows; several rows see all of its keys. A row's last part is its own.
+// Parts come in levels: each level has the next part of every row.
 struct Decoding {
     int64_t type, kv_type;
     int64_t heads, kv_heads, dim;
@@ -275,7 +275,7 @@ Scratch& scratch_of_thread() {
 char* scratch(size_t nbytes) {
     Scratch& mine = scratch_of_thread();
     if (nbytes + 64 > mine.size) {
-        mine = {};  // before more is taken
+        mine = {};  // freed before more is allocated
         mine.memory.reset(new char[nbytes + 64]);
         mine.size = nbytes + 64;
     }
@@ -295,8 +295,9 @@ Stage::~Stage() {
     if (scratch_of_thread().size > KEPT) scratch_of_thread() = {};
 }
 
-// Threads that wait for work, a moment awake and then asleep. One call at a time has them; others
-// meanwhile work alone. Where the system gives fewer threads than are asked for, these do.
+// Threads that wait for work, first spinning and then asleep. One call at a time uses them; other
+// calls meanwhile run on their own thread. If the system starts fewer threads than requested, these
+// do all the work.
 class Pool {
   public:
     void run(long threads, long count, const std::function<void(long)>& work) {
@@ -399,7 +400,7 @@ void in_parallel(long threads, long count, const std::function<void(long)>& work
     pool->run(threads, count, work);
 }
 
-// Runs a kernel: 0, or 1 if there was not the memory. Nothing is thrown to who called from outside.
+// Runs a kernel: returns 0, or 1 if there was not enough memory. No exception leaves the library.
 template <class Work>
 int guarded(const Work& work) {
     try {
@@ -531,8 +532,8 @@ int sps2_level() {
     return 0;
 }
 
-// The sizes of all that is given, in the order of kernels/native/abi.py, after the version of what
-// they mean, which is raised where a size does not tell.
+// The version, then the sizes of all structures in the order of kernels/native/abi.py. The version
+// is incremented with a change that alters no size.
 int sps2_abi(int64_t* sizes, int room) {
     const int64_t all[] = {
         1, sizeof(Run), sizeof(Attention), sizeof(Scoring), sizeof(Decoding), sizeof(Quantised),
@@ -555,7 +556,7 @@ int sps2_abi(int64_t* sizes, int room) {
 #define BY_TYPE(name) level >= 2 ? TYPED(avx512, name) : TYPED(avx2, name)
 #define BY_PAIRS(type) (level == 3 && (type) == BFLOAT16)
 
-// `level` as above, at most what the CPU has. They return 0, or 1 if there was not the memory.
+// `level` as above, at most what the CPU has. They return 0, or 1 if there was not enough memory.
 int sps2_attend(const Attention* call, int level) {
     BODY(BY_PAIRS(call->type) ? avx512_bf16::attend(*call) : BY_LEVEL(attend))
 }

@@ -1,4 +1,4 @@
-"""Decoder layers for a few rows at a time: one call from one attention to the next."""
+"""Decoder layers for a few rows, in C++: one call from one attention to the next."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,16 +12,16 @@ from sps2.kernels.native import weights as blocks
 from sps2.kernels.weights import QuantisedWeight
 
 MOST_ROWS = 16
-"""With more a matrix product by torch is faster."""
+"""With more rows, torch's matrix product is faster."""
 INPUT_STEP = 32
 
 Weight = Tensor | QuantisedWeight
 Weights = tuple[Weight, Tensor | None]
-"""Of a linear layer: [outputs, inputs], and [outputs] or None."""
+"""Weight and bias of a linear layer: [outputs, inputs], and [outputs] or None."""
 
 
 class LayerWeights(NamedTuple):
-    """Of one decoder layer of the Llama family."""
+    """The weights of one decoder layer of the Llama family."""
 
     input_norm: Tensor
     qkv: Sequence[Weights]
@@ -38,7 +38,7 @@ class LayerWeights(NamedTuple):
 
 
 def serves(dtype: torch.dtype, *weights: Weight) -> bool:
-    """Whether products of activations of that dtype with these weights can be made here."""
+    """Whether products of activations of `dtype` with these weights are supported."""
     return native.level > 0 and all(
         blocks.serves(each.blocks, dtype)
         if isinstance(each, QuantisedWeight)
@@ -78,11 +78,11 @@ def product(x: Tensor, weights: Weights) -> Tensor:
 
 
 class Layers:
-    """All layers of a model, ready to be called.
+    """All layers of a model, with prepared calls.
 
     Args:
         final_norm: [hidden].
-        heads, kv_heads, dim: of attention.
+        heads, kv_heads, dim: of the attention.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Layers:
             "eps": eps,
         }
         self._calls = [abi.Layer(**shape) for _ in range(len(layers) + 1)]
-        """From before each layer's attention; the last one ends the model."""
+        """Fill in the weights: call i ends before the attention of layer i, the last at the end."""
         for call, layer in zip(self._calls[1:], layers, strict=True):
             call.o, call.down = _product(layer.o), _product(layer.down)
             call.gate_up = (abi.Product * 2)(*map(_product, layer.gate_up))
@@ -121,12 +121,12 @@ class Layers:
     def queries(
         self, layer: int, x: Tensor, attended: Tensor | None, table: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What a layer attends with and adds, rotated.
+        """Compute a layer's q, k and v, with q and k rotated.
 
         Args:
-            layer: whose attention comes next.
-            x: [rows, hidden] float32, contiguous, the residual; it is changed.
-            attended: [rows, heads, dim] of the layer before, if there is one.
+            layer: the layer whose attention comes next.
+            x: [rows, hidden] float32, contiguous, the residual; it is updated in place.
+            attended: [rows, heads, dim], attention output of the previous layer, if any.
             table: cosines and signed sines, [rows, 1, dim] each, contiguous.
 
         Returns:
@@ -156,7 +156,7 @@ class Layers:
         return normed
 
     def _call(self, layer: int) -> abi.Layer:
-        """A copy, which is this thread's."""
+        """A copy of a prepared call, for this thread."""
         return abi.Layer.from_buffer_copy(self._calls[layer])
 
     def _run(self, call: abi.Layer, x: Tensor, attended: Tensor | None) -> None:

@@ -1,4 +1,4 @@
-"""Norm, rotation and gate of many rows: each one pass over memory."""
+"""Norm, rotation and gate of many rows, in C++: one pass over memory each."""
 
 import torch
 from torch import Tensor
@@ -7,11 +7,11 @@ from sps2.kernels import check, native
 from sps2.kernels.native import abi
 
 STEP = 16
-"""Rows have a multiple of so many numbers; a head has twice as many."""
+"""Rows have a multiple of this many numbers; a head has a multiple of twice as many."""
 
 
 def serves(size: int, *tensors: Tensor) -> bool:
-    """Whether rows of `size` of these tensors can be worked on here."""
+    """Whether rows of `size` numbers of these tensors are supported."""
     return (
         native.level > 0
         and all(
@@ -66,7 +66,7 @@ def add_norm(x: Tensor, plus: Tensor | None, weight: Tensor, eps: float) -> Tens
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """`sps2.kernels.rows.rotate`, where the heads of a row lie one after the other."""
+    """`sps2.kernels.rows.rotate`, for x whose heads are contiguous within a row."""
     rows, heads, dim = x.shape
     for side in (cosines, sines):
         if side.shape != (rows, 1, dim) or side.dtype != x.dtype or not side.is_contiguous():

@@ -1,4 +1,4 @@
-"""The numbers of weights in 4 and 8 bits; products with them are those of `layer`."""
+"""Dequantises weights in 4 and 8 bits, in C++; `layer` has products with them."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from sps2.kernels import check, native
 from sps2.kernels.native import abi
 
 GROUP, BESIDE, HEADER = 32, 16, 64
-"""Inputs and outputs of a block, and its bytes ahead of the codes, as in weights.inc."""
+"""Inputs and outputs of a block, and its bytes before the codes, as in weights.inc."""
 
 
 def block_bytes(bits: int) -> int:
@@ -15,13 +15,13 @@ def block_bytes(bits: int) -> int:
 
 
 def serves(blocks: Tensor, dtype: torch.dtype) -> bool:
-    """Whether these blocks can be worked on here, for activations of that dtype."""
+    """Whether these blocks are supported, for activations of `dtype`."""
     cpu = blocks.device.type == "cpu" and blocks.is_contiguous()
     return native.level > 0 and cpu and dtype in native.FLOATING
 
 
 def restore(blocks: Tensor, dtype: torch.dtype) -> Tensor:
-    """Of `sps2.kernels.weights.QuantisedWeight`: [inputs, outputs of all blocks]."""
+    """Dequantise blocks of a `QuantisedWeight`: [inputs, outputs of all blocks]."""
     across, groups, size = blocks.shape
     check.typed("blocks", blocks, torch.uint8)
     if size not in (block_bytes(4), block_bytes(8)) or not blocks.is_contiguous():

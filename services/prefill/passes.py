@@ -82,7 +82,7 @@ class Passes:
                 torch.cat([member.positions for member in members]),
                 whole,
                 compute,
-                asked=torch.cat(
+                selected=torch.cat(
                     [first + member.wanted for first, member in zip(firsts, members, strict=True)]
                 ),
             )

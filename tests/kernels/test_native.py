@@ -230,4 +230,4 @@ def test_no_memory_is_an_error_and_large_scratch_is_given_back() -> None:
             print(error)
         print(float(attend(64)[1].lse[0, 0]) > 0)
     """
-    assert alone(code).splitlines() == ["True", "there is not the memory for attend", "True"]
+    assert alone(code).splitlines() == ["True", "there is not enough memory for attend", "True"]

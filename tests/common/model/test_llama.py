@@ -110,7 +110,7 @@ async def test_only_the_rows_asked_for(
     attend = LocalAttention(model.config, positions)
     whole = await model.forward(ids, positions, attend)
     attend = LocalAttention(model.config, positions)
-    few = await model.forward(ids, positions, attend, asked=rows)
+    few = await model.forward(ids, positions, attend, selected=rows)
     torch.testing.assert_close(few, whole[rows], atol=1e-5, rtol=1e-5)
 
 

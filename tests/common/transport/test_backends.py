@@ -34,7 +34,7 @@ def test_auto_takes_tcp_where_ucx_would_use_tcp(
     monkeypatch.setattr(backends, "RDMA", tmp_path)
     assert choose("auto").backend == "tcp"
     assert "RDMA" in choose("auto").reason
-    assert choose("tcp") == ("tcp", "tcp was asked for")
+    assert choose("tcp") == ("tcp", "tcp, as configured")
 
 
 async def test_the_check_works_beside_a_running_loop() -> None:
