@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sps2.kernels import PagedRows, Run, attention, paged_attention
 from sps2.kernels.contracts import BLOCK
-from sps2.kernels.csa import Scores, choose_probes, importance, score
+from sps2.kernels.csa_scores import Scores, choose_probes, importance, score
 from sps2.kernels.gpu import packed
 from sps2.kernels.gpu import sparse as masked
 from sps2.kernels.gpu.quantize import pack_all_on_device

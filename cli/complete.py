@@ -184,6 +184,6 @@ def parameters(
     }
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     extension = {"sp_degree": sp_degree, "attention": attention}
-    if given := {name: value for name, value in extension.items() if value is not None}:
-        settings["sps2"] = given
+    if chosen := {name: value for name, value in extension.items() if value is not None}:
+        settings["sps2"] = chosen
     return settings

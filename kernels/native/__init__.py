@@ -122,7 +122,7 @@ def attend(
 def score(
     q: Tensor, k: Tensor, at: Tensor, keys: Sequence[Run], scale: float
 ) -> tuple[Tensor, Tensor]:
-    """`sps2.kernels.csa.score`: weight [kv_heads, rows * group, blocks], peak without blocks.
+    """`sps2.kernels.csa_scores.score`: weight [kv_heads, rows * group, blocks]; peak has no blocks.
 
     Args:
         at: positions of q's rows: [rows] int32.

@@ -13,7 +13,7 @@ from sps2.common.errors import Cancelled, Internal, PeerLost, ServiceError, Unso
 from sps2.common.messages import Token
 from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool
-from sps2.common.model.sample import draw, needed
+from sps2.common.model.sampler import draw, needed
 from sps2.services.decode.kv.holding import Key
 from sps2.services.decode.remote.exchange import Exchange
 from sps2.services.decode.remote.split import SplitAttention

@@ -5,7 +5,7 @@ from array import array
 from dataclasses import dataclass, field
 
 from sps2.common.messages import Token
-from sps2.common.model.sample import Sampler
+from sps2.common.model.sampler import Sampler
 from sps2.services.decode.kv.holding import Holding
 
 

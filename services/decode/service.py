@@ -26,8 +26,8 @@ from sps2.common.messages import (
 )
 from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool
-from sps2.common.model.sample import Sampler
-from sps2.common.prefix import page_hashes
+from sps2.common.model.sampler import Sampler
+from sps2.common.page_hashes import page_hashes
 from sps2.common.tracing import FORGETFUL, Recorder
 from sps2.common.transport.plane import Plane
 from sps2.common.vital import vital

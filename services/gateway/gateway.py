@@ -49,7 +49,7 @@ from sps2.services.gateway.validate import (
     threaded,
     tokens_of_chat,
 )
-from sps2.services.gateway.watch.metrics import Metrics
+from sps2.services.gateway.watch.request_metrics import Metrics
 from sps2.services.gateway.watch.traces import AnswerTraces
 
 COMPLETION = "cmpl-"

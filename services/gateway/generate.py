@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import struct
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass

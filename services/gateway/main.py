@@ -31,8 +31,8 @@ from sps2.services.gateway.shards import Shards
 from sps2.services.gateway.watch.cluster import Observer
 from sps2.services.gateway.watch.export import Export, sender
 from sps2.services.gateway.watch.federation import Federation
-from sps2.services.gateway.watch.metrics import Build, Metrics
 from sps2.services.gateway.watch.readiness import Readiness
+from sps2.services.gateway.watch.request_metrics import Build, Metrics
 from sps2.services.gateway.watch.traces import AnswerTraces
 from sps2.services.memory import give_back
 from sps2.services.run import About, sending_heartbeats

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from sps2.common.errors import Invalid, Refused
 from sps2.common.messages import CachedRun, Holding, Lease, Leases, Placement, Room
-from sps2.services.kvdir.cache import PageCache
+from sps2.services.kvdir.page_cache import PageCache
 
 Key = tuple[str, int]
 """(request, epoch)"""

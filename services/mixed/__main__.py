@@ -3,7 +3,7 @@
 import asyncio
 
 from sps2.common.config import Cluster
-from sps2.services.decode.kv.pool import pool_for
+from sps2.services.decode.kv.pool_size import pool_for
 from sps2.services.decode.service import DecodeService
 from sps2.services.prefill.service import PrefillService
 from sps2.services.run import About, run

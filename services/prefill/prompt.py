@@ -14,7 +14,7 @@ from sps2.common.messages import Deposited, Exchanged, Prefill, Prefilled, Token
 from sps2.common.model.attend import Run
 from sps2.common.model.collectives import Turn
 from sps2.common.model.llama import Llama
-from sps2.common.model.sample import Sampler, prompt_logprobs
+from sps2.common.model.sampler import Sampler, prompt_logprobs
 from sps2.common.transport.inbox import Inbox
 from sps2.common.transport.plane import Plane
 from sps2.services.prefill.deposit import Deposit

@@ -6,7 +6,7 @@ from typing import Literal
 
 from sps2.common.errors import PeerLost, Refused, ServiceError
 from sps2.common.messages import CachedRun, RequestStatus, Room, Shard, ShardStatus
-from sps2.common.prefix import common_pages
+from sps2.common.page_hashes import common_pages
 from sps2.services.scheduler.apart import APART_S, planned
 from sps2.services.scheduler.fleet import Fleet
 from sps2.services.scheduler.plan import Plan, Wait, Work

@@ -36,11 +36,11 @@ from sps2.common.messages import (
     Token,
     TokenLogprobs,
 )
-from sps2.common.prefix import PromptHashes
+from sps2.common.page_hashes import PromptHashes
 from sps2.common.tracing import Trail
+from sps2.services.scheduler.cached_prefix import own_hashes, shared_hashes
 from sps2.services.scheduler.eta import Eta
 from sps2.services.scheduler.plan import Plan
-from sps2.services.scheduler.prefix import own_hashes, shared_hashes
 from sps2.services.tasks import end, gather_all, root_cause
 
 log = logging.getLogger(__name__)

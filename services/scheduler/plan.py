@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sps2.common.messages import Placement, PrefillOptions
-from sps2.services.scheduler.prefix import Prefix
+from sps2.services.scheduler.cached_prefix import Prefix
 from sps2.services.scheduler.schemes import Partition
 
 NOTHING = PrefillOptions()

@@ -9,9 +9,9 @@ from sps2.common.errors import Invalid
 from sps2.common.messages import CachedRun, Placement, PrefillOptions
 from sps2.common.spans import Span, fits, paged_split, pages_for
 from sps2.common.words import counted
+from sps2.services.scheduler.cached_prefix import Prefix, usable
 from sps2.services.scheduler.fleet import Fleet, Member
 from sps2.services.scheduler.plan import Plan, Wait, Work
-from sps2.services.scheduler.prefix import Prefix, usable
 from sps2.services.scheduler.schemes import Capacity, Partition, Schemes
 from sps2.services.scheduler.traffic import PrefixQuery
 

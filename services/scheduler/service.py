@@ -30,7 +30,7 @@ from sps2.common.messages import (
     Submit,
     Watch,
 )
-from sps2.common.prefix import PromptHashes, page_hashes, root
+from sps2.common.page_hashes import PromptHashes, page_hashes, root
 from sps2.common.tracing import FORGETFUL, Recorder, Trail
 from sps2.services.scheduler.core import (
     Core,

@@ -15,7 +15,7 @@ from sps2.kernels import PagedRows, Run, State
 from sps2.kernels.contracts import Choices
 from sps2.kernels.gpu import (
     append,
-    csa,
+    csa_scores,
     decode,
     flash,
     merge,
@@ -55,7 +55,7 @@ def launch_all() -> None:
     paged = PagedRows([[Run(0, 0, 256)]], [255])
     decode.attend(q[:1], k.to(torch.int8), k.to(torch.int8), paged, scale, None, (K8, K8))
     pod.attend(pod.Prompts(q, k, k, [(runs, runs)]), pod.Decoding(q[:1], k, k, paged), scale)
-    csa.score(q, k, scale, torch.arange(256))
+    csa_scores.score(q, k, scale, torch.arange(256))
     which = torch.ones(2, 4, dtype=torch.bool)
     made, _ = quantize.pack_all_on_device(k, k, which, 8)
     quantize.unpack(made, DTYPE)

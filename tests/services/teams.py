@@ -28,7 +28,7 @@ from sps2.common.model.collectives import Collectives
 from sps2.common.model.config import ModelConfig
 from sps2.common.model.llama import Llama, shapes
 from sps2.common.model.pages import PagePool
-from sps2.common.model.sample import Sampler
+from sps2.common.model.sampler import Sampler
 from sps2.common.model.share import Share, share_of
 from sps2.common.model.weights import part_of
 from sps2.common.spans import Span, paged_split

@@ -19,17 +19,17 @@ from sps2.common.api import ChatChunk, ChatRequest, CompletionChunk, CompletionR
 from sps2.common.api.collect import collect_chat, collect_completion
 from sps2.common.errors import Invalid, ServiceError
 from sps2.services.gateway.gateway import CHAT, COMPLETION, Gateway
+from sps2.services.gateway.http.access_log import Logged, Visits
+from sps2.services.gateway.http.authorization import OPEN, Doorman, account_of
 from sps2.services.gateway.http.body import Bodies, Body
-from sps2.services.gateway.http.doorman import OPEN, Doorman, account_of
-from sps2.services.gateway.http.guard import Guard
+from sps2.services.gateway.http.host_check import Guard
+from sps2.services.gateway.http.logprobs_json import Written
 from sps2.services.gateway.http.openapi import document, gives, takes
 from sps2.services.gateway.http.problems import NotReady, TooLarge, Unsupported
 from sps2.services.gateway.http.request_id import RequestIds, caller_of, name_of
 from sps2.services.gateway.http.sse import KEEP_ALIVE_S, Events, Json, Plain, Run, failed
-from sps2.services.gateway.http.visits import Logged, Visits
-from sps2.services.gateway.http.written import Written
 from sps2.services.gateway.keys.api_keys import Register
-from sps2.services.gateway.watch import metrics
+from sps2.services.gateway.watch import request_metrics
 
 T = TypeVar("T", CompletionChunk, ChatChunk)
 DOCS = (
@@ -169,7 +169,7 @@ def application(
     @app.get("/metrics")
     async def show_metrics() -> Response:
         text = await asyncio.to_thread(gateway.metrics.page)
-        return Response(text, media_type=metrics.CONTENT_TYPE)
+        return Response(text, media_type=request_metrics.CONTENT_TYPE)
 
     open_paths = None if register is None else OPEN
     app.openapi = lambda: document(app, open_paths)  # type: ignore[method-assign]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sps2.common.spans import Span
 from sps2.kernels import Run, State, attention, empty_state, merge
-from sps2.kernels.csa import Blocks, attend_blocks
+from sps2.kernels.csa_scores import Blocks, attend_blocks
 
 
 class Rows(NamedTuple):

@@ -11,7 +11,7 @@ from sps2.common.errors import Invalid
 from sps2.common.transport.expected import Like, check_from
 from sps2.kernels import State
 from sps2.kernels.contracts import BLOCK, Packed
-from sps2.kernels.csa import (
+from sps2.kernels.csa_scores import (
     Blocks,
     Plain,
     Probes,

@@ -8,9 +8,9 @@ from sps2.services.prefill.group import Attention, Group
 from sps2.services.prefill.methods.csa import Csa
 from sps2.services.prefill.methods.gather import Gather
 from sps2.services.prefill.methods.pass_q import PassQ
+from sps2.services.prefill.methods.ring_ulysses import Usp
 from sps2.services.prefill.methods.star import Star
 from sps2.services.prefill.methods.strided import Strided
-from sps2.services.prefill.methods.usp import Usp
 
 METHODS: dict[Method, Callable[[Group], Attention]] = {
     "ring": Usp,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sps2.common.errors import Cancelled, Internal, PeerLost, Unsound
 from sps2.common.messages import Sampling, Token
-from sps2.common.model.sample import Sampler
+from sps2.common.model.sampler import Sampler
 from sps2.services.decode.remote import exchange
 
 from ...waiting import until

@@ -34,7 +34,7 @@ from sps2.common.messages import (
 )
 from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool
-from sps2.common.prefix import page_hashes
+from sps2.common.page_hashes import page_hashes
 from sps2.common.spans import Span, even_split
 from sps2.common.transport.plane import Plane
 from sps2.services.decode.service import DecodeService

@@ -9,7 +9,7 @@ import pytest
 from sps2.common.config import Sharing
 from sps2.common.errors import Invalid
 from sps2.common.messages import PrefillOptions, Selection
-from sps2.common.prefix import root
+from sps2.common.page_hashes import root
 from sps2.services.scheduler.schemes import CLOSE, EXACT, Schemes
 from sps2.services.scheduler.selections import FILE, Calibration, load
 

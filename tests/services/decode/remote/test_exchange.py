@@ -11,7 +11,7 @@ from torch import Tensor
 from sps2.common.errors import Internal
 from sps2.common.messages import Hold, Token
 from sps2.common.model.config import ModelConfig
-from sps2.common.model.sample import Sampler
+from sps2.common.model.sampler import Sampler
 from sps2.common.transport.frame import Frame, frame_for
 from sps2.common.transport.plane import Plane
 from sps2.kernels import State

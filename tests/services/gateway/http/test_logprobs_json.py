@@ -17,7 +17,7 @@ from sps2.common.api import (
     Usage,
 )
 from sps2.common.api.collect import collect_chat, collect_completion
-from sps2.services.gateway.http.written import Written
+from sps2.services.gateway.http.logprobs_json import Written
 
 HEAD = {"id": "x", "created": 1, "model": "m", "system_fingerprint": "f"}
 USAGE = Usage(1, 2, 3)

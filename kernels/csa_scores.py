@@ -116,9 +116,9 @@ def score(q: Tensor, k: Tensor, scale: float, positions: Tensor | None = None) -
     tokens, kv_heads, _ = k.shape
     group = heads // kv_heads
     if gpu.serves(q):
-        from sps2.kernels.gpu import csa
+        from sps2.kernels.gpu import csa_scores
 
-        weight, peak = csa.score(q, k, scale, positions)
+        weight, peak = csa_scores.score(q, k, scale, positions)
     elif probes and tokens and native.serves(q, k):
         at = torch.full((probes,), tokens) if positions is None else positions
         weight, peak = native.score(q, k, at.int(), [Run(0, 0, tokens)], scale)

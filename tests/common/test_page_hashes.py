@@ -5,7 +5,7 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sps2.common.prefix import common_pages, page_hashes, root
+from sps2.common.page_hashes import common_pages, page_hashes, root
 
 ROOT = root("model", "", "exact")
 tokens = st.lists(st.integers(0, 2), max_size=20)

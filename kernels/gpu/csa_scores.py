@@ -18,7 +18,7 @@ PORTION = 8
 
 
 def score(q: Tensor, k: Tensor, scale: float, positions: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`sps2.kernels.csa.score`: weight [kv_heads, rows, blocks], peak [kv_heads, rows].
+    """`sps2.kernels.csa_scores.score`: weight [kv_heads, rows, blocks], peak [kv_heads, rows].
 
     Rows are probes * group.
     """

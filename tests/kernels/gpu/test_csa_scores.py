@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sps2.kernels import csa as on_cpu
+from sps2.kernels import csa_scores as on_cpu
 from sps2.kernels.contracts import BLOCK
-from sps2.kernels.gpu import csa
+from sps2.kernels.gpu import csa_scores
 
 from .close import DTYPES, near
 
@@ -39,7 +39,7 @@ def test_shares_of_blocks_and_sums(
     q = (torch.randn(probes, kv_heads * group, dim) * size).to(dtype)
     k = torch.randn(kv_heads, tokens, dim).to(dtype).transpose(0, 1)
     positions = torch.randint(0, tokens, (probes,)) if own else None
-    weight, peak = csa.score(q, k, dim**-0.5, positions)
+    weight, peak = csa_scores.score(q, k, dim**-0.5, positions)
     shape = (kv_heads, probes, group)
     got = on_cpu.Scores(weight.reshape(*shape, -(-tokens // BLOCK)), peak.view(shape))
     want = on_cpu.score(q.float(), k.float(), dim**-0.5, positions)
@@ -48,7 +48,9 @@ def test_shares_of_blocks_and_sums(
 
 
 def test_a_probe_before_all_keys_has_no_say() -> None:
-    scores = csa.score(torch.randn(2, 1, 64), torch.randn(70, 1, 64), 0.1, torch.tensor([-1, 69]))
+    scores = csa_scores.score(
+        torch.randn(2, 1, 64), torch.randn(70, 1, 64), 0.1, torch.tensor([-1, 69])
+    )
     got = on_cpu.Scores(scores[0].reshape(1, 2, 1, 2), scores[1].view(1, 2, 1))
     assert got.lse[0].isinf().all()
     assert got.lse[1].isfinite().all()
@@ -58,6 +60,6 @@ def test_a_probe_before_all_keys_has_no_say() -> None:
 def test_bad_input_is_named() -> None:
     q, k = torch.zeros(2, 4, 64), torch.zeros(70, 2, 64)
     with pytest.raises(ValueError, match="positions has shape"):
-        csa.score(q, k, 0.1, torch.zeros(3))
+        csa_scores.score(q, k, 0.1, torch.zeros(3))
     with pytest.raises(ValueError, match="k has 2 heads"):
-        csa.score(q[:, :3], k, 0.1, None)
+        csa_scores.score(q[:, :3], k, 0.1, None)

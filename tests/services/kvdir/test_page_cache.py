@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from sps2.common.errors import Refused
 from sps2.common.messages import CachedRun, Holding, Placement
-from sps2.common.prefix import page_hashes
+from sps2.common.page_hashes import page_hashes
 from sps2.common.spans import Span
 from sps2.services.kvdir.directory import Directory
 

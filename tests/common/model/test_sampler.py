@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from sps2.common.errors import Internal, Unsound
 from sps2.common.messages import Sampling, Token
-from sps2.common.model.sample import Sampler, draw, needed, prompt_logprobs
+from sps2.common.model.sampler import Sampler, draw, needed, prompt_logprobs
 
 VOCAB = 50
 NO_PROMPT = torch.zeros(0, dtype=torch.int64)

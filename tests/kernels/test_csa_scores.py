@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from sps2.kernels.contracts import BLOCK
-from sps2.kernels.csa import score
+from sps2.kernels.csa_scores import score
 
 
 @given(

@@ -12,7 +12,7 @@ from sps2.common.messages import ListTraces
 from ..conftest import Door
 
 COMPLETIONS = "/v1/completions"
-LOGGER = "sps2.services.gateway.http.visits"
+LOGGER = "sps2.services.gateway.http.access_log"
 
 
 async def visit(door: Door) -> None:
