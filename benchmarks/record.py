@@ -32,7 +32,9 @@ def _commit() -> str:
     """That of the code which was measured, and whether files differ from it; empty without git."""
     git = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--abbrev=12", "--dirty"]
     try:
-        done = subprocess.run([*git, "--exclude=*"], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [*git, "--exclude=*"], capture_output=True, encoding="utf-8", timeout=60
+        )
     except FileNotFoundError:
         return ""
     return done.stdout.strip()
