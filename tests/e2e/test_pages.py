@@ -47,7 +47,9 @@ class Shell:
     def __init__(self, folder: Path, port: int) -> None:
         self._folder = folder
         self._port = port
-        (folder / "examples").symlink_to(ROOT / "examples")
+        (folder / "examples").mkdir()
+        for path in (ROOT / "examples").iterdir():  # a long document takes the test's time alone
+            (folder / "examples" / path.name).write_bytes(path.read_bytes()[:8000])
         # the pages sample without a seed or a limit: a small model may not stop for minutes
         (folder / "short.toml").write_text("[gateway]\ndefault_max_tokens = 64\n")
         self._environment = {

@@ -152,7 +152,7 @@ async def test_an_answer_that_does_not_fit_fails_who_asked_alone(wrong: str) -> 
         asking = asyncio.create_task(shards.run("spread", spread, greedy(200)))
         await until(lambda: ("spread", 0) in {key for key, _ in owner.tokens})
         holder.serve("question", answered)
-        with pytest.raises(Internal, match="decode-0/w answered what"):
+        with pytest.raises(Internal, match="decode-0/w sent an invalid answer"):
             await asking
         _, tokens = await running
         assert [token.id for token in tokens] == answer
