@@ -40,7 +40,7 @@ test: $(READY)  ## pull the test model and run all tests
 	@$(BIN)/spsctl pull $(MODEL)
 	$(BIN)/python -m $(PYTEST) $(ARGS)
 
-test-fast: $(READY)  ## run the tests that need no cluster and no model: under a minute
+test-fast: $(READY)  ## run the tests that need no cluster and no model: a minute
 	$(BIN)/python -m $(PYTEST) $(FAST) $(ARGS)
 
 coverage: $(READY)  ## run all tests, and list the files with lines that no test runs
