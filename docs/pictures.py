@@ -241,7 +241,7 @@ def csa() -> Drawing:
     drawing.text(
         380,
         328,
-        "Other rows are probed without a say: what they lose is told with the answer.",
+        "Further probes only measure: their loss is reported with the answer.",
         size=11,
         colour=QUIET,
     )
