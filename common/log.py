@@ -13,7 +13,7 @@ FORMAT = "%(asctime)s.%(msecs)03d %(levelname)-7s %(service)s %(name)s: %(messag
 
 class _Json(logging.Formatter):
     """One JSON object per record: `time`, `level`, `service`, `logger`, `message`, `exception` if
-    there is one, and the fields that a record has as `extra={"told": {..}}`."""
+    there is one, and the fields that a record has as `extra={"fields": {..}}`."""
 
     def __init__(self, service: str) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class _Json(logging.Formatter):
             "service": self._service,
             "logger": record.name,
             "message": record.getMessage(),
-            **getattr(record, "told", {}),
+            **getattr(record, "fields", {}),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

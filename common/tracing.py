@@ -105,7 +105,7 @@ class Trail:
             self._note.stop_s = time.monotonic()
             self._note.detail |= detail
 
-    def tell(self, **detail: str | float) -> None:
+    def annotate(self, **detail: str | float) -> None:
         """Add details to the span."""
         if self._note is not None:
             self._note.detail |= detail

@@ -132,7 +132,7 @@ class Gateway:
                             yield chunk(choices=[choice], usage=counted.usage())
             total = usage(order.prompts, order.jobs, records, self.served.kv_token_bytes)
             self.metrics.spent(total)
-            trail.tell(**_totals(total))
+            trail.annotate(**_totals(total))
             yield chunk(choices=[], usage=total)
 
     async def chat(
@@ -183,7 +183,7 @@ class Gateway:
                             yield chunk(choices=[choice], usage=counted.usage())
             total = usage(order.prompts, order.jobs, records, self.served.kv_token_bytes)
             self.metrics.spent(total)
-            trail.tell(**_totals(total))
+            trail.annotate(**_totals(total))
             yield chunk(choices=[], usage=total)
 
     async def tokenize(self, request: Tokenize) -> Tokens:

@@ -49,7 +49,7 @@ import logging
 from sps2.common import log
 log.setup("gateway", "warning", "json")
 logging.getLogger("sps2.x").info("unseen")
-logging.getLogger("sps2.x").warning("two\\nlines", extra={"told": {"code": 400}})
+logging.getLogger("sps2.x").warning("two\\nlines", extra={"fields": {"code": 400}})
 try:
     1 / 0
 except ZeroDivisionError:

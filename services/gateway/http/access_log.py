@@ -103,5 +103,5 @@ def _write(scope: Scope, code: int, seconds: float, sent: int, why: str) -> None
         fields["request_id"],
         f", key {fields['key']}" if account else "",
         f": {why}" if why else "",
-        extra={"told": fields},
+        extra={"fields": fields},
     )

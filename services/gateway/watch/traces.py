@@ -57,15 +57,15 @@ class AnswerTraces:
         trail = self._recorder.trail(name, caller.traceparent)
         whole = trail.begin("request", id=f"{prefix}{name}", trace_id=trail.context.trace_id)
         if caller.request_id:
-            whole.tell(asked_as=caller.request_id)
+            whole.annotate(asked_as=caller.request_id)
         try:
             yield whole
         except (asyncio.CancelledError, GeneratorExit):
-            whole.tell(error="cancelled")
+            whole.annotate(error="cancelled")
             raise
         except Exception as error:
             report = ErrorReport(error)
-            whole.tell(error=report.message)
+            whole.annotate(error=report.message)
             if isinstance(error, NotReady) or report.status in REFUSALS:
                 self._recorder.refuse(name)
             raise

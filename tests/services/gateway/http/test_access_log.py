@@ -40,8 +40,8 @@ async def test_requests_have_lines(
         assert found[0].startswith(f"POST {COMPLETIONS} 400 in ")
         assert "`speed`" in found[0]
         assert found[1].startswith("GET /v1/a%0Ab 404 in "), "as it came, and no query"
-        told = next(each for each in caplog.records if each.name == LOGGER).__dict__["told"]
-        assert (told["code"], told["method"], told["path"]) == (400, "POST", COMPLETIONS)
+        fields = next(each for each in caplog.records if each.name == LOGGER).__dict__["fields"]
+        assert (fields["code"], fields["method"], fields["path"]) == (400, "POST", COMPLETIONS)
 
 
 async def test_what_is_refused_has_a_trace(door: Door) -> None:
