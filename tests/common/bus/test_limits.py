@@ -181,7 +181,7 @@ async def test_who_does_not_say_who_it_is_is_disconnected(
             "127.0.0.1", int(server.address.rpartition(":")[2])
         )
         writer.write(data)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while await reader.read(1000):
                 pass
         writer.close()
