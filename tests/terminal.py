@@ -68,7 +68,10 @@ class Terminal:
         self.process.send_signal(signal.SIGWINCH)
 
     def until(self, shows: Callable[[list[str]], bool], what: str = "") -> list[str]:
-        """The screen as soon as it shows that, and is not in the midst of being drawn."""
+        """The screen as soon as it shows that.
+
+        It may be in the midst of being drawn: what is to be seen together belongs into `shows`.
+        """
         deadline_s = time.monotonic() + PATIENCE_S
         before: list[str] = []
         while not shows(rows := self.rows) or rows != before:

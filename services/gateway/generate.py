@@ -115,6 +115,7 @@ class Generation:
         """
         async with aclosing(emitted_by(self._run)) as tokens:  # type: ignore[type-var]
             async for token in tokens:
+                self._record.tokens += 1  # those that arrived after a stop string do not count
                 yield token
 
     async def _run(self, emit: Callable[[Token], None]) -> None:
@@ -254,7 +255,6 @@ class Generation:
         while not self._is_complete and len(self._ids) in self._early:
             token = self._early.pop(len(self._ids))
             self._ids.append(token.id)
-            self._record.tokens += 1
             self._is_complete = token.finish is not None
             emit(token)
         if self._is_complete and self._clock is not None:

@@ -96,9 +96,13 @@ def live(screen: Terminal) -> list[str]:
 
 def test_keys_and_sizes(actors: Actors, tmp_path: Path) -> None:
     with terminal(command(tmp_path), 80, 24) as screen:
-        rows = live(screen)
-        assert "spsctl top  acted  tiny  ready" in rows[0]
-        assert "3fa9c01be2d4" in text(rows)
+        live(screen)
+        screen.until(
+            lambda rows: (
+                "spsctl top  acted  tiny  ready" in rows[0] and "3fa9c01be2d4" in text(rows)
+            ),
+            "the head and a request",
+        )
 
         screen.press("/bbb")
         screen.until(lambda rows: "filter: bbb" in rows[-1], "the filter as it is typed")
@@ -113,8 +117,12 @@ def test_keys_and_sizes(actors: Actors, tmp_path: Path) -> None:
         live(screen)
 
         screen.resize(200, 50)
-        rows = screen.until(lambda rows: "SERVICE" in text(rows), "the larger screen")
-        assert any("SHARD" in row and "FROM→TO" in row for row in rows)
+        screen.until(
+            lambda rows: (
+                "SERVICE" in text(rows) and any("SHARD" in row and "FROM→TO" in row for row in rows)
+            ),
+            "the larger screen",
+        )
 
         screen.press("q")
         assert screen.wait() == 0

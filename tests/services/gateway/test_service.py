@@ -20,6 +20,13 @@ async def client(door):
         yield client
 
 
+async def test_tokens_behind_a_stop_string_do_not_count(client):
+    """They came at once with those before it."""
+    answer = await client.complete("abc", temperature=0, stop="lo")
+    assert answer.choices[0].text == "Hel"
+    assert answer.usage.completion_tokens == len("Hello")
+
+
 async def test_completes(client, door):
     answer = await client.complete("abc", temperature=0, sps2=Extension(sp_degree=4))
     assert answer.choices[0].text == "Hello, world."
