@@ -10,7 +10,7 @@ GPU := $(shell { command -v nvidia-smi || test -e /dev/nvidia0; } >/dev/null 2>&
 CONSTRAINTS := $(if $(GPU),,-c constraints-cpu.txt) -c constraints-dev.txt
 UNBUILT := kernels/native/unbuilt.txt
 PYTEST := pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
-FAST := $(wildcard tests/test_*.py) tests/cli/keys tests/cli/top tests/cli/trace tests/common/api tests/common/bus \
+FAST := $(wildcard tests/test_*.py) tests/cli/keys tests/cli/trace tests/common/api \
 	tests/common/config tests/common/text tests/docs tests/services/gateway tests/services/kvdir tests/services/scheduler
 TYPED := cli common kernels services
 
@@ -40,7 +40,7 @@ test: $(READY)  ## pull the test model and run all tests
 	@$(BIN)/spsctl pull $(MODEL)
 	$(BIN)/python -m $(PYTEST) $(ARGS)
 
-test-fast: $(READY)  ## run the tests that need no cluster and no model: a minute
+test-fast: $(READY)  ## run the tests that need no cluster and no model: under a minute
 	$(BIN)/python -m $(PYTEST) $(FAST) $(ARGS)
 
 coverage: $(READY)  ## run all tests, and list the files with lines that no test runs
