@@ -18,7 +18,7 @@ def write(name: str, found: dict[str, object]) -> Path:
     script = Path(sys.argv[0]).name
     record = {
         "date": now.isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": COMMIT,
         "command": shlex.join(["python", f"benchmarks/{script}", *sys.argv[1:]]),
         "machine": machine(),
     }
@@ -29,7 +29,7 @@ def write(name: str, found: dict[str, object]) -> Path:
 
 
 def _commit() -> str:
-    """That of the code which was measured, and whether files differ from it; empty without git."""
+    """The commit that is checked out, "-dirty" if files differ from it; empty without git."""
     git = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--abbrev=12", "--dirty"]
     try:
         done = subprocess.run(
@@ -38,3 +38,7 @@ def _commit() -> str:
     except FileNotFoundError:
         return ""
     return done.stdout.strip()
+
+
+COMMIT = _commit()
+"""Of the code that is measured: files may change while a benchmark runs."""

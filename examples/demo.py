@@ -96,11 +96,11 @@ def compared(client: Client, question: str, shards: int) -> Table:
     if shards > 1:
         ways += [
             (f"{shards} prefill shards", shards, "exact"),
-            (f"{shards}, sparse attention", shards, "balanced"),
+            (f"{shards} with sparse attention", shards, "balanced"),
         ]
     found = []
     for name, sp_degree, attention in ways:
-        console.print(f"The first token again, with {name} ...", style="dim")
+        console.print(f"the first token again: {name} ...", style="dim")
         how = Extension(sp_degree=sp_degree, attention=attention)
         answer = client.chat(question, max_tokens=1, sps2=how, cache_salt=name)  # nothing cached
         assert answer.usage.sps2 is not None

@@ -108,7 +108,7 @@ def main() -> None:
         "--drain",
         type=float,
         metavar="SECONDS",
-        help="wait until no request is in work, at most so long",
+        help="wait until no request is in work, for SECONDS at most",
     )
     arguments = parser.parse_args()
     named = arguments.config or os.environ.get("SPS2_CONFIG")

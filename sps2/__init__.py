@@ -1,7 +1,7 @@
 """Serves transformer models with long prompts, sequence-parallel; here is the SDK's short import.
 
-`from sps2 import Client`. All else is in `sps2.cli`, `sps2.common`, `sps2.kernels` and
-`sps2.services`, which are folders beside this one.
+`from sps2 import Client`. Everything else is in `sps2.cli`, `sps2.common`, `sps2.kernels` and
+`sps2.services`; in the repository these are the folders beside this one.
 """
 
 import importlib

@@ -84,7 +84,7 @@ TEMPLATE = (
 )
 
 
-LONGEST = ("services/gpu", "test_tensor_parallel.py", "test_up.py", "e2e")
+LONGEST = ("gpu", "test_tensor_parallel.py", "test_up.py", "e2e")
 
 
 def pytest_report_header() -> list[str]:

@@ -1,6 +1,7 @@
 """Why the C++ kernels could not be built is noted, and everything is installed without them."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,33 @@ def build(native: Path, **environment: str) -> str:
     )
     note = native / "unbuilt.txt"
     return note.read_text() if note.exists() else ""
+
+
+def version(tree: Path) -> str:
+    argv = [sys.executable, "setup.py", "-q", "--version"]
+    done = subprocess.run(argv, cwd=tree, check=True, capture_output=True, text=True, timeout=300)
+    return done.stdout.split()[-1]
+
+
+def git(tree: Path, *words: str) -> None:
+    who = ["-c", "user.name=a", "-c", "user.email=a@example.com"]
+    subprocess.run(["git", *who, *words], cwd=tree, check=True, capture_output=True, timeout=60)
+
+
+def test_the_version_is_the_tag_or_a_development_version_of_the_next(tree: Path) -> None:
+    sources = tree.parent.parent
+    found = re.search(r'^NEXT = "(.+)"$', (sources / "setup.py").read_text(), flags=re.M)
+    assert found
+    coming = found[1]
+    assert version(sources) == f"{coming}.dev0", "without git"
+    git(sources, "init", "-q")
+    git(sources, "add", "setup.py", "pyproject.toml", "README.md", "LICENSE", "kernels")
+    git(sources, "commit", "-q", "-m", "one")
+    assert version(sources).startswith(f"{coming}.dev1+g")
+    git(sources, "tag", f"v{coming}")
+    assert version(sources) == coming
+    git(sources, "commit", "-q", "--allow-empty", "-m", "two")
+    assert version(sources).startswith(f"{coming}.dev1+g")
 
 
 def test_there_is_no_compiler(tree: Path) -> None:

@@ -15,8 +15,8 @@ APART_S = 30.0
 def planned(policy: Policy, work: Work, cached: Sequence[CachedRun], fleet: Fleet) -> Plan | Wait:
     """A plan of the policy in which all shards can reach each other, or why there is none yet.
 
-    Of a pair apart, the shard is left out that lacks most links of the plan, then the one whose
-    role has most shards.
+    As long as a plan has shards that cannot reach each other, the one with the most missing links
+    is left out and the policy plans again. Of several, it is one whose role has the most shards.
 
     Raises:
         Invalid: see `Policy.plan`.
