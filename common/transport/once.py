@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Result = TypeVar("Result")
 
@@ -18,7 +18,17 @@ class Once(Generic[Result]):
         """The result of the work, which the first call starts."""
         if self._doing is None:
             self._doing = asyncio.ensure_future(self._do())
+            self._doing.add_done_callback(retrieve)
         return await asyncio.shield(self._doing)
 
     async def _do(self) -> Result:
         return await self._work()
+
+
+def retrieve(work: asyncio.Future[Any]) -> None:
+    """Keep the loop from logging the error of `work`, which nobody may await any more.
+
+    A done callback: the error still reaches everyone who does await.
+    """
+    if not work.cancelled():
+        work.exception()

@@ -20,7 +20,7 @@ from sps2.common.transport.frame import Frame, Purpose
 from sps2.common.transport.frame_handlers import Deliver, FrameHandlers, Request
 from sps2.common.transport.inbox import Inbox, Tensors
 from sps2.common.transport.links import Behind, Link, Stale
-from sps2.common.transport.once import Once
+from sps2.common.transport.once import Once, retrieve
 from sps2.common.transport.peer_state import PeerState
 from sps2.common.transport.proof import new_token
 
@@ -239,6 +239,7 @@ class Plane:
         if peer.dialling is None:
             assert peer.peer is not None
             peer.dialling = asyncio.create_task(self._dial(peer, peer.peer), name=f"dial {name}")
+            peer.dialling.add_done_callback(retrieve)
         dialling = peer.dialling
         try:
             return await asyncio.shield(dialling)

@@ -1,4 +1,5 @@
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable
 from time import process_time
 
@@ -230,6 +231,33 @@ async def test_a_peer_that_is_not_there(make_planes: MakePlanes) -> None:
     await b.close()
     with pytest.raises(PeerLost):
         await a.send(b.name, kv(tensor), (tensor,))
+
+
+async def test_the_failure_of_a_dial_that_nobody_awaits_any_more(
+    make_planes: MakePlanes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no error of the process, whose log would have a traceback for each."""
+    a, b = await make_planes()
+    unheard: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+    dialled, fail = asyncio.Event(), asyncio.Event()
+
+    async def dial(*_: object) -> None:
+        dialled.set()
+        await fail.wait()
+        raise PeerLost(b.name, "it does not answer")
+
+    monkeypatch.setattr(a._backend, "dial", dial)
+    tensor = torch.ones(1)
+    sending = asyncio.create_task(a.send(b.name, kv(tensor), (tensor,)))
+    await dialled.wait()
+    sending.cancel()
+    await asyncio.wait({sending})
+    del sending  # its traceback has the dial
+    fail.set()
+    await until(lambda: all(each.get_name() != f"dial {b.name}" for each in asyncio.all_tasks()))
+    gc.collect()
+    assert not unheard
 
 
 async def test_a_goodbye_is_no_loss_but_ends_the_waiting(make_planes: MakePlanes) -> None:
