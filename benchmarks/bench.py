@@ -16,6 +16,8 @@ all samples are written as JSON under benchmarks/results/. Parts are
     tbt      time between tokens of one request after a prompt of --context tokens
     streams  --streams such requests at once: tokens per second, time between tokens, and the
              longest stall of any of them while the prompt of a newcomer is computed
+    beside   time to first token of short prompts, two a second, alone and beside a long one; of the
+             long one alone and beside them; and whether a prompt of middle length overtakes it
     turns    time to first token of a conversation's second turn; of vLLM with prefix caching
     start    from the start of the process until requests are served, and until a first token
     memory   most memory of all processes (proportional set size) while --memory-context tokens
@@ -80,6 +82,14 @@ def _options() -> argparse.Namespace:
         help="tokens of their prompts",
     )
     parser.add_argument("--tokens", type=int, default=64, help="decoded to measure TBT")
+    parser.add_argument(
+        "--beside",
+        nargs=3,
+        type=int,
+        default=[64, 3000, 7600],
+        metavar=("SHORT", "MIDDLE", "LONG"),
+        help="tokens of beside's prompts",
+    )
     parser.add_argument("--conversation", type=int, default=6000, help="tokens of the first turn")
     parser.add_argument("--memory-context", type=int, default=8000, help="of memory")
     parser.add_argument("--repeat", type=int, default=3, help="of which medians are taken")
@@ -98,6 +108,7 @@ def _check(options: argparse.Namespace, context: int) -> None:
         "--context": options.context + options.tokens + 1,
         "--conversation": options.conversation + options.tokens + 128,
         "--memory-context": options.memory_context + options.tokens,
+        "--beside": max(options.beside) + 8,
         "--newcomers": max(options.newcomers) + 1,
     }
     for name, tokens in longest.items():

@@ -17,7 +17,7 @@ from peers.known import KINDS, Setup
 from peers.peer import NO_FIELDS, Fields, Missing, Peer, PeerFailed, Reply
 from prompts import Prompts
 
-TOGETHER = ("ttft", "tbt", "streams")
+TOGETHER = ("ttft", "tbt", "streams", "beside")
 """Parts that are measured interleaved, of all peers that are up."""
 VARIANTS: dict[str, Fields] = {
     "sps2 balanced": {"sps2": {"attention": "balanced"}, "cache_salt": "balanced"},
@@ -93,6 +93,10 @@ class Run:
             room = (self.setup.context - context) // 2
             return await measures.streams(peer, prompts, options.tokens, newcomers, room)
 
+        async def beside(peer: Peer, number: int, _: Fields) -> Values:
+            short, middle, long = options.beside
+            return await measures.beside(peer, make, short, middle, long, number)
+
         async def turns(peer: Peer, number: int, _: Fields) -> Values:
             return await measures.turns(
                 peer, self.prompts, options.conversation, options.tokens, number
@@ -105,6 +109,7 @@ class Run:
             ),
             Task("tbt", f"1 stream at {context}", tbt),
             Task("streams", f"{options.streams} streams at {context}", streams),
+            Task("beside", "short beside long", beside),
             Task("turns", f"conversation of {options.conversation}", turns),
         ]
 

@@ -1,8 +1,9 @@
 """What is measured of a peer. Every time is taken here, in one way, as its tokens come in."""
 
 import asyncio
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import quantiles
 
 from peers.peer import Fields, Peer, PeerFailed, Reply
@@ -17,6 +18,11 @@ POLL_S = 0.01
 SAMPLE_S = 0.25
 PAUSE_S = 0.5
 """For a peer to settle: before a conversation's second turn, and after streams were left."""
+PACE_S = 0.5
+"""Between two short prompts."""
+ALONE = 16
+"""Short prompts that are asked while nothing else runs."""
+BESIDE_ANSWER = 8
 QUESTION_TOKENS = 64
 """Of a conversation's second turn."""
 AFTER_TOKENS = 4
@@ -104,6 +110,56 @@ async def _stall(
     return {
         f"longest stall by a newcomer of {tokens}, ms": MS * stall,
         f"TTFT of that newcomer of {tokens}, s": reply.ttft_s,
+    }
+
+
+async def beside(
+    peer: Peer, make: Callable[..., list[int]], short: int, middle: int, long: int, number: int
+) -> Values:
+    """Short prompts alone and beside the prefill of a long one; then one of middle length.
+
+    Args:
+        make: gives a prompt of so many tokens by its name.
+        short, middle, long: tokens of the prompts.
+    """
+    numbers = itertools.count()
+
+    async def ask(tokens: int) -> float:
+        reply = Reply()
+        prompt = make(tokens, "beside", number, next(numbers))
+        await peer.ask([prompt], BESIDE_ANSWER, [reply])
+        return reply.ttft_s
+
+    async def pace(until: Callable[[int], bool]) -> list[float]:
+        asked: list[asyncio.Task[float]] = []
+        while not until(len(asked)):
+            asked.append(asyncio.create_task(ask(short)))
+            await asyncio.sleep(PACE_S)
+        return await asyncio.gather(*asked)
+
+    alone = await pace(lambda count: count == ALONE)
+    long_alone_s = await ask(long)
+    under_way = asyncio.create_task(ask(long))
+    await asyncio.sleep(PACE_S / 2)
+    together = await pace(lambda _: under_way.done())
+    long_beside_s = await under_way
+    under_way = asyncio.create_task(ask(long))
+    await asyncio.sleep(0.4 * long_alone_s)
+    middle_s = await ask(middle)
+    was_first = not under_way.done()
+    found = {"alone": alone, f"beside {long}": together}
+    values = {
+        f"TTFT of {short} {name} p{percent}, ms": MS * percentile(samples, percent)
+        for name, samples in found.items()
+        for percent in (50, 99)
+    }
+    return values | {
+        f"p99 TTFT of {short}, times that alone": percentile(together, 99) / percentile(alone, 99),
+        f"TTFT of {long} alone, s": long_alone_s,
+        f"TTFT of {long} beside {short}, times that alone": long_beside_s / long_alone_s,
+        f"TTFT of {middle} beside {long}, s": middle_s,
+        f"times that {middle} was first": float(was_first),
+        f"TTFT of {long} beside {middle}, s": await under_way,
     }
 
 

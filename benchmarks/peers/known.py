@@ -148,14 +148,16 @@ def _ports(name: str) -> int:
     return ports.free_base(skip=2 * list(KINDS).index(name))
 
 
-EVERY = ("ttft", "tbt", "streams", "start", "memory", "turns")
+SERVED = ("ttft", "tbt", "streams", "beside", "start", "memory")
+"""Parts for those that take a request while others run."""
+EVERY = (*SERVED, "turns")
 
 KINDS: dict[str, Kind] = {
     "sps2": Kind(_sps2("--prefill=2", "--decode=2"), 4, EVERY),
     "sps2-mixed": Kind(_sps2("--mixed=2"), 4, EVERY),
     "sps2-int4": Kind(_sps2("--prefill=2", "--decode=2", "--quantize=int4"), 4, ("tbt", "streams")),
-    "vllm": Kind(_vllm(), 8),
-    "vllm-latency": Kind(_vllm("--max-num-batched-tokens=512"), 8),
+    "vllm": Kind(_vllm(), 8, SERVED),
+    "vllm-latency": Kind(_vllm("--max-num-batched-tokens=512"), 8, SERVED),
     "vllm-prefix": Kind(_vllm(prefix_caching=True), 8, ("turns",)),
     "llama.cpp-q4": Kind(_llama(widened=False), 1),
     "llama.cpp-bf16": Kind(_llama(widened=True), 1),

@@ -23,6 +23,8 @@ class Course:
         self._stages: list[tuple[str, float]] = []
         self._detail: Detail = {}
         self._placements: tuple[Placement, ...] = ()
+        self._waits: tuple[str, str] = "", ""
+        """A stage, and what it waits for in that."""
         self.tokens: int | None = None
 
     def hear(self, event: RequestEvent, now_s: float) -> None:
@@ -43,6 +45,7 @@ class Course:
         self._detail |= {"prompt_tokens": status.prompt_tokens, "max_tokens": status.max_tokens}
         if not self._stages or _ORDER[status.stage] > _ORDER[self._stages[-1][0]]:
             self._enter(status.stage, now_s)
+        self._waits = status.stage, status.waits_for
         if status.stage == "queued":
             return
         self._detail |= {
@@ -85,6 +88,7 @@ class Course:
             hidden_s / exchange_s if exchange_s and hidden_s is not None else None,
             self._text("error"),
             self._placements,
+            self._waits[1] if self._waits[0] == stage else "",
         )
 
     def _enter(self, stage: str, now_s: float) -> None:

@@ -76,6 +76,8 @@ def _facts(request: Request) -> list[tuple[str, str]]:
         if (spans := [span for span in (*place.shared, place.span) if span.tokens])
     ]
     facts.append(("KV", ", ".join(places) or " ".join(request.holders) or UNKNOWN))
+    if request.waits_for:
+        facts.append(("waits for", request.waits_for))
     if request.error:
         facts.append(("error", request.error))
     return facts

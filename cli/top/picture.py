@@ -109,6 +109,8 @@ class Request(Struct, frozen=True):
     hidden: float | None = None
     error: str = ""
     placements: tuple[Placement, ...] = ()
+    waits_for: str = ""
+    """What it waits for in the queue, or in prefill because it is held back."""
 
 
 class Picture(Struct, frozen=True):

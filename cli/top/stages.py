@@ -115,7 +115,8 @@ def label(request: Request) -> Cell:
     """The stage in words, with its progress."""
     colour = COLOURS[request.stage]
     if request.stage == "prefill":
-        return f"prefill {percent(progress(request))}", colour
+        word = "paused" if request.waits_for else "prefill"
+        return f"{word} {percent(progress(request))}", colour
     if request.stage == "decode":
         # a chat without a limit may fill the context: such a limit is not informative
         limit = request.max_tokens if (request.max_tokens or 1 << 30) < 10_000 else None

@@ -35,6 +35,7 @@ HELP = """\
  BUSY     share of time that the shard's compute thread was on a core
  KV       pages in use by requests; grey after it: cached, free if needed
  PRE      requests that it prefills; OWN generates for; HELD has KV of
+ paused   of a prefill: its shards compute a more urgent one first
  HIDDEN   share of transfers between prefill shards beside arithmetic
  IN, OUT  bytes a second over the data plane; k, M, G are powers of 1000
  -        not known yet

@@ -10,7 +10,7 @@ Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(gt=0)]
 
-Policy = Literal["fcfs"]
+Policy = Literal["sps2", "fcfs"]
 AccessLog = Literal["all", "refused", "none"]
 
 
@@ -100,7 +100,13 @@ class Scheduler(Section, frozen=True):
         str, Meta(description="address where the others reach it; empty takes the cluster's")
     ] = ""
     bus_port: Annotated[Port, Meta(description="ZeroMQ port")] = 8002
-    policy: Annotated[Policy, Meta(description="scheduling policy")] = "fcfs"
+    policy: Annotated[
+        Policy,
+        Meta(
+            description="`sps2`: prompts with little work go first and preempt longer ones; "
+            "`fcfs`: first come, first served"
+        ),
+    ] = "sps2"
     max_queue: Annotated[
         Positive, Meta(description="requests waiting for room; more are refused with 429")
     ] = 256

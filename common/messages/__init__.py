@@ -46,6 +46,7 @@ from sps2.common.messages.prefill import (
     PrefillRank,
     Source,
     Target,
+    Urge,
 )
 from sps2.common.messages.request import Sampling, Token, TokenLogprobs
 from sps2.common.messages.scheduling import (
@@ -178,5 +179,6 @@ __all__ = [
     "TraceSpan",
     "TraceSummary",
     "Traces",
+    "Urge",
     "Watch",
 ]

@@ -1,6 +1,6 @@
 """Messages of prefill shards: a group computes a prompt."""
 
-from sps2.common.messages.base import Done, Stream, Struct
+from sps2.common.messages.base import Done, Request, Stream, Struct
 from sps2.common.messages.fleet import Peer
 from sps2.common.messages.request import Sampling, Token, TokenLogprobs
 from sps2.common.messages.sharing import Exchanged, Scheme
@@ -63,6 +63,17 @@ class Prefill(Stream["Advanced | Prefilled | Deposited"], frozen=True):
     prefix: tuple[Source, ...] = ()
     traceparent: str = ""
     """The `traceparent` of the enclosing trace span; see `sps2.common.tracing`."""
+    urgency: float = 0.0
+    """The larger, the more urgent: a shard computes first what is most urgent, and holds back the
+    rest meanwhile. Shards of several processes ignore it."""
+
+
+class Urge(Request[Done], frozen=True):
+    """Scheduler to each member of a group: the prefill has this urgency from now on."""
+
+    request: str
+    epoch: int
+    urgency: float
 
 
 class Advanced(Struct, frozen=True, tag=True):

@@ -68,6 +68,8 @@ class RequestStatus(Struct, frozen=True):
     """Prefill shards of the request."""
     max_tokens: int = 0
     """Maximum length of the answer."""
+    waits_for: str = ""
+    """What it waits for while it is queued, or is held back in prefill, in words."""
 
 
 class ShardStatus(Struct, frozen=True):

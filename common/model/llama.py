@@ -27,6 +27,10 @@ Table = tuple[Tensor, Tensor]
 
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
+MOST_ROWS_AT_ONCE = 512, 8192
+"""How many tokens pass through a layer at once, on the CPU and on a GPU: their temporaries are all
+that it takes besides the states of all tokens, and one queries, keys and values of each."""
+
 NAMES = {
     "input_norm": "input_layernorm.weight",
     "q": "self_attn.q_proj.weight",
@@ -96,6 +100,7 @@ class Llama:
         self._layers = [_layer(tensors, quantised, index) for index in range(config.layers)]
         self._native = self._fused()
         self._recorded: Recorded | None = None
+        self._most_rows = MOST_ROWS_AT_ONCE[self.device.type == "cuda"]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -147,6 +152,8 @@ class Llama:
         if self._native is not None and turn is None and 0 < len(ids) <= native.MOST_ROWS:
             hidden = await self._few(self._native, ids, positions, attend, run)
             return hidden if selected is None else hidden[selected]
+        if turn is None and len(ids) > self._most_rows:
+            return await self._many(ids, positions, attend, run, selected)
         x, table, qkv = await run(partial(self._begin, ids, positions))
         for index, layer in enumerate(self._layers):
             attended = await attend(index, *qkv)
@@ -195,6 +202,49 @@ class Llama:
             qkv = await run(partial(layers.queries, index, x, attended, table))
         attended = await attend(self.config.layers - 1, *qkv)
         return await run(partial(layers.finish, x, attended))
+
+    async def _many(
+        self, ids: Tensor, positions: Tensor, attend: Attend, run: Run, selected: Tensor | None
+    ) -> Tensor:
+        """`forward` for many tokens, in blocks: temporaries do not grow with the tokens.
+
+        Other work of the same thread can run between two blocks.
+        """
+        most = self._most_rows
+        blocks = [slice(first, first + most) for first in range(0, len(ids), most)]
+        x = self._embedding.new_empty(len(ids), self.config.hidden_size, dtype=torch.float32)
+        tables: list[Table] = []
+        qkv: QKV = ()
+
+        def take(rows: slice, computed: QKV) -> None:
+            nonlocal qkv
+            qkv = qkv or tuple(part.new_empty(len(ids), *part.shape[1:]) for part in computed)
+            for whole, part in zip(qkv, computed, strict=True):
+                whole[rows] = part
+
+        def begin(rows: slice) -> None:
+            x[rows], table, computed = self._begin(ids[rows], positions[rows])
+            tables.append(table)
+            take(rows, computed)
+
+        def advance(index: int, rows: slice, attended: Tensor, table: Table) -> None:
+            layer, following = self._layers[index], self._layers[index + 1]
+            take(rows, self._advance(layer, following, x[rows], attended[rows], table)[1])
+
+        def finish(rows: Tensor, attended: Tensor) -> Tensor:
+            return self._advance(self._layers[-1], None, x[rows], attended[rows], tables[0])[0]
+
+        for rows in blocks:
+            await run(partial(begin, rows))
+        for index in range(self.config.layers - 1):
+            attended = await attend(index, *qkv)
+            qkv = ()  # `attend` may still send the old ones
+            for rows, table in zip(blocks, tables, strict=True):
+                await run(partial(advance, index, rows, attended, table))
+        attended = await attend(self.config.layers - 1, *qkv)
+        wanted = torch.arange(len(ids), device=ids.device) if selected is None else selected
+        ends = [await run(partial(finish, rows, attended)) for rows in wanted.split(most)]
+        return torch.cat(ends)
 
     def _fused(self) -> native.Layers | None:
         """The layers for the C++ kernels; None if these do not support the weights."""

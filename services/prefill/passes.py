@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TypeVar
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 
 from sps2.common.errors import Cancelled
-from sps2.common.model.attend import Attend, Run
+from sps2.common.model.attend import Attend
 from sps2.common.model.llama import Llama
+from sps2.services.prefill.compute import Compute
 from sps2.services.prefill.timeline import Timeline
 
 Result = TypeVar("Result")
@@ -20,23 +22,27 @@ Step = tuple[int, Tensor, Tensor, Tensor]
 """Layer, q, k, v."""
 
 
+FEW_ROWS = 256
+"""A linear layer takes hardly longer for so many rows than for one: they share a pass, and whoever
+comes while such a pass runs waits for its end."""
+
+
 class Passes:
     """The forward passes of a process, on its data loop.
 
-    The prompts that arrive while a pass runs form the next one. A linear layer takes hardly longer
-    for a hundred rows than for ten, since most of its time goes into reading weights. No prompt
-    waits for later ones. A prompt that fails or is cancelled does not affect the others: its rows
-    go on with zeros for attention.
-
-    Args:
-        run: runs arithmetic beside the loop.
+    The prompts that arrive while a pass runs form the next one, up to `FEW_ROWS` rows or one longer
+    prompt, the most urgent first. A linear layer takes hardly longer for a hundred rows than for
+    ten, since most of its time goes into reading weights. A prompt that is more urgent than a long
+    pass does not wait for its end. A prompt that fails or is cancelled does not affect the others:
+    its rows go on with zeros for attention.
     """
 
-    def __init__(self, model: Llama, run: Run) -> None:
+    def __init__(self, model: Llama, compute: Compute) -> None:
         self._model = model
-        self._run = run
+        self._compute = compute
         self._waiting: list[_Member] = []
-        self._driving: asyncio.Task[None] | None = None
+        self._running: list[list[_Member]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def forward(
         self,
@@ -45,54 +51,76 @@ class Passes:
         attend: Attend,
         timeline: Timeline,
         wanted: Tensor,
+        urgency: Callable[[], float] = lambda: 0.0,
     ) -> Tensor:
         """Run a prompt in the next pass; see `Llama.forward`.
 
         Args:
             timeline: of the prompt; the arithmetic of its pass counts as its own.
             wanted: rows whose hidden states are returned.
+            urgency: of the prompt; see `Compute.prefill`.
         """
-        member = _Member(ids, positions, timeline, wanted)
+        member = _Member(ids, positions, timeline, wanted, urgency)
         self._waiting.append(member)
-        if self._driving is None:
-            self._driving = asyncio.get_running_loop().create_task(self._drive())
+        asyncio.get_running_loop().call_soon(self.look)
         return await member.through(attend)
 
-    async def _drive(self) -> None:
-        try:
-            while self._waiting:
-                members = [member for member in self._waiting if not member.is_gone]
-                self._waiting.clear()
-                if members:
-                    await self._pass(members)
-        finally:
-            self._driving = None
+    def look(self) -> None:
+        """Begin the next pass if it need not wait. Call it when an urgency has changed."""
+        self._waiting = [member for member in self._waiting if not member.is_gone]
+        self._waiting.sort(key=lambda member: -member.urgency())
+        while self._waiting and all(
+            _rows(running) > FEW_ROWS and _urgency(running) < self._waiting[0].urgency()
+            for running in self._running
+        ):
+            members = [self._waiting.pop(0)]
+            while self._waiting and _rows([*members, self._waiting[0]]) <= FEW_ROWS:
+                members.append(self._waiting.pop(0))
+            self._running.append(members)
+            task = asyncio.get_running_loop().create_task(self._pass(members))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _pass(self, members: list["_Member"]) -> None:
         sizes = [len(member.ids) for member in members]
         whole = _Whole(members, sizes)
         firsts = itertools.accumulate(sizes[:-1], initial=0)
-
-        async def compute(work: Callable[[], Result]) -> Result:
-            return await self._run(lambda: whole.timed(work))
-
         try:
-            hidden = await self._model.forward(
-                torch.cat([member.ids for member in members]),
-                torch.cat([member.positions for member in members]),
-                whole,
-                compute,
-                selected=torch.cat(
-                    [first + member.wanted for first, member in zip(firsts, members, strict=True)]
-                ),
-            )
+            with self._compute.prefill(lambda: _urgency(members)) as run:
+
+                async def compute(work: Callable[[], Result]) -> Result:
+                    return await run(lambda: whole.timed(work))
+
+                hidden = await self._model.forward(
+                    torch.cat([member.ids for member in members]),
+                    torch.cat([member.positions for member in members]),
+                    whole,
+                    compute,
+                    selected=torch.cat(
+                        [
+                            first + member.wanted
+                            for first, member in zip(firsts, members, strict=True)
+                        ]
+                    ),
+                )
         except Exception as error:
             for member in members:
                 member.end(error)
-            return
-        rows = [len(member.wanted) for member in members]
-        for member, result in zip(members, hidden.split(rows), strict=True):
-            member.end(result)
+        else:
+            rows = [len(member.wanted) for member in members]
+            for member, result in zip(members, hidden.split(rows), strict=True):
+                member.end(result)
+        finally:
+            self._running.remove(members)
+            self.look()
+
+
+def _rows(members: list["_Member"]) -> int:
+    return sum(len(member.ids) for member in members)
+
+
+def _urgency(members: list["_Member"]) -> float:
+    return max((member.urgency() for member in members if not member.is_gone), default=-math.inf)
 
 
 class _Whole:
@@ -127,11 +155,19 @@ class _Whole:
 class _Member:
     """One prompt in a pass; its attention runs in its own task."""
 
-    def __init__(self, ids: Tensor, positions: Tensor, timeline: Timeline, wanted: Tensor) -> None:
+    def __init__(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        timeline: Timeline,
+        wanted: Tensor,
+        urgency: Callable[[], float],
+    ) -> None:
         self.ids = ids
         self.positions = positions
         self.timeline = timeline
         self.wanted = wanted
+        self.urgency = urgency
         self.is_gone = False
         self.attended: asyncio.Queue[Tensor | None] = asyncio.Queue()
         """The attention of each layer; None once the member has left."""

@@ -15,7 +15,7 @@ from sps2.kernels import State, merge_many
 from sps2.services.prefill.deposit import owners
 from sps2.services.prefill.group import Attention, Group
 from sps2.services.prefill.local_pages import LocalPages
-from sps2.services.prefill.methods.attended import Rows, visible
+from sps2.services.prefill.methods.attended import Rows, in_blocks, visible
 from sps2.services.tasks import gather_all
 
 ROWS = 256
@@ -66,7 +66,7 @@ class Prefix:
             Question(peer, source.spans, rows, head, slice(heads.start * size, heads.stop * size))
             for source in sources
             for peer, head, heads in owners(source.peers, share, group.config.kv_heads * share.size)
-            for rows in _pieces(group.mine)
+            for rows in in_blocks(group.mine, ROWS)
         ]
 
     async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> State:
@@ -106,16 +106,6 @@ class Prefix:
         check_from(question.peer, "prefix_state", state, wanted)
         group.sent["prefix_state"] += sum(tensor.nbytes for tensor in state)
         return State(*group.up(*state))
-
-
-def _pieces(rows: Sequence[Rows]) -> list[Rows]:
-    pieces = []
-    for span, where in rows:
-        for start in range(0, span.tokens, ROWS):
-            stop = min(start + ROWS, span.tokens)
-            of = Span(span.start + start, span.start + stop)
-            pieces.append(Rows(of, slice(where.start + start, where.start + stop)))
-    return pieces
 
 
 def _merged(mine: State, questions: Sequence[Question], theirs: Sequence[State]) -> State:

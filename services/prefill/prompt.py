@@ -52,6 +52,7 @@ async def run_prompt(
     passes: Passes | None = None,
     advanced: Callable[[int], None] = lambda layers: None,
     timeline: Timeline | None = None,
+    urgency: Callable[[], float] = lambda: 0.0,
 ) -> Deposited:
     """Run `request.rank`'s part; returns once its keys and values are kept or sent.
 
@@ -63,6 +64,7 @@ async def run_prompt(
         passes: of this process; runs the prompts that one process computes alone.
         advanced: called after each layer with how many are done.
         timeline: records when the part computes and exchanges.
+        urgency: of the prompt, for `passes`.
 
     Raises:
         PeerLost: a member of the group or a decode shard is gone.
@@ -96,7 +98,9 @@ async def run_prompt(
                 rows = _scored_rows(request, positions, len(prompt))
                 ids, at, wanted = plane.device.up((prompt[positions], positions, rows))
                 if passes is not None and turn is None and group.ranks == 1:
-                    hidden = await passes.forward(ids, at, attend_layer, group.timeline, wanted)
+                    hidden = await passes.forward(
+                        ids, at, attend_layer, group.timeline, wanted, urgency
+                    )
                 else:
                     hidden = await model.forward(ids, at, attend_layer, group.compute, turn, wanted)
                 advanced(model.config.layers)

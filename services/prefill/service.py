@@ -2,18 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import TypeVar
 
 from sps2.common.errors import Invalid, PeerLost
-from sps2.common.messages import Advanced, Deposited, Done, Join, Peer, Prefill, Prefilled
+from sps2.common.messages import Advanced, Deposited, Done, Join, Peer, Prefill, Prefilled, Urge
 from sps2.common.model.collectives import Turn
 from sps2.common.model.llama import Llama
 from sps2.common.tracing import FORGETFUL, Recorder
 from sps2.common.transport.inbox import Inbox
 from sps2.common.transport.plane import Plane
-from sps2.services.busy import ThreadClock
+from sps2.services.prefill.compute import Compute, Thread
 from sps2.services.prefill.layers import layers
 from sps2.services.prefill.local_pages import NO_PAGES, LocalPages
 from sps2.services.prefill.passes import Passes
@@ -24,8 +21,6 @@ from sps2.services.prefill.timeline import Timeline
 from sps2.services.shard import DataLoop
 from sps2.services.tasks import emitted_by, forever, root_cause
 from sps2.services.team import Led, opened
-
-Result = TypeVar("Result")
 
 
 class PrefillService:
@@ -53,12 +48,14 @@ class PrefillService:
         self._pages = pages
         self._traces = traces
         self._followers = Followers([each.bus for each in led])
-        self._compute = ThreadPoolExecutor(1, "compute")
-        self._passes = Passes(model, self._run)
-        self._busy = self._compute.submit(ThreadClock).result()
+        self._thread = Thread(plane.device.compute)
+        self._compute = Compute(self._thread)
+        self._passes = Passes(model, self._compute)
         self._tally = Tally()
         self._inboxes: dict[tuple[str, int], Inbox] = {}
         """Used on the data loop only, by (request, epoch)."""
+        self._urgencies: dict[tuple[str, int], float] = {}
+        """Of prefills under way; used on the data loop only."""
 
     async def join(self, request: Join) -> AsyncGenerator[Done, None]:
         key = (request.request, request.epoch)
@@ -90,16 +87,22 @@ class PrefillService:
         async for item in emitted_by(job):
             yield item
 
+    async def urge(self, request: Urge) -> Done:
+        if not self._followers.peers:  # their processes run prefills in the order of their turns
+            self._data.post(lambda: self._urge(request))
+        return Done()
+
     def counters(self) -> dict[str, float]:
         """For heartbeats: requests joined now; tokens, exchange and CPU seconds so far."""
         return {
             "prefilling": float(len(self._inboxes)),
             **self._tally.counters(),
-            **self._busy.counters(),
+            **self._thread.busy.counters(),
+            **self._compute.counters(),
         }
 
     def close(self) -> None:
-        self._compute.shutdown(cancel_futures=True)
+        self._thread.close()
 
     async def _part(self, request: Prefill, turn: Turn | None, parts: Parts) -> None:
         control = asyncio.get_running_loop()
@@ -142,23 +145,41 @@ class PrefillService:
         progress: Progress,
         timeline: Timeline,
     ) -> Deposited:
-        inbox = self._inboxes.get((request.request, request.epoch))
+        key = (request.request, request.epoch)
+        inbox = self._inboxes.get(key)
         if inbox is None:
             why = f"request {request.request} is not joined in epoch {request.epoch}"
             raise PeerLost(self._plane.name, f"{self._plane.name}: {why}")
-        return await run_prompt(
-            self._model,
-            self._plane,
-            inbox,
-            request,
-            self._run,
-            prefilled,
-            turn,
-            self._pages,
-            self._passes,
-            progress,
-            timeline,
-        )
+
+        def urgency() -> float:
+            return self._urgencies[key]
+
+        self._urgencies[key] = 0.0 if turn else request.urgency
+        try:
+            with self._compute.prefill(urgency) as compute:
+                return await run_prompt(
+                    self._model,
+                    self._plane,
+                    inbox,
+                    request,
+                    compute,
+                    prefilled,
+                    turn,
+                    self._pages,
+                    self._passes,
+                    progress,
+                    timeline,
+                    urgency,
+                )
+        finally:
+            del self._urgencies[key]
+
+    def _urge(self, request: Urge) -> None:
+        key = (request.request, request.epoch)
+        if key in self._urgencies:
+            self._urgencies[key] = request.urgency
+            self._passes.look()
+            self._compute.look()
 
     async def _open(self, key: tuple[str, int], peers: Sequence[Peer]) -> None:
         await self._plane.reach(peers)
@@ -169,7 +190,3 @@ class PrefillService:
     def _close(self, key: tuple[str, int]) -> None:
         if inbox := self._inboxes.pop(key, None):
             inbox.close()
-
-    async def _run(self, work: Callable[[], Result]) -> Result:
-        compute = partial(self._plane.device.compute, work)
-        return await asyncio.get_running_loop().run_in_executor(self._compute, compute)

@@ -1,27 +1,22 @@
 """Keeps pairs of shards that cannot reach each other out of the same plan, for a while."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection
 
-from sps2.common.messages import CachedRun
 from sps2.services.scheduler.fleet import Fleet
-from sps2.services.scheduler.plan import Plan, Wait, Work
-from sps2.services.scheduler.policy import Policy
+from sps2.services.scheduler.plan import Plan, Wait
 
 APART_S = 30.0
 """How long a lost link counts; the next plan after it tries whether the link is back."""
 
 
-def planned(policy: Policy, work: Work, cached: Sequence[CachedRun], fleet: Fleet) -> Plan | Wait:
-    """A plan of the policy in which all shards can reach each other, or why there is none yet.
+def connected(plan_on: Callable[[Fleet], Plan | Wait], fleet: Fleet) -> Plan | Wait:
+    """A plan in which all shards can reach each other, or why there is none yet.
 
     As long as a plan has shards that cannot reach each other, the one with the most missing links
-    is left out and the policy plans again. Of several, it is one whose role has the most shards.
-
-    Raises:
-        Invalid: see `Policy.plan`.
+    is left out and the plan is made again. Of several, it is one whose role has the most shards.
     """
-    plan = policy.plan(work, cached, fleet)
+    plan = plan_on(fleet)
     apart: list[str] = []
     while isinstance(plan, Plan) and (pairs := fleet.pairs_apart(_shards(plan))):
         lost = Counter(shard for pair in pairs for shard in sorted(pair))
@@ -29,7 +24,7 @@ def planned(policy: Policy, work: Work, cached: Sequence[CachedRun], fleet: Flee
         left_out = max(lost, key=lambda shard: (lost[shard], roles[shard]))
         apart = sorted(next(pair for pair in pairs if left_out in pair))
         fleet = fleet.without(left_out)
-        plan = policy.plan(work, cached, fleet)
+        plan = plan_on(fleet)
     if apart and isinstance(plan, Wait) and plan.cause == "absent":
         why = f"{' and '.join(apart)} cannot reach each other on the data plane: {plan.reason}"
         return Wait("absent", why)

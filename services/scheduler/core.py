@@ -1,202 +1,73 @@
-"""The scheduler's decisions as a pure state machine: events and a clock in, actions out."""
+"""The scheduler's bookkeeping as a pure state machine: events and a clock in, actions out."""
 
+import logging
 from collections import deque
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable
+from typing import Protocol
 
-from sps2.common.errors import PeerLost, Refused, ServiceError
-from sps2.common.messages import CachedRun, RequestStatus, Room, Shard, ShardStatus
-from sps2.common.page_hashes import common_pages
-from sps2.services.scheduler.apart import APART_S, planned
-from sps2.services.scheduler.fleet import Fleet
-from sps2.services.scheduler.plan import Plan, Wait, Work
-from sps2.services.scheduler.policy import Policy
-
-
-@dataclass(frozen=True)
-class Joined:
-    shard: Shard
-
-
-@dataclass(frozen=True)
-class Lost:
-    """A shard ended; `peer` is the data-plane name that it had since its last start."""
-
-    shard: str
-    peer: str
-
-
-@dataclass(frozen=True)
-class Parted:
-    """Two processes, by their data-plane names, have lost the link between them."""
-
-    one: str
-    other: str
-
-
-@dataclass(frozen=True)
-class RoomSeen:
-    room: Room
-
-
-@dataclass(frozen=True)
-class Submitted:
-    work: Work
-
-
-@dataclass(frozen=True)
-class Found:
-    """The directory's answer to `Find`."""
-
-    request: str
-    cached: tuple[CachedRun, ...]
-
-
-@dataclass(frozen=True)
-class Granted:
-    """The directory leased the pages of a launched request; `room` is what is left."""
-
-    request: str
-    room: Room
-
-
-@dataclass(frozen=True)
-class Returned:
-    """A launched request could not go on and is to run again.
-
-    rest_s: seconds before it is planned again, if it got no lease; None if a shard was lost.
-    """
-
-    request: str
-    rest_s: float | None = None
-
-
-@dataclass(frozen=True)
-class Prefilled:
-    request: str
-
-
-@dataclass(frozen=True)
-class Shareable:
-    """The full pages of a request's prompt are cached now."""
-
-    request: str
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A request is over, however it ended."""
-
-    request: str
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Time has passed; see `Core.wakes_at`."""
-
-
-Event = (
-    Joined
-    | Lost
-    | Parted
-    | RoomSeen
-    | Submitted
-    | Found
-    | Granted
-    | Returned
-    | Prefilled
-    | Shareable
-    | Ended
-    | Tick
+from sps2.common.errors import Internal, PeerLost, Refused, ServiceError
+from sps2.common.messages import RequestStatus, ShardStatus
+from sps2.services.scheduler.actions import Action, ChangeUrgency, Find, Launch, Reject
+from sps2.services.scheduler.apart import APART_S
+from sps2.services.scheduler.decisions import Decision, Hold, LookUp, Refuse, Start, Urge
+from sps2.services.scheduler.events import (
+    Ended,
+    Event,
+    Found,
+    Granted,
+    Joined,
+    Lost,
+    Parted,
+    Prefilled,
+    Progressed,
+    Returned,
+    RoomSeen,
+    Shareable,
+    Submitted,
+    Tick,
 )
+from sps2.services.scheduler.fleet import Fleet
+from sps2.services.scheduler.plan import Plan
+from sps2.services.scheduler.request import Request
+from sps2.services.scheduler.rules import broken_rule
+from sps2.services.scheduler.view import View
+
+log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Find:
-    """Ask the directory which pages of a prompt are cached."""
+class Policy(Protocol):
+    """Decides when and where requests run."""
 
-    request: str
-    hashes: tuple[bytes, ...]
+    def decide(self, view: View) -> Iterable[Decision]:
+        """What to do now; called after every event.
 
-
-@dataclass(frozen=True)
-class Launch:
-    """Reserve, prefill, decode as planned."""
-
-    request: str
-    epoch: int
-    plan: Plan
-
-
-@dataclass(frozen=True)
-class Reject:
-    request: str
-    error: ServiceError
-
-
-Action = Find | Launch | Reject
-
-TRUSTING_LOSSES = 2
-"""After so many losses a request no longer uses cached pages: it computes its whole prompt."""
-OVERTAKINGS = 64
-"""How many later requests may overtake one that waits for room; then they wait behind it."""
-LOOKAHEAD = 32
-"""How many requests may wait for room while later ones are still considered."""
-
-Stage = Literal["queued", "reserving", "prefill", "transfer", "decode"]
-
-
-@dataclass
-class Entry:
-    work: Work
-    submitted_s: float
-    epoch: int = 0
-    stage: Stage = "queued"
-    plan: Plan | None = None
-    cached: tuple[CachedRun, ...] | None = None
-    """Cached pages of the prompt; None until the directory answers, or if more may be cached."""
-    is_finding: bool = False
-    """Whether a `Find` for it is under way."""
-    is_shareable: bool = False
-    losses: int = 0
-    overtaken: int = 0
-    """How many later requests ran before it while it waited for room."""
-    rests_until_s: float = 0.0
-    absent_since_s: float | None = None
-    """Since when it waits for absent shards."""
-
-    @property
-    def is_trusting(self) -> bool:
-        return bool(self.work.hashes) and self.losses < TRUSTING_LOSSES
-
-    def gains_from(self, other: "Entry") -> bool:
-        """Whether to wait for the other's pages: most of what that computes now is shared."""
-        if other.plan is None or not self.is_trusting:
-            return False
-        prefix = other.plan.prefix
-        wanted = (self.work.prompt_tokens - 1) // prefix.page_tokens
-        shared = min(wanted, common_pages(self.work.hashes, other.work.hashes)) - prefix.pages
-        return shared > 0 and 2 * shared >= len(other.work.hashes) - prefix.pages
+        Each decision is carried out as soon as it is yielded, and `view` shows its effect. A policy
+        may keep notes of its own, but has no clock and does no I/O.
+        """
+        ...
 
 
 class Core:
-    """Admission in order of arrival, placement by a policy.
+    """What is known of requests and shards, and what a policy decides about them.
 
-    A request is launched when it is at the head of the queue and the policy finds shards and pages
-    for it. A returned request goes back to the head with its epoch counted up. Three kinds of
-    requests let later ones pass. One that shares a prefix with a request being prefilled waits for
-    the pages of that request. One that waits for room lets `OVERTAKINGS` pass. One that waits for
-    absent shards fails after `patience_s` seconds.
+    The policy decides after every event. The core carries out its decisions unless they break a
+    rule (`rules.py`), so that a policy can be unfair but cannot corrupt anything. A request whose
+    plan breaks a rule, or at which the policy fails, ends with an error.
+
+    A request that returns goes back to the head of the queue with its epoch counted up. One that
+    waits for absent shards fails after `patience_s` seconds.
     """
 
     def __init__(
         self, policy: Policy, fleet: Fleet, max_queue: int, patience_s: float = 60.0
     ) -> None:
         self.fleet = fleet
+        self.broken_rules = 0
+        """How many decisions of the policy were not carried out."""
         self._policy = policy
         self._max_queue = max_queue
         self._patience_s = patience_s
-        self._entries: dict[str, Entry] = {}
+        self._requests: dict[str, Request] = {}
         self._queue: deque[str] = deque()
 
     def handle(self, event: Event, now_s: float) -> list[Action]:
@@ -217,160 +88,197 @@ class Core:
                     waiting = f"{count} requests are" if count > 1 else "a request is"
                     error = Refused(f"{waiting} waiting already; retry later")
                     return [Reject(work.request, error)]
-                self._entries[work.request] = Entry(work, now_s)
-                self._queue.append(work.request)
-            case Found(request, cached):
-                if entry := self._entries.get(request):
-                    entry.cached, entry.is_finding = cached, False
-            case Granted(request, room):
-                self.fleet.pending.pop(request, None)
+                self._requests[work.request] = Request(work, now_s)
+                self._enqueue(work.request)
+            case Found(id, cached):
+                if request := self._requests.get(id):
+                    request.cached, request.is_finding = cached, False
+            case Granted(id, room):
+                self.fleet.pending.pop(id, None)
                 self.fleet.room = room
-                self._entries[request].stage = "prefill"
-            case Returned(request, rest_s):
-                self._leave_shards(request)
-                entry = self._entries[request]
-                entry.losses += rest_s is None
-                entry.rests_until_s = now_s + (rest_s or 0.0)
-                entry.epoch, entry.stage, entry.plan = entry.epoch + 1, "queued", None
-                entry.cached, entry.is_shareable = None, False
-                self._queue.appendleft(request)
-            case Prefilled(request):
-                entry = self._entries[request]
-                entry.stage = "transfer"
-                for shard_id in entry.plan.group if entry.plan else ():
+                self._requests[id].stage = "prefill"
+            case Progressed(id, tokens):
+                self._requests[id].computed = tokens
+            case Returned(id, rest_s):
+                self._leave_shards(id)
+                self._requests[id].return_to_queue(now_s, rest_s)
+                self._queue.appendleft(id)
+            case Prefilled(id):
+                request = self._requests[id]
+                request.stage = "transfer"
+                for shard_id in request.plan.group if request.plan else ():
                     if member := self.fleet.members.get(shard_id):
-                        member.prefilled.pop(request, None)
-            case Shareable(request):
-                entry = self._entries[request]
-                entry.is_shareable, entry.stage = True, "decode"
+                        member.prefilled.pop(id, None)
+            case Shareable(id):
+                request = self._requests[id]
+                request.is_shareable, request.stage = True, "decode"
                 self._doubt_cached()
-            case Ended(request):
-                self._end(request)
+            case Ended(id):
+                self._end(id)
             case Tick():
                 pass
-        return self._admit(now_s)
+        return self._decide(now_s)
 
     def wakes_at(self) -> float | None:
         """The time at which the next `Tick` is due; None if none is."""
         times = [
             time_s
-            for request in self._queue
-            for entry in (self._entries[request],)
+            for id in self._queue
+            for request in (self._requests[id],)
             for time_s in (
                 self.fleet.apart_until_s(),
-                entry.rests_until_s or None,
-                None if entry.absent_since_s is None else entry.absent_since_s + self._patience_s,
+                request.rests_until_s or None,
+                None
+                if request.absent_since_s is None
+                else request.absent_since_s + self._patience_s,
             )
             if time_s is not None
         ]
         return min(times, default=None)
 
-    def _admit(self, now_s: float) -> list[Action]:
+    def urgency(self, id: str) -> float:
+        """How urgent the prefill of a launched request is."""
+        return self._requests[id].urgency
+
+    def _enqueue(self, id: str) -> None:
+        """Queue a new request: one that resumes an answer before all that have none yet."""
+        if not self._requests[id].work.resumes:
+            self._queue.append(id)
+            return
+        others = [self._requests[other].work.resumes for other in self._queue]
+        self._queue.insert(others.index(False) if False in others else len(others), id)
+
+    def _decide(self, now_s: float) -> list[Action]:
         actions: list[Action] = []
-        computing = [each for each in self._entries.values() if each.plan and not each.is_shareable]
-        waiting: list[Entry] = []
-        for request in list(self._queue):
-            entry = self._entries[request]
-            if entry.rests_until_s > now_s:
-                continue
-            entry.rests_until_s = 0.0
-            if any(entry.gains_from(other) for other in computing):
-                continue
+        for id in self._queue:
+            if self._requests[id].rests_until_s <= now_s:
+                self._requests[id].rests_until_s = 0.0
+        while True:
+            view = View(self._requests, self._queue, self.fleet, now_s)
             try:
-                plan = self._planned(entry, now_s)
-            except ServiceError as error:
-                self._queue.remove(request)
-                del self._entries[request]
-                actions.append(Reject(request, error))
-                continue
-            if isinstance(plan, Wait) and plan.cause == "absent":
-                continue
-            if entry.cached is None and entry.is_trusting:
-                if not entry.is_finding:
-                    entry.is_finding = True
-                    actions.append(Find(request, entry.work.hashes))
-                break
-            if isinstance(plan, Wait):
-                waiting.append(entry)
-                may_pass = plan.cause == "room" and entry.overtaken < OVERTAKINGS
-                if may_pass and len(waiting) < LOOKAHEAD:
-                    continue
-                break
-            for other in waiting:
-                other.overtaken += 1
-            self._queue.remove(request)
-            entry.plan, entry.stage = plan, "reserving"
-            computing.append(entry)
-            self._enter_shards(request, plan)
-            actions.append(Launch(request, entry.epoch, plan))
-        return actions
+                for decision in self._policy.decide(view):
+                    actions += self._carry_out(decision, now_s)
+                return actions
+            except Exception as error:
+                log.exception("the policy failed at request %s", view.considered)
+                if not self._queue:
+                    return actions
+                concerned = view.considered
+                if concerned is None or concerned not in self._queue:
+                    concerned = self._queue[0]
+                failure = Internal(f"the scheduling policy failed: {error!r}")
+                actions.append(self._reject(concerned, failure))
 
-    def _planned(self, entry: Entry, now_s: float) -> Plan | Wait:
-        """The policy's plan, or why the request waits.
+    def _carry_out(self, decision: Decision, now_s: float) -> list[Action]:
+        request = self._requests.get(decision.request)
+        is_queued = request is not None and request.plan is None
+        if request is None or is_queued == isinstance(decision, Urge):
+            return self._break_rule(decision, "there is no such request in this stage")
+        match decision:
+            case Start(id, plan, urgency):
+                if why := broken_rule(plan, request.work, self.fleet):
+                    self._break_rule(decision, why)
+                    return [self._reject(id, Internal(f"the scheduling policy's plan: {why}"))]
+                for other in self._queue:
+                    if other == id:
+                        break
+                    held = self._requests[other]
+                    held.overtaken += held.wait is not None and held.wait.cause == "room"
+                self._queue.remove(id)
+                request.plan, request.urgency, request.stage = plan, urgency, "reserving"
+                request.wait = request.absent_since_s = None
+                self._enter_shards(request, plan)
+                return [Launch(id, request.epoch, plan, urgency)]
+            case LookUp(id):
+                request.absent_since_s = None
+                if request.is_finding:
+                    return []
+                request.is_finding = True
+                return [Find(id, request.work.hashes)]
+            case Hold(id, wait):
+                request.wait = wait
+                if error := self._overdue(request, now_s):
+                    return [self._reject(id, error)]
+            case Refuse(id, error):
+                return [self._reject(id, error)]
+            case Urge(id, urgency):
+                if request.stage in ("reserving", "prefill") and request.plan is not None:
+                    request.urgency = urgency
+                    return [ChangeUrgency(id, request.epoch, request.plan, urgency)]
+        return []
 
-        Raises:
-            Invalid: the request can never run.
-            PeerLost: it has waited for absent shards for too long.
-        """
-        plan = planned(self._policy, entry.work, entry.cached or (), self.fleet)
-        if not isinstance(plan, Wait) or plan.cause != "absent":
-            entry.absent_since_s = None
-            return plan
-        if entry.absent_since_s is None:
-            entry.absent_since_s = now_s
-        if now_s - entry.absent_since_s >= self._patience_s:
-            missing = self.fleet.waiting_for() or "them"
-            why = f"{plan.reason}, and it has waited {self._patience_s:g} s for {missing}"
-            raise PeerLost(self.fleet.keeping, f"{why}; retry later")
-        return plan
+    def _break_rule(self, decision: Decision, why: str) -> list[Action]:
+        self.broken_rules += 1
+        log.error("the policy's %s is ignored: %s", decision, why)
+        return []
 
-    def _enter_shards(self, request: str, plan: Plan) -> None:
-        self.fleet.pending[request] = plan.takes
+    def _reject(self, id: str, error: ServiceError) -> Reject:
+        self._queue.remove(id)
+        del self._requests[id]
+        return Reject(id, error)
+
+    def _overdue(self, request: Request, now_s: float) -> PeerLost | None:
+        """The error of a request that has waited for absent shards for too long."""
+        if request.wait is None or request.wait.cause != "absent":
+            request.absent_since_s = None
+            return None
+        if request.absent_since_s is None:
+            request.absent_since_s = now_s
+        if now_s - request.absent_since_s < self._patience_s:
+            return None
+        missing = self.fleet.waiting_for() or "them"
+        why = f"{request.wait.reason}, and it has waited {self._patience_s:g} s for {missing}"
+        return PeerLost(self.fleet.keeping, f"{why}; retry later")
+
+    def _enter_shards(self, request: Request, plan: Plan) -> None:
+        self.fleet.pending[request.id] = plan.takes
         for shard_id in plan.group:
-            tokens = self._entries[request].work.prompt_tokens - plan.prefix.tokens
-            self.fleet.members[shard_id].prefilled[request] = tokens
+            tokens = request.work.prompt_tokens - plan.prefix.tokens
+            self.fleet.members[shard_id].prefilled[request.id] = tokens
         for place in plan.placements:
-            self.fleet.members[place.shard].held.add(request)
-        self.fleet.members[plan.owner].owned.add(request)
+            self.fleet.members[place.shard].held.add(request.id)
+        self.fleet.members[plan.owner].owned.add(request.id)
 
     def _doubt_cached(self) -> None:
         """More pages may be cached: queued requests look them up again when it is their turn."""
-        for request in self._queue:
-            self._entries[request].cached = None
+        for id in self._queue:
+            self._requests[id].cached = None
 
-    def _end(self, request: str) -> None:
-        self._leave_shards(request)
-        entry = self._entries.pop(request, None)
-        if entry is None:
+    def _end(self, id: str) -> None:
+        self._leave_shards(id)
+        request = self._requests.pop(id, None)
+        if request is None:
             return
-        if entry.plan is None:
-            self._queue.remove(request)
+        if request.plan is None:
+            self._queue.remove(id)
         else:
             self._doubt_cached()
 
-    def _leave_shards(self, request: str) -> None:
-        self.fleet.pending.pop(request, None)
+    def _leave_shards(self, id: str) -> None:
+        self.fleet.pending.pop(id, None)
         for member in self.fleet.members.values():
-            member.leave(request)
+            member.leave(id)
 
     def requests(self, now_s: float) -> tuple[RequestStatus, ...]:
         """The status of every request, in order of arrival."""
         return tuple(
-            RequestStatus(
-                request,
-                entry.stage,
-                entry.work.prompt_tokens,
-                now_s - entry.submitted_s,
-                entry.epoch,
-                len(entry.plan.group) if entry.plan else 0,
-                entry.plan.owner if entry.plan else "",
-                entry.plan.placements if entry.plan else (),
-                entry.plan.prefix.tokens if entry.plan else 0,
-                entry.plan.group if entry.plan else (),
-                entry.work.max_tokens,
-            )
-            for request, entry in self._entries.items()
+            request.status(now_s, self._held_back_by(request))
+            for request in self._requests.values()
         )
+
+    def _held_back_by(self, request: Request) -> str:
+        """The most urgent request that a shard of a prefill computes before it; empty if none."""
+        if request.plan is None or request.stage != "prefill":
+            return ""
+        others = {
+            other: self._requests[other].urgency
+            for shard in request.plan.group
+            if shard in self.fleet.members
+            for other in self.fleet.members[shard].prefilled
+            if self._requests[other].stage == "prefill"
+        }
+        first = max(others, key=lambda other: others[other], default=request.id)
+        return first if others.get(first, request.urgency) > request.urgency else ""
 
     def shards(self) -> tuple[ShardStatus, ...]:
         """The status of every shard, lost ones included, by id."""

@@ -73,6 +73,7 @@ class Job:
         shards: the shards of the plan by id, as they were when it was made.
         queued_s: how long the request was in the queue.
         trail: records where the time of the request goes.
+        urgency: of the prefill, when it begins.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Job:
         listener: Listener,
         queued_s: float,
         trail: Trail,
+        urgency: Callable[[], float],
     ) -> None:
         self._submit = submit
         self._epoch = epoch
@@ -100,6 +102,7 @@ class Job:
         self._listener = listener
         self._queued_s = queued_s
         self._trail = trail
+        self._urgency = urgency
 
     async def run(self, emit: Emit) -> None:
         """Run the request to its end, emitting what the gateway needs to know.
@@ -213,6 +216,7 @@ class Job:
             plan.partition.scheme,
             sources,
             trail.traceparent,
+            self._urgency(),
         )
         shard = plan.group[rank]
         with self._reporting(shard):

@@ -22,6 +22,8 @@ class Work:
     max_tokens: int
     options: PrefillOptions = NOTHING
     hashes: tuple[bytes, ...] = ()
+    resumes: bool = False
+    """Whether its first tokens were answered before a shard was lost."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,10 @@ class Wait:
     """Why a request cannot be planned now.
 
     cause: "shards" if the shards that prefill are busy; "room" if there is too little room for its
-        KV; "absent" if it needs more than is present while a shard is absent.
+        KV; "prefix" if another request computes most of it now; "absent" if it needs more than is
+        present while a shard is absent.
     reason: what it waits for, in words; only for "absent".
     """
 
-    cause: Literal["shards", "room", "absent"]
+    cause: Literal["shards", "room", "prefix", "absent"]
     reason: str = ""

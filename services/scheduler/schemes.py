@@ -112,6 +112,10 @@ class Schemes:
         self._token_s = 2 * products * config.layers / rate
         self._pair_s = 4 * heads * dim * config.layers / (rate * sharing.attention_rate)
 
+    def alone_s(self, tokens: int, cached: int = 0) -> float:
+        """Predicted seconds of one shard's arithmetic for `tokens` tokens behind cached ones."""
+        return self._token_s * tokens + self._pair_s * tokens * (tokens / 2 + cached)
+
     def degree(self, tokens: int, ranks: int, page_tokens: int = 1) -> int:
         """How many of `ranks` shards share a prompt: each gets at least a page, or two tokens."""
         return max(1, min(ranks, tokens // max(2, page_tokens)))
@@ -167,10 +171,35 @@ class Schemes:
         )
         return Computed(attention, options.kv_transfer_dtype or kv_transfer_dtype)
 
-    def prefix_bytes(self, queries: Sequence[traffic.PrefixQuery]) -> dict[str, int]:
-        """See `traffic.prefix_transfers`; summed over all processes of the shards."""
+    def behind(
+        self,
+        partition: Partition,
+        cached: int,
+        queries: Sequence[traffic.PrefixQuery],
+        holders: int,
+    ) -> Partition:
+        """A partition with what its attention to `cached` tokens of a prefix adds.
+
+        Transfers count in full, even where arithmetic hides them: they take links from others.
+
+        Args:
+            queries: those that ranks send to other shards.
+            holders: how many shards have the prefix.
+        """
         moved = traffic.prefix_transfers(self._config, self._itemsize, queries)
-        return {purpose: nbytes * self._tp for purpose, nbytes in moved.items()}
+        ranks = len(partition.spans)
+        tokens = sum(span.tokens for own in partition.spans for span in own)
+        answers_s = self._pair_s * tokens * cached / holders
+        moving_s = max(moved.values(), default=0) / (
+            min(ranks, holders) * self._sharing.link_gbit * 1.25e8
+        )
+        hidden_s = self._pair_s * tokens**2 / 2 / ranks if partition.scheme.pipelined else 0.0
+        added_s = max(0.0, answers_s - hidden_s) + moving_s
+        return partition._replace(
+            predicted_bytes=partition.predicted_bytes
+            | {purpose: nbytes * self._tp for purpose, nbytes in moved.items()},
+            predicted_s=partition.predicted_s + added_s,
+        )
 
     def migration_pays_after(self, held: Sequence[int]) -> int | None:
         """See `traffic.migration_pays_after`."""

@@ -5,7 +5,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 from msgspec.structs import replace
 
@@ -28,23 +28,23 @@ from sps2.common.messages import (
     Shard,
     ShowFleet,
     Submit,
+    Urge,
     Watch,
 )
 from sps2.common.page_hashes import PromptHashes, page_hashes, root
 from sps2.common.tracing import FORGETFUL, Recorder, Trail
-from sps2.services.scheduler.core import (
-    Core,
+from sps2.services.scheduler.actions import ChangeUrgency, Find, Launch, Reject
+from sps2.services.scheduler.core import Core
+from sps2.services.scheduler.events import (
     Ended,
     Event,
-    Find,
     Found,
     Granted,
     Joined,
-    Launch,
     Lost,
     Parted,
     Prefilled,
-    Reject,
+    Progressed,
     Returned,
     RoomSeen,
     Shareable,
@@ -55,7 +55,7 @@ from sps2.services.scheduler.fleet import Fleet
 from sps2.services.scheduler.job import Job
 from sps2.services.scheduler.members import Members
 from sps2.services.scheduler.plan import Plan, Work
-from sps2.services.scheduler.policy import POLICIES
+from sps2.services.scheduler.policies import POLICIES
 from sps2.services.scheduler.schemes import Schemes
 from sps2.services.tasks import emitted_by
 
@@ -114,7 +114,8 @@ class SchedulerService:
             lambda shard: self._handle(Joined(shard)),
             lambda shard: self._handle(Lost(shard.id, shard.peer.name)),
         )
-        self._finding: set[asyncio.Task[None]] = set()
+        self._asking: set[asyncio.Task[None]] = set()
+        """Calls that nobody waits for."""
 
     async def watch_room(self) -> None:
         """Keep the directory's room up to date while the service runs."""
@@ -167,13 +168,14 @@ class SchedulerService:
             "requests_running": float(len(stages) - stages.count("queued")),
             "replans_refused": float(self._replans["refused"]),
             "replans_lost": float(self._replans["lost"]),
+            "broken_rules": float(self._core.broken_rules),
             **self._core.fleet.counters(),
         }
 
     async def close(self) -> None:
         if self._tick is not None:
             self._tick.cancel()
-        for task in self._finding:
+        for task in self._asking:
             task.cancel()
         await self._members.close()
 
@@ -189,6 +191,7 @@ class SchedulerService:
             submit.sampling.left,
             submit.options,
             () if is_scored else hashes.hashes,
+            bool(submit.sampling.answered),
         )
         trail = self._traces.trail(submit.request, submit.traceparent)
         self._replans["lost"] += bool(submit.sampling.answered)
@@ -298,6 +301,7 @@ class SchedulerService:
             _Listening(self, submit.request),
             queued_s,
             trail,
+            lambda: self._core.urgency(submit.request),
         )
 
     def _expect_launch(self, request: str) -> asyncio.Future[Launched]:
@@ -309,8 +313,14 @@ class SchedulerService:
         for action in self._core.handle(event, time.monotonic()):
             if isinstance(action, Find):
                 task = asyncio.create_task(self._find(action))
-                self._finding.add(task)
-                task.add_done_callback(self._finding.discard)
+                self._asking.add(task)
+                task.add_done_callback(self._asking.discard)
+                continue
+            if isinstance(action, ChangeUrgency):
+                for shard in action.plan.group:
+                    task = asyncio.create_task(self._urge(shard, action))
+                    self._asking.add(task)
+                    task.add_done_callback(self._asking.discard)
                 continue
             launch = self._launches[action.request]
             if launch.done():  # its caller has just ended; `Ended` follows
@@ -339,6 +349,11 @@ class SchedulerService:
             cached = ()
         self._handle(Found(action.request, cached))
 
+    async def _urge(self, shard: str, action: ChangeUrgency) -> None:
+        if peer := self._members.peers.get(shard):
+            with suppress(ServiceError):  # whoever is lost computes nothing
+                await peer.call(Urge(action.request, action.epoch, action.urgency))
+
     def _publish(self, request: str, stage: str, **detail: str | float) -> None:
         self._telemetry.publish(RequestEvent(request, stage, time.time(), detail))
 
@@ -355,6 +370,8 @@ class _Listening:
         self._service._publish(self._request, "prefill")
 
     def advanced(self, progress: Progress) -> None:
+        computed = progress.processed - progress.cached
+        self._service._handle(Progressed(self._request, computed))
         self._service._publish(self._request, "prefill", processed=progress.processed)
 
     def prefilled(self, exchanged: Sequence[Exchanged]) -> None:

@@ -84,17 +84,26 @@ def answered_as_transformers(cluster: Running, length: int, tokens: int, **more:
 
 
 async def answered_alike_alone_and_together(cluster: Running) -> None:
-    sizes = [(3 + 29 * index, 8 + 5 * (index % 4)) for index in range(12)]
+    """Long and short prompts in any order, by several methods: short ones preempt long ones."""
+    numbers = range(32)
 
     async with AsyncClient(cluster.bus) as client:
 
-        async def ask(length: int, tokens: int) -> Completion:
+        async def ask(number: int, salt: str) -> Completion:
+            length = 3 + 13 * (7 * number % 32)
+            method = (None, "gather", "ulysses", "pass_q")[number % 4] if length > 64 else None
             return await client.complete(
-                prompt_of(length), max_tokens=tokens, temperature=0, ignore_eos=True, logprobs=0
+                prompt_of(length),
+                max_tokens=8 + 5 * (number % 3),
+                temperature=0,
+                ignore_eos=True,
+                logprobs=0,
+                cache_salt=f"{salt} {number}",
+                sps2={"method": method, "sp_degree": 2} if method else {},
             )
 
-        alone = [said(await ask(*size)) for size in sizes]
-        together = await asyncio.gather(*(ask(*size) for size in sizes))
+        alone = [said(await ask(number, "alone")) for number in numbers]
+        together = await asyncio.gather(*(ask(number, "together") for number in numbers))
         assert [said(answer) for answer in together] == alone
         assert (await released(client)).leaked_pages == 0
 

@@ -59,6 +59,26 @@ def cut(x: Tensor, rows: Sequence[Rows]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
+def in_blocks(rows: Iterable[Rows], most: int) -> list[Rows]:
+    """The same rows, in blocks of at most `most`."""
+    return [
+        Rows(
+            Span(span.start + first, min(span.start + first + most, span.stop)),
+            slice(lie.start + first, min(lie.start + first + most, lie.stop)),
+        )
+        for span, lie in rows
+        for first in range(0, span.tokens, most)
+    ]
+
+
+def by_rows(seen: Sequence["Seen"]) -> State:
+    """The state of all rows, joined from states of some rows each."""
+    if len(seen) == 1:
+        return seen[0].state()
+    outs, lses = zip(*(each.state() for each in seen), strict=True)
+    return State(torch.cat(outs), torch.cat(lses))
+
+
 def by_heads(seen: Iterable["Seen"]) -> State:
     """The state of all heads, joined from states of the same rows with some heads each."""
     outs, lses = zip(*(each.state() for each in seen), strict=True)

@@ -9,9 +9,20 @@ from torch import Tensor
 
 from sps2.kernels import State
 from sps2.services.prefill.group import Group
-from sps2.services.prefill.methods.attended import Rows, Seen, cut, needed, rows_of
+from sps2.services.prefill.methods.attended import (
+    Rows,
+    Seen,
+    by_rows,
+    cut,
+    in_blocks,
+    needed,
+    rows_of,
+)
 from sps2.services.prefill.methods.codec import from_wire, to_wire, wire_like
 from sps2.services.tasks import gather_all
+
+MOST_QUERIES = 512, 8192
+"""Queries that attend at once, on the CPU and on a GPU."""
 
 
 class Gather:
@@ -36,22 +47,21 @@ class Gather:
         pushes = [self._push(layer, k, v, *each) for each in leaving.values()]
         coming = [(of, needed(group.rows[of], group.mine, window)) for of in others]
         sources = [(of, rows) for of, rows in coming if rows]
-        pieces = _Pieces(Seen(q, group.mine, group.config.scale, window), 1 + len(sources))
-        own = partial(pieces.attend, k, v, group.mine)
+        queries = _Queries(group, layer, q, window, 1 + len(sources))
         if group.scheme.pipelined:
             for push in pushes:
                 group.background(layer, (k, v), push)
-            took = [self._take(layer, of, rows, pieces) for of, rows in sources]
-            states = await gather_all(group.compute(own, layer), *took)
+            took = [self._take(layer, of, rows, queries) for of, rows in sources]
+            states = await gather_all(queries.attend(k, v, group.mine), *took)
         else:
             async with asyncio.TaskGroup() as both:
                 for push in pushes:
                     both.create_task(push)
                 receives = [self._recv(layer, of, rows, q.dtype) for of, rows in sources]
                 came = await gather_all(*receives)
-            states = [await group.compute(own, layer)]
+            states = [await queries.attend(k, v, group.mine)]
             for (_, rows), carried in zip(sources, came, strict=True):
-                states.append(await self._attend(layer, rows, carried, pieces))
+                states.append(await self._attend(layer, rows, carried, queries))
         (whole,) = filter(None, states)
         return whole
 
@@ -73,31 +83,44 @@ class Gather:
         return await self._group.recv(of, "kv", layer, 0, wanted)
 
     async def _take(
-        self, layer: int, of: int, rows: Sequence[Rows], pieces: "_Pieces"
+        self, layer: int, of: int, rows: Sequence[Rows], queries: "_Queries"
     ) -> State | None:
-        carried = await self._recv(layer, of, rows, pieces.seen.dtype)
-        return await self._attend(layer, rows, carried, pieces)
+        carried = await self._recv(layer, of, rows, queries.dtype)
+        return await self._attend(layer, rows, carried, queries)
 
     async def _attend(
-        self, layer: int, rows: Sequence[Rows], carried: tuple[Tensor, ...], pieces: "_Pieces"
+        self, layer: int, rows: Sequence[Rows], carried: tuple[Tensor, ...], queries: "_Queries"
     ) -> State | None:
         spans = rows_of(span for span, _ in rows)
         tokens = sum(span.tokens for span, _ in rows)
+        work = partial(from_wire, carried, tokens, queries.dtype)
+        plain = self._group.scheme.kv_transfer_dtype == "auto"  # nothing to compute
+        k, v = work() if plain else await self._group.compute(work, layer)
+        return await queries.attend(k, v, spans)
 
-        def work() -> State | None:
-            return pieces.attend(*from_wire(carried, tokens, pieces.seen.dtype), spans)
 
-        return await self._group.compute(work, layer)
+class _Queries:
+    """A rank's queries, in blocks, with their attention to keys that arrive in `left` pieces.
 
+    Other prefills of the shard can compute between two blocks.
+    """
 
-class _Pieces:
-    """Keys and values that arrive in `left` pieces; attending to the last returns the state."""
-
-    def __init__(self, seen: Seen, left: int) -> None:
-        self.seen = seen
+    def __init__(self, group: Group, layer: int, q: Tensor, window: int | None, left: int) -> None:
+        self.dtype = q.dtype
+        self._compute = partial(group.compute, layer=layer)
+        self._blocks = [
+            Seen(q[each.rows], rows_of((each.span,)), group.config.scale, window)
+            for each in in_blocks(group.mine, MOST_QUERIES[q.is_cuda])
+        ] or [Seen(q, (), group.config.scale, window)]
         self._left = left
 
-    def attend(self, k: Tensor, v: Tensor, rows: Sequence[Rows]) -> State | None:
-        self.seen.attend(k, v, rows)
+    async def attend(self, k: Tensor, v: Tensor, rows: Sequence[Rows]) -> State | None:
+        """Attend to keys and values at the positions of `rows`; the last piece has the state."""
+        for block in self._blocks[:-1]:
+            await self._compute(partial(block.attend, k, v, rows))
+        return await self._compute(partial(self._end, k, v, rows))
+
+    def _end(self, k: Tensor, v: Tensor, rows: Sequence[Rows]) -> State | None:
+        self._blocks[-1].attend(k, v, rows)
         self._left -= 1
-        return None if self._left else self.seen.state()
+        return None if self._left else by_rows(self._blocks)

@@ -1,6 +1,7 @@
 """What the screen says, at sizes from 80x24 on: everything is there, aligned, and fits."""
 
 import pytest
+from msgspec import structs
 from rich.console import Console
 
 from sps2.cli.top.controls import Controls
@@ -8,7 +9,7 @@ from sps2.cli.top.monitor import Monitor
 from sps2.cli.top.picture import Picture
 from sps2.cli.top.view import lines, view
 
-from .acts import BUS, REQUEST, event, heartbeat, in_prefill, status, watched
+from .acts import BUS, REQUEST, event, heartbeat, in_prefill, running, status, watched
 
 SIZES = [(80, 24), (100, 30), (132, 40), (200, 50)]
 
@@ -133,3 +134,16 @@ def test_once_says_all_without_keys() -> None:
     assert "more" not in text
     assert "quit" not in text
     assert all(f"{index:012x}" in text for index in range(60))
+
+
+def test_a_prefill_that_is_held_back_is_paused_and_its_detail_says_by_whom() -> None:
+    monitor = watched()
+    in_prefill(monitor)
+    held = structs.replace(running("prefill"), waits_for="b2, which is more urgent")
+    monitor.take(status(held), 3.0)
+    assert any("paused 43%" in row for row in shown(monitor.picture(3.0), Controls(), 100, 30))
+    opened = Controls(opened=True, selected=REQUEST)
+    rows = shown(monitor.picture(3.0), opened, 100, 40)
+    assert any("waits for" in row and "b2, which is more urgent" in row for row in rows)
+    monitor.take(status(running("decode")), 3.5)
+    assert not any("waits for" in row for row in shown(monitor.picture(3.5), opened, 100, 40))

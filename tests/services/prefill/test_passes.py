@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sps2.common.model.attend import inline
 from sps2.common.model.llama import Llama
 from sps2.common.model.local import LocalAttention
+from sps2.services.prefill.compute import Compute
 from sps2.services.prefill.passes import Passes
 from sps2.services.prefill.timeline import Timeline
 
@@ -18,6 +18,16 @@ from ..world import oracle, tiny_model
 LENGTHS = (1, 40, 7, 23)
 ROWS = 9
 """Asked for of each."""
+
+
+def at_once(work: Callable[[], object]) -> asyncio.Future[object]:
+    """Computes on the loop."""
+    ended: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+    try:
+        ended.set_result(work())
+    except Exception as error:
+        ended.set_exception(error)
+    return ended
 
 
 def ids_of(length: int) -> Tensor:
@@ -63,7 +73,7 @@ async def wanted(length: int) -> Tensor:
 
 async def test_what_waits_is_one_pass() -> None:
     model = tiny_model()
-    rows, passes = counted(model), Passes(model, inline)
+    rows, passes = counted(model), Passes(model, Compute(at_once))
     first = asyncio.create_task(forward(passes, model, 9))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -77,7 +87,7 @@ async def test_what_waits_is_one_pass() -> None:
 @pytest.mark.parametrize("layer", [0, 1, 2])
 async def test_one_that_fails_or_is_cancelled_leaves_the_others_alone(layer: int) -> None:
     model = tiny_model()
-    passes = Passes(model, inline)
+    passes = Passes(model, Compute(at_once))
     leaving: list[asyncio.Task[Tensor]] = []
 
     def fail(at: int) -> None:
@@ -101,7 +111,7 @@ async def test_one_that_fails_or_is_cancelled_leaves_the_others_alone(layer: int
 
 async def test_a_pass_ends_when_all_have_left_and_the_next_runs() -> None:
     model = tiny_model()
-    passes = Passes(model, inline)
+    passes = Passes(model, Compute(at_once))
     tasks = [asyncio.create_task(forward(passes, model, length)) for length in LENGTHS]
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -114,7 +124,7 @@ async def test_a_pass_ends_when_all_have_left_and_the_next_runs() -> None:
 
 async def test_arithmetic_that_fails_fails_all_of_a_pass_and_no_later_one() -> None:
     model = tiny_model()
-    passes = Passes(model, inline)
+    passes = Passes(model, Compute(at_once))
     layers, model._layers = model._layers, []
     native, model._native = model._native, None
     tasks = [asyncio.create_task(forward(passes, model, length)) for length in LENGTHS]

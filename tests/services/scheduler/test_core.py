@@ -7,18 +7,15 @@ from sps2.common.config import Scheduler, Sharing
 from sps2.common.errors import Invalid, Refused
 from sps2.common.messages import CachedRun, Peer, PrefillOptions, Role, Room, Shard
 from sps2.common.spans import Span
-from sps2.services.scheduler.core import (
-    Action,
-    Core,
+from sps2.services.scheduler.actions import Action, Find, Launch, Reject
+from sps2.services.scheduler.core import Core
+from sps2.services.scheduler.events import (
     Ended,
-    Find,
     Found,
     Granted,
     Joined,
-    Launch,
     Lost,
     Prefilled,
-    Reject,
     Returned,
     RoomSeen,
     Shareable,
@@ -26,7 +23,7 @@ from sps2.services.scheduler.core import (
 )
 from sps2.services.scheduler.fleet import Fleet
 from sps2.services.scheduler.plan import Work
-from sps2.services.scheduler.policy import Fcfs
+from sps2.services.scheduler.policies.fcfs import Fcfs
 from sps2.services.scheduler.schemes import Schemes
 
 from ..world import tiny_config
@@ -41,9 +38,12 @@ def shard(role: Role, index: int, pages: int = 0, life: int = 0) -> Shard:
     return Shard(name, role, index, "tcp://x", peer, pages, PAGE if pages else 0)
 
 
-def cluster(prefill: int = 2, decode: int = 2, pages: int = 64, max_queue: int = 8) -> Core:
+def cluster(
+    prefill: int = 2, decode: int = 2, pages: int = 64, max_queue: int = 8, link_gbit: float = 10.0
+) -> Core:
     configured = Scheduler(prefill_span_tokens=64, decode_span_tokens=128)
-    core = Core(Fcfs(configured, Schemes(CONFIG, 2, Sharing())), Fleet(prefill, decode), max_queue)
+    schemes = Schemes(CONFIG, 2, Sharing(link_gbit=link_gbit))
+    core = Core(Fcfs(configured, schemes), Fleet(prefill, decode), max_queue)
     for index in range(prefill):
         core.handle(Joined(shard("prefill", index)), 0)
     for index in range(decode):
@@ -248,7 +248,7 @@ def sought(actions: list[Action]) -> list[str]:
 
 
 def test_only_what_is_not_cached_is_computed_and_placed() -> None:
-    core = cluster()
+    core = cluster(link_gbit=1000.0)
     assert sought(ask(core, "r", "abcdefgh", 20)) == ["r"]
     runs = (CachedRun("decode-1", 2, 2), CachedRun("decode-0", 1, 0), CachedRun("decode-1", 1, 1))
     plan = launched(found(core, "r", *runs)).plan
@@ -263,6 +263,16 @@ def test_only_what_is_not_cached_is_computed_and_placed() -> None:
     assert owner.shared == (Span(32, 48),)
     assert plan.takes == {"decode-0": 7, "decode-1": 3}
     assert plan.partition.predicted_bytes["prefix_q"] == 2 * 84 * 3 * 6 * 16 * 2
+
+
+def test_cached_pages_that_cost_more_than_they_save_are_not_used() -> None:
+    """Queries of all new tokens would go to the shard that has them, and states come back."""
+    pages = "abcdefgh" * 4
+    for cached, link_gbit, used in ((1, 10.0, 0), (1, 1e6, 1), (30, 10.0, 30)):
+        core = cluster(link_gbit=link_gbit)
+        ask(core, "r", pages)
+        plan = launched(found(core, "r", CachedRun("decode-0", cached, cached))).plan
+        assert plan.prefix.pages == used
 
 
 def test_a_token_is_left_and_lost_shards_are_left_out() -> None:

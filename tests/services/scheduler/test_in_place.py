@@ -13,12 +13,12 @@ from sps2.common.config import Scheduler, Sharing
 from sps2.common.errors import Invalid
 from sps2.common.messages import CachedRun, ExactMethod, PrefillOptions, Room
 from sps2.common.spans import Span, pages_for
-from sps2.services.scheduler.core import (
-    Core,
+from sps2.services.scheduler.actions import Launch
+from sps2.services.scheduler.core import Core
+from sps2.services.scheduler.events import (
     Ended,
     Granted,
     Joined,
-    Launch,
     Lost,
     Prefilled,
     Returned,
@@ -26,8 +26,9 @@ from sps2.services.scheduler.core import (
     Submitted,
 )
 from sps2.services.scheduler.fleet import Fleet
+from sps2.services.scheduler.placing import Placing
 from sps2.services.scheduler.plan import Plan, Work
-from sps2.services.scheduler.policy import Fcfs
+from sps2.services.scheduler.policies.fcfs import Fcfs
 from sps2.services.scheduler.schemes import Schemes
 
 from .test_core import CONFIG, PAGE, launched, rejected, shard, submit
@@ -40,10 +41,13 @@ def room(*free: int, total: int = 64) -> Room:
     return Room(named, dict.fromkeys(named, total))
 
 
+SETTINGS = Scheduler(prefill_span_tokens=64, decode_span_tokens=SHORT)
+PLACING = Placing(SETTINGS, Schemes(CONFIG, 2, Sharing()))
+
+
 def cluster(*free: int, total: int = 64, **sharing: object) -> Core:
-    configured = Scheduler(prefill_span_tokens=64, decode_span_tokens=SHORT)
     schemes = Schemes(CONFIG, 2, Sharing(**sharing))  # type: ignore[arg-type]
-    core = Core(Fcfs(configured, schemes), Fleet(mixed=len(free)), 100)
+    core = Core(Fcfs(SETTINGS, schemes), Fleet(mixed=len(free)), 100)
     for index in range(len(free)):
         core.handle(Joined(shard("mixed", index, total)), 0)
     core.handle(RoomSeen(room(*free, total=total)), 0)
@@ -133,7 +137,7 @@ def test_a_prefix_stays_where_it_is_and_the_rest_is_dealt_after_it(
     options = PrefillOptions(sp_degree=None if degree is None else min(degree, len(free)))
     work = Work("r", prompt, answer, options)
     try:
-        plan = core._policy.plan(work, cached, core.fleet)
+        plan = PLACING.plan(work, cached, core.fleet)
     except Invalid:
         return
     if isinstance(plan, Plan):
@@ -160,7 +164,7 @@ def test_one_keeps_a_short_rest_beside_who_has_the_prefix() -> None:
     cached = (CachedRun("mixed-0", 20, 20), CachedRun("mixed-1", 2, 2))
     for member in ("mixed-0", "mixed-1"):
         core.fleet.members[member].owned |= {"a", "b"}
-    plan = core._policy.plan(
+    plan = PLACING.plan(
         Work("r", 22 * PAGE + 100, 16, PrefillOptions(sp_degree=3)), cached, core.fleet
     )
     assert isinstance(plan, Plan)
@@ -174,14 +178,14 @@ def test_one_keeps_a_short_rest_beside_who_has_the_prefix() -> None:
 def test_who_has_the_prefix_computes_the_rest_unless_it_owns_more() -> None:
     core = cluster(64, 64, 64)
     cached = (CachedRun("mixed-1", 4, 4),)
-    plan = core._policy.plan(Work("r", 100, 16), cached, core.fleet)
+    plan = PLACING.plan(Work("r", 100, 16), cached, core.fleet)
     assert isinstance(plan, Plan)
     assert plan.group == ("mixed-1",)
     assert plan.placements[0].shared == (Span(0, 64),)
     assert plan.partition.spans == ((Span(64, 100),),)
     assert plan.partition.predicted_bytes == {}
     core.fleet.members["mixed-1"].owned |= {"a", "b"}
-    plan = core._policy.plan(Work("r", 100, 16), cached, core.fleet)
+    plan = PLACING.plan(Work("r", 100, 16), cached, core.fleet)
     assert isinstance(plan, Plan)
     prefix, owner = plan.placements
     assert (prefix.shard, prefix.span, prefix.pages) == ("mixed-1", Span(64, 64), 0)
@@ -192,7 +196,7 @@ def test_who_has_the_prefix_computes_the_rest_unless_it_owns_more() -> None:
 def test_who_has_the_prefix_is_asked_while_it_prefills_another() -> None:
     core = cluster(64, 64)
     core.fleet.members["mixed-0"].prefilled["other"] = 900
-    plan = core._policy.plan(Work("r", 100, 16), (CachedRun("mixed-0", 6, 6),), core.fleet)
+    plan = PLACING.plan(Work("r", 100, 16), (CachedRun("mixed-0", 6, 6),), core.fleet)
     assert isinstance(plan, Plan)
     assert (plan.prefix.pages, plan.group) == (6, ("mixed-1",))
 

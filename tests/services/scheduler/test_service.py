@@ -39,7 +39,7 @@ from sps2.common.messages import (
 from sps2.common.messages.directory import Room
 from sps2.services.kvdir.directory import Directory
 from sps2.services.kvdir.service import DirectoryService
-from sps2.services.scheduler.core import Joined
+from sps2.services.scheduler.events import Joined
 from sps2.services.scheduler.schemes import Schemes
 from sps2.services.scheduler.service import SchedulerService
 from sps2.services.tasks import forever

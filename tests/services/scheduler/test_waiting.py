@@ -5,20 +5,19 @@ from hypothesis import strategies as st
 
 from sps2.common.errors import PeerLost
 from sps2.common.messages import Room
-from sps2.services.scheduler.core import (
-    OVERTAKINGS,
-    Core,
+from sps2.services.scheduler.actions import Find, Reject
+from sps2.services.scheduler.core import Core
+from sps2.services.scheduler.events import (
     Ended,
-    Find,
     Granted,
     Joined,
     Lost,
     Prefilled,
-    Reject,
     Returned,
     RoomSeen,
     Tick,
 )
+from sps2.services.scheduler.policies.fcfs import OVERTAKINGS
 
 from .test_core import PAGE, ask, cluster, found, launched, rejected, room, shard, submit
 

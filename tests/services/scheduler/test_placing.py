@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from sps2.common.errors import Invalid
 from sps2.common.messages import Room
 from sps2.common.spans import pages_for
-from sps2.services.scheduler.core import RoomSeen
+from sps2.services.scheduler.events import RoomSeen
 
 from .test_core import PAGE, cluster, launched, rejected, submit
 

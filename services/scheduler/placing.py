@@ -1,38 +1,31 @@
-"""Policies: decide for a request and the fleet what runs where."""
+"""Placement: which shards prefill a prompt, and which keep its KV."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
 
 from sps2.common.config import Scheduler
 from sps2.common.errors import Invalid
 from sps2.common.messages import CachedRun, Placement, PrefillOptions
 from sps2.common.spans import Span, fits, paged_split, pages_for
 from sps2.common.words import counted
+from sps2.services.scheduler.apart import connected
 from sps2.services.scheduler.cached_prefix import Prefix, usable
 from sps2.services.scheduler.fleet import Fleet, Member
 from sps2.services.scheduler.plan import Plan, Wait, Work
 from sps2.services.scheduler.schemes import Capacity, Partition, Schemes
 from sps2.services.scheduler.traffic import PrefixQuery
 
-
-class Policy(Protocol):
-    """Decides when and where a request runs."""
-
-    def plan(self, work: Work, cached: Sequence[CachedRun], fleet: Fleet) -> Plan | Wait:
-        """A plan, or why there is none yet.
-
-        Args:
-            cached: the cached pages of the prompt, from the first on.
-
-        Raises:
-            Invalid: the request can never run on this cluster.
-        """
-        ...
+Ahead = Callable[[Member], float | None]
+"""How much a shard computes before a prompt that it gets now; None if it may not take it now."""
 
 
-class Fcfs:
-    """First come, first served: SP degree by prompt length, KV where the most pages are free.
+def idle(member: Member) -> float | None:
+    """Only shards without a prefill may take a prompt."""
+    return None if member.prefilled else 0.0
+
+
+class Placing:
+    """Makes plans: SP degree by prompt length, KV where the most pages are free.
 
     Among mixed shards, those with the most free pages prefill. One of them keeps all KV of a short
     prompt; of a long prompt each keeps the KV that it computed.
@@ -42,15 +35,38 @@ class Fcfs:
         self._settings = settings
         self._schemes = schemes
 
-    def plan(self, work: Work, cached: Sequence[CachedRun], fleet: Fleet) -> Plan | Wait:
-        plan = self._in_place if fleet.in_place else self._apart
-        prefix = usable(cached, work.prompt_tokens, fleet)
-        is_there = prefix.runs and all(pages >= 0 for _, pages in _room(prefix, fleet))
-        if is_there and isinstance(found := plan(work, prefix, fleet), Plan):
-            return found
-        return plan(work, Prefix((), prefix.page_tokens), fleet)
+    def plan(
+        self, work: Work, cached: Sequence[CachedRun], fleet: Fleet, ahead: Ahead = idle
+    ) -> Plan | Wait:
+        """A plan in which all shards can reach each other, or why there is none yet.
 
-    def _apart(self, work: Work, prefix: Prefix, fleet: Fleet) -> Plan | Wait:
+        Cached pages are used unless moving queries to them takes longer than computing them again.
+
+        Args:
+            cached: the cached pages of the prompt, from the first on.
+            ahead: which shards may prefill now; those with the least ahead of the prompt do.
+
+        Raises:
+            Invalid: the request can never run on this cluster.
+        """
+        return connected(lambda reachable: self._plan(work, cached, reachable, ahead), fleet)
+
+    def _plan(
+        self, work: Work, cached: Sequence[CachedRun], fleet: Fleet, ahead: Ahead
+    ) -> Plan | Wait:
+        plan_by = self._in_place if fleet.in_place else self._separate
+        prefix = usable(cached, work.prompt_tokens, fleet)
+        without = plan_by(work, Prefix((), prefix.page_tokens), fleet, ahead)
+        if not prefix.runs or any(pages < 0 for _, pages in _room(prefix, fleet)):
+            return without
+        found = plan_by(work, prefix, fleet, ahead)
+        if not isinstance(found, Plan):
+            return without
+        if not isinstance(without, Plan):
+            return found
+        return min(found, without, key=lambda plan: plan.partition.predicted_s)
+
+    def _separate(self, work: Work, prefix: Prefix, fleet: Fleet, ahead: Ahead) -> Plan | Wait:
         tokens = work.prompt_tokens - prefix.tokens
         wanted = self._degree(tokens, work.options, fleet)
         if absent := _absent(wanted, work, fleet):
@@ -58,7 +74,7 @@ class Fcfs:
         pools = _pools(fleet)
         if not _has_room(work, Prefix((), prefix.page_tokens), pools):
             return _too_large(work, pools, fleet)
-        group = self._group(tokens, wanted, fleet)
+        group = self._group(tokens, wanted, fleet, ahead)
         if group is None:
             return Wait("shards")
         placements = self._place(work, prefix, fleet)
@@ -83,19 +99,19 @@ class Fcfs:
                 for shard, theirs in prefix.spans.items()
                 if shard != rank
             ]
-            moved = self._schemes.prefix_bytes(queries)
-            partition = partition._replace(predicted_bytes=partition.predicted_bytes | moved)
+            partition = self._schemes.behind(partition, prefix.tokens, queries, len(prefix.spans))
         held = [
             sum(span.tokens for span in (*place.shared, place.span)) for place in placements[:-1]
         ]
         pays_after = self._schemes.migration_pays_after(held)
         return Plan(tuple(group), partition, tuple(placements), pays_after, prefix)
 
-    def _group(self, tokens: int, wanted: int, fleet: Fleet) -> list[str] | None:
-        idle = fleet.idle()
-        if wanted == 1 and not idle:
-            idle = self._joinable(tokens, fleet.of(fleet.prefilling))
-        return [member.shard.id for member in idle[:wanted]] if wanted <= len(idle) else None
+    def _group(self, tokens: int, wanted: int, fleet: Fleet, ahead: Ahead) -> list[str] | None:
+        members = fleet.of(fleet.prefilling)
+        able = _able(members, ahead)
+        if wanted == 1 and (not able or ahead(able[0])):
+            able = self._joinable(tokens, members) or able
+        return [member.shard.id for member in able[:wanted]] if wanted <= len(able) else None
 
     def _joinable(self, tokens: int, members: Sequence[Member]) -> list[Member]:
         """Members busy with short prompts that `tokens` tokens can join, the least busy first."""
@@ -128,7 +144,7 @@ class Fcfs:
                 return found
         return None
 
-    def _in_place(self, work: Work, prefix: Prefix, fleet: Fleet) -> Plan | Wait:
+    def _in_place(self, work: Work, prefix: Prefix, fleet: Fleet, ahead: Ahead) -> Plan | Wait:
         tokens = work.prompt_tokens - prefix.tokens
         wanted = self._degree(tokens, work.options, fleet)
         if absent := _absent(wanted, work, fleet):
@@ -136,7 +152,7 @@ class Fcfs:
         roomy = [each for each in _room(prefix, fleet) if each[1] > 0]
         if work.options.sp_degree is None:  # a shard can be full for a long time
             wanted = max(1, min(wanted, len(roomy)))
-        free = [each for each in roomy if not each[0].prefilled]
+        free = [each for each in roomy if ahead(each[0]) is not None]
         alone = self._for_one_keeper(work, prefix, free, wanted)
         ranks = alone or self._ranks(work, prefix, free, wanted)
         if wanted == 1 and not free:
@@ -204,6 +220,12 @@ class Fcfs:
             if fits(tokens, [room for _, room in kept], page_tokens):
                 return kept
         return []
+
+
+def _able(members: Sequence[Member], ahead: Ahead) -> list[Member]:
+    """Members that may take a prompt now, those with the least ahead of it first."""
+    found = [(before, member) for member in members if (before := ahead(member)) is not None]
+    return [member for _, member in sorted(found, key=lambda each: each[0])]
 
 
 def _room(prefix: Prefix, fleet: Fleet) -> list[tuple[Member, int]]:
@@ -305,6 +327,3 @@ def _too_large(work: Work, pools: list[tuple[Member, int]], fleet: Fleet) -> Wai
         None,
         "context_length_exceeded",
     )
-
-
-POLICIES: dict[str, type[Fcfs]] = {"fcfs": Fcfs}

@@ -1,0 +1,53 @@
+"""What a policy may decide. The core carries it out, unless it breaks a rule: see `Core`."""
+
+from dataclasses import dataclass
+
+from sps2.common.errors import ServiceError
+from sps2.services.scheduler.plan import Plan, Wait
+
+
+@dataclass(frozen=True)
+class Start:
+    """Run a request as planned.
+
+    urgency: of its prefill. A shard computes first what is most urgent (the largest number), and
+        holds back the rest meanwhile; equally urgent prefills share the shard.
+    """
+
+    request: str
+    plan: Plan
+    urgency: float = 0.0
+
+
+@dataclass(frozen=True)
+class LookUp:
+    """Ask which pages of the prompt are cached; `Found` follows."""
+
+    request: str
+
+
+@dataclass(frozen=True)
+class Hold:
+    """A request cannot start now, and why. One that waits for absent shards too long is refused."""
+
+    request: str
+    wait: Wait
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """A request ends with an error."""
+
+    request: str
+    error: ServiceError
+
+
+@dataclass(frozen=True)
+class Urge:
+    """A prefill under way has another urgency from now on; see `Start`."""
+
+    request: str
+    urgency: float
+
+
+Decision = Start | LookUp | Hold | Refuse | Urge

@@ -1,0 +1,92 @@
+"""The default policy: little work first, preempting longer prefills, so that no short prompt waits.
+
+Source of the order: PREFLOW (vllm-ascend issue 16360), which minimises the mean slowdown.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from math import log2
+
+from sps2.common.config import Scheduler
+from sps2.services.scheduler.decisions import Decision, Hold, LookUp, Start, Urge
+from sps2.services.scheduler.fleet import Member
+from sps2.services.scheduler.placing import Ahead, Placing
+from sps2.services.scheduler.policies.fcfs import LOOKAHEAD, OVERTAKINGS
+from sps2.services.scheduler.request import Request
+from sps2.services.scheduler.schemes import Schemes
+from sps2.services.scheduler.view import View
+
+AGE_S = 5.0
+"""Waiting for so long doubles a request's priority."""
+APART = 2.0
+"""Prefills share a shard if what is left of one takes so many times as long as of the other."""
+NOTICEABLE = 1.0
+"""A prefill under way is told its urgency again when that has changed by so much: its remaining
+work has halved."""
+
+
+class Sps2:
+    """Orders requests by 2^(age / `AGE_S`) / (work * work left), the largest first.
+
+    Work is the predicted arithmetic of the prompt without its cached prefix. A prompt starts on
+    shards that prefill others if its work differs enough from what is left of theirs: the shards
+    then compute the more urgent one first. Of two prompts with about equal work the second waits,
+    since sharing a shard would only delay the first. One that resumes an answer counts as a single
+    token: its caller has begun to read.
+
+    No request waits for ever. Ages grow alike, so that a request is overtaken only by those that
+    come within `AGE_S` times log2 of the ratio of the priorities; a prefill that is held back gets
+    a share of every shard's time; `OVERTAKINGS` bounds who passes one that waits for room.
+    """
+
+    def __init__(self, settings: Scheduler, schemes: Schemes) -> None:
+        self._placing = Placing(settings, schemes)
+        self._schemes = schemes
+
+    def decide(self, view: View) -> Iterator[Decision]:
+        urgency = partial(self._urgency, view)
+        for request in view.prefilling():
+            if abs(urgency(request) - request.urgency) >= NOTICEABLE:
+                yield Urge(request.id, urgency(request))
+        held = 0
+        for request in sorted(view.waiting(), key=urgency, reverse=True):
+            decision = view.consider(request, self._placing, self._ahead(view, request))
+            if isinstance(decision, Start):
+                decision = Start(request.id, decision.plan, urgency(request))
+            yield decision
+            match decision:
+                case LookUp():
+                    return
+                case Hold(_, wait) if wait.cause == "room":
+                    held += 1
+                    if held == LOOKAHEAD or request.overtaken >= OVERTAKINGS:
+                        return
+
+    def _urgency(self, view: View, request: Request) -> float:
+        """log2 of the priority, without what grows alike for all: the time."""
+        work_s, left_s = self._work_s(view, request)
+        return -(request.submitted_s / AGE_S + log2(work_s) + log2(left_s))
+
+    def _work_s(self, view: View, request: Request) -> tuple[float, float]:
+        """Predicted seconds of a prompt on one shard, and how many of them are left."""
+        tokens, cached = request.work.prompt_tokens, view.cached_tokens(request)
+        if request.work.resumes:
+            tokens, cached = 1, 0
+        work_s = self._schemes.alone_s(tokens - cached, cached)
+        return work_s, work_s * max(1, tokens - cached - request.computed) / (tokens - cached)
+
+    def _ahead(self, view: View, request: Request) -> Ahead:
+        """See `Placing.plan`: the seconds of more urgent prefills on a shard."""
+        others = {each.id: each for each in view.prefilling()}
+        urgency, (_, mine_s) = self._urgency(view, request), self._work_s(view, request)
+
+        def ahead(member: Member) -> float | None:
+            there = [others[other] for other in member.prefilled]
+            if there and member.shard.followers:
+                return None
+            left = {other.id: self._work_s(view, other)[1] for other in there}
+            if any(mine_s < APART * left_s and left_s < APART * mine_s for left_s in left.values()):
+                return None
+            return sum(left[other.id] for other in there if other.urgency >= urgency)
+
+        return ahead

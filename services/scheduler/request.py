@@ -1,0 +1,99 @@
+"""One request as the scheduler's core knows it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sps2.common.messages import CachedRun, RequestStatus
+from sps2.common.page_hashes import common_pages
+from sps2.services.scheduler.plan import Plan, Wait, Work
+
+TRUSTING_LOSSES = 2
+"""After so many losses a request no longer uses cached pages: it computes its whole prompt."""
+
+WAITS = {
+    "shards": "shards that are free to prefill it",
+    "room": "room for its KV",
+    "prefix": "pages that another request computes now",
+    "absent": "absent shards",
+}
+"""What a request waits for, by the cause of `Wait`."""
+
+Stage = Literal["queued", "reserving", "prefill", "transfer", "decode"]
+
+
+@dataclass
+class Request:
+    """A request that was submitted and has not ended. Policies only read it."""
+
+    work: Work
+    submitted_s: float
+    epoch: int = 0
+    stage: Stage = "queued"
+    plan: Plan | None = None
+    urgency: float = 0.0
+    """Of its prefill."""
+    computed: int = 0
+    """Tokens of the prompt computed so far."""
+    cached: tuple[CachedRun, ...] | None = None
+    """Cached pages of the prompt; None until the directory answers, or if more may be cached."""
+    is_finding: bool = False
+    """Whether a `Find` for it is under way."""
+    is_shareable: bool = False
+    losses: int = 0
+    wait: Wait | None = None
+    """Why it waited when a policy last considered it."""
+    overtaken: int = 0
+    """How many later requests ran before it while it waited for room."""
+    rests_until_s: float = 0.0
+    absent_since_s: float | None = None
+    """Since when it waits for absent shards."""
+
+    @property
+    def id(self) -> str:
+        return self.work.request
+
+    @property
+    def is_trusting(self) -> bool:
+        return bool(self.work.hashes) and self.losses < TRUSTING_LOSSES
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is known which of its pages are cached, or does not matter."""
+        return self.cached is not None or not self.is_trusting
+
+    def gains_from(self, other: "Request") -> bool:
+        """Whether to wait for the other's pages: most of what that computes now is shared."""
+        if other.plan is None or other.is_shareable or not self.is_trusting:
+            return False
+        prefix = other.plan.prefix
+        wanted = (self.work.prompt_tokens - 1) // prefix.page_tokens
+        shared = min(wanted, common_pages(self.work.hashes, other.work.hashes)) - prefix.pages
+        return shared > 0 and 2 * shared >= len(other.work.hashes) - prefix.pages
+
+    def return_to_queue(self, now_s: float, rest_s: float | None) -> None:
+        """Forget the plan; see `Returned`."""
+        self.losses += rest_s is None
+        self.rests_until_s = now_s + (rest_s or 0.0)
+        self.epoch, self.stage, self.plan = self.epoch + 1, "queued", None
+        self.cached, self.is_shareable, self.computed = None, False, 0
+
+    def status(self, now_s: float, held_back_by: str = "") -> RequestStatus:
+        """See `RequestStatus`; `held_back_by` is a request that is computed first."""
+        plan = self.plan
+        waits_for = f"{held_back_by}, which is more urgent" if held_back_by else ""
+        if plan is None and self.wait is not None:
+            waits_for = self.wait.reason or WAITS[self.wait.cause]
+        return RequestStatus(
+            self.id,
+            self.stage,
+            self.work.prompt_tokens,
+            now_s - self.submitted_s,
+            self.epoch,
+            len(plan.group) if plan else 0,
+            plan.owner if plan else "",
+            plan.placements if plan else (),
+            plan.prefix.tokens if plan else 0,
+            plan.group if plan else (),
+            self.work.max_tokens,
+            waits_for,
+        )

@@ -1,0 +1,45 @@
+"""The rules that no plan may break, whatever policy made it."""
+
+from collections.abc import Iterable
+
+from sps2.common.spans import Span
+from sps2.services.scheduler.fleet import Fleet
+from sps2.services.scheduler.plan import Plan, Work
+
+
+def broken_rule(plan: Plan, work: Work, fleet: Fleet) -> str:
+    """The first rule that a plan breaks, in words; empty if it can be carried out."""
+    keepers = [place.shard for place in plan.placements]
+    for shards, role in ((plan.group, fleet.prefilling), (keepers, fleet.keeping)):
+        here = [member.shard.id for member in fleet.of(role)]
+        if not shards or len({*shards}) < len(shards) or not {*shards} <= {*here}:
+            return f"[{', '.join(shards)}] are not different {role} shards that are present"
+    if pairs := fleet.pairs_apart({*plan.group, *keepers}):
+        return f"{' and '.join(sorted(pairs[0]))} cannot reach each other"
+    if len(plan.partition.spans) != len(plan.group):
+        return f"{len(plan.group)} shards have {len(plan.partition.spans)} parts"
+    cached, tokens = plan.prefix.tokens, work.prompt_tokens
+    if not _covers((span for own in plan.partition.spans for span in own), cached, tokens):
+        return f"the ranks do not compute each token from {cached} to {tokens} once"
+    if not _covers((place.span for place in plan.placements), cached, tokens):
+        return f"the shards do not keep each token from {cached} to {tokens} once"
+    if not _covers((span for place in plan.placements for span in place.shared), 0, cached):
+        return f"the cached prefix is not all of the tokens up to {cached}"
+    for place in plan.placements:
+        grown = place.span.tokens + (work.max_tokens if place.shard == plan.owner else 0)
+        if place.pages * fleet.members[place.shard].shard.page_tokens < grown:
+            return f"{place.pages} pages of {place.shard} are too few for {grown} tokens"
+    free = {member.shard.id: pages for member, pages in fleet.with_room()}
+    for shard, pages in plan.takes.items():
+        if pages > max(0, free.get(shard, 0)):
+            return f"{shard} has no {pages} pages to give"
+    return ""
+
+
+def _covers(spans: Iterable[Span], start: int, stop: int) -> bool:
+    """Whether spans, in any order, have each position from `start` to `stop` once."""
+    for span in sorted(span for span in spans if span.tokens):
+        if span.start != start:
+            return False
+        start = span.stop
+    return start == stop
