@@ -16,6 +16,8 @@ from sps2.common.api import (
     CompletionChunk,
     CompletionRequest,
     Detokenize,
+    Estimate,
+    EstimateRequest,
     ListModels,
     Model,
     Tokenize,
@@ -160,6 +162,22 @@ class AsyncClient:
             async for chunk in chunks:
                 yield chunk
 
+    async def estimate(
+        self,
+        prompt: Prompt | None = None,
+        messages: Messages | None = None,
+        **parameters: Unpack[ChatParameters],
+    ) -> Estimate:
+        """What is predicted of a completion of `prompt`, or of a chat, without running it.
+
+        Raises:
+            Invalid: a parameter is wrong, or the request could never run.
+            Refused: the cluster is not ready.
+        """
+        turns = None if messages is None else _turns(messages)
+        fields = {"prompt": prompt, "messages": turns, **parameters}
+        return await self._call(_checked(fields, EstimateRequest))
+
     async def tokenize(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text."""
         request = Tokenize(prompt=text, add_special_tokens=add_special_tokens)
@@ -230,18 +248,7 @@ class Client:
         connect_s: float | None = CONNECT_S,
         timeout_s: float | None = None,
     ) -> None:
-        """Arguments are those of `AsyncClient`.
-
-        Args:
-            address: of the gateway on the bus; `spsctl up` prints it as SDK.
-            bus: names this client's keys if the cluster has keys: `Bus(keys="alice.key")`. None
-                uses the keys that SPS2_KEYS names.
-            connect_s: how long a call waits for a gateway that does not answer before it raises
-                PeerLost. An unknown host name raises it at once. None waits for ever.
-            timeout_s: how long a whole call may last before it raises Cancelled; for a stream,
-                from its start to its last chunk. None: no limit for completions and chats, 30 s
-                for all other calls.
-        """
+        """Arguments are those of `AsyncClient`."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="sps2", daemon=True)
         self._thread.start()
@@ -274,6 +281,15 @@ class Client:
     ) -> Iterator[ChatChunk]:
         """The assistant's answer in chunks; as `complete_stream`."""
         return self._iterate(lambda: self._client.chat_stream(messages, **parameters))
+
+    def estimate(
+        self,
+        prompt: Prompt | None = None,
+        messages: Messages | None = None,
+        **parameters: Unpack[ChatParameters],
+    ) -> Estimate:
+        """What is predicted of a request that is not run; see `AsyncClient.estimate`."""
+        return self._wait(self._client.estimate(prompt, messages, **parameters))
 
     def tokenize(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text."""

@@ -119,6 +119,30 @@ class Chat(Struct, frozen=True, kw_only=True):
     usage: Usage
 
 
+class Estimate(Struct, frozen=True, kw_only=True):
+    """The answer of `/v1/estimate`: what is predicted of a request that is not run."""
+
+    prompt_tokens: Annotated[int, Meta(description="tokens of the prompt")]
+    cached_tokens: Annotated[int, Meta(description="how many of them would not be computed")]
+    ttft_ms: Annotated[
+        float | None, Meta(description="ms to the first token; null if there is no room now")
+    ]
+    queue_ms: Annotated[
+        float, Meta(description="of these, ms in which other requests are computed first")
+    ]
+    tbt_ms: Annotated[
+        float | None, Meta(description="ms between tokens; null before the first answer")
+    ]
+    sp_degree: Annotated[int, Meta(description="prefill shards that would share the prompt")]
+    method: Annotated[str, Meta(description="how they would share attention; see `usage.sps2`")]
+    exchange_bytes: Annotated[
+        int, Meta(description="bytes between prefill shards, and with shards that have cached KV")
+    ]
+    waits_for: Annotated[
+        str, Meta(description="what it would wait for, in words; empty if there is room")
+    ]
+
+
 class Tokens(Struct, frozen=True):
     """The answer of `/tokenize`."""
 

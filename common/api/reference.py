@@ -10,13 +10,14 @@ from typing import NamedTuple
 import msgspec
 from msgspec.inspect import Metadata, StructType
 
-from sps2.common.api.answers import Text, Tokens
+from sps2.common.api.answers import Estimate, Text, Tokens
 from sps2.common.api.conversation import Message, TextPart
 from sps2.common.api.progress import PrefillProgress
 from sps2.common.api.requests import (
     ChatRequest,
     CompletionRequest,
     Detokenize,
+    EstimateRequest,
     Extension,
     Parameters,
     StreamOptions,
@@ -35,6 +36,7 @@ HEADS = {
     Message: "A message",
     TextPart: "A part of a message's content",
     Extension: "`sps2`",
+    EstimateRequest: "`POST /v1/estimate`",
     Tokenize: "`POST /tokenize`",
     Detokenize: "`POST /detokenize`",
 }
@@ -44,6 +46,7 @@ ANSWERS = {
     Sps2Usage: "`usage.sps2`",
     Part: "An item of `placements`",
     PrefillProgress: "`sps2.progress` of a chunk",
+    Estimate: "The answer of `/v1/estimate`",
     Tokens: "The answer of `/tokenize`",
     Text: "The answer of `/detokenize`",
 }

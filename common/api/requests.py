@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from sps2.common.api.answers import ChatChunk, CompletionChunk, Models, Text, Tokens
+from sps2.common.api.answers import ChatChunk, CompletionChunk, Estimate, Models, Text, Tokens
 from sps2.common.api.conversation import NO_FUNCTIONS, TEXT_ALONE, Message
 from sps2.common.api.tolerance import Tolerant, ignored, only
 from sps2.common.messages import ExactMethod, KvTransferDtype, Request, Setting, Stream, Struct
@@ -89,6 +89,29 @@ class Extension(Struct, frozen=True):
         Annotated[bool, Meta(description="false disables the overlap of transfers and compute")]
         | None
     ) = None
+    priority: (
+        Annotated[
+            int,
+            Meta(
+                ge=-8,
+                le=8,
+                description="the larger, the sooner: requests with a smaller one wait and pause; 0 "
+                "if absent",
+            ),
+        ]
+        | None
+    ) = None
+    max_ttft_ms: (
+        Annotated[
+            float,
+            Meta(
+                gt=0,
+                le=1e9,
+                description="refused (429) if the first token is predicted to come later than this",
+            ),
+        ]
+        | None
+    ) = None
     progress: (
         Annotated[bool, Meta(description="chunks about the prefill as it goes on; needs `stream`")]
         | None
@@ -152,7 +175,9 @@ class Harmless(Tolerant, frozen=True, kw_only=True):
     kv_transfer_params: Annotated[
         Any, only({}, why="the scheduler decides where KV is computed and kept")
     ] = None
-    priority: Annotated[int | None, only(0, why="requests are served as they come")] = None
+    priority: Annotated[int | None, only(0, why="send `sps2.priority`, where larger is sooner")] = (
+        None
+    )
     prompt_logprobs: Annotated[
         int | None, only(why="completions return them with `echo` and `logprobs`")
     ] = None
@@ -290,6 +315,19 @@ class ChatRequest(Parameters, Stream[ChatChunk], frozen=True, kw_only=True):
     chat_template: Annotated[Any, only(why=WHOLE_TURNS)] = None
     chat_template_kwargs: Annotated[Any, only({}, why=WHOLE_TURNS)] = None
     documents: Annotated[list[Any] | None, only([], why=WHOLE_TURNS)] = None
+
+
+class EstimateRequest(Parameters, Request[Estimate], frozen=True, kw_only=True):
+    """`POST /v1/estimate`: the body of a completion or of a chat."""
+
+    prompt: Annotated[
+        Prompt | None, Meta(description="of a completion; one prompt. This, or `messages`")
+    ] = None
+    messages: Annotated[
+        Annotated[list[Message], Meta(min_length=1)] | None, Meta(description="of a chat")
+    ] = None
+    max_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1, description="as there")] | None = None
+    max_completion_tokens: Annotated[Positive, Meta(description="as there")] | None = None
 
 
 class Tokenize(Tolerant, Request[Tokens], frozen=True, kw_only=True, omit_defaults=True):

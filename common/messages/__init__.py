@@ -54,6 +54,8 @@ from sps2.common.messages.scheduling import (
     Finished,
     FirstToken,
     Placed,
+    Predict,
+    Predicted,
     Progress,
     Submit,
 )
@@ -143,6 +145,8 @@ __all__ = [
     "Peer",
     "Placed",
     "Placement",
+    "Predict",
+    "Predicted",
     "Prefill",
     "PrefillOptions",
     "PrefillRank",

@@ -1,6 +1,6 @@
 """Messages by which the gateway submits requests to the scheduler."""
 
-from sps2.common.messages.base import Stream, Struct
+from sps2.common.messages.base import Request, Stream, Struct
 from sps2.common.messages.directory import Placement
 from sps2.common.messages.request import Sampling, Token, TokenLogprobs
 from sps2.common.messages.sharing import Exchanged, PrefillOptions, Scheme, Setting
@@ -22,6 +22,29 @@ class Submit(Stream["Placed | Displaced | Progress | FirstToken | Finished"], fr
     """Whether the caller set no length of the answer: `max_tokens` may be reduced."""
     traceparent: str = ""
     """The `traceparent` of the enclosing trace span; see `sps2.common.tracing`."""
+    priority: int = 0
+    """The larger, the sooner."""
+    max_ttft_s: float | None = None
+    """Refused if the first token is predicted to come later than this after its arrival."""
+
+
+class Predicted(Struct, frozen=True):
+    """What is predicted of a request. Without room now, only `waits_for` and `tbt_s` are known."""
+
+    waits_for: str
+    queue_s: float
+    prefill_s: float
+    tbt_s: float | None
+    sp_degree: int = 0
+    scheme: Scheme = Scheme()
+    predicted_bytes: dict[str, int] = {}
+    cached_tokens: int = 0
+
+
+class Predict(Request[Predicted], frozen=True):
+    """Gateway to scheduler: predict what would become of a request, without running it."""
+
+    submit: Submit
 
 
 class Placed(Struct, frozen=True, tag=True):

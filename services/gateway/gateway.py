@@ -18,6 +18,8 @@ from sps2.common.api import (
     CompletionRequest,
     Delta,
     Detokenize,
+    Estimate,
+    EstimateRequest,
     Model,
     Models,
     Text,
@@ -46,6 +48,7 @@ from sps2.services.gateway.validate import (
     choices_of,
     order_chat,
     order_completion,
+    order_estimate,
     threaded,
     tokens_of_chat,
 )
@@ -185,6 +188,22 @@ class Gateway:
             self.metrics.spent(total)
             trail.annotate(**_totals(total))
             yield chunk(choices=[], usage=total)
+
+    async def estimate(self, request: EstimateRequest, name: str) -> Estimate:
+        """What is predicted of a request, without running it."""
+        job = await order_estimate(request, name, self.served, self._tokenizer)
+        found = await self.running.predict(job)
+        return Estimate(
+            prompt_tokens=len(job.prompt),
+            cached_tokens=found.cached_tokens,
+            ttft_ms=None if found.waits_for else 1000 * (found.queue_s + found.prefill_s),
+            queue_ms=1000 * found.queue_s,
+            tbt_ms=None if found.tbt_s is None else 1000 * found.tbt_s,
+            sp_degree=found.sp_degree,
+            method=found.scheme.method,
+            exchange_bytes=sum(found.predicted_bytes.values()),
+            waits_for=found.waits_for,
+        )
 
     async def tokenize(self, request: Tokenize) -> Tokens:
         """Token ids of a text or a conversation."""

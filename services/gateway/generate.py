@@ -56,6 +56,23 @@ class Job(msgspec.Struct, frozen=True):
     progress: bool = False
     open_ended: bool = False
     """Whether `max_tokens` was left open, so that the scheduler may cut it."""
+    priority: int = 0
+    max_ttft_s: float | None = None
+
+    def submit(self, traceparent: str = "") -> Submit:
+        """The message that submits it; see there."""
+        return Submit(
+            self.request,
+            struct.pack(f"<{len(self.prompt)}i", *self.prompt),
+            self.sampling,
+            self.options,
+            self.cache_salt,
+            self.progress,
+            self.open_ended,
+            traceparent,
+            self.priority,
+            self.max_ttft_s,
+        )
 
 
 @dataclass
@@ -144,6 +161,7 @@ class Generation:
             prompt=(*job.prompt, *self._ids),
             sampling=sampling,
             progress=False,
+            max_ttft_s=None,
         )
 
     async def _live(self, job: Job, emit: Callable[[Token], None]) -> None:
@@ -157,17 +175,7 @@ class Generation:
         self, job: Job, group: asyncio.TaskGroup, emit: Callable[[Token], None]
     ) -> None:
         record = self._record
-        prompt = struct.pack(f"<{len(job.prompt)}i", *job.prompt)
-        submit = Submit(
-            job.request,
-            prompt,
-            job.sampling,
-            job.options,
-            job.cache_salt,
-            job.progress,
-            job.open_ended,
-            self._traceparent,
-        )
+        submit = job.submit(self._traceparent)
         follower: asyncio.Task[None] | None = None
         try:
             async with (

@@ -6,7 +6,7 @@ from contextlib import ExitStack, aclosing
 
 from sps2.common.bus.peer import Peer
 from sps2.common.errors import Cancelled, Invalid, ServiceError
-from sps2.common.messages import Progress
+from sps2.common.messages import Predict, Predicted, Progress
 from sps2.common.text.tokens import Detokenizer, Tokenizer
 from sps2.common.tracing import Trail
 from sps2.services.gateway.generate import Generation, Job, Record
@@ -19,6 +19,9 @@ from sps2.services.tasks import emitted_by, root_cause
 
 NAME_CHARS = 12
 """Characters of an answer's name; its scheduler requests add four."""
+
+PREDICT_S = 10.0
+"""How long the scheduler may take to predict."""
 
 Said = tuple[int, Piece | Progress]
 Emit = Callable[[Said], None]
@@ -83,6 +86,10 @@ class Running:
                     yield piece
         finally:
             del self._aborts[name]
+
+    async def predict(self, job: Job) -> Predicted:
+        """What the scheduler predicts of a job, which is not run."""
+        return await self._scheduler.call(Predict(job.submit()), PREDICT_S)
 
     def cancel(self, request: str) -> None:
         """End an answer by its id (`cmpl-..`, `chatcmpl-..`), or one of its scheduler requests.

@@ -10,6 +10,8 @@ from sps2.common.api import (
     CompletionChunk,
     CompletionRequest,
     Detokenize,
+    Estimate,
+    EstimateRequest,
     ListModels,
     Models,
     Text,
@@ -75,6 +77,10 @@ class GatewayService:
         async with aclosing(chunks):
             async for chunk in chunks:
                 yield chunk
+
+    async def estimate_request(self, request: EstimateRequest) -> Estimate:
+        await self._check_ready()
+        return await self._gateway.estimate(request, new_name())
 
     async def tokenize(self, request: Tokenize) -> Tokens:
         return await self._gateway.tokenize(request)

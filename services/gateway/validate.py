@@ -7,7 +7,14 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from sps2.common.api import ChatRequest, CompletionRequest, Extension, Message, Parameters
+from sps2.common.api import (
+    ChatRequest,
+    CompletionRequest,
+    EstimateRequest,
+    Extension,
+    Message,
+    Parameters,
+)
 from sps2.common.api.parsing import UNSUPPORTED
 from sps2.common.errors import Invalid
 from sps2.common.messages import PrefillOptions, Sampling
@@ -95,6 +102,31 @@ async def order_chat(
 
     prompt = await tokens_of_chat(request.messages, tokenizer, served.max_context)
     return Order((prompt,), (None,), _jobs(request, name, [prompt], choices, sampling, limit))
+
+
+async def order_estimate(
+    request: EstimateRequest, name: str, served: Served, tokenizer: Tokenizer
+) -> Job:
+    """The one job of a completion or chat whose costs are asked for. Raises Invalid."""
+    if (request.prompt is None) == (request.messages is None):
+        raise Invalid("give either `prompt` or `messages`", "prompt", BAD)
+    given = {
+        field: value
+        for field in EstimateRequest.__struct_fields__
+        if (value := getattr(request, field)) is not None
+    }
+    if request.messages is not None:
+        order = await order_chat(ChatRequest(**given), name, served, tokenizer)
+    else:
+        given.pop("max_completion_tokens", None)
+        order = await order_completion(CompletionRequest(**given), name, served, tokenizer)
+    if len(order.jobs) > 1:
+        raise Invalid(
+            "an estimate is of one answer to one prompt: ask for each by itself",
+            "n" if len(order.prompts) == 1 else "prompt",
+            BAD,
+        )
+    return order.jobs[0]
 
 
 async def tokens_of_chat(
@@ -197,6 +229,7 @@ def _jobs(
     sampling: Sampling,
     limit: "_Limit",
 ) -> tuple[Job, ...]:
+    extension = request.sps2 or Extension()
     seed = secrets.randbits(63) if request.seed is None else request.seed
     rooms = [limit.room(len(prompt)) for prompt in prompts]
     if sampling.min_tokens > min(rooms):
@@ -218,11 +251,13 @@ def _jobs(
                 seed=(seed + choice) & (2**63 - 1),
             ),
             stops=tuple(filter(None, given)),
-            options=_options(request.sps2),
+            options=_options(extension),
             silent=rooms[index] == 0,
             cache_salt=request.cache_salt or "",
-            progress=bool(request.sps2 and request.sps2.progress),
+            progress=bool(extension.progress),
             open_ended=limit.max_tokens is None,
+            priority=extension.priority or 0,
+            max_ttft_s=None if extension.max_ttft_ms is None else extension.max_ttft_ms / 1000,
         )
         for index, prompt in enumerate(prompts)
         for choice in range(choices)
@@ -283,9 +318,7 @@ class _Limit(NamedTuple):
         )
 
 
-def _options(given: Extension | None) -> PrefillOptions:
-    if given is None:
-        return PrefillOptions()
+def _options(given: Extension) -> PrefillOptions:
     return PrefillOptions(
         given.sp_degree, given.attention, given.method, given.kv_transfer_dtype, given.pipelined
     )

@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from sps2.common.errors import Internal, PeerLost, Refused, ServiceError
-from sps2.common.messages import RequestStatus, ShardStatus
+from sps2.common.messages import CachedRun, RequestStatus, ShardStatus
 from sps2.services.scheduler.actions import Action, ChangeUrgency, Find, Launch, Reject
 from sps2.services.scheduler.apart import APART_S
+from sps2.services.scheduler.costs import Costs
 from sps2.services.scheduler.decisions import Decision, Hold, LookUp, Refuse, Start, Urge
 from sps2.services.scheduler.events import (
+    Decoded,
     Ended,
     Event,
     Found,
@@ -27,15 +29,15 @@ from sps2.services.scheduler.events import (
     Tick,
 )
 from sps2.services.scheduler.fleet import Fleet
-from sps2.services.scheduler.plan import Plan
+from sps2.services.scheduler.plan import Plan, Work
 from sps2.services.scheduler.request import Request
 from sps2.services.scheduler.rules import broken_rule
-from sps2.services.scheduler.view import View
+from sps2.services.scheduler.view import Forecast, Planner, View
 
 log = logging.getLogger(__name__)
 
 
-class Policy(Protocol):
+class Policy(Planner, Protocol):
     """Decides when and where requests run."""
 
     def decide(self, view: View) -> Iterable[Decision]:
@@ -64,6 +66,7 @@ class Core:
         self.fleet = fleet
         self.broken_rules = 0
         """How many decisions of the policy were not carried out."""
+        self.costs = Costs()
         self._policy = policy
         self._max_queue = max_queue
         self._patience_s = patience_s
@@ -105,10 +108,17 @@ class Core:
                 self._queue.appendleft(id)
             case Prefilled(id):
                 request = self._requests[id]
-                request.stage = "transfer"
+                request.stage, request.prefilled_s = "transfer", now_s
+                if request.plan is not None and request.is_alone:
+                    predicted_s = request.plan.partition.predicted_s
+                    self.costs.learn_prefill(predicted_s, now_s - request.launched_s)
                 for shard_id in request.plan.group if request.plan else ():
                     if member := self.fleet.members.get(shard_id):
                         member.prefilled.pop(id, None)
+            case Decoded(id, tokens):
+                since_s = self._requests[id].prefilled_s
+                if since_s is not None and tokens > 1:
+                    self.costs.learn_decode(tokens - 1, now_s - since_s)
             case Shareable(id):
                 request = self._requests[id]
                 request.is_shareable, request.stage = True, "decode"
@@ -129,12 +139,24 @@ class Core:
                 self.fleet.apart_until_s(),
                 request.rests_until_s or None,
                 None
+                if request.work.max_ttft_s is None
+                else request.submitted_s + request.work.max_ttft_s,
+                None
                 if request.absent_since_s is None
                 else request.absent_since_s + self._patience_s,
             )
             if time_s is not None
         ]
         return min(times, default=None)
+
+    def forecast(self, work: Work, cached: tuple[CachedRun, ...], now_s: float) -> Forecast:
+        """What would become of a request that came now.
+
+        Raises:
+            Invalid: it could never run.
+        """
+        request = Request(work, now_s, cached=cached)
+        return self._view(now_s).forecast(request, self._policy)
 
     def urgency(self, id: str) -> float:
         """How urgent the prefill of a launched request is."""
@@ -154,7 +176,7 @@ class Core:
             if self._requests[id].rests_until_s <= now_s:
                 self._requests[id].rests_until_s = 0.0
         while True:
-            view = View(self._requests, self._queue, self.fleet, now_s)
+            view = self._view(now_s)
             try:
                 for decision in self._policy.decide(view):
                     actions += self._carry_out(decision, now_s)
@@ -168,6 +190,9 @@ class Core:
                     concerned = self._queue[0]
                 failure = Internal(f"the scheduling policy failed: {error!r}")
                 actions.append(self._reject(concerned, failure))
+
+    def _view(self, now_s: float) -> View:
+        return View(self._requests, self._queue, self.fleet, self.costs, now_s)
 
     def _carry_out(self, decision: Decision, now_s: float) -> list[Action]:
         request = self._requests.get(decision.request)
@@ -187,7 +212,7 @@ class Core:
                 self._queue.remove(id)
                 request.plan, request.urgency, request.stage = plan, urgency, "reserving"
                 request.wait = request.absent_since_s = None
-                self._enter_shards(request, plan)
+                self._enter_shards(request, plan, now_s)
                 return [Launch(id, request.epoch, plan, urgency)]
             case LookUp(id):
                 request.absent_since_s = None
@@ -230,9 +255,12 @@ class Core:
         why = f"{request.wait.reason}, and it has waited {self._patience_s:g} s for {missing}"
         return PeerLost(self.fleet.keeping, f"{why}; retry later")
 
-    def _enter_shards(self, request: Request, plan: Plan) -> None:
+    def _enter_shards(self, request: Request, plan: Plan, now_s: float) -> None:
         self.fleet.pending[request.id] = plan.takes
+        request.launched_s, request.is_alone = now_s, True
         for shard_id in plan.group:
+            for other in self.fleet.members[shard_id].prefilled:
+                request.is_alone = self._requests[other].is_alone = False
             tokens = request.work.prompt_tokens - plan.prefix.tokens
             self.fleet.members[shard_id].prefilled[request.id] = tokens
         for place in plan.placements:

@@ -78,6 +78,14 @@ class Prefilled:
 
 
 @dataclass(frozen=True)
+class Decoded:
+    """The answer is complete; it has so many tokens."""
+
+    request: str
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Shareable:
     """The full pages of a request's prompt are cached now."""
 
@@ -107,6 +115,7 @@ Event = (
     | Progressed
     | Returned
     | Prefilled
+    | Decoded
     | Shareable
     | Ended
     | Tick

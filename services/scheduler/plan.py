@@ -24,6 +24,10 @@ class Work:
     hashes: tuple[bytes, ...] = ()
     resumes: bool = False
     """Whether its first tokens were answered before a shard was lost."""
+    priority: int = 0
+    """Of the caller; the larger, the sooner."""
+    max_ttft_s: float | None = None
+    """It is refused if its first token is predicted to come later than this after its arrival."""
 
 
 @dataclass(frozen=True)
@@ -64,3 +68,16 @@ class Wait:
 
     cause: Literal["shards", "room", "prefix", "absent"]
     reason: str = ""
+
+    @property
+    def in_words(self) -> str:
+        """What it waits for."""
+        return self.reason or WAITS[self.cause]
+
+
+WAITS = {
+    "shards": "shards that are free to prefill it",
+    "room": "room for its KV",
+    "prefix": "pages that another request computes now",
+    "absent": "absent shards",
+}

@@ -10,14 +10,6 @@ from sps2.services.scheduler.plan import Plan, Wait, Work
 TRUSTING_LOSSES = 2
 """After so many losses a request no longer uses cached pages: it computes its whole prompt."""
 
-WAITS = {
-    "shards": "shards that are free to prefill it",
-    "room": "room for its KV",
-    "prefix": "pages that another request computes now",
-    "absent": "absent shards",
-}
-"""What a request waits for, by the cause of `Wait`."""
-
 Stage = Literal["queued", "reserving", "prefill", "transfer", "decode"]
 
 
@@ -34,6 +26,11 @@ class Request:
     """Of its prefill."""
     computed: int = 0
     """Tokens of the prompt computed so far."""
+    launched_s: float = 0.0
+    prefilled_s: float | None = None
+    """When its first token came."""
+    is_alone: bool = True
+    """Whether its shards prefilled nothing else since it was launched."""
     cached: tuple[CachedRun, ...] | None = None
     """Cached pages of the prompt; None until the directory answers, or if more may be cached."""
     is_finding: bool = False
@@ -82,7 +79,7 @@ class Request:
         plan = self.plan
         waits_for = f"{held_back_by}, which is more urgent" if held_back_by else ""
         if plan is None and self.wait is not None:
-            waits_for = self.wait.reason or WAITS[self.wait.cause]
+            waits_for = self.wait.in_words
         return RequestStatus(
             self.id,
             self.stage,

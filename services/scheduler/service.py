@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, suppress
 
 from msgspec.structs import replace
@@ -14,18 +14,18 @@ from sps2.common.bus.telemetry import Publisher, RequestEvent
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, PeerLost, Refused, ServiceError
 from sps2.common.messages import (
+    CachedRun,
     Displaced,
     Done,
-    Exchanged,
     Finished,
     FirstToken,
     FleetStatus,
     Lookup,
     Placed,
+    Predict,
+    Predicted,
     Progress,
     Register,
-    Room,
-    Shard,
     ShowFleet,
     Submit,
     Urge,
@@ -36,23 +36,20 @@ from sps2.common.tracing import FORGETFUL, Recorder, Trail
 from sps2.services.scheduler.actions import ChangeUrgency, Find, Launch, Reject
 from sps2.services.scheduler.core import Core
 from sps2.services.scheduler.events import (
+    Decoded,
     Ended,
     Event,
     Found,
-    Granted,
     Joined,
     Lost,
-    Parted,
-    Prefilled,
-    Progressed,
     Returned,
     RoomSeen,
-    Shareable,
     Submitted,
     Tick,
 )
 from sps2.services.scheduler.fleet import Fleet
 from sps2.services.scheduler.job import Job
+from sps2.services.scheduler.listening import Listening
 from sps2.services.scheduler.members import Members
 from sps2.services.scheduler.plan import Plan, Work
 from sps2.services.scheduler.policies import POLICIES
@@ -142,6 +139,28 @@ class SchedulerService:
         async for item in emitted_by(job):
             yield item
 
+    async def predict(self, request: Predict) -> Predicted:
+        """What would become of a request that came now; see `Predicted`."""
+        submit = self._bounded(request.submit)
+        work, hashes = self._work(submit)
+        cached: tuple[CachedRun, ...] = ()
+        if work.hashes:
+            with suppress(ServiceError):
+                cached = (await self._directory.call(Lookup(hashes.hashes), FIND_S)).runs
+        found = self._core.forecast(work, cached, time.monotonic())
+        times = found.queue_s, found.prefill_s, found.tbt_s
+        if found.plan is None:
+            return Predicted(found.waits_for, *times)
+        partition = found.plan.partition
+        return Predicted(
+            "",
+            *times,
+            len(found.plan.group),
+            partition.scheme,
+            partition.predicted_bytes,
+            found.plan.prefix.tokens,
+        )
+
     async def show_fleet(self, request: ShowFleet) -> FleetStatus:
         return FleetStatus(
             self._core.shards(),
@@ -183,16 +202,7 @@ class SchedulerService:
         if submit.request in self._launches:
             raise Invalid(f"{submit.request} is running already")
         submit = self._bounded(submit)
-        hashes = self._hashes(submit)
-        is_scored = submit.sampling.prompt_logprobs is not None  # all its tokens must be computed
-        work = Work(
-            submit.request,
-            len(submit.prompt) // 4,
-            submit.sampling.left,
-            submit.options,
-            () if is_scored else hashes.hashes,
-            bool(submit.sampling.answered),
-        )
+        work, hashes = self._work(submit)
         trail = self._traces.trail(submit.request, submit.traceparent)
         self._replans["lost"] += bool(submit.sampling.answered)
         replans = refusals = 0
@@ -202,6 +212,8 @@ class SchedulerService:
         def watch(item: Item) -> None:
             nonlocal answering
             answering = answering or isinstance(item, FirstToken)
+            if isinstance(item, Finished):
+                self._handle(Decoded(work.request, item.tokens - submit.sampling.answered))
             emit(item)
 
         self._publish(
@@ -258,6 +270,22 @@ class SchedulerService:
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens, most))
         return replace(submit, sampling=sampling)
 
+    def _work(self, submit: Submit) -> tuple[Work, PromptHashes]:
+        """What the core is told of a request, and the hashes of its pages."""
+        hashes = self._hashes(submit)
+        is_scored = submit.sampling.prompt_logprobs is not None  # all its tokens must be computed
+        work = Work(
+            submit.request,
+            len(submit.prompt) // 4,
+            submit.sampling.left,
+            submit.options,
+            () if is_scored else hashes.hashes,
+            bool(submit.sampling.answered),
+            submit.priority,
+            submit.max_ttft_s,
+        )
+        return work, hashes
+
     def _hashes(self, submit: Submit) -> PromptHashes:
         """The hashes of the prompt's pages; none if the prefix cache is off."""
         if not self._config.kv.prefix_cache:
@@ -298,7 +326,7 @@ class SchedulerService:
             self._directory,
             {shard: self._members.peers[shard] for shard in ids},
             shards,
-            _Listening(self, submit.request),
+            Listening(submit.request, self._handle, self._publish, self._members.lose),
             queued_s,
             trail,
             lambda: self._core.urgency(submit.request),
@@ -356,42 +384,3 @@ class SchedulerService:
 
     def _publish(self, request: str, stage: str, **detail: str | float) -> None:
         self._telemetry.publish(RequestEvent(request, stage, time.time(), detail))
-
-
-class _Listening:
-    """A job's listener: passes its progress to the core and to telemetry."""
-
-    def __init__(self, service: SchedulerService, request: str) -> None:
-        self._service = service
-        self._request = request
-
-    def granted(self, room: Room) -> None:
-        self._service._handle(Granted(self._request, room))
-        self._service._publish(self._request, "prefill")
-
-    def advanced(self, progress: Progress) -> None:
-        computed = progress.processed - progress.cached
-        self._service._handle(Progressed(self._request, computed))
-        self._service._publish(self._request, "prefill", processed=progress.processed)
-
-    def prefilled(self, exchanged: Sequence[Exchanged]) -> None:
-        self._service._handle(Prefilled(self._request))
-        self._service._publish(
-            self._request,
-            "transfer",
-            compute_s=max(each.compute_s for each in exchanged),
-            exchange_s=sum(each.exchange_s for each in exchanged),
-            hidden_s=sum(each.hidden_s for each in exchanged),
-            exchange_bytes=sum(sum(each.sent_bytes.values()) for each in exchanged),
-        )
-
-    def shareable(self) -> None:
-        self._service._handle(Shareable(self._request))
-        self._service._publish(self._request, "decode")
-
-    def lost(self, shard: Shard, peer: Peer) -> None:
-        self._service._members.lose(shard, peer)
-
-    def parted(self, shard: Shard, peer: str) -> None:
-        log.info("request %s: %s has lost %s", self._request, shard.id, peer)
-        self._service._handle(Parted(shard.peer.name, peer))

@@ -1,16 +1,45 @@
 """What a policy may read: the queue, what runs, the shards and the clock."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
-from sps2.common.errors import ServiceError
+from sps2.common.errors import Refused, ServiceError
 from sps2.services.scheduler.cached_prefix import usable
+from sps2.services.scheduler.costs import Costs
 from sps2.services.scheduler.decisions import Hold, LookUp, Refuse, Start
-from sps2.services.scheduler.fleet import Fleet
+from sps2.services.scheduler.fleet import Fleet, Member
 from sps2.services.scheduler.placing import Ahead, Placing, idle
-from sps2.services.scheduler.plan import Wait
+from sps2.services.scheduler.plan import Plan, Wait
 from sps2.services.scheduler.request import Request
 
 Considered = Start | LookUp | Hold | Refuse
+
+
+class Planner(Protocol):
+    """What a policy tells of itself, for plans and predictions."""
+
+    placing: Placing
+
+    def precedes(self, view: "View", other: Request, request: Request) -> bool:
+        """Whether `other`, which waits or is prefilled, is computed before `request`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is predicted of a request.
+
+    plan: where it would run; None if there is no room now, and `waits_for` says for what.
+    queue_s: seconds in which its shards compute what precedes it. prefill_s: from then on to its
+        first token. tbt_s: between two tokens; None before any answer.
+    """
+
+    plan: Plan | None
+    waits_for: str
+    queue_s: float
+    prefill_s: float
+    tbt_s: float | None
 
 
 class View:
@@ -20,19 +49,26 @@ class View:
     """
 
     def __init__(
-        self, requests: Mapping[str, Request], queue: Sequence[str], fleet: Fleet, now_s: float
+        self,
+        requests: Mapping[str, Request],
+        queue: Sequence[str],
+        fleet: Fleet,
+        costs: Costs,
+        now_s: float,
     ) -> None:
         self._requests = requests
         self._queue = queue
         self.fleet = fleet
+        self.costs = costs
         self.now_s = now_s
         self.considered: str | None = None
         """The request that was considered last."""
 
     def waiting(self) -> list[Request]:
-        """Queued requests that do not rest, those that resume an answer first."""
+        """Queued requests that do not rest: those that resume an answer, then by priority."""
         queued = [self._requests[request] for request in self._queue]
-        return [request for request in queued if request.rests_until_s <= self.now_s]
+        ready = [request for request in queued if request.rests_until_s <= self.now_s]
+        return sorted(ready, key=lambda each: (not each.work.resumes, -each.work.priority))
 
     def prefilling(self) -> list[Request]:
         """Requests whose prompt is computed, or about to be."""
@@ -44,13 +80,15 @@ class View:
             return request.plan.prefix.tokens
         return usable(request.cached or (), request.work.prompt_tokens, self.fleet).tokens
 
-    def consider(self, request: Request, placing: Placing, ahead: Ahead = idle) -> Considered:
-        """Start a request where `placing` finds shards for it, or why it cannot start now."""
+    def consider(self, request: Request, planner: Planner, ahead: Ahead = idle) -> Considered:
+        """Start a request where there are shards for it now, or why it cannot start."""
         self.considered = request.id
-        if any(request.gains_from(other) for other in self._requests.values()):
-            return Hold(request.id, Wait("prefix"))
         try:
-            plan = placing.plan(request.work, request.cached or (), self.fleet, ahead)
+            self._check_ttft(request, planner)
+            if any(request.gains_from(other) for other in self._requests.values()):
+                return Hold(request.id, Wait("prefix"))
+            work, cached = request.work, request.cached or ()
+            plan = planner.placing.plan(work, cached, self.fleet, ahead)
         except ServiceError as error:
             return Refuse(request.id, error)
         if isinstance(plan, Wait) and plan.cause == "absent":
@@ -58,3 +96,58 @@ class View:
         if not request.is_known:
             return LookUp(request.id)
         return Hold(request.id, plan) if isinstance(plan, Wait) else Start(request.id, plan)
+
+    def forecast(self, request: Request, planner: Planner) -> Forecast:
+        """What is predicted of a request that waits, or of one that could come now.
+
+        Raises:
+            Invalid: it can never run.
+        """
+        shards = [member.shard.id for member in self.fleet.of(self.fleet.prefilling)]
+        before = dict.fromkeys(shards, 0.0)
+        for other in self.prefilling():
+            if other.plan is not None and planner.precedes(self, other, request):
+                for shard in other.plan.group:
+                    before[shard] += self._left_s(other, other.plan)
+        for other in self.waiting():
+            if other.id != request.id and planner.precedes(self, other, request):
+                theirs = self._planned(other, planner, before)
+                if isinstance(theirs, Plan):
+                    for shard in theirs.group:
+                        before[shard] += self._left_s(other, theirs)
+        plan = self._planned(request, planner, before)
+        if isinstance(plan, Wait):
+            return Forecast(None, plan.in_words, 0.0, 0.0, self.costs.tbt_s)
+        queue_s = max(before[shard] for shard in plan.group)
+        return Forecast(plan, "", queue_s, self._left_s(request, plan), self.costs.tbt_s)
+
+    def _planned(
+        self, request: Request, planner: Planner, before: Mapping[str, float]
+    ) -> Plan | Wait:
+        cached = request.cached or ()
+
+        def ahead(member: Member) -> float:
+            return before[member.shard.id]
+
+        return planner.placing.plan(request.work, cached, self.fleet, ahead)
+
+    def _left_s(self, request: Request, plan: Plan) -> float:
+        """Seconds until the first token, with the shards of the plan for itself."""
+        tokens = request.work.prompt_tokens - plan.prefix.tokens
+        left = max(0, tokens - request.computed) / tokens
+        return left * self.costs.first_token_s(plan.partition.predicted_s)
+
+    def _check_ttft(self, request: Request, planner: Planner) -> None:
+        """Raises Refused if the first token is predicted to come too late for the caller."""
+        most_s = request.work.max_ttft_s
+        if most_s is None:
+            return
+        found = self.forecast(request, planner)
+        waited_s = self.now_s - request.submitted_s
+        ttft_s = waited_s + found.queue_s + found.prefill_s
+        if ttft_s > most_s:
+            raise Refused(
+                f"the first token is predicted after {1000 * ttft_s:.0f} ms, and max_ttft_ms is "
+                f"{1000 * most_s:.0f}: retry later, or without it",
+                max(1.0, found.queue_s),
+            )

@@ -136,6 +136,15 @@ def application(
         return Run(run)
 
     @app.post(
+        "/v1/estimate",
+        **takes(api.EstimateRequest, api.Estimate, "Predict what a request would take", A_CHAT),
+    )
+    async def estimate(request: Request) -> Response:
+        async with bodies.read(request, api.EstimateRequest) as body:
+            await check_ready()
+            return Json(await gateway.estimate(body.value, name_of(request)))
+
+    @app.post(
         "/tokenize", **takes(api.Tokenize, api.Tokens, "Text to token ids", {"prompt": "Hello"})
     )
     async def tokenize(request: Request) -> Response:

@@ -14,6 +14,8 @@ _TYPES = (
     api.Completion,
     api.ChatRequest,
     api.Chat,
+    api.EstimateRequest,
+    api.Estimate,
     api.Tokenize,
     api.Tokens,
     api.Detokenize,

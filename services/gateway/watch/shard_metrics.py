@@ -113,6 +113,12 @@ FAMILIES: tuple[Family, ...] = (
         lost="replans_lost",
         refused="replans_refused",
     ),
+    _one(
+        "sps2_broken_rules",
+        "counter",
+        "Decisions of the scheduling policy that were not carried out; more than 0 is a bug in it",
+        "broken_rules",
+    ),
     _by(
         "sps2_shard_requests",
         "gauge",
@@ -127,6 +133,12 @@ FAMILIES: tuple[Family, ...] = (
         "counter",
         "CPU seconds of a shard's computing threads",
         "busy_s",
+    ),
+    _one(
+        "sps2_prefill_held_back_seconds",
+        "counter",
+        "Seconds in which a shard held back a prefill because a more urgent one was under way",
+        "held_back_s",
     ),
     _one(
         "sps2_prefill_tokens",

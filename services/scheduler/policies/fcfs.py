@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from sps2.common.config import Scheduler
 from sps2.services.scheduler.decisions import Decision, Hold, LookUp
 from sps2.services.scheduler.placing import Placing
+from sps2.services.scheduler.request import Request
 from sps2.services.scheduler.schemes import Schemes
 from sps2.services.scheduler.view import View
 
@@ -15,7 +16,7 @@ LOOKAHEAD = 32
 
 
 class Fcfs:
-    """Starts requests in order of arrival, each on idle shards.
+    """Starts requests by priority, then in order of arrival, each on idle shards.
 
     Three kinds of requests let later ones pass. One that shares a prefix with a request being
     prefilled waits for the pages of that request. One that waits for absent shards waits alone. One
@@ -23,12 +24,15 @@ class Fcfs:
     """
 
     def __init__(self, settings: Scheduler, schemes: Schemes) -> None:
-        self._placing = Placing(settings, schemes)
+        self.placing = Placing(settings, schemes)
+
+    def precedes(self, view: View, other: Request, request: Request) -> bool:
+        return other.plan is not None or other.submitted_s <= request.submitted_s
 
     def decide(self, view: View) -> Iterator[Decision]:
         held = 0
         for request in view.waiting():
-            decision = view.consider(request, self._placing)
+            decision = view.consider(request, self)
             yield decision
             match decision:
                 case LookUp():

@@ -20,6 +20,8 @@ AGE_S = 5.0
 """Waiting for so long doubles a request's priority."""
 APART = 2.0
 """Prefills share a shard if what is left of one takes so many times as long as of the other."""
+PRIORITY = 16
+"""A step of priority counts like waiting so many times `AGE_S` longer."""
 NOTICEABLE = 1.0
 """A prefill under way is told its urgency again when that has changed by so much: its remaining
 work has halved."""
@@ -40,8 +42,13 @@ class Sps2:
     """
 
     def __init__(self, settings: Scheduler, schemes: Schemes) -> None:
-        self._placing = Placing(settings, schemes)
+        self.placing = Placing(settings, schemes)
         self._schemes = schemes
+
+    def precedes(self, view: View, other: Request, request: Request) -> bool:
+        if self._urgency(view, other) >= self._urgency(view, request):
+            return True
+        return other.plan is not None and self._are_alike(view, other, request)
 
     def decide(self, view: View) -> Iterator[Decision]:
         urgency = partial(self._urgency, view)
@@ -50,7 +57,7 @@ class Sps2:
                 yield Urge(request.id, urgency(request))
         held = 0
         for request in sorted(view.waiting(), key=urgency, reverse=True):
-            decision = view.consider(request, self._placing, self._ahead(view, request))
+            decision = view.consider(request, self, self._ahead(view, request))
             if isinstance(decision, Start):
                 decision = Start(request.id, decision.plan, urgency(request))
             yield decision
@@ -65,7 +72,8 @@ class Sps2:
     def _urgency(self, view: View, request: Request) -> float:
         """log2 of the priority, without what grows alike for all: the time."""
         work_s, left_s = self._work_s(view, request)
-        return -(request.submitted_s / AGE_S + log2(work_s) + log2(left_s))
+        waited = request.submitted_s / AGE_S
+        return PRIORITY * request.work.priority - waited - log2(work_s) - log2(left_s)
 
     def _work_s(self, view: View, request: Request) -> tuple[float, float]:
         """Predicted seconds of a prompt on one shard, and how many of them are left."""
@@ -75,18 +83,23 @@ class Sps2:
         work_s = self._schemes.alone_s(tokens - cached, cached)
         return work_s, work_s * max(1, tokens - cached - request.computed) / (tokens - cached)
 
+    def _are_alike(self, view: View, one: Request, other: Request) -> bool:
+        """Whether about as much work is left of both, so that sharing a shard gains nothing."""
+        (_, left_s), (_, others_s) = self._work_s(view, one), self._work_s(view, other)
+        return left_s < APART * others_s and others_s < APART * left_s
+
     def _ahead(self, view: View, request: Request) -> Ahead:
         """See `Placing.plan`: the seconds of more urgent prefills on a shard."""
         others = {each.id: each for each in view.prefilling()}
-        urgency, (_, mine_s) = self._urgency(view, request), self._work_s(view, request)
+        urgency = self._urgency(view, request)
 
         def ahead(member: Member) -> float | None:
             there = [others[other] for other in member.prefilled]
             if there and member.shard.followers:
                 return None
-            left = {other.id: self._work_s(view, other)[1] for other in there}
-            if any(mine_s < APART * left_s and left_s < APART * mine_s for left_s in left.values()):
+            if any(self._are_alike(view, other, request) for other in there):
                 return None
-            return sum(left[other.id] for other in there if other.urgency >= urgency)
+            first = [other for other in there if other.urgency >= urgency]
+            return sum(self._work_s(view, other)[1] for other in first)
 
         return ahead

@@ -34,6 +34,8 @@ from sps2.common.messages import (
     ListLeases,
     Placed,
     Placement,
+    Predict,
+    Predicted,
     Progress,
     Recall,
     Recalled,
@@ -110,6 +112,8 @@ class Play:
     serving: bool = False
     """Whether the cluster serves although it waits for something."""
     ends_with_eos: bool = True
+    full: bool = False
+    """Whether there is no room for a request that is predicted."""
     progress: list[Progress] = field(default_factory=list)
     """Told to those who ask."""
     submitted: list[Submit] = field(default_factory=list)
@@ -205,6 +209,13 @@ class TestScheduler:
         finally:
             if request.request not in play.finished:
                 play.cancelled.append(request.request)
+
+    async def predict(self, request: Predict) -> Predicted:
+        await self.play.stage("predict")
+        self.play.submitted.append(request.submit)
+        if self.play.full:
+            return Predicted("room for its KV", 0.0, 0.0, 0.02)
+        return Predicted("", 0.5, 0.25, None, 2, Scheme("gather"), {"kv": 90, "prefix_q": 10}, 3)
 
     async def show_fleet(self, request: ShowFleet) -> FleetStatus:
         shards = (

@@ -16,6 +16,7 @@ from sps2.services.scheduler.events import Ended, Granted, Joined, Parted, RoomS
 from sps2.services.scheduler.fleet import Fleet
 from sps2.services.scheduler.placing import Placing
 from sps2.services.scheduler.plan import Plan, Wait
+from sps2.services.scheduler.request import Request
 from sps2.services.scheduler.schemes import Schemes
 from sps2.services.scheduler.view import View
 
@@ -29,12 +30,15 @@ class Spoiled:
 
     def __init__(self, spoil: Spoil) -> None:
         settings = Scheduler(prefill_span_tokens=64, decode_span_tokens=128)
-        self._placing = Placing(settings, Schemes(CONFIG, 2, Sharing()))
+        self.placing = Placing(settings, Schemes(CONFIG, 2, Sharing()))
         self._spoil = spoil
+
+    def precedes(self, view: View, other: Request, request: Request) -> bool:
+        return False
 
     def decide(self, view: View) -> Iterator[Decision]:
         for request in view.waiting():
-            decision = view.consider(request, self._placing)
+            decision = view.consider(request, self)
             if isinstance(decision, Start) and request.id.startswith("bad"):
                 decision = Start(request.id, self._spoil(decision.plan))
             yield decision
@@ -115,10 +119,11 @@ def test_those_who_cannot_reach_each_other_are_not_put_together() -> None:
     assert "decode-0 and prefill-0 cannot reach each other" in str(error)
 
 
-class Scripted:
+class Scripted(Spoiled):
     """Decides what the test tells it to, once."""
 
     def __init__(self) -> None:
+        super().__init__(lambda plan: plan)
         self.next: list[Decision | Exception] = []
 
     def decide(self, view: View) -> Iterator[Decision]:

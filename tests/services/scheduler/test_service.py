@@ -63,8 +63,8 @@ class Play(DirectoryService):
         self.decoding: list[Decode] = []
         self.decode_gate = asyncio.Event()
         self.decode_gate.set()
-        self.groups: list[list[str]] = []
-        """Of every prefill: the ranks' names on the data plane."""
+        self.groups: dict[tuple[str, int], list[str]] = {}
+        """Of every prefill, by request and epoch: the ranks' names on the data plane."""
         self.link_is_cut = False
         """Between prefill shards."""
 
@@ -89,8 +89,7 @@ class Play(DirectoryService):
 
     async def prefill(self, request: Prefill) -> AsyncIterator[Prefilled | Deposited]:
         group = [rank.peers[0].name for rank in request.group]
-        if not request.rank:
-            self.groups.append(group)
+        self.groups[request.request, request.epoch] = group
         if self.link_is_cut and len(group) > 1:
             raise PeerLost(group[1 - request.rank])
         yield Prefilled(Token(0, 10), (), 0.0, Exchanged({}, 0.0, 0.0, 0.0, 0.0))
@@ -231,4 +230,4 @@ async def test_prefill_shards_that_lost_each_other_work_apart() -> None:
     async with stage(play, 2, prefill_span_tokens=32) as peer:
         for name in ("a", "b"):
             assert (await finished(peer, submit(name, 64))).tokens == 2
-    assert [len(group) for group in play.groups] == [2, 1, 1]
+    assert [len(group) for group in play.groups.values()] == [2, 1, 1]

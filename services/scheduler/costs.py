@@ -1,0 +1,56 @@
+"""Predicted seconds, corrected by what requests took so far."""
+
+import math
+from collections import deque
+
+SAMPLES = 256
+"""How many recent prefills count."""
+FADING = 0.98
+"""Each prefill counts so much less than the next."""
+WIDTH = 0.3
+"""Prefills whose predictions differ by this factor, as a natural logarithm, count a quarter."""
+UNMEASURED = 0.02
+"""What the formula itself counts, against prefills."""
+PACE = 0.2
+"""What the last answer counts in the time between tokens."""
+
+
+class Costs:
+    """How long requests take, learned while they run.
+
+    The formulas (`Schemes`) predict arithmetic and transfers at the configured rates. What a
+    prefill took, from its launch to its first token, is that times a factor, which depends on the
+    size of the prompt: for short ones the steps of a launch and the hops of every layer count more.
+    So it is the mean of the factors of recent prefills, weighted by how near their predictions are
+    (Nadaraya-Watson regression of the logarithm).
+    """
+
+    def __init__(self) -> None:
+        self._factors: deque[tuple[float, float]] = deque(maxlen=SAMPLES)
+        self.tbt_s: float | None = None
+        """Recent mean time between tokens; None before the first answer."""
+
+    def learn_prefill(self, predicted_s: float, took_s: float) -> None:
+        """A prefill that shared its shards with no other one took so long."""
+        if predicted_s > 0 and took_s > 0:
+            self._factors.append((math.log(predicted_s), math.log(took_s / predicted_s)))
+
+    def learn_decode(self, tokens: int, took_s: float) -> None:
+        """The tokens after the first took so long."""
+        pace_s = took_s / tokens
+        self.tbt_s = pace_s if self.tbt_s is None else self.tbt_s + PACE * (pace_s - self.tbt_s)
+
+    def first_token_s(self, predicted_s: float) -> float:
+        """Seconds from the launch to the first token of a prefill on shards of its own.
+
+        Args:
+            predicted_s: by the formulas.
+        """
+        where = math.log(predicted_s)
+        total, mean, age = UNMEASURED, 0.0, 1.0
+        for at, factor in reversed(self._factors):
+            weight = age / (1 + ((at - where) / WIDTH) ** 2) ** 2
+            total += weight
+            mean += weight * factor
+            age *= FADING
+        return predicted_s * math.exp(mean / total)
