@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 import uvloop
 
+from sps2.common import machine
 from sps2.common.bus.peer import Peer, Server
 from sps2.common.config import Bus, Cluster
 from sps2.common.device import choose as choose_device
@@ -262,7 +263,18 @@ class ReadyShard:
         address = await server.start(self.about.listen_at())
         followers = tuple(Follower(each.bus.address, each.plane) for each in led)
         peer = self.plane.peer
-        shard = Shard(self.id, self.role, os.getpid(), address, peer, pages, page_tokens, followers)
+        shard = Shard(
+            self.id,
+            self.role,
+            os.getpid(),
+            address,
+            peer,
+            pages,
+            page_tokens,
+            followers,
+            torch.get_num_threads(),
+            1 if self.model.device.type == "cuda" else machine.cores(),
+        )
         scheduler = Peer(self.cluster.scheduler_address, bus, name="scheduler")
         directory = Peer(self.cluster.kvdir_address, bus, name="kvdir")
         membership = Membership(shard, scheduler, directory, bus, inventory)

@@ -39,6 +39,15 @@ class Shard(Struct, frozen=True):
     page_tokens: int = 0
     followers: tuple[Follower, ...] = ()
     """The other processes of a tensor-parallel shard, in order of their TP rank."""
+    threads: int = 1
+    """Compute threads of one process."""
+    cores: int = 1
+    """Cores that one process may use; those of its machine are shared with other shards."""
+
+    @property
+    def host(self) -> str:
+        """The host of its control bus: shards of one machine may have the same."""
+        return self.address.rpartition(":")[0]
 
     @property
     def peers(self) -> tuple[Peer, ...]:

@@ -66,6 +66,8 @@ class Prefill(Stream["Advanced | Prefilled | Deposited"], frozen=True):
     urgency: float = 0.0
     """The larger, the more urgent: a shard computes first what is most urgent, and holds back the
     rest meanwhile. Shards of several processes ignore it."""
+    threads: int = 0
+    """Compute threads that it may use, if more than those of the shard."""
 
 
 class Urge(Request[Done], frozen=True):

@@ -14,6 +14,7 @@ from sps2.common.errors import Cancelled
 from sps2.common.model.attend import Attend
 from sps2.common.model.llama import Llama
 from sps2.services.prefill.compute import Compute
+from sps2.services.prefill.threads import with_threads
 from sps2.services.prefill.timeline import Timeline
 
 Result = TypeVar("Result")
@@ -52,6 +53,7 @@ class Passes:
         timeline: Timeline,
         wanted: Tensor,
         urgency: Callable[[], float] = lambda: 0.0,
+        threads: int = 0,
     ) -> Tensor:
         """Run a prompt in the next pass; see `Llama.forward`.
 
@@ -59,8 +61,9 @@ class Passes:
             timeline: of the prompt; the arithmetic of its pass counts as its own.
             wanted: rows whose hidden states are returned.
             urgency: of the prompt; see `Compute.prefill`.
+            threads: that it may use if no other prompt is in its pass; see `with_threads`.
         """
-        member = _Member(ids, positions, timeline, wanted, urgency)
+        member = _Member(ids, positions, timeline, wanted, urgency, threads)
         self._waiting.append(member)
         asyncio.get_running_loop().call_soon(self.look)
         return await member.through(attend)
@@ -87,9 +90,10 @@ class Passes:
         firsts = itertools.accumulate(sizes[:-1], initial=0)
         try:
             with self._compute.prefill(lambda: _urgency(members)) as run:
+                wider = with_threads(run, members[0].threads if len(members) == 1 else 0)
 
                 async def compute(work: Callable[[], Result]) -> Result:
-                    return await run(lambda: whole.timed(work))
+                    return await wider(lambda: whole.timed(work))
 
                 hidden = await self._model.forward(
                     torch.cat([member.ids for member in members]),
@@ -162,12 +166,14 @@ class _Member:
         timeline: Timeline,
         wanted: Tensor,
         urgency: Callable[[], float],
+        threads: int,
     ) -> None:
         self.ids = ids
         self.positions = positions
         self.timeline = timeline
         self.wanted = wanted
         self.urgency = urgency
+        self.threads = threads
         self.is_gone = False
         self.attended: asyncio.Queue[Tensor | None] = asyncio.Queue()
         """The attention of each layer; None once the member has left."""

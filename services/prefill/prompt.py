@@ -99,7 +99,7 @@ async def run_prompt(
                 ids, at, wanted = plane.device.up((prompt[positions], positions, rows))
                 if passes is not None and turn is None and group.ranks == 1:
                     hidden = await passes.forward(
-                        ids, at, attend_layer, group.timeline, wanted, urgency
+                        ids, at, attend_layer, group.timeline, wanted, urgency, request.threads
                     )
                 else:
                     hidden = await model.forward(ids, at, attend_layer, group.compute, turn, wanted)

@@ -17,6 +17,7 @@ from sps2.services.prefill.passes import Passes
 from sps2.services.prefill.progress import Progress, Tally
 from sps2.services.prefill.prompt import run_prompt, turn_of
 from sps2.services.prefill.team import Emit, Followers, Parts
+from sps2.services.prefill.threads import with_threads
 from sps2.services.prefill.timeline import Timeline
 from sps2.services.shard import DataLoop
 from sps2.services.tasks import emitted_by, forever, root_cause
@@ -162,7 +163,7 @@ class PrefillService:
                     self._plane,
                     inbox,
                     request,
-                    compute,
+                    with_threads(compute, request.threads),
                     prefilled,
                     turn,
                     self._pages,

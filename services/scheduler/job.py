@@ -217,6 +217,7 @@ class Job:
             sources,
             trail.traceparent,
             self._urgency(),
+            plan.threads,
         )
         shard = plan.group[rank]
         with self._reporting(shard):

@@ -15,6 +15,10 @@ from sps2.services.scheduler.plan import Plan, Wait, Work
 from sps2.services.scheduler.schemes import Capacity, Partition, Schemes
 from sps2.services.scheduler.traffic import PrefixQuery
 
+LENT_SPANS = 2
+"""A prompt of up to so many times `prefill_span_tokens` is faster on one shard with the threads of
+idle ones beside it than on all of them: no rank waits for another."""
+
 Ahead = Callable[[Member], float | None]
 """How much a shard computes before a prompt that it gets now; None if it may not take it now."""
 
@@ -81,7 +85,7 @@ class Placing:
         if placements is None:
             return Wait("room")
         partition = self._schemes.choose(tokens, len(group), work.options)
-        return self._planned(group[: len(partition.spans)], partition, placements, prefix)
+        return self._planned(group[: len(partition.spans)], partition, placements, prefix, fleet)
 
     def _planned(
         self,
@@ -89,6 +93,7 @@ class Placing:
         partition: Partition,
         placements: Sequence[Placement],
         prefix: Prefix,
+        fleet: Fleet,
     ) -> Plan:
         """A plan from a partition of the tokens after a prefix among the ranks of a group."""
         partition = partition.after(prefix.tokens)
@@ -100,11 +105,12 @@ class Placing:
                 if shard != rank
             ]
             partition = self._schemes.behind(partition, prefix.tokens, queries, len(prefix.spans))
+        threads = _threads(fleet.members[group[0]], fleet) if len(group) == 1 else 0
         held = [
             sum(span.tokens for span in (*place.shared, place.span)) for place in placements[:-1]
         ]
         pays_after = self._schemes.migration_pays_after(held)
-        return Plan(tuple(group), partition, tuple(placements), pays_after, prefix)
+        return Plan(tuple(group), partition, tuple(placements), pays_after, prefix, threads)
 
     def _group(self, tokens: int, wanted: int, fleet: Fleet, ahead: Ahead) -> list[str] | None:
         members = fleet.of(fleet.prefilling)
@@ -130,7 +136,11 @@ class Placing:
                 "sps2.sp_degree",
                 "invalid_value",
             )
-        present = len(fleet.of(fleet.prefilling))
+        members = fleet.of(fleet.prefilling)
+        short = tokens <= LENT_SPANS * self._settings.prefill_span_tokens
+        if forced is None and short and any(_is_lent(member, fleet) for member in members):
+            return 1
+        present = len(members)
         return forced or min(present, pages_for(tokens, self._settings.prefill_span_tokens))
 
     def _place(self, work: Work, prefix: Prefix, fleet: Fleet) -> tuple[Placement, ...] | None:
@@ -176,7 +186,9 @@ class Placing:
             span = Span(own.start + prefix.tokens, own.stop + prefix.tokens)
             pages = pages_for(grown, prefix.page_tokens)
             placements.append(Placement(shard, span, pages, prefix.spans.get(shard, ())))
-        return self._planned(group, partition, [*prefix.besides(list(kept)), *placements], prefix)
+        return self._planned(
+            group, partition, [*prefix.besides(list(kept)), *placements], prefix, fleet
+        )
 
     def _for_one_keeper(
         self, work: Work, prefix: Prefix, free: list[tuple[Member, int]], wanted: int
@@ -220,6 +232,25 @@ class Placing:
             if fits(tokens, [room for _, room in kept], page_tokens):
                 return kept
         return []
+
+
+def _threads(member: Member, fleet: Fleet) -> int:
+    """The threads that a prefill of one member may use.
+
+    Members beside it, with the same host, lend theirs if none of them has any request, and neither
+    has it: so no request is slower for it.
+    """
+    shard = member.shard
+    here = [each for each in fleet.members.values() if each.shard.host == shard.host]
+    if shard.followers or any(each.requests for each in here):
+        return shard.threads
+    lent = sum(each.shard.threads for each in here if each.shard.role == shard.role)
+    return max(shard.threads, min(lent, shard.cores))
+
+
+def _is_lent(member: Member, fleet: Fleet) -> bool:
+    """Whether a prefill of one member may use more threads than it has."""
+    return _threads(member, fleet) > member.shard.threads
 
 
 def _able(members: Sequence[Member], ahead: Ahead) -> list[Member]:

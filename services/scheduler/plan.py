@@ -43,6 +43,8 @@ class Plan:
     migration_pays_after: int | None
     """In tokens of the answer; see `traffic.migration_pays_after`."""
     prefix: Prefix
+    threads: int = 0
+    """Compute threads of a single prefill shard, with those that idle shards beside it lend."""
 
     @property
     def takes(self) -> dict[str, int]:
