@@ -1,7 +1,7 @@
 """Keeps pairs of shards that cannot reach each other out of the same plan, for a while."""
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from sps2.services.scheduler.fleet import Fleet
 from sps2.services.scheduler.plan import Plan, Wait
@@ -18,7 +18,7 @@ def connected(plan_on: Callable[[Fleet], Plan | Wait], fleet: Fleet) -> Plan | W
     """
     plan = plan_on(fleet)
     apart: list[str] = []
-    while isinstance(plan, Plan) and (pairs := fleet.pairs_apart(_shards(plan))):
+    while isinstance(plan, Plan) and (pairs := fleet.pairs_apart(plan.shards)):
         lost = Counter(shard for pair in pairs for shard in sorted(pair))
         roles = {shard: len(fleet.of(fleet.members[shard].shard.role)) for shard in lost}
         left_out = max(lost, key=lambda shard: (lost[shard], roles[shard]))
@@ -29,7 +29,3 @@ def connected(plan_on: Callable[[Fleet], Plan | Wait], fleet: Fleet) -> Plan | W
         why = f"{' and '.join(apart)} cannot reach each other on the data plane: {plan.reason}"
         return Wait("absent", why)
     return plan
-
-
-def _shards(plan: Plan) -> Collection[str]:
-    return {*plan.group, *(place.shard for place in plan.placements)}

@@ -50,7 +50,7 @@ class Prefix:
 
 def usable(cached: Sequence[CachedRun], prompt_tokens: int, fleet: Fleet) -> Prefix:
     """The part of the cached pages on present shards that leaves at least a token to compute."""
-    page_tokens = max((member.shard.page_tokens for member in fleet.of(fleet.keeping)), default=1)
+    page_tokens = fleet.page_tokens
     left = (prompt_tokens - 1) // page_tokens
     runs: list[CachedRun] = []
     for run in cached:

@@ -36,6 +36,9 @@ from sps2.services.scheduler.view import Forecast, Planner, View
 
 log = logging.getLogger(__name__)
 
+CHANGES = Joined | Lost | Parted | RoomSeen | Returned | Prefilled | Shareable | Ended
+"""Events after which requests that wait may start."""
+
 
 class Policy(Planner, Protocol):
     """Decides when and where requests run."""
@@ -72,10 +75,15 @@ class Core:
         self._patience_s = patience_s
         self._requests: dict[str, Request] = {}
         self._queue: deque[str] = deque()
+        self._prefilling: dict[str, Request] = {}
+        """Requests whose prompt is computed, or about to be."""
+        self._progressed: list[Request] = []
+        """Prefills that have progressed since the policy last decided."""
 
     def handle(self, event: Event, now_s: float) -> list[Action]:
         """Apply one event; the caller carries out the returned actions in their order."""
         self.fleet.reunite(now_s)
+        self.fleet.changes += isinstance(event, CHANGES)
         match event:
             case Joined(shard):
                 self.fleet.join(shard)
@@ -95,20 +103,22 @@ class Core:
                 self._enqueue(work.request)
             case Found(id, cached):
                 if request := self._requests.get(id):
-                    request.cached, request.is_finding = cached, False
+                    request.cached, request.is_finding, request.held_at = cached, False, -1
             case Granted(id, room):
-                self.fleet.pending.pop(id, None)
+                self.fleet.settle(id)
                 self.fleet.room = room
                 self._requests[id].stage = "prefill"
             case Progressed(id, tokens):
                 self._requests[id].computed = tokens
+                self._progressed.append(self._requests[id])
             case Returned(id, rest_s):
-                self._leave_shards(id)
+                self._leave_shards(self._requests[id])
                 self._requests[id].return_to_queue(now_s, rest_s)
                 self._queue.appendleft(id)
             case Prefilled(id):
                 request = self._requests[id]
                 request.stage, request.prefilled_s = "transfer", now_s
+                self._prefilling.pop(id, None)
                 if request.plan is not None and request.is_alone:
                     predicted_s = request.plan.partition.predicted_s
                     self.costs.learn_prefill(predicted_s, now_s - request.launched_s)
@@ -177,6 +187,7 @@ class Core:
                 self._requests[id].rests_until_s = 0.0
         while True:
             view = self._view(now_s)
+            self._progressed = []
             try:
                 for decision in self._policy.decide(view):
                     actions += self._carry_out(decision, now_s)
@@ -192,7 +203,15 @@ class Core:
                 actions.append(self._reject(concerned, failure))
 
     def _view(self, now_s: float) -> View:
-        return View(self._requests, self._queue, self.fleet, self.costs, now_s)
+        return View(
+            self._requests,
+            self._queue,
+            self._prefilling,
+            self._progressed,
+            self.fleet,
+            self.costs,
+            now_s,
+        )
 
     def _carry_out(self, decision: Decision, now_s: float) -> list[Action]:
         request = self._requests.get(decision.request)
@@ -210,6 +229,7 @@ class Core:
                     held = self._requests[other]
                     held.overtaken += held.wait is not None and held.wait.cause == "room"
                 self._queue.remove(id)
+                self.fleet.changes += 1
                 request.plan, request.urgency, request.stage = plan, urgency, "reserving"
                 request.wait = request.absent_since_s = None
                 self._enter_shards(request, plan, now_s)
@@ -221,7 +241,7 @@ class Core:
                 request.is_finding = True
                 return [Find(id, request.work.hashes)]
             case Hold(id, wait):
-                request.wait = wait
+                request.wait, request.held_at = wait, self.fleet.changes
                 if error := self._overdue(request, now_s):
                     return [self._reject(id, error)]
             case Refuse(id, error):
@@ -256,7 +276,8 @@ class Core:
         return PeerLost(self.fleet.keeping, f"{why}; retry later")
 
     def _enter_shards(self, request: Request, plan: Plan, now_s: float) -> None:
-        self.fleet.pending[request.id] = plan.takes
+        self.fleet.promise(request.id, plan.takes)
+        self._prefilling[request.id] = request
         request.launched_s, request.is_alone = now_s, True
         for shard_id in plan.group:
             for other in self.fleet.members[shard_id].prefilled:
@@ -273,19 +294,21 @@ class Core:
             self._requests[id].cached = None
 
     def _end(self, id: str) -> None:
-        self._leave_shards(id)
         request = self._requests.pop(id, None)
         if request is None:
             return
+        self._leave_shards(request)
         if request.plan is None:
             self._queue.remove(id)
         else:
             self._doubt_cached()
 
-    def _leave_shards(self, id: str) -> None:
-        self.fleet.pending.pop(id, None)
-        for member in self.fleet.members.values():
-            member.leave(id)
+    def _leave_shards(self, request: Request) -> None:
+        self.fleet.settle(request.id)
+        self._prefilling.pop(request.id, None)
+        for shard in request.plan.shards if request.plan else ():
+            if member := self.fleet.members.get(shard):
+                member.leave(request.id)
 
     def requests(self, now_s: float) -> tuple[RequestStatus, ...]:
         """The status of every request, in order of arrival."""

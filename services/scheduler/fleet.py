@@ -1,6 +1,6 @@
 """The shards as the scheduler knows them: which are present or busy, how much room is left."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 
@@ -26,6 +26,10 @@ class Member:
     @property
     def requests(self) -> set[str]:
         return self.prefilled.keys() | self.held
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.prefilled and not self.held
 
     def leave(self, request: str) -> None:
         """Remove a request."""
@@ -62,8 +66,18 @@ class Fleet:
         self.members: dict[str, Member] = {}
         self.lost: dict[str, Shard] = {}
         self.room = Room({}, {})
-        self.pending: dict[str, dict[str, int]] = {}
+        self.changes = 0
+        """Counts what may let waiting requests start: see `View.consider`."""
+        self.page_tokens = 1
+        """Tokens of a page on the shards that keep KV."""
+        self._roles: dict[Role, list[Member]] = {}
+        self._hosts: dict[str, list[Member]] = {}
+        self._promised: dict[str, dict[str, int]] = {}
         """Pages by request and shard, of requests whose lease is not granted yet."""
+        self._taken: dict[str, int] = {}
+        """The sum of these by shard."""
+        self.lenders: list[Member] = []
+        """Members that prefill, beside others that do and may lend them threads."""
         self._apart: dict[frozenset[str], float] = {}
         """Pairs of members that have lost the link between them, with the time until it counts."""
 
@@ -71,6 +85,7 @@ class Fleet:
         self._reunite(shard.id)
         self.members[shard.id] = Member(shard)
         self.lost.pop(shard.id, None)
+        self._index()
 
     def lose(self, shard_id: str, peer: str) -> bool:
         """Remove a shard, unless it restarted since `peer`; False if that one was gone already."""
@@ -79,6 +94,7 @@ class Fleet:
             return False
         self.lost[shard_id] = self.members.pop(shard_id).shard
         self._reunite(shard_id)
+        self._index()
         return True
 
     def part(self, one: str, other: str, until_s: float) -> None:
@@ -90,6 +106,9 @@ class Fleet:
 
     def reunite(self, now_s: float) -> None:
         """Forget the pairs apart whose time is over."""
+        if not self._apart:
+            return
+        self.changes += 1
         self._apart = {pair: until for pair, until in self._apart.items() if until > now_s}
 
     def apart_until_s(self) -> float | None:
@@ -104,16 +123,46 @@ class Fleet:
         """A copy without one member, only for reading."""
         fleet = copy(self)
         fleet.members = {id: each for id, each in self.members.items() if id != shard_id}
+        fleet._index()
         return fleet
+
+    def promise(self, request: str, pages: Mapping[str, int]) -> None:
+        """Record that a request gets these pages, until its lease is granted or it ends."""
+        self._promised[request] = dict(pages)
+        for shard, count in pages.items():
+            self._taken[shard] = self._taken.get(shard, 0) + count
+
+    def settle(self, request: str) -> None:
+        """Forget what was promised to a request: the directory's room counts it, or it ended."""
+        for shard, count in self._promised.pop(request, {}).items():
+            self._taken[shard] -= count
+
+    def beside(self, member: Member) -> list[Member]:
+        """All members on the host of one, itself included."""
+        return self._hosts[member.shard.host]
+
+    def _index(self) -> None:
+        """Sort the members anew, after one has joined or left."""
+        self._roles, self._hosts = {}, {}
+        for _, member in sorted(self.members.items()):
+            self._roles.setdefault(member.shard.role, []).append(member)
+            self._hosts.setdefault(member.shard.host, []).append(member)
+        self.lenders = [
+            member
+            for member in self.of(self.prefilling)
+            if member.shard.cores > member.shard.threads
+            and sum(each.shard.role == member.shard.role for each in self.beside(member)) > 1
+        ]
+        pages = [member.shard.page_tokens for member in self.of(self.keeping)]
+        self.page_tokens = max(pages, default=1)
 
     def _reunite(self, shard_id: str) -> None:
         """Forget lost links of a shard that joins anew or is gone."""
         self._apart = {pair: until for pair, until in self._apart.items() if shard_id not in pair}
 
     def of(self, role: Role) -> list[Member]:
-        """The members of a role, sorted by id."""
-        found = [member for member in self.members.values() if member.shard.role == role]
-        return sorted(found, key=lambda member: member.shard.id)
+        """The members of a role, sorted by id; only for reading."""
+        return self._roles.get(role, [])
 
     def complete(self, role: Role) -> bool:
         return len(self.of(role)) >= self.expected[role]
@@ -150,15 +199,16 @@ class Fleet:
 
     def with_room(self) -> list[tuple[Member, int]]:
         """Members that keep KV and are known to the directory, with their free pages."""
-        planned: dict[str, int] = {}
-        for pages in self.pending.values():
-            for shard, count in pages.items():
-                planned[shard] = planned.get(shard, 0) + count
+        free, taken = self.room.free, self._taken
         return [
-            (member, self.room.free[member.shard.id] - planned.get(member.shard.id, 0))
+            (member, free[id] - taken.get(id, 0))
             for member in self.of(self.keeping)
-            if member.shard.id in self.room.free
+            if (id := member.shard.id) in free
         ]
+
+    def free(self, shard: str) -> int:
+        """Free pages of a shard that are not promised; 0 if it is unknown to the directory."""
+        return self.room.free.get(shard, 0) - self._taken.get(shard, 0)
 
     def counters(self) -> dict[str, float]:
         """Present and configured shards, for each role that the cluster has."""

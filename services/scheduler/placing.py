@@ -138,7 +138,7 @@ class Placing:
             )
         members = fleet.of(fleet.prefilling)
         short = tokens <= LENT_SPANS * self._settings.prefill_span_tokens
-        if forced is None and short and any(_is_lent(member, fleet) for member in members):
+        if forced is None and short and any(_is_lent(member, fleet) for member in fleet.lenders):
             return 1
         present = len(members)
         return forced or min(present, pages_for(tokens, self._settings.prefill_span_tokens))
@@ -240,9 +240,8 @@ def _threads(member: Member, fleet: Fleet) -> int:
     Members beside it, with the same host, lend theirs if none of them has any request, and neither
     has it: so no request is slower for it.
     """
-    shard = member.shard
-    here = [each for each in fleet.members.values() if each.shard.host == shard.host]
-    if shard.followers or any(each.requests for each in here):
+    shard, here = member.shard, fleet.beside(member)
+    if shard.followers or shard.cores <= shard.threads or not all(each.is_idle for each in here):
         return shard.threads
     lent = sum(each.shard.threads for each in here if each.shard.role == shard.role)
     return max(shard.threads, min(lent, shard.cores))
@@ -261,7 +260,10 @@ def _able(members: Sequence[Member], ahead: Ahead) -> list[Member]:
 
 def _room(prefix: Prefix, fleet: Fleet) -> list[tuple[Member, int]]:
     """Members that keep KV, with the pages that are free besides those of the prefix."""
-    return [(member, pages - prefix.idle(member.shard.id)) for member, pages in fleet.with_room()]
+    room = fleet.with_room()
+    if not prefix.runs:
+        return room
+    return [(member, pages - prefix.idle(member.shard.id)) for member, pages in room]
 
 
 def _burden(prefix: Prefix, each: tuple[Member, int]) -> tuple[int, int]:
@@ -302,7 +304,7 @@ def _has_room(work: Work, prefix: Prefix, free: list[tuple[Member, int]]) -> boo
     tokens = work.prompt_tokens - prefix.tokens
     last = (tokens - 1) % prefix.page_tokens + 1
     most = max((pages for _, pages in free), default=0)
-    together = sum(max(0, pages) for _, pages in free)
+    together = sum(pages for _, pages in free if pages > 0)
     return (
         pages_for(last + work.max_tokens, prefix.page_tokens) <= most
         and pages_for(tokens + work.max_tokens, prefix.page_tokens) <= together

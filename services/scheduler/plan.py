@@ -54,6 +54,11 @@ class Plan:
         }
 
     @property
+    def shards(self) -> set[str]:
+        """All shards that work for it."""
+        return {*self.group, *(place.shard for place in self.placements)}
+
+    @property
     def owner(self) -> str:
         return self.placements[-1].shard
 

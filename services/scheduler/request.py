@@ -39,6 +39,8 @@ class Request:
     losses: int = 0
     wait: Wait | None = None
     """Why it waited when a policy last considered it."""
+    held_at: int = -1
+    """`Fleet.changes` at that time."""
     overtaken: int = 0
     """How many later requests ran before it while it waited for room."""
     rests_until_s: float = 0.0

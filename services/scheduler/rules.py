@@ -29,9 +29,8 @@ def broken_rule(plan: Plan, work: Work, fleet: Fleet) -> str:
         grown = place.span.tokens + (work.max_tokens if place.shard == plan.owner else 0)
         if place.pages * fleet.members[place.shard].shard.page_tokens < grown:
             return f"{place.pages} pages of {place.shard} are too few for {grown} tokens"
-    free = {member.shard.id: pages for member, pages in fleet.with_room()}
     for shard, pages in plan.takes.items():
-        if pages > max(0, free.get(shard, 0)):
+        if pages > max(0, fleet.free(shard)):
             return f"{shard} has no {pages} pages to give"
     return ""
 

@@ -37,6 +37,8 @@ WEIGHTS = tuple(eighth / 8 for eighth in range(8, -1, -1))
 CLOSE = 1.05
 """Predictions within this factor of the best count as equal: of these methods the first in `EXACT`
 is used, since its ranks wait least for each other."""
+EVEN = 1.01
+"""Spans whose prediction is within this factor of evenly shared arithmetic are not improved."""
 CHOICES = 1024
 """How many recent choices are kept: a request that waits is planned again and again."""
 EXACT: tuple[ExactMethod, ...] = ("gather", "ring", "ulysses", "usp", "pass_q")
@@ -160,6 +162,8 @@ class Schemes:
                 found.append(self._cheapest(method, tokens, ranks, options, capacity))
             except Invalid:
                 continue
+            if found[0].predicted_s <= CLOSE * self.alone_s(tokens) / ranks:
+                return found[0]  # none can do better than share the arithmetic evenly
         enough = CLOSE * min(each.predicted_s for each in found)
         return next(each for each in found if each.predicted_s <= enough)
 
@@ -287,6 +291,8 @@ class Schemes:
             moved = traffic.loads(self._config, self._itemsize, scheme, spans, self._tp)
             seconds = self._seconds(scheme, spans, moved.busiest)
             found.append(Partition("exact", scheme, tuple(spans), moved.by_purpose, seconds))
+            if seconds <= EVEN * self.alone_s(tokens) / ranks:
+                break
         return min(found, key=lambda each: each.predicted_s)
 
     def _spans(

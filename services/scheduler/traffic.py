@@ -1,6 +1,6 @@
 """Bytes that each prefill method sends, rank by rank: the formulas behind predicted costs."""
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
@@ -181,27 +181,44 @@ def _gather(sizes: _Sizes, spans: Spans, tally: _Tally) -> None:
 
 def _pass_q(sizes: _Sizes, spans: Spans, tally: _Tally) -> None:
     heads = sizes.config.heads
-    windows = Counter(sizes.config.windows)
     keys = [[span for span in each if span.tokens] for each in spans]
-    for asker, queries in enumerate(spans):
-        tokens = _tokens(queries)
-        q, state = sizes.q(tokens, heads), sizes.state(tokens, heads)
-        stop = max(span.stop for span in queries)
-        least = min(span.start for span in queries)
-        seen = [0] * len(spans)
-        for window, layers in windows.items():
-            start = 0 if window is None else max(0, least - window + 1)
-            for owner, held in enumerate(keys):
-                if any(span.start < stop and span.stop > start for span in held):
-                    seen[owner] += layers
-        seen[asker] = 0
-        for owner, layers in enumerate(seen):
-            tally.into[owner] += layers * q
-            tally.out[owner] += layers * state
-        if layers := sum(seen):
-            tally.out[asker] += layers * q
-            tally.into[asker] += layers * state
-            tally.purposes.update(q=layers * q, state=layers * state)
+    order = sorted((held[0].start, owner) for owner, held in enumerate(keys) if held)
+    starts = [start for start, _ in order]
+    for window, layers in Counter(sizes.config.windows).items():
+        asked_q, asked_state = [0] * (len(order) + 1), [0] * (len(order) + 1)
+        for asker, queries in enumerate(spans):
+            tokens = _tokens(queries)
+            q, state = layers * sizes.q(tokens, heads), layers * sizes.state(tokens, heads)
+            stop = max(span.stop for span in queries)
+            if window is None:  # every rank with keys before the last query, and itself if it has
+                seen = bisect_left(starts, stop)
+                asked_q[0] += q
+                asked_q[seen] -= q
+                asked_state[0] += state
+                asked_state[seen] -= state
+                own = bool(keys[asker])
+                tally.into[asker] -= own * q
+                tally.out[asker] -= own * state
+                others = seen - own
+            else:
+                start = max(0, min(span.start for span in queries) - window + 1)
+                owners = [
+                    owner
+                    for owner, held in enumerate(keys)
+                    if owner != asker and any(s.start < stop and s.stop > start for s in held)
+                ]
+                for owner in owners:
+                    tally.into[owner] += q
+                    tally.out[owner] += state
+                others = len(owners)
+            tally.out[asker] += others * q
+            tally.into[asker] += others * state
+            tally.purposes.update(q=others * q, state=others * state)
+        for (_, owner), q, state in zip(
+            order, accumulate(asked_q), accumulate(asked_state), strict=False
+        ):
+            tally.into[owner] += q
+            tally.out[owner] += state
 
 
 def _csa(

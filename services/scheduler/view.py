@@ -52,12 +52,18 @@ class View:
         self,
         requests: Mapping[str, Request],
         queue: Sequence[str],
+        prefilling: Mapping[str, Request],
+        progressed: Sequence[Request],
         fleet: Fleet,
         costs: Costs,
         now_s: float,
     ) -> None:
         self._requests = requests
         self._queue = queue
+        self.prefilling = prefilling
+        """Requests whose prompt is computed, or about to be, by id."""
+        self.progressed = progressed
+        """Those of them that have computed more since the policy last decided."""
         self.fleet = fleet
         self.costs = costs
         self.now_s = now_s
@@ -70,10 +76,6 @@ class View:
         ready = [request for request in queued if request.rests_until_s <= self.now_s]
         return sorted(ready, key=lambda each: (not each.work.resumes, -each.work.priority))
 
-    def prefilling(self) -> list[Request]:
-        """Requests whose prompt is computed, or about to be."""
-        return [each for each in self._requests.values() if each.stage in ("reserving", "prefill")]
-
     def cached_tokens(self, request: Request) -> int:
         """Tokens of a prompt that are not computed, as far as is known."""
         if request.plan is not None:
@@ -81,11 +83,16 @@ class View:
         return usable(request.cached or (), request.work.prompt_tokens, self.fleet).tokens
 
     def consider(self, request: Request, planner: Planner, ahead: Ahead = idle) -> Considered:
-        """Start a request where there are shards for it now, or why it cannot start."""
+        """Start a request where there are shards for it now, or why it cannot start.
+
+        It is not planned again as long as nothing has changed since it was held.
+        """
         self.considered = request.id
+        if request.wait and request.held_at == self.fleet.changes and not request.work.max_ttft_s:
+            return Hold(request.id, request.wait)
         try:
             self._check_ttft(request, planner)
-            if any(request.gains_from(other) for other in self._requests.values()):
+            if request.work.hashes and any(map(request.gains_from, self._requests.values())):
                 return Hold(request.id, Wait("prefix"))
             work, cached = request.work, request.cached or ()
             plan = planner.placing.plan(work, cached, self.fleet, ahead)
@@ -105,7 +112,7 @@ class View:
         """
         shards = [member.shard.id for member in self.fleet.of(self.fleet.prefilling)]
         before = dict.fromkeys(shards, 0.0)
-        for other in self.prefilling():
+        for other in self.prefilling.values():
             if other.plan is not None and planner.precedes(self, other, request):
                 for shard in other.plan.group:
                     before[shard] += self._left_s(other, other.plan)

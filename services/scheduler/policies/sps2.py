@@ -52,7 +52,7 @@ class Sps2:
 
     def decide(self, view: View) -> Iterator[Decision]:
         urgency = partial(self._urgency, view)
-        for request in view.prefilling():
+        for request in view.progressed:
             if abs(urgency(request) - request.urgency) >= NOTICEABLE:
                 yield Urge(request.id, urgency(request))
         held = 0
@@ -64,9 +64,10 @@ class Sps2:
             match decision:
                 case LookUp():
                     return
-                case Hold(_, wait) if wait.cause == "room":
+                case Hold(_, wait) if wait.cause in ("room", "shards"):
                     held += 1
-                    if held == LOOKAHEAD or request.overtaken >= OVERTAKINGS:
+                    keeps = wait.cause == "room" and request.overtaken >= OVERTAKINGS
+                    if held == LOOKAHEAD or keeps:
                         return
 
     def _urgency(self, view: View, request: Request) -> float:
@@ -86,20 +87,30 @@ class Sps2:
     def _are_alike(self, view: View, one: Request, other: Request) -> bool:
         """Whether about as much work is left of both, so that sharing a shard gains nothing."""
         (_, left_s), (_, others_s) = self._work_s(view, one), self._work_s(view, other)
-        return left_s < APART * others_s and others_s < APART * left_s
+        return _alike(left_s, others_s)
 
     def _ahead(self, view: View, request: Request) -> Ahead:
         """See `Placing.plan`: the seconds of more urgent prefills on a shard."""
-        others = {each.id: each for each in view.prefilling()}
-        urgency = self._urgency(view, request)
+        urgency, (_, mine_s) = self._urgency(view, request), self._work_s(view, request)
+        left_s: dict[str, float] = {}
 
         def ahead(member: Member) -> float | None:
-            there = [others[other] for other in member.prefilled]
-            if there and member.shard.followers:
+            if not member.prefilled:
+                return 0.0
+            if member.shard.followers:
                 return None
-            if any(self._are_alike(view, other, request) for other in there):
-                return None
-            first = [other for other in there if other.urgency >= urgency]
-            return sum(self._work_s(view, other)[1] for other in first)
+            before = 0.0
+            for id in member.prefilled:
+                other = view.prefilling[id]
+                if id not in left_s:
+                    left_s[id] = self._work_s(view, other)[1]
+                if _alike(mine_s, left_s[id]):
+                    return None
+                before += left_s[id] * (other.urgency >= urgency)
+            return before
 
         return ahead
+
+
+def _alike(one_s: float, other_s: float) -> bool:
+    return one_s < APART * other_s and other_s < APART * one_s

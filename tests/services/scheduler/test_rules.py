@@ -99,7 +99,7 @@ def test_a_plan_that_breaks_a_rule_fails_its_request_alone(name: str) -> None:
     assert isinstance(error, Internal)
     assert why in str(error)
     assert core.broken_rules == 1
-    assert core.fleet.pending == {}
+    assert [pages for _, pages in core.fleet.with_room()] == [64, 64]
     assert launched(submit(core, "good", 60)).request == "good"
 
 
