@@ -149,8 +149,9 @@ class Llama:
         Returns:
             [rows or tokens, hidden_size], after the final norm.
         """
-        if self._native is not None and turn is None and 0 < len(ids) <= native.MOST_ROWS:
-            hidden = await self._few(self._native, ids, positions, attend, run)
+        layers = self._native
+        if layers is not None and turn is None and 0 < len(ids) <= layers.most_rows:
+            hidden = await self._few(layers, ids, positions, attend, run)
             return hidden if selected is None else hidden[selected]
         if turn is None and len(ids) > self._most_rows:
             return await self._many(ids, positions, attend, run, selected)

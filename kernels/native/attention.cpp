@@ -262,6 +262,7 @@ void Numbers<Number>::reserve(long count) {
 }
 template struct Numbers<float>;
 template struct Numbers<uint16_t>;
+template struct Numbers<uint32_t>;
 
 // Memory that a thread keeps from call to call.
 struct Scratch {

@@ -12,7 +12,10 @@ from sps2.kernels.native import weights as blocks
 from sps2.kernels.weights import QuantisedWeight
 
 MOST_ROWS = 16
-"""With more rows, torch's matrix product is faster."""
+"""With more rows, torch's matrix product is faster in general."""
+MOST_PAIRED_ROWS = 128
+"""The same for bfloat16 where the CPU multiplies pairs: torch brings the weights into another order
+first, which takes as long as multiplying them with 16 rows."""
 INPUT_STEP = 32
 
 Weight = Tensor | QuantisedWeight
@@ -117,6 +120,11 @@ class Layers:
             call.qkv = (abi.Product * 3)(*map(_product, layer.qkv))
             call.q_norm, call.k_norm = _address(layer.q_norm), _address(layer.k_norm)
         self._calls[-1].next_norm = final_norm.data_ptr()
+        products = [weight for layer in layers for weight, _ in layer.products]
+        paired = native.LEVELS[native.level] == "avx512_bf16" and self._dtype == torch.bfloat16
+        is_plain = not any(isinstance(weight, QuantisedWeight) for weight in products)
+        self.most_rows = MOST_PAIRED_ROWS if paired and is_plain else MOST_ROWS
+        """Rows up to which this is faster than torch."""
 
     def queries(
         self, layer: int, x: Tensor, attended: Tensor | None, table: tuple[Tensor, Tensor]

@@ -72,16 +72,19 @@ class Deposit:
         self.sent_bytes = 0
 
     async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        behind = self._group.behind
-        await behind.catch_up(layer)
+        await self._group.behind.catch_up(layer)
+        self.begin(layer, k, v)
+        return (await self._attend(layer, q, k, v)).out
+
+    def begin(self, layer: int, k: Tensor, v: Tensor) -> None:
+        """Keep a layer's keys and values, or begin to send them."""
         for piece in self._pieces:
             parts = k[piece.rows, piece.heads], v[piece.rows, piece.heads]
             if piece.peer == self._group.name:
                 self._own.keep(self._group.key, layer, piece.start, piece.head, *parts)
                 continue
             task = self._tasks.create_task(self._send(piece, layer, parts))
-            behind.add(task, layer, sum(part.nbytes for part in parts))
-        return (await self._attend(layer, q, k, v)).out
+            self._group.behind.add(task, layer, sum(part.nbytes for part in parts))
 
     async def _send(self, piece: Piece, layer: int, parts: tuple[Tensor, Tensor]) -> None:
         await self._group.quiet()

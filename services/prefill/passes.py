@@ -3,15 +3,16 @@
 import asyncio
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from sps2.common.errors import Cancelled
-from sps2.common.model.attend import Attend
+from sps2.common.model.attend import Attend, inline
 from sps2.common.model.llama import Llama
 from sps2.services.prefill.compute import Compute
 from sps2.services.prefill.threads import with_threads
@@ -23,6 +24,12 @@ Step = tuple[int, Tensor, Tensor, Tensor]
 """Layer, q, k, v."""
 
 
+AttendHere = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""The attention of a layer (layer, q, k, v), computed on the calling thread."""
+
+PIECE_ROWS = 128
+"""Passes of up to so many rows are a single piece of arithmetic where no prompt of theirs exchanges
+anything: with so few, a thread's waking for every piece takes as long as the arithmetic."""
 FEW_ROWS = 256
 """A linear layer takes hardly longer for so many rows than for one: they share a pass, and whoever
 comes while such a pass runs waits for its end."""
@@ -54,6 +61,7 @@ class Passes:
         wanted: Tensor,
         urgency: Callable[[], float] = lambda: 0.0,
         threads: int = 0,
+        attend_here: AttendHere | None = None,
     ) -> Tensor:
         """Run a prompt in the next pass; see `Llama.forward`.
 
@@ -62,8 +70,10 @@ class Passes:
             wanted: rows whose hidden states are returned.
             urgency: of the prompt; see `Compute.prefill`.
             threads: that it may use if no other prompt is in its pass; see `with_threads`.
+            attend_here: does what `attend` does without waiting for anything, on the compute
+                thread; None if that is impossible.
         """
-        member = _Member(ids, positions, timeline, wanted, urgency, threads)
+        member = _Member(ids, positions, timeline, wanted, urgency, threads, attend_here)
         self._waiting.append(member)
         asyncio.get_running_loop().call_soon(self.look)
         return await member.through(attend)
@@ -95,11 +105,11 @@ class Passes:
                 async def compute(work: Callable[[], Result]) -> Result:
                     return await wider(lambda: whole.timed(work))
 
-                hidden = await self._model.forward(
-                    torch.cat([member.ids for member in members]),
+                ids = torch.cat([member.ids for member in members])
+                forward = partial(
+                    self._model.forward,
+                    ids,
                     torch.cat([member.positions for member in members]),
-                    whole,
-                    compute,
                     selected=torch.cat(
                         [
                             first + member.wanted
@@ -107,6 +117,12 @@ class Passes:
                         ]
                     ),
                 )
+                here = [member.attend_here for member in members if member.attend_here]
+                if len(here) == len(members) and len(ids) <= PIECE_ROWS:
+                    attend = _Here(here, sizes)
+                    hidden = await compute(lambda: _finished(forward(attend=attend, run=inline)))
+                else:
+                    hidden = await forward(attend=whole, run=compute)
         except Exception as error:
             for member in members:
                 member.end(error)
@@ -156,6 +172,29 @@ class _Whole:
             return work()
 
 
+class _Here:
+    """The `Attend` of a pass whose members attend on its thread."""
+
+    def __init__(self, members: list[AttendHere], sizes: list[int]) -> None:
+        self._members = members
+        self._sizes = sizes
+
+    async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        parts = zip(*(x.split(self._sizes) for x in (q, k, v)), strict=True)
+        outs = [attend(layer, *part) for attend, part in zip(self._members, parts, strict=True)]
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+
+def _finished(work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of a coroutine that waits for nothing."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        result: Result = end.value
+        return result
+    raise RuntimeError("a pass on one thread waited for something")
+
+
 class _Member:
     """One prompt in a pass; its attention runs in its own task."""
 
@@ -167,6 +206,7 @@ class _Member:
         wanted: Tensor,
         urgency: Callable[[], float],
         threads: int,
+        attend_here: AttendHere | None,
     ) -> None:
         self.ids = ids
         self.positions = positions
@@ -174,6 +214,7 @@ class _Member:
         self.wanted = wanted
         self.urgency = urgency
         self.threads = threads
+        self.attend_here = attend_here
         self.is_gone = False
         self.attended: asyncio.Queue[Tensor | None] = asyncio.Queue()
         """The attention of each layer; None once the member has left."""

@@ -20,6 +20,7 @@ from sps2.common.transport.plane import Plane
 from sps2.services.prefill.deposit import Deposit
 from sps2.services.prefill.group import Attention, Group
 from sps2.services.prefill.local_pages import NO_PAGES, LocalPages
+from sps2.services.prefill.methods.attended import Seen
 from sps2.services.prefill.methods.csa import Csa
 from sps2.services.prefill.methods.registry import attend_by
 from sps2.services.prefill.passes import Passes
@@ -70,7 +71,8 @@ async def run_prompt(
         PeerLost: a member of the group or a decode shard is gone.
         Invalid: the model or the spans do not allow the requested method.
     """
-    started = time.monotonic()
+    started, loop, ended = time.monotonic(), asyncio.get_running_loop(), False
+    unkept: list[Exception] = []
     spans = request.group[request.rank].spans
     prompt = torch.frombuffer(bytearray(request.prompt), dtype=torch.int32).long()
     positions = torch.cat([torch.arange(span.start, span.stop) for span in spans])
@@ -95,14 +97,40 @@ async def run_prompt(
                     advanced(layer)
                     return await deposit(layer, q, k, v)
 
+                def attend_here(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                    loop.call_soon_threadsafe(begin_layer, layer, k, v)
+                    with group.timeline.during("compute", layer):
+                        scale, window = model.config.scale, model.config.window(layer)
+                        seen = Seen(q, group.mine, scale, window)
+                        seen.attend(k, v, group.mine)
+                        return seen.state().out
+
+                def begin_layer(layer: int, k: Tensor, v: Tensor) -> None:
+                    if ended or unkept:
+                        return
+                    advanced(layer)
+                    try:
+                        deposit.begin(layer, k, v)
+                    except Exception as error:  # nobody waits here: it is raised after the pass
+                        unkept.append(error)
+
                 rows = _scored_rows(request, positions, len(prompt))
                 ids, at, wanted = plane.device.up((prompt[positions], positions, rows))
                 if passes is not None and turn is None and group.ranks == 1:
                     hidden = await passes.forward(
-                        ids, at, attend_layer, group.timeline, wanted, urgency, request.threads
+                        ids,
+                        at,
+                        attend_layer,
+                        group.timeline,
+                        wanted,
+                        urgency,
+                        request.threads,
+                        None if request.prefix or ids.is_cuda else attend_here,
                     )
                 else:
                     hidden = await model.forward(ids, at, attend_layer, group.compute, turn, wanted)
+                if unkept:
+                    raise unkept[0]
                 advanced(model.config.layers)
                 scores = partial(_scores, model, plane.device, group.compute, turn)
                 where, compute = positions[rows], group.compute
@@ -118,6 +146,8 @@ async def run_prompt(
             prefilled(Prefilled(token, scored, took_s, exchanged(group, attend)))
     except BaseExceptionGroup as failures:
         raise root_cause(failures) from failures
+    finally:
+        ended = True
     return Deposited(deposit.sent_bytes)
 
 

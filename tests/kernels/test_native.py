@@ -231,3 +231,20 @@ def test_no_memory_is_an_error_and_large_scratch_is_given_back() -> None:
         print(float(attend(64)[1].lse[0, 0]) > 0)
     """
     assert alone(code).splitlines() == ["True", "there is not enough memory for attend", "True"]
+
+
+@pytest.mark.parametrize("dtype", native.FLOATING)
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 32), (7, 96), (130, 64), (576, 1536)])
+@pytest.mark.parametrize("rows", [16, 17, 31, 33, 48, 49, 64, 65, 128])
+def test_products_of_many_rows(
+    level: int, rows: int, outputs: int, inputs: int, dtype: torch.dtype
+) -> None:
+    """In bfloat16 a vector has several rows, and the last one is filled up."""
+    if not level:
+        return
+    x, weight = torch.randn(rows, inputs).to(dtype), torch.randn(outputs, inputs).to(dtype)
+    bias = torch.randn(outputs).to(dtype)
+    found = layers.product(x, (weight, bias))
+    expected = x.double() @ weight.double().t() + bias.double()
+    sizes = x.double().abs() @ weight.double().abs().t() + bias.double().abs()
+    assert ((found - expected).abs() / sizes).max() < 1e-5

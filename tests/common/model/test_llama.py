@@ -201,7 +201,7 @@ async def test_real_model_in_bfloat16_begins_answers_as_in_float32(smollm2: Path
         assert (exact.exp() * (exact - found.log_softmax(-1))).sum() < 2e-3, question
 
 
-@pytest.mark.parametrize("rows", [1, 3, 16])
+@pytest.mark.parametrize("rows", [1, 3, 16, 40])
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama-linear"])
 @pytest.mark.parametrize("level", range(1, native.level + 1), ids=native.LEVELS.__getitem__)
 async def test_fused_layers_are_as_exact_as_separate_ones(

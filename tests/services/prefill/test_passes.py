@@ -10,7 +10,7 @@ from torch import Tensor
 from sps2.common.model.llama import Llama
 from sps2.common.model.local import LocalAttention
 from sps2.services.prefill.compute import Compute
-from sps2.services.prefill.passes import Passes
+from sps2.services.prefill.passes import PIECE_ROWS, AttendHere, Passes
 from sps2.services.prefill.timeline import Timeline
 
 from ..world import oracle, tiny_model
@@ -133,3 +133,63 @@ async def test_arithmetic_that_fails_fails_all_of_a_pass_and_no_later_one() -> N
     model._layers, model._native = layers, native
     logits = await forward(passes, model, 11)
     torch.testing.assert_close(logits, await wanted(11), atol=1e-4, rtol=1e-4)
+
+
+def drawn(model: Llama, length: int, layers: list[int]) -> AttendHere:
+    """Attention on the calling thread; `layers` hears of each layer."""
+    attend = LocalAttention(model.config, torch.arange(length))
+
+    def here(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        layers.append(layer)
+        try:
+            attend(layer, q, k, v).send(None)
+        except StopIteration as end:
+            out: Tensor = end.value
+            return out
+        raise AssertionError("it waited")
+
+    return here
+
+
+@pytest.mark.parametrize("lengths", [(9,), (1, 40, 7), (PIECE_ROWS + 1,)])
+async def test_prompts_that_exchange_nothing_are_one_piece(lengths: tuple[int, ...]) -> None:
+    model, pieces = tiny_model(), 0
+
+    def counting(work: Callable[[], object]) -> asyncio.Future[object]:
+        nonlocal pieces
+        pieces += 1
+        return at_once(work)
+
+    passes = Passes(model, Compute(counting))
+    layers: list[int] = []
+
+    async def hidden(length: int) -> Tensor:
+        ids, positions, last = ids_of(length), torch.arange(length), torch.arange(length)[-ROWS:]
+        attend = Attention(model, length)
+        here = drawn(model, length, layers)
+        return await passes.forward(ids, positions, attend, Timeline(), last, attend_here=here)
+
+    found = await asyncio.gather(*(hidden(length) for length in lengths))
+    for length, states in zip(lengths, found, strict=True):
+        wanted_here = await wanted(length)
+        torch.testing.assert_close(model.logits(states), wanted_here, atol=1e-4, rtol=1e-4)
+    many = sum(lengths) > PIECE_ROWS
+    assert (pieces == 1) == (not many)
+    assert len(layers) == (0 if many else model.config.layers * len(lengths))
+
+
+async def test_one_that_cannot_attend_on_the_thread_keeps_its_pass_in_pieces() -> None:
+    model = tiny_model()
+    passes = Passes(model, Compute(at_once))
+    alone, other = 7, 5
+
+    async def hidden(length: int, here: AttendHere | None) -> Tensor:
+        ids, positions, last = ids_of(length), torch.arange(length), torch.arange(length)[-ROWS:]
+        attend = Attention(model, length)
+        return await passes.forward(ids, positions, attend, Timeline(), last, attend_here=here)
+
+    layers: list[int] = []
+    found = await asyncio.gather(hidden(alone, drawn(model, alone, layers)), hidden(other, None))
+    assert layers == []
+    for length, states in zip((alone, other), found, strict=True):
+        torch.testing.assert_close(model.logits(states), await wanted(length), atol=1e-4, rtol=1e-4)
