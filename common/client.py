@@ -5,7 +5,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from types import TracebackType
-from typing import Any, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 from sps2.common import api
 from sps2.common.api import (
@@ -24,9 +24,27 @@ from sps2.common.api import (
 )
 from sps2.common.api.collect import collect_chat, collect_completion
 from sps2.common.bus.peer import Peer
+from sps2.common.client_parameters import (
+    ChatParameters,
+    CompletionParameters,
+    Messages,
+    Prompt,
+    Turn,
+)
 from sps2.common.config import Bus, environment_bus
 from sps2.common.errors import Cancelled, Invalid, PeerLost
 from sps2.common.messages import CancelRequest, ClusterStatus, Request, ShowCluster, Stream
+
+__all__ = [
+    "ADDRESS",
+    "AsyncClient",
+    "ChatParameters",
+    "Client",
+    "CompletionParameters",
+    "Messages",
+    "Prompt",
+    "Turn",
+]
 
 T = TypeVar("T")
 
@@ -36,59 +54,6 @@ ANSWER_S = 30.0
 """Timeout of calls that are not completions."""
 _OF_THE_CLIENT = {"timeout_s": "timeout_s", "timeout": "timeout_s", "connect_s": "connect_s"}
 """Arguments of the client that callers may mistake for parameters of a call."""
-
-
-class Turn(TypedDict):
-    """A message of a conversation as a dictionary."""
-
-    role: api.ChatRole
-    content: str
-
-
-Messages = str | Sequence[Turn | api.Message | api.Answer]
-"""A conversation; a string is one turn of the user. Answers may be passed as they came."""
-Prompt = str | Sequence[str | int | Sequence[int]]
-"""A text, token ids, or several of either."""
-
-
-class Parameters(TypedDict, total=False):
-    """Parameters of both kinds of completion; `sps2.common.api` says what they mean."""
-
-    model: str | None
-    temperature: float | None
-    top_p: float | None
-    top_k: int | None
-    min_p: float | None
-    seed: int | None
-    stop: str | list[str] | None
-    stop_token_ids: list[int] | None
-    n: int | None
-    presence_penalty: float | None
-    frequency_penalty: float | None
-    repetition_penalty: float | None
-    logit_bias: dict[str, float] | None
-    ignore_eos: bool | None
-    min_tokens: int | None
-    cache_salt: str | None
-    user: str | None
-    sps2: api.Extension | None
-
-
-class CompletionParameters(Parameters, total=False):
-    """Parameters of `complete`."""
-
-    max_tokens: int | None
-    logprobs: int | None
-    echo: bool | None
-
-
-class ChatParameters(Parameters, total=False):
-    """Parameters of `chat`."""
-
-    max_tokens: int | None
-    max_completion_tokens: int | None
-    logprobs: bool | None
-    top_logprobs: int | None
 
 
 class AsyncClient:
@@ -248,7 +213,18 @@ class Client:
         connect_s: float | None = CONNECT_S,
         timeout_s: float | None = None,
     ) -> None:
-        """Arguments are those of `AsyncClient`."""
+        """Arguments are those of `AsyncClient`.
+
+        Args:
+            address: of the gateway on the bus; `spsctl up` prints it as SDK.
+            bus: names this client's keys if the cluster has keys: `Bus(keys="alice.key")`. None
+                uses the keys that SPS2_KEYS names.
+            connect_s: how long a call waits for a gateway that does not answer before it raises
+                PeerLost. An unknown host name raises it at once. None waits for ever.
+            timeout_s: how long a whole call may last before it raises Cancelled; for a stream,
+                from its start to its last chunk. None: no limit for completions and chats, 30 s
+                for all other calls.
+        """
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="sps2", daemon=True)
         self._thread.start()

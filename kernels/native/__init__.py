@@ -28,6 +28,8 @@ MOST_DIM = 256
 DIM_STEP = 16
 BLOCK = 64
 """Keys of a block in `score`."""
+PAIRS_ALONE = 1 << 15
+"""Pairs of a query and a key up to which one thread is done before another would have begun."""
 
 
 def _load() -> tuple[ctypes.CDLL | None, str]:
@@ -326,7 +328,7 @@ def _attention(
         run_count=len(keys),
         scale=scale,
         window=window or 0,
-        threads=torch.get_num_threads(),
+        threads=torch.get_num_threads() if len(q) * len(k) > PAIRS_ALONE else 1,
     )
     return call, (runs, at)
 

@@ -25,6 +25,11 @@
 #include <immintrin.h>
 #endif
 
+#ifdef __linux__
+#include <pthread.h>
+#include <sched.h>
+#endif
+
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define NATIVE 1
 #include <pthread.h>
@@ -296,6 +301,31 @@ Stage::~Stage() {
     if (scratch_of_thread().size > KEPT) scratch_of_thread() = {};
 }
 
+// Keeps threads off the CPU that the caller runs on. Otherwise the kernel may wake one there, where
+// it waits for the end of the caller's time slice, although another CPU is idle.
+class Elsewhere {
+  public:
+    void send(std::vector<std::thread>& threads) {
+#ifdef __linux__
+        const int cpu = sched_getcpu();
+        if (cpu < 0 || (cpu == cpu_ && threads.size() == sent_)) return;
+        cpu_ = cpu, sent_ = threads.size();
+        cpu_set_t others;
+        if (sched_getaffinity(0, sizeof others, &others)) return;
+        CPU_CLR(cpu, &others);
+        if (!CPU_COUNT(&others)) return;
+        for (std::thread& each : threads)
+            pthread_setaffinity_np(each.native_handle(), sizeof others, &others);
+#else
+        (void)threads;
+#endif
+    }
+
+  private:
+    int cpu_ = -1;
+    size_t sent_ = 0;
+};
+
 // Threads that wait for work, first spinning and then asleep. One call at a time uses them; other
 // calls meanwhile run on their own thread. If the system starts fewer threads than requested, these
 // do all the work.
@@ -316,6 +346,7 @@ class Pool {
             failed_ = false;
             invited_ = std::min(threads - 1, long(workers_.size()));
             left_ = invited_;
+            elsewhere_.send(workers_);
             round_++;
         }
         wake_.notify_all();
@@ -384,6 +415,7 @@ class Pool {
     std::atomic<long> next_{0}, left_{0};
     std::atomic<uint64_t> round_{0};
     std::atomic<bool> failed_{false};
+    Elsewhere elsewhere_;
     long count_ = 0, invited_ = 0;
 };
 

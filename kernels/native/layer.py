@@ -13,7 +13,7 @@ from sps2.kernels.weights import QuantisedWeight
 
 MOST_ROWS = 16
 """With more rows, torch's matrix product is faster in general."""
-MOST_PAIRED_ROWS = 128
+MOST_PAIRED_ROWS = 192
 """The same for bfloat16 where the CPU multiplies pairs: torch brings the weights into another order
 first, which takes as long as multiplying them with 16 rows."""
 INPUT_STEP = 32

@@ -71,8 +71,8 @@ async def run_prompt(
         PeerLost: a member of the group or a decode shard is gone.
         Invalid: the model or the spans do not allow the requested method.
     """
-    started, loop, ended = time.monotonic(), asyncio.get_running_loop(), False
-    unkept: list[Exception] = []
+    started = time.monotonic()
+    computed: list[tuple[int, Tensor, Tensor]] = []
     spans = request.group[request.rank].spans
     prompt = torch.frombuffer(bytearray(request.prompt), dtype=torch.int32).long()
     positions = torch.cat([torch.arange(span.start, span.stop) for span in spans])
@@ -98,21 +98,12 @@ async def run_prompt(
                     return await deposit(layer, q, k, v)
 
                 def attend_here(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-                    loop.call_soon_threadsafe(begin_layer, layer, k, v)
+                    computed.append((layer, k, v))
                     with group.timeline.during("compute", layer):
                         scale, window = model.config.scale, model.config.window(layer)
                         seen = Seen(q, group.mine, scale, window)
                         seen.attend(k, v, group.mine)
                         return seen.state().out
-
-                def begin_layer(layer: int, k: Tensor, v: Tensor) -> None:
-                    if ended or unkept:
-                        return
-                    advanced(layer)
-                    try:
-                        deposit.begin(layer, k, v)
-                    except Exception as error:  # nobody waits here: it is raised after the pass
-                        unkept.append(error)
 
                 rows = _scored_rows(request, positions, len(prompt))
                 ids, at, wanted = plane.device.up((prompt[positions], positions, rows))
@@ -129,8 +120,8 @@ async def run_prompt(
                     )
                 else:
                     hidden = await model.forward(ids, at, attend_layer, group.compute, turn, wanted)
-                if unkept:
-                    raise unkept[0]
+                for each in computed:
+                    deposit.begin(*each)
                 advanced(model.config.layers)
                 scores = partial(_scores, model, plane.device, group.compute, turn)
                 where, compute = positions[rows], group.compute
@@ -146,8 +137,6 @@ async def run_prompt(
             prefilled(Prefilled(token, scored, took_s, exchanged(group, attend)))
     except BaseExceptionGroup as failures:
         raise root_cause(failures) from failures
-    finally:
-        ended = True
     return Deposited(deposit.sent_bytes)
 
 

@@ -76,8 +76,6 @@ class Fleet:
         """Pages by request and shard, of requests whose lease is not granted yet."""
         self._taken: dict[str, int] = {}
         """The sum of these by shard."""
-        self.lenders: list[Member] = []
-        """Members that prefill, beside others that do and may lend them threads."""
         self._apart: dict[frozenset[str], float] = {}
         """Pairs of members that have lost the link between them, with the time until it counts."""
 
@@ -147,12 +145,6 @@ class Fleet:
         for _, member in sorted(self.members.items()):
             self._roles.setdefault(member.shard.role, []).append(member)
             self._hosts.setdefault(member.shard.host, []).append(member)
-        self.lenders = [
-            member
-            for member in self.of(self.prefilling)
-            if member.shard.cores > member.shard.threads
-            and sum(each.shard.role == member.shard.role for each in self.beside(member)) > 1
-        ]
         pages = [member.shard.page_tokens for member in self.of(self.keeping)]
         self.page_tokens = max(pages, default=1)
 

@@ -15,10 +15,6 @@ from sps2.services.scheduler.plan import Plan, Wait, Work
 from sps2.services.scheduler.schemes import Capacity, Partition, Schemes
 from sps2.services.scheduler.traffic import PrefixQuery
 
-LENT_SPANS = 2
-"""A prompt of up to so many times `prefill_span_tokens` is faster on one shard with the threads of
-idle ones beside it than on all of them: no rank waits for another."""
-
 Ahead = Callable[[Member], float | None]
 """How much a shard computes before a prompt that it gets now; None if it may not take it now."""
 
@@ -136,11 +132,7 @@ class Placing:
                 "sps2.sp_degree",
                 "invalid_value",
             )
-        members = fleet.of(fleet.prefilling)
-        short = tokens <= LENT_SPANS * self._settings.prefill_span_tokens
-        if forced is None and short and any(_is_lent(member, fleet) for member in fleet.lenders):
-            return 1
-        present = len(members)
+        present = len(fleet.of(fleet.prefilling))
         return forced or min(present, pages_for(tokens, self._settings.prefill_span_tokens))
 
     def _place(self, work: Work, prefix: Prefix, fleet: Fleet) -> tuple[Placement, ...] | None:
@@ -245,11 +237,6 @@ def _threads(member: Member, fleet: Fleet) -> int:
         return shard.threads
     lent = sum(each.shard.threads for each in here if each.shard.role == shard.role)
     return max(shard.threads, min(lent, shard.cores))
-
-
-def _is_lent(member: Member, fleet: Fleet) -> bool:
-    """Whether a prefill of one member may use more threads than it has."""
-    return _threads(member, fleet) > member.shard.threads
 
 
 def _able(members: Sequence[Member], ahead: Ahead) -> list[Member]:

@@ -213,7 +213,8 @@ async def test_the_rest_of_a_prompt_joins_its_prefix(
 @pytest.fixture
 def long(launch: Launch) -> Iterator[Running]:
     """A cluster for prompts over 4,096 tokens: CSA leaves shorter ones whole."""
-    with launch("long", "tcp", mixed=2) as running:
+    links = {"link_gbit": 1e6}  # so that a short prefix pays
+    with launch("long", "tcp", mixed=2, sharing=links) as running:
         yield running
 
 

@@ -49,7 +49,7 @@ def neighbours(*hosts: str, cores: int = 2) -> Core:
 
 def test_idle_shards_lend_their_threads_to_a_short_prompt() -> None:
     core = neighbours(*"aaaa")
-    plan = launched(submit(core, "r", 128)).plan
+    plan = launched(submit(core, "r", 60)).plan
     assert (len(plan.group), plan.threads) == (1, 2)
     assert launched(submit(core, "while that runs", 60)).plan.threads == 1
     core.handle(Ended("r"), 0)

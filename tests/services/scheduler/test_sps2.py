@@ -166,7 +166,7 @@ def test_every_request_ends_once_and_no_page_is_promised_twice(
     def give_back(request: str) -> None:
         for place in running.pop(request).plan.placements:
             free[place.shard] += place.pages
-        core.handle(RoomSeen(Room(dict(free), total)), 0)
+        take(core.handle(RoomSeen(Room(dict(free), total)), 0))
 
     for number, (prompt, answer, resumes) in enumerate(sizes):
         take(core.handle(Submitted(Work(str(number), prompt, answer, resumes=resumes)), number))
