@@ -284,6 +284,7 @@ class Core:
                 request.is_alone = self._requests[other].is_alone = False
             tokens = request.work.prompt_tokens - plan.prefix.tokens
             self.fleet.members[shard_id].prefilled[request.id] = tokens
+            self.fleet.members[shard_id].given += 1
         for place in plan.placements:
             self.fleet.members[place.shard].held.add(request.id)
         self.fleet.members[plan.owner].owned.add(request.id)

@@ -22,6 +22,8 @@ class Member:
     """Requests with KV on this shard, or with pages for it."""
     owned: set[str] = field(default_factory=set)
     """Requests that it decodes as their owner."""
+    given: int = 0
+    """How many prefills it has taken part in."""
 
     @property
     def requests(self) -> set[str]:

@@ -240,9 +240,11 @@ def _threads(member: Member, fleet: Fleet) -> int:
 
 
 def _able(members: Sequence[Member], ahead: Ahead) -> list[Member]:
-    """Members that may take a prompt now, those with the least ahead of it first."""
+    """Members that may take a prompt now: those with the least ahead of it, then those that were
+    given the fewest so far, so that a long prompt's shards are held back alike."""
     found = [(before, member) for member in members if (before := ahead(member)) is not None]
-    return [member for _, member in sorted(found, key=lambda each: each[0])]
+    found.sort(key=lambda each: (each[0], each[1].given))
+    return [member for _, member in found]
 
 
 def _room(prefix: Prefix, fleet: Fleet) -> list[tuple[Member, int]]:

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from sps2.common import client, errors
+from sps2.common import client, client_parameters, errors
 
 PAGE = (Path(__file__).parents[2] / "docs" / "sdk.md").read_text(encoding="utf-8")
 METHODS = [name for name in vars(client.Client) if not name.startswith("_")]
 PARAMETERS = {
     *client.CompletionParameters.__annotations__,
     *client.ChatParameters.__annotations__,
-    *client.Parameters.__annotations__,
+    *client_parameters.Parameters.__annotations__,
 }
 ERRORS = [name for name, kind in vars(errors).items() if inspect.isclass(kind)]
 
