@@ -81,10 +81,13 @@ class Placing:
         if placements is None:
             return Wait("room")
         partition = self._schemes.choose(tokens, len(group), work.options)
-        return self._planned(group[: len(partition.spans)], partition, placements, prefix, fleet)
+        return self._planned(
+            work, group[: len(partition.spans)], partition, placements, prefix, fleet
+        )
 
     def _planned(
         self,
+        work: Work,
         group: Sequence[str],
         partition: Partition,
         placements: Sequence[Placement],
@@ -101,7 +104,8 @@ class Placing:
                 if shard != rank
             ]
             partition = self._schemes.behind(partition, prefix.tokens, queries, len(prefix.spans))
-        threads = _threads(fleet.members[group[0]], fleet) if len(group) == 1 else 0
+        alone = len(group) == 1 and work.options.sp_degree is None
+        threads = _threads(fleet.members[group[0]], fleet) if alone else 0
         held = [
             sum(span.tokens for span in (*place.shared, place.span)) for place in placements[:-1]
         ]
@@ -179,7 +183,7 @@ class Placing:
             pages = pages_for(grown, prefix.page_tokens)
             placements.append(Placement(shard, span, pages, prefix.spans.get(shard, ())))
         return self._planned(
-            group, partition, [*prefix.besides(list(kept)), *placements], prefix, fleet
+            work, group, partition, [*prefix.besides(list(kept)), *placements], prefix, fleet
         )
 
     def _for_one_keeper(

@@ -74,3 +74,7 @@ def test_a_shard_that_decodes_lends_nothing() -> None:
     core.handle(Granted("r", room(2, 64)), 0)
     core.handle(Prefilled("r"), 0)
     assert launched(submit(core, "s", 60)).plan.threads == 1
+
+
+def test_who_asks_for_a_degree_gets_the_threads_of_as_many_shards() -> None:
+    assert launched(submit(neighbours(*"aaaa"), "r", 60, sp=1)).plan.threads == 0
