@@ -56,7 +56,9 @@ class Sps2:
             if abs(urgency(request) - request.urgency) >= NOTICEABLE:
                 yield Urge(request.id, urgency(request))
         held = 0
-        for request in sorted(view.waiting(), key=urgency, reverse=True):
+        for request in sorted(
+            view.waiting(), key=lambda each: (not each.work.resumes, -urgency(each))
+        ):
             decision = view.consider(request, self, self._ahead(view, request))
             if isinstance(decision, Start):
                 decision = Start(request.id, decision.plan, urgency(request))
