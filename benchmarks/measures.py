@@ -22,7 +22,8 @@ PACE_S = 0.5
 """Between two short prompts."""
 ALONE = 16
 """Short prompts that are asked while nothing else runs."""
-BESIDE_ANSWER = 8
+BESIDE_ANSWER = 1
+"""Tokens of the answers to these: more of them would measure decoding too."""
 QUESTION_TOKENS = 64
 """Of a conversation's second turn."""
 AFTER_TOKENS = 4

@@ -4,17 +4,14 @@ import asyncio
 import logging
 import os
 import secrets
-import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
-import uvloop
 
 from sps2.common import machine
 from sps2.common.bus.peer import Peer, Server
@@ -32,52 +29,14 @@ from sps2.common.transport.plane import Plane
 from sps2.common.vital import vital
 from sps2.kernels import native
 from sps2.services import memory
-from sps2.services.busy import ThreadClock
+from sps2.services.data_loop import DataLoop
 from sps2.services.greeting import greet
-from sps2.services.poisoned import end_if_poisoned
 from sps2.services.run import About, sending_heartbeats
 from sps2.services.team import Led, Loyalty, Team, connect, leading, meet
 
 Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
-
-
-class DataLoop:
-    """A thread with its own event loop, where model, attention and transfers run.
-
-    So the control loop stays responsive whatever is computed.
-    """
-
-    def __init__(self) -> None:
-        self._loop = uvloop.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="data", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    async def clock(self) -> ThreadClock:
-        """The CPU clock of its thread."""
-
-        async def made() -> ThreadClock:
-            return ThreadClock()
-
-        return await self.run(made())
-
-    async def run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Run a coroutine on this loop and await it; cancelling the call cancels the coroutine."""
-        there = asyncio.run_coroutine_threadsafe(work, self._loop)
-        there.add_done_callback(_look_at)
-        return await asyncio.wrap_future(there)
-
-    def post(self, work: Callable[[], object]) -> None:
-        """Call a function on this loop soon, without waiting."""
-        self._loop.call_soon_threadsafe(work)
-
-    async def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        await asyncio.to_thread(self._thread.join)
-        self._loop.close()
 
 
 def peer_name(service: str) -> str:
@@ -320,6 +279,7 @@ async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterat
     )
     data = DataLoop()
     data.start()
+    watching = vital(asyncio.create_task(data.watch(), name="watching the data loop"))
     plane = Plane(peer_name(about.service), backend, device)
     await data.run(plane.start(about.host, about.ports[1]))
     about.counters = lambda: {name: float(count) for name, count in dict(plane.counters).items()}
@@ -327,14 +287,10 @@ async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterat
     try:
         yield ReadyShard(about.service, role, cluster, about, team, model, plane, data)
     finally:
+        watching.cancel()
         await data.run(plane.close())
         await data.close()
         team.close()
-
-
-def _look_at(work: Future[Any]) -> None:
-    if not work.cancelled() and (error := work.exception()) is not None:
-        end_if_poisoned(error)
 
 
 def _summed(*parts: Mapping[str, float]) -> dict[str, float]:

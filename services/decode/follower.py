@@ -9,12 +9,12 @@ from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool
 from sps2.common.transport.plane import Plane
 from sps2.common.vital import vital
+from sps2.services.data_loop import DataLoop
 from sps2.services.decode.kv.holding import Holdings, Key
 from sps2.services.decode.remote.exchange import Exchange
 from sps2.services.decode.remote.prefix import Prefixes
 from sps2.services.decode.sequence import Sequence
 from sps2.services.decode.steps import Following
-from sps2.services.shard import DataLoop
 from sps2.services.tasks import end, forever
 
 

@@ -33,6 +33,7 @@ from sps2.common.transport.plane import Plane
 from sps2.common.vital import vital
 from sps2.kernels import State
 from sps2.kernels.gpu.graphs import Graphs
+from sps2.services.data_loop import DataLoop
 from sps2.services.decode.batch import Batch
 from sps2.services.decode.kv.holding import Holdings, Key
 from sps2.services.decode.remote.exchange import Exchange
@@ -41,7 +42,6 @@ from sps2.services.decode.sequence import Owned
 from sps2.services.decode.steps import Leading
 from sps2.services.decode.token_paces import token_paces
 from sps2.services.decode.tokens import TokenLog
-from sps2.services.shard import DataLoop
 from sps2.services.tasks import end, forever, gather_all
 from sps2.services.team import Led, opened
 

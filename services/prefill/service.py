@@ -10,6 +10,7 @@ from sps2.common.model.llama import Llama
 from sps2.common.tracing import FORGETFUL, Recorder
 from sps2.common.transport.inbox import Inbox
 from sps2.common.transport.plane import Plane
+from sps2.services.data_loop import DataLoop
 from sps2.services.prefill.compute import Compute, Thread
 from sps2.services.prefill.layers import layers
 from sps2.services.prefill.local_pages import NO_PAGES, LocalPages
@@ -19,7 +20,6 @@ from sps2.services.prefill.prompt import run_prompt, turn_of
 from sps2.services.prefill.team import Emit, Followers, Parts
 from sps2.services.prefill.threads import with_threads
 from sps2.services.prefill.timeline import Timeline
-from sps2.services.shard import DataLoop
 from sps2.services.tasks import emitted_by, forever, root_cause
 from sps2.services.team import Led, opened
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sps2.common.errors import Internal
+from sps2.services.data_loop import DataLoop
 from sps2.services.poisoned import is_poisoned
-from sps2.services.shard import DataLoop
 
 from ..waiting import until
 from .world import DecodeShard, World, greedy, tiny_model, world

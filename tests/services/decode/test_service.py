@@ -11,9 +11,9 @@ from sps2.common.messages import Decode, Follow, Held, Hold, Token
 from sps2.common.model.pages import PagePool
 from sps2.common.spans import Span
 from sps2.common.transport.plane import Plane
+from sps2.services.data_loop import DataLoop
 from sps2.services.decode.kv.holding import Key
 from sps2.services.decode.service import DecodeService
-from sps2.services.shard import DataLoop
 
 from ..world import PAGE_TOKENS, greedy, tiny_model
 

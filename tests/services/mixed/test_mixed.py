@@ -37,9 +37,9 @@ from sps2.common.model.pages import PagePool
 from sps2.common.page_hashes import page_hashes
 from sps2.common.spans import Span, even_split
 from sps2.common.transport.plane import Plane
+from sps2.services.data_loop import DataLoop
 from sps2.services.decode.service import DecodeService
 from sps2.services.prefill.service import PrefillService
-from sps2.services.shard import DataLoop
 from sps2.services.tasks import gather_all
 
 from ..world import PAGE_TOKENS, after, greedy, oracle, tiny_config, tiny_model

@@ -1,0 +1,35 @@
+"""A data loop that is stuck ends its process, since nobody else would notice."""
+
+import asyncio
+import threading
+
+import pytest
+
+from sps2.services import data_loop
+from sps2.services.data_loop import DataLoop
+
+
+class Ended(Exception):
+    """In place of the end of the process."""
+
+
+def end(why: str, error: BaseException) -> None:
+    raise Ended(why) from error
+
+
+async def test_a_stuck_loop_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_loop, "PULSE_S", 0.01)
+    monkeypatch.setattr(data_loop, "end_process", end)
+    loop, go_on = DataLoop(), threading.Event()
+    loop.start()
+    watching = asyncio.create_task(loop.watch())
+    await asyncio.wait({watching}, timeout=0.5)
+    assert not watching.done(), "it runs"
+    monkeypatch.setattr(data_loop, "STUCK_S", 0.2)
+    loop.post(go_on.wait)
+    try:
+        with pytest.raises(Ended, match="has not run for 0.2 s"):
+            await watching
+    finally:
+        go_on.set()
+        await loop.close()
