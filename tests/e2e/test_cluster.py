@@ -2,6 +2,7 @@
 
 import asyncio
 import subprocess
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -250,3 +251,23 @@ def test_every_family_is_served(launch: Launch, family: str, shards: dict[str, i
     """By two shards that do both where no window needs more; other tests have llama3 and qwen3."""
     with launch(family, "tcp", **shards) as cluster:
         assert answered_as_transformers(cluster, 200, 16).sp_degree == 2
+
+
+@pytest.fixture
+def small(launch: Launch) -> Iterator[Running]:
+    """Pools that hold fewer tokens than the model's context."""
+    with launch("smollm2", "tcp", kv={"pool_tokens": 320, "page_tokens": 16}) as running:
+        yield running
+
+
+async def test_chats_without_a_limit_on_small_pools_all_complete(small: Running) -> None:
+    """Half of the answers have room at once."""
+    async with AsyncClient(small.bus) as client:
+        (model,) = await client.models()
+        assert model.max_model_len > 320
+        chats = await asyncio.gather(
+            *(client.chat(f"Hello {number}", ignore_eos=True) for number in range(20))
+        )
+        assert all(chat.usage.completion_tokens > 0 for chat in chats)
+        assert {chat.choices[0].finish_reason for chat in chats} == {"length"}
+        assert (await released(client)).leaked_pages == 0

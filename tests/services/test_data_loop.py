@@ -28,7 +28,7 @@ async def test_a_stuck_loop_ends_the_process(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(data_loop, "STUCK_S", 0.2)
     loop.post(go_on.wait)
     try:
-        with pytest.raises(Ended, match="has not run for 0.2 s"):
+        with pytest.raises(Ended, match=r"has not run for 0\.2 s"):
             await watching
     finally:
         go_on.set()
