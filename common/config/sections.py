@@ -10,7 +10,7 @@ Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(gt=0)]
 
-Policy = Literal["sps2", "fcfs"]
+Policy = Literal["sps2", "lars", "fcfs"]
 AccessLog = Literal["all", "refused", "none"]
 
 
@@ -104,7 +104,8 @@ class Scheduler(Section, frozen=True):
         Policy,
         Meta(
             description="`sps2`: prompts with little work go first and preempt longer ones; "
-            "`fcfs`: first come, first served"
+            "`lars`: those with the least time left, relative to their length; `fcfs`: first come, "
+            "first served"
         ),
     ] = "sps2"
     max_queue: Annotated[

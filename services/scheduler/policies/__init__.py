@@ -5,7 +5,12 @@ from collections.abc import Callable
 from sps2.common.config import Scheduler
 from sps2.services.scheduler.core import Policy
 from sps2.services.scheduler.policies.fcfs import Fcfs
+from sps2.services.scheduler.policies.lars import Lars
 from sps2.services.scheduler.policies.sps2 import Sps2
 from sps2.services.scheduler.schemes import Schemes
 
-POLICIES: dict[str, Callable[[Scheduler, Schemes], Policy]] = {"fcfs": Fcfs, "sps2": Sps2}
+POLICIES: dict[str, Callable[[Scheduler, Schemes], Policy]] = {
+    "fcfs": Fcfs,
+    "lars": Lars,
+    "sps2": Sps2,
+}

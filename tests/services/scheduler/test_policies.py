@@ -1,0 +1,77 @@
+"""What each policy claims, in virtual time."""
+
+import random
+from statistics import fmean
+
+import pytest
+
+from sps2.services.scheduler.policies import POLICIES
+
+from .simulated import SCHEMES, Arrival, slowdowns, ttfts
+
+
+def heavy_tail(seed: int, count: int = 60) -> list[Arrival]:
+    """Many short prompts and a few long ones, which are most of the work."""
+    draw = random.Random(seed)
+    arrivals, at_s = [], 0.0
+    for _ in range(count):
+        at_s += draw.expovariate(3.0)
+        arrivals.append(Arrival(at_s, min(4000, round(40 * draw.paretovariate(0.8)))))
+    return arrivals
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("seed", range(3))
+def test_all_have_their_first_token_in_the_end(policy: str, seed: int) -> None:
+    arrivals = heavy_tail(seed)
+    took = ttfts(policy, arrivals)
+    least = [SCHEMES.alone_s(tokens) / 2 for _, tokens in arrivals]
+    assert all(each >= shortest * 0.99 for each, shortest in zip(took, least, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sps2_has_a_smaller_mean_slowdown_than_fcfs_on_a_heavy_tail(seed: int) -> None:
+    arrivals = heavy_tail(seed)
+    assert fmean(slowdowns("sps2", arrivals)) < 0.5 * fmean(slowdowns("fcfs", arrivals))
+
+
+@pytest.mark.parametrize("policy", ["sps2", "lars"])
+def test_a_short_prompt_does_not_wait_for_a_long_one(policy: str) -> None:
+    short_s, long_s = (ttfts(policy, [Arrival(0.0, tokens)])[0] for tokens in (64, 4000))
+    shorts = [Arrival(0.3 + 0.5 * number, 64) for number in range(8)]
+    took = ttfts(policy, [Arrival(0.0, 4000), *shorts])
+    assert max(took[1:]) < 2.5 * short_s + 0.5 * (policy == "lars")
+    assert took[0] < long_s + 8 * short_s + 0.3
+
+
+def test_with_fcfs_it_does() -> None:
+    long, short = ttfts("fcfs", [Arrival(0.0, 4000), Arrival(0.3, 64)])
+    assert short > long - 0.3
+
+
+def crowded(policy: str) -> float:
+    """How many times longer than alone a long prompt takes while short ones take all shards."""
+    short_s, long_s = (ttfts(policy, [Arrival(0.0, tokens)])[0] for tokens in (64, 1000))
+    shorts = [Arrival(number * short_s / 2, 64) for number in range(round(18 * long_s / short_s))]
+    return ttfts(policy, [Arrival(0.1, 1000), *shorts])[0] / long_s
+
+
+@pytest.mark.parametrize("policy", ["sps2", "lars"])
+def test_a_long_prompt_does_not_starve_under_a_stream_of_short_ones(policy: str) -> None:
+    """It gets an eighth of the time at least."""
+    assert crowded(policy) < 8.5
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_lars_bounds_relative_slack(seed: int) -> None:
+    """By how much the worst request misses its deadline, relative to it."""
+    arrivals = heavy_tail(seed)
+
+    def worst(policy: str) -> float:
+        took = ttfts(policy, arrivals)
+        return max(
+            each / max(1.5 * SCHEMES.alone_s(tokens), 0.5)
+            for each, (_, tokens) in zip(took, arrivals, strict=True)
+        )
+
+    assert worst("lars") < worst("fcfs")
