@@ -328,6 +328,10 @@ class EstimateRequest(Parameters, Request[Estimate], frozen=True, kw_only=True):
     ] = None
     max_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1, description="as there")] | None = None
     max_completion_tokens: Annotated[Positive, Meta(description="as there")] | None = None
+    logprobs: Annotated[bool | int | None, Meta(description="as there")] = None
+    top_logprobs: Annotated[Alternatives, Meta(description="as there")] | None = None
+    echo: Annotated[bool | None, Meta(description="as there")] = None
+    best_of: Annotated[int, Meta(description="as there")] | None = None
 
 
 class Tokenize(Tolerant, Request[Tokens], frozen=True, kw_only=True, omit_defaults=True):

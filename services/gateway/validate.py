@@ -14,6 +14,7 @@ from sps2.common.api import (
     Extension,
     Message,
     Parameters,
+    check,
 )
 from sps2.common.api.parsing import UNSUPPORTED
 from sps2.common.errors import Invalid
@@ -116,10 +117,9 @@ async def order_estimate(
         if (value := getattr(request, field)) is not None
     }
     if request.messages is not None:
-        order = await order_chat(ChatRequest(**given), name, served, tokenizer)
+        order = await order_chat(check(given, ChatRequest), name, served, tokenizer)
     else:
-        given.pop("max_completion_tokens", None)
-        order = await order_completion(CompletionRequest(**given), name, served, tokenizer)
+        order = await order_completion(check(given, CompletionRequest), name, served, tokenizer)
     if len(order.jobs) > 1:
         raise Invalid(
             "an estimate is of one answer to one prompt: ask for each by itself",

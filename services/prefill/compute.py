@@ -2,9 +2,10 @@
 
 import asyncio
 import itertools
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -140,7 +141,9 @@ class Compute:
         elif first:
             self._start(first[0], now_s)
         elif held:
-            self._wake_at(min(self._due_s(held[0]), self._present_until_s(held)), now_s)
+            idle = [p.computed_s for p in present if not p.pieces and urgencies[p] == most]
+            absent_s = min(idle, default=math.inf) + ABSENT_S
+            self._wake_at(min(self._due_s(held[0]), absent_s), now_s)
 
     def _note_held(self, is_held: bool, now_s: float) -> None:
         if is_held and self._held_since_s is None:
@@ -153,11 +156,6 @@ class Compute:
         """When the next piece of a held prefill is within the share of those held back."""
         assert self._held_since_s is not None
         return self._held_since_s + (self._given_s + held.piece_s) / LEAST_SHARE
-
-    def _present_until_s(self, held: Sequence[_Prefill]) -> float:
-        """When the first of those that hold others back counts as absent, if it stays idle."""
-        least = min(prefill.urgency() for prefill in held)
-        return min(p.computed_s + ABSENT_S for p in self._prefills if p.urgency() > least)
 
     def _wake_at(self, at_s: float, now_s: float) -> None:
         delay_s = max(0.001, at_s - now_s)

@@ -78,6 +78,16 @@ class Passes:
         asyncio.get_running_loop().call_soon(self.look)
         return await member.through(attend)
 
+    def urgency(self, own: Callable[[], float]) -> float:
+        """How urgent a prompt is, given its own urgency as passed to `forward`.
+
+        While it runs in a pass of few rows, it is as urgent as whoever waits for the end of that.
+        """
+        for members in self._running:
+            if _rows(members) <= FEW_ROWS and any(each.urgency is own for each in members):
+                return max(own(), _urgency(self._waiting))
+        return own()
+
     def look(self) -> None:
         """Begin the next pass if it need not wait. Call it when an urgency has changed."""
         self._waiting = [member for member in self._waiting if not member.is_gone]
@@ -99,7 +109,7 @@ class Passes:
         whole = _Whole(members, sizes)
         firsts = itertools.accumulate(sizes[:-1], initial=0)
         try:
-            with self._compute.prefill(lambda: _urgency(members)) as run:
+            with self._compute.prefill(lambda: self._urgency_of(members)) as run:
                 wider = with_threads(run, members[0].threads if len(members) == 1 else 0)
 
                 async def compute(work: Callable[[], Result]) -> Result:
@@ -133,6 +143,10 @@ class Passes:
         finally:
             self._running.remove(members)
             self.look()
+
+    def _urgency_of(self, members: list["_Member"]) -> float:
+        here = [self.urgency(member.urgency) for member in members if not member.is_gone]
+        return max(here, default=-math.inf)
 
 
 def _rows(members: list["_Member"]) -> int:

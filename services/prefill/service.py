@@ -152,8 +152,11 @@ class PrefillService:
             why = f"request {request.request} is not joined in epoch {request.epoch}"
             raise PeerLost(self._plane.name, f"{self._plane.name}: {why}")
 
-        def urgency() -> float:
+        def own() -> float:
             return self._urgencies[key]
+
+        def urgency() -> float:
+            return self._passes.urgency(own)
 
         self._urgencies[key] = 0.0 if turn else request.urgency
         try:
@@ -170,7 +173,7 @@ class PrefillService:
                     self._passes,
                     progress,
                     timeline,
-                    urgency,
+                    own,
                 )
         finally:
             del self._urgencies[key]

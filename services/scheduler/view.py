@@ -155,6 +155,6 @@ class View:
         if ttft_s > most_s:
             raise Refused(
                 f"the first token is predicted after {1000 * ttft_s:.0f} ms, and max_ttft_ms is "
-                f"{1000 * most_s:.0f}: retry later, or without it",
+                f"{1000 * most_s:g}: retry later, or without it",
                 max(1.0, found.queue_s),
             )

@@ -193,3 +193,49 @@ async def test_one_that_cannot_attend_on_the_thread_keeps_its_pass_in_pieces() -
     assert layers == []
     for length, states in zip((alone, other), found, strict=True):
         torch.testing.assert_close(model.logits(states), await wanted(length), atol=1e-4, rtol=1e-4)
+
+
+async def test_a_pass_is_as_urgent_as_whoever_waits_for_its_end() -> None:
+    """Else a pass of low priority, held back by a long prompt, would hold up an urgent one."""
+    model, passes_ran = tiny_model(), asyncio.Event()
+    gate: list[asyncio.Future[object]] = []
+
+    def slow(work: Callable[[], object]) -> asyncio.Future[object]:
+        passes_ran.set()
+        gate.append(asyncio.get_running_loop().create_future())
+        work_done = gate[-1]
+        work_done.add_done_callback(lambda _: None)
+        results.append(work)
+        return work_done
+
+    results: list[Callable[[], object]] = []
+    passes = Passes(model, Compute(slow))
+
+    def low() -> float:
+        return -5.0
+
+    def high() -> float:
+        return 5.0
+
+    async def hidden(length: int, urgency: Callable[[], float]) -> Tensor:
+        ids, positions, last = ids_of(length), torch.arange(length), torch.arange(length)[-ROWS:]
+        return await passes.forward(
+            ids, positions, Attention(model, length), Timeline(), last, urgency
+        )
+
+    first = asyncio.create_task(hidden(5, low))
+    await passes_ran.wait()
+    assert passes.urgency(low) == -5.0
+    second = asyncio.create_task(hidden(6, high))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert passes.urgency(low) == 5.0, "it inherits"
+    while not (first.done() and second.done()):
+        for ended, work in zip(gate, results, strict=True):
+            if not ended.done():
+                ended.set_result(work())
+        await asyncio.sleep(0)
+    for length, task in ((5, first), (6, second)):
+        torch.testing.assert_close(
+            model.logits(await task), await wanted(length), atol=1e-4, rtol=1e-4
+        )

@@ -37,6 +37,15 @@ async def test_an_estimate_is_of_the_same_body_as_the_request(http, door):
     assert submit.options.sp_degree == 2
 
 
+async def test_all_that_a_request_may_have_is_taken(http, door):
+    for own in ({"prompt": "a", "echo": True, "logprobs": 3, "best_of": 1},):
+        assert (await http.post(ESTIMATE, json=own)).status_code == 200
+    own = {"messages": HI, "logprobs": True, "top_logprobs": 2, "max_completion_tokens": 3}
+    assert (await http.post(ESTIMATE, json=own)).status_code == 200
+    wrong = await http.post(ESTIMATE, json={"messages": HI, "echo": True})
+    assert wrong.json()["error"]["param"] == "echo"
+
+
 async def test_of_a_chat_too_and_where_there_is_no_room(http, door):
     door.play.full = True
     found = (await http.post(ESTIMATE, json={"messages": HI, "stream": True})).json()
