@@ -71,10 +71,14 @@ def quoted() -> list[str]:
     ours = _cell(peers, "8 streams at 2048", stall, "sps2")
     theirs = _cell(peers, "8 streams at 2048", stall, "vllm")
     tuned = _cell(peers, "8 streams at 2048", stall, "vllm-latency")
+    mixed = record("2026-11-30-0022-peers")
+    beside = "TTFT of 64 beside 7600 p99, ms"
+    short, waits = (_cell(mixed, "short beside long", beside, case) for case in ("sps2", "vllm"))
     gather, balanced = _row(links, 100, "gather"), _row(links, 100, "balanced")
     return [
         f"{one['value']:.1f} s with one prefill shard and {two['value']:.1f} s with two",
         f"{ours['value'] / 1e3:.2f} s, and {theirs['value'] / 1e3:.1f} s in vLLM",
+        f"{short['value'] / 1e3:.2f} s (p99), and {waits['value'] / 1e3:.1f} s in vLLM",
         f"({tuned['value'] / 1e3:.1f} s with `--max-num-batched-tokens=512`)",
         f"{gather['exchange_bytes'] / 1e6:.0f} MB to {balanced['exchange_bytes'] / 1e6:.0f} MB",
         f"from {gather['ttft_s']:.1f} s to {balanced['ttft_s']:.1f} s",
@@ -116,7 +120,7 @@ def _peers(found: Record, parts: list[str]) -> str:
                 str(cell["repeats"]),
                 _short(cell["value"]),
                 f"{_short(min(values))} to {_short(max(values))}",
-                "" if cell["case"] == "sps2" else f"{cell['ratio']:.2f}",
+                "" if cell["case"] == "sps2" or not cell["ratio"] else f"{cell['ratio']:.2f}",
             )
         )
         before = what
