@@ -32,7 +32,7 @@ from sps2.services.scheduler.fleet import Fleet
 from sps2.services.scheduler.plan import Plan, Work
 from sps2.services.scheduler.request import Request
 from sps2.services.scheduler.rules import broken_rule
-from sps2.services.scheduler.view import Forecast, Planner, View
+from sps2.services.scheduler.view import Forecast, Planner, View, too_late
 
 log = logging.getLogger(__name__)
 
@@ -191,16 +191,20 @@ class Core:
             try:
                 for decision in self._policy.decide(view):
                     actions += self._carry_out(decision, now_s)
-                return actions
+                break
             except Exception as error:
                 log.exception("the policy failed at request %s", view.considered)
                 if not self._queue:
-                    return actions
+                    break
                 concerned = view.considered
                 if concerned is None or concerned not in self._queue:
                     concerned = self._queue[0]
                 failure = Internal(f"the scheduling policy failed: {error!r}")
                 actions.append(self._reject(concerned, failure))
+        for id in list(self._queue):
+            if late := self._overdue(self._requests[id], now_s):
+                actions.append(self._reject(id, late))
+        return actions
 
     def _view(self, now_s: float) -> View:
         return View(
@@ -242,8 +246,10 @@ class Core:
                 return [Find(id, request.work.hashes)]
             case Hold(id, wait):
                 request.wait, request.held_at = wait, self.fleet.changes
-                if error := self._overdue(request, now_s):
-                    return [self._reject(id, error)]
+                if wait.cause != "absent":
+                    request.absent_since_s = None
+                elif request.absent_since_s is None:
+                    request.absent_since_s = now_s
             case Refuse(id, error):
                 return [self._reject(id, error)]
             case Urge(id, urgency):
@@ -262,17 +268,16 @@ class Core:
         del self._requests[id]
         return Reject(id, error)
 
-    def _overdue(self, request: Request, now_s: float) -> PeerLost | None:
-        """The error of a request that has waited for absent shards for too long."""
-        if request.wait is None or request.wait.cause != "absent":
-            request.absent_since_s = None
-            return None
-        if request.absent_since_s is None:
-            request.absent_since_s = now_s
-        if now_s - request.absent_since_s < self._patience_s:
+    def _overdue(self, request: Request, now_s: float) -> ServiceError | None:
+        """The error of a queued request that has waited for too long."""
+        most_s = request.work.max_ttft_s
+        if most_s is not None and now_s - request.submitted_s >= most_s:
+            return too_late(f"has not come for {1000 * most_s:g} ms", most_s)
+        since_s, wait = request.absent_since_s, request.wait
+        if wait is None or since_s is None or now_s - since_s < self._patience_s:
             return None
         missing = self.fleet.waiting_for() or "them"
-        why = f"{request.wait.reason}, and it has waited {self._patience_s:g} s for {missing}"
+        why = f"{wait.reason}, and it has waited {self._patience_s:g} s for {missing}"
         return PeerLost(self.fleet.keeping, f"{why}; retry later")
 
     def _enter_shards(self, request: Request, plan: Plan, now_s: float) -> None:

@@ -106,10 +106,9 @@ class Fleet:
 
     def reunite(self, now_s: float) -> None:
         """Forget the pairs apart whose time is over."""
-        if not self._apart:
-            return
-        self.changes += 1
-        self._apart = {pair: until for pair, until in self._apart.items() if until > now_s}
+        left = {pair: until for pair, until in self._apart.items() if until > now_s}
+        self.changes += len(left) < len(self._apart)
+        self._apart = left
 
     def apart_until_s(self) -> float | None:
         """When the next pair is tried again; None if no pair is apart."""

@@ -74,7 +74,8 @@ class Request:
         self.losses += rest_s is None
         self.rests_until_s = now_s + (rest_s or 0.0)
         self.epoch, self.stage, self.plan = self.epoch + 1, "queued", None
-        self.cached, self.is_shareable, self.computed = None, False, 0
+        self.cached, self.is_shareable = None, False
+        self.computed, self.prefilled_s = 0, None
 
     def status(self, now_s: float, held_back_by: str = "") -> RequestStatus:
         """See `RequestStatus`; `held_back_by` is a request that is computed first."""

@@ -4,8 +4,9 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, suppress
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -340,15 +341,11 @@ class SchedulerService:
     def _handle(self, event: Event) -> None:
         for action in self._core.handle(event, time.monotonic()):
             if isinstance(action, Find):
-                task = asyncio.create_task(self._find(action))
-                self._asking.add(task)
-                task.add_done_callback(self._asking.discard)
+                self._ask(self._find(action))
                 continue
             if isinstance(action, ChangeUrgency):
                 for shard in action.plan.group:
-                    task = asyncio.create_task(self._urge(shard, action))
-                    self._asking.add(task)
-                    task.add_done_callback(self._asking.discard)
+                    self._ask(self._urge(shard, action))
                 continue
             launch = self._launches[action.request]
             if launch.done():  # its caller has just ended; `Ended` follows
@@ -368,6 +365,12 @@ class SchedulerService:
         if (at_s := self._core.wakes_at()) is not None:
             wait_s = max(SHORTEST_TICK_S, at_s - time.monotonic())
             self._tick = asyncio.get_running_loop().call_later(wait_s, self._handle, Tick())
+
+    def _ask(self, call: Coroutine[Any, Any, None]) -> None:
+        """Make a call without waiting for its end."""
+        task = asyncio.create_task(call)
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
 
     async def _find(self, action: Find) -> None:
         try:

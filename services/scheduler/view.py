@@ -42,6 +42,13 @@ class Forecast:
     tbt_s: float | None
 
 
+def too_late(what: str, most_s: float, retry_s: float = 0.0) -> Refused:
+    """The error of a request whose first token comes too late; `what` says when it comes."""
+    limit = f"max_ttft_ms is {1000 * most_s:g}"
+    error = f"the first token {what}, and {limit}: retry later, or without it"
+    return Refused(error, max(1.0, retry_s))
+
+
 class View:
     """The state of the core while a policy decides; only for reading.
 
@@ -114,7 +121,7 @@ class View:
         before = dict.fromkeys(shards, 0.0)
         for other in self.prefilling.values():
             if other.plan is not None and planner.precedes(self, other, request):
-                for shard in other.plan.group:
+                for shard in before.keys() & {*other.plan.group}:  # some may be lost
                     before[shard] += self._left_s(other, other.plan)
         for other in self.waiting():
             if other.id != request.id and planner.precedes(self, other, request):
@@ -150,11 +157,6 @@ class View:
         if most_s is None:
             return
         found = self.forecast(request, planner)
-        waited_s = self.now_s - request.submitted_s
-        ttft_s = waited_s + found.queue_s + found.prefill_s
+        ttft_s = self.now_s - request.submitted_s + found.queue_s + found.prefill_s
         if ttft_s > most_s:
-            raise Refused(
-                f"the first token is predicted after {1000 * ttft_s:.0f} ms, and max_ttft_ms is "
-                f"{1000 * most_s:g}: retry later, or without it",
-                max(1.0, found.queue_s),
-            )
+            raise too_late(f"is predicted after {1000 * ttft_s:.0f} ms", most_s, found.queue_s)

@@ -114,6 +114,20 @@ async def test_only_the_rows_asked_for(
     torch.testing.assert_close(few, whole[rows], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("asked", [None, (), (39,), (3, 17)])
+async def test_blocks_of_rows_are_as_the_whole(
+    checkpoint: Checkpoint, asked: tuple[int, ...] | None
+) -> None:
+    model, positions = load(checkpoint("qwen3")), torch.arange(40)
+    rows = None if asked is None else torch.tensor(asked, dtype=torch.int64)
+    found = []
+    for most in (1000, 16):
+        model._most_rows = most
+        attend = LocalAttention(model.config, positions)
+        found.append(await model.forward(prompt(40), positions, attend, selected=rows))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+
+
 async def test_attend_gets_contiguous_heads_and_run_gets_few_pieces(checkpoint: Checkpoint) -> None:
     model = load(checkpoint("qwen3"))
     positions = torch.arange(5)

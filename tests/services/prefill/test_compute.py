@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from sps2.common.model.attend import Run
 from sps2.services.prefill.compute import ABSENT_S, LEAST_SHARE, Compute
 
+from .test_passes import at_once
+
 
 class Virtual:
     """A thread and a clock of virtual time: each piece of work is its own number of seconds."""
@@ -125,15 +127,7 @@ async def runs_one(thread: Virtual, compute: Compute, run: Run) -> None:
 async def test_a_piece_that_nobody_awaits_is_left_out_and_a_failure_goes_to_its_caller() -> None:
     thread = Virtual()
 
-    def fail(work: Callable[[], object]) -> asyncio.Future[object]:
-        ended: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        try:
-            ended.set_result(work())
-        except Exception as error:
-            ended.set_exception(error)
-        return ended
-
-    compute = Compute(fail, thread.clock)
+    compute = Compute(at_once, thread.clock)
     with compute.prefill(lambda: 0.0) as run:
         with pytest.raises(ZeroDivisionError):
             await run(lambda: 1 / 0)

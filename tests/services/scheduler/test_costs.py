@@ -13,6 +13,7 @@ from sps2.services.scheduler.events import (
     Decoded,
     Ended,
     Granted,
+    Lost,
     Prefilled,
     Progressed,
     Shareable,
@@ -164,3 +165,25 @@ def test_priorities_order_what_waits_and_what_computes() -> None:
     short = launched(ask(core, "short", SHORT))
     (action,) = core.handle(Submitted(Work("long", LONG, 16, priority=2)), 0)
     assert launched([action]).urgency > short.urgency
+
+
+def test_a_limit_is_kept_for_those_that_a_policy_does_not_come_to() -> None:
+    """With `fcfs` nobody behind the first that waits is considered."""
+    core = fcfs(prefill=1)
+    launched(ask(core, "running", 300))
+    ask(core, "first", 300)
+    assert core.handle(Submitted(Work("limited", 300, 16, max_ttft_s=5.0)), 0) == []
+    assert core.wakes_at() == 5.0
+    error = rejected(core.handle(Tick(), 5.0)).error
+    assert isinstance(error, Refused)
+    assert core.wakes_at() is None
+
+
+def test_a_forecast_while_a_shard_of_a_plan_is_lost() -> None:
+    core = sps2()
+    launched(ask(core, "long", LONG))
+    core.handle(Lost("prefill-1", "prefill-1/0"), 1.0)
+    found = core.forecast(Work("r", LONG, 16), (), 1.0)
+    assert found.plan is not None
+    assert found.plan.group == ("prefill-0",)
+    assert found.queue_s > 0

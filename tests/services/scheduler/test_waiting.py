@@ -19,7 +19,8 @@ from sps2.services.scheduler.events import (
 )
 from sps2.services.scheduler.policies.fcfs import OVERTAKINGS
 
-from .test_core import PAGE, ask, cluster, found, launched, rejected, room, shard, submit
+from .test_cached_prefix import ask, found
+from .test_core import PAGE, cluster, launched, rejected, room, shard, submit
 
 PATIENCE_S = 60.0
 
