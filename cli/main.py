@@ -15,10 +15,12 @@ from sps2.cli import (
     configuration,
     doctor,
     down,
+    explain,
     logs,
     models,
     profile,
     pull,
+    recordings,
     render,
     status,
     up,
@@ -89,6 +91,7 @@ for command in (
     status.status,
     top,
     trace,
+    explain.explain,
     logs.logs,
     chat.chat,
     complete.complete,
@@ -101,6 +104,11 @@ for command in (
 benchmarks = typer.Typer(help="Measure the model and this machine.", no_args_is_help=True)
 benchmarks.command(cls=Command)(reported(quality.quality))
 app.add_typer(benchmarks, name="bench")
+
+scheduler = typer.Typer(help="Record and replay what the scheduler decides.", no_args_is_help=True)
+scheduler.command(cls=Command)(reported(recordings.record))
+scheduler.command(cls=Command)(reported(recordings.replay))
+app.add_typer(scheduler, name="scheduler")
 
 keys = typer.Typer(help="Make, list and revoke keys.", no_args_is_help=True)
 keys.command(cls=Command)(reported(folder.init))

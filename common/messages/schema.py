@@ -24,7 +24,8 @@ def schema_hash() -> str:
 
 def hash_of(types: Sequence[type[msgspec.Struct]]) -> str:
     """As `schema_hash`, over other types."""
-    schema = _without_docs(msgspec.json.schema_components(types))
+    found = msgspec.json.schema_components(types, schema_hook=lambda kind: {"type": str(kind)})
+    schema = _without_docs(found)
     return blake2s(json.dumps(schema, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 

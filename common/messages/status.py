@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from sps2.common.messages.base import Done, Request, Role, Struct
+from sps2.common.messages.base import Done, Request, Role, Stream, Struct
 from sps2.common.messages.directory import Lease, Placement
 
 
@@ -141,3 +141,15 @@ class CancelRequest(Request[Done], frozen=True):
     """Anyone to gateway: cancel a request by its id. Invalid if there is none."""
 
     request: str
+
+
+class Recorded(Struct, frozen=True):
+    """Lines of a recording of the scheduler's events, the first one its header."""
+
+    lines: tuple[bytes, ...]
+
+
+class Record(Stream[Recorded], frozen=True):
+    """Anyone to gateway or scheduler: send the recent events and, with `follow`, later ones."""
+
+    follow: bool = False

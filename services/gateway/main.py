@@ -107,7 +107,7 @@ class Parts:
         about.missing, about.counters = self.readiness.waiting_for, self.metrics.gauges
         observer = Observer(cluster, served.model, self._scheduler, self._directory, self._shards)
         self._service = GatewayService(
-            self.gateway, self.readiness, observer, self._traces, about.describe
+            self.gateway, self.readiness, observer, self._traces, about.describe, self._scheduler
         )
         self._about = about
         self.app = application(

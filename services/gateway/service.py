@@ -18,6 +18,7 @@ from sps2.common.api import (
     Tokenize,
     Tokens,
 )
+from sps2.common.bus.peer import Peer
 from sps2.common.errors import Refused
 from sps2.common.messages import (
     CancelRequest,
@@ -26,6 +27,8 @@ from sps2.common.messages import (
     Done,
     Info,
     ListTraces,
+    Record,
+    Recorded,
     ShowCluster,
     ShowTrace,
     Trace,
@@ -48,6 +51,7 @@ class GatewayService:
 
     Args:
         describe: this process's description of itself.
+        scheduler: on the bus.
     """
 
     def __init__(
@@ -57,12 +61,14 @@ class GatewayService:
         observer: Observer,
         traces: AnswerTraces,
         describe: Callable[[Describe], Awaitable[Info]],
+        scheduler: Peer,
     ) -> None:
         self._gateway = gateway
         self._readiness = readiness
         self._observer = observer
         self._traces = traces
         self._describe = describe
+        self._scheduler = scheduler
 
     async def complete(self, request: CompletionRequest) -> AsyncIterator[CompletionChunk]:
         await self._check_ready()
@@ -99,6 +105,11 @@ class GatewayService:
 
     async def list_traces(self, request: ListTraces) -> Traces:
         return self._traces.listed()
+
+    async def record(self, request: Record) -> AsyncIterator[Recorded]:
+        async with self._scheduler.stream(request) as items:
+            async for item in items:
+                yield item
 
     async def cancel_request(self, request: CancelRequest) -> Done:
         self._gateway.running.cancel(request.request)

@@ -1,21 +1,23 @@
 """What the scheduler's core wants to be done."""
 
-from dataclasses import dataclass
+import msgspec
 
 from sps2.common.errors import ServiceError
 from sps2.services.scheduler.plan import Plan
 
 
-@dataclass(frozen=True)
-class Find:
+class _Action(msgspec.Struct, frozen=True, tag=True):
+    """Base class: a tagged structure, for the event log."""
+
+
+class Find(_Action, frozen=True):
     """Ask the directory which pages of a prompt are cached."""
 
     request: str
     hashes: tuple[bytes, ...]
 
 
-@dataclass(frozen=True)
-class Launch:
+class Launch(_Action, frozen=True):
     """Reserve, prefill, decode as planned. urgency: of the prefill; see `messages.Prefill`."""
 
     request: str
@@ -24,14 +26,12 @@ class Launch:
     urgency: float = 0.0
 
 
-@dataclass(frozen=True)
-class Reject:
+class Reject(_Action, frozen=True):
     request: str
     error: ServiceError
 
 
-@dataclass(frozen=True)
-class ChangeUrgency:
+class ChangeUrgency(_Action, frozen=True):
     """Tell the shards that prefill a request how urgent it is now."""
 
     request: str

@@ -2,13 +2,14 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from sps2.common.errors import Internal, PeerLost, Refused, ServiceError
 from sps2.common.messages import CachedRun, RequestStatus, ShardStatus
 from sps2.services.scheduler.actions import Action, ChangeUrgency, Find, Launch, Reject
 from sps2.services.scheduler.apart import APART_S
+from sps2.services.scheduler.core_state import CoreState
 from sps2.services.scheduler.costs import Costs
 from sps2.services.scheduler.decisions import Decision, Hold, LookUp, Refuse, Start, Urge
 from sps2.services.scheduler.events import (
@@ -47,7 +48,7 @@ class Policy(Planner, Protocol):
         """What to do now; called after every event.
 
         Each decision is carried out as soon as it is yielded, and `view` shows its effect. A policy
-        may keep notes of its own, but has no clock and does no I/O.
+        keeps nothing between events, has no clock and does no I/O, so that a replay decides alike.
         """
         ...
 
@@ -70,7 +71,9 @@ class Core:
         self.broken_rules = 0
         """How many decisions of the policy were not carried out."""
         self.costs = Costs()
-        self._policy = policy
+        self.policy = policy
+        self.observe: Callable[[Decision, View], None] = lambda decision, view: None
+        """Called with each decision before it is carried out."""
         self._max_queue = max_queue
         self._patience_s = patience_s
         self._requests: dict[str, Request] = {}
@@ -79,6 +82,25 @@ class Core:
         """Requests whose prompt is computed, or about to be."""
         self._progressed: list[Request] = []
         """Prefills that have progressed since the policy last decided."""
+
+    def state(self) -> CoreState:
+        """A view of all that it knows, to be encoded before the next event."""
+        return CoreState(
+            tuple(self._requests.values()),
+            tuple(self._queue),
+            tuple(self._prefilling),
+            self.fleet.state(),
+            self.costs.factors,
+            self.costs.tbt_s,
+        )
+
+    def restore(self, state: CoreState) -> None:
+        """Take over a state, instead of its own."""
+        self.fleet = Fleet.restored(state.fleet)
+        self.costs = Costs(state.factors, state.tbt_s)
+        self._requests = {request.id: request for request in state.requests}
+        self._queue = deque(state.queue)
+        self._prefilling = {id: self._requests[id] for id in state.prefilling}
 
     def handle(self, event: Event, now_s: float) -> list[Action]:
         """Apply one event; the caller carries out the returned actions in their order."""
@@ -166,7 +188,7 @@ class Core:
             Invalid: it could never run.
         """
         request = Request(work, now_s, cached=cached)
-        return self._view(now_s).forecast(request, self._policy)
+        return self._view(now_s).forecast(request, self.policy)
 
     def urgency(self, id: str) -> float:
         """How urgent the prefill of a launched request is."""
@@ -189,7 +211,8 @@ class Core:
             view = self._view(now_s)
             self._progressed = []
             try:
-                for decision in self._policy.decide(view):
+                for decision in self.policy.decide(view):
+                    self.observe(decision, view)
                     actions += self._carry_out(decision, now_s)
                 break
             except Exception as error:

@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from collections.abc import Iterable
 
 SAMPLES = 256
 """How many recent prefills count."""
@@ -23,12 +24,22 @@ class Costs:
     size of the prompt: for short ones the steps of a launch and the hops of every layer count more.
     So it is the mean of the factors of recent prefills, weighted by how near their predictions are
     (Nadaraya-Watson regression of the logarithm).
+
+    Args:
+        factors, tbt_s: what has been learned before.
     """
 
-    def __init__(self) -> None:
-        self._factors: deque[tuple[float, float]] = deque(maxlen=SAMPLES)
-        self.tbt_s: float | None = None
+    def __init__(
+        self, factors: Iterable[tuple[float, float]] = (), tbt_s: float | None = None
+    ) -> None:
+        self._factors = deque(factors, SAMPLES)
+        self.tbt_s = tbt_s
         """Recent mean time between tokens; None before the first answer."""
+
+    @property
+    def factors(self) -> tuple[tuple[float, float], ...]:
+        """Logarithms of predicted seconds and of the factor, of recent prefills, oldest first."""
+        return tuple(self._factors)
 
     def learn_prefill(self, predicted_s: float, took_s: float) -> None:
         """A prefill that shared its shards with no other one took so long."""

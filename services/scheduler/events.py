@@ -1,68 +1,63 @@
 """What happens to the scheduler's core."""
 
-from dataclasses import dataclass
+import msgspec
 
 from sps2.common.messages import CachedRun, Room, Shard
 from sps2.services.scheduler.plan import Work
 
 
-@dataclass(frozen=True)
-class Joined:
+class _Event(msgspec.Struct, frozen=True, tag=True):
+    """Base class: a tagged structure, for the event log."""
+
+
+class Joined(_Event, frozen=True):
     shard: Shard
 
 
-@dataclass(frozen=True)
-class Lost:
+class Lost(_Event, frozen=True):
     """A shard ended; `peer` is the data-plane name that it had since its last start."""
 
     shard: str
     peer: str
 
 
-@dataclass(frozen=True)
-class Parted:
+class Parted(_Event, frozen=True):
     """Two processes, by their data-plane names, have lost the link between them."""
 
     one: str
     other: str
 
 
-@dataclass(frozen=True)
-class RoomSeen:
+class RoomSeen(_Event, frozen=True):
     room: Room
 
 
-@dataclass(frozen=True)
-class Submitted:
+class Submitted(_Event, frozen=True):
     work: Work
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(_Event, frozen=True):
     """The directory's answer to `Find`."""
 
     request: str
     cached: tuple[CachedRun, ...]
 
 
-@dataclass(frozen=True)
-class Granted:
+class Granted(_Event, frozen=True):
     """The directory leased the pages of a launched request; `room` is what is left."""
 
     request: str
     room: Room
 
 
-@dataclass(frozen=True)
-class Progressed:
+class Progressed(_Event, frozen=True):
     """A prefill has computed `tokens` of the prompt, cached ones not counted."""
 
     request: str
     tokens: int
 
 
-@dataclass(frozen=True)
-class Returned:
+class Returned(_Event, frozen=True):
     """A launched request could not go on and is to run again.
 
     rest_s: seconds before it is planned again, if it got no lease; None if a shard was lost.
@@ -72,35 +67,30 @@ class Returned:
     rest_s: float | None = None
 
 
-@dataclass(frozen=True)
-class Prefilled:
+class Prefilled(_Event, frozen=True):
     request: str
 
 
-@dataclass(frozen=True)
-class Decoded:
+class Decoded(_Event, frozen=True):
     """The answer is complete; it has so many tokens."""
 
     request: str
     tokens: int
 
 
-@dataclass(frozen=True)
-class Shareable:
+class Shareable(_Event, frozen=True):
     """The full pages of a request's prompt are cached now."""
 
     request: str
 
 
-@dataclass(frozen=True)
-class Ended:
+class Ended(_Event, frozen=True):
     """A request is over, however it ended."""
 
     request: str
 
 
-@dataclass(frozen=True)
-class Tick:
+class Tick(_Event, frozen=True):
     """Time has passed; see `Core.wakes_at`."""
 
 

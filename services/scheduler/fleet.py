@@ -2,7 +2,10 @@
 
 from collections.abc import Collection, Mapping
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import msgspec
+from msgspec import structs
 
 from sps2.common.messages import Role, Room, Shard
 from sps2.common.words import counted
@@ -49,6 +52,18 @@ class Member:
         return short and sum(counts) <= pass_tokens and not self.shard.followers
 
 
+class FleetState(msgspec.Struct, frozen=True):
+    """All that a fleet knows, as data; see `Fleet`."""
+
+    expected: dict[Role, int]
+    members: tuple[Member, ...]
+    lost: tuple[Shard, ...]
+    room: Room
+    changes: int
+    promised: dict[str, dict[str, int]]
+    apart: tuple[tuple[str, str, float], ...]
+
+
 class Fleet:
     """Members and lost shards by id, and the directory's room with the pages not leased yet.
 
@@ -80,6 +95,34 @@ class Fleet:
         """The sum of these by shard."""
         self._apart: dict[frozenset[str], float] = {}
         """Pairs of members that have lost the link between them, with the time until it counts."""
+
+    def state(self) -> FleetState:
+        """A view of all that it knows but secrets, to be encoded before the next event."""
+        return FleetState(
+            self.expected,
+            tuple(
+                replace(member, shard=without_tokens(member.shard))
+                for member in self.members.values()
+            ),
+            tuple(map(without_tokens, self.lost.values())),
+            self.room,
+            self.changes,
+            self._promised,
+            tuple((min(pair), max(pair), until_s) for pair, until_s in self._apart.items()),
+        )
+
+    @classmethod
+    def restored(cls, state: FleetState) -> "Fleet":
+        """The fleet that had this state, which it takes over."""
+        fleet = cls(*(state.expected[role] for role in ("prefill", "decode", "mixed")))
+        fleet.members = {member.shard.id: member for member in state.members}
+        fleet.lost = {shard.id: shard for shard in state.lost}
+        fleet.room, fleet.changes = state.room, state.changes
+        for request, pages in state.promised.items():
+            fleet.promise(request, pages)
+        fleet._apart = {frozenset((one, other)): until_s for one, other, until_s in state.apart}
+        fleet._index()
+        return fleet
 
     def join(self, shard: Shard) -> None:
         self._reunite(shard.id)
@@ -231,3 +274,13 @@ class Fleet:
         if unknown:
             missing.append(f"pages of {', '.join(unknown)} in the KV directory")
         return "; ".join(missing)
+
+
+def without_tokens(shard: Shard) -> Shard:
+    """A shard as decisions need it, without the secrets of its data planes."""
+    peers = [structs.replace(peer, token=b"") for peer in shard.peers]
+    followers = (
+        structs.replace(follower, peer=peer)
+        for follower, peer in zip(shard.followers, peers[1:], strict=True)
+    )
+    return structs.replace(shard, peer=peers[0], followers=tuple(followers))

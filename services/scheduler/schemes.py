@@ -81,6 +81,17 @@ class Computed(NamedTuple):
     kv_transfer_dtype: KvTransferDtype
 
 
+class Inputs(NamedTuple):
+    """The arguments of `Schemes`."""
+
+    config: ModelConfig
+    itemsize: int
+    sharing: Sharing
+    attention: Setting
+    calibration: Calibration | None
+    tp: int
+
+
 class Schemes:
     """Chooses schemes for one model on one cluster.
 
@@ -100,6 +111,7 @@ class Schemes:
         calibration: Calibration | None = None,
         tp: int = 1,
     ) -> None:
+        self.inputs = Inputs(config, itemsize, sharing, attention, calibration, tp)
         self._config = share_of(config, tp)
         self._tp = tp
         self._itemsize = itemsize

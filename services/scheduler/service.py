@@ -36,6 +36,7 @@ from sps2.common.page_hashes import PromptHashes, page_hashes, root
 from sps2.common.tracing import FORGETFUL, Recorder, Trail
 from sps2.services.scheduler.actions import ChangeUrgency, Find, Launch, Reject
 from sps2.services.scheduler.core import Core
+from sps2.services.scheduler.event_log import EventLog
 from sps2.services.scheduler.events import (
     Decoded,
     Ended,
@@ -104,6 +105,8 @@ class SchedulerService:
             config.scheduler.max_queue,
             config.scheduler.patience_s,
         )
+        self.log = EventLog(self._core, config.scheduler, schemes)
+        """Handles `Record`."""
         self._tick: asyncio.TimerHandle | None = None
         self._replans = Counter[str]()
         self._launches: dict[str, asyncio.Future[Launched]] = {}
@@ -339,7 +342,7 @@ class SchedulerService:
         return launch
 
     def _handle(self, event: Event) -> None:
-        for action in self._core.handle(event, time.monotonic()):
+        for action in self.log.handle(event, time.monotonic()):
             if isinstance(action, Find):
                 self._ask(self._find(action))
                 continue

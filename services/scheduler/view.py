@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sps2.common.errors import Refused, ServiceError
+from sps2.common.messages import CachedRun
 from sps2.services.scheduler.cached_prefix import usable
 from sps2.services.scheduler.costs import Costs
 from sps2.services.scheduler.decisions import Hold, LookUp, Refuse, Start
@@ -82,6 +83,10 @@ class View:
         queued = [self._requests[request] for request in self._queue]
         ready = [request for request in queued if request.rests_until_s <= self.now_s]
         return sorted(ready, key=lambda each: (not each.work.resumes, -each.work.priority))
+
+    def cached(self, request: str) -> tuple[CachedRun, ...]:
+        """The cached pages of a prompt, as far as they are known."""
+        return self._requests[request].cached or ()
 
     def cached_tokens(self, request: Request) -> int:
         """Tokens of a prompt that are not computed, as far as is known."""

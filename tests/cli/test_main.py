@@ -321,3 +321,15 @@ def test_without_the_server_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
     done = run("up", "--model", "smollm2-135m", "--port", str(ports.free_base()))
     assert done.exit_code == 1
     assert "torch is not installed here; to serve on this machine: pip install" in done.stderr
+
+
+@pytest.mark.parametrize("command", [("scheduler", "replay"), ("explain", "cmpl-1", "--from")])
+def test_a_file_that_is_no_recording(tmp_path: Path, command: tuple[str, ...]) -> None:
+    path = tmp_path / "notes.txt"
+    result = run(*command, str(path))
+    assert result.exit_code == 1
+    assert "No such file" in result.stderr
+    path.write_text("hello\n")
+    result = run(*command, str(path))
+    assert result.exit_code == 1
+    assert "not a recording of `spsctl scheduler record`" in " ".join(result.stderr.split())

@@ -1,0 +1,213 @@
+"""Why a request ran where and when it did: a replay of the scheduler's recent decisions."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple, get_args
+
+import msgspec
+
+from sps2.common.errors import Invalid, ServiceError
+from sps2.common.messages import PrefillOptions, Setting
+from sps2.services.scheduler.core import Core
+from sps2.services.scheduler.decisions import Decision, Hold, Refuse, Start, Urge
+from sps2.services.scheduler.event_log import Entry
+from sps2.services.scheduler.events import Decoded, Ended, Found, Prefilled, Returned, Submitted
+from sps2.services.scheduler.plan import Plan, Work
+from sps2.services.scheduler.replay import Recording
+from sps2.services.scheduler.schemes import EXACT
+from sps2.services.scheduler.view import View
+
+DEGREES = 6
+"""Of this many SP degrees the costs are shown, beside the one that was chosen."""
+
+
+class Option(NamedTuple):
+    """A plan that was possible.
+
+    seconds: predicted, from its launch to the first token. nbytes: between prefill shards.
+    """
+
+    sp_degree: int
+    attention: str
+    method: str
+    cached_tokens: int
+    seconds: float
+    nbytes: int
+    chosen: bool
+
+
+class Step(NamedTuple):
+    """Something that the scheduler decided or learned about a request.
+
+    at_s: seconds after its arrival. options: among which it chose, the chosen one first and then
+        the cheapest.
+    """
+
+    at_s: float
+    what: str
+    options: tuple[Option, ...] = ()
+
+
+class Explanation(NamedTuple):
+    """The life of a request as the scheduler saw it."""
+
+    request: str
+    steps: tuple[Step, ...]
+
+
+def explain(recording: Recording, wanted: str) -> tuple[Explanation, ...]:
+    """The life of every request whose id begins with `wanted`: an answer has one for each choice.
+
+    Raises:
+        Invalid: there is none, or the recording cannot be replayed.
+    """
+    core = recording.core()
+    found: dict[str, _Account] = {}
+    now_s = 0.0
+
+    def observe(decision: Decision, view: View) -> None:
+        if account := found.get(decision.request):
+            account.decided(decision, view, core, now_s)
+
+    core.observe = observe
+    for entry in recording.replay(core):
+        now_s = entry.at_s
+        if isinstance(entry.event, Submitted) and entry.event.work.request.startswith(wanted):
+            found[entry.event.work.request] = _Account(entry.event.work, entry.at_s, core)
+        for account in found.values():
+            account.happened(entry)
+    if not found:
+        raise Invalid(
+            f"the scheduler remembers no request {wanted!r}: it may be older than the "
+            f"{len(recording.entries)} events that are kept"
+        )
+    return tuple(Explanation(request, tuple(each.steps)) for request, each in found.items())
+
+
+class _Account:
+    """Collects the steps of one request."""
+
+    def __init__(self, work: Work, at_s: float, core: Core) -> None:
+        self._work = work
+        self._since_s = at_s
+        self._launched_s = at_s
+        self._expected_s: float | None = None
+        self.steps = [Step(0.0, _arrival(work, core))]
+        self._held = ""
+
+    def _add(self, at_s: float, what: str, options: tuple[Option, ...] = ()) -> None:
+        self.steps.append(Step(at_s - self._since_s, what, options))
+
+    def decided(self, decision: Decision, view: View, core: Core, now_s: float) -> None:
+        match decision:
+            case Hold(_, wait):
+                if self._held != wait.in_words:
+                    self._add(now_s, f"waits for {wait.in_words}")
+                self._held = wait.in_words
+            case Refuse(_, error):
+                self._add(now_s, f"refused: {error}")
+            case Urge(_, urgency):
+                self._add(now_s, f"its urgency becomes {urgency:.1f}")
+            case Start(_, plan, urgency):
+                options = tuple(_options(self._work, plan, view, core))
+                self._launched_s, self._expected_s = now_s, options[0].seconds
+                self._add(now_s, _start(plan, urgency, view), options)
+
+    def happened(self, entry: Entry) -> None:
+        event = entry.event
+        if getattr(event, "request", None) != self._work.request:
+            return
+        match event:
+            case Found(_, cached):
+                pages = sum(run.pages for run in cached)
+                self._add(entry.at_s, f"the directory knows {pages} cached pages of its prompt")
+            case Returned(_, rest_s):
+                self._held = ""
+                why = "a shard was lost" if rest_s is None else "there was no room after all"
+                self._add(entry.at_s, f"back to the queue: {why}")
+            case Prefilled():
+                took_s = entry.at_s - self._launched_s
+                expected = f", {self._expected_s:.3f} s expected" if self._expected_s else ""
+                self._add(entry.at_s, f"first token after {took_s:.3f} s of prefill{expected}")
+            case Decoded(_, tokens):
+                self._add(entry.at_s, f"answered with {tokens} tokens")
+            case Ended():
+                self._add(entry.at_s, "ended")
+
+
+def _arrival(work: Work, core: Core) -> str:
+    others = [status.stage for status in core.requests(0.0)]
+    waiting = others.count("queued")
+    limits = f", priority {work.priority}" if work.priority else ""
+    if work.max_ttft_s is not None:
+        limits += f", max_ttft_ms {1000 * work.max_ttft_s:g}"
+    return (
+        f"arrived: {work.prompt_tokens} tokens of prompt, up to {work.max_tokens} of answer"
+        f"{limits}; {waiting} waited, {len(others) - waiting} ran"
+    )
+
+
+def _start(plan: Plan, urgency: float, view: View) -> str:
+    kept = ", ".join(
+        f"{place.shard} ({sum(span.tokens for span in (*place.shared, place.span))})"
+        for place in plan.placements
+    )
+    beside = [
+        f"{id} ({view.prefilling[id].urgency:.1f})"
+        for shard in plan.group
+        for id in view.fleet.members[shard].prefilled
+    ]
+    also = f"; they also prefill {', '.join(dict.fromkeys(beside))}" if beside else ""
+    threads = f" with {plan.threads} threads" if plan.threads > 1 else ""
+    return (
+        f"started on {', '.join(plan.group)}{threads}, urgency {urgency:.1f}{also}; "
+        f"tokens of KV: {kept}"
+    )
+
+
+def _options(work: Work, chosen: Plan, view: View, core: Core) -> Iterator[Option]:
+    """The chosen plan, and what the planner would have made of other options."""
+    shards = len(view.fleet.of(view.fleet.prefilling))
+    degrees = {min(shards, 2**power) for power in range(DEGREES)} | {len(chosen.group)}
+    asked = PrefillOptions(kv_transfer_dtype=work.options.kv_transfer_dtype)
+    variants = [
+        msgspec.structs.replace(asked, sp_degree=degree, method=method)
+        for degree in degrees
+        for method in (EXACT if degree > 1 else (None,))
+    ] + [
+        msgspec.structs.replace(asked, sp_degree=degree, attention=attention)
+        for degree in degrees - {1}
+        for attention in get_args(Setting)
+    ]
+    cached = view.cached(work.request)
+    plans = [chosen]
+    for options in variants:
+        for runs in (cached, ()):
+            try:
+                plan = core.policy.placing.plan(
+                    replace(work, options=options), runs, view.fleet, lambda member: 0.0
+                )
+            except ServiceError:
+                continue
+            if isinstance(plan, Plan):
+                plans.append(plan)
+    found: dict[tuple[int, str, str, int], Option] = {}
+    for plan in plans:
+        option = _option(plan, core, plan is chosen)
+        found.setdefault(option[:4], option)
+    first, *others = found.values()
+    yield first
+    yield from sorted(others, key=lambda option: option.seconds)
+
+
+def _option(plan: Plan, core: Core, chosen: bool) -> Option:
+    partition = plan.partition
+    return Option(
+        len(plan.group),
+        partition.attention,
+        partition.scheme.method if len(plan.group) > 1 else "",
+        plan.prefix.tokens,
+        core.costs.first_token_s(partition.predicted_s),
+        sum(partition.predicted_bytes.values()),
+        chosen,
+    )
