@@ -10,7 +10,7 @@ import uvloop
 
 from sps2.common.vital import end_process
 from sps2.services.busy import ThreadClock
-from sps2.services.poisoned import end_if_poisoned
+from sps2.services.gpu_faults import end_if_poisoned
 
 Result = TypeVar("Result")
 

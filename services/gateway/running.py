@@ -11,10 +11,10 @@ from sps2.common.text.tokens import Detokenizer, Tokenizer
 from sps2.common.tracing import Trail
 from sps2.services.gateway.generate import Generation, Job, Record
 from sps2.services.gateway.latency import TokenPace
+from sps2.services.gateway.monitoring.request_metrics import Metrics
 from sps2.services.gateway.shards import Shards
 from sps2.services.gateway.text import Piece, Writer
 from sps2.services.gateway.validate import Order
-from sps2.services.gateway.watch.request_metrics import Metrics
 from sps2.services.tasks import emitted_by, root_cause
 
 NAME_CHARS = 12

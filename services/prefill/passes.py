@@ -14,7 +14,7 @@ from torch import Tensor
 from sps2.common.errors import Cancelled
 from sps2.common.model.attend import Attend, inline
 from sps2.common.model.llama import Llama
-from sps2.services.prefill.compute import Compute
+from sps2.services.prefill.compute_queue import Compute
 from sps2.services.prefill.threads import with_threads
 from sps2.services.prefill.timeline import Timeline
 

@@ -15,7 +15,7 @@ from sps2.kernels import State, merge_many
 from sps2.services.prefill.deposit import owners
 from sps2.services.prefill.group import Attention, Group
 from sps2.services.prefill.local_pages import LocalPages
-from sps2.services.prefill.methods.attended import Rows, in_blocks, visible
+from sps2.services.prefill.methods.partial_attention import Rows, in_blocks, visible
 from sps2.services.tasks import gather_all
 
 ROWS = 256

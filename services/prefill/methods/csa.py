@@ -23,9 +23,9 @@ from sps2.kernels.csa_scores import (
 )
 from sps2.kernels.quantize import blocks_of, pack, quantise_rows, restore_rows
 from sps2.services.prefill.group import Group
-from sps2.services.prefill.methods.attended import Seen, by_heads
 from sps2.services.prefill.methods.codec import packed_like
 from sps2.services.prefill.methods.gather import Gather
+from sps2.services.prefill.methods.partial_attention import Seen, by_heads
 from sps2.services.tasks import gather_all
 
 DROPPED, COARSE, FINE = range(3)

@@ -7,7 +7,7 @@ import pytest
 from sps2.common.api import Extension, Message, TextPart
 from sps2.common.client import Client
 from sps2.common.errors import Cancelled, Invalid, Refused
-from sps2.services.gateway.watch import cluster
+from sps2.services.gateway.monitoring import cluster
 
 from ...waiting import until
 

@@ -8,7 +8,7 @@ BYTES = 64 << 20
 """Unfinished work of at most so many bytes delays no layer."""
 
 
-class Behind:
+class Backlog:
     """Limits how far background work may lag behind the layers.
 
     A layer begins once the work of all layers at least `LAYERS` before it is done, unless the
