@@ -15,7 +15,7 @@ from torch import Tensor
 from sps2.kernels import gpu, native
 from sps2.kernels.attention import attention
 from sps2.kernels.contracts import BLOCK, Packed
-from sps2.kernels.quantize import unpack
+from sps2.kernels.kv_quantize import unpack
 from sps2.kernels.state import Run, State, empty_state
 
 SEGMENT = 128

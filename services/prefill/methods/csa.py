@@ -21,7 +21,7 @@ from sps2.kernels.csa_scores import (
     lost,
     score,
 )
-from sps2.kernels.quantize import blocks_of, pack, quantise_rows, restore_rows
+from sps2.kernels.kv_quantize import blocks_of, pack, quantise_rows, restore_rows
 from sps2.services.prefill.group import Group
 from sps2.services.prefill.methods.codec import packed_like
 from sps2.services.prefill.methods.gather import Gather
