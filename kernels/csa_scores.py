@@ -27,7 +27,7 @@ LEAST = -120.0
 CACHED = 256 << 10
 """Scores that are computed at a time, so that they stay in the L2 cache."""
 HELD_OUT_EVERY = 512
-"""One in so many rows is a held-out probe, which only measures the lost mass."""
+"""One row in this many is a held-out probe, which only measures the lost mass."""
 
 
 class Probes(NamedTuple):

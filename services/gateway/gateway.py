@@ -59,7 +59,7 @@ from sps2.services.gateway.validate import (
 COMPLETION = "cmpl-"
 CHAT = "chatcmpl-"
 TOKENIZED_CONTEXTS = 16
-"""A text that is only tokenised may have so many times the tokens of the context."""
+"""A text that is only tokenised may have this many times the tokens of the context."""
 
 
 def nothing() -> None:
@@ -331,7 +331,10 @@ def _totals(usage: Usage) -> dict[str, str | float]:
 
 
 class _CompletionWriter:
-    """Turns pieces into choices of a completion; a choice's first begins with the echo, if any."""
+    """Turns pieces into choices of a completion.
+
+    The first chunk of each choice begins with the echo, if any.
+    """
 
     def __init__(
         self,

@@ -95,11 +95,13 @@ class Running:
         """End an answer by its id (`cmpl-..`, `chatcmpl-..`), or one of its scheduler requests.
 
         Raises:
-            Invalid: no answer in work has this id.
+            Invalid: no running answer has this id.
         """
         name = request.rpartition("-")[2][:NAME_CHARS]
         if name not in self._aborts:
-            raise Invalid(f"no request {request[:80]!r} is in work", "request", "request_not_found")
+            raise Invalid(
+                f"no running request has id {request[:80]!r}", "request", "request_not_found"
+            )
         self._abort(name, Cancelled(f"request {request} was cancelled"))
 
     def abort_all(self, error: ServiceError) -> None:

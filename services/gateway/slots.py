@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sps2.common.errors import Refused
+from sps2.common.words import counted
 
 
 class Slots:
-    """A limit on the requests in work."""
+    """A limit on the requests that run; each choice counts as one."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -16,7 +17,7 @@ class Slots:
     def check(self) -> None:
         """Raise Refused if no slot is free."""
         if self.used >= self.total:
-            raise self._refusal()
+            raise self._refusal(1)
 
     @contextmanager
     def take(self, count: int) -> Iterator[None]:
@@ -26,14 +27,18 @@ class Slots:
             count: at most `total`, as `validate.choices_of` ensures.
         """
         if self.used + count > self.total:
-            raise self._refusal()
+            raise self._refusal(count)
         self.used += count
         try:
             yield
         finally:
             self.used -= count
 
-    def _refusal(self) -> Refused:
-        if self.total == 1:
-            return Refused("one request is in work, and no more may be; try again later")
-        return Refused(f"{self.used} of {self.total} requests are in work; try again later")
+    def _refusal(self, count: int) -> Refused:
+        if self.used >= self.total:
+            limit = counted(self.total, "request")
+            return Refused(f"the server already handles {limit}, which is its limit; retry later")
+        return Refused(
+            f"the server handles {self.used} of at most {self.total} requests, and each of the "
+            f"{count} choices wanted counts as one; retry later"
+        )

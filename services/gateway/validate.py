@@ -142,7 +142,7 @@ async def tokens_of_chat(
 
 
 async def threaded(size: int, work: Callable[[], R]) -> R:
-    """Run `work`, in a thread if its text has so many characters that it takes long."""
+    """Run `work`, in a thread if its text is long."""
 
     def frugally() -> R:
         try:

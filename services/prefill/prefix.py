@@ -21,7 +21,7 @@ from sps2.services.tasks import gather_all
 ROWS = 256
 """Queries in one question; a shard runs decode steps between two questions."""
 INLINE = 128
-"""Up to so many rows, merging states is faster than starting another thread."""
+"""Up to this many rows, merging states is faster than starting another thread."""
 
 
 class Question(NamedTuple):

@@ -1,4 +1,7 @@
-"""CSA: owners of earlier keys choose the blocks to send by the probes of later ranks."""
+"""CSA: ranks that hold earlier keys choose which blocks to send.
+
+They choose by sample queries (probes) from later ranks.
+"""
 
 import asyncio
 from functools import partial

@@ -93,7 +93,7 @@ async def test_cancels_by_id(client, door):
         async for _ in stream:
             pass
     await until(lambda: door.play.cancelled)
-    with pytest.raises(Invalid, match="in work"):
+    with pytest.raises(Invalid, match="no running request has id"):
         await client.cancel(first.id)
 
 
