@@ -129,7 +129,7 @@ async def throughput(
 
 
 async def burst(actors: Actors, url: tuple[str, int], streams: int, tokens: int) -> list[float]:
-    """When each token came, sorted: of so many streams at once."""
+    """When each token came, sorted, of `streams` streams at once."""
     actors.sent_s.clear()
     body = {"prompt": PROMPT, "max_tokens": tokens, "stream": True, "ignore_eos": True}
     came = await asyncio.gather(*(stream(url, body) for _ in range(streams)))

@@ -7,7 +7,7 @@ from sps2.kernels import PagedRows, Run, attention, paged_attention
 from sps2.kernels.append import append
 from sps2.kernels.contracts import Choices
 from sps2.kernels.gpu import pod
-from sps2.kernels.quantize import quantise_rows
+from sps2.kernels.kv_quantize import quantise_rows
 from sps2.kernels.rows import rotate
 from sps2.kernels.sample import sample, truncate
 

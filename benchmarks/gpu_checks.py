@@ -23,8 +23,8 @@ from sps2.kernels import Run, State, attention
 from sps2.kernels.contracts import BLOCK, Bits
 from sps2.kernels.csa_scores import score
 from sps2.kernels.gpu import packed, sparse
-from sps2.kernels.gpu.quantize import pack_all_on_device
-from sps2.kernels.quantize import blocks_of, pack, unpack
+from sps2.kernels.gpu.kv_quantize import pack_all_on_device
+from sps2.kernels.kv_quantize import blocks_of, pack, unpack
 
 
 def run(device: torch.device) -> Iterator[Check]:

@@ -86,7 +86,7 @@ def prefill(model: Llama, tokens: int, device: torch.device) -> Callable[[], Ten
 
 
 def decoding(model: Llama, rows: int, keys: int, device: torch.device) -> Callable[[], Tensor]:
-    """The most likely next tokens of rows with so many keys, their own included."""
+    """The most likely next tokens of rows with this many keys each, their own included."""
     pool = _pool(model.config, rows, keys, device)
     tokens = -(-keys // PAGE) * PAGE
     at = torch.full((rows,), keys - 1, device=device)

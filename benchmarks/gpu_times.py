@@ -12,7 +12,7 @@ from sps2.kernels.contracts import BLOCK
 from sps2.kernels.csa_scores import Scores, choose_probes, importance, score
 from sps2.kernels.gpu import packed
 from sps2.kernels.gpu import sparse as masked
-from sps2.kernels.gpu.quantize import pack_all_on_device
+from sps2.kernels.gpu.kv_quantize import pack_all_on_device
 
 LENGTHS = (8 << 10, 32 << 10, 128 << 10)
 BATCHES = (1, 16, 64)

@@ -19,7 +19,7 @@ DIMS = (64, 128, 256)
 TOKENS, BATCH, CONTEXT = 8 << 10, 32, 8 << 10
 HEADS, KV_HEADS = 32, 8
 GAIN = 1.02
-"""A tile must be so much faster than the table's: less is noise."""
+"""A tile must be this many times as fast as the table's: less is noise."""
 
 
 def run(device: torch.device) -> dict[str, Tile]:

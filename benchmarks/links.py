@@ -80,7 +80,7 @@ async def measure(options: argparse.Namespace, samples: list[Sample]) -> None:
 
 
 def _cluster(options: argparse.Namespace, rate: int) -> Cluster:
-    """The cluster on links of so many Mbit/s, which it is told, as an operator would."""
+    """The cluster on links of `rate` Mbit/s, which it is told, as an operator would."""
     return effective(
         None,
         name="links",

@@ -32,7 +32,7 @@ class Died(ServiceError):
 
 
 def host_names(prefill: int, decode: int) -> list[str]:
-    """The hosts of a cluster of so many shards: each shard's is named after it."""
+    """The hosts of a cluster with these numbers of shards: each shard's is named after it."""
     services = service_names(Cluster(prefill=prefill, decode=decode))
     return [CONTROL, *(name for name in services if "-" in name)]
 

@@ -120,7 +120,7 @@ async def beside(
     """Short prompts alone and beside the prefill of a long one; then one of middle length.
 
     Args:
-        make: gives a prompt of so many tokens by its name.
+        make: gives a prompt of a number of tokens, by its name.
         short, middle, long: tokens of the prompts.
     """
     numbers = itertools.count()
@@ -170,7 +170,7 @@ async def _each_has(
     running: asyncio.Task[None],
     marks: Sequence[int] | None = None,
 ) -> None:
-    """Wait until each stream has so many tokens beyond its mark. Raises PeerFailed if one ends."""
+    """Wait until each stream has `tokens` tokens beyond its mark. Raises PeerFailed if one ends."""
     goals = [tokens + mark for mark in marks or [0] * len(replies)]
     while any(len(r.stamps_s) < goal for r, goal in zip(replies, goals, strict=True)):
         if running.done():
@@ -182,7 +182,7 @@ async def _each_has(
 
 
 async def turns(peer: Peer, prompts: Prompts, tokens: int, answer: int, number: int) -> Values:
-    """Of a conversation: a first turn of so many tokens, its answer, and a second turn."""
+    """Of a conversation: a first turn of `tokens` tokens, its answer, and a second turn."""
     first, second = Reply(), Reply()
     prompt = prompts.make(tokens, "turns", number)
     await peer.ask([prompt], answer, [first])

@@ -4,7 +4,7 @@
 
 Half of the shards prefill, half decode. Requests come as fast as they are handled, and each has the
 events of a whole life. A quarter of the prefill shards' number is prefilled at a time, and four
-times as many decode as there are decode shards; with --queue so many more wait. Printed are
+times as many decode as there are decode shards; --queue sets how many more wait. Printed are
 decisions a second of one core: events handled, after each of which the policy decides.
 """
 

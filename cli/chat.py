@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from sps2.cli import reading, render
+from sps2.cli import prefill_bar, render
+from sps2.cli.answer_output import Shown
 from sps2.cli.complete import (
     Attention,
     File,
@@ -18,7 +19,6 @@ from sps2.cli.complete import (
     parameters,
     read,
 )
-from sps2.cli.shown import Shown
 from sps2.cli.target import ConfigOption, NameOption, reachable
 from sps2.common.errors import ServiceError
 
@@ -154,8 +154,8 @@ def answer(client: "Client", turns: list["Turn"], settings: dict[str, Any]) -> R
     """Stream one answer to standard output. Ctrl-C cancels it; the text so far is returned."""
     shown, note = Shown(settings.get("max_tokens")), ""
     try:
-        with reading.shown() as waiting:
-            for chunk in client.chat_stream(turns, **reading.watched(settings)):
+        with prefill_bar.shown() as waiting:
+            for chunk in client.chat_stream(turns, **prefill_bar.watched(settings)):
                 waiting.take(chunk)
                 shown.take(chunk, [choice.delta.content or "" for choice in chunk.choices])
     except KeyboardInterrupt:

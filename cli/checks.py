@@ -12,8 +12,8 @@ from typing import Any, get_args
 import psutil
 
 from sps2.cli import key_checks, ports, render, runs
+from sps2.cli.doctor_findings import Finding, Verdict
 from sps2.cli.effective import require_fit
-from sps2.cli.finding import Finding, Verdict
 from sps2.common import machine, models, places
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, ServiceError

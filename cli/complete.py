@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from sps2.cli import reading
-from sps2.cli.shown import Shown
+from sps2.cli import prefill_bar
+from sps2.cli.answer_output import Shown
 from sps2.cli.target import ConfigOption, NameOption, reachable
 from sps2.common.errors import Invalid
 from sps2.common.messages import Setting
@@ -112,8 +112,8 @@ def complete(
             return
         shown = Shown(max_tokens)
         try:
-            with reading.shown() as waiting:
-                for chunk in client.complete_stream(text, **reading.watched(settings)):
+            with prefill_bar.shown() as waiting:
+                for chunk in client.complete_stream(text, **prefill_bar.watched(settings)):
                     waiting.take(chunk)
                     shown.take(chunk, [choice.text for choice in chunk.choices])
         finally:

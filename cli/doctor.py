@@ -8,7 +8,7 @@ import typer
 from rich.text import Text
 
 from sps2.cli import render
-from sps2.cli.finding import Finding
+from sps2.cli.doctor_findings import Finding
 from sps2.common import config as configuration
 
 

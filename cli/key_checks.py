@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from sps2.cli.finding import Finding
+from sps2.cli.doctor_findings import Finding
 from sps2.common import keys
 from sps2.common.config import Bus, Cluster
 from sps2.common.errors import Invalid

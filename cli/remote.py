@@ -13,7 +13,7 @@ from sps2.cli.hosts import Host, Hosts
 from sps2.cli.node import Report
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid
-from sps2.services.greeting import apart
+from sps2.services.compatibility import apart
 
 CHECK_S = 300.0
 """Timeout of a host's check: at the first check of a model the host reads it completely."""

@@ -15,7 +15,7 @@ from sps2.common.bus.peer import Peer
 from sps2.common.config import Cluster
 from sps2.common.errors import ServiceError
 from sps2.common.messages import ClusterStatus, ServiceStatus, ShowCluster
-from sps2.services.greeting import APART_S
+from sps2.services.compatibility import APART_S
 
 DEADLINE_S = 5.0
 NARROW = 100

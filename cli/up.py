@@ -1,4 +1,7 @@
-"""`spsctl up`: brings up a cluster, shows its progress, and stops it with Ctrl-C."""
+"""`spsctl up`: brings up a cluster, shows its progress, and stops it with Ctrl-C.
+
+`launch.py` starts the cluster and waits until it is ready.
+"""
 
 import asyncio
 import signal

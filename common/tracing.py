@@ -16,7 +16,7 @@ from sps2.common.messages import Recall, Recalled, Trace, TraceSpan
 _TRACEPARENT = re.compile("00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _SAMPLED = 1
 REFUSED_PART = 4
-"""At most one page in so many is of a refused request."""
+"""At most one page in this many is of a refused request."""
 
 
 class Context(NamedTuple):

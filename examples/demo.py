@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from sps2.cli import reading
+from sps2.cli import prefill_bar
 from sps2.cli.local import running_cluster
 from sps2.cli.pull import fetched
 from sps2.cli.top.format import bar
@@ -45,7 +45,7 @@ def ask(client: Client, question: str) -> tuple[Usage, list[float], bool]:
     progress = Extension(progress=True)
 
     answer = Wrapped(console.width if console.is_terminal else None, sys.stdout.write)
-    with reading.shown() as waiting:
+    with prefill_bar.shown() as waiting:
         for chunk in client.chat_stream(
             [turn], max_tokens=ANSWER_TOKENS, temperature=0, sps2=progress
         ):

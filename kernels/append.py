@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sps2.kernels import gpu
-from sps2.kernels.quantize import quantise_rows
+from sps2.kernels.kv_quantize import quantise_rows
 from sps2.kernels.rows import rotate
 from sps2.kernels.state import Scales
 

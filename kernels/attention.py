@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sps2.kernels import blocks, gpu, native, paged
+from sps2.kernels.kv_quantize import restore_rows
 from sps2.kernels.merge import merge_many
-from sps2.kernels.quantize import restore_rows
 from sps2.kernels.relay import PagedRows
 from sps2.kernels.state import Run, Scales, State, empty_state
 

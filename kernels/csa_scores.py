@@ -15,7 +15,7 @@ from torch import Tensor
 from sps2.kernels import gpu, native
 from sps2.kernels.attention import attention
 from sps2.kernels.contracts import BLOCK, Packed
-from sps2.kernels.quantize import unpack
+from sps2.kernels.kv_quantize import unpack
 from sps2.kernels.state import Run, State, empty_state
 
 SEGMENT = 128
@@ -27,7 +27,7 @@ LEAST = -120.0
 CACHED = 256 << 10
 """Scores that are computed at a time, so that they stay in the L2 cache."""
 HELD_OUT_EVERY = 512
-"""One in so many rows is a held-out probe, which only measures the lost mass."""
+"""One row in this many is a held-out probe, which only measures the lost mass."""
 
 
 class Probes(NamedTuple):

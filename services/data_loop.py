@@ -10,14 +10,14 @@ import uvloop
 
 from sps2.common.vital import end_process
 from sps2.services.busy import ThreadClock
-from sps2.services.poisoned import end_if_poisoned
+from sps2.services.gpu_faults import end_if_poisoned
 
 Result = TypeVar("Result")
 
 PULSE_S = 5.0
 """Time between two checks whether the loop still runs."""
 STUCK_S = 60.0
-"""A loop that has not run for so long is stuck. Long steps take a second; a GPU's kernels are
+"""A loop that has not run for this long is stuck. Long steps take a second; a GPU's kernels are
 compiled at their first use."""
 
 

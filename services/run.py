@@ -24,8 +24,8 @@ from sps2.common.messages import Describe, Greet, Greeted, Info, Link, Role
 from sps2.common.resident import Resident
 from sps2.common.tracing import FORGETFUL, Recorder
 from sps2.common.vital import vital
+from sps2.services.compatibility import VERSION, greeted
 from sps2.services.descriptors import allow_all
-from sps2.services.greeting import VERSION, greeted
 from sps2.services.neighbours import ALONE, Neighbours, neighbours
 
 State = Literal["starting", "ready", "waiting"]

@@ -29,10 +29,10 @@ from sps2.common.transport.plane import Plane
 from sps2.common.vital import vital
 from sps2.kernels import native
 from sps2.services import memory
+from sps2.services.compatibility import greet
 from sps2.services.data_loop import DataLoop
-from sps2.services.greeting import greet
 from sps2.services.run import About, sending_heartbeats
-from sps2.services.team import Led, Loyalty, Team, connect, leading, meet
+from sps2.services.tp_processes import Led, Loyalty, Team, connect, leading, meet
 
 Result = TypeVar("Result")
 

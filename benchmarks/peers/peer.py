@@ -30,7 +30,7 @@ class Reply:
     text: str = ""
 
     def arrive(self, tokens: int, text: str = "") -> None:
-        """Note that so many tokens are here now."""
+        """Note that this many more tokens are here now."""
         self.stamps_s += [time.perf_counter()] * tokens
         self.text += text
 
@@ -63,7 +63,7 @@ class Peer(Protocol):
         replies: Sequence[Reply],
         fields: Fields = NO_FIELDS,
     ) -> None:
-        """Have each prompt, of token ids, answered greedily with so many tokens, all at once.
+        """Have each prompt, of token ids, answered greedily with `tokens` tokens, all at once.
 
         Args:
             replies: filled in as tokens come, one for each prompt. A server can be left early.

@@ -13,7 +13,7 @@ from sps2.cli import render
 from sps2.cli.target import ConfigOption, NameOption, cluster_of
 from sps2.cli.top.controls import Controls
 from sps2.cli.top.monitor import Monitor
-from sps2.cli.top.picture import Picture
+from sps2.cli.top.snapshot import Picture
 from sps2.cli.top.view import view
 from sps2.common.bus.peer import Peer
 from sps2.common.bus.telemetry import Subscriber

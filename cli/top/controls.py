@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from sps2.cli.top.picture import Picture, Request, Shard
+from sps2.cli.top.snapshot import Picture, Request, Shard
 
 Panel = Literal["all", "shards", "links", "requests"]
 PANELS: tuple[Panel, ...] = ("all", "shards", "links", "requests")

@@ -15,7 +15,7 @@ from sps2.cli.top.format import (
     percent,
     short,
 )
-from sps2.cli.top.picture import Request
+from sps2.cli.top.snapshot import Request
 from sps2.cli.top.stages import COLOURS, course, label
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from typing import get_args
 
-from sps2.cli.top.course import Course
-from sps2.cli.top.picture import Link, Picture, Service, Shard, Totals
-from sps2.cli.top.pulse import Pulse
+from sps2.cli.top.heartbeat_rates import Pulse
+from sps2.cli.top.request_history import Course
+from sps2.cli.top.snapshot import Link, Picture, Service, Shard, Totals
 from sps2.common.bus.telemetry import Event, Heartbeat, role_of, shard_of
 from sps2.common.config import Bus
 from sps2.common.messages import ClusterStatus, Role, ShardStatus

@@ -18,7 +18,7 @@ from sps2.cli.top.format import (
     short,
     width_of,
 )
-from sps2.cli.top.picture import Link, Picture, Service, Shard, Totals
+from sps2.cli.top.snapshot import Link, Picture, Service, Shard, Totals
 
 STATES = {
     "ready": "green",

@@ -19,7 +19,7 @@ from sps2.cli.top.format import (
     short,
     width_of,
 )
-from sps2.cli.top.picture import Request
+from sps2.cli.top.snapshot import Request
 
 COLOURS = {
     "queued": "yellow",

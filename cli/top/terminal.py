@@ -15,7 +15,7 @@ from rich.live import Live
 from sps2.cli.top import keys
 from sps2.cli.top.controls import Controls
 from sps2.cli.top.monitor import Monitor
-from sps2.cli.top.picture import Picture
+from sps2.cli.top.snapshot import Picture
 from sps2.cli.top.view import view
 
 DRAW_S = 1.0

@@ -9,7 +9,7 @@ from sps2.cli.top import panels, stages
 from sps2.cli.top.controls import Controls
 from sps2.cli.top.detail import detail
 from sps2.cli.top.format import QUIET
-from sps2.cli.top.picture import Picture
+from sps2.cli.top.snapshot import Picture
 
 WIDE = 150
 """Terminal width from which on links are shown beside shards."""

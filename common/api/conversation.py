@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from sps2.common.api.tolerance import Tolerant, ignored, only
+from sps2.common.api.unsupported_fields import Tolerant, ignored, only
 
 NO_FUNCTIONS = "models cannot call functions here"
 TEXT_ALONE = "models read text alone here"

@@ -23,7 +23,7 @@ from sps2.common.api.requests import (
     StreamOptions,
     Tokenize,
 )
-from sps2.common.api.tolerance import only_of
+from sps2.common.api.unsupported_fields import only_of
 from sps2.common.api.usage import Part, Sps2Usage, Usage
 from sps2.common.api.words import in_words
 

@@ -6,7 +6,7 @@ from msgspec import Meta
 
 from sps2.common.api.answers import ChatChunk, CompletionChunk, Estimate, Models, Text, Tokens
 from sps2.common.api.conversation import NO_FUNCTIONS, TEXT_ALONE, Message
-from sps2.common.api.tolerance import Tolerant, ignored, only
+from sps2.common.api.unsupported_fields import Tolerant, ignored, only
 from sps2.common.messages import ExactMethod, KvTransferDtype, Request, Setting, Stream, Struct
 
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1, extra={"noun": "token id"})]

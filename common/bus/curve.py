@@ -26,7 +26,7 @@ HANDSHAKE_S = 5.0
 SILENCE_S = 10.0
 """Pause between two warnings: a client that is turned away retries again and again."""
 ATTEMPTS = 3
-"""So many broken handshakes in a row count as a refusal."""
+"""This many broken handshakes in a row count as a refusal."""
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ import zmq.asyncio
 
 from sps2.common import keys
 from sps2.common.bus import curve, wire
-from sps2.common.bus.knock import knock, require_known, stranger, unanswered
 from sps2.common.bus.link import Link
 from sps2.common.bus.pending import Answer, Items, unpack_answer
+from sps2.common.bus.probe import knock, require_known, stranger, unanswered
 from sps2.common.bus.server import Server
 from sps2.common.config import Bus
 from sps2.common.errors import Cancelled, Internal, Invalid, PeerLost, Refused

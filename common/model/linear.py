@@ -10,7 +10,7 @@ from torch import Tensor
 from sps2.kernels.blocks import has_onednn, linear
 from sps2.kernels.native import layer as native
 from sps2.kernels.native.layer import Weight, Weights
-from sps2.kernels.weights import BESIDE, QuantisedWeight
+from sps2.kernels.weight_quantize import BESIDE, QuantisedWeight
 
 PIECE = 1 << 22
 """Maximum of quantised weights that are dequantised at a time."""

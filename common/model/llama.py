@@ -12,14 +12,14 @@ from torch import Tensor
 from sps2.common.model.attend import Attend, Run, inline
 from sps2.common.model.collectives import Collectives, Turn
 from sps2.common.model.config import ModelConfig
+from sps2.common.model.graph_steps import MOST_ROWS, Record, Recorded
 from sps2.common.model.linear import Linear
-from sps2.common.model.recorded import MOST_ROWS, Record, Recorded
 from sps2.common.model.rope import Rotary
 from sps2.common.model.share import WHOLE, Share
 from sps2.kernels.native import MOST_DIM
 from sps2.kernels.native import layer as native
 from sps2.kernels.rows import add_norm, rotate, swiglu
-from sps2.kernels.weights import QuantisedWeight
+from sps2.kernels.weight_quantize import QuantisedWeight
 
 QKV = tuple[Tensor, ...]
 """q, k and v; empty after the last layer."""

@@ -17,8 +17,8 @@ from sps2.common.model.llama import EMBEDDING, HEAD, shapes
 from sps2.common.model.share import COLUMNS, GROUP, ROWS, SIDE, Quantize, Share
 from sps2.common.models import fingerprint, weight_files
 from sps2.common.models.file_lock import alone
-from sps2.kernels import weights as kernel
-from sps2.kernels.weights import Bits, QuantisedWeight, quantise
+from sps2.kernels import weight_quantize as kernel
+from sps2.kernels.weight_quantize import Bits, QuantisedWeight, quantise
 
 FOLDER = "quantised"
 """A sub-folder of the model's, since other programs load every weights file of a model's folder."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sps2.common.errors import Internal, Unsound
 from sps2.common.messages import FinishReason, Sampling, Token, TokenLogprobs
-from sps2.common.model.tally import Tally
+from sps2.common.model.token_counts import Tally
 from sps2.kernels.sample import truncate
 
 NO_NUMBER = -1

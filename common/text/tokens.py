@@ -13,7 +13,7 @@ from sps2.common.errors import Invalid
 from sps2.common.model.config import eos_ids
 from sps2.common.models import require_tokenizer
 from sps2.common.text import added
-from sps2.common.text.literal import Guard, segments
+from sps2.common.text.special_token_guard import Guard, segments
 from sps2.common.text.spelling import spelling
 from sps2.common.text.template import ChatTemplate
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from sps2.common.errors import Invalid
 
 if TYPE_CHECKING:
-    from sps2.common.transport.links import Backend, Sink
+    from sps2.common.transport.interfaces import Backend, Sink
 
 BackendName = Literal["ucx", "tcp", "inproc"]
 

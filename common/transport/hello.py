@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from sps2.common import messages
 from sps2.common.errors import Invalid, PeerLost
-from sps2.common.transport.links import Behind
+from sps2.common.transport.interfaces import Behind
 from sps2.common.transport.proof import MAC_BYTES, NONCE_BYTES, TOKEN_BYTES, Proof, new_nonce
 
 MAGIC = b"SPS2"

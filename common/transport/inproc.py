@@ -11,7 +11,7 @@ from sps2.common import messages
 from sps2.common.errors import Invalid, PeerLost
 from sps2.common.transport import frame as frames
 from sps2.common.transport.credit import Consumed
-from sps2.common.transport.links import Behind, Link, Sink, Stale
+from sps2.common.transport.interfaces import Behind, Link, Sink, Stale
 
 _numbers = count(1)
 _listening: "WeakValueDictionary[str, InprocBackend]" = WeakValueDictionary()

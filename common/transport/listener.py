@@ -8,7 +8,7 @@ from socket import AF_INET, SO_REUSEADDR, SOCK_STREAM, SOL_SOCKET, socket
 
 from sps2.common.errors import Invalid
 from sps2.common.transport import hello
-from sps2.common.transport.links import Stale
+from sps2.common.transport.interfaces import Stale
 
 HANDSHAKE_S = 5.0
 HALF_OPEN = 64

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from sps2.common import messages
 from sps2.common.errors import PeerLost
 from sps2.common.transport.credit import Credit
-from sps2.common.transport.links import Link
+from sps2.common.transport.interfaces import Link
 
 
 @dataclass(slots=True)

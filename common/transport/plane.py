@@ -19,7 +19,7 @@ from sps2.common.transport.credit import Consumed, lane_of
 from sps2.common.transport.frame import Frame, Purpose
 from sps2.common.transport.frame_handlers import Deliver, FrameHandlers, Request
 from sps2.common.transport.inbox import Inbox, Tensors
-from sps2.common.transport.links import Behind, Link, Stale
+from sps2.common.transport.interfaces import Behind, Link, Stale
 from sps2.common.transport.once import Once, retrieve
 from sps2.common.transport.peer_state import PeerState
 from sps2.common.transport.proof import new_token

@@ -5,7 +5,7 @@ import asyncio
 from sps2.common import messages
 from sps2.common.errors import Invalid
 from sps2.common.transport import hello
-from sps2.common.transport.links import Link, Sink
+from sps2.common.transport.interfaces import Link, Sink
 from sps2.common.transport.listener import Listener
 from sps2.common.transport.tcp_link import TcpLink
 from sps2.common.transport.tcp_receiver import TcpReceiver

@@ -8,8 +8,8 @@ from socket import socket
 
 from sps2.common.errors import PeerLost
 from sps2.common.transport.credit import Consumed
+from sps2.common.transport.interfaces import Sink
 from sps2.common.transport.lifeline import Lifeline
-from sps2.common.transport.links import Sink
 from sps2.common.transport.receipts import Unread
 
 PREFIX = struct.Struct("<HH")  # kind, length of the header

@@ -10,8 +10,8 @@ from socket import socket
 from sps2.common import messages
 from sps2.common.errors import Invalid, PeerLost
 from sps2.common.transport import hello
+from sps2.common.transport.interfaces import Link, Sink
 from sps2.common.transport.lifeline import Lifeline, Received, no_receipts
-from sps2.common.transport.links import Link, Sink
 from sps2.common.transport.listener import Listener
 from sps2.common.transport.ucx_driver import Driver, Endpoint
 from sps2.common.transport.ucx_link import SLOT_BITS, UcxLink

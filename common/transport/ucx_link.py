@@ -8,7 +8,7 @@ from functools import partial
 
 from sps2.common.errors import PeerLost
 from sps2.common.transport.credit import Consumed
-from sps2.common.transport.links import Sink
+from sps2.common.transport.interfaces import Sink
 from sps2.common.transport.receipts import Unread
 from sps2.common.transport.ucx_driver import Done, Endpoint
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from sps2.common.errors import Invalid
 from sps2.common.transport import frame as frames
 from sps2.common.transport.frame import Frame
-from sps2.common.transport.links import Sink
+from sps2.common.transport.interfaces import Sink
 from sps2.common.transport.receipts import Receipts
 from sps2.common.transport.ucx_driver import Endpoint
 from sps2.common.transport.ucx_link import (

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sps2.kernels import check
 from sps2.kernels.gpu import tiles
-from sps2.kernels.gpu.quantize import FINEST, ROUND
+from sps2.kernels.gpu.kv_quantize import FINEST, ROUND
 from sps2.kernels.gpu.rows import turn
 from sps2.kernels.state import Scales
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from sps2.kernels import check
 from sps2.kernels.gpu import tiles, upload
+from sps2.kernels.gpu.attention_tile import begin, take
 from sps2.kernels.gpu.softmax import LOG2E, finish
-from sps2.kernels.gpu.take import begin, take
 from sps2.kernels.state import Run, Scales, State
 
 Part = tuple[Sequence[Run], Sequence[Run]]

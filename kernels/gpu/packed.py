@@ -11,7 +11,7 @@ from torch import Tensor
 from sps2.kernels import check
 from sps2.kernels.contracts import BLOCK, Packed
 from sps2.kernels.gpu import tiles
-from sps2.kernels.gpu.quantize import checked, halves
+from sps2.kernels.gpu.kv_quantize import checked, halves
 from sps2.kernels.gpu.softmax import LOG2E, finish, product, weigh
 from sps2.kernels.state import State
 

@@ -227,11 +227,11 @@ def merge(state: State, more: State) -> None:
 
 
 Packed = tuple[Tensor, Tensor, Tensor, Tensor]
-"""k, k_scale, v, v_scale, as in `sps2.kernels.quantize`."""
+"""k, k_scale, v, v_scale, as in `sps2.kernels.kv_quantize`."""
 
 
 def pack(k: Tensor, v: Tensor, blocks: Tensor, bits: int) -> Packed:
-    """`sps2.kernels.quantize.pack`. blocks: [count, 2] int64, KV head and block."""
+    """`sps2.kernels.kv_quantize.pack`. blocks: [count, 2] int64, KV head and block."""
     count, dim = len(blocks), k.shape[-1]
     if k.shape != v.shape or k.dtype != v.dtype:
         check.shaped("v", v, tuple(k.shape))
@@ -247,7 +247,7 @@ def pack(k: Tensor, v: Tensor, blocks: Tensor, bits: int) -> Packed:
 
 
 def unpack(packed: Packed, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """`sps2.kernels.quantize.unpack`."""
+    """`sps2.kernels.kv_quantize.unpack`."""
     count, width = len(packed[0]), packed[0].shape[-1]
     check.typed("packed.k", packed[0], torch.uint8)
     if width not in (dim, dim // 2):

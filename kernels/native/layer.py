@@ -9,7 +9,7 @@ from torch import Tensor
 from sps2.kernels import check, native
 from sps2.kernels.native import abi
 from sps2.kernels.native import weights as blocks
-from sps2.kernels.weights import QuantisedWeight
+from sps2.kernels.weight_quantize import QuantisedWeight
 
 MOST_ROWS = 16
 """With more rows, torch's matrix product is faster in general."""

@@ -16,10 +16,10 @@ from sps2.common.model.pages import PagePool
 from sps2.common.model.sampler import draw, needed
 from sps2.services.decode.kv.holding import Key
 from sps2.services.decode.remote.exchange import Exchange
-from sps2.services.decode.remote.split import SplitAttention
+from sps2.services.decode.remote.sharded_attention import SplitAttention
 from sps2.services.decode.sequence import Owned
 from sps2.services.decode.steps import Leading, lost_by
-from sps2.services.poisoned import end_if_poisoned
+from sps2.services.gpu_faults import end_if_poisoned
 from sps2.services.tasks import root_cause
 
 log = logging.getLogger(__name__)

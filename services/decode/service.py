@@ -43,7 +43,7 @@ from sps2.services.decode.steps import Leading
 from sps2.services.decode.token_paces import token_paces
 from sps2.services.decode.tokens import TokenLog
 from sps2.services.tasks import end, forever, gather_all
-from sps2.services.team import Led, opened
+from sps2.services.tp_processes import Led, opened
 
 KEEP_TOKENS_S = 30.0
 """How long the tokens of an ended request can still be fetched."""

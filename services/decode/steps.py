@@ -15,9 +15,9 @@ from sps2.common.transport.plane import Plane
 from sps2.services.decode.frame_rows import pack, unpack_keys
 from sps2.services.decode.kv.holding import Key
 from sps2.services.decode.remote.exchange import ANSWER_S, Exchange, Failed, NotHeld
-from sps2.services.decode.remote.split import SplitAttention
+from sps2.services.decode.remote.sharded_attention import SplitAttention
 from sps2.services.decode.sequence import Sequence as Running
-from sps2.services.poisoned import end_if_poisoned
+from sps2.services.gpu_faults import end_if_poisoned
 from sps2.services.tasks import gather_all, root_cause
 
 log = logging.getLogger(__name__)

@@ -32,14 +32,17 @@ from sps2.common.errors import Invalid
 from sps2.common.messages import Progress
 from sps2.common.text.tokens import Tokenizer
 from sps2.common.tracing import Trail
-from sps2.services.gateway.callers import NOBODY, Caller
+from sps2.services.gateway.correlation_ids import NOBODY, Caller
 from sps2.services.gateway.echo import echo
 from sps2.services.gateway.generate import Record
 from sps2.services.gateway.keys.quota import Account
-from sps2.services.gateway.limits import Served, Slots
 from sps2.services.gateway.logprobs import chat_logprobs, completion_logprobs
+from sps2.services.gateway.monitoring.request_metrics import Metrics
+from sps2.services.gateway.monitoring.traces import AnswerTraces
 from sps2.services.gateway.progress import Prompts
 from sps2.services.gateway.running import Running
+from sps2.services.gateway.served_model import Served
+from sps2.services.gateway.slots import Slots
 from sps2.services.gateway.text import Piece
 from sps2.services.gateway.usage import usage
 from sps2.services.gateway.validate import (
@@ -52,13 +55,11 @@ from sps2.services.gateway.validate import (
     threaded,
     tokens_of_chat,
 )
-from sps2.services.gateway.watch.request_metrics import Metrics
-from sps2.services.gateway.watch.traces import AnswerTraces
 
 COMPLETION = "cmpl-"
 CHAT = "chatcmpl-"
 TOKENIZED_CONTEXTS = 16
-"""A text that is only tokenised may have so many times the tokens of the context."""
+"""A text that is only tokenised may have this many times the tokens of the context."""
 
 
 def nothing() -> None:
@@ -330,7 +331,10 @@ def _totals(usage: Usage) -> dict[str, str | float]:
 
 
 class _CompletionWriter:
-    """Turns pieces into choices of a completion; a choice's first begins with the echo, if any."""
+    """Turns pieces into choices of a completion.
+
+    The first chunk of each choice begins with the echo, if any.
+    """
 
     def __init__(
         self,

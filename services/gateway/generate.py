@@ -270,7 +270,10 @@ class Generation:
 
 
 def _also(before: Placed | None, now: Placed, answered: int) -> Placed:
-    """The placement to report; if the answer goes on elsewhere, as one that was planned again."""
+    """The placement to report.
+
+    An answer that goes on elsewhere after a loss is reported as planned again.
+    """
     if before is None or not answered:
         return now
     cached, queued_s = before.cached_tokens, before.queued_s

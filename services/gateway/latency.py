@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from sps2.common.messages import FinishReason
 from sps2.common.tracing import Trail
 from sps2.services.gateway.generate import Job, Record
-from sps2.services.gateway.watch.request_metrics import Metrics
+from sps2.services.gateway.monitoring.request_metrics import Metrics
 
 
 class TokenPace:

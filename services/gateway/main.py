@@ -24,16 +24,17 @@ from sps2.services.gateway.http.app import application
 from sps2.services.gateway.http.body import Bodies
 from sps2.services.gateway.http.sse import KEEP_ALIVE_S
 from sps2.services.gateway.keys.api_keys import Register
-from sps2.services.gateway.limits import Served, Slots
+from sps2.services.gateway.monitoring.cluster import Observer
+from sps2.services.gateway.monitoring.export import Export, sender
+from sps2.services.gateway.monitoring.federation import Federation
+from sps2.services.gateway.monitoring.readiness import Readiness
+from sps2.services.gateway.monitoring.request_metrics import Build, Metrics
+from sps2.services.gateway.monitoring.traces import AnswerTraces
 from sps2.services.gateway.running import Running
+from sps2.services.gateway.served_model import Served
 from sps2.services.gateway.service import GatewayService
 from sps2.services.gateway.shards import Shards
-from sps2.services.gateway.watch.cluster import Observer
-from sps2.services.gateway.watch.export import Export, sender
-from sps2.services.gateway.watch.federation import Federation
-from sps2.services.gateway.watch.readiness import Readiness
-from sps2.services.gateway.watch.request_metrics import Build, Metrics
-from sps2.services.gateway.watch.traces import AnswerTraces
+from sps2.services.gateway.slots import Slots
 from sps2.services.memory import give_back
 from sps2.services.run import About, sending_heartbeats
 

@@ -11,10 +11,10 @@ from sps2.common.text.tokens import Detokenizer, Tokenizer
 from sps2.common.tracing import Trail
 from sps2.services.gateway.generate import Generation, Job, Record
 from sps2.services.gateway.latency import TokenPace
+from sps2.services.gateway.monitoring.request_metrics import Metrics
 from sps2.services.gateway.shards import Shards
 from sps2.services.gateway.text import Piece, Writer
 from sps2.services.gateway.validate import Order
-from sps2.services.gateway.watch.request_metrics import Metrics
 from sps2.services.tasks import emitted_by, root_cause
 
 NAME_CHARS = 12
@@ -95,11 +95,13 @@ class Running:
         """End an answer by its id (`cmpl-..`, `chatcmpl-..`), or one of its scheduler requests.
 
         Raises:
-            Invalid: no answer in work has this id.
+            Invalid: no running answer has this id.
         """
         name = request.rpartition("-")[2][:NAME_CHARS]
         if name not in self._aborts:
-            raise Invalid(f"no request {request[:80]!r} is in work", "request", "request_not_found")
+            raise Invalid(
+                f"no running request has id {request[:80]!r}", "request", "request_not_found"
+            )
         self._abort(name, Cancelled(f"request {request} was cancelled"))
 
     def abort_all(self, error: ServiceError) -> None:

@@ -35,10 +35,10 @@ from sps2.common.messages import (
     Traces,
 )
 from sps2.services.gateway.gateway import Gateway
+from sps2.services.gateway.monitoring.cluster import Observer
+from sps2.services.gateway.monitoring.readiness import Readiness
+from sps2.services.gateway.monitoring.traces import AnswerTraces
 from sps2.services.gateway.running import NAME_CHARS
-from sps2.services.gateway.watch.cluster import Observer
-from sps2.services.gateway.watch.readiness import Readiness
-from sps2.services.gateway.watch.traces import AnswerTraces
 
 
 def new_name() -> str:

@@ -22,7 +22,7 @@ from sps2.common.messages import PrefillOptions, Sampling
 from sps2.common.text.tokens import Tokenizer
 from sps2.common.words import counted
 from sps2.services.gateway.generate import Job
-from sps2.services.gateway.limits import Served
+from sps2.services.gateway.served_model import Served
 from sps2.services.memory import give_back
 
 R = TypeVar("R")
@@ -142,7 +142,7 @@ async def tokens_of_chat(
 
 
 async def threaded(size: int, work: Callable[[], R]) -> R:
-    """Run `work`, in a thread if its text has so many characters that it takes long."""
+    """Run `work`, in a thread if its text is long."""
 
     def frugally() -> R:
         try:

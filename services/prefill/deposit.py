@@ -32,7 +32,7 @@ class Deposit:
     A frame holds consecutive positions and heads of one layer, from its `at` and `head` on. Each
     process of a decode shard gets the heads that it has. Frames of the group's own exchange go
     first: a deposit leaves when none of them is being sent. Layers wait for deposits that are too
-    far `behind`. What this process keeps itself is not sent.
+    far behind (`Backlog`). What this process keeps itself is not sent.
 
     Args:
         attend: the attention itself.
@@ -72,7 +72,7 @@ class Deposit:
         self.sent_bytes = 0
 
     async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        await self._group.behind.catch_up(layer)
+        await self._group.backlog.catch_up(layer)
         self.begin(layer, k, v)
         return (await self._attend(layer, q, k, v)).out
 
@@ -84,7 +84,7 @@ class Deposit:
                 self._own.keep(self._group.key, layer, piece.start, piece.head, *parts)
                 continue
             task = self._tasks.create_task(self._send(piece, layer, parts))
-            self._group.behind.add(task, layer, sum(part.nbytes for part in parts))
+            self._group.backlog.add(task, layer, sum(part.nbytes for part in parts))
 
     async def _send(self, piece: Piece, layer: int, parts: tuple[Tensor, Tensor]) -> None:
         await self._group.quiet()

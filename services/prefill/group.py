@@ -18,8 +18,8 @@ from sps2.common.transport.frame import Purpose, frame_for
 from sps2.common.transport.inbox import Inbox
 from sps2.common.transport.plane import Leaving, Plane
 from sps2.kernels import State
-from sps2.services.prefill.behind import Behind
-from sps2.services.prefill.methods.attended import Rows, rows_of
+from sps2.services.prefill.backlog import Backlog
+from sps2.services.prefill.methods.partial_attention import Rows, rows_of
 from sps2.services.prefill.timeline import Timeline
 
 Result = TypeVar("Result")
@@ -76,7 +76,7 @@ class Group:
         self._inbox = inbox
         self._run = run
         self._sends = sends
-        self.behind = Behind()
+        self.backlog = Backlog()
         """The work beside the layers."""
         self._leaving = 0
         self._idle = asyncio.Event()
@@ -191,7 +191,7 @@ class Group:
     ) -> None:
         """Run a layer's `work` on `tensors` beside the layers; the rank ends only after it."""
         nbytes = sum(tensor.nbytes for tensor in tensors)
-        self.behind.add(self._sends.create_task(work), layer, nbytes)
+        self.backlog.add(self._sends.create_task(work), layer, nbytes)
 
     @contextmanager
     def _on_its_way(self, layer: int) -> Iterator[None]:

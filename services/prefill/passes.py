@@ -14,7 +14,7 @@ from torch import Tensor
 from sps2.common.errors import Cancelled
 from sps2.common.model.attend import Attend, inline
 from sps2.common.model.llama import Llama
-from sps2.services.prefill.compute import Compute
+from sps2.services.prefill.compute_queue import Compute
 from sps2.services.prefill.threads import with_threads
 from sps2.services.prefill.timeline import Timeline
 
@@ -28,11 +28,12 @@ AttendHere = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """The attention of a layer (layer, q, k, v), computed on the calling thread."""
 
 PIECE_ROWS = 128
-"""Passes of up to so many rows are a single piece of arithmetic where no prompt of theirs exchanges
-anything: with so few, a thread's waking for every piece takes as long as the arithmetic."""
+"""Passes of up to this many rows are a single piece of arithmetic where no prompt of theirs
+exchanges anything: with so few, a thread's waking for every piece takes as long as the arithmetic.
+"""
 FEW_ROWS = 256
-"""A linear layer takes hardly longer for so many rows than for one: they share a pass, and whoever
-comes while such a pass runs waits for its end."""
+"""Largest batch of several prompts, in rows; up to here a linear layer costs about as much as for
+one row. Prompts that arrive during such a pass wait for its end."""
 
 
 class Passes:
@@ -81,7 +82,8 @@ class Passes:
     def urgency(self, own: Callable[[], float]) -> float:
         """How urgent a prompt is, given its own urgency as passed to `forward`.
 
-        While it runs in a pass of few rows, it is as urgent as whoever waits for the end of that.
+        While it runs in a pass of few rows, it inherits the urgency of the most urgent waiting
+        prompt.
         """
         for members in self._running:
             if _rows(members) <= FEW_ROWS and any(each.urgency is own for each in members):

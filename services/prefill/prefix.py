@@ -15,13 +15,13 @@ from sps2.kernels import State, merge_many
 from sps2.services.prefill.deposit import owners
 from sps2.services.prefill.group import Attention, Group
 from sps2.services.prefill.local_pages import LocalPages
-from sps2.services.prefill.methods.attended import Rows, in_blocks, visible
+from sps2.services.prefill.methods.partial_attention import Rows, in_blocks, visible
 from sps2.services.tasks import gather_all
 
 ROWS = 256
 """Queries in one question; a shard runs decode steps between two questions."""
 INLINE = 128
-"""Up to so many rows, merging states is faster than starting another thread."""
+"""Up to this many rows, merging states is faster than starting another thread."""
 
 
 class Question(NamedTuple):

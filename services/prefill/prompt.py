@@ -20,8 +20,8 @@ from sps2.common.transport.plane import Plane
 from sps2.services.prefill.deposit import Deposit
 from sps2.services.prefill.group import Attention, Group
 from sps2.services.prefill.local_pages import NO_PAGES, LocalPages
-from sps2.services.prefill.methods.attended import Seen
 from sps2.services.prefill.methods.csa import Csa
+from sps2.services.prefill.methods.partial_attention import Seen
 from sps2.services.prefill.methods.registry import attend_by
 from sps2.services.prefill.passes import Passes
 from sps2.services.prefill.prefix import Prefix

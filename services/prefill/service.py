@@ -11,17 +11,17 @@ from sps2.common.tracing import FORGETFUL, Recorder
 from sps2.common.transport.inbox import Inbox
 from sps2.common.transport.plane import Plane
 from sps2.services.data_loop import DataLoop
-from sps2.services.prefill.compute import Compute, Thread
+from sps2.services.prefill.compute_queue import Compute, Thread
 from sps2.services.prefill.layers import layers
 from sps2.services.prefill.local_pages import NO_PAGES, LocalPages
 from sps2.services.prefill.passes import Passes
 from sps2.services.prefill.progress import Progress, Tally
 from sps2.services.prefill.prompt import run_prompt, turn_of
-from sps2.services.prefill.team import Emit, Followers, Parts
 from sps2.services.prefill.threads import with_threads
 from sps2.services.prefill.timeline import Timeline
+from sps2.services.prefill.tp_answers import Emit, Followers, Parts
 from sps2.services.tasks import emitted_by, forever, root_cause
-from sps2.services.team import Led, opened
+from sps2.services.tp_processes import Led, opened
 
 
 class PrefillService:

@@ -11,7 +11,7 @@ Result = TypeVar("Result")
 
 
 def with_threads(run: Run, threads: int) -> Run:
-    """`run`, with so many threads if they are more than those of this process."""
+    """`run`, with `threads` threads if they are more than those of this process."""
     own = torch.get_num_threads()
     if threads <= own:
         return run

@@ -18,10 +18,10 @@ from sps2.kernels.gpu import (
     csa_scores,
     decode,
     flash,
+    kv_quantize,
     merge,
     packed,
     pod,
-    quantize,
     rows,
     sample,
     sparse,
@@ -57,8 +57,8 @@ def launch_all() -> None:
     pod.attend(pod.Prompts(q, k, k, [(runs, runs)]), pod.Decoding(q[:1], k, k, paged), scale)
     csa_scores.score(q, k, scale, torch.arange(256))
     which = torch.ones(2, 4, dtype=torch.bool)
-    made, _ = quantize.pack_all_on_device(k, k, which, 8)
-    quantize.unpack(made, DTYPE)
+    made, _ = kv_quantize.pack_all_on_device(k, k, which, 8)
+    kv_quantize.unpack(made, DTYPE)
     packed.attend(q, made, torch.tensor([0, 4, 8]), scale)
     mask = torch.ones(2, 4, 4, dtype=torch.bool)
     sparse.attend(q, k, k, mask, runs, 0, scale)

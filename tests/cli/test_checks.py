@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from sps2.cli import checks
+from sps2.cli.doctor_findings import Finding
 from sps2.cli.effective import effective
-from sps2.cli.finding import Finding
 from sps2.common import machine
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid

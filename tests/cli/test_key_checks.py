@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sps2.cli import key_checks
-from sps2.cli.finding import Finding
+from sps2.cli.doctor_findings import Finding
 from sps2.common import config
 from sps2.common.config import Cluster
 from sps2.common.keys.keyring import Keyring

@@ -20,7 +20,7 @@ for command in ("status", "trace"):
 DOCTOR = """
 import time
 from sps2.cli import checks
-from sps2.cli.finding import Finding
+from sps2.cli.doctor_findings import Finding
 from sps2.cli.main import app
 
 def run_all(cluster):

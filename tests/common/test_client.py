@@ -30,7 +30,7 @@ from sps2.common.api import (
     Usage,
 )
 from sps2.common.api.requests import Harmless
-from sps2.common.api.tolerance import only_of
+from sps2.common.api.unsupported_fields import only_of
 from sps2.common.bus.peer import Server
 from sps2.common.bus.wire import WINDOW
 from sps2.common.client import AsyncClient, Client

@@ -17,7 +17,7 @@ from sps2.kernels.native import abi
 from sps2.kernels.native import layer as layers
 from sps2.kernels.native import rows as row_kernels
 from sps2.kernels.native import weights as weight_kernels
-from sps2.kernels.weights import quantise
+from sps2.kernels.weight_quantize import quantise
 
 pytestmark = pytest.mark.skipif(not native.level, reason="there are no C++ kernels")
 

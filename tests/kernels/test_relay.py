@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from sps2.kernels import PagedRows, Run, State, native, paged_attention, relay
-from sps2.kernels.quantize import quantise_rows
+from sps2.kernels.kv_quantize import quantise_rows
 
 PAGE = 32
 

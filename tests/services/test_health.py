@@ -13,7 +13,7 @@ from sps2.common.config import text as config_text
 from sps2.common.errors import Invalid, ServiceError
 from sps2.common.messages import Describe, Info
 from sps2.services import health
-from sps2.services.greeting import VERSION
+from sps2.services.compatibility import VERSION
 from sps2.services.run import About
 
 

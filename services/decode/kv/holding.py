@@ -20,8 +20,8 @@ from sps2.common.transport.expected import Like, check
 from sps2.common.transport.frame import Frame
 from sps2.common.transport.plane import Plane
 from sps2.services.decode.kv.cached import CachedPages
+from sps2.services.gpu_faults import end_if_poisoned
 from sps2.services.memory import back
-from sps2.services.poisoned import end_if_poisoned
 
 log = logging.getLogger(__name__)
 

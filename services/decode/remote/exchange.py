@@ -21,7 +21,7 @@ from sps2.kernels import PagedRows, State, paged_attention
 from sps2.services.decode.frame_rows import Unanswered, pack, unpack_keys, unpack_unanswered
 from sps2.services.decode.holder_spin import HolderSpin
 from sps2.services.decode.kv.holding import Holding, Holdings, Key
-from sps2.services.poisoned import end_if_poisoned
+from sps2.services.gpu_faults import end_if_poisoned
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from sps2.common.transport.frame import Frame, frame_for
 from sps2.common.transport.plane import Plane
 from sps2.kernels import Run, State, attention, empty_state
 from sps2.services.decode.kv.holding import Holding, Holdings, Key
-from sps2.services.poisoned import end_if_poisoned
+from sps2.services.gpu_faults import end_if_poisoned
 
 log = logging.getLogger(__name__)
 

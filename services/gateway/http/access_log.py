@@ -7,7 +7,7 @@ from typing import Literal
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sps2.services.gateway.watch.request_metrics import Metrics
+from sps2.services.gateway.monitoring.request_metrics import Metrics
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from sps2.services.gateway.http.problems import NotReady, TooLarge, Unsupported
 from sps2.services.gateway.http.request_id import RequestIds, caller_of, name_of
 from sps2.services.gateway.http.sse import KEEP_ALIVE_S, Events, Json, Plain, Run, failed
 from sps2.services.gateway.keys.api_keys import Register
-from sps2.services.gateway.watch import request_metrics
+from sps2.services.gateway.monitoring import request_metrics
 
 T = TypeVar("T", CompletionChunk, ChatChunk)
 DOCS = (

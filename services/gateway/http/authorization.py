@@ -11,7 +11,7 @@ from sps2.services.gateway.keys.api_keys import Register
 from sps2.services.gateway.keys.quota import Account
 
 OPEN = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
-"""Paths without data of requests: probes and browsers send no keys there."""
+"""Paths that expose no request data, open to callers without a key."""
 
 
 class Doorman:

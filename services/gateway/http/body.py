@@ -14,7 +14,7 @@ from sps2.services.gateway.http.problems import TooLarge, Unsupported
 T = TypeVar("T")
 
 SMALL = 64 << 10
-"""A body of at most so many bytes is not counted: a connection holds as many anyway."""
+"""A body of at most this many bytes is not counted: a connection holds as many anyway."""
 MOST_VALUES = 1 << 18
 """Least limit of values in one body; a decoded value needs up to 40 times its bytes."""
 VALUES_PER_TOKEN = 8

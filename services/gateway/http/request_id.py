@@ -6,7 +6,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sps2.services.gateway.callers import Caller
+from sps2.services.gateway.correlation_ids import Caller
 from sps2.services.gateway.service import new_name
 
 HEADER = "x-request-id"

@@ -12,7 +12,7 @@ from sps2.services.gateway.generate import Job, Record
 
 MINUTE_S = 60.0
 SHARES = 8
-"""An answer without `max_tokens` reserves one of so many parts of a minute's tokens as it runs."""
+"""An answer without `max_tokens` reserves 1/SHARES of the minute's tokens while it runs."""
 
 
 class Bucket:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from sps2.common.transport.expected import Like
 from sps2.kernels.contracts import BLOCK, Packed
-from sps2.kernels.quantize import pack_all, unpack_all
+from sps2.kernels.kv_quantize import pack_all, unpack_all
 
 PLAIN = 2
 """Tensors of a frame with keys and values in the model's dtype; a quantised one has more."""
@@ -28,7 +28,7 @@ def wire_like(
 
 
 def packed_like(blocks: int, dim: int) -> tuple[Like, ...]:
-    """Shapes and dtypes of `blocks` blocks in 8 bits; see `quantize.Packed`."""
+    """Shapes and dtypes of `blocks` blocks in 8 bits; see `kernels.contracts.Packed`."""
     numbers = Like(torch.uint8, (blocks, BLOCK, dim))
     k_scale = Like(torch.float16, (blocks, 2, dim))
     return numbers, k_scale, numbers, Like(torch.float16, (blocks, 2, BLOCK))

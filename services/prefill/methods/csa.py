@@ -1,4 +1,7 @@
-"""CSA: owners of earlier keys choose the blocks to send by the probes of later ranks."""
+"""CSA: ranks that hold earlier keys choose which blocks to send.
+
+They choose by sample queries (probes) from later ranks.
+"""
 
 import asyncio
 from functools import partial
@@ -21,11 +24,11 @@ from sps2.kernels.csa_scores import (
     lost,
     score,
 )
-from sps2.kernels.quantize import blocks_of, pack, quantise_rows, restore_rows
+from sps2.kernels.kv_quantize import blocks_of, pack, quantise_rows, restore_rows
 from sps2.services.prefill.group import Group
-from sps2.services.prefill.methods.attended import Seen, by_heads
 from sps2.services.prefill.methods.codec import packed_like
 from sps2.services.prefill.methods.gather import Gather
+from sps2.services.prefill.methods.partial_attention import Seen, by_heads
 from sps2.services.tasks import gather_all
 
 DROPPED, COARSE, FINE = range(3)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sps2.kernels import State
 from sps2.services.prefill.group import Group
-from sps2.services.prefill.methods.attended import (
+from sps2.services.prefill.methods.codec import from_wire, to_wire, wire_like
+from sps2.services.prefill.methods.partial_attention import (
     Rows,
     Seen,
     by_rows,
@@ -18,7 +19,6 @@ from sps2.services.prefill.methods.attended import (
     needed,
     rows_of,
 )
-from sps2.services.prefill.methods.codec import from_wire, to_wire, wire_like
 from sps2.services.tasks import gather_all
 
 MOST_QUERIES = 512, 8192

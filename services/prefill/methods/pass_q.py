@@ -7,7 +7,7 @@ from torch import Tensor
 from sps2.common.transport.expected import Like
 from sps2.kernels import State
 from sps2.services.prefill.group import Group
-from sps2.services.prefill.methods.attended import Seen, needed
+from sps2.services.prefill.methods.partial_attention import Seen, needed
 from sps2.services.tasks import gather_all
 
 

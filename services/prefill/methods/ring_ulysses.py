@@ -12,8 +12,8 @@ from sps2.common.spans import Span, even_split
 from sps2.common.transport.expected import Like
 from sps2.kernels import State
 from sps2.services.prefill.group import Group
-from sps2.services.prefill.methods.attended import Rows, Seen, by_heads, rows_of
 from sps2.services.prefill.methods.codec import from_wire, to_wire, wire_like
+from sps2.services.prefill.methods.partial_attention import Rows, Seen, by_heads, rows_of
 from sps2.services.tasks import gather_all
 
 

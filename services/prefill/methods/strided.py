@@ -8,7 +8,7 @@ from torch import Tensor
 from sps2.common.transport.expected import Like
 from sps2.kernels import Run, State, attention, empty_state
 from sps2.services.prefill.group import Group
-from sps2.services.prefill.methods.attended import Rows, Seen
+from sps2.services.prefill.methods.partial_attention import Rows, Seen
 from sps2.services.tasks import gather_all
 
 

@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from sps2.cli.top.controls import Controls
 from sps2.cli.top.monitor import Monitor
-from sps2.cli.top.picture import Picture
+from sps2.cli.top.snapshot import Picture
 
 from .acts import BUS, event, heartbeat
 

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from sps2.cli.top.monitor import FORGET_S, LINGER_S, Monitor
-from sps2.cli.top.picture import Link, Picture
+from sps2.cli.top.snapshot import Link, Picture
 
 from .acts import BUS, NAMES, REQUEST, event, heartbeat, in_prefill, running, status, watched
 

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from sps2.cli.top.controls import Controls
 from sps2.cli.top.monitor import Monitor
-from sps2.cli.top.picture import Picture
+from sps2.cli.top.snapshot import Picture
 from sps2.cli.top.view import lines, view
 
 from .acts import BUS, REQUEST, event, heartbeat, in_prefill, running, status, watched

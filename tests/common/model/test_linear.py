@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from sps2.common.model.linear import Linear
 from sps2.kernels import native
-from sps2.kernels.weights import quantise
+from sps2.kernels.weight_quantize import quantise
 
 
 @pytest.mark.parametrize("level", range(native.level + 1), ids=native.LEVELS.__getitem__)

@@ -11,7 +11,7 @@ from sps2.common.errors import PeerLost
 from sps2.common.transport import hello, listener
 from sps2.common.transport.backends import BackendName
 from sps2.common.transport.frame import frame_for
-from sps2.common.transport.links import Behind
+from sps2.common.transport.interfaces import Behind
 from sps2.common.transport.plane import Plane
 
 

@@ -8,7 +8,7 @@ import torch
 from sps2.common.errors import PeerLost
 from sps2.common.messages import Peer
 from sps2.common.transport import plane as planes
-from sps2.common.transport.links import Stale
+from sps2.common.transport.interfaces import Stale
 from sps2.common.transport.plane import Plane
 
 from ...waiting import until

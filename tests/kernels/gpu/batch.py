@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sps2.kernels import Run, Scales, State
-from sps2.kernels.quantize import quantise_rows, restore_rows
+from sps2.kernels.kv_quantize import quantise_rows, restore_rows
 from sps2.kernels.reference import reference_attention
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from sps2.kernels import Run, State, empty_state
 from sps2.kernels.gpu import flash
 from sps2.kernels.gpu.tiles import Tile
-from sps2.kernels.quantize import quantise_rows, restore_rows
+from sps2.kernels.kv_quantize import quantise_rows, restore_rows
 from sps2.kernels.reference import reference_attention
 
 from .close import DTYPES, near, near_state

@@ -50,9 +50,9 @@ from sps2.common.messages import (
 )
 from sps2.common.spans import Span
 from sps2.common.tracing import Recorder, context_of
+from sps2.services.compatibility import greeted
 from sps2.services.gateway.http import server as http
 from sps2.services.gateway.main import Parts
-from sps2.services.greeting import greeted
 from sps2.services.run import About
 
 BUS = Bus(heartbeat_s=0.2)

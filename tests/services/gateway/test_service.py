@@ -7,7 +7,7 @@ import pytest
 from sps2.common.api import Extension, Message, TextPart
 from sps2.common.client import Client
 from sps2.common.errors import Cancelled, Invalid, Refused
-from sps2.services.gateway.watch import cluster
+from sps2.services.gateway.monitoring import cluster
 
 from ...waiting import until
 
@@ -93,7 +93,7 @@ async def test_cancels_by_id(client, door):
         async for _ in stream:
             pass
     await until(lambda: door.play.cancelled)
-    with pytest.raises(Invalid, match="in work"):
+    with pytest.raises(Invalid, match="no running request has id"):
         await client.cancel(first.id)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sps2.common.model.llama import Llama
 from sps2.common.model.local import LocalAttention
-from sps2.services.prefill.compute import Compute
+from sps2.services.prefill.compute_queue import Compute
 from sps2.services.prefill.passes import PIECE_ROWS, AttendHere, Passes
 from sps2.services.prefill.timeline import Timeline
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sps2.common.model.attend import Run
-from sps2.services.prefill.compute import ABSENT_S, LEAST_SHARE, Compute
+from sps2.services.prefill.compute_queue import ABSENT_S, LEAST_SHARE, Compute
 
 from .test_passes import at_once
 

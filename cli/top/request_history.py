@@ -1,6 +1,6 @@
 """The course of one request, from its events and from the scheduler's status."""
 
-from sps2.cli.top.picture import Request, Stage
+from sps2.cli.top.snapshot import Request, Stage
 from sps2.common.bus.telemetry import RequestEvent
 from sps2.common.messages import Placement, RequestStatus
 

@@ -1,6 +1,6 @@
 """Quantiles of the last minute."""
 
-from sps2.services.gateway.watch.recent import MOST, WINDOW_S, Recent
+from sps2.services.gateway.monitoring.recent import MOST, WINDOW_S, Recent
 
 
 def test_nearest_rank() -> None:

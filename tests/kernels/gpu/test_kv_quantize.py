@@ -11,8 +11,8 @@ from torch.testing import assert_close
 
 from sps2.kernels import State
 from sps2.kernels.contracts import BLOCK, Bits, Packed
-from sps2.kernels.gpu import packed, quantize
-from sps2.kernels.quantize import blocks_of, pack, unpack
+from sps2.kernels.gpu import kv_quantize, packed
+from sps2.kernels.kv_quantize import blocks_of, pack, unpack
 from sps2.kernels.reference import reference_attention
 
 from .close import DTYPES, near_state
@@ -39,7 +39,7 @@ def test_it_packs_and_unpacks_alike(
 ) -> None:
     torch.manual_seed(seed)
     k, v, which = some(tokens, dim, dtype, kept)
-    got, want = quantize.pack(k, v, which, bits), pack(k.float(), v.float(), which, bits)
+    got, want = kv_quantize.pack(k, v, which, bits), pack(k.float(), v.float(), which, bits)
     assert_close(got.k_scale, want.k_scale, atol=1e-6, rtol=1e-3)
     assert_close(got.v_scale, want.v_scale, atol=1e-6, rtol=1e-3)
     assert (got.k.shape, got.v.shape) == (want.k.shape, want.v.shape)
@@ -50,14 +50,14 @@ def test_it_packs_and_unpacks_alike(
         blocks = blocks_of(x.float())[which]
         either = torch.where(there == here, here, (there + here) / 2)
         assert_close(either, torch.where(there == here, here, blocks), atol=1e-4, rtol=1e-4)
-    for back, expected in zip(quantize.unpack(want, dtype), unpack(want, dtype), strict=True):
+    for back, expected in zip(kv_quantize.unpack(want, dtype), unpack(want, dtype), strict=True):
         assert_close(back, expected, atol=1e-6, rtol=0.01 if dtype == torch.bfloat16 else 1e-3)
 
 
 def test_equal_numbers() -> None:
     k = torch.full((BLOCK, 2, 64), 3.0)
-    made = quantize.pack(k, -k, torch.ones(2, 1, dtype=torch.bool), 8)
-    for there, value in zip(quantize.unpack(made, k.dtype), (3.0, -3.0), strict=True):
+    made = kv_quantize.pack(k, -k, torch.ones(2, 1, dtype=torch.bool), 8)
+    for there, value in zip(kv_quantize.unpack(made, k.dtype), (3.0, -3.0), strict=True):
         assert bool((there == value).all())
 
 
@@ -90,7 +90,7 @@ def test_attention_to_packed_blocks(
     values: list[Tensor] = []
     for _ in range(2):
         k, v, which = some(tokens, dim, torch.float32, kept)
-        made, ends = quantize.pack_all_on_device(k, v, which, bits)
+        made, ends = kv_quantize.pack_all_on_device(k, v, which, bits)
         offsets = torch.cat((ends.new_zeros(1), ends.view(2, -1)[:, -1]))
         state = packed.attend(q, made, offsets, dim**-0.5, state)
         used = Packed(*(x[: int(ends[-1])] for x in made))
@@ -121,7 +121,7 @@ WHICH = torch.ones(2, 2, dtype=torch.bool)
 def test_bad_input_is_named(named: str, changes: dict[str, Any]) -> None:
     usual: dict[str, Any] = {"k": K, "v": K, "which": WHICH, "bits": 8}
     with pytest.raises(ValueError, match=named):
-        quantize.pack(**(usual | changes))
+        kv_quantize.pack(**(usual | changes))
 
 
 def test_what_is_not_packed_is_named() -> None:

@@ -30,9 +30,9 @@ def pack(k: Tensor, v: Tensor, which: Tensor, bits: Bits = 8, *, roomy: bool = F
             not waited for to learn the number of blocks.
     """
     if gpu.serves(k):
-        from sps2.kernels.gpu import quantize
+        from sps2.kernels.gpu import kv_quantize
 
-        return quantize.pack(k, v, which, bits, roomy)
+        return kv_quantize.pack(k, v, which, bits, roomy)
     if native.serves(k, v):
         return Packed(*native.pack(k, v, which.nonzero(), bits))
     keys, k_scale = _quantise(blocks_of(k)[which], 1, bits)
@@ -45,9 +45,9 @@ def pack(k: Tensor, v: Tensor, which: Tensor, bits: Bits = 8, *, roomy: bool = F
 def unpack(packed: Packed, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The keys and values of `packed`, [blocks, BLOCK, dim] each, exact to half a step."""
     if gpu.serves(packed.k):
-        from sps2.kernels.gpu import quantize
+        from sps2.kernels.gpu import kv_quantize
 
-        return quantize.unpack(packed, dtype)
+        return kv_quantize.unpack(packed, dtype)
     k, v = packed.k, packed.v
     dim = packed.k_scale.shape[-1]
     if native.level and dtype in native.FLOATING and dim <= native.MOST_DIM:

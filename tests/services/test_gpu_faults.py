@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sps2.common.errors import Internal
 from sps2.services.data_loop import DataLoop
-from sps2.services.poisoned import is_poisoned
+from sps2.services.gpu_faults import is_poisoned
 
 from ..waiting import until
 from .world import DecodeShard, World, greedy, tiny_model, world

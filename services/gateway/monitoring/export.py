@@ -43,7 +43,7 @@ def sender(tracing: Tracing, cluster: str, version: str) -> Sender | None:
     if not tracing.kept:
         raise Invalid("tracing.otlp_endpoint needs tracing.kept to be at least 1")
     try:
-        from sps2.services.gateway.watch.otlp import Exporter
+        from sps2.services.gateway.monitoring.otlp import Exporter
     except ImportError as error:
         raise Invalid(
             "tracing.otlp_endpoint needs OpenTelemetry: pip install 'sps2[otel]'"

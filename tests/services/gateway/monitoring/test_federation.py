@@ -7,9 +7,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from sps2.common.bus.telemetry import Heartbeat, RequestEvent
 from sps2.common.config import Bus
 from sps2.common.messages import Link
-from sps2.services.gateway.watch.federation import Federation
-from sps2.services.gateway.watch.request_metrics import Metrics
-from sps2.services.gateway.watch.shard_metrics import FAMILIES
+from sps2.services.gateway.monitoring.federation import Federation
+from sps2.services.gateway.monitoring.request_metrics import Metrics
+from sps2.services.gateway.monitoring.shard_metrics import FAMILIES
 
 Samples = dict[tuple[str, str, str, str], float]
 

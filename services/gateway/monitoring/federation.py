@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 from sps2.common.bus.telemetry import Event, Heartbeat, Subscriber, role_of, shard_of
 from sps2.common.config import Bus
 from sps2.common.messages import Role
-from sps2.services.gateway.watch.shard_metrics import FAMILIES, Family, values
+from sps2.services.gateway.monitoring.shard_metrics import FAMILIES, Family, values
 
 Metric = CounterMetricFamily | GaugeMetricFamily
 

@@ -13,7 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from sps2.common.config import Tracing
 from sps2.common.errors import Invalid, PeerLost
 from sps2.common.messages import ListTraces, ShowTrace
-from sps2.services.gateway.watch.export import sender
+from sps2.services.gateway.monitoring.export import sender
 
 from ....waiting import until
 from ..conftest import opened
@@ -204,6 +204,6 @@ def test_an_export_that_cannot_be_is_refused_at_the_start(monkeypatch):
         sender(Tracing(otlp_endpoint="localhost:4318"), "x", "0")
     with pytest.raises(Invalid, match="kept"):
         sender(Tracing(kept=0, otlp_endpoint="http://127.0.0.1:1/v1/traces"), "x", "0")
-    monkeypatch.setitem(__import__("sys").modules, "sps2.services.gateway.watch.otlp", None)
+    monkeypatch.setitem(__import__("sys").modules, "sps2.services.gateway.monitoring.otlp", None)
     with pytest.raises(Invalid, match=r"pip install 'sps2\[otel\]'"):
         sender(Tracing(otlp_endpoint="http://127.0.0.1:1/v1/traces"), "x", "0")

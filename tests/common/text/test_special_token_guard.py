@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sps2.common.text.literal import Guard, Segment, segments
+from sps2.common.text.special_token_guard import Guard, Segment, segments
 
 GUARD = Guard(["<|end|>", "<|begin|>", "aa"])
 

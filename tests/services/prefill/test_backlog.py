@@ -12,8 +12,8 @@ from sps2.common.model.share import Share
 from sps2.common.spans import Span
 from sps2.common.transport import credit
 from sps2.common.transport.backends import BackendName
-from sps2.services.prefill import behind
-from sps2.services.prefill.behind import Behind
+from sps2.services.prefill import backlog
+from sps2.services.prefill.backlog import Backlog
 from sps2.services.prefill.deposit import Deposit
 from sps2.services.prefill.group import Group
 from sps2.services.prefill.local_pages import NO_PAGES
@@ -50,11 +50,11 @@ class Rank:
             for self.layer in range(LAYERS):
                 out = await attend(self.layer, self._q, self._k, self._v)
                 torch.testing.assert_close(out.double(), self._wanted, rtol=1e-4, atol=1e-5)
-                self.note(group.behind)
+                self.note(group.backlog)
 
-    def note(self, behind: Behind) -> None:
+    def note(self, work: Backlog) -> None:
         plane = self.member.plane
-        now = plane.unread_bytes, plane.queued_bytes, behind.nbytes
+        now = plane.unread_bytes, plane.queued_bytes, work.nbytes
         self.peaks = list(map(max, self.peaks, now))
 
 
@@ -68,7 +68,7 @@ async def test_gather_with_one_rank_far_behind(
     monkeypatch: pytest.MonkeyPatch, backend: BackendName, ahead_bytes: int, reached: int
 ) -> None:
     monkeypatch.setattr(credit, "CREDIT_BYTES", CREDIT)
-    monkeypatch.setattr(behind, "BYTES", ahead_bytes)
+    monkeypatch.setattr(backlog, "BYTES", ahead_bytes)
     qkv = random_qkv(256, config(4, 2, 64), 0)
     async with asyncio.timeout(120), members(SPANS, Scheme("gather"), backend) as both:
         first, second = (Rank(member, qkv) for member in both)
@@ -84,19 +84,19 @@ async def test_gather_with_one_rank_far_behind(
         await gather_all(first.run(), late())
     sent, _, held = first.peaks
     assert 0 < sent <= CREDIT
-    assert held <= max(ahead_bytes, behind.LAYERS * LAYER_BYTES) + LAYER_BYTES
+    assert held <= max(ahead_bytes, backlog.LAYERS * LAYER_BYTES) + LAYER_BYTES
     assert second.peaks[1] <= CREDIT
 
 
 async def test_little_work_beside_the_layers_is_not_waited_for() -> None:
-    behind, never = Behind(), asyncio.Event()
+    work, never = Backlog(), asyncio.Event()
     task = asyncio.create_task(_wait(never))
-    behind.add(task, 0, 1000)
-    await behind.catch_up(100)
+    work.add(task, 0, 1000)
+    await work.catch_up(100)
     never.set()
     await task
     await asyncio.sleep(0)
-    assert behind.nbytes == 0
+    assert work.nbytes == 0
 
 
 async def _wait(event: asyncio.Event) -> None:

@@ -19,7 +19,7 @@ FINEST: tl.constexpr = tl.constexpr(6e-8)
 
 
 def pack(k: Tensor, v: Tensor, which: Tensor, bits: Bits, roomy: bool = False) -> Packed:
-    """`sps2.kernels.quantize.pack`."""
+    """`sps2.kernels.kv_quantize.pack`."""
     packed, ends = pack_all_on_device(k, v, which, bits)
     if roomy:
         return packed
@@ -69,7 +69,7 @@ def pack_all_on_device(k: Tensor, v: Tensor, which: Tensor, bits: Bits) -> tuple
 
 
 def unpack(packed: Packed, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """`sps2.kernels.quantize.unpack`."""
+    """`sps2.kernels.kv_quantize.unpack`."""
     count, dim, bits = checked(packed)
     device = packed.k.device
     k, v = (torch.empty(count, BLOCK, dim, dtype=dtype, device=device) for _ in range(2))

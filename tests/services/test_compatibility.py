@@ -11,8 +11,8 @@ from sps2.common.config import Bus
 from sps2.common.errors import Invalid
 from sps2.common.messages import Greet, Greeted
 from sps2.common.messages.schema import hash_of
-from sps2.services import greeting
-from sps2.services.greeting import VERSION, greet
+from sps2.services import compatibility
+from sps2.services.compatibility import VERSION, greet
 from sps2.services.run import About
 
 BUS = Bus(heartbeat_s=20.0)
@@ -35,7 +35,7 @@ async def test_another_version_is_refused_by_name(
 ) -> None:
     real = Greet
     monkeypatch.setattr(
-        greeting, "Greet", lambda service, _, schema: real(service, "9.9.9", schema)
+        compatibility, "Greet", lambda service, _, schema: real(service, "9.9.9", schema)
     )
     with pytest.raises(Invalid, match=r"prefill-1 is SPS2 9\.9\.9 .* and scheduler is ") as refused:
         await ask()
@@ -47,7 +47,9 @@ async def test_other_messages_of_the_same_version_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     real = Greet
-    monkeypatch.setattr(greeting, "Greet", lambda service, version, _: real(service, version, "0f"))
+    monkeypatch.setattr(
+        compatibility, "Greet", lambda service, version, _: real(service, version, "0f")
+    )
     with pytest.raises(Invalid, match=r"\(messages 0f\) and scheduler is .*: install one version"):
         await ask()
 
@@ -83,7 +85,7 @@ async def test_clocks(
 ) -> None:
     real = Greeted
     monkeypatch.setattr(
-        greeting, "Greeted", lambda at_s, monotonic_s: real(at_s + apart_s, monotonic_s)
+        compatibility, "Greeted", lambda at_s, monotonic_s: real(at_s + apart_s, monotonic_s)
     )
     with caplog.at_level(logging.WARNING):
         ahead_s = await ask()

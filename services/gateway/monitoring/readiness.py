@@ -6,7 +6,7 @@ from sps2.common.bus.peer import Peer
 from sps2.common.config import Bus
 from sps2.common.errors import Invalid, ServiceError
 from sps2.common.messages import ShowFleet
-from sps2.services.greeting import greet
+from sps2.services.compatibility import greet
 
 NOW_S = 0.5
 SOON_S = 0.2

@@ -22,7 +22,7 @@ LEAST_SHARE = 1 / 8
 UNKNOWN_PIECE_S = 0.1
 """How long the first piece of a prefill is expected to take."""
 ABSENT_S = 0.5
-"""A prefill that has had nothing to compute for so long holds nobody back."""
+"""A prefill idle for this long no longer delays others."""
 
 
 class Thread:
@@ -153,7 +153,7 @@ class Compute:
             self._held_since_s = None
 
     def _due_s(self, held: _Prefill) -> float:
-        """When the next piece of a held prefill is within the share of those held back."""
+        """When the share reserved for held-back prefills next allows a piece."""
         assert self._held_since_s is not None
         return self._held_since_s + (self._given_s + held.piece_s) / LEAST_SHARE
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import yaml
 
 from sps2.common.config import Bus
-from sps2.services.gateway.watch.federation import Federation
-from sps2.services.gateway.watch.request_metrics import Metrics
+from sps2.services.gateway.monitoring.federation import Federation
+from sps2.services.gateway.monitoring.request_metrics import Metrics
 
 ROOT = Path(__file__).parents[4]
 OPERATING = (ROOT / "docs/operating.md").read_text()

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sps2.common.model.tally import Tally
+from sps2.common.model.token_counts import Tally
 
 ids = st.lists(st.integers(-2, 12))
 

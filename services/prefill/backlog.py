@@ -3,12 +3,12 @@
 import asyncio
 
 LAYERS = 4
-"""A layer waits for work of layers at least so many before it."""
+"""A layer waits for background work of layers this many or more before it."""
 BYTES = 64 << 20
-"""Unfinished work of at most so many bytes delays no layer."""
+"""Unfinished work of at most this many bytes delays no layer."""
 
 
-class Behind:
+class Backlog:
     """Limits how far background work may lag behind the layers.
 
     A layer begins once the work of all layers at least `LAYERS` before it is done, unless the

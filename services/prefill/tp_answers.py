@@ -57,8 +57,8 @@ class Followers:
     def prefill(self, request: Prefill, parts: Parts) -> list[asyncio.Future[None]]:
         """Have each follower run its part; returns futures of their ends.
 
-        They begin even if nobody awaits the futures, and stop when this process does: all of them
-        have a turn for this request, and none may skip it.
+        They begin even if nobody awaits the futures, and stop when this process does: each process
+        has a place for this request in its execution order, and must use it.
         """
         ends = []
         for rank, peer in enumerate(self.peers, 1):

@@ -5,7 +5,7 @@ import torch
 
 from sps2.kernels import native
 from sps2.kernels.native import layer
-from sps2.kernels.weights import BESIDE, GROUP, Bits, QuantisedWeight, quantise
+from sps2.kernels.weight_quantize import BESIDE, GROUP, Bits, QuantisedWeight, quantise
 
 SHAPES = [(16, 32), (48, 96), (1, 32), (37, 64), (200, 160), (64, 576)]
 

@@ -23,7 +23,7 @@ from sps2.common.api.usage import Usage
 from sps2.common.errors import Cancelled, Invalid, PeerLost, Refused
 from sps2.common.messages import FinishReason
 from sps2.services.gateway.http.problems import NotReady, TooLarge, Unsupported
-from sps2.services.gateway.watch.recent import Recent
+from sps2.services.gateway.monitoring.recent import Recent
 
 log = logging.getLogger(__name__)
 

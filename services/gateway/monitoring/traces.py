@@ -17,11 +17,11 @@ from sps2.common.messages import (
     TraceSummary,
 )
 from sps2.common.tracing import Context, Note, Recorder, Trail
-from sps2.services.gateway.callers import Caller
+from sps2.services.compatibility import compare
+from sps2.services.gateway.correlation_ids import Caller
 from sps2.services.gateway.http.problems import ErrorReport, NotReady
 from sps2.services.gateway.running import NAME_CHARS
 from sps2.services.gateway.shards import Shards
-from sps2.services.greeting import compare
 
 DEADLINE_S = 2.0
 REFUSALS = range(400, 499)

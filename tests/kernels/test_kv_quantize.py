@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sps2.kernels.contracts import BLOCK, Bits
-from sps2.kernels.quantize import blocks_of, pack, pack_all, unpack, unpack_all
+from sps2.kernels.kv_quantize import blocks_of, pack, pack_all, unpack, unpack_all
 
 
 @pytest.mark.parametrize("tokens", [1, BLOCK, BLOCK + 1, 2 * BLOCK])
