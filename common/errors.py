@@ -48,6 +48,10 @@ class PeerLost(ServiceError):
         return self.message
 
 
+class Preempted(ServiceError):
+    """A request gave its KV up to others in the middle of its answer: submit the rest again."""
+
+
 class Cancelled(ServiceError):
     """The request was cancelled by its caller, or its deadline passed."""
 

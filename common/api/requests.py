@@ -294,7 +294,7 @@ class ChatRequest(Parameters, Stream[ChatChunk], frozen=True, kw_only=True):
             Positive,
             Meta(
                 description="if absent, `gateway.default_max_tokens`, or without that as many as "
-                "the context and an eighth of a KV pool allow"
+                "the context and a KV pool allow"
             ),
         ]
         | None

@@ -41,7 +41,7 @@ class Gateway(Section, frozen=True):
         NotNegative,
         Meta(
             description="tokens of an answer to a chat without `max_tokens`; 0: as many as the "
-            "context and an eighth of a KV pool allow"
+            "context and a KV pool allow"
         ),
     ] = 0
     max_choices: Annotated[Positive, Meta(description="largest `n` of one request")] = 16
@@ -221,11 +221,19 @@ class Kv(Section, frozen=True):
     pool_tokens: Annotated[
         NotNegative,
         Meta(
-            description="tokens of KV in one shard's pool, where a request reserves its prompt "
-            "and its `max_tokens`. 0 sizes it by free memory, but for no more than 16 times the "
+            description="tokens of KV in one shard's pool, where a request has its prompt "
+            "and its answer. 0 sizes it by free memory, but for no more than 16 times the "
             "model's context"
         ),
     ] = 0
+    growth_tokens: Annotated[
+        NotNegative,
+        Meta(
+            description="room for this many tokens of an answer is reserved before it begins, and "
+            "added as it grows; if there is none left, the request that came last gives its room "
+            "up and resumes later. 0 reserves `max_tokens` at once"
+        ),
+    ] = 256
     dtype: Annotated[
         Literal["auto", "int8"],
         Meta(

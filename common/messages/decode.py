@@ -36,8 +36,8 @@ class Filled(Struct, frozen=True, tag=True):
     kv_bytes: int
 
 
-class Decode(Request["Decoded"], frozen=True):
-    """Scheduler to owner: join the running batch. The reply comes when generation ends."""
+class Decode(Stream["Short | Decoded"], frozen=True):
+    """Scheduler to owner: join the running batch. `Decoded` comes when generation ends."""
 
     request: str
     epoch: int
@@ -81,7 +81,22 @@ class Evict(Request[Done], frozen=True):
     hashes: tuple[bytes, ...]
 
 
-class Decoded(Struct, frozen=True):
+class Short(Struct, frozen=True, tag=True):
+    """The pages of the answer end soon: it pauses there until a `Grow` adds more."""
+
+
+class Grow(Request[Done], frozen=True):
+    """Scheduler to owner, and leader to followers: add pages to a request that is held.
+
+    capacity: as in `Hold`. Refused if too few pages are free.
+    """
+
+    request: str
+    epoch: int
+    capacity: int
+
+
+class Decoded(Struct, frozen=True, tag=True):
     tokens: int
     finish: FinishReason
     q_bytes: int

@@ -61,6 +61,15 @@ class Room(Struct, frozen=True):
     total: dict[str, int]
 
 
+class Extend(Request[Room], frozen=True):
+    """Scheduler to directory: add pages to a lease. Refused if the shard has too few."""
+
+    request: str
+    epoch: int
+    shard: str
+    pages: int
+
+
 class Watch(Stream[Room], frozen=True):
     """Scheduler to directory: send the room now and after every change."""
 

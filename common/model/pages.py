@@ -30,6 +30,15 @@ class SequencePages:
         self._pool = pool
         self._ranges = _ranges(self.table)
 
+    def add(self, table: Mapping[int, int]) -> None:
+        """Add pages by number; the caller keeps them reserved."""
+        self.table = dict(sorted({**self.table, **table}.items()))
+        self._ranges = _ranges(self.table)
+
+    def has(self, position: int) -> bool:
+        """Whether a position has a page here."""
+        return position // self._pool.page_tokens in self.table
+
     def slot(self, position: int) -> int:
         """The slot of a position's keys and values in the pool."""
         page, offset = divmod(position, self._pool.page_tokens)

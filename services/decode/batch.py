@@ -64,11 +64,18 @@ class Batch:
         """
         key = sequence.holding.key
         self._running[key] = sequence
+        sequence.ask_for_pages()
         self._occupied.set()
         try:
             await sequence.ended
         finally:
             await self.leave(key)
+
+    def grown(self, key: Key) -> None:
+        """A request has more pages now; it goes on if it has paused for want of them."""
+        if sequence := self._running.get(key):
+            sequence.grown()
+            self._occupied.set()
 
     async def leave(self, key: Key) -> None:
         """Remove a request from the batch; returns once no step uses it any more."""
@@ -82,11 +89,11 @@ class Batch:
     async def run(self) -> None:
         """Run decode steps while the batch has requests; never returns."""
         while True:
-            if not self._running:
+            if not self._ready():
                 self._occupied.clear()
                 await self._occupied.wait()
             async with self._stepping:
-                batch = list(self._running.values())
+                batch = self._ready()
                 if not batch:
                     continue  # all requests left while this waited for the lock
                 self._in_step = {each.holding.key for each in batch}
@@ -100,6 +107,10 @@ class Batch:
                     self._fail(batch, root_cause(error), elsewhere)
                 finally:
                     self._in_step = set()
+
+    def _ready(self) -> list[Owned]:
+        """The requests that take part in the next step: those that have room for a token."""
+        return [each for each in self._running.values() if each.has_room]
 
     async def _layers(self, batch: Sequence[Owned]) -> Tensor:
         self._steps += 1
@@ -136,6 +147,8 @@ class Batch:
             emitted.append((each.holding.key, token))
             if token.finish is not None:
                 self._end(each)
+            else:
+                each.ask_for_pages()
         self._tokens += len(emitted)
         self._emit(emitted)
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from sps2.common.errors import PeerLost
-from sps2.common.messages import Assist, Cache, Done, Evict, Filled, Held, Hold, Token
+from sps2.common.messages import Assist, Cache, Done, Evict, Filled, Grow, Held, Hold, Token
 from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool
 from sps2.common.transport.plane import Plane
@@ -64,6 +64,11 @@ class FollowerService:
 
     async def _cache(self, request: Cache) -> None:
         self._holdings.cache((request.request, request.epoch), request.hashes, request.first)
+
+    async def grow(self, request: Grow) -> Done:
+        key = (request.request, request.epoch)
+        await self._data.run(self._holdings.grow(key, request.capacity))
+        return Done()
 
     async def evict(self, request: Evict) -> Done:
         self._data.post(lambda: self._holdings.evict(request.hashes))

@@ -2,11 +2,15 @@
 
 import asyncio
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sps2.common.messages import Token
 from sps2.common.model.sampler import Sampler
 from sps2.services.decode.kv.holding import Holding
+
+SOON_TOKENS = 32
+"""A request asks for more pages when it has room for this many more tokens."""
 
 
 @dataclass
@@ -44,5 +48,27 @@ class Owned(Sequence):
 
     sampler: Sampler
     ended: asyncio.Future[None]
+    most_tokens: int
+    """Tokens of prompt and answer together, at most."""
+    ask: Callable[[], object]
+    """Called on the data loop when its pages end soon, once until it has `grown`."""
     times: "array[float]" = field(default_factory=lambda: array("d"))
     """When each of its tokens was drawn."""
+    _has_asked: bool = field(default=False, init=False)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the newest token's keys and values have a place: it can take part in a step."""
+        return self.holding.pages.has(self.position)
+
+    def ask_for_pages(self) -> None:
+        """Ask for more pages if those that it has end soon."""
+        soon = min(self.position + SOON_TOKENS, self.most_tokens - 2)  # the last token has no KV
+        if not self._has_asked and soon >= self.position and not self.holding.pages.has(soon):
+            self._has_asked = True
+            self.ask()
+
+    def grown(self) -> None:
+        """It has more pages now, and may ask again."""
+        self._has_asked = False
+        self.ask_for_pages()

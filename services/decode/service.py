@@ -4,7 +4,7 @@ import asyncio
 import struct
 import time
 from array import array
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import suppress
 
 import torch
@@ -16,12 +16,15 @@ from sps2.common.messages import (
     Cache,
     Decode,
     Decoded,
+    Done,
     Evict,
     Filled,
     Follow,
+    Grow,
     Held,
     Hold,
     Holding,
+    Short,
     Token,
 )
 from sps2.common.model.llama import Llama
@@ -42,7 +45,7 @@ from sps2.services.decode.sequence import Owned
 from sps2.services.decode.steps import Leading
 from sps2.services.decode.token_paces import token_paces
 from sps2.services.decode.tokens import TokenLog
-from sps2.services.tasks import end, forever, gather_all
+from sps2.services.tasks import emitted_by, end, forever, gather_all
 from sps2.services.tp_processes import Led, opened
 
 KEEP_TOKENS_S = 30.0
@@ -137,7 +140,24 @@ class DecodeService:
             log.fail(Cancelled(f"request {request.request} was ended"))
             self._control.call_later(KEEP_TOKENS_S, self._forget, key, log)
 
-    async def decode(self, request: Decode) -> Decoded:
+    async def decode(self, request: Decode) -> AsyncIterator[Short | Decoded]:
+        async def job(emit: Callable[[Short | Decoded], None]) -> None:
+            emit(await self._decode(request, lambda: emit(Short())))
+
+        async for item in emitted_by(job):
+            yield item
+
+    async def grow(self, request: Grow) -> Done:
+        key = (request.request, request.epoch)
+        await gather_all(*(follower.call(request) for follower in self._followers))
+        await self._data.run(self._grow(key, request.capacity))
+        return Done()
+
+    async def _grow(self, key: Key, capacity: int) -> None:
+        await self._holdings.grow(key, capacity)
+        self._batch.grown(key)
+
+    async def _decode(self, request: Decode, ask: Callable[[], None]) -> Decoded:
         key = (request.request, request.epoch)
         log = self._logs.get(key)
         if log is None:
@@ -150,7 +170,7 @@ class DecodeService:
                 steps.later(lambda parent: token_paces(parent, begun_s, list(times)))
                 await self._prepare(request)
                 self._generating[key] = request
-                sequence = await self._data.run(self._generate(request, times))
+                sequence = await self._data.run(self._generate(request, times, ask))
             hashes = await self._cache_answer(key)
         except ServiceError as error:
             log.fail(error)
@@ -242,7 +262,9 @@ class DecodeService:
             )
         )
 
-    async def _generate(self, request: Decode, times: "array[float]") -> Owned:
+    async def _generate(
+        self, request: Decode, times: "array[float]", ask: Callable[[], None]
+    ) -> Owned:
         holding = self._holdings.get((request.request, request.epoch))
         if holding is None:
             raise self._not_here(request)
@@ -259,6 +281,8 @@ class DecodeService:
             request.first,
             sampler,
             asyncio.get_running_loop().create_future(),
+            len(prompt) + request.sampling.left,
+            lambda: self._control.call_soon_threadsafe(ask),
             times,
         )
         await self._batch.generate(sequence)

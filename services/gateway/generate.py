@@ -12,7 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from sps2.common.bus.peer import Peer
-from sps2.common.errors import PeerLost, Refused, ServiceError
+from sps2.common.errors import PeerLost, Preempted, Refused, ServiceError
 from sps2.common.messages import (
     Displaced,
     Finished,
@@ -58,6 +58,8 @@ class Job(msgspec.Struct, frozen=True):
     """Whether `max_tokens` was left open, so that the scheduler may cut it."""
     priority: int = 0
     max_ttft_s: float | None = None
+    was_preempted: bool = False
+    """Whether it resumes an answer that gave its KV up to others."""
 
     def submit(self, traceparent: str = "") -> Submit:
         """The message that submits it; see there."""
@@ -69,6 +71,7 @@ class Job(msgspec.Struct, frozen=True):
             self.cache_salt,
             self.progress,
             self.open_ended,
+            self.was_preempted,
             traceparent,
             self.priority,
             self.max_ttft_s,
@@ -136,32 +139,36 @@ class Generation:
                 yield token
 
     async def _run(self, emit: Callable[[Token], None]) -> None:
-        losses, job = 0, self._job
+        losses, preemptions, job = 0, 0, self._job
         while True:
             try:
                 await self._live(job, emit)
                 return
-            except PeerLost as lost:
+            except (PeerLost, Preempted) as end:
                 if self._is_complete:
                     return  # without its totals
-                losses += 1
-                if not self._ids or lost.peer == self._scheduler.name or losses > LOSSES:
-                    raise
-                log.warning("%s: %s; goes on after %d tokens", job.request, lost, len(self._ids))
-                job = self._rest(losses)
+                if isinstance(end, Preempted):
+                    preemptions += 1
+                else:
+                    losses += 1
+                    if not self._ids or end.peer == self._scheduler.name or losses > LOSSES:
+                        raise
+                log.warning("%s: %s; goes on after %d tokens", job.request, end, len(self._ids))
+                job = self._rest(losses + preemptions, isinstance(end, Preempted))
 
-    def _rest(self, losses: int) -> Job:
+    def _rest(self, number: int, was_preempted: bool) -> Job:
         """The rest of the job, under a new name: shards may still know the old one."""
         job = self._job
         self._early.clear()
         sampling = replace(job.sampling, answered=len(self._ids), prompt_logprobs=None)
         return replace(
             job,
-            request=f"{job.request}.{losses}",
+            request=f"{job.request}.{number}",
             prompt=(*job.prompt, *self._ids),
             sampling=sampling,
             progress=False,
             max_ttft_s=None,
+            was_preempted=was_preempted,
         )
 
     async def _live(self, job: Job, emit: Callable[[Token], None]) -> None:

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from sps2.common.errors import Invalid, Refused
 from sps2.common.messages import CachedRun, Holding, Lease, Leases, Placement, Room
 from sps2.services.kvdir.page_cache import PageCache
@@ -156,6 +158,24 @@ class Directory:
                 raise Refused(f"{place.shard} has no room for {place.pages} pages")
         for place in grant.placements:
             self._make_room(place.shard)
+
+    def extend(self, request: str, epoch: int, shard: str, pages: int) -> None:
+        """Add pages to a lease, on a shard where it has some.
+
+        Raises:
+            Refused: the shard is absent or has too few free pages.
+            Invalid: the request has no lease in this epoch, or none on this shard.
+        """
+        grant = self._grants.get((request, epoch))
+        if grant is None or all(place.shard != shard for place in grant.placements):
+            raise Invalid(f"request {request} has no lease on {shard} in epoch {epoch}")
+        if shard not in self._pools or self._free(shard) < pages:
+            raise Refused(f"{shard} has no room for {pages} more pages")
+        self._leased[shard] += pages
+        last = [place for place in grant.placements if place.shard == shard][-1]
+        grown = replace(last, pages=last.pages + pages)
+        grant.placements = tuple(grown if place is last else place for place in grant.placements)
+        self._make_room(shard)
 
     def commit(
         self, request: str, epoch: int, hashes: Hashes = NONE

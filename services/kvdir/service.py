@@ -10,6 +10,7 @@ from sps2.common.messages import (
     Committed,
     Done,
     Evicted,
+    Extend,
     Leases,
     ListLeases,
     Lookup,
@@ -83,6 +84,11 @@ class DirectoryService:
         finally:
             self._directory.release(request.request, request.epoch)
             self._notify()
+
+    async def extend(self, request: Extend) -> Room:
+        self._directory.extend(request.request, request.epoch, request.shard, request.pages)
+        self._notify()
+        return self._directory.room()
 
     async def commit(self, request: Commit) -> Committed:
         kept = self._directory.commit(request.request, request.epoch, request.hashes)

@@ -40,4 +40,10 @@ class ChangeUrgency(_Action, frozen=True):
     urgency: float
 
 
-Action = Find | Launch | Reject | ChangeUrgency
+class Preempt(_Action, frozen=True):
+    """Stop a request in the middle of its answer: others need its pages, and it resumes later."""
+
+    request: str
+
+
+Action = Find | Launch | Reject | ChangeUrgency | Preempt

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from sps2.common.errors import Internal, PeerLost, Refused, ServiceError
-from sps2.common.messages import CachedRun, RequestStatus, ShardStatus
-from sps2.services.scheduler.actions import Action, ChangeUrgency, Find, Launch, Reject
+from sps2.common.messages import CachedRun, RequestStatus
+from sps2.services.scheduler.actions import Action, ChangeUrgency, Find, Launch, Preempt, Reject
 from sps2.services.scheduler.apart import APART_S
 from sps2.services.scheduler.core_state import CoreState
 from sps2.services.scheduler.costs import Costs
@@ -18,6 +18,7 @@ from sps2.services.scheduler.events import (
     Event,
     Found,
     Granted,
+    Grew,
     Joined,
     Lost,
     Parted,
@@ -26,6 +27,7 @@ from sps2.services.scheduler.events import (
     Returned,
     RoomSeen,
     Shareable,
+    Starved,
     Submitted,
     Tick,
 )
@@ -70,6 +72,8 @@ class Core:
         self.fleet = fleet
         self.broken_rules = 0
         """How many decisions of the policy were not carried out."""
+        self.preemptions = 0
+        """How many requests gave their pages up to others."""
         self.costs = Costs()
         self.policy = policy
         self.observe: Callable[[Decision, View], None] = lambda decision, view: None
@@ -137,6 +141,11 @@ class Core:
                 self._leave_shards(self._requests[id])
                 self._requests[id].return_to_queue(now_s, rest_s)
                 self._queue.appendleft(id)
+            case Starved(id, pages):
+                return [*self._starve(self._requests[id], pages), *self._decide(now_s)]
+            case Grew(id, room):
+                self.fleet.settle(id)
+                self.fleet.room = room
             case Prefilled(id):
                 request = self._requests[id]
                 request.stage, request.prefilled_s = "transfer", now_s
@@ -281,6 +290,31 @@ class Core:
                     return [ChangeUrgency(id, request.epoch, request.plan, urgency)]
         return []
 
+    def _starve(self, request: Request, pages: int) -> list[Action]:
+        """Keep free pages of an owner for an answer that grows; preempt a request if need be.
+
+        Whoever is preempted resumes with room for twice the answer so far. The request that came
+        first is never preempted, so that all end.
+        """
+        assert request.plan is not None
+        owner = request.plan.owner
+        self.fleet.settle(request.id)
+        self.fleet.promise(request.id, {owner: pages})
+        there = [
+            other
+            for other in self._requests.values()
+            if other.plan and any(place.shard == owner for place in other.plan.placements)
+        ]
+        if any(other.is_preempted for other in there):
+            return []
+        answering = [other for other in there if other.stage in ("transfer", "decode")]
+        last = max(answering, key=lambda other: (not other.work.resumes, other.submitted_s))
+        if last is request and len(there) > len(answering):
+            return []  # those that are prefilled now are preempted, or end, before it
+        last.is_preempted = True
+        self.preemptions += 1
+        return [Preempt(last.id)]
+
     def _break_rule(self, decision: Decision, why: str) -> list[Action]:
         self.broken_rules += 1
         log.error("the policy's %s is ignored: %s", decision, why)
@@ -359,28 +393,3 @@ class Core:
         }
         first = max(others, key=lambda other: others[other], default=request.id)
         return first if others.get(first, request.urgency) > request.urgency else ""
-
-    def shards(self) -> tuple[ShardStatus, ...]:
-        """The status of every shard, lost ones included, by id."""
-        here = [
-            ShardStatus(
-                shard.id,
-                shard.role,
-                "busy" if member.requests else "ready",
-                shard.pid,
-                shard.address,
-                shard.peer.name,
-                shard.peer.address.partition(":")[0],
-                shard.pages,
-                self.fleet.room.free.get(shard.id, 0),
-                tuple(sorted(member.requests)),
-                tuple(follower.address for follower in shard.followers),
-            )
-            for member in self.fleet.members.values()
-            for shard in (member.shard,)
-        ]
-        gone = [
-            ShardStatus(shard.id, shard.role, "lost", shard.pid)
-            for shard in self.fleet.lost.values()
-        ]
-        return tuple(sorted(here + gone, key=lambda status: status.id))

@@ -67,6 +67,20 @@ class Returned(_Event, frozen=True):
     rest_s: float | None = None
 
 
+class Starved(_Event, frozen=True):
+    """A growing answer needs pages that its owner does not have."""
+
+    request: str
+    pages: int
+
+
+class Grew(_Event, frozen=True):
+    """A growing answer got pages; `room` is what is left."""
+
+    request: str
+    room: Room
+
+
 class Prefilled(_Event, frozen=True):
     request: str
 
@@ -104,6 +118,8 @@ Event = (
     | Granted
     | Progressed
     | Returned
+    | Starved
+    | Grew
     | Prefilled
     | Decoded
     | Shareable

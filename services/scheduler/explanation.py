@@ -8,10 +8,20 @@ import msgspec
 
 from sps2.common.errors import Invalid, ServiceError
 from sps2.common.messages import PrefillOptions, Setting
+from sps2.services.scheduler.actions import Preempt
 from sps2.services.scheduler.core import Core
 from sps2.services.scheduler.decisions import Decision, Hold, Refuse, Start, Urge
 from sps2.services.scheduler.event_log import Entry
-from sps2.services.scheduler.events import Decoded, Ended, Found, Prefilled, Returned, Submitted
+from sps2.services.scheduler.events import (
+    Decoded,
+    Ended,
+    Found,
+    Grew,
+    Prefilled,
+    Returned,
+    Starved,
+    Submitted,
+)
 from sps2.services.scheduler.plan import Plan, Work
 from sps2.services.scheduler.replay import Recording
 from sps2.services.scheduler.schemes import EXACT
@@ -115,6 +125,8 @@ class _Account:
 
     def happened(self, entry: Entry) -> None:
         event = entry.event
+        if Preempt(self._work.request) in entry.actions:
+            self._add(entry.at_s, "gives its pages up to answers that came before it")
         if getattr(event, "request", None) != self._work.request:
             return
         match event:
@@ -125,6 +137,13 @@ class _Account:
                 self._held = ""
                 why = "a shard was lost" if rest_s is None else "there was no room after all"
                 self._add(entry.at_s, f"back to the queue: {why}")
+            case Starved(_, pages):
+                need = "a page" if pages == 1 else f"{pages} pages"
+                if self._held != need:
+                    self._add(entry.at_s, f"needs {need} more for its answer, and none is free")
+                self._held = need
+            case Grew():
+                self._held = ""
             case Prefilled():
                 took_s = entry.at_s - self._launched_s
                 expected = f", {self._expected_s:.3f} s expected" if self._expected_s else ""

@@ -7,11 +7,8 @@ from dataclasses import dataclass, field, replace
 import msgspec
 from msgspec import structs
 
-from sps2.common.messages import Role, Room, Shard
+from sps2.common.messages import Role, Room, Shard, ShardStatus
 from sps2.common.words import counted
-
-SHARES = 8
-"""An answer without `max_tokens` gets at most one of so many equal parts of a pool."""
 
 
 @dataclass
@@ -208,14 +205,14 @@ class Fleet:
         known = [each for each in self.of(self.keeping) if each.shard.id in self.room.total]
         return len(known) >= self.expected[self.keeping]
 
-    def answer_room(self, prompt_tokens: int, shards: int | None) -> int:
+    def answer_room(self, prompt_tokens: int, shards: int | None, parts: int = 1) -> int:
         """Most tokens of an answer without `max_tokens`; 0 while no pool is known.
 
-        It is a share of the largest pool, so that several answers can run at once, and at most what
-        fits beside the prompt when nothing else runs.
+        It is what fits beside the prompt when nothing else runs.
 
         Args:
             shards: how many shards may keep the KV; None for all.
+            parts: at most one of this many equal parts of the largest pool.
         """
         pools = sorted(
             (self.room.total[each.shard.id] * each.shard.page_tokens, each.shard.page_tokens)
@@ -227,7 +224,7 @@ class Fleet:
         largest, page_tokens = pools[0]
         last = (prompt_tokens - 1) % page_tokens + 1
         together = sum(tokens for tokens, _ in pools) - prompt_tokens
-        return max(1, min(largest // SHARES, largest - last, together))
+        return max(1, min(largest // parts, largest - last, together))
 
     def idle(self) -> list[Member]:
         """Members that prefill and have no prompt now."""
@@ -253,6 +250,30 @@ class Fleet:
             **{f"{role}_shards": float(len(self.of(role))) for role in roles},
             **{f"{role}_shards_expected": float(self.expected[role]) for role in roles},
         }
+
+    def statuses(self) -> tuple[ShardStatus, ...]:
+        """The status of every shard, lost ones included, by id."""
+        here = [
+            ShardStatus(
+                shard.id,
+                shard.role,
+                "busy" if member.requests else "ready",
+                shard.pid,
+                shard.address,
+                shard.peer.name,
+                shard.peer.address.partition(":")[0],
+                shard.pages,
+                self.room.free.get(shard.id, 0),
+                tuple(sorted(member.requests)),
+                tuple(follower.address for follower in shard.followers),
+            )
+            for member in self.members.values()
+            for shard in (member.shard,)
+        ]
+        gone = [
+            ShardStatus(shard.id, shard.role, "lost", shard.pid) for shard in self.lost.values()
+        ]
+        return tuple(sorted(here + gone, key=lambda status: status.id))
 
     def serving(self) -> bool:
         """Whether requests can run, even if on fewer shards than configured."""

@@ -3,18 +3,17 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Protocol
 
 from sps2.common.bus.peer import Peer
-from sps2.common.errors import Internal, PeerLost, Refused, ServiceError
+from sps2.common.errors import Internal, PeerLost, Preempted, Refused, ServiceError
 from sps2.common.messages import (
     Advanced,
     Commit,
     Decode,
+    Decoded,
     Deposited,
-    Exchanged,
     Filled,
     Finished,
     FirstToken,
@@ -28,19 +27,21 @@ from sps2.common.messages import (
     PrefillRank,
     Progress,
     Reserve,
-    Room,
     Shard,
+    Short,
     Source,
     Submit,
     Target,
     Token,
-    TokenLogprobs,
 )
 from sps2.common.page_hashes import PromptHashes
 from sps2.common.tracing import Trail
 from sps2.services.scheduler.cached_prefix import own_hashes, shared_hashes
 from sps2.services.scheduler.eta import Eta
+from sps2.services.scheduler.growth import Growth
+from sps2.services.scheduler.job_listener import Listener
 from sps2.services.scheduler.plan import Plan
+from sps2.services.scheduler.prompt_logprobs import prompt_logprobs
 from sps2.services.tasks import end, gather_all, root_cause
 
 log = logging.getLogger(__name__)
@@ -48,17 +49,6 @@ log = logging.getLogger(__name__)
 COMMIT_S = 2.0
 """How long the directory may take to record cached pages once decoding has ended."""
 COMMIT_AGAIN_S = 0.2
-
-
-class Listener(Protocol):
-    """Receives the progress of a job."""
-
-    def granted(self, room: Room) -> None: ...
-    def advanced(self, progress: Progress) -> None: ...
-    def prefilled(self, exchanged: Sequence[Exchanged]) -> None: ...
-    def shareable(self) -> None: ...
-    def lost(self, shard: Shard, peer: Peer) -> None: ...
-    def parted(self, shard: Shard, peer: str) -> None: ...
 
 
 Emit = Callable[[Placed | Progress | FirstToken | Finished], None]
@@ -74,6 +64,7 @@ class Job:
         queued_s: how long the request was in the queue.
         trail: records where the time of the request goes.
         urgency: of the prefill, when it begins.
+        growth_tokens: of the answer, for which room is added at once.
     """
 
     def __init__(
@@ -89,6 +80,7 @@ class Job:
         queued_s: float,
         trail: Trail,
         urgency: Callable[[], float],
+        growth_tokens: int,
     ) -> None:
         self._submit = submit
         self._epoch = epoch
@@ -103,6 +95,13 @@ class Job:
         self._queued_s = queued_s
         self._trail = trail
         self._urgency = urgency
+        owner = plan.owner
+        self._growth = Growth(submit, epoch, plan, growth_tokens, directory, peers[owner], listener)
+        self._preempted = asyncio.Event()
+
+    def preempt(self) -> None:
+        """Have `run` end with `Preempted`."""
+        self._preempted.set()
 
     async def run(self, emit: Emit) -> None:
         """Run the request to its end, emitting what the gateway needs to know.
@@ -110,12 +109,16 @@ class Job:
         Raises:
             Refused: the directory or a shard had no room after all.
             PeerLost: a shard was lost meanwhile.
+            Preempted: see `preempt`.
         """
         trail = self._trail
         try:
             async with asyncio.TaskGroup() as group:
                 leased = asyncio.Event()
-                keepers = [group.create_task(self._keep_lease(leased))]
+                keepers = [
+                    group.create_task(self._keep_lease(leased)),
+                    group.create_task(self._end_if_preempted()),
+                ]
                 with trail.during("lease"):
                     await leased.wait()
                 places = self._plan.placements
@@ -147,7 +150,7 @@ class Job:
                     for joiner in joiners:
                         joiner.cancel()
                     await gather_all(*(event.wait() for event in filled))
-                await self._decode(first, deposited, emit)
+                await self._decode(group, first, deposited, emit)
                 for keeper in reversed(keepers):
                     keeper.cancel()
         except BaseExceptionGroup as failures:
@@ -178,7 +181,7 @@ class Job:
         exchanged = tuple(reply.exchanged for reply in replies)
         self._listener.prefilled(exchanged)
         took_s = max(reply.prefill_s for reply in replies)
-        emit(FirstToken(first, _prompt_logprobs(submit, replies), took_s, exchanged))
+        emit(FirstToken(first, prompt_logprobs(submit, replies), took_s, exchanged))
         return first
 
     async def _prefill(
@@ -236,7 +239,9 @@ class Job:
                             return nbytes
         raise Internal(f"{shard} ended its part of request {submit.request} early")
 
-    async def _decode(self, first: Token, deposited: int, emit: Emit) -> None:
+    async def _decode(
+        self, group: asyncio.TaskGroup, first: Token, deposited: int, emit: Emit
+    ) -> None:
         submit, plan = self._submit, self._plan
         committing = asyncio.create_task(self._share())
         try:
@@ -245,19 +250,18 @@ class Job:
                 emit(Finished(1, 0, 0, deposited))
                 return
             holders = tuple(self._shards[place.shard].peers for place in plan.placements[:-1])
-            with self._reporting(plan.owner), self._trail.during("decode") as trail:
-                decoded = await self._peers[plan.owner].call(
-                    Decode(
-                        submit.request,
-                        self._epoch,
-                        submit.prompt,
-                        first,
-                        holders,
-                        submit.sampling,
-                        self._hashes.last,
-                        trail.traceparent,
-                    )
+            with self._trail.during("decode") as trail:
+                decode = Decode(
+                    submit.request,
+                    self._epoch,
+                    submit.prompt,
+                    first,
+                    holders,
+                    submit.sampling,
+                    self._hashes.last,
+                    trail.traceparent,
                 )
+                decoded = await self._decoded(group, decode)
             await asyncio.wait({committing}, timeout=COMMIT_S)
             if decoded.hashes and committing.done():
                 with suppress(ServiceError):  # the owner reports them to the directory later
@@ -265,6 +269,29 @@ class Job:
             emit(Finished(decoded.tokens, decoded.q_bytes, decoded.state_bytes, deposited))
         finally:
             await end(committing)
+
+    async def _decoded(self, group: asyncio.TaskGroup, decode: Decode) -> Decoded:
+        """Have the owner decode, and give it more pages as often as it needs some."""
+        owner, growing = self._plan.owner, None
+        with self._reporting(owner):
+            async with self._peers[owner].stream(decode) as items:
+                async for item in items:
+                    match item:
+                        case Short():
+                            growing = group.create_task(self._grow())
+                        case Decoded():
+                            if growing is not None:
+                                growing.cancel()
+                            return item
+        raise Internal(f"{owner} ended request {self._submit.request} early")
+
+    async def _grow(self) -> None:
+        with self._reporting(self._plan.owner):
+            await self._growth.grow()
+
+    async def _end_if_preempted(self) -> None:
+        await self._preempted.wait()
+        raise Preempted(f"request {self._submit.request} gave its KV up to others")
 
     async def _share(self) -> None:
         """Report the prompt's cached pages to the directory; retries after the directory was lost.
@@ -307,7 +334,7 @@ class Job:
             reserve = Reserve(
                 self._submit.request,
                 self._epoch,
-                plan.placements,
+                self._growth.placements,
                 shared,
                 leased.is_set(),
                 self._own,
@@ -325,13 +352,12 @@ class Job:
     async def _keep_hold(
         self, place: Placement, held: asyncio.Event, filled: asyncio.Event
     ) -> None:
-        growth = self._submit.sampling.left if place.shard == self._plan.owner else 0
         sources = [peer for rank in self._plan.group for peer in self._shards[rank].peers]
         hold = Hold(
             self._submit.request,
             self._epoch,
             place.span,
-            place.span.tokens + growth,
+            max(place.span.tokens, place.pages * self._plan.prefix.page_tokens),
             self._hashes.hashes,
             place.shared,
             sources=tuple(sources) if place.span.tokens else (),
@@ -368,13 +394,3 @@ class Job:
             else:
                 self._listener.parted(self._shards[shard], lost.peer)
             raise
-
-
-def _prompt_logprobs(
-    submit: Submit, replies: list[Prefilled]
-) -> tuple[TokenLogprobs | None, ...] | None:
-    """The ranks' log-probabilities in order of position; the first token of a prompt has none."""
-    if submit.sampling.prompt_logprobs is None:
-        return None
-    by_position = dict(pair for reply in replies for pair in reply.prompt_logprobs)
-    return tuple(by_position.get(position) for position in range(len(submit.prompt) // 4))

@@ -1,6 +1,7 @@
 """Placement: which shards prefill a prompt, and which keep its KV."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from sps2.common.config import Scheduler
@@ -72,7 +73,7 @@ class Placing:
         if absent := _absent(wanted, work, fleet):
             return absent
         pools = _pools(fleet)
-        if not _has_room(work, Prefix((), prefix.page_tokens), pools):
+        if not _has_room(grown(work), Prefix((), prefix.page_tokens), pools):
             return _too_large(work, pools, fleet)
         group = self._group(tokens, wanted, fleet, ahead)
         if group is None:
@@ -167,7 +168,7 @@ class Placing:
                 ranks = ranks or self._ranks(work, prefix, [(member, rooms[member.shard.id])], 1)
         if not ranks:
             pools = _pools(fleet)
-            if not self._ranks(work, Prefix((), prefix.page_tokens), pools, wanted):
+            if not self._ranks(grown(work), Prefix((), prefix.page_tokens), pools, wanted):
                 return _too_large(work, pools[: work.options.sp_degree], fleet)
             return Wait("shards" if self._ranks(work, prefix, roomy, wanted) else "room")
         group = [member.shard.id for member, _ in ranks]
@@ -178,9 +179,9 @@ class Placing:
             kept = {group[-1]: Span(0, tokens)}
         placements = []
         for shard, own in kept.items():
-            grown = own.tokens + (work.max_tokens if shard == group[-1] else 0)
+            kept_tokens = own.tokens + (work.first_tokens if shard == group[-1] else 0)
             span = Span(own.start + prefix.tokens, own.stop + prefix.tokens)
-            pages = pages_for(grown, prefix.page_tokens)
+            pages = pages_for(kept_tokens, prefix.page_tokens)
             placements.append(Placement(shard, span, pages, prefix.spans.get(shard, ())))
         return self._planned(
             work, group, partition, [*prefix.besides(list(kept)), *placements], prefix, fleet
@@ -195,8 +196,7 @@ class Placing:
         """
         tokens, page_tokens = work.prompt_tokens - prefix.tokens, prefix.page_tokens
         degree = self._schemes.degree(tokens, wanted, page_tokens)
-        pages = pages_for(tokens + work.max_tokens, page_tokens)
-        able = [each for each in free if each[1] >= pages]
+        able = [each for each in free if _beside_answer(work, prefix, each) >= tokens]
         if tokens > self._settings.decode_span_tokens or degree > len(free) or not able:
             return []
         owner = min(able, key=partial(_burden, prefix))
@@ -219,12 +219,12 @@ class Placing:
                 break
             best = sorted(free, key=partial(_preference, prefix))[:degree]
             kept = [(member, pages * page_tokens) for member, pages in best]
-            able = [each for each in kept if each[1] >= work.max_tokens + last]
+            able = [each for each in best if _beside_answer(work, prefix, each) >= last]
             if not able:
                 continue
             owner = min(able, key=partial(_burden, prefix))
-            kept.remove(owner)
-            kept.append((owner[0], owner[1] - work.max_tokens))
+            kept.remove((owner[0], owner[1] * page_tokens))
+            kept.append((owner[0], _beside_answer(work, prefix, owner)))
             if fits(tokens, [room for _, room in kept], page_tokens):
                 return kept
         return []
@@ -249,6 +249,23 @@ def _able(members: Sequence[Member], ahead: Ahead) -> list[Member]:
     found = [(before, member) for member in members if (before := ahead(member)) is not None]
     found.sort(key=lambda each: (each[0], each[1].given))
     return [member for _, member in found]
+
+
+def grown(work: Work) -> Work:
+    """A request that reserves room for its whole answer."""
+    return replace(work, reserved_tokens=None)
+
+
+def _beside_answer(work: Work, prefix: Prefix, each: tuple[Member, int]) -> int:
+    """Tokens of prompt that an owner can keep.
+
+    Beside them it has room for the first tokens of the answer now, and for all of it if nothing
+    else is there.
+    """
+    (member, pages), page_tokens = each, prefix.page_tokens
+    shared = sum(span.tokens for span in prefix.spans.get(member.shard.id, ()))
+    whole = member.shard.pages * page_tokens - shared - work.max_tokens
+    return min(pages * page_tokens - work.first_tokens, whole)
 
 
 def _room(prefix: Prefix, fleet: Fleet) -> list[tuple[Member, int]]:
@@ -299,8 +316,8 @@ def _has_room(work: Work, prefix: Prefix, free: list[tuple[Member, int]]) -> boo
     most = max((pages for _, pages in free), default=0)
     together = sum(pages for _, pages in free if pages > 0)
     return (
-        pages_for(last + work.max_tokens, prefix.page_tokens) <= most
-        and pages_for(tokens + work.max_tokens, prefix.page_tokens) <= together
+        pages_for(last + work.first_tokens, prefix.page_tokens) <= most
+        and pages_for(tokens + work.first_tokens, prefix.page_tokens) <= together
     )
 
 
@@ -314,24 +331,24 @@ def _fit(
     page_tokens, first = prefix.page_tokens, prefix.tokens
     tokens = work.prompt_tokens - first
     last = (tokens - 1) % page_tokens + 1
-    reserved = pages_for(last + work.max_tokens, page_tokens) - 1
     most = sorted(free, key=partial(_preference, prefix))[:holders]
-    able = [each for each in most if each[1] > reserved]
+    able = [each for each in most if _beside_answer(work, prefix, each) >= last]
     if not able:
         return None
     owner = min(able, key=partial(_burden, prefix))
     most.remove(owner)
-    rooms = [max(0, pages) for _, pages in most] + [owner[1] - reserved]
+    own_pages = (_beside_answer(work, prefix, owner) - last) // page_tokens + 1
+    rooms = [max(0, pages) for _, pages in most] + [own_pages]
     if sum(rooms) < pages_for(tokens, page_tokens):
         return None
     placements = []
     spans = paged_split(tokens, rooms, page_tokens)
     for (member, _), own in zip([*most, owner], spans, strict=True):
-        grown = own.tokens + (work.max_tokens if member is owner[0] else 0)
-        if grown:
+        kept_tokens = own.tokens + (work.first_tokens if member is owner[0] else 0)
+        if kept_tokens:
             span = Span(own.start + first, own.stop + first)
             shared = prefix.spans.get(member.shard.id, ())
-            pages = pages_for(grown, page_tokens)
+            pages = pages_for(kept_tokens, page_tokens)
             placements.append(Placement(member.shard.id, span, pages, shared))
     return (*prefix.besides([place.shard for place in placements]), *placements)
 

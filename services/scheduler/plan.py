@@ -28,6 +28,14 @@ class Work:
     """Of the caller; the larger, the sooner."""
     max_ttft_s: float | None = None
     """It is refused if its first token is predicted to come later than this after its arrival."""
+    reserved_tokens: int | None = None
+    """Room for this much of the answer is reserved at first, more as it grows; None: for all."""
+
+    @property
+    def first_tokens(self) -> int:
+        """Tokens of the answer that room is reserved for before it begins."""
+        least = self.max_tokens if self.reserved_tokens is None else self.reserved_tokens
+        return min(least, self.max_tokens)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from sps2.services.scheduler.policies import POLICIES
 from sps2.services.scheduler.schemes import Schemes
 
 Line = TypeVar("Line")
-ERRORS = ("Invalid", "Refused", "PeerLost", "Cancelled", "Internal", "Unsound")
+ERRORS = ("Invalid", "Refused", "PeerLost", "Preempted", "Cancelled", "Internal", "Unsound")
 
 
 class Recording:

@@ -41,6 +41,8 @@ class Request:
     """Why it waited when a policy last considered it."""
     held_at: int = -1
     """`Fleet.changes` at that time."""
+    is_preempted: bool = False
+    """Whether it is to give its pages up, and has not done so yet."""
     overtaken: int = 0
     """How many later requests ran before it while it waited for room."""
     rests_until_s: float = 0.0
@@ -75,7 +77,7 @@ class Request:
         self.rests_until_s = now_s + (rest_s or 0.0)
         self.epoch, self.stage, self.plan = self.epoch + 1, "queued", None
         self.cached, self.is_shareable = None, False
-        self.computed, self.prefilled_s = 0, None
+        self.computed, self.prefilled_s, self.is_preempted = 0, None, False
 
     def status(self, now_s: float, held_back_by: str = "") -> RequestStatus:
         """See `RequestStatus`; `held_back_by` is a request that is computed first."""

@@ -26,12 +26,16 @@ def broken_rule(plan: Plan, work: Work, fleet: Fleet) -> str:
     if not _covers((span for place in plan.placements for span in place.shared), 0, cached):
         return f"the cached prefix is not all of the tokens up to {cached}"
     for place in plan.placements:
-        grown = place.span.tokens + (work.max_tokens if place.shard == plan.owner else 0)
-        if place.pages * fleet.members[place.shard].shard.page_tokens < grown:
-            return f"{place.pages} pages of {place.shard} are too few for {grown} tokens"
-    for shard, pages in plan.takes.items():
-        if pages > max(0, fleet.free(shard)):
-            return f"{shard} has no {pages} pages to give"
+        first, most = place.span.tokens, place.span.tokens
+        if place.shard == plan.owner:
+            first, most = first + work.first_tokens, most + work.max_tokens
+        shard = fleet.members[place.shard].shard
+        for pages, tokens in ((place.pages, first), (shard.pages, most)):
+            if pages * shard.page_tokens < tokens:
+                return f"{pages} pages of {place.shard} are too few for {tokens} tokens"
+    for id, pages in plan.takes.items():
+        if pages > max(0, fleet.free(id)):
+            return f"{id} has no {pages} pages to give"
     return ""
 
 

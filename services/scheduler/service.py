@@ -8,8 +8,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, suppress
 from typing import Any
 
-from msgspec.structs import replace
-
 from sps2.common.bus.peer import Peer
 from sps2.common.bus.telemetry import Publisher, RequestEvent
 from sps2.common.config import Cluster
@@ -32,9 +30,9 @@ from sps2.common.messages import (
     Urge,
     Watch,
 )
-from sps2.common.page_hashes import PromptHashes, page_hashes, root
+from sps2.common.page_hashes import PromptHashes
 from sps2.common.tracing import FORGETFUL, Recorder, Trail
-from sps2.services.scheduler.actions import ChangeUrgency, Find, Launch, Reject
+from sps2.services.scheduler.actions import ChangeUrgency, Find, Launch, Preempt, Reject
 from sps2.services.scheduler.core import Core
 from sps2.services.scheduler.event_log import EventLog
 from sps2.services.scheduler.events import (
@@ -51,11 +49,12 @@ from sps2.services.scheduler.events import (
 )
 from sps2.services.scheduler.fleet import Fleet
 from sps2.services.scheduler.job import Job
-from sps2.services.scheduler.listening import Listening
+from sps2.services.scheduler.job_listener import Listening
 from sps2.services.scheduler.members import Members
-from sps2.services.scheduler.plan import Plan, Work
+from sps2.services.scheduler.plan import Plan
 from sps2.services.scheduler.policies import POLICIES
 from sps2.services.scheduler.schemes import Schemes
+from sps2.services.scheduler.submissions import Submissions
 from sps2.services.tasks import emitted_by
 
 log = logging.getLogger(__name__)
@@ -94,8 +93,7 @@ class SchedulerService:
         traces: Recorder = FORGETFUL,
     ) -> None:
         self._config = config
-        self._schemes = schemes
-        self._model = model
+        self._submissions = Submissions(config, schemes, model)
         self._directory = directory
         self._telemetry = telemetry
         self._traces = traces
@@ -110,6 +108,7 @@ class SchedulerService:
         self._tick: asyncio.TimerHandle | None = None
         self._replans = Counter[str]()
         self._launches: dict[str, asyncio.Future[Launched]] = {}
+        self._jobs: dict[str, Job] = {}
         self._members = Members(
             config.bus,
             lambda shard: self._handle(Joined(shard)),
@@ -145,8 +144,8 @@ class SchedulerService:
 
     async def predict(self, request: Predict) -> Predicted:
         """What would become of a request that came now; see `Predicted`."""
-        submit = self._bounded(request.submit)
-        work, hashes = self._work(submit)
+        submit = self._submissions.bounded(request.submit, self._core.fleet)
+        work, hashes = self._submissions.work(submit)
         cached: tuple[CachedRun, ...] = ()
         if work.hashes:
             with suppress(ServiceError):
@@ -167,7 +166,7 @@ class SchedulerService:
 
     async def show_fleet(self, request: ShowFleet) -> FleetStatus:
         return FleetStatus(
-            self._core.shards(),
+            self._core.fleet.statuses(),
             self._core.requests(time.monotonic()),
             self.waiting_for(),
             self._core.fleet.serving(),
@@ -191,6 +190,7 @@ class SchedulerService:
             "requests_running": float(len(stages) - stages.count("queued")),
             "replans_refused": float(self._replans["refused"]),
             "replans_lost": float(self._replans["lost"]),
+            "preemptions": float(self._core.preemptions),
             "broken_rules": float(self._core.broken_rules),
             **self._core.fleet.counters(),
         }
@@ -205,10 +205,10 @@ class SchedulerService:
     async def _run(self, submit: Submit, emit: Emit) -> None:
         if submit.request in self._launches:
             raise Invalid(f"{submit.request} is running already")
-        submit = self._bounded(submit)
-        work, hashes = self._work(submit)
+        submit = self._submissions.bounded(submit, self._core.fleet)
+        work, hashes = self._submissions.work(submit)
         trail = self._traces.trail(submit.request, submit.traceparent)
-        self._replans["lost"] += bool(submit.sampling.answered)
+        self._replans["lost"] += bool(submit.sampling.answered) and not submit.was_preempted
         replans = refusals = 0
         queued_s = 0.0
         answering = False
@@ -236,7 +236,9 @@ class SchedulerService:
                     epoch, plan = await launch
                 queued_s += time.monotonic() - since_s
                 try:
-                    await self._job(submit, epoch, plan, hashes, queued_s, trail).run(watch)
+                    job = self._job(submit, epoch, plan, hashes, queued_s, trail)
+                    self._jobs[work.request] = job
+                    await job.run(watch)
                 except Refused:
                     self._replans["refused"] += 1
                     rest_s = min(LONGEST_BACKOFF_S, BACKOFF_S * 2**refusals)
@@ -260,42 +262,9 @@ class SchedulerService:
             raise
         finally:
             self._launches.pop(work.request, None)
+            self._jobs.pop(work.request, None)
             self._handle(Ended(work.request))
             self._publish(work.request, "ended", **({"error": error} if error else {}))
-
-    def _bounded(self, submit: Submit) -> Submit:
-        """Limit an answer without `max_tokens` to what the pools can hold."""
-        sampling, fleet = submit.sampling, self._core.fleet
-        given = len(submit.prompt) // 4 - sampling.answered
-        room = fleet.answer_room(given, submit.options.sp_degree if fleet.in_place else None)
-        if not submit.open_ended or not room:
-            return submit
-        most = max(room, sampling.min_tokens, sampling.answered + 1)
-        sampling = replace(sampling, max_tokens=min(sampling.max_tokens, most))
-        return replace(submit, sampling=sampling)
-
-    def _work(self, submit: Submit) -> tuple[Work, PromptHashes]:
-        """What the core is told of a request, and the hashes of its pages."""
-        hashes = self._hashes(submit)
-        is_scored = submit.sampling.prompt_logprobs is not None  # all its tokens must be computed
-        work = Work(
-            submit.request,
-            len(submit.prompt) // 4,
-            submit.sampling.left,
-            submit.options,
-            () if is_scored else hashes.hashes,
-            bool(submit.sampling.answered),
-            submit.priority,
-            submit.max_ttft_s,
-        )
-        return work, hashes
-
-    def _hashes(self, submit: Submit) -> PromptHashes:
-        """The hashes of the prompt's pages; none if the prefix cache is off."""
-        if not self._config.kv.prefix_cache:
-            return PromptHashes()
-        first = root(self._model, submit.cache_salt, *self._schemes.computed(submit.options))
-        return PromptHashes(first, page_hashes(first, submit.prompt, self._config.kv.page_tokens))
 
     def _job(
         self,
@@ -334,6 +303,7 @@ class SchedulerService:
             queued_s,
             trail,
             lambda: self._core.urgency(submit.request),
+            self._config.kv.growth_tokens or submit.sampling.left,
         )
 
     def _expect_launch(self, request: str) -> asyncio.Future[Launched]:
@@ -349,6 +319,9 @@ class SchedulerService:
             if isinstance(action, ChangeUrgency):
                 for shard in action.plan.group:
                     self._ask(self._urge(shard, action))
+                continue
+            if isinstance(action, Preempt):
+                self._jobs[action.request].preempt()
                 continue
             launch = self._launches[action.request]
             if launch.done():  # its caller has just ended; `Ended` follows

@@ -13,7 +13,7 @@ from sps2.common.spans import Span, even_split
 from sps2.common.words import counted
 
 BLOCK = 64
-"""Tokens that share scales in 8 bits, as in `kernels/quantize.py`."""
+"""Tokens that share scales in 8 bits, as in `kernels/kv_quantize.py`."""
 COARSE_SHARE = 0.53
 """Bytes of a block in 4 bits, as a share of one in 8."""
 EXPECTED_KEPT = 0.6

@@ -241,9 +241,10 @@ class Teams:
                 process.following.sequences[key] = sequence
                 continue
             sampler = Sampler(sampling, torch.tensor(prompt))
+            most = len(prompt) + sampling.left
             sampler.seen(first.id)
             ended = asyncio.get_running_loop().create_future()
-            owned = Owned(holding, names, len(prompt), first, sampler, ended)
+            owned = Owned(holding, names, len(prompt), first, sampler, ended, most, lambda: None)
         leader = owner[0].batch
         assert leader is not None
         await leader.generate(owned)

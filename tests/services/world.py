@@ -40,7 +40,7 @@ from sps2.services.decode.remote.prefix import Prefixes
 from sps2.services.decode.sequence import Owned
 from sps2.services.decode.steps import Leading
 from sps2.services.prefill.prompt import run_prompt
-from sps2.services.tasks import gather_all
+from sps2.services.tasks import end, gather_all
 
 PAGE_TOKENS = 4
 RING = Scheme()
@@ -135,6 +135,11 @@ class World:
         self.model = model
         self.prefill = prefill
         self.decode = decode
+        self.has_room = asyncio.Event()
+        """Whether answers that grow get pages."""
+        self.has_room.set()
+        self.asked: list[str] = []
+        """Requests that have asked for pages."""
 
     async def run(
         self,
@@ -145,15 +150,18 @@ class World:
         scheme: Scheme = RING,
         shared: Shared = (),
         keep: bool = False,
+        growth: int | None = None,
     ) -> tuple[list[Filled], list[Token]]:
         """Prefill and decode one request; its pages are given back in the end.
 
         Args:
             shared: the cached prefix, by shard.
             keep: cache its full pages.
+            growth: tokens of the answer with room at first, and added with `has_room`; None: all.
         """
         key = (request, 0)
-        holdings = await self.hold(request, prompt, sampling, shared)
+        holdings = await self.hold(request, prompt, sampling, shared, growth)
+        growing: list[asyncio.Task[None]] = []
         try:
             replies = await self.fill(
                 request, prompt, sampling, holdings, sp_degree, scheme, None, shared
@@ -168,29 +176,48 @@ class World:
             for shard, _ in holdings:
                 owner.plane.introduce(shard.plane.peer)
             sampler = Sampler(sampling, torch.tensor(prompt))
+            most = len(prompt) + sampling.left
             sampler.seen(first.id)
             others = tuple(shard.plane.name for shard, _ in holdings[:-1])
             ended = asyncio.get_running_loop().create_future()
-            sequence = Owned(holding, others, len(prompt), first, sampler, ended)
+
+            def ask() -> None:
+                self.asked.append(request)
+                growing.append(asyncio.create_task(self.grow(owner, holding, growth or 0)))
+
+            sequence = Owned(holding, others, len(prompt), first, sampler, ended, most, ask)
             await owner.batch.generate(sequence)
             return replies, [first, *(token for name, token in owner.tokens if name == key)]
         finally:
+            await gather_all(*map(end, growing))
             for shard, _ in holdings:
                 await shard.batch.leave(key)
                 shard.holdings.release(key)
 
+    async def grow(self, owner: DecodeShard, holding: Holding, tokens: int) -> None:
+        await self.has_room.wait()
+        capacity = len(holding.own) * PAGE_TOKENS + tokens
+        await owner.holdings.grow(holding.key, capacity)
+        owner.batch.grown(holding.key)
+
     async def hold(
-        self, request: str, prompt: list[int], sampling: Sampling, shared: Shared = ()
+        self,
+        request: str,
+        prompt: list[int],
+        sampling: Sampling,
+        shared: Shared = (),
+        growth: int | None = None,
     ) -> list[tuple[DecodeShard, Holding]]:
         first = before(shared)
         spans = paged_split(len(prompt) - first, [1] * len(self.decode), PAGE_TOKENS)
         found = []
         for index, (shard, own) in enumerate(zip(self.decode, spans, strict=True)):
             span = after(own, first)
-            growth = sampling.max_tokens if index == len(self.decode) - 1 else 0
+            is_owner = index == len(self.decode) - 1
+            answer = (sampling.max_tokens if growth is None else growth) if is_owner else 0
             parts = tuple(part for at, part in shared if at == index)
-            if span.tokens + growth or parts:
-                capacity = span.tokens + growth
+            if span.tokens + answer or parts:
+                capacity = span.tokens + answer
                 hold = Hold(request, 0, span, capacity, hashes_of(prompt), parts)
                 found.append((shard, await shard.holdings.hold(hold)))
         return found

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Self
 
 import torch
@@ -50,7 +50,7 @@ class Holding:
         key: Key,
         span: Span,
         pages: SequencePages,
-        own: Mapping[int, int],
+        own: dict[int, int],
         layers: int,
         heads: Span,
         sources: Collection[str] = (),
@@ -241,6 +241,26 @@ class Holdings:
         if holding := self._held.get(key):
             own = {each: holding.own[n] for n, each in enumerate(hashes, first) if n in holding.own}
             holding.own_hashes += self.cached.add(own)
+
+    async def grow(self, key: Key, capacity: int) -> None:
+        """Reserve pages until the span of a request may have `capacity` tokens.
+
+        Raises:
+            Refused: too few pages are free after `WAIT_FOR_PAGES_S`.
+            Cancelled: the request is not held any more.
+        """
+        holding, reserved = self._held.get(key), list[int]()
+        if holding is not None:
+            wanted = pages_for(capacity, self._pool.page_tokens) - len(holding.own)
+            reserved = await self._reserve(max(0, wanted))
+        if holding is None or self._held.get(key) is not holding:
+            self._give_back(reserved)
+            raise Cancelled(f"request {key[0]} is not held in epoch {key[1]} any more")
+        first = holding.span.start // self._pool.page_tokens + len(holding.own)
+        new = dict(enumerate(reserved, first))
+        holding.own.update(new)
+        holding.pages.add(new)
+        self.prepare()
 
     def evict(self, hashes: Sequence[bytes]) -> None:
         """Drop pages from the cache; they are free once no request uses them."""

@@ -114,6 +114,12 @@ FAMILIES: tuple[Family, ...] = (
         refused="replans_refused",
     ),
     _one(
+        "sps2_preemptions",
+        "counter",
+        "Answers that gave their KV pages up to earlier ones; they resume when there is room",
+        "preemptions",
+    ),
+    _one(
         "sps2_broken_rules",
         "counter",
         "Decisions of the scheduling policy that were not carried out; more than 0 is a bug in it",

@@ -48,6 +48,53 @@ async def test_requests_join_and_leave_at_any_step() -> None:
         assert [shard.pool.free_pages for shard in shards.decode] == [64] * 3
 
 
+@pytest.mark.parametrize("decode", [1, 2])
+async def test_answers_that_grow_equal_the_oracles(decode: int) -> None:
+    model = tiny_model()
+    prompts = [[(3 * start + index) % 97 for index in range(2 + 9 * start)] for start in range(3)]
+    answers = [(await oracle(model, prompt, 60))[1] for prompt in prompts]
+    async with world(model, 2, decode) as shards:
+        found = await asyncio.gather(
+            *(
+                shards.run(f"r{index}", prompt, greedy(60), growth=5)
+                for index, prompt in enumerate(prompts)
+            )
+        )
+        assert [[token.id for token in tokens] for _, tokens in found] == answers
+        assert {*shards.asked} == {"r0", "r1", "r2"}
+        assert len(shards.asked) > 9
+        assert [shard.pool.free_pages for shard in shards.decode] == [64] * decode
+
+
+async def test_an_answer_without_room_pauses_and_the_others_go_on() -> None:
+    model, prompt = tiny_model(), list(range(10))
+    _, answer = await oracle(model, prompt, 60)
+    async with world(model, 1, 1) as shards:
+        shards.has_room.clear()
+        paused = asyncio.create_task(shards.run("paused", prompt, greedy(60), growth=8))
+        for name in ("other", "another"):
+            _, other = await shards.run(name, prompt, greedy(60))
+            assert [token.id for token in other] == answer
+        assert not paused.done()
+        assert shards.asked == ["paused"], "once"
+        (owner,) = shards.decode
+        assert 6 <= len([name for name, _ in owner.tokens if name == ("paused", 0)]) <= 12
+        shards.has_room.set()
+        _, tokens = await paused
+        assert [token.id for token in tokens] == answer
+
+
+async def test_a_paused_answer_can_be_cancelled() -> None:
+    async with world(tiny_model(), 1, 1) as shards:
+        shards.has_room.clear()
+        paused = asyncio.create_task(shards.run("r", [1, 2, 3], greedy(60), growth=4))
+        await until(lambda: len(shards.decode[0].tokens) >= 3)
+        paused.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await paused
+        assert shards.decode[0].pool.free_pages == 64
+
+
 async def test_stop_ids_end_generation_after_min_tokens() -> None:
     model, prompt = tiny_model(), [1, 2, 3]
     _, answer = await oracle(model, prompt, 10)

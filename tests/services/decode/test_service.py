@@ -38,7 +38,7 @@ async def test_what_is_not_held_must_be_planned_anew() -> None:
     async with service() as (made, _):
         decode = Decode("r", 3, bytes(4), Token(0, 1), (), greedy(4))
         with pytest.raises(PeerLost, match="decode-0/s: request r is not held in epoch 3"):
-            await made.decode(decode)
+            await anext(made.decode(decode))
         with pytest.raises(PeerLost, match="request r is not held in epoch 3"):
             await anext(made.follow(Follow("r", 3, 0)))
 

@@ -10,7 +10,7 @@ import pytest
 
 from sps2.common.bus.peer import Peer, Server
 from sps2.common.config import Bus
-from sps2.common.errors import Cancelled, PeerLost
+from sps2.common.errors import Cancelled, PeerLost, Preempted
 from sps2.common.messages import (
     Displaced,
     Finished,
@@ -217,6 +217,33 @@ async def test_goes_on_elsewhere_after_the_loss_of_a_shard(told_by):
     assert [each.sampling.answered for each in submitted] == [0, 2]
     assert len({each.request for each in submitted}) == 2
     assert (record.tokens, record.placed.epoch, record.first.token.id) == (4, 2, 10)
+
+
+async def test_goes_on_as_often_as_its_pages_went_to_others():
+    """More often than after losses: nothing is wrong."""
+    cast, submitted = Cast(), []
+
+    async def script(request):
+        submitted.append(request)
+        answered = request.sampling.answered
+        yield placed(cast.owner)
+        last = answered == 7
+        yield FirstToken(Token(answered, 10 + answered, None, "length" if last else None))
+        if last:
+            yield Finished(8, 5, 6, 7)
+            return
+        raise Preempted(f"request {request.request} gave its KV up to others")
+
+    async def tokens(request):
+        await asyncio.Event().wait()
+        yield LAST
+
+    cast.script, cast.tokens = script, tokens
+    async with stage(cast) as (generation, record, _):
+        assert await all_of(generation) == list(range(10, 18))
+    assert [each.sampling.answered for each in submitted] == list(range(8))
+    assert [each.was_preempted for each in submitted] == [False] + [True] * 7
+    assert (len({each.request for each in submitted}), record.tokens) == (8, 8)
 
 
 async def test_an_owner_that_dies_ends_it_in_time():

@@ -161,3 +161,30 @@ def test_sums_are_what_a_recount_finds(
         except (Refused, Invalid):
             pass
         assert kv.room().free == books.free(12)
+
+
+def test_a_lease_grows_while_there_is_room() -> None:
+    kv = directory(a=10, b=4)
+    kv.reserve("r", 0, (place("b", 2), place("a", 7)))
+    kv.extend("r", 0, "a", 2)
+    assert kv.room().free == {"a": 1, "b": 2}
+    assert [each.pages for each in kv.leases().leases[0].placements] == [2, 9]
+    with pytest.raises(Refused, match="a has no room for 2 more pages"):
+        kv.extend("r", 0, "a", 2)
+    for request, epoch, shard in (("s", 0, "a"), ("r", 1, "a"), ("r", 0, "c")):
+        with pytest.raises(Invalid, match="no lease on"):
+            kv.extend(request, epoch, shard, 1)
+    kv.release("r", 0)
+    assert kv.room().free == {"a": 10, "b": 4}
+
+
+def test_growth_evicts_idle_cached_pages() -> None:
+    kv = directory(a=4)
+    kv.reserve("r", 0, (place("a", 2),))
+    kv.commit("r", 0, {"a": (b"1", b"2")})
+    kv.release("r", 0)
+    kv.reserve("s", 0, (place("a", 1),))
+    assert kv.find((b"1", b"2"))
+    kv.extend("s", 0, "a", 3)
+    assert not kv.find((b"1", b"2"))
+    assert kv.room().free == {"a": 0}

@@ -104,7 +104,8 @@ class Shard:
             await anext(holding)
             ids = ids_of(prompt)
             following = asyncio.create_task(self.follow(request))
-            done = await self.decode.decode(Decode(request, 0, ids, first, (), greedy(tokens)))
+            decode = Decode(request, 0, ids, first, (), greedy(tokens))
+            (done,) = [item async for item in self.decode.decode(decode)]
             assert done == Decoded(tokens, "length", 0, 0)
             return [first, *await following]
 

@@ -193,9 +193,11 @@ def test_a_loss_of_an_older_life_is_no_loss() -> None:
     core = cluster()
     core.handle(Joined(shard("prefill", 0, life=1)), 0)
     core.handle(Lost("prefill-0", "prefill-0/0"), 0)
-    assert {status.state for status in core.shards()} == {"ready"}
+    assert {status.state for status in core.fleet.statuses()} == {"ready"}
     core.handle(Lost("prefill-0", "prefill-0/1"), 0)
-    assert [status.id for status in core.shards() if status.state == "lost"] == ["prefill-0"]
+    assert [status.id for status in core.fleet.statuses() if status.state == "lost"] == [
+        "prefill-0"
+    ]
     assert "1 of 2 prefill" in core.fleet.waiting_for()
 
 

@@ -21,9 +21,11 @@ from .test_core import PAGE, cluster, launched, rejected, room, shard, submit
 @example([40, 40, 40, 40], 1000, 400)
 @settings(deadline=None)
 def test_what_fits_all_pages_together_is_placed(free: list[int], prompt: int, answer: int) -> None:
-    """The answer, with the end of the prompt, is to be on one shard: leases do not grow yet."""
+    """The answer, with the end of the prompt, is to be on one shard."""
     named = {f"decode-{index}": pages for index, pages in enumerate(free)}
     core = cluster(decode=len(free))
+    for index, pages in enumerate(free):
+        core.handle(Joined(shard("decode", index, pages)), 0)
     core.handle(RoomSeen(Room(named, named)), 0)
     actions = submit(core, "r", prompt, answer)
     last = (prompt - 1) % PAGE + 1

@@ -10,8 +10,8 @@ import pytest
 from sps2.common import messages
 from sps2.common.bus.peer import Peer, Server
 from sps2.common.bus.telemetry import Publisher
-from sps2.common.config import Bus, Cluster, Scheduler, Sharing
-from sps2.common.errors import Invalid, PeerLost, ServiceError
+from sps2.common.config import Bus, Cluster, Kv, Scheduler, Sharing
+from sps2.common.errors import Invalid, PeerLost, Preempted, ServiceError
 from sps2.common.messages import (
     Announce,
     Commit,
@@ -24,6 +24,7 @@ from sps2.common.messages import (
     Exchanged,
     Filled,
     Finished,
+    Grow,
     Held,
     Hold,
     Info,
@@ -33,6 +34,7 @@ from sps2.common.messages import (
     Register,
     Sampling,
     Shard,
+    Short,
     Submit,
     Token,
 )
@@ -65,6 +67,9 @@ class Play(DirectoryService):
         self.decode_gate.set()
         self.groups: dict[tuple[str, int], list[str]] = {}
         """Of every prefill, by request and epoch: the ranks' names on the data plane."""
+        self.grown: list[Grow] = []
+        self.short_answers: set[str] = set()
+        """Requests that need more pages before they end."""
         self.link_is_cut = False
         """Between prefill shards."""
 
@@ -95,14 +100,23 @@ class Play(DirectoryService):
         yield Prefilled(Token(0, 10), (), 0.0, Exchanged({}, 0.0, 0.0, 0.0, 0.0))
         yield Deposited(0)
 
-    async def decode(self, request: Decode) -> Decoded:
+    async def decode(self, request: Decode) -> AsyncIterator[Short | Decoded]:
         self.decoding.append(request)
         await self.decode_gate.wait()
-        return Decoded(2, "length", 0, 0)
+        if request.request in self.short_answers:
+            yield Short()
+            await until(lambda: request.request in [grow.request for grow in self.grown])
+        yield Decoded(2, "length", 0, 0)
+
+    async def grow(self, request: Grow) -> Done:
+        self.grown.append(request)
+        return Done()
 
 
 @asynccontextmanager
-async def stage(play: Play, prefill: int = 1, **scheduler: object) -> AsyncIterator[Peer]:
+async def stage(
+    play: Play, prefill: int = 1, growth_tokens: int = 256, **scheduler: object
+) -> AsyncIterator[Peer]:
     """A scheduler with prefill shards and one decode shard; yields a connection to it."""
     async with AsyncExitStack() as stack:
         actors = Server(play, BUS)
@@ -111,7 +125,8 @@ async def stage(play: Play, prefill: int = 1, **scheduler: object) -> AsyncItera
         directory = Peer(address, BUS, "kvdir")
         stack.push_async_callback(directory.close)
         settings = Scheduler(**scheduler)  # type: ignore[arg-type]
-        cluster = Cluster(prefill=prefill, decode=1, bus=BUS, scheduler=settings)
+        kv = Kv(growth_tokens=growth_tokens)
+        cluster = Cluster(prefill=prefill, decode=1, bus=BUS, scheduler=settings, kv=kv)
         telemetry = Publisher("tcp://127.0.0.1:9", "scheduler", BUS)
         stack.push_async_callback(asyncio.to_thread, telemetry.close)
         service = SchedulerService(
@@ -211,16 +226,54 @@ async def test_a_second_request_of_a_name_leaves_the_first_alone() -> None:
         assert (await asking).tokens == 2
 
 
-async def test_an_answer_of_no_stated_length_is_cut_to_what_fits() -> None:
+@pytest.mark.parametrize(("growth", "most"), [(256, PAGES * PAGE - 40), (0, PAGES * PAGE // 8)])
+async def test_an_answer_of_no_stated_length_is_cut_to_what_fits(growth: int, most: int) -> None:
     """The pool has 1,024 tokens, and the model's context many more."""
     play = Play()
-    async with stage(play) as peer:
+    async with stage(play, growth_tokens=growth) as peer:
         long = Sampling(100_000, 0)
         await finished(peer, submit("a", sampling=long, open_ended=True))
         await finished(peer, submit("b", 1000, sampling=long, open_ended=True))
         with pytest.raises(Invalid, match="enlarge"):
             await finished(peer, submit("c", sampling=long))
-    assert [each.sampling.max_tokens for each in play.decoding] == [PAGES * PAGE // 8, 24]
+    assert [each.sampling.max_tokens for each in play.decoding] == [most, 24]
+
+
+def leased(play: Play) -> dict[str, int]:
+    return {lease.request: lease.placements[-1].pages for lease in play._directory.leases().leases}
+
+
+async def test_an_answer_gets_pages_as_it_grows() -> None:
+    play = Play()
+    play.short_answers = {"r"}
+    async with stage(play, growth_tokens=64) as peer:
+        play.decode_gate.clear()
+        answer = asyncio.create_task(finished(peer, submit("r", sampling=Sampling(500, 0))))
+        await until(lambda: play.decoding)
+        assert leased(play) == {"r": 7}, "40 tokens and 64"
+        play.decode_gate.set()
+        assert (await answer).tokens == 2
+        assert [(grow.request, grow.capacity) for grow in play.grown] == [("r", 11 * PAGE)]
+        await until(lambda: leased(play) == {})
+
+
+async def test_who_came_last_gives_its_pages_to_an_answer_that_grows() -> None:
+    play = Play()
+    play.short_answers = {"a"}
+    async with stage(play, growth_tokens=480) as peer:
+        play.decode_gate.clear()
+        first = asyncio.create_task(finished(peer, submit("a", sampling=Sampling(900, 0))))
+        await until(lambda: len(play.decoding) == 1)
+        second = submit("b", sampling=Sampling(456, 0), cache_salt="b")
+        last = asyncio.create_task(finished(peer, second))
+        await until(lambda: len(play.decoding) == 2)
+        assert leased(play) == {"a": 33, "b": 31}
+        play.decode_gate.set()
+        play.short_answers.add("b")
+        with pytest.raises(Preempted, match="request b gave its KV up to others"):
+            await last
+        assert (await first).tokens == 2
+        assert play.grown[0].capacity == 34 * PAGE
 
 
 async def test_prefill_shards_that_lost_each_other_work_apart() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from sps2.common.errors import Internal, Invalid, PeerLost, Refused
+from sps2.common.errors import Cancelled, Internal, Invalid, PeerLost, Refused
 from sps2.common.messages import Hold
 from sps2.common.model.pages import PagePool
 from sps2.common.spans import Span
@@ -194,3 +194,41 @@ async def test_kv_that_does_not_fit_ends_the_waiting(
             await waiting
     for plane in (here, there, else_):
         await plane.close()
+
+
+async def test_a_holding_grows_behind_its_last_page(holdings: Holdings, pool: PagePool) -> None:
+    """PAGE_TOKENS is 4."""
+    held = await holdings.hold(hold("r", 8, 18))
+    await holdings.hold(hold("other", 0, 4))
+    assert sorted(held.own) == [2, 3, 4]
+    assert not held.pages.has(20)
+    await holdings.grow(("r", 0), 15)
+    assert sorted(held.own) == [2, 3, 4, 5]
+    assert held.pages.has(23)
+    assert not held.pages.has(24)
+    await holdings.grow(("r", 0), 15)
+    assert pool.free_pages == 5, "it has that much already"
+    k = torch.randn(6, 2, 16)
+    held.pages.write(0, 17, k, k)
+    first, *_ = held.pages.runs(23, 17)
+    assert first.start == 17
+    assert sum(run.tokens for run in held.pages.runs(23, 17)) == 6
+    holdings.release(("r", 0))
+    holdings.release(("other", 0))
+    assert pool.free_pages == 10
+
+
+async def test_growth_without_room_is_refused_and_takes_nothing(
+    holdings: Holdings, pool: PagePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holding, "WAIT_FOR_PAGES_S", 0.01)
+    await holdings.hold(hold("r", 0, 16))
+    with pytest.raises(Refused, match="6 pages are free, 7 are needed"):
+        await holdings.grow(("r", 0), 44)
+    assert pool.free_pages == 6
+    await holdings.grow(("r", 0), 40)
+    assert pool.free_pages == 0
+    holdings.release(("r", 0))
+    with pytest.raises(Cancelled, match="not held"):
+        await holdings.grow(("r", 0), 44)
+    assert pool.free_pages == 10

@@ -59,7 +59,7 @@ async def _same(
     owner.plane.introduce(holder.plane.peer)
     ended = asyncio.get_running_loop().create_future()
     sampler = Sampler(greedy(4), torch.arange(12))
-    return Owned(own, (holder.plane.name,), 12, Token(0, token), sampler, ended)
+    return Owned(own, (holder.plane.name,), 12, Token(0, token), sampler, ended, 16, lambda: None)
 
 
 async def asked(exchange: Exchange, question: Question, layer: int, q: Tensor) -> list[State]:

@@ -9,10 +9,12 @@ from sps2.common.messages import Exchanged, Progress, Room, Shard
 from sps2.services.scheduler.events import (
     Event,
     Granted,
+    Grew,
     Parted,
     Prefilled,
     Progressed,
     Shareable,
+    Starved,
 )
 
 log = logging.getLogger(__name__)
@@ -22,6 +24,19 @@ class Publish(Protocol):
     """Publishes a stage of a request, with details."""
 
     def __call__(self, request: str, stage: str, **detail: str | float) -> None: ...
+
+
+class Listener(Protocol):
+    """Receives the progress of a job."""
+
+    def granted(self, room: Room) -> None: ...
+    def advanced(self, progress: Progress) -> None: ...
+    def prefilled(self, exchanged: Sequence[Exchanged]) -> None: ...
+    def shareable(self) -> None: ...
+    def starved(self, pages: int) -> None: ...
+    def grew(self, room: Room) -> None: ...
+    def lost(self, shard: Shard, peer: Peer) -> None: ...
+    def parted(self, shard: Shard, peer: str) -> None: ...
 
 
 class Listening:
@@ -66,6 +81,12 @@ class Listening:
     def shareable(self) -> None:
         self._handle(Shareable(self._request))
         self._publish(self._request, "decode")
+
+    def starved(self, pages: int) -> None:
+        self._handle(Starved(self._request, pages))
+
+    def grew(self, room: Room) -> None:
+        self._handle(Grew(self._request, room))
 
     def lost(self, shard: Shard, peer: Peer) -> None:
         self._lose(shard, peer)

@@ -1,0 +1,231 @@
+"""Answers grow page by page; who came last gives way; all end, whatever the order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+import pytest
+
+from sps2.common.config import Scheduler, Sharing
+from sps2.common.errors import Refused
+from sps2.common.messages import Room
+from sps2.services.kvdir.directory import Directory
+from sps2.services.scheduler.actions import Action, Launch, Preempt
+from sps2.services.scheduler.core import Core
+from sps2.services.scheduler.events import (
+    Decoded,
+    Ended,
+    Event,
+    Granted,
+    Grew,
+    Joined,
+    Prefilled,
+    Returned,
+    RoomSeen,
+    Shareable,
+    Starved,
+    Submitted,
+    Tick,
+)
+from sps2.services.scheduler.fleet import Fleet
+from sps2.services.scheduler.plan import Plan, Work
+from sps2.services.scheduler.policies import POLICIES
+from sps2.services.scheduler.schemes import Schemes
+
+from .test_core import CONFIG, PAGE, launched, room, shard
+
+GROWTH = 16
+POOL = 24
+"""Pages of each of two decode shards."""
+
+
+def core_of(policy: str, pages: int = POOL) -> Core:
+    settings = Scheduler(prefill_span_tokens=64, decode_span_tokens=128)
+    core = Core(POLICIES[policy](settings, Schemes(CONFIG, 2, Sharing())), Fleet(2, 2), 64)
+    for index in range(2):
+        core.handle(Joined(shard("prefill", index)), 0)
+        core.handle(Joined(shard("decode", index, pages)), 0)
+    core.handle(RoomSeen(room(2, pages)), 0)
+    return core
+
+
+@dataclass
+class Answer:
+    """An answer that is decoded: `tokens` of `work.max_tokens` so far."""
+
+    work: Work
+    plan: Plan
+    pages: int
+    tokens: int = 1
+
+    @property
+    def is_full(self) -> bool:
+        place = self.plan.placements[-1]
+        return place.span.tokens + self.tokens > self.pages * PAGE
+
+
+class Cluster:
+    """Decodes a token of every answer at each step; the directory is the real one."""
+
+    def __init__(self, policy: str) -> None:
+        self.core = core_of(policy)
+        self.directory = Directory()
+        for index in range(2):
+            self.directory.announce(f"decode-{index}", f"decode-{index}/0", POOL, PAGE, ())
+        self.now_s = 0.0
+        self.answers: dict[str, Answer] = {}
+        self.works: dict[str, Work] = {}
+        self.ended: list[str] = []
+        self.preempted: list[str] = []
+
+    def submit(self, work: Work) -> None:
+        self.works[work.request] = work
+        self.happen(Submitted(work))
+
+    def happen(self, event: Event) -> None:
+        self.take(self.core.handle(event, self.now_s))
+
+    def take(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            match action:
+                case Launch(id, epoch, plan):
+                    try:
+                        self.directory.reserve(id, epoch, plan.placements)
+                    except Refused:
+                        self.happen(Returned(id, 0.1))
+                        continue
+                    self.happen(Granted(id, self.directory.room()))
+                    self.happen(Prefilled(id))
+                    self.answers[id] = Answer(self.works[id], plan, plan.placements[-1].pages)
+                    self.happen(Shareable(id))
+                case Preempt(id):
+                    self.preempted.append(id)
+                    answer = self.leave(id)
+                    tokens, work = answer.tokens, answer.work
+                    answered = tokens + work.prompt_tokens - self.works[id].prompt_tokens
+                    self.submit(
+                        replace(
+                            work,
+                            request=f"{id}'",
+                            prompt_tokens=work.prompt_tokens + tokens,
+                            max_tokens=work.max_tokens - tokens,
+                            resumes=True,
+                            reserved_tokens=max(GROWTH, answered),
+                        )
+                    )
+                case other:
+                    raise AssertionError(other)
+
+    def leave(self, id: str) -> Answer:
+        answer = self.answers.pop(id)
+        self.directory.release(id, 0)
+        for epoch in range(1, 9):
+            self.directory.release(id, epoch)
+        self.happen(Ended(id))
+        self.happen(RoomSeen(self.directory.room()))
+        return answer
+
+    def step(self) -> None:
+        self.now_s += 0.1
+        for id, answer in list(self.answers.items()):
+            if self.answers.get(id) is not answer:
+                continue
+            if answer.is_full:
+                self.grow(id, answer)
+            elif answer.tokens < answer.work.max_tokens:
+                answer.tokens += 1
+            if answer.tokens == answer.work.max_tokens and self.answers.get(id) is answer:
+                self.happen(Decoded(id, answer.tokens))
+                self.leave(id)
+                self.ended.append(id.rstrip("'"))
+        self.happen(Tick())
+
+    def grow(self, id: str, answer: Answer) -> None:
+        epoch = next(e for e in range(9) if (id, e) in self.directory._grants)
+        try:
+            self.directory.extend(id, epoch, answer.plan.owner, 1)
+        except Refused:
+            self.happen(Starved(id, 1))
+            return
+        answer.pages += 1
+        self.happen(Grew(id, self.directory.room()))
+        self.happen(RoomSeen(self.directory.room()))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("seed", range(8))
+def test_all_answers_end_on_pools_that_hold_few(policy: str, seed: int) -> None:
+    """Each could need more than half of all pages."""
+    draw, cluster = Random(seed), Cluster(policy)
+    wanted = [f"r{number}" for number in range(16)]
+    for request in wanted:
+        tokens = draw.randrange(1, 150)
+        cluster.submit(Work(request, tokens, draw.randrange(2, 200), reserved_tokens=GROWTH))
+        for _ in range(draw.randrange(12)):
+            cluster.step()
+    for _ in range(4000):
+        cluster.step()
+    assert sorted(cluster.ended) == sorted(wanted)
+    assert cluster.directory.room().free == {"decode-0": POOL, "decode-1": POOL}
+    assert [pages for _, pages in cluster.core.fleet.with_room()] == [POOL, POOL]
+    assert cluster.preempted
+    assert cluster.core.preemptions == len(cluster.preempted)
+    assert not cluster.core.requests(0)
+
+
+def answering(core: Core, request: str, at_s: float = 0.0, **fields: object) -> Plan:
+    work = replace(Work(request, 16, 200, reserved_tokens=GROWTH), **fields)  # type: ignore[arg-type]
+    launch = launched(core.handle(Submitted(work), at_s))
+    free = dict(core.fleet.room.free)
+    for place in launch.plan.placements:
+        free[place.shard] -= place.pages
+    core.handle(Granted(request, Room(free, core.fleet.room.total)), at_s)
+    core.handle(Prefilled(request), at_s)
+    core.handle(Shareable(request), at_s)
+    return launch.plan
+
+
+def test_a_request_reserves_the_first_tokens_of_its_answer() -> None:
+    plan = answering(core_of("sps2"), "r")
+    assert [place.pages for place in plan.placements] == [2]
+
+
+def test_the_last_that_came_gives_way() -> None:
+    core = core_of("fcfs")
+    owners = {f"r{number}": answering(core, f"r{number}", number).owner for number in range(4)}
+    there = [id for id, owner in owners.items() if owner == owners["r0"]]
+    assert len(there) == 2
+    assert core.handle(Starved("r0", 1), 5) == [Preempt(there[-1])]
+    assert core.handle(Starved("r0", 1), 5) == [], "that one is still leaving"
+    core.handle(Ended(there[-1]), 5)
+    assert core.handle(Starved("r0", 1), 5) == [Preempt("r0")], "it is alone, and has no room"
+
+
+def test_who_resumed_gives_way_last() -> None:
+    core = core_of("fcfs")
+    plans = [answering(core, "old", 0.0), answering(core, "b", 1.0)]
+    plans += [answering(core, "resumed", 2.0, resumes=True), answering(core, "c", 3.0)]
+    assert plans[0].owner == plans[2].owner
+    assert core.handle(Starved("resumed", 1), 5) == [Preempt("old")]
+
+
+def test_pages_for_growth_are_not_promised_to_others() -> None:
+    core = core_of("fcfs")
+    answering(core, "r")
+    answering(core, "s")
+    owner = core._requests["r"].plan.owner  # type: ignore[union-attr]
+    before = core.fleet.free(owner)
+    core.handle(Starved("r", 1), 1)
+    assert core.fleet.free(owner) == before - 1
+    core.handle(Starved("r", 1), 2)
+    assert core.fleet.free(owner) == before - 1, "once"
+    core.handle(Grew("r", core.fleet.room), 3)
+    assert core.fleet.free(owner) == before
+
+
+def test_the_whole_answer_must_fit_its_owner_in_the_end() -> None:
+    core = core_of("fcfs")
+    plan = launched(core.handle(Submitted(Work("r", 300, 300, reserved_tokens=16)), 0)).plan
+    owner = plan.placements[-1]
+    assert owner.span.tokens + 300 <= POOL * PAGE
+    assert owner.pages < POOL - 4
