@@ -20,6 +20,8 @@ class Submit(Stream["Placed | Displaced | Progress | FirstToken | Finished"], fr
     """Whether to send `Progress` items."""
     open_ended: bool = False
     """Whether the caller set no length of the answer: `max_tokens` may be reduced."""
+    caller: str = ""
+    """Callers share the cluster fairly; empty: one like all others without a name."""
     was_preempted: bool = False
     """Whether it resumes an answer that gave its KV up to others; see `Preempted`."""
     traceparent: str = ""

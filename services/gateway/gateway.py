@@ -111,7 +111,7 @@ class Gateway:
                 order = await order_completion(request, name, self.served, self._tokenizer)
             ordered()
             if account is not None:
-                order = replace(order, jobs=account.bounded(order.prompts, order.jobs))
+                order = replace(order, jobs=account.own(order.prompts, order.jobs))
             records = [Record(since_s) for _ in order.jobs]
             chunk = partial(
                 CompletionChunk,
@@ -158,7 +158,7 @@ class Gateway:
                 order = await order_chat(request, name, self.served, self._tokenizer)
             ordered()
             if account is not None:
-                order = replace(order, jobs=account.bounded(order.prompts, order.jobs))
+                order = replace(order, jobs=account.own(order.prompts, order.jobs))
             records = [Record(since_s) for _ in order.jobs]
             chunk = partial(
                 ChatChunk,
@@ -190,9 +190,13 @@ class Gateway:
             trail.annotate(**_totals(total))
             yield chunk(choices=[], usage=total)
 
-    async def estimate(self, request: EstimateRequest, name: str) -> Estimate:
+    async def estimate(
+        self, request: EstimateRequest, name: str, account: Account | None = None
+    ) -> Estimate:
         """What is predicted of a request, without running it."""
         job = await order_estimate(request, name, self.served, self._tokenizer)
+        if account is not None:
+            (job,) = account.own([job.prompt], [job])
         found = await self.running.predict(job)
         return Estimate(
             prompt_tokens=len(job.prompt),

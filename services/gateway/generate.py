@@ -58,6 +58,8 @@ class Job(msgspec.Struct, frozen=True):
     """Whether `max_tokens` was left open, so that the scheduler may cut it."""
     priority: int = 0
     max_ttft_s: float | None = None
+    caller: str = ""
+    """The name of the API key; empty if there is none."""
     was_preempted: bool = False
     """Whether it resumes an answer that gave its KV up to others."""
 
@@ -71,6 +73,7 @@ class Job(msgspec.Struct, frozen=True):
             self.cache_salt,
             self.progress,
             self.open_ended,
+            self.caller,
             self.was_preempted,
             traceparent,
             self.priority,

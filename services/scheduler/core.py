@@ -1,7 +1,7 @@
 """The scheduler's bookkeeping as a pure state machine: events and a clock in, actions out."""
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -33,7 +33,7 @@ from sps2.services.scheduler.events import (
 )
 from sps2.services.scheduler.fleet import Fleet
 from sps2.services.scheduler.plan import Plan, Work
-from sps2.services.scheduler.request import Request
+from sps2.services.scheduler.request import Request, gives_way, held_back_by
 from sps2.services.scheduler.rules import broken_rule
 from sps2.services.scheduler.view import Forecast, Planner, View, too_late
 
@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 CHANGES = Joined | Lost | Parted | RoomSeen | Returned | Prefilled | Shareable | Ended
 """Events after which requests that wait may start."""
+SHARD_CHANGES = Joined | Lost | Parted | Returned | Prefilled | Ended
+"""Those after which requests that wait for shards may start."""
 
 
 class Policy(Planner, Protocol):
@@ -84,6 +86,10 @@ class Core:
         self._queue: deque[str] = deque()
         self._prefilling: dict[str, Request] = {}
         """Requests whose prompt is computed, or about to be."""
+        self._turns: dict[str, float] = {}
+        """When the last request of each caller that has requests was launched."""
+        self._present = Counter[str]()
+        """How many requests each caller has."""
         self._progressed: list[Request] = []
         """Prefills that have progressed since the policy last decided."""
 
@@ -93,6 +99,7 @@ class Core:
             tuple(self._requests.values()),
             tuple(self._queue),
             tuple(self._prefilling),
+            self._turns,
             self.fleet.state(),
             self.costs.factors,
             self.costs.tbt_s,
@@ -105,11 +112,14 @@ class Core:
         self._requests = {request.id: request for request in state.requests}
         self._queue = deque(state.queue)
         self._prefilling = {id: self._requests[id] for id in state.prefilling}
+        self._turns = state.turns
+        self._present = Counter(request.work.caller for request in state.requests)
 
     def handle(self, event: Event, now_s: float) -> list[Action]:
         """Apply one event; the caller carries out the returned actions in their order."""
         self.fleet.reunite(now_s)
         self.fleet.changes += isinstance(event, CHANGES)
+        self.fleet.shard_changes += isinstance(event, SHARD_CHANGES)
         match event:
             case Joined(shard):
                 self.fleet.join(shard)
@@ -126,6 +136,8 @@ class Core:
                     error = Refused(f"{waiting} waiting already; retry later")
                     return [Reject(work.request, error)]
                 self._requests[work.request] = Request(work, now_s)
+                self._present[work.caller] += 1
+                self._turns.setdefault(work.caller, 0.0)
                 self._enqueue(work.request)
             case Found(id, cached):
                 if request := self._requests.get(id):
@@ -244,6 +256,7 @@ class Core:
             self._queue,
             self._prefilling,
             self._progressed,
+            self._turns,
             self.fleet,
             self.costs,
             now_s,
@@ -264,6 +277,8 @@ class Core:
                         break
                     held = self._requests[other]
                     held.overtaken += held.wait is not None and held.wait.cause == "room"
+                request.since_s = request.turn_s(self._turns)
+                self._turns[request.work.caller] = now_s
                 self._queue.remove(id)
                 self.fleet.changes += 1
                 request.plan, request.urgency, request.stage = plan, urgency, "reserving"
@@ -277,7 +292,7 @@ class Core:
                 request.is_finding = True
                 return [Find(id, request.work.hashes)]
             case Hold(id, wait):
-                request.wait, request.held_at = wait, self.fleet.changes
+                request.wait, request.held_at = wait, self.fleet.changes_for(wait.cause)
                 if wait.cause != "absent":
                     request.absent_since_s = None
                 elif request.absent_since_s is None:
@@ -291,26 +306,14 @@ class Core:
         return []
 
     def _starve(self, request: Request, pages: int) -> list[Action]:
-        """Keep free pages of an owner for an answer that grows; preempt a request if need be.
-
-        Whoever is preempted resumes with room for twice the answer so far. The request that came
-        first is never preempted, so that all end.
-        """
+        """Keep free pages of an owner for an answer that grows; preempt a request if need be."""
         assert request.plan is not None
         owner = request.plan.owner
         self.fleet.settle(request.id)
         self.fleet.promise(request.id, {owner: pages})
-        there = [
-            other
-            for other in self._requests.values()
-            if other.plan and any(place.shard == owner for place in other.plan.placements)
-        ]
-        if any(other.is_preempted for other in there):
+        last = gives_way(request, [other for other in self._requests.values() if other.uses(owner)])
+        if last is None:
             return []
-        answering = [other for other in there if other.stage in ("transfer", "decode")]
-        last = max(answering, key=lambda other: (not other.work.resumes, other.submitted_s))
-        if last is request and len(there) > len(answering):
-            return []  # those that are prefilled now are preempted, or end, before it
         last.is_preempted = True
         self.preemptions += 1
         return [Preempt(last.id)]
@@ -322,7 +325,7 @@ class Core:
 
     def _reject(self, id: str, error: ServiceError) -> Reject:
         self._queue.remove(id)
-        del self._requests[id]
+        self._forget_caller(self._requests.pop(id).work.caller)
         return Reject(id, error)
 
     def _overdue(self, request: Request, now_s: float) -> ServiceError | None:
@@ -361,10 +364,16 @@ class Core:
         if request is None:
             return
         self._leave_shards(request)
+        self._forget_caller(request.work.caller)
         if request.plan is None:
             self._queue.remove(id)
         else:
             self._doubt_cached()
+
+    def _forget_caller(self, caller: str) -> None:
+        self._present[caller] -= 1
+        if not self._present[caller]:
+            del self._present[caller], self._turns[caller]
 
     def _leave_shards(self, request: Request) -> None:
         self.fleet.settle(request.id)
@@ -376,20 +385,12 @@ class Core:
     def requests(self, now_s: float) -> tuple[RequestStatus, ...]:
         """The status of every request, in order of arrival."""
         return tuple(
-            request.status(now_s, self._held_back_by(request))
+            request.status(now_s, held_back_by(request, self._prefilled_beside(request)))
             for request in self._requests.values()
         )
 
-    def _held_back_by(self, request: Request) -> str:
-        """The most urgent request that a shard of a prefill computes before it; empty if none."""
-        if request.plan is None or request.stage != "prefill":
-            return ""
-        others = {
-            other: self._requests[other].urgency
-            for shard in request.plan.group
-            if shard in self.fleet.members
-            for other in self.fleet.members[shard].prefilled
-            if self._requests[other].stage == "prefill"
-        }
-        first = max(others, key=lambda other: others[other], default=request.id)
-        return first if others.get(first, request.urgency) > request.urgency else ""
+    def _prefilled_beside(self, request: Request) -> list[Request]:
+        """The prefills on the shards that prefill a request, itself included."""
+        group = request.plan.group if request.plan else ()
+        members = [member for shard in group if (member := self.fleet.members.get(shard))]
+        return [self._requests[id] for member in members for id in member.prefilled]

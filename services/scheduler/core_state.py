@@ -15,6 +15,7 @@ class CoreState(msgspec.Struct, frozen=True):
     requests: tuple[Request, ...]
     queue: tuple[str, ...]
     prefilling: tuple[str, ...]
+    turns: dict[str, float]
     fleet: FleetState
     factors: tuple[tuple[float, float], ...]
     tbt_s: float | None

@@ -57,6 +57,7 @@ class FleetState(msgspec.Struct, frozen=True):
     lost: tuple[Shard, ...]
     room: Room
     changes: int
+    shard_changes: int
     promised: dict[str, dict[str, int]]
     apart: tuple[tuple[str, str, float], ...]
 
@@ -82,6 +83,8 @@ class Fleet:
         self.room = Room({}, {})
         self.changes = 0
         """Counts what may let waiting requests start: see `View.consider`."""
+        self.shard_changes = 0
+        """As `changes`, for requests that wait for shards."""
         self.page_tokens = 1
         """Tokens of a page on the shards that keep KV."""
         self._roles: dict[Role, list[Member]] = {}
@@ -104,6 +107,7 @@ class Fleet:
             tuple(map(without_tokens, self.lost.values())),
             self.room,
             self.changes,
+            self.shard_changes,
             self._promised,
             tuple((min(pair), max(pair), until_s) for pair, until_s in self._apart.items()),
         )
@@ -114,12 +118,17 @@ class Fleet:
         fleet = cls(*(state.expected[role] for role in ("prefill", "decode", "mixed")))
         fleet.members = {member.shard.id: member for member in state.members}
         fleet.lost = {shard.id: shard for shard in state.lost}
-        fleet.room, fleet.changes = state.room, state.changes
+        fleet.room = state.room
+        fleet.changes, fleet.shard_changes = state.changes, state.shard_changes
         for request, pages in state.promised.items():
             fleet.promise(request, pages)
         fleet._apart = {frozenset((one, other)): until_s for one, other, until_s in state.apart}
         fleet._index()
         return fleet
+
+    def changes_for(self, cause: str) -> int:
+        """The count of changes that matter to a request with this cause of waiting."""
+        return self.shard_changes if cause == "shards" else self.changes
 
     def join(self, shard: Shard) -> None:
         self._reunite(shard.id)
@@ -148,6 +157,7 @@ class Fleet:
         """Forget the pairs apart whose time is over."""
         left = {pair: until for pair, until in self._apart.items() if until > now_s}
         self.changes += len(left) < len(self._apart)
+        self.shard_changes += len(left) < len(self._apart)
         self._apart = left
 
     def apart_until_s(self) -> float | None:

@@ -28,6 +28,8 @@ class Work:
     """Of the caller; the larger, the sooner."""
     max_ttft_s: float | None = None
     """It is refused if its first token is predicted to come later than this after its arrival."""
+    caller: str = ""
+    """Who submitted it; callers share the cluster."""
     reserved_tokens: int | None = None
     """Room for this much of the answer is reserved at first, more as it grows; None: for all."""
 

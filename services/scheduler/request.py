@@ -1,5 +1,6 @@
 """One request as the scheduler's core knows it."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +28,8 @@ class Request:
     computed: int = 0
     """Tokens of the prompt computed so far."""
     launched_s: float = 0.0
+    since_s: float = 0.0
+    """Since when it had waited when it was launched; see `turn_s`."""
     prefilled_s: float | None = None
     """When its first token came."""
     is_alone: bool = True
@@ -40,7 +43,7 @@ class Request:
     wait: Wait | None = None
     """Why it waited when a policy last considered it."""
     held_at: int = -1
-    """`Fleet.changes` at that time."""
+    """`Fleet.changes_for` at that time."""
     is_preempted: bool = False
     """Whether it is to give its pages up, and has not done so yet."""
     overtaken: int = 0
@@ -71,6 +74,23 @@ class Request:
         shared = min(wanted, common_pages(self.work.hashes, other.work.hashes)) - prefix.pages
         return shared > 0 and 2 * shared >= len(other.work.hashes) - prefix.pages
 
+    def turn_s(self, turns: Mapping[str, float]) -> float:
+        """Since when it has waited for others.
+
+        If there are several callers, that is since its own caller's last request was launched: of
+        many requests of one caller only the next one grows older.
+
+        Args:
+            turns: when the last request of each caller was launched.
+        """
+        if len(turns) < 2:
+            return self.submitted_s
+        return max(self.submitted_s, turns.get(self.work.caller, 0.0))
+
+    def uses(self, shard: str) -> bool:
+        """Whether it has KV on a shard, or room for it."""
+        return self.plan is not None and any(place.shard == shard for place in self.plan.placements)
+
     def return_to_queue(self, now_s: float, rest_s: float | None) -> None:
         """Forget the plan; see `Returned`."""
         self.losses += rest_s is None
@@ -99,3 +119,29 @@ class Request:
             self.work.max_tokens,
             waits_for,
         )
+
+
+def gives_way(starving: Request, there: Sequence[Request]) -> Request | None:
+    """Which request is to give its pages up to one that finds none; None to wait for others.
+
+    The answer that came last does, those that resumed after all others. So the first is never
+    preempted, and all end.
+
+    Args:
+        there: those that use the same shard, `starving` included.
+    """
+    if any(request.is_preempted for request in there):
+        return None
+    answering = [request for request in there if request.stage in ("transfer", "decode")]
+    last = max(answering, key=lambda request: (not request.work.resumes, request.submitted_s))
+    if last is starving and len(there) > len(answering):
+        return None  # those that are prefilled now come after it
+    return last
+
+
+def held_back_by(request: Request, beside: Iterable[Request]) -> str:
+    """The most urgent request that is prefilled before another on its shards; empty if none."""
+    others = [other for other in beside if other.stage == "prefill"]
+    first = max(others, key=lambda other: other.urgency, default=request)
+    is_held = request.stage == "prefill" and first.urgency > request.urgency
+    return first.id if is_held else ""

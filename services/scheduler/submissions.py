@@ -52,6 +52,7 @@ class Submissions:
             bool(submit.sampling.answered),
             submit.priority,
             submit.max_ttft_s,
+            submit.caller,
             self._first_tokens(submit),
         )
         return work, hashes

@@ -1,7 +1,8 @@
 """What a policy may read: the queue, what runs, the shards and the clock."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop, heapreplace
 from typing import Protocol
 
 from sps2.common.errors import Refused, ServiceError
@@ -62,6 +63,7 @@ class View:
         queue: Sequence[str],
         prefilling: Mapping[str, Request],
         progressed: Sequence[Request],
+        turns: Mapping[str, float],
         fleet: Fleet,
         costs: Costs,
         now_s: float,
@@ -72,6 +74,8 @@ class View:
         """Requests whose prompt is computed, or about to be, by id."""
         self.progressed = progressed
         """Those of them that have computed more since the policy last decided."""
+        self._turns = turns
+        self._next: dict[str, Request] = {}
         self.fleet = fleet
         self.costs = costs
         self.now_s = now_s
@@ -83,6 +87,49 @@ class View:
         queued = [self._requests[request] for request in self._queue]
         ready = [request for request in queued if request.rests_until_s <= self.now_s]
         return sorted(ready, key=lambda each: (not each.work.resumes, -each.work.priority))
+
+    def since_s(self, request: Request) -> float:
+        """Since when a request waits, or waited until it was launched; see `Request.turn_s`."""
+        return request.since_s if request.plan is not None else request.turn_s(self._turns)
+
+    def is_next(self, request: Request) -> bool:
+        """Whether no request of its caller has waited longer; true of one that was launched."""
+        if request.plan is not None:
+            return True
+        if not self._next:
+            for other in self.waiting():
+                first = self._next.setdefault(other.work.caller, other)
+                if other.submitted_s < first.submitted_s:
+                    self._next[other.work.caller] = other
+        return self._next.get(request.work.caller, request) is request
+
+    def in_line(self, urgency: Callable[[Request, float], float]) -> Iterator[Request]:
+        """The requests that wait, in the order in which they are to start.
+
+        Of each caller the most urgent comes first; of these heads of the lines, the most urgent.
+
+        Args:
+            urgency: of a request that waits since a time; the larger, the sooner.
+        """
+        if not self._queue:
+            return
+        lines: dict[tuple[bool, str], list[Request]] = {}
+        for request in self.waiting():
+            name = (not request.work.resumes, request.work.caller)
+            lines.setdefault(name, []).append(request)
+        heads = []
+        for number, ((late, _), line) in enumerate(lines.items()):
+            line.sort(key=lambda each: urgency(each, each.submitted_s))
+            heads.append((late, -urgency(line[-1], self.since_s(line[-1])), number, line))
+        heapify(heads)
+        while heads:
+            late, _, number, line = heads[0]
+            yield line.pop()
+            if line:
+                since_s = self.now_s if len(heads) > 1 else self.since_s(line[-1])
+                heapreplace(heads, (late, -urgency(line[-1], since_s), number, line))
+            else:
+                heappop(heads)
 
     def cached(self, request: str) -> tuple[CachedRun, ...]:
         """The cached pages of a prompt, as far as they are known."""
@@ -100,14 +147,14 @@ class View:
         It is not planned again as long as nothing has changed since it was held.
         """
         self.considered = request.id
-        if request.wait and request.held_at == self.fleet.changes and not request.work.max_ttft_s:
-            return Hold(request.id, request.wait)
+        wait, work = request.wait, request.work
+        if wait and not work.max_ttft_s and request.held_at == self.fleet.changes_for(wait.cause):
+            return Hold(request.id, wait)
         try:
             self._check_ttft(request, planner)
-            if request.work.hashes and any(map(request.gains_from, self._requests.values())):
+            if work.hashes and any(map(request.gains_from, self._requests.values())):
                 return Hold(request.id, Wait("prefix"))
-            work, cached = request.work, request.cached or ()
-            plan = planner.placing.plan(work, cached, self.fleet, ahead)
+            plan = planner.placing.plan(work, request.cached or (), self.fleet, ahead)
         except ServiceError as error:
             return Refuse(request.id, error)
         if isinstance(plan, Wait) and plan.cause == "absent":

@@ -43,6 +43,7 @@ def launch(
             "tp": prefill[1],
             "decode": decode[0],
             "decode_tp": decode[1],
+            "kv": {"growth_tokens": 16},
         }
         port = ports.free_base()
         with running_cluster(name=NAME, port=port, model=str(folder), **flags):

@@ -142,7 +142,8 @@ def application(
     async def estimate(request: Request) -> Response:
         async with bodies.read(request, api.EstimateRequest) as body:
             await check_ready()
-            return Json(await gateway.estimate(body.value, name_of(request)))
+            account = account_of(request)
+            return Json(await gateway.estimate(body.value, name_of(request), account))
 
     @app.post(
         "/tokenize", **takes(api.Tokenize, api.Tokens, "Text to token ids", {"prompt": "Hello"})

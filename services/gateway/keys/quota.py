@@ -106,10 +106,14 @@ class Account:
         """Count one more request. Raises Refused if there were too many."""
         self._requests.take(1)
 
-    def bounded(self, prompts: Sequence[Sequence[int]], jobs: Sequence[Job]) -> tuple[Job, ...]:
-        """The jobs, with answers without `max_tokens` limited to what a minute's tokens allow."""
+    def own(self, prompts: Sequence[Sequence[int]], jobs: Sequence[Job]) -> tuple[Job, ...]:
+        """The jobs in this key's name.
+
+        Answers without `max_tokens` are limited to what a minute's tokens allow.
+        """
+        jobs = tuple(replace(job, caller=self.name) for job in jobs)
         if not self._tokens.per_minute:
-            return tuple(jobs)
+            return jobs
         most = (self._tokens.per_minute - sum(map(len, prompts))) // len(jobs)
         return tuple(_cut(job, most) if job.open_ended else job for job in jobs)
 

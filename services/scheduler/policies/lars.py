@@ -27,10 +27,11 @@ class Lars(Preemptive):
 
     NOTICEABLE = 0.05
 
-    def urgency(self, view: View, request: Request) -> float:
+    def urgency(self, view: View, request: Request, since_s: float | None = None) -> float:
         work_s, left_s = map(view.costs.first_token_s, self.work_s(view, request))
         allowed_s = max(STRETCH * work_s, LEAST_S)
-        slack_s = request.submitted_s + allowed_s - view.now_s - left_s
+        arrived_s = view.since_s(request) if since_s is None else since_s
+        slack_s = arrived_s + allowed_s - view.now_s - left_s
         return PRIORITY * request.work.priority - slack_s / allowed_s
 
     def changed(self, view: View) -> Iterable[Request]:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 from sps2.common.config import Scheduler
 from sps2.services.scheduler.decisions import Decision, Hold, LookUp, Start, Urge
@@ -36,14 +37,20 @@ class Preemptive(ABC):
         self._schemes = schemes
 
     @abstractmethod
-    def urgency(self, view: View, request: Request) -> float:
-        """How urgent a request is now; the larger, the sooner."""
+    def urgency(self, view: View, request: Request, since_s: float | None = None) -> float:
+        """How urgent a request is now; the larger, the sooner.
+
+        Args:
+            since_s: since when it waits; by default `View.since_s`.
+        """
 
     def changed(self, view: View) -> Iterable[Request]:
         """Prefills whose urgency may have changed: those that progressed."""
         return view.progressed
 
     def precedes(self, view: View, other: Request, request: Request) -> bool:
+        if other.work.caller != request.work.caller and not view.is_next(other):
+            return False
         if self.urgency(view, other) >= self.urgency(view, request):
             return True
         return other.plan is not None and self._are_alike(view, other, request)
@@ -53,11 +60,9 @@ class Preemptive(ABC):
             urgency = self.urgency(view, request)
             if abs(urgency - request.urgency) >= self.NOTICEABLE:
                 yield Urge(request.id, urgency)
-        held = 0
-        for request in sorted(
-            view.waiting(), key=lambda each: (not each.work.resumes, -self.urgency(view, each))
-        ):
-            decision = view.consider(request, self, self._ahead(view, request))
+        held, left_s = 0, dict[str, float]()
+        for request in view.in_line(partial(self.urgency, view)):
+            decision = view.consider(request, self, self._ahead(view, request, left_s))
             if isinstance(decision, Start):
                 decision = Start(request.id, decision.plan, self.urgency(view, request))
             yield decision
@@ -83,10 +88,13 @@ class Preemptive(ABC):
         (_, left_s), (_, others_s) = self.work_s(view, one), self.work_s(view, other)
         return _alike(left_s, others_s)
 
-    def _ahead(self, view: View, request: Request) -> Ahead:
-        """See `Placing.plan`: the seconds of more urgent prefills on a shard."""
+    def _ahead(self, view: View, request: Request, left_s: dict[str, float]) -> Ahead:
+        """See `Placing.plan`: the seconds of more urgent prefills on a shard.
+
+        Args:
+            left_s: seconds left of prefills, by request, as far as they are computed already.
+        """
         urgency, (_, mine_s) = self.urgency(view, request), self.work_s(view, request)
-        left_s: dict[str, float] = {}
 
         def ahead(member: Member) -> float | None:
             if not member.prefilled:

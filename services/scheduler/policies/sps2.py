@@ -25,8 +25,8 @@ class Sps2(Preemptive):
 
     NOTICEABLE = 1.0  # its remaining work has halved
 
-    def urgency(self, view: View, request: Request) -> float:
+    def urgency(self, view: View, request: Request, since_s: float | None = None) -> float:
         """log2 of the priority, without what grows alike for all: the time."""
         work_s, left_s = self.work_s(view, request)
-        waited = request.submitted_s / AGE_S
+        waited = (view.since_s(request) if since_s is None else since_s) / AGE_S
         return PRIORITY * request.work.priority - waited - log2(work_s) - log2(left_s)

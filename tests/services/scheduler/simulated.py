@@ -31,6 +31,7 @@ LEAST_SHARE = 1 / 8
 class Arrival(NamedTuple):
     at_s: float
     tokens: int
+    caller: str = ""
 
 
 class _Running:
@@ -92,12 +93,12 @@ def ttfts(policy: str, arrivals: Sequence[Arrival], shards: int = 2) -> list[flo
             take(core.handle(Ended(request), now_s), now_s)
         while coming and arrivals[coming[0]].at_s <= now_s:
             number = coming.pop(0)
-            work = Work(str(number), arrivals[number].tokens, 16)
+            work = Work(str(number), arrivals[number].tokens, 16, caller=arrivals[number].caller)
             take(core.handle(Submitted(work), now_s), now_s)
     return [took[str(number)] for number in range(len(arrivals))]
 
 
 def slowdowns(policy: str, arrivals: Sequence[Arrival]) -> list[float]:
     """The time of each against what it takes alone."""
-    alone = [ttfts(policy, [Arrival(0.0, tokens)])[0] for _, tokens in arrivals]
+    alone = [ttfts(policy, [Arrival(0.0, each.tokens)])[0] for each in arrivals]
     return [took / least for took, least in zip(ttfts(policy, arrivals), alone, strict=True)]

@@ -5,9 +5,16 @@ from statistics import fmean
 
 import pytest
 
+from sps2.common.config import Scheduler
+from sps2.common.messages import Room
+from sps2.services.scheduler.core import Core
+from sps2.services.scheduler.events import Joined, RoomSeen, Submitted
+from sps2.services.scheduler.fleet import Fleet
+from sps2.services.scheduler.plan import Work
 from sps2.services.scheduler.policies import POLICIES
 
 from .simulated import SCHEMES, Arrival, slowdowns, ttfts
+from .test_core import shard
 
 
 def heavy_tail(seed: int, count: int = 60) -> list[Arrival]:
@@ -25,7 +32,7 @@ def heavy_tail(seed: int, count: int = 60) -> list[Arrival]:
 def test_all_have_their_first_token_in_the_end(policy: str, seed: int) -> None:
     arrivals = heavy_tail(seed)
     took = ttfts(policy, arrivals)
-    least = [SCHEMES.alone_s(tokens) / 2 for _, tokens in arrivals]
+    least = [SCHEMES.alone_s(tokens) / 2 for _, tokens, _ in arrivals]
     assert all(each >= shortest * 0.99 for each, shortest in zip(took, least, strict=True))
 
 
@@ -71,7 +78,55 @@ def test_lars_bounds_relative_slack(seed: int) -> None:
         took = ttfts(policy, arrivals)
         return max(
             each / max(1.5 * SCHEMES.alone_s(tokens), 0.5)
-            for each, (_, tokens) in zip(took, arrivals, strict=True)
+            for each, (_, tokens, _) in zip(took, arrivals, strict=True)
         )
 
     assert worst("lars") < worst("fcfs")
+
+
+def flooded(policy: str, caller: str) -> tuple[float, float]:
+    """How many times longer than alone one prompt takes on average beside a hundred of another
+    caller's, and when the last of all has its first token."""
+    (alone_s,) = ttfts(policy, [Arrival(0.0, 1000)])
+    flood = [Arrival(0.0, 1000, "flood") for _ in range(100)]
+    others = [Arrival((5 * number + 0.3) * alone_s, 1000, caller) for number in range(15)]
+    took = ttfts(policy, [*flood, *others])
+    ends = [each.at_s + took_s for each, took_s in zip([*flood, *others], took, strict=True)]
+    return fmean(took[len(flood) :]) / alone_s, max(ends)
+
+
+@pytest.mark.parametrize("policy", ["sps2", "lars"])
+def test_callers_share_the_cluster(policy: str) -> None:
+    """A caller with few requests does not wait for those that another has in line."""
+    fair, last_s = flooded(policy, "other")
+    unfair, last_of_one_s = flooded(policy, "flood")
+    assert fair < 3.5
+    assert unfair > 20
+    assert last_s == pytest.approx(last_of_one_s), "the work is the same"
+
+
+@pytest.mark.parametrize("policy", ["sps2", "lars"])
+def test_a_long_prompt_of_one_caller_does_not_starve_beside_short_ones_of_another(
+    policy: str,
+) -> None:
+    short_s, long_s = (ttfts(policy, [Arrival(0.0, tokens)])[0] for tokens in (64, 1000))
+    shorts = [
+        Arrival(number * short_s / 2, 64, "a") for number in range(round(18 * long_s / short_s))
+    ]
+    assert ttfts(policy, [Arrival(0.1, 1000, "b"), *shorts])[0] / long_s < 8.5
+
+
+def test_an_estimate_for_a_caller_without_requests() -> None:
+    """It would come after one request of each other caller, not after all."""
+    core = Core(POLICIES["sps2"](Scheduler(), SCHEMES), Fleet(1, 1), 99)
+    core.handle(Joined(shard("prefill", 0)), 0.0)
+    core.handle(Joined(shard("decode", 0, 100_000)), 0.0)
+    core.handle(RoomSeen(Room({"decode-0": 100_000}, {"decode-0": 100_000})), 0.0)
+    for number in range(50):
+        core.handle(Submitted(Work(f"r{number}", 1000, 16, caller="flood")), 0.0)
+    core.handle(Submitted(Work("other", 1000, 16, caller="other")), 0.0)
+    work_s = SCHEMES.alone_s(1000)
+    new = core.forecast(Work("new", 1000, 16, caller="new"), (), 0.1)
+    assert 0.9 * work_s < new.queue_s < 3.1 * work_s
+    same = core.forecast(Work("new", 1000, 16, caller="flood"), (), 0.1)
+    assert same.queue_s > 40 * work_s

@@ -1,6 +1,7 @@
 """Buckets and accounts, on a clock of the test's."""
 
 import pytest
+from msgspec.structs import replace
 
 from sps2.common.errors import Invalid, Refused
 from sps2.common.messages import Placed, Sampling, Scheme
@@ -100,10 +101,10 @@ def test_an_answer_of_no_stated_length_is_within_a_minutes_tokens(clock: Clock) 
     account = Account("alice", clock)
     account.limit(0, 800)
     job = Job("r", tuple(range(40)), Sampling(max_tokens=8000, seed=0), open_ended=True)
-    (bounded,) = account.bounded([job.prompt], [job])
+    (bounded,) = account.own([job.prompt], [job])
     assert bounded.sampling.max_tokens == 760
     stated = Job("s", (1,), Sampling(max_tokens=8000, seed=0))
-    assert account.bounded([stated.prompt], [stated]) == (stated,)
+    assert account.own([stated.prompt], [stated]) == (replace(stated, caller=account.name),)
     record = Record(0.0, Placed(0, "d", "a", 1, (), "exact", Scheme(), {}))
     with account.spending([bounded.prompt], [bounded], [record]):
         assert account.headers()["x-ratelimit-remaining-tokens"] == "660"
