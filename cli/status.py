@@ -116,12 +116,17 @@ def _services(found: ClusterStatus, children: dict[str, Child]) -> Table:
 
 
 def _shards(found: ClusterStatus, page_tokens: int) -> Table:
-    table = render.table("SHARD", "STATE", "TRANSPORT", ">KV TOKENS", ">FREE", ">REQUESTS")
+    assigned = any(shard.duty not in (shard.role, None) for shard in found.shards)
+    duty = ["DUTY"] if assigned else []
+    columns = (*duty, "STATE", "TRANSPORT", ">KV TOKENS", ">FREE", ">REQUESTS")
+    table = render.table("SHARD", *columns)
     for shard in found.shards:
         pages = (shard.pages, shard.pages_free) if shard.pages else ()
         tokens = [f"{page_tokens * count:,}" for count in pages] or ["", ""]
         requests = str(len(shard.requests) or "")
-        table.add_row(shard.id, render.state(shard.state), shard.transport, *tokens, requests)
+        duty = [shard.duty or shard.role] if assigned else []
+        state = render.state(shard.state)
+        table.add_row(shard.id, *duty, state, shard.transport, *tokens, requests)
     return table
 
 

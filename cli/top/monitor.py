@@ -155,7 +155,8 @@ class Monitor:
         )
 
     def _shard(self, name: str, status: ShardStatus | None, now_s: float) -> Shard:
-        role, address = role_of(name), status.address if status else ""
+        duty = status.duty if status else None
+        role, address = duty or role_of(name), status.address if status else ""
         pulse = self._lives(name, now_s)
         if pulse is None:
             silent = name in self._pulses or status is None

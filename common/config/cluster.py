@@ -174,6 +174,7 @@ class Cluster(Section, frozen=True):
     kv: Kv = Kv()
 
     def __post_init__(self) -> None:
+        self._check_duties()
         if not self.mixed:
             if not (self.prefill and self.decode):
                 raise ValueError("there must be prefill and decode shards, or shards that do both")
@@ -190,6 +191,18 @@ class Cluster(Section, frozen=True):
                 f"mixed shards keep the keys and values of one span; {self.sharing.method} gives "
                 "each of them two: take another sharing.method, or prefill and decode shards"
             )
+
+    def _check_duties(self) -> None:
+        mixed = [f"mixed-{index}" for index in range(self.mixed)]
+        duties = self.scheduler.duties
+        if odd := [shard for shard in duties if shard not in mixed]:
+            there = ", ".join(mixed) or "none here"
+            raise ValueError(
+                f"{odd[0]} has a duty in [scheduler], and is not a mixed shard; those are {there}"
+            )
+        for duty in ("prefill", "decode"):
+            if mixed and all(duties.get(shard) == duty for shard in mixed):
+                raise ValueError(f"[scheduler] has all mixed shards only {duty}")
 
     @property
     def shard_threads(self) -> int:

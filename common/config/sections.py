@@ -11,6 +11,7 @@ NotNegative = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(gt=0)]
 
 Policy = Literal["sps2", "lars", "fcfs"]
+Duty = Literal["prefill", "decode"]
 AccessLog = Literal["all", "refused", "none"]
 
 
@@ -108,6 +109,16 @@ class Scheduler(Section, frozen=True):
             "first served"
         ),
     ] = "sps2"
+    prefill_only: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="mixed shards that only prefill at first, as `mixed-0`; `spsctl duty` "
+            "changes that"
+        ),
+    ] = ()
+    decode_only: Annotated[
+        tuple[str, ...], Meta(description="mixed shards that only decode at first")
+    ] = ()
     max_queue: Annotated[
         Positive, Meta(description="requests waiting for room; more are refused with 429")
     ] = 256
@@ -136,6 +147,13 @@ class Scheduler(Section, frozen=True):
             "shards spread that of prompts with more than this to compute"
         ),
     ] = 2048
+
+    @property
+    def duties(self) -> dict[str, Duty]:
+        """The duties of mixed shards that do not do both at first, by name."""
+        duties: dict[str, Duty] = dict.fromkeys(self.prefill_only, "prefill")
+        duties.update(dict.fromkeys(self.decode_only, "decode"))
+        return duties
 
 
 class Directory(Section, frozen=True):

@@ -87,6 +87,16 @@ class ShardStatus(Struct, frozen=True):
     requests: tuple[str, ...] = ()
     followers: tuple[str, ...] = ()
     """Control-bus addresses of its other processes."""
+    duty: Role | None = None
+    """What it is used for: its role, unless it is a mixed shard with another duty."""
+
+
+class SetDuty(Request[Done], frozen=True):
+    """Anyone to gateway or scheduler: use a mixed shard only for prefill, only for decode, or for
+    both from now on; what it does already goes on. Invalid if that is not possible."""
+
+    shard: str
+    duty: Role
 
 
 class FleetStatus(Struct, frozen=True):

@@ -29,6 +29,7 @@ from sps2.common.messages import (
     ListTraces,
     Record,
     Recorded,
+    SetDuty,
     ShowCluster,
     ShowTrace,
     Trace,
@@ -110,6 +111,9 @@ class GatewayService:
         async with self._scheduler.stream(request) as items:
             async for item in items:
                 yield item
+
+    async def set_duty(self, request: SetDuty) -> Done:
+        return await self._scheduler.call(request)
 
     async def cancel_request(self, request: CancelRequest) -> Done:
         self._gateway.running.cancel(request.request)

@@ -55,7 +55,7 @@ def usable(cached: Sequence[CachedRun], prompt_tokens: int, fleet: Fleet) -> Pre
     runs: list[CachedRun] = []
     for run in cached:
         pages = min(run.pages, left)
-        if not pages or run.shard not in fleet.room.free or run.shard not in fleet.members:
+        if not pages or run.shard not in fleet.room.free or not fleet.keeps(run.shard):
             break
         runs.append(CachedRun(run.shard, pages, min(run.idle, pages)))
         left -= pages

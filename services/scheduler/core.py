@@ -5,14 +5,15 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from sps2.common.errors import Internal, PeerLost, Refused, ServiceError
+from sps2.common.errors import Internal, Invalid, PeerLost, Refused, ServiceError
 from sps2.common.messages import CachedRun, RequestStatus
 from sps2.services.scheduler.actions import Action, ChangeUrgency, Find, Launch, Preempt, Reject
 from sps2.services.scheduler.apart import APART_S
 from sps2.services.scheduler.core_state import CoreState
 from sps2.services.scheduler.costs import Costs
-from sps2.services.scheduler.decisions import Decision, Hold, LookUp, Refuse, Start, Urge
+from sps2.services.scheduler.decisions import Assign, Decision, Hold, LookUp, Refuse, Start, Urge
 from sps2.services.scheduler.events import (
+    Assigned,
     Decoded,
     Ended,
     Event,
@@ -39,9 +40,9 @@ from sps2.services.scheduler.view import Forecast, Planner, View, too_late
 
 log = logging.getLogger(__name__)
 
-CHANGES = Joined | Lost | Parted | RoomSeen | Returned | Prefilled | Shareable | Ended
+CHANGES = Joined | Lost | Parted | Assigned | RoomSeen | Returned | Prefilled | Shareable | Ended
 """Events after which requests that wait may start."""
-SHARD_CHANGES = Joined | Lost | Parted | Returned | Prefilled | Ended
+SHARD_CHANGES = Joined | Lost | Parted | Assigned | Returned | Prefilled | Ended
 """Those after which requests that wait for shards may start."""
 
 
@@ -127,6 +128,8 @@ class Core:
                 self.fleet.lose(shard_id, peer)
             case Parted(one, other):
                 self.fleet.part(one, other, now_s + APART_S)
+            case Assigned(shard_id, duty):
+                self.fleet.assign(shard_id, duty)
             case RoomSeen(room):
                 self.fleet.room = room
             case Submitted(work):
@@ -184,22 +187,10 @@ class Core:
 
     def wakes_at(self) -> float | None:
         """The time at which the next `Tick` is due; None if none is."""
-        times = [
-            time_s
-            for id in self._queue
-            for request in (self._requests[id],)
-            for time_s in (
-                self.fleet.apart_until_s(),
-                request.rests_until_s or None,
-                None
-                if request.work.max_ttft_s is None
-                else request.submitted_s + request.work.max_ttft_s,
-                None
-                if request.absent_since_s is None
-                else request.absent_since_s + self._patience_s,
-            )
-            if time_s is not None
-        ]
+        apart_s = self.fleet.apart_until_s() if self._queue else None
+        times = [] if apart_s is None else [apart_s]
+        for id in self._queue:
+            times += self._requests[id].wakes_at(self._patience_s)
         return min(times, default=None)
 
     def forecast(self, work: Work, cached: tuple[CachedRun, ...], now_s: float) -> Forecast:
@@ -263,6 +254,8 @@ class Core:
         )
 
     def _carry_out(self, decision: Decision, now_s: float) -> list[Action]:
+        if isinstance(decision, Assign):
+            return self._assign(decision)
         request = self._requests.get(decision.request)
         is_queued = request is not None and request.plan is None
         if request is None or is_queued == isinstance(decision, Urge):
@@ -303,6 +296,15 @@ class Core:
                 if request.stage in ("reserving", "prefill") and request.plan is not None:
                     request.urgency = urgency
                     return [ChangeUrgency(id, request.epoch, request.plan, urgency)]
+        return []
+
+    def _assign(self, decision: Assign) -> list[Action]:
+        try:
+            self.fleet.assign(decision.shard, decision.duty)
+        except Invalid as error:
+            return self._break_rule(decision, str(error))
+        self.fleet.changes += 1
+        self.fleet.shard_changes += 1
         return []
 
     def _starve(self, request: Request, pages: int) -> list[Action]:

@@ -12,6 +12,8 @@ WIDTH = 0.3
 """Prefills whose predictions differ by this factor, as a natural logarithm, count a quarter."""
 UNMEASURED = 0.02
 """What the formula itself counts, against prefills."""
+KNOWN = 1024
+"""How many predictions are kept."""
 PACE = 0.2
 """What the last answer counts in the time between tokens."""
 
@@ -33,6 +35,8 @@ class Costs:
         self, factors: Iterable[tuple[float, float]] = (), tbt_s: float | None = None
     ) -> None:
         self._factors = deque(factors, SAMPLES)
+        self._known: dict[float, float] = {}
+        """Answers of `first_token_s` since the last prefill was learned."""
         self.tbt_s = tbt_s
         """Recent mean time between tokens; None before the first answer."""
 
@@ -45,6 +49,7 @@ class Costs:
         """A prefill that shared its shards with no other one took so long."""
         if predicted_s > 0 and took_s > 0:
             self._factors.append((math.log(predicted_s), math.log(took_s / predicted_s)))
+            self._known.clear()
 
     def learn_decode(self, tokens: int, took_s: float) -> None:
         """The tokens after the first took so long."""
@@ -57,6 +62,10 @@ class Costs:
         Args:
             predicted_s: by the formulas.
         """
+        if (known := self._known.get(predicted_s)) is not None:
+            return known
+        if len(self._known) >= KNOWN:
+            self._known.clear()
         where = math.log(predicted_s)
         total, mean, age = UNMEASURED, 0.0, 1.0
         for at, factor in reversed(self._factors):
@@ -64,4 +73,5 @@ class Costs:
             total += weight
             mean += weight * factor
             age *= FADING
-        return predicted_s * math.exp(mean / total)
+        self._known[predicted_s] = predicted_s * math.exp(mean / total)
+        return self._known[predicted_s]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from sps2.common.errors import ServiceError
+from sps2.common.messages import Role
 from sps2.services.scheduler.plan import Plan, Wait
 
 
@@ -50,4 +51,12 @@ class Urge:
     urgency: float
 
 
-Decision = Start | LookUp | Hold | Refuse | Urge
+@dataclass(frozen=True)
+class Assign:
+    """A mixed shard has another duty from now on; see `Fleet.assign`."""
+
+    shard: str
+    duty: Role
+
+
+Decision = Start | LookUp | Hold | Refuse | Urge | Assign

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from sps2.common.messages import CachedRun, Room, Shard
+from sps2.common.messages import CachedRun, Role, Room, Shard
 from sps2.services.scheduler.plan import Work
 
 
@@ -26,6 +26,13 @@ class Parted(_Event, frozen=True):
 
     one: str
     other: str
+
+
+class Assigned(_Event, frozen=True):
+    """A mixed shard got a duty."""
+
+    shard: str
+    duty: Role
 
 
 class RoomSeen(_Event, frozen=True):
@@ -112,6 +119,7 @@ Event = (
     Joined
     | Lost
     | Parted
+    | Assigned
     | RoomSeen
     | Submitted
     | Found

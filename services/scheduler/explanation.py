@@ -10,7 +10,7 @@ from sps2.common.errors import Invalid, ServiceError
 from sps2.common.messages import PrefillOptions, Setting
 from sps2.services.scheduler.actions import Preempt
 from sps2.services.scheduler.core import Core
-from sps2.services.scheduler.decisions import Decision, Hold, Refuse, Start, Urge
+from sps2.services.scheduler.decisions import Assign, Decision, Hold, Refuse, Start, Urge
 from sps2.services.scheduler.event_log import Entry
 from sps2.services.scheduler.events import (
     Decoded,
@@ -76,7 +76,7 @@ def explain(recording: Recording, wanted: str) -> tuple[Explanation, ...]:
     now_s = 0.0
 
     def observe(decision: Decision, view: View) -> None:
-        if account := found.get(decision.request):
+        if not isinstance(decision, Assign) and (account := found.get(decision.request)):
             account.decided(decision, view, core, now_s)
 
     core.observe = observe
@@ -186,7 +186,7 @@ def _start(plan: Plan, urgency: float, view: View) -> str:
 
 def _options(work: Work, chosen: Plan, view: View, core: Core) -> Iterator[Option]:
     """The chosen plan, and what the planner would have made of other options."""
-    shards = len(view.fleet.of(view.fleet.prefilling))
+    shards = len(view.fleet.prefillers())
     degrees = {min(shards, 2**power) for power in range(DEGREES)} | {len(chosen.group)}
     asked = PrefillOptions(kv_transfer_dtype=work.options.kv_transfer_dtype)
     variants = [

@@ -3,12 +3,16 @@
 from collections.abc import Collection, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import msgspec
 from msgspec import structs
 
+from sps2.common.errors import Invalid
 from sps2.common.messages import Role, Room, Shard, ShardStatus
 from sps2.common.words import counted
+
+ROLES: tuple[Role, ...] = ("prefill", "decode", "mixed")
 
 
 @dataclass
@@ -53,6 +57,7 @@ class FleetState(msgspec.Struct, frozen=True):
     """All that a fleet knows, as data; see `Fleet`."""
 
     expected: dict[Role, int]
+    duties: dict[str, Role]
     members: tuple[Member, ...]
     lost: tuple[Shard, ...]
     room: Room
@@ -68,15 +73,20 @@ class Fleet:
     Args:
         prefill, decode, mixed: how many shards of each role are configured. A cluster has prefill
             and decode shards, or mixed ones.
+        duties: of mixed shards that are to do only one of the two, by id.
     """
 
-    def __init__(self, prefill: int = 0, decode: int = 0, mixed: int = 0) -> None:
+    def __init__(
+        self,
+        prefill: int = 0,
+        decode: int = 0,
+        mixed: int = 0,
+        duties: Mapping[str, Role] = MappingProxyType({}),
+    ) -> None:
         self.expected: dict[Role, int] = {"prefill": prefill, "decode": decode, "mixed": mixed}
-        self.in_place = mixed > 0
-        """Whether prompts are decoded where they were prefilled."""
-        self.prefilling: Role = "mixed" if self.in_place else "prefill"
+        self.prefilling: Role = "mixed" if mixed else "prefill"
         """The role of the shards that prefill."""
-        self.keeping: Role = "mixed" if self.in_place else "decode"
+        self.keeping: Role = "mixed" if mixed else "decode"
         """The role of the shards that keep KV."""
         self.members: dict[str, Member] = {}
         self.lost: dict[str, Shard] = {}
@@ -87,7 +97,10 @@ class Fleet:
         """As `changes`, for requests that wait for shards."""
         self.page_tokens = 1
         """Tokens of a page on the shards that keep KV."""
+        self._duties = dict(duties)
         self._roles: dict[Role, list[Member]] = {}
+        self._prefillers: list[Member] = []
+        self._keepers: list[Member] = []
         self._hosts: dict[str, list[Member]] = {}
         self._promised: dict[str, dict[str, int]] = {}
         """Pages by request and shard, of requests whose lease is not granted yet."""
@@ -100,6 +113,7 @@ class Fleet:
         """A view of all that it knows but secrets, to be encoded before the next event."""
         return FleetState(
             self.expected,
+            self._duties,
             tuple(
                 replace(member, shard=without_tokens(member.shard))
                 for member in self.members.values()
@@ -115,7 +129,8 @@ class Fleet:
     @classmethod
     def restored(cls, state: FleetState) -> "Fleet":
         """The fleet that had this state, which it takes over."""
-        fleet = cls(*(state.expected[role] for role in ("prefill", "decode", "mixed")))
+        prefill, decode, mixed = (state.expected[role] for role in ROLES)
+        fleet = cls(prefill, decode, mixed, state.duties)
         fleet.members = {member.shard.id: member for member in state.members}
         fleet.lost = {shard.id: shard for shard in state.lost}
         fleet.room = state.room
@@ -193,15 +208,67 @@ class Fleet:
     def _index(self) -> None:
         """Sort the members anew, after one has joined or left."""
         self._roles, self._hosts = {}, {}
-        for _, member in sorted(self.members.items()):
+        self._prefillers, self._keepers = [], []
+        for id, member in sorted(self.members.items()):
+            duty = self.duty(id)
+            self._prefillers += [member] * (duty != "decode")
+            self._keepers += [member] * (duty != "prefill")
             self._roles.setdefault(member.shard.role, []).append(member)
             self._hosts.setdefault(member.shard.host, []).append(member)
-        pages = [member.shard.page_tokens for member in self.of(self.keeping)]
+        pages = [member.shard.page_tokens for member in self._keepers]
         self.page_tokens = max(pages, default=1)
 
     def _reunite(self, shard_id: str) -> None:
         """Forget lost links of a shard that joins anew or is gone."""
         self._apart = {pair: until for pair, until in self._apart.items() if shard_id not in pair}
+
+    @property
+    def in_place(self) -> bool:
+        """Whether prompts are decoded where they were prefilled: all shards do both."""
+        return self.prefilling == "mixed" and not self._duties
+
+    def duty(self, shard_id: str) -> Role:
+        """What a shard is used for from now on; its role, unless it was assigned a duty."""
+        role: Role = self.prefilling
+        if role != "mixed":
+            return "prefill" if shard_id.startswith("prefill-") else "decode"
+        return self._duties.get(shard_id, role)
+
+    def assign(self, shard_id: str, duty: Role) -> None:
+        """Use a mixed shard only for prefill, only for decode, or for both, from now on.
+
+        What it does already goes on.
+
+        Raises:
+            Invalid: there is no such mixed shard, or none would prefill or keep KV.
+        """
+        if self.prefilling != "mixed":
+            raise Invalid(
+                "prefill and decode shards cannot change their duties, only mixed shards can: "
+                "see `spsctl up --mixed`",
+                "shard",
+            )
+        if shard_id not in self.members and shard_id not in self.lost:
+            there = ", ".join(sorted([*self.members, *self.lost])) or "none yet"
+            raise Invalid(f"there is no shard {shard_id}; there are {there}", "shard")
+        duties = {**self._duties, shard_id: duty}
+        for other, does in (("decode", "prefill"), ("prefill", "decode")):
+            if all(duties.get(member, "mixed") == other for member in self.members):
+                raise Invalid(f"with {shard_id} as {duty}, no shard would {does}", "duty")
+        self._duties = {id: duty for id, duty in duties.items() if duty != "mixed"}
+        self._index()
+
+    def prefillers(self) -> list[Member]:
+        """The members that prefill, sorted by id; only for reading."""
+        return self._prefillers
+
+    def keepers(self) -> list[Member]:
+        """The members that keep the KV of new requests, sorted by id; only for reading."""
+        return self._keepers
+
+    def keeps(self, shard_id: str) -> bool:
+        """Whether a shard is present and keeps the KV of new requests."""
+        return shard_id in self.members and self.duty(shard_id) != "prefill"
 
     def of(self, role: Role) -> list[Member]:
         """The members of a role, sorted by id; only for reading."""
@@ -212,8 +279,14 @@ class Fleet:
 
     def keeps_all(self) -> bool:
         """Whether all shards that are to keep KV are present, with their pages known."""
-        known = [each for each in self.of(self.keeping) if each.shard.id in self.room.total]
-        return len(known) >= self.expected[self.keeping]
+        known = [each for each in self.keepers() if each.shard.id in self.room.total]
+        prefill = sum(duty == "prefill" for duty in self._duties.values())
+        return len(known) >= self.expected[self.keeping] - prefill
+
+    def most_prefillers(self) -> int:
+        """How many shards prefill when all are present."""
+        decode = sum(duty == "decode" for duty in self._duties.values())
+        return self.expected[self.prefilling] - decode
 
     def answer_room(self, prompt_tokens: int, shards: int | None, parts: int = 1) -> int:
         """Most tokens of an answer without `max_tokens`; 0 while no pool is known.
@@ -226,7 +299,7 @@ class Fleet:
         """
         pools = sorted(
             (self.room.total[each.shard.id] * each.shard.page_tokens, each.shard.page_tokens)
-            for each in self.of(self.keeping)
+            for each in self.keepers()
             if each.shard.id in self.room.total
         )[::-1][:shards]
         if not pools:
@@ -238,14 +311,14 @@ class Fleet:
 
     def idle(self) -> list[Member]:
         """Members that prefill and have no prompt now."""
-        return [member for member in self.of(self.prefilling) if not member.prefilled]
+        return [member for member in self.prefillers() if not member.prefilled]
 
     def with_room(self) -> list[tuple[Member, int]]:
         """Members that keep KV and are known to the directory, with their free pages."""
         free, taken = self.room.free, self._taken
         return [
             (member, free[id] - taken.get(id, 0))
-            for member in self.of(self.keeping)
+            for member in self.keepers()
             if (id := member.shard.id) in free
         ]
 
@@ -276,19 +349,21 @@ class Fleet:
                 self.room.free.get(shard.id, 0),
                 tuple(sorted(member.requests)),
                 tuple(follower.address for follower in shard.followers),
+                self.duty(shard.id),
             )
             for member in self.members.values()
             for shard in (member.shard,)
         ]
         gone = [
-            ShardStatus(shard.id, shard.role, "lost", shard.pid) for shard in self.lost.values()
+            ShardStatus(shard.id, shard.role, "lost", shard.pid, duty=self.duty(shard.id))
+            for shard in self.lost.values()
         ]
         return tuple(sorted(here + gone, key=lambda status: status.id))
 
     def serving(self) -> bool:
         """Whether requests can run, even if on fewer shards than configured."""
-        known = [m for m in self.of(self.keeping) if m.shard.id in self.room.total]
-        return bool(known and self.of(self.prefilling))
+        known = [m for m in self.keepers() if m.shard.id in self.room.total]
+        return bool(known and self.prefillers())
 
     def waiting_for(self) -> str:
         """What is missing, in words; empty when every shard is present."""
@@ -298,9 +373,7 @@ class Fleet:
             if not self.complete(role)
         ]
         unknown = [
-            member.shard.id
-            for member in self.of(self.keeping)
-            if member.shard.id not in self.room.total
+            member.shard.id for member in self.keepers() if member.shard.id not in self.room.total
         ]
         if unknown:
             missing.append(f"pages of {', '.join(unknown)} in the KV directory")

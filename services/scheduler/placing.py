@@ -114,7 +114,7 @@ class Placing:
         return Plan(tuple(group), partition, tuple(placements), pays_after, prefix, threads)
 
     def _group(self, tokens: int, wanted: int, fleet: Fleet, ahead: Ahead) -> list[str] | None:
-        members = fleet.of(fleet.prefilling)
+        members = fleet.prefillers()
         able = _able(members, ahead)
         if wanted == 1 and (not able or ahead(able[0])):
             able = self._joinable(tokens, members) or able
@@ -128,7 +128,7 @@ class Placing:
 
     def _degree(self, tokens: int, options: PrefillOptions, fleet: Fleet) -> int:
         """How many shards are to prefill; may be more than are present, 0 if none is present."""
-        shards = fleet.expected[fleet.prefilling]
+        shards = fleet.most_prefillers()
         forced = options.sp_degree
         if forced is not None and forced > shards:
             raise Invalid(
@@ -137,7 +137,7 @@ class Placing:
                 "sps2.sp_degree",
                 "invalid_value",
             )
-        present = len(fleet.of(fleet.prefilling))
+        present = len(fleet.prefillers())
         return forced or min(present, pages_for(tokens, self._settings.prefill_span_tokens))
 
     def _place(self, work: Work, prefix: Prefix, fleet: Fleet) -> tuple[Placement, ...] | None:
@@ -292,7 +292,7 @@ def _preference(prefix: Prefix, each: tuple[Member, int]) -> tuple[int, int]:
 
 def _absent(wanted: int, work: Work, fleet: Fleet) -> Wait | None:
     """Why a request waits that wants more prefill shards than are present; None if it does not."""
-    present = len(fleet.of(fleet.prefilling))
+    present = len(fleet.prefillers())
     if 0 < wanted <= present:
         return None
     what = f"sp_degree {work.options.sp_degree}" if work.options.sp_degree else "a request"
@@ -302,7 +302,7 @@ def _absent(wanted: int, work: Work, fleet: Fleet) -> Wait | None:
 def _pools(fleet: Fleet) -> list[tuple[Member, int]]:
     """Members that keep KV, with all their pages."""
     total = fleet.room.total
-    members = fleet.of(fleet.keeping)
+    members = fleet.keepers()
     return [(each, total[each.shard.id]) for each in members if each.shard.id in total]
 
 

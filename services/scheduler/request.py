@@ -1,6 +1,6 @@
 """One request as the scheduler's core knows it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,6 +73,15 @@ class Request:
         wanted = (self.work.prompt_tokens - 1) // prefix.page_tokens
         shared = min(wanted, common_pages(self.work.hashes, other.work.hashes)) - prefix.pages
         return shared > 0 and 2 * shared >= len(other.work.hashes) - prefix.pages
+
+    def wakes_at(self, patience_s: float) -> Iterator[float]:
+        """Times at which something may become of it, while it is queued, by itself."""
+        if self.rests_until_s:
+            yield self.rests_until_s
+        if self.work.max_ttft_s is not None:
+            yield self.submitted_s + self.work.max_ttft_s
+        if self.absent_since_s is not None:
+            yield self.absent_since_s + patience_s
 
     def turn_s(self, turns: Mapping[str, float]) -> float:
         """Since when it has waited for others.

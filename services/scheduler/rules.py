@@ -10,8 +10,9 @@ from sps2.services.scheduler.plan import Plan, Work
 def broken_rule(plan: Plan, work: Work, fleet: Fleet) -> str:
     """The first rule that a plan breaks, in words; empty if it can be carried out."""
     keepers = [place.shard for place in plan.placements]
-    for shards, role in ((plan.group, fleet.prefilling), (keepers, fleet.keeping)):
-        here = [member.shard.id for member in fleet.of(role)]
+    does = (plan.group, fleet.prefillers(), "prefill"), (keepers, fleet.keepers(), "decode")
+    for shards, members, role in does:
+        here = [member.shard.id for member in members]
         if not shards or len({*shards}) < len(shards) or not {*shards} <= {*here}:
             return f"[{', '.join(shards)}] are not different {role} shards that are present"
     if pairs := fleet.pairs_apart({*plan.group, *keepers}):

@@ -25,6 +25,7 @@ from sps2.common.messages import (
     Predicted,
     Progress,
     Register,
+    SetDuty,
     ShowFleet,
     Submit,
     Urge,
@@ -36,6 +37,7 @@ from sps2.services.scheduler.actions import ChangeUrgency, Find, Launch, Preempt
 from sps2.services.scheduler.core import Core
 from sps2.services.scheduler.event_log import EventLog
 from sps2.services.scheduler.events import (
+    Assigned,
     Decoded,
     Ended,
     Event,
@@ -99,7 +101,7 @@ class SchedulerService:
         self._traces = traces
         self._core = Core(
             POLICIES[config.scheduler.policy](config.scheduler, schemes),
-            Fleet(config.prefill, config.decode, config.mixed),
+            Fleet(config.prefill, config.decode, config.mixed, config.scheduler.duties),
             config.scheduler.max_queue,
             config.scheduler.patience_s,
         )
@@ -163,6 +165,10 @@ class SchedulerService:
             partition.predicted_bytes,
             found.plan.prefix.tokens,
         )
+
+    async def set_duty(self, request: SetDuty) -> Done:
+        self._handle(Assigned(request.shard, request.duty))
+        return Done()
 
     async def show_fleet(self, request: ShowFleet) -> FleetStatus:
         return FleetStatus(

@@ -169,7 +169,7 @@ class View:
         Raises:
             Invalid: it can never run.
         """
-        shards = [member.shard.id for member in self.fleet.of(self.fleet.prefilling)]
+        shards = [member.shard.id for member in self.fleet.prefillers()]
         before = dict.fromkeys(shards, 0.0)
         for other in self.prefilling.values():
             if other.plan is not None and planner.precedes(self, other, request):

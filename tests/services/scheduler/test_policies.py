@@ -85,11 +85,11 @@ def test_lars_bounds_relative_slack(seed: int) -> None:
 
 
 def flooded(policy: str, caller: str) -> tuple[float, float]:
-    """How many times longer than alone one prompt takes on average beside a hundred of another
+    """How many times longer than alone one prompt takes on average beside fifty of another
     caller's, and when the last of all has its first token."""
     (alone_s,) = ttfts(policy, [Arrival(0.0, 1000)])
-    flood = [Arrival(0.0, 1000, "flood") for _ in range(100)]
-    others = [Arrival((5 * number + 0.3) * alone_s, 1000, caller) for number in range(15)]
+    flood = [Arrival(0.0, 1000, "flood") for _ in range(50)]
+    others = [Arrival((4 * number + 0.3) * alone_s, 1000, caller) for number in range(8)]
     took = ttfts(policy, [*flood, *others])
     ends = [each.at_s + took_s for each, took_s in zip([*flood, *others], took, strict=True)]
     return fmean(took[len(flood) :]) / alone_s, max(ends)
@@ -101,7 +101,7 @@ def test_callers_share_the_cluster(policy: str) -> None:
     fair, last_s = flooded(policy, "other")
     unfair, last_of_one_s = flooded(policy, "flood")
     assert fair < 3.5
-    assert unfair > 20
+    assert unfair > 10
     assert last_s == pytest.approx(last_of_one_s), "the work is the same"
 
 

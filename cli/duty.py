@@ -1,0 +1,36 @@
+"""`spsctl duty`: what a mixed shard is used for, while it runs."""
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from sps2.cli.target import ConfigOption, NameOption, reachable
+from sps2.common.bus.peer import Peer
+from sps2.common.config import Cluster
+from sps2.common.messages import Role, SetDuty
+
+DEADLINE_S = 5.0
+
+
+def duty(
+    shard: Annotated[str, typer.Argument(help="A mixed shard, for example mixed-0.")],
+    duty: Annotated[Role, typer.Argument(help="What it is to do for new requests.")],
+    name: NameOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Use a mixed shard only for prefill, only for decode, or for both.
+
+    Requests under way go on as they are. Where a shard only prefills or only decodes, KV moves from
+    those that prefill to those that decode.
+    """
+    asyncio.run(_set(reachable(name, config), shard, duty))
+    print(f"{shard}: {duty}")
+
+
+async def _set(cluster: Cluster, shard: str, duty: Role) -> None:
+    peer = Peer(cluster.gateway_address, cluster.bus, "gateway")
+    try:
+        await peer.call(SetDuty(shard, duty), DEADLINE_S)
+    finally:
+        await peer.close()
