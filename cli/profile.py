@@ -10,7 +10,7 @@ from rich.table import Table
 from sps2.cli import render
 from sps2.common.errors import Invalid
 from sps2.common.models import fingerprint, locate
-from sps2.services.scheduler.selections import FILE, Calibration
+from sps2.services.scheduler.csa_thresholds import FILE, Calibration
 
 
 def profile(

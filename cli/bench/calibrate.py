@@ -10,8 +10,8 @@ from sps2.cli.bench.group import fill
 from sps2.common.errors import Invalid
 from sps2.common.messages import Scheme, Selection
 from sps2.common.model.llama import Llama
+from sps2.services.scheduler.csa_thresholds import LIMITS, Sparse, dropping
 from sps2.services.scheduler.schemes import SHORT
-from sps2.services.scheduler.selections import LIMITS, Sparse, dropping
 
 BANDS = 6
 CANDIDATES = (0.002, 0.004, 0.008, 0.016)

@@ -16,8 +16,8 @@ from sps2.common.messages import Scheme
 from sps2.common.model.config import ModelConfig
 from sps2.common.model.llama import Llama
 from sps2.common.spans import Span
+from sps2.services.scheduler.csa_thresholds import Calibration
 from sps2.services.scheduler.schemes import Schemes
-from sps2.services.scheduler.selections import Calibration
 from sps2.services.scheduler.traffic import loads
 
 BFLOAT16 = 2

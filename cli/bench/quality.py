@@ -17,7 +17,7 @@ from sps2.cli.bench.table import tables_of
 from sps2.common.errors import Invalid
 from sps2.common.model.config import read
 from sps2.common.models import fingerprint, locate
-from sps2.services.scheduler import selections
+from sps2.services.scheduler import csa_thresholds
 
 if TYPE_CHECKING:
     from sps2.common.text.tokens import Tokenizer
@@ -99,7 +99,7 @@ def quality(
     from sps2.common.model.weights import load
     from sps2.common.text.tokens import Tokenizer
 
-    calibration = selections.load(folder, fingerprint(folder))
+    calibration = csa_thresholds.load(folder, fingerprint(folder))
     work = Work(load(folder, dtype), wanted, groups, spans == "even", calibration)
     tokenizer = Tokenizer(folder)
     report = Report(version("sps2"), model, dtype, tuple(found), (), ())

@@ -5,8 +5,8 @@ from typing import Literal, NamedTuple
 
 from sps2.common.errors import Invalid
 from sps2.common.messages import Scheme, Selection
+from sps2.services.scheduler.csa_thresholds import Calibration, Sparse, selection
 from sps2.services.scheduler.schemes import SHORT
-from sps2.services.scheduler.selections import Calibration, Sparse, selection
 
 Options = Mapping[str, str]
 

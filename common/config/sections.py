@@ -10,7 +10,7 @@ Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(gt=0)]
 
-Policy = Literal["sps2", "lars", "fcfs"]
+Policy = Literal["sps2", "lars", "fcfs", "preflow", "pecsched", "sjf", "distserve", "splitwise"]
 Duty = Literal["prefill", "decode"]
 AccessLog = Literal["all", "refused", "none"]
 
@@ -106,7 +106,8 @@ class Scheduler(Section, frozen=True):
         Meta(
             description="`sps2`: prompts with little work go first and preempt longer ones; "
             "`lars`: those with the least time left, relative to their length; `fcfs`: first come, "
-            "first served"
+            "first served; `preflow`, `pecsched`, `sjf`, `distserve`, `splitwise`: as published, "
+            "for comparison"
         ),
     ] = "sps2"
     prefill_only: Annotated[

@@ -8,8 +8,8 @@ from sps2.common.config import Cluster
 from sps2.common.model.config import read
 from sps2.common.models import fingerprint, item_bytes, locate
 from sps2.services.run import About, run, sending_heartbeats
+from sps2.services.scheduler.csa_thresholds import load
 from sps2.services.scheduler.schemes import Schemes
-from sps2.services.scheduler.selections import load
 from sps2.services.scheduler.service import SchedulerService
 
 

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from sps2.common.errors import Internal, Invalid, PeerLost, Refused, ServiceError
 from sps2.common.messages import CachedRun, RequestStatus
+from sps2.common.words import counted
 from sps2.services.scheduler.actions import Action, ChangeUrgency, Find, Launch, Preempt, Reject
-from sps2.services.scheduler.apart import APART_S
 from sps2.services.scheduler.core_state import CoreState
 from sps2.services.scheduler.costs import Costs
 from sps2.services.scheduler.decisions import Assign, Decision, Hold, LookUp, Refuse, Start, Urge
@@ -36,6 +36,7 @@ from sps2.services.scheduler.fleet import Fleet
 from sps2.services.scheduler.plan import Plan, Work
 from sps2.services.scheduler.request import Request, gives_way, held_back_by
 from sps2.services.scheduler.rules import broken_rule
+from sps2.services.scheduler.unreachable import APART_S
 from sps2.services.scheduler.view import Forecast, Planner, View, too_late
 
 log = logging.getLogger(__name__)
@@ -104,12 +105,13 @@ class Core:
             self.fleet.state(),
             self.costs.factors,
             self.costs.tbt_s,
+            self.costs.answers,
         )
 
     def restore(self, state: CoreState) -> None:
         """Take over a state, instead of its own."""
         self.fleet = Fleet.restored(state.fleet)
-        self.costs = Costs(state.factors, state.tbt_s)
+        self.costs = Costs(state.factors, state.tbt_s, state.answers)
         self._requests = {request.id: request for request in state.requests}
         self._queue = deque(state.queue)
         self._prefilling = {id: self._requests[id] for id in state.prefilling}
@@ -134,9 +136,8 @@ class Core:
                 self.fleet.room = room
             case Submitted(work):
                 if len(self._queue) >= self._max_queue:
-                    count = len(self._queue)
-                    waiting = f"{count} requests are" if count > 1 else "a request is"
-                    error = Refused(f"{waiting} waiting already; retry later")
+                    waiting = counted(len(self._queue), "request")
+                    error = Refused(f"the queue is full ({waiting} waiting); retry later")
                     return [Reject(work.request, error)]
                 self._requests[work.request] = Request(work, now_s)
                 self._present[work.caller] += 1
@@ -172,6 +173,7 @@ class Core:
                     if member := self.fleet.members.get(shard_id):
                         member.prefilled.pop(id, None)
             case Decoded(id, tokens):
+                self.costs.learn_answer(self._requests[id].work.caller, tokens)
                 since_s = self._requests[id].prefilled_s
                 if since_s is not None and tokens > 1:
                     self.costs.learn_decode(tokens - 1, now_s - since_s)

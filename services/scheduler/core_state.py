@@ -9,7 +9,7 @@ from sps2.services.scheduler.request import Request
 class CoreState(msgspec.Struct, frozen=True):
     """The state of a core between two events; see `Core.state`.
 
-    factors, tbt_s: what `Costs` has learned.
+    factors, tbt_s, answers: what `Costs` has learned.
     """
 
     requests: tuple[Request, ...]
@@ -19,3 +19,4 @@ class CoreState(msgspec.Struct, frozen=True):
     fleet: FleetState
     factors: tuple[tuple[float, float], ...]
     tbt_s: float | None
+    answers: dict[str, float]

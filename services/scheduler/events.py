@@ -93,7 +93,7 @@ class Prefilled(_Event, frozen=True):
 
 
 class Decoded(_Event, frozen=True):
-    """The answer is complete; it has so many tokens."""
+    """The answer is complete; it has this many tokens."""
 
     request: str
     tokens: int

@@ -37,10 +37,10 @@ from sps2.common.messages import (
 from sps2.common.page_hashes import PromptHashes
 from sps2.common.tracing import Trail
 from sps2.services.scheduler.cached_prefix import own_hashes, shared_hashes
-from sps2.services.scheduler.eta import Eta
 from sps2.services.scheduler.growth import Growth
 from sps2.services.scheduler.job_listener import Listener
 from sps2.services.scheduler.plan import Plan
+from sps2.services.scheduler.prefill_progress import Eta
 from sps2.services.scheduler.prompt_logprobs import prompt_logprobs
 from sps2.services.tasks import end, gather_all, root_cause
 

@@ -9,12 +9,12 @@ from sps2.common.errors import Invalid
 from sps2.common.messages import CachedRun, Placement, PrefillOptions
 from sps2.common.spans import Span, fits, paged_split, pages_for
 from sps2.common.words import counted
-from sps2.services.scheduler.apart import connected
 from sps2.services.scheduler.cached_prefix import Prefix, usable
 from sps2.services.scheduler.fleet import Fleet, Member
 from sps2.services.scheduler.plan import Plan, Wait, Work
 from sps2.services.scheduler.schemes import Capacity, Partition, Schemes
 from sps2.services.scheduler.traffic import PrefixQuery
+from sps2.services.scheduler.unreachable import connected
 
 Ahead = Callable[[Member], float | None]
 """How much a shard computes before a prompt that it gets now; None if it may not take it now."""
@@ -233,8 +233,8 @@ class Placing:
 def _threads(member: Member, fleet: Fleet) -> int:
     """The threads that a prefill of one member may use.
 
-    Members beside it, with the same host, lend theirs if none of them has any request, and neither
-    has it: so no request is slower for it.
+    Shards on the same host lend theirs if neither they nor this one have a request, so that none is
+    slowed.
     """
     shard, here = member.shard, fleet.beside(member)
     if shard.followers or shard.cores <= shard.threads or not all(each.is_idle for each in here):

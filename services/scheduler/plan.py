@@ -1,4 +1,4 @@
-"""What a policy decides about, and its decisions."""
+"""A request as policies see it, and what planning it gives: a plan, or what it waits for."""
 
 from dataclasses import dataclass
 from typing import Literal

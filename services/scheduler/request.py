@@ -9,7 +9,7 @@ from sps2.common.page_hashes import common_pages
 from sps2.services.scheduler.plan import Plan, Wait, Work
 
 TRUSTING_LOSSES = 2
-"""After so many losses a request no longer uses cached pages: it computes its whole prompt."""
+"""After this many losses a request no longer uses cached pages: it computes its whole prompt."""
 
 Stage = Literal["queued", "reserving", "prefill", "transfer", "decode"]
 

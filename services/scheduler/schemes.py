@@ -1,4 +1,4 @@
-"""How a prefill group works together: as the request demands, or the cheapest by prediction."""
+"""Chooses how a prefill group shares a prompt: by the requested method, or by predicted time."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from sps2.common.model.config import ModelConfig
 from sps2.common.model.share import share_of
 from sps2.common.spans import Span, consecutive, fits, within, zigzag
 from sps2.services.scheduler import traffic
-from sps2.services.scheduler.selections import Calibration, Sparse, selection
+from sps2.services.scheduler.csa_thresholds import Calibration, Sparse, selection
 
 SHORT = 4096
 """Prompts up to here gain nothing from CSA: quantised keys and values are all sent."""
@@ -29,7 +29,8 @@ SHORT = 4096
 IN_A_ROW = ("gather", "csa")
 """Methods whose ranks have one span each, in order of rank."""
 EXPECTED_WORK = 0.65
-"""CSA's share of the attention to earlier ranks' keys, with the choice of blocks: docs/csa.md."""
+"""CSA's expected work on earlier ranks' keys, the choice of blocks included, as a share of exact
+attention's: docs/csa.md."""
 TWO_SPANS = ("ring", "usp")
 """Methods that need two spans per rank, so that causal work is even."""
 WEIGHTS = tuple(eighth / 8 for eighth in range(8, -1, -1))
@@ -139,7 +140,7 @@ class Schemes:
     ) -> Partition:
         """How `ranks` shards, or fewer if the prompt is short, prefill `tokens` tokens.
 
-        If the prompt is too short for so many, the requested method is ignored.
+        If the prompt is too short for that many, the requested method is ignored.
 
         Args:
             capacity: if given, ranks keep the KV that they compute, each has one span, and the
@@ -194,7 +195,7 @@ class Schemes:
         queries: Sequence[traffic.PrefixQuery],
         holders: int,
     ) -> Partition:
-        """A partition with what its attention to `cached` tokens of a prefix adds.
+        """The partition with the predicted cost of its attention to a cached prefix.
 
         Transfers count in full, even where arithmetic hides them: they take links from others.
 

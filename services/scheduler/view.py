@@ -19,7 +19,7 @@ Considered = Start | LookUp | Hold | Refuse
 
 
 class Planner(Protocol):
-    """What a policy tells of itself, for plans and predictions."""
+    """What a policy must provide for plans and predictions."""
 
     placing: Placing
 
@@ -136,13 +136,13 @@ class View:
         return self._requests[request].cached or ()
 
     def cached_tokens(self, request: Request) -> int:
-        """Tokens of a prompt that are not computed, as far as is known."""
+        """Tokens of a prompt that are known to be cached."""
         if request.plan is not None:
             return request.plan.prefix.tokens
         return usable(request.cached or (), request.work.prompt_tokens, self.fleet).tokens
 
     def consider(self, request: Request, planner: Planner, ahead: Ahead = idle) -> Considered:
-        """Start a request where there are shards for it now, or why it cannot start.
+        """The decision about a request: to start it if there are shards for it now, or why not.
 
         It is not planned again as long as nothing has changed since it was held.
         """

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 from sps2.cli.bench.calibrate import BANDS, CANDIDATES, Tried, bands, calibrate, chosen
 from sps2.cli.main import app
 from sps2.common.errors import Invalid
-from sps2.services.scheduler.selections import LIMITS
+from sps2.services.scheduler.csa_thresholds import LIMITS
 
 from ..services.world import tiny_model
 

@@ -10,11 +10,11 @@ from sps2.services.scheduler.request import Request
 from sps2.services.scheduler.view import View
 
 STRETCH = 1.5
-"""A first token's deadline is so many times what the prefill takes alone, after its arrival."""
+"""A first token's deadline is this many times what the prefill takes alone, after its arrival."""
 LEAST_S = 0.5
 """The deadline is at least so far away."""
 PRIORITY = 0.5
-"""A step of priority counts like so much less relative slack."""
+"""A step of priority counts like this much less relative slack."""
 
 
 class Lars(Preemptive):

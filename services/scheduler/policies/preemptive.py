@@ -1,4 +1,5 @@
-"""What policies have in common that preempt prefills: they differ in what is urgent."""
+"""The base class of policies that preempt prefills. Each says what is urgent; a shard computes the
+most urgent prefill first (services/prefill/compute_queue.py)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,7 @@ from sps2.services.scheduler.schemes import Schemes
 from sps2.services.scheduler.view import View
 
 APART = 2.0
-"""Prefills share a shard if what is left of one takes so many times as long as of the other."""
+"""Two prefills share a shard only if one has at least this many times as much left as the other."""
 
 
 class Preemptive(ABC):
@@ -25,12 +26,14 @@ class Preemptive(ABC):
     since sharing a shard would only delay the first. One that resumes an answer comes before all
     others, and counts as a single token: its caller has begun to read.
 
-    A prefill that is held back gets a share of every shard's time; `OVERTAKINGS` bounds who passes
-    a request that waits for room.
+    A prefill that is held back gets a share of every shard's time. Once `OVERTAKINGS` requests have
+    passed one that waits for room, none behind it may start.
     """
 
+    OVERTAKES = True
+    """Whether a less urgent request may start while a more urgent one waits for shards."""
     NOTICEABLE: float
-    """A prefill under way is told its urgency again when that has changed by so much."""
+    """The smallest change of urgency that is sent to the shards of a prefill under way."""
 
     def __init__(self, settings: Scheduler, schemes: Schemes) -> None:
         self.placing = Placing(settings, schemes)
@@ -53,7 +56,8 @@ class Preemptive(ABC):
             return False
         if self.urgency(view, other) >= self.urgency(view, request):
             return True
-        return other.plan is not None and self._are_alike(view, other, request)
+        (_, left_s), (_, others_s) = self.work_s(view, request), self.work_s(view, other)
+        return other.plan is not None and not self.may_share(request, left_s, other, others_s)
 
     def decide(self, view: View) -> Iterator[Decision]:
         for request in list(self.changed(view)):
@@ -71,7 +75,10 @@ class Preemptive(ABC):
                     return
                 case Hold(_, wait) if wait.cause in ("room", "shards"):
                     held += 1
-                    keeps = wait.cause == "room" and request.overtaken >= OVERTAKINGS
+                    if wait.cause == "room":
+                        keeps = request.overtaken >= OVERTAKINGS
+                    else:
+                        keeps = not self.OVERTAKES
                     if held == LOOKAHEAD or keeps:
                         return
 
@@ -83,10 +90,16 @@ class Preemptive(ABC):
         work_s = self._schemes.alone_s(tokens - cached, cached)
         return work_s, work_s * max(1, tokens - cached - request.computed) / (tokens - cached)
 
-    def _are_alike(self, view: View, one: Request, other: Request) -> bool:
-        """Whether about as much work is left of both, so that sharing a shard gains nothing."""
-        (_, left_s), (_, others_s) = self.work_s(view, one), self.work_s(view, other)
-        return _alike(left_s, others_s)
+    def may_share(self, request: Request, left_s: float, other: Request, others_s: float) -> bool:
+        """Whether a request may start on a shard that prefills another one.
+
+        By default that is so if much more is left of one than of the other, so that the other is
+        hardly delayed.
+
+        Args:
+            left_s, others_s: predicted seconds left of both, on one shard.
+        """
+        return left_s >= APART * others_s or others_s >= APART * left_s
 
     def _ahead(self, view: View, request: Request, left_s: dict[str, float]) -> Ahead:
         """See `Placing.plan`: the seconds of more urgent prefills on a shard.
@@ -106,13 +119,9 @@ class Preemptive(ABC):
                 other = view.prefilling[id]
                 if id not in left_s:
                     left_s[id] = self.work_s(view, other)[1]
-                if _alike(mine_s, left_s[id]):
+                if not self.may_share(request, mine_s, other, left_s[id]):
                     return None
                 before += left_s[id] * (other.urgency >= urgency)
             return before
 
         return ahead
-
-
-def _alike(one_s: float, other_s: float) -> bool:
-    return one_s < APART * other_s and other_s < APART * one_s

@@ -96,7 +96,7 @@ def test_one_is_told_in_the_singular() -> None:
     assert core.fleet.waiting_for() == "1 of 1 decode shard"
     submit(core, "a", 60)
     error = rejected(submit(core, "b", 60)).error
-    assert str(error) == "a request is waiting already; retry later"
+    assert str(error) == "the queue is full (1 request waiting); retry later"
 
 
 def test_a_prompt_over_the_kv_pools_has_a_code() -> None:

@@ -10,8 +10,8 @@ from sps2.common.config import Sharing
 from sps2.common.errors import Invalid
 from sps2.common.messages import PrefillOptions, Selection
 from sps2.common.page_hashes import root
+from sps2.services.scheduler.csa_thresholds import FILE, Calibration, load
 from sps2.services.scheduler.schemes import CLOSE, EXACT, Schemes
-from sps2.services.scheduler.selections import FILE, Calibration, load
 
 from .test_core import CONFIG
 

@@ -1,7 +1,7 @@
 """Progress of a prefill: what is told, how often, and when its end is expected."""
 
 from sps2.common.messages import Progress
-from sps2.services.scheduler.eta import Eta
+from sps2.services.scheduler.prefill_progress import Eta
 
 
 def test_ranks_are_added_up_and_the_end_follows() -> None:

@@ -4,10 +4,10 @@ import pytest
 
 from sps2.common.errors import PeerLost
 from sps2.services.scheduler.actions import Reject
-from sps2.services.scheduler.apart import APART_S
 from sps2.services.scheduler.core import Core
 from sps2.services.scheduler.events import Ended, Granted, Joined, Lost, Parted, Returned, Tick
 from sps2.services.scheduler.plan import Plan
+from sps2.services.scheduler.unreachable import APART_S
 
 from .test_core import cluster, launched, rejected, room, shard, submit
 from .test_in_place import cluster as in_place

@@ -7,7 +7,7 @@ from sps2.services.scheduler.fleet import Fleet
 from sps2.services.scheduler.plan import Plan, Wait
 
 APART_S = 30.0
-"""How long a lost link counts; the next plan after it tries whether the link is back."""
+"""How long two shards count as unable to reach each other; later plans may try the link again."""
 
 
 def connected(plan_on: Callable[[Fleet], Plan | Wait], fleet: Fleet) -> Plan | Wait:
