@@ -49,7 +49,18 @@ class PeerLost(ServiceError):
 
 
 class Preempted(ServiceError):
-    """A request gave its KV up to others in the middle of its answer: submit the rest again."""
+    """A request gave its KV up to others in the middle of its answer: submit the rest again.
+
+    It had room for `answer_tokens` tokens of answer.
+    """
+
+    def __init__(self, message: str, answer_tokens: int = 0) -> None:
+        super().__init__(message, answer_tokens)
+        self.message = message
+        self.answer_tokens = answer_tokens
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class Cancelled(ServiceError):

@@ -22,8 +22,9 @@ class Submit(Stream["Placed | Displaced | Progress | FirstToken | Finished"], fr
     """Whether the caller set no length of the answer: `max_tokens` may be reduced."""
     caller: str = ""
     """Callers share the cluster fairly; empty: one like all others without a name."""
-    was_preempted: bool = False
-    """Whether it resumes an answer that gave its KV up to others; see `Preempted`."""
+    room_tokens: int = 0
+    """Room for this many tokens of the answer is reserved at least: it resumes an answer that gave
+    its KV up to others; see `Preempted`."""
     traceparent: str = ""
     """The `traceparent` of the enclosing trace span; see `sps2.common.tracing`."""
     priority: int = 0

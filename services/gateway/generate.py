@@ -60,8 +60,8 @@ class Job(msgspec.Struct, frozen=True):
     max_ttft_s: float | None = None
     caller: str = ""
     """The name of the API key; empty if there is none."""
-    was_preempted: bool = False
-    """Whether it resumes an answer that gave its KV up to others."""
+    room_tokens: int = 0
+    """See `Submit`."""
 
     def submit(self, traceparent: str = "") -> Submit:
         """The message that submits it; see there."""
@@ -74,7 +74,7 @@ class Job(msgspec.Struct, frozen=True):
             self.progress,
             self.open_ended,
             self.caller,
-            self.was_preempted,
+            self.room_tokens,
             traceparent,
             self.priority,
             self.max_ttft_s,
@@ -142,7 +142,7 @@ class Generation:
                 yield token
 
     async def _run(self, emit: Callable[[Token], None]) -> None:
-        losses, preemptions, job = 0, 0, self._job
+        losses, preemptions, room_tokens, job = 0, 0, 0, self._job
         while True:
             try:
                 await self._live(job, emit)
@@ -151,15 +151,15 @@ class Generation:
                 if self._is_complete:
                     return  # without its totals
                 if isinstance(end, Preempted):
-                    preemptions += 1
+                    preemptions, room_tokens = preemptions + 1, 2 * end.answer_tokens
                 else:
                     losses += 1
                     if not self._ids or end.peer == self._scheduler.name or losses > LOSSES:
                         raise
                 log.warning("%s: %s; goes on after %d tokens", job.request, end, len(self._ids))
-                job = self._rest(losses + preemptions, isinstance(end, Preempted))
+                job = self._rest(losses + preemptions, room_tokens)
 
-    def _rest(self, number: int, was_preempted: bool) -> Job:
+    def _rest(self, number: int, room_tokens: int) -> Job:
         """The rest of the job, under a new name: shards may still know the old one."""
         job = self._job
         self._early.clear()
@@ -171,7 +171,7 @@ class Generation:
             sampling=sampling,
             progress=False,
             max_ttft_s=None,
-            was_preempted=was_preempted,
+            room_tokens=room_tokens,
         )
 
     async def _live(self, job: Job, emit: Callable[[Token], None]) -> None:

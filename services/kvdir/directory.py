@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from sps2.common.errors import Invalid, Refused
+from sps2.common.errors import Invalid, PeerLost, Refused
 from sps2.common.messages import CachedRun, Holding, Lease, Leases, Placement, Room
 from sps2.services.kvdir.page_cache import PageCache
 
@@ -163,13 +163,16 @@ class Directory:
         """Add pages to a lease, on a shard where it has some.
 
         Raises:
-            Refused: the shard is absent or has too few free pages.
+            Refused: the shard has too few free pages.
+            PeerLost: the shard has not announced itself.
             Invalid: the request has no lease in this epoch, or none on this shard.
         """
         grant = self._grants.get((request, epoch))
         if grant is None or all(place.shard != shard for place in grant.placements):
             raise Invalid(f"request {request} has no lease on {shard} in epoch {epoch}")
-        if shard not in self._pools or self._free(shard) < pages:
+        if shard not in self._pools:
+            raise PeerLost(shard, f"{shard} has not announced itself")
+        if self._free(shard) < pages:
             raise Refused(f"{shard} has no room for {pages} more pages")
         self._leased[shard] += pages
         last = [place for place in grant.placements if place.shard == shard][-1]

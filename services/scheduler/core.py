@@ -160,6 +160,7 @@ class Core:
             case Starved(id, pages):
                 return [*self._starve(self._requests[id], pages), *self._decide(now_s)]
             case Grew(id, room):
+                self._requests[id].has_grown = True
                 self.fleet.settle(id)
                 self.fleet.room = room
             case Prefilled(id):
@@ -312,15 +313,14 @@ class Core:
     def _starve(self, request: Request, pages: int) -> list[Action]:
         """Keep free pages of an owner for an answer that grows; preempt a request if need be."""
         assert request.plan is not None
-        owner = request.plan.owner
+        owner, request.has_grown = request.plan.owner, True
         self.fleet.settle(request.id)
         self.fleet.promise(request.id, {owner: pages})
         last = gives_way(request, [other for other in self._requests.values() if other.uses(owner)])
-        if last is None:
-            return []
-        last.is_preempted = True
-        self.preemptions += 1
-        return [Preempt(last.id)]
+        if last is not None:
+            last.is_preempted = True
+            self.preemptions += 1
+        return [] if last is None else [Preempt(last.id)]
 
     def _break_rule(self, decision: Decision, why: str) -> list[Action]:
         self.broken_rules += 1

@@ -71,6 +71,8 @@ def explain(recording: Recording, wanted: str) -> tuple[Explanation, ...]:
     Raises:
         Invalid: there is none, or the recording cannot be replayed.
     """
+    if not wanted:
+        raise Invalid("which request? `spsctl trace` lists the ids of answers", "request")
     core = recording.core()
     found: dict[str, _Account] = {}
     now_s = 0.0
@@ -86,6 +88,7 @@ def explain(recording: Recording, wanted: str) -> tuple[Explanation, ...]:
             found[entry.event.work.request] = _Account(entry.event.work, entry.at_s, core)
         for account in found.values():
             account.happened(entry)
+            account.gave_way(entry)
     if not found:
         raise Invalid(
             f"the scheduler remembers no request {wanted!r}: it may be older than the "
@@ -123,10 +126,12 @@ class _Account:
                 self._launched_s, self._expected_s = now_s, options[0].seconds
                 self._add(now_s, _start(plan, urgency, view), options)
 
+    def gave_way(self, entry: Entry) -> None:
+        if Preempt(self._work.request) in entry.actions:
+            self._add(entry.at_s, "gives its pages up to an answer that needs them")
+
     def happened(self, entry: Entry) -> None:
         event = entry.event
-        if Preempt(self._work.request) in entry.actions:
-            self._add(entry.at_s, "gives its pages up to answers that came before it")
         if getattr(event, "request", None) != self._work.request:
             return
         match event:

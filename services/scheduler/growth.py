@@ -49,6 +49,12 @@ class Growth:
         self._owner = owner
         self._listener = listener
 
+    @property
+    def answer_tokens(self) -> int:
+        """The length of answer that there is room for."""
+        place = self.placements[-1]
+        return place.pages * self._page_tokens - place.span.tokens
+
     async def grow(self) -> None:
         """Add pages; waits until there are some.
 
@@ -65,7 +71,6 @@ class Growth:
             if pages > 1:
                 pages = 1
                 continue
-            self._listener.starved(pages)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_AGAIN_S)
         capacity = self.placements[-1].pages * self._page_tokens
@@ -77,16 +82,17 @@ class Growth:
                 await asyncio.sleep(AGAIN_S)
 
     async def _extended(self, pages: int) -> bool:
-        """Whether the directory added pages to the lease."""
+        """Whether the directory added pages to the lease; reports it if none are free."""
         place = self.placements[-1]
         extend = Extend(self._request, self._epoch, place.shard, pages)
         try:
             room = await self._directory.call(extend)
         except Refused:
+            if pages == 1:
+                self._listener.starved(pages)
             return False
         except ServiceError as error:  # a directory that was lost learns of the lease soon
             log.info("request %s: %s; asks for pages again", self._request, error)
-            await asyncio.sleep(AGAIN_S)
             return False
         self.placements = (*self.placements[:-1], replace(place, pages=place.pages + pages))
         self._listener.grew(room)

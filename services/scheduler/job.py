@@ -291,7 +291,8 @@ class Job:
 
     async def _end_if_preempted(self) -> None:
         await self._preempted.wait()
-        raise Preempted(f"request {self._submit.request} gave its KV up to others")
+        why = f"request {self._submit.request} gave its KV up to others"
+        raise Preempted(why, self._growth.answer_tokens)
 
     async def _share(self) -> None:
         """Report the prompt's cached pages to the directory; retries after the directory was lost.

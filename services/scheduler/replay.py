@@ -34,12 +34,14 @@ class Recording:
         self._first = b""
         header: Header | None = None
         for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
             try:
                 if header is None:
                     self._first, header = line, _header(line, name)
                 else:
                     self.entries.append(_decoded(line, Entry))
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 raise Invalid(
                     f"{name}, line {number}: not a recording of `spsctl scheduler record`: {error}"
                 ) from error
@@ -57,9 +59,12 @@ class Recording:
         """A core in the state before the first entry."""
         header = _decoded(self._first, Header)  # the core takes its state over, and changes it
         settings = header.settings
-        policy = POLICIES[settings.policy](settings, Schemes(*header.schemes))
-        core = Core(policy, Fleet(), settings.max_queue, settings.patience_s)
-        core.restore(header.state)
+        try:
+            policy = POLICIES[settings.policy](settings, Schemes(*header.schemes))
+            core = Core(policy, Fleet(), settings.max_queue, settings.patience_s)
+            core.restore(header.state)
+        except Exception as error:
+            raise Invalid(f"{self.name}: its first line is damaged: {error!r}") from error
         return core
 
     def replay(self, core: Core) -> Iterator[Entry]:
@@ -73,7 +78,13 @@ class Recording:
         """
         for number, entry in enumerate(self.entries, 2):
             yield entry
-            now = encoded(core.handle(entry.event, entry.at_s))
+            try:
+                now = encoded(core.handle(entry.event, entry.at_s))
+            except Exception as error:
+                raise Invalid(
+                    f"{self.name}, line {number}: this event cannot follow the lines before it: "
+                    f"{error!r}; lines are missing, or in another order"
+                ) from error
             if now != (recorded := encoded(entry.actions)):
                 raise Invalid(
                     f"{self.name}, line {number}: the scheduler decides otherwise now.\n"
@@ -84,7 +95,7 @@ class Recording:
 def _header(line: bytes, name: str) -> Header:
     found = msgspec.json.decode(line, type=dict[str, Any])
     if found.get("schema") != schema():
-        by = found.get("version", "another program")
+        by = ascii(found.get("version", "another program"))[:40]
         raise Invalid(f"{name} was recorded by {by}, whose events are different: replay it there")
     return _decoded(line, Header)
 
@@ -96,4 +107,4 @@ def _decoded(line: bytes, kind: type[Line]) -> Line:
 def _to_error(kind: type, value: Any) -> Any:
     if kind is ServiceError and isinstance(value, list) and value and value[0] in ERRORS:
         return getattr(errors, value[0])(*value[1:])
-    raise NotImplementedError(f"{value!r} is not a {kind.__name__}")
+    raise ValueError(f"{str(value)[:80]!r} is not an error that services have")

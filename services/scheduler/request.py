@@ -1,5 +1,6 @@
 """One request as the scheduler's core knows it."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -46,6 +47,10 @@ class Request:
     """`Fleet.changes_for` at that time."""
     is_preempted: bool = False
     """Whether it is to give its pages up, and has not done so yet."""
+    was_preempted: bool = False
+    """Whether it gave its pages up before its first token."""
+    has_grown: bool = False
+    """Whether its answer has used up the room that was reserved at first."""
     overtaken: int = 0
     """How many later requests ran before it while it waited for room."""
     rests_until_s: float = 0.0
@@ -64,6 +69,16 @@ class Request:
     def is_known(self) -> bool:
         """Whether it is known which of its pages are cached, or does not matter."""
         return self.cached is not None or not self.is_trusting
+
+    @property
+    def is_protected(self) -> bool:
+        """Whether it was preempted, and has not used up the room that it got since."""
+        return (self.was_preempted or self.work.resumes) and not self.has_grown
+
+    @property
+    def rank(self) -> tuple[int, bool, float]:
+        """Sort key of requests that may have to give way; the last one does."""
+        return -self.work.priority, not self.work.resumes, self.submitted_s
 
     def gains_from(self, other: "Request") -> bool:
         """Whether to wait for the other's pages: most of what that computes now is shared."""
@@ -106,6 +121,7 @@ class Request:
         self.rests_until_s = now_s + (rest_s or 0.0)
         self.epoch, self.stage, self.plan = self.epoch + 1, "queued", None
         self.cached, self.is_shareable = None, False
+        self.was_preempted = self.was_preempted or self.is_preempted
         self.computed, self.prefilled_s, self.is_preempted = 0, None, False
 
     def status(self, now_s: float, held_back_by: str = "") -> RequestStatus:
@@ -133,19 +149,26 @@ class Request:
 def gives_way(starving: Request, there: Sequence[Request]) -> Request | None:
     """Which request is to give its pages up to one that finds none; None to wait for others.
 
-    The answer that came last does, those that resumed after all others. So the first is never
-    preempted, and all end.
+    It is one of the caller that has the most requests there: of the lowest priority, without an
+    answer before those that resumed one, the last that came. So the request that is first in this
+    order is never preempted, and all end. One that was preempted before is not as long as it has
+    not used up the room that it got then.
 
     Args:
         there: those that use the same shard, `starving` included.
     """
     if any(request.is_preempted for request in there):
         return None
-    answering = [request for request in there if request.stage in ("transfer", "decode")]
-    last = max(answering, key=lambda request: (not request.work.resumes, request.submitted_s))
-    if last is starving and len(there) > len(answering):
-        return None  # those that are prefilled now come after it
-    return last
+    others = [
+        request for request in there if request.stage != "reserving" and not request.is_protected
+    ]
+    callers = Counter(request.work.caller for request in others)
+    last = max(
+        others,
+        key=lambda request: (callers[request.work.caller], *request.rank),
+        default=None,
+    )
+    return None if last is starving and len(others) < len(there) else last
 
 
 def held_back_by(request: Request, beside: Iterable[Request]) -> str:

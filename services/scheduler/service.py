@@ -11,7 +11,7 @@ from typing import Any
 from sps2.common.bus.peer import Peer
 from sps2.common.bus.telemetry import Publisher, RequestEvent
 from sps2.common.config import Cluster
-from sps2.common.errors import Invalid, PeerLost, Refused, ServiceError
+from sps2.common.errors import Invalid, PeerLost, Preempted, Refused, ServiceError
 from sps2.common.messages import (
     CachedRun,
     Displaced,
@@ -214,7 +214,7 @@ class SchedulerService:
         submit = self._submissions.bounded(submit, self._core.fleet)
         work, hashes = self._submissions.work(submit)
         trail = self._traces.trail(submit.request, submit.traceparent)
-        self._replans["lost"] += bool(submit.sampling.answered) and not submit.was_preempted
+        self._replans["lost"] += bool(submit.sampling.answered) and not submit.room_tokens
         replans = refusals = 0
         queued_s = 0.0
         answering = False
@@ -245,6 +245,10 @@ class SchedulerService:
                     job = self._job(submit, epoch, plan, hashes, queued_s, trail)
                     self._jobs[work.request] = job
                     await job.run(watch)
+                except Preempted:
+                    if answering:
+                        raise
+                    again = Returned(work.request, BACKOFF_S)
                 except Refused:
                     self._replans["refused"] += 1
                     rest_s = min(LONGEST_BACKOFF_S, BACKOFF_S * 2**refusals)

@@ -58,10 +58,9 @@ class Submissions:
         return work, hashes
 
     def _first_tokens(self, submit: Submit) -> int | None:
-        """See `Work.reserved_tokens`: an answer that resumes may double, so that a request is not
-        preempted again and again."""
+        """See `Work.reserved_tokens`."""
         growth = self._config.kv.growth_tokens
-        return max(growth, submit.sampling.answered) if growth else None
+        return max(growth, submit.room_tokens) if growth else None
 
     def _hashes(self, submit: Submit) -> PromptHashes:
         """The hashes of the prompt's pages; none if the prefix cache is off."""

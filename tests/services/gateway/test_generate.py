@@ -232,7 +232,7 @@ async def test_goes_on_as_often_as_its_pages_went_to_others():
         if last:
             yield Finished(8, 5, 6, 7)
             return
-        raise Preempted(f"request {request.request} gave its KV up to others")
+        raise Preempted(f"request {request.request} gave its KV up to others", 10)
 
     async def tokens(request):
         await asyncio.Event().wait()
@@ -242,7 +242,7 @@ async def test_goes_on_as_often_as_its_pages_went_to_others():
     async with stage(cast) as (generation, record, _):
         assert await all_of(generation) == list(range(10, 18))
     assert [each.sampling.answered for each in submitted] == list(range(8))
-    assert [each.was_preempted for each in submitted] == [False] + [True] * 7
+    assert [each.room_tokens for each in submitted] == [0] + [20] * 7
     assert (len({each.request for each in submitted}), record.tokens) == (8, 8)
 
 

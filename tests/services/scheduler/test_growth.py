@@ -1,5 +1,6 @@
 """Answers grow page by page; who came last gives way; all end, whatever the order."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
@@ -10,7 +11,7 @@ from sps2.common.config import Scheduler, Sharing
 from sps2.common.errors import Refused
 from sps2.common.messages import Room
 from sps2.services.kvdir.directory import Directory
-from sps2.services.scheduler.actions import Action, Launch, Preempt
+from sps2.services.scheduler.actions import Action, ChangeUrgency, Launch, Preempt
 from sps2.services.scheduler.core import Core
 from sps2.services.scheduler.events import (
     Decoded,
@@ -56,7 +57,10 @@ class Answer:
     work: Work
     plan: Plan
     pages: int
-    tokens: int = 1
+    epoch: int
+    tokens: int = 0
+    left_steps: int = 3
+    """Of its prefill."""
 
     @property
     def is_full(self) -> bool:
@@ -94,15 +98,18 @@ class Cluster:
                     except Refused:
                         self.happen(Returned(id, 0.1))
                         continue
+                    pages = plan.placements[-1].pages
+                    self.answers[id] = Answer(self.works[id], plan, pages, epoch)
                     self.happen(Granted(id, self.directory.room()))
-                    self.happen(Prefilled(id))
-                    self.answers[id] = Answer(self.works[id], plan, plan.placements[-1].pages)
-                    self.happen(Shareable(id))
                 case Preempt(id):
-                    self.preempted.append(id)
+                    self.preempted.append(id.rstrip("'"))
                     answer = self.leave(id)
                     tokens, work = answer.tokens, answer.work
-                    answered = tokens + work.prompt_tokens - self.works[id].prompt_tokens
+                    if not tokens:
+                        self.happen(Returned(id, 0.1))
+                        continue
+                    self.happen(Ended(id))
+                    room = answer.pages * PAGE - answer.plan.placements[-1].span.tokens
                     self.submit(
                         replace(
                             work,
@@ -110,18 +117,17 @@ class Cluster:
                             prompt_tokens=work.prompt_tokens + tokens,
                             max_tokens=work.max_tokens - tokens,
                             resumes=True,
-                            reserved_tokens=max(GROWTH, answered),
+                            reserved_tokens=2 * room,
                         )
                     )
+                case ChangeUrgency():
+                    pass
                 case other:
                     raise AssertionError(other)
 
     def leave(self, id: str) -> Answer:
         answer = self.answers.pop(id)
-        self.directory.release(id, 0)
-        for epoch in range(1, 9):
-            self.directory.release(id, epoch)
-        self.happen(Ended(id))
+        self.directory.release(id, answer.epoch)
         self.happen(RoomSeen(self.directory.room()))
         return answer
 
@@ -130,20 +136,26 @@ class Cluster:
         for id, answer in list(self.answers.items()):
             if self.answers.get(id) is not answer:
                 continue
-            if answer.is_full:
+            if answer.left_steps:
+                answer.left_steps -= 1
+                if not answer.left_steps:
+                    answer.tokens = 1
+                    self.happen(Prefilled(id))
+                    self.happen(Shareable(id))
+            elif answer.is_full:
                 self.grow(id, answer)
             elif answer.tokens < answer.work.max_tokens:
                 answer.tokens += 1
             if answer.tokens == answer.work.max_tokens and self.answers.get(id) is answer:
                 self.happen(Decoded(id, answer.tokens))
                 self.leave(id)
+                self.happen(Ended(id))
                 self.ended.append(id.rstrip("'"))
         self.happen(Tick())
 
     def grow(self, id: str, answer: Answer) -> None:
-        epoch = next(e for e in range(9) if (id, e) in self.directory._grants)
         try:
-            self.directory.extend(id, epoch, answer.plan.owner, 1)
+            self.directory.extend(id, answer.epoch, answer.plan.owner, 1)
         except Refused:
             self.happen(Starved(id, 1))
             return
@@ -169,6 +181,7 @@ def test_all_answers_end_on_pools_that_hold_few(policy: str, seed: int) -> None:
     assert cluster.directory.room().free == {"decode-0": POOL, "decode-1": POOL}
     assert [pages for _, pages in cluster.core.fleet.with_room()] == [POOL, POOL]
     assert cluster.preempted
+    assert max(Counter(cluster.preempted).values()) <= 5, "the room doubles: 16, 32, 64, 128"
     assert cluster.core.preemptions == len(cluster.preempted)
     assert not cluster.core.requests(0)
 
@@ -206,7 +219,47 @@ def test_who_resumed_gives_way_last() -> None:
     plans = [answering(core, "old", 0.0), answering(core, "b", 1.0)]
     plans += [answering(core, "resumed", 2.0, resumes=True), answering(core, "c", 3.0)]
     assert plans[0].owner == plans[2].owner
+    assert core.handle(Starved("old", 1), 5) == [], "the other still has the room that it got"
     assert core.handle(Starved("resumed", 1), 5) == [Preempt("old")]
+
+
+def test_the_caller_with_most_answers_gives_way() -> None:
+    """Although the other one's came last."""
+    core = core_of("fcfs")
+    for number, caller in enumerate(("flood", "flood", "flood", "flood", "single")):
+        answering(core, f"{caller}{number}", number, caller=caller)
+    plan = core._requests["single4"].plan
+    assert plan is not None
+    there = [id for id, each in core._requests.items() if each.uses(plan.owner)]
+    assert len(there) == 3
+    assert core.handle(Starved(there[0], 1), 5) == [Preempt(there[1])]
+
+
+def test_priority_counts() -> None:
+    core = core_of("fcfs")
+    owner = answering(core, "first", 0.0).owner
+    for number in range(3):
+        answering(core, f"r{number}", 1.0 + number, priority=number)
+    there = [id for id, each in core._requests.items() if each.uses(owner)]
+    assert len(there) == 2
+    assert core.handle(Starved(there[1], 1), 5) == [Preempt("first")]
+
+
+def test_what_is_prefilled_gives_way_before_its_prefill_is_done() -> None:
+    core = core_of("fcfs")
+    owner = answering(core, "old").owner
+    answering(core, "other")
+    for request in ("a", "b"):
+        core.handle(Submitted(Work(request, 16, 200, reserved_tokens=GROWTH)), 1.0)
+    starting = [id for id in "ab" if core._requests[id].uses(owner)]
+    assert len(starting) == 1
+    assert core.handle(Starved("old", 1), 5) == [], "it has no lease yet"
+    core.handle(Granted(starting[0], core.fleet.room), 5)
+    assert core.handle(Starved("old", 1), 5) == [Preempt(starting[0])]
+    core.handle(Returned(starting[0], 0.05), 5)
+    core.handle(Tick(), 6)
+    core.handle(Granted(starting[0], core.fleet.room), 6)
+    assert core._requests[starting[0]].is_protected
 
 
 def test_pages_for_growth_are_not_promised_to_others() -> None:

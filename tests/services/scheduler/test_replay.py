@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -187,10 +188,10 @@ def test_other_actions_are_named() -> None:
     ("lines", "why"),
     [
         ([], "log is empty"),
-        ([b"{}"], "recorded by another program"),
+        ([b"{}"], "recorded by 'another program'"),
         ([b"[1]"], "line 1: not a recording"),
         ([b"\xff"], "line 1: not a recording"),
-        ([b'{"schema": "old", "version": "0.1"}'], "recorded by 0.1"),
+        ([b'{"schema": "old", "version": "0.1"}'], "recorded by '0.1'"),
     ],
 )
 def test_what_is_no_recording(lines: list[bytes], why: str) -> None:
@@ -202,6 +203,45 @@ def test_a_cut_line_is_named() -> None:
     lines = list(play("fcfs", 1, 10).lines())
     with pytest.raises(Invalid, match="line 3: not a recording"):
         Recording([*lines[:2], lines[2][:20]], "log")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda lines: [lines[0], *lines[40:]], "line 2: .*cannot follow|line 2: .*decides"),
+        (lambda lines: [*lines[:3], *lines[3:] * 2], "cannot follow|decides otherwise"),
+        (lambda lines: [lines[0].replace(b'"queue":[]', b'"queue":["r"]'), *lines[1:]], "line 2"),
+        (lambda lines: [lines[0].replace(b'"mixed":0', b'"mixed":"x"')], "line 1: not a rec"),
+        (lambda lines: [lines[0].replace(b'"prefilling":[]', b'"prefilling":["r"]')], "first line"),
+        (lambda lines: [b"[" * 200_000], "line 1: not a recording"),
+        (lambda lines: [b'{"schema":' + b"[" * 200_000], "line 1: not a recording"),
+        (
+            lambda lines: [
+                lines[0],
+                b'{"at_s":0,"event":{"type":"Tick"},"actions":[{"type":"Reject","request":"r",'
+                b'"error":["SystemExit","x"]}]}',
+            ],
+            "line 2: not a recording.*not an error that services have",
+        ),
+    ],
+)
+def test_a_damaged_recording_is_refused_with_its_line(
+    spoil: Callable[[list[bytes]], list[bytes]], why: str
+) -> None:
+    lines = spoil(list(play("sps2", 4).lines()))
+
+    def replay() -> None:
+        recording = Recording(lines, "log")
+        list(recording.replay(recording.core()))
+
+    with pytest.raises(Invalid, match=why):
+        replay()
+
+
+def test_empty_lines_are_nothing() -> None:
+    lines = list(play("sps2", 4, 20).lines())
+    recording = Recording([b"", *lines, b"", b"\r\n"], "log")
+    assert len(list(recording.replay(recording.core()))) == len(lines) - 1
 
 
 @pytest.mark.parametrize(
