@@ -77,13 +77,13 @@ class Plan:
 class Wait:
     """Why a request cannot be planned now.
 
-    cause: "shards" if the shards that prefill are busy; "room" if there is too little room for its
-        KV; "prefix" if another request computes most of it now; "absent" if it needs more than is
-        present while a shard is absent.
+    cause: "turn" if the policy lets others start first; "shards" if the shards that prefill are
+        busy; "room" if there is too little room for its KV; "prefix" if another request computes
+        most of it now; "absent" if it needs more than is present while a shard is absent.
     reason: what it waits for, in words; only for "absent".
     """
 
-    cause: Literal["shards", "room", "prefix", "absent"]
+    cause: Literal["turn", "shards", "room", "prefix", "absent"]
     reason: str = ""
 
     @property
@@ -93,6 +93,7 @@ class Wait:
 
 
 WAITS = {
+    "turn": "its turn",
     "shards": "shards that are free to prefill it",
     "room": "room for its KV",
     "prefix": "pages that another request computes now",

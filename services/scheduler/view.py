@@ -148,7 +148,8 @@ class View:
         """
         self.considered = request.id
         wait, work = request.wait, request.work
-        if wait and not work.max_ttft_s and request.held_at == self.fleet.changes_for(wait.cause):
+        is_same = wait and request.held_at == self.fleet.changes_for(wait.cause)
+        if wait and is_same and wait.cause != "turn" and not work.max_ttft_s:
             return Hold(request.id, wait)
         try:
             self._check_ttft(request, planner)

@@ -1,7 +1,7 @@
 """Answers grow page by page; who came last gives way; all end, whatever the order."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -13,6 +13,7 @@ from sps2.common.messages import Room
 from sps2.services.kvdir.directory import Directory
 from sps2.services.scheduler.actions import Action, ChangeUrgency, Launch, Preempt
 from sps2.services.scheduler.core import Core
+from sps2.services.scheduler.decisions import Decision, Hold, Start, Urge
 from sps2.services.scheduler.events import (
     Decoded,
     Ended,
@@ -29,9 +30,11 @@ from sps2.services.scheduler.events import (
     Tick,
 )
 from sps2.services.scheduler.fleet import Fleet
-from sps2.services.scheduler.plan import Plan, Work
+from sps2.services.scheduler.plan import Plan, Wait, Work
 from sps2.services.scheduler.policies import POLICIES
+from sps2.services.scheduler.policies.fcfs import Fcfs
 from sps2.services.scheduler.schemes import Schemes
+from sps2.services.scheduler.view import View
 
 from .test_core import CONFIG, PAGE, launched, room, shard
 
@@ -40,9 +43,32 @@ POOL = 24
 """Pages of each of two decode shards."""
 
 
+class Worst(Fcfs):
+    """As bad as the rules allow: the last first, urgencies at random, one start at a time."""
+
+    def __init__(self, settings: Scheduler, schemes: Schemes) -> None:
+        super().__init__(settings, schemes)
+        self._draw = Random(1)
+
+    def decide(self, view: View) -> Iterator[Decision]:
+        for prefill in list(view.prefilling.values()):
+            yield Urge(prefill.id, self._draw.uniform(-9, 9))
+        for request in reversed(view.waiting()):
+            if self._draw.random() < 0.7:
+                yield Hold(request.id, Wait("turn"))
+                continue
+            decision = view.consider(request, self)
+            yield decision
+            if isinstance(decision, Start):
+                return
+
+
+MAKERS = {**POLICIES, "worst": Worst}
+
+
 def core_of(policy: str, pages: int = POOL) -> Core:
     settings = Scheduler(prefill_span_tokens=64, decode_span_tokens=128)
-    core = Core(POLICIES[policy](settings, Schemes(CONFIG, 2, Sharing())), Fleet(2, 2), 64)
+    core = Core(MAKERS[policy](settings, Schemes(CONFIG, 2, Sharing())), Fleet(2, 2), 64)
     for index in range(2):
         core.handle(Joined(shard("prefill", index)), 0)
         core.handle(Joined(shard("decode", index, pages)), 0)
@@ -164,7 +190,7 @@ class Cluster:
         self.happen(RoomSeen(self.directory.room()))
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", MAKERS)
 @pytest.mark.parametrize("seed", range(8))
 def test_all_answers_end_on_pools_that_hold_few(policy: str, seed: int) -> None:
     """Each could need more than half of all pages."""
@@ -184,6 +210,7 @@ def test_all_answers_end_on_pools_that_hold_few(policy: str, seed: int) -> None:
     assert max(Counter(cluster.preempted).values()) <= 5, "the room doubles: 16, 32, 64, 128"
     assert cluster.core.preemptions == len(cluster.preempted)
     assert not cluster.core.requests(0)
+    assert cluster.core.broken_rules == 0
 
 
 def answering(core: Core, request: str, at_s: float = 0.0, **fields: object) -> Plan:
