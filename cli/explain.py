@@ -31,11 +31,13 @@ def explain(
             "--from", help="Read a recording of `spsctl scheduler record`.", dir_okay=False
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one object, for scripts.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a list of objects, for scripts.")
+    ] = False,
     name: NameOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Show the numbers behind each decision about a request, and what others would have cost.
+    """Show the numbers behind each decision about a request, and what other plans would have cost.
 
     The scheduler remembers at least its last 4,096 events. They are replayed here.
     """

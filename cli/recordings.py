@@ -44,7 +44,10 @@ def record(
 
 
 def replay(file: FileArgument) -> None:
-    """Replay a recording: the same code must decide the same again. Exit code 1 if it does not."""
+    """Replay a recording: the same code must decide the same again. Exit code 1 if it does not.
+
+    A recording of a version with other events is refused.
+    """
     recording = Recording.read(file)
     events, actions = Counter[str](), Counter[str]()
     for entry in recording.replay(recording.core()):

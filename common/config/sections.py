@@ -106,8 +106,8 @@ class Scheduler(Section, frozen=True):
         Meta(
             description="`sps2`: prompts with little work go first and preempt longer ones; "
             "`lars`: those with the least time left, relative to their length; `fcfs`: first come, "
-            "first served; `preflow`, `pecsched`, `sjf`, `distserve`, `splitwise`: as published, "
-            "for comparison"
+            "first served; `preflow`, `pecsched`, `sjf`, `distserve`, `splitwise`: after published "
+            "ones, for comparison"
         ),
     ] = "sps2"
     prefill_only: Annotated[
@@ -148,6 +148,10 @@ class Scheduler(Section, frozen=True):
             "shards spread that of prompts with more than this to compute"
         ),
     ] = 2048
+
+    def __post_init__(self) -> None:
+        if both := {*self.prefill_only} & {*self.decode_only}:
+            raise ValueError(f"{min(both)} cannot be in both `prefill_only` and `decode_only`")
 
     @property
     def duties(self) -> dict[str, Duty]:
@@ -249,8 +253,8 @@ class Kv(Section, frozen=True):
         NotNegative,
         Meta(
             description="room for this many tokens of an answer is reserved before it begins, and "
-            "added as it grows; if there is none left, the request that came last gives its room "
-            "up and resumes later. 0 reserves `max_tokens` at once"
+            "added as it grows; if there is none left, a request gives its room up and resumes "
+            "later. 0 reserves `max_tokens` at once"
         ),
     ] = 256
     dtype: Annotated[

@@ -107,6 +107,7 @@ class _Account:
         self._expected_s: float | None = None
         self.steps = [Step(0.0, _arrival(work, core))]
         self._held = ""
+        self._gave_way = False
 
     def _add(self, at_s: float, what: str, options: tuple[Option, ...] = ()) -> None:
         self.steps.append(Step(at_s - self._since_s, what, options))
@@ -128,6 +129,7 @@ class _Account:
 
     def gave_way(self, entry: Entry) -> None:
         if Preempt(self._work.request) in entry.actions:
+            self._gave_way = True
             self._add(entry.at_s, "gives its pages up to an answer that needs them")
 
     def happened(self, entry: Entry) -> None:
@@ -141,6 +143,8 @@ class _Account:
             case Returned(_, rest_s):
                 self._held = ""
                 why = "a shard was lost" if rest_s is None else "there was no room after all"
+                why = "its pages went to others" if self._gave_way else why
+                self._gave_way = False
                 self._add(entry.at_s, f"back to the queue: {why}")
             case Starved(_, pages):
                 need = "a page" if pages == 1 else f"{pages} pages"

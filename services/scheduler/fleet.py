@@ -215,6 +215,8 @@ class Fleet:
             self._keepers += [member] * (duty != "prefill")
             self._roles.setdefault(member.shard.role, []).append(member)
             self._hosts.setdefault(member.shard.host, []).append(member)
+        self._prefillers = self._prefillers or self.of("mixed")
+        self._keepers = self._keepers or self.of("mixed")
         pages = [member.shard.page_tokens for member in self._keepers]
         self.page_tokens = max(pages, default=1)
 
@@ -268,7 +270,7 @@ class Fleet:
 
     def keeps(self, shard_id: str) -> bool:
         """Whether a shard is present and keeps the KV of new requests."""
-        return shard_id in self.members and self.duty(shard_id) != "prefill"
+        return any(member.shard.id == shard_id for member in self._keepers)
 
     def of(self, role: Role) -> list[Member]:
         """The members of a role, sorted by id; only for reading."""

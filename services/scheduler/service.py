@@ -168,6 +168,9 @@ class SchedulerService:
 
     async def set_duty(self, request: SetDuty) -> Done:
         self._handle(Assigned(request.shard, request.duty))
+        if (duty := self._core.fleet.duty(request.shard)) != request.duty:
+            policy = self._config.scheduler.policy
+            raise Invalid(f"the policy {policy} sets duties: {request.shard} has {duty}", "duty")
         return Done()
 
     async def show_fleet(self, request: ShowFleet) -> FleetStatus:

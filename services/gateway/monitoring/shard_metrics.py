@@ -116,7 +116,7 @@ FAMILIES: tuple[Family, ...] = (
     _one(
         "sps2_preemptions",
         "counter",
-        "Answers that gave their KV pages up to earlier ones; they resume when there is room",
+        "Requests that gave their KV pages up to answers that grow; they resume when there is room",
         "preemptions",
     ),
     _one(

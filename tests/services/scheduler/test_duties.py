@@ -122,3 +122,13 @@ def test_a_policy_assigns_duties() -> None:
     core = mixed(Assigning(Assign("mixed-7", "decode")))
     core.handle(Tick(), 0)
     assert core.broken_rules == 1
+
+
+def test_if_all_of_a_kind_are_lost_the_others_do_both() -> None:
+    core = mixed(mixed_0="prefill")
+    core.handle(Assigned("mixed-1", "decode"), 0)
+    core.handle(Assigned("mixed-2", "decode"), 0)
+    core.handle(Lost("mixed-0", "mixed-0/0"), 0)
+    assert launched(submit(core, "r", 60)).plan.group[0] in ("mixed-1", "mixed-2")
+    core.handle(Joined(shard("mixed", 0, 64, life=1)), 1)
+    assert launched(submit(core, "s", 60)).plan.group == ("mixed-0",)
