@@ -256,7 +256,8 @@ def test_every_family_is_served(launch: Launch, family: str, shards: dict[str, i
 @pytest.fixture
 def small(launch: Launch) -> Iterator[Running]:
     """Pools that hold fewer tokens than the model's context."""
-    with launch("smollm2", "tcp", kv={"pool_tokens": 320, "page_tokens": 16}) as running:
+    kv = {"pool_tokens": 192, "page_tokens": 16, "growth_tokens": 16}
+    with launch("smollm2", "tcp", kv=kv) as running:
         yield running
 
 
@@ -264,7 +265,7 @@ async def test_chats_without_a_limit_on_small_pools_all_complete(small: Running)
     """Half of the answers have room at once."""
     async with AsyncClient(small.bus) as client:
         (model,) = await client.models()
-        assert model.max_model_len > 320
+        assert model.max_model_len > 192
         chats = await asyncio.gather(
             *(client.chat(f"Hello {number}", ignore_eos=True) for number in range(20))
         )
