@@ -10,8 +10,8 @@ import typer
 from sps2.cli import render
 from sps2.cli.recordings import recorded
 from sps2.cli.target import ConfigOption, NameOption, reachable
+from sps2.common.api.answer_ids import name_in
 from sps2.common.config import Cluster
-from sps2.services.gateway.running import NAME_CHARS
 from sps2.services.scheduler.explanation import Explanation, Option
 from sps2.services.scheduler.explanation import explain as explained
 from sps2.services.scheduler.replay import Recording
@@ -46,7 +46,7 @@ def explain(
         if file is not None
         else asyncio.run(_recording(reachable(name, config)))
     )
-    found = explained(recording, request.rpartition("-")[2][:NAME_CHARS])
+    found = explained(recording, name_in(request))
     if as_json:
         print(msgspec.json.encode([_as_dict(each) for each in found]).decode())
         return

@@ -139,3 +139,19 @@ def test_the_sdk_has_a_short_import() -> None:
 def test_files_stay_small() -> None:
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in SOURCES}
     assert not {path for path, count in lengths.items() if count > MAX_LINES}
+
+
+EXTRAS = (
+    *("fastapi", "gguf", "httptools", "huggingface_hub", "jinja2", "prometheus_client"),
+    *("safetensors", "starlette", "tokenizers", "torch", "uvicorn", "uvloop"),
+)
+"""Packages that only `sps2[server]` installs."""
+
+
+def test_spsctl_and_the_sdk_need_no_extras() -> None:
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({EXTRAS}))\n"
+        "import sps2.cli.main, sps2.common.client"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

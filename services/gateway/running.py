@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack, aclosing
 
+from sps2.common.api.answer_ids import name_in
 from sps2.common.bus.peer import Peer
 from sps2.common.errors import Cancelled, Invalid, ServiceError
 from sps2.common.messages import Predict, Predicted, Progress
@@ -16,9 +17,6 @@ from sps2.services.gateway.shards import Shards
 from sps2.services.gateway.text import Piece, Writer
 from sps2.services.gateway.validate import Order
 from sps2.services.tasks import emitted_by, root_cause
-
-NAME_CHARS = 12
-"""Characters of an answer's name; its scheduler requests add four."""
 
 PREDICT_S = 10.0
 """How long the scheduler may take to predict."""
@@ -97,7 +95,7 @@ class Running:
         Raises:
             Invalid: no running answer has this id.
         """
-        name = request.rpartition("-")[2][:NAME_CHARS]
+        name = name_in(request)
         if name not in self._aborts:
             raise Invalid(
                 f"no running request has id {request[:80]!r}", "request", "request_not_found"

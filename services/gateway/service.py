@@ -18,6 +18,7 @@ from sps2.common.api import (
     Tokenize,
     Tokens,
 )
+from sps2.common.api.answer_ids import NAME_CHARS
 from sps2.common.bus.peer import Peer
 from sps2.common.errors import Refused
 from sps2.common.messages import (
@@ -39,7 +40,6 @@ from sps2.services.gateway.gateway import Gateway
 from sps2.services.gateway.monitoring.cluster import Observer
 from sps2.services.gateway.monitoring.readiness import Readiness
 from sps2.services.gateway.monitoring.traces import AnswerTraces
-from sps2.services.gateway.running import NAME_CHARS
 
 
 def new_name() -> str:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from sps2.common.api.answer_ids import name_in
 from sps2.common.bus.peer import Peer
 from sps2.common.errors import Invalid, ServiceError
 from sps2.common.messages import (
@@ -20,7 +21,6 @@ from sps2.common.tracing import Context, Note, Recorder, Trail
 from sps2.services.compatibility import compare
 from sps2.services.gateway.correlation_ids import Caller
 from sps2.services.gateway.http.problems import ErrorReport, NotReady
-from sps2.services.gateway.running import NAME_CHARS
 from sps2.services.gateway.shards import Shards
 
 DEADLINE_S = 2.0
@@ -112,7 +112,7 @@ class AnswerTraces:
 
     def _find(self, request: str) -> tuple[str, Note]:
         wholes = self._wholes()
-        wanted = request.rpartition("-")[2][:NAME_CHARS]  # as in `Running.cancel`
+        wanted = name_in(request)
         for name, whole in wholes:
             if name == wanted or request == whole.detail.get("asked_as"):
                 return name, whole
