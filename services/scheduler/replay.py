@@ -31,6 +31,8 @@ class Recording:
     def __init__(self, lines: Iterable[bytes], name: str) -> None:
         self.name = name
         self.entries: list[Entry] = []
+        self._numbers: list[int] = []
+        """The line of each entry."""
         self._first = b""
         header: Header | None = None
         for number, line in enumerate(lines, 1):
@@ -41,6 +43,7 @@ class Recording:
                     self._first, header = line, _header(line, name)
                 else:
                     self.entries.append(_decoded(line, Entry))
+                    self._numbers.append(number)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 raise Invalid(
                     f"{name}, line {number}: not a recording of `spsctl scheduler record`: {error}"
@@ -76,7 +79,7 @@ class Recording:
         Raises:
             Invalid: actions follow that are not the recorded ones.
         """
-        for number, entry in enumerate(self.entries, 2):
+        for number, entry in zip(self._numbers, self.entries, strict=True):
             yield entry
             try:
                 now = encoded(core.handle(entry.event, entry.at_s))

@@ -242,6 +242,12 @@ def test_empty_lines_are_nothing() -> None:
     lines = list(play("sps2", 4, 20).lines())
     recording = Recording([b"", *lines, b"", b"\r\n"], "log")
     assert len(list(recording.replay(recording.core()))) == len(lines) - 1
+    lines = list(play("sps2", 3).lines())
+    number = next(number for number, line in enumerate(lines) if b'"Launch"' in line)
+    lines[number] = lines[number].replace(b'"urgency":', b'"urgency":9')
+    recording = Recording([b"", *lines], "log")
+    with pytest.raises(Invalid, match=f"log, line {number + 2}:"):
+        list(recording.replay(recording.core()))
 
 
 @pytest.mark.parametrize(
