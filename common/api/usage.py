@@ -27,6 +27,13 @@ class Sps2Usage(Struct, frozen=True):
     sp_degree: Annotated[
         int, Meta(description="prefill shards that shared the prompt; of several choices, the most")
     ]
+    chunks: Annotated[
+        int,
+        Meta(
+            description="in how many parts the prompts were computed, one after another, summed "
+            "over choices; more than one each only with `scheduler.chunk_tokens`"
+        ),
+    ]
     attention: Annotated[
         Setting,
         Meta(description="as requested, or the cluster's; `method` shows whether it had effect"),

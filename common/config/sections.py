@@ -10,7 +10,18 @@ Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(gt=0)]
 
-Policy = Literal["sps2", "lars", "fcfs", "preflow", "pecsched", "sjf", "distserve", "splitwise"]
+Policy = Literal[
+    "sps2",
+    "lars",
+    "fcfs",
+    "preflow",
+    "pecsched",
+    "sjf",
+    "sarathi",
+    "loongserve",
+    "distserve",
+    "splitwise",
+]
 Duty = Literal["prefill", "decode"]
 AccessLog = Literal["all", "refused", "none"]
 
@@ -141,6 +152,15 @@ class Scheduler(Section, frozen=True):
             "is short if it has at most an eighth of this; 0: one prompt at a time",
         ),
     ] = 256
+    chunk_tokens: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="tokens of a prompt that one shard computes before the scheduler decides "
+            "again: longer prompts are computed in chunks, on as many shards as are free then, and "
+            "one that was lost goes on behind its last chunk; 0: prompts are computed whole",
+        ),
+    ] = 0
     decode_span_tokens: Annotated[
         Positive,
         Meta(

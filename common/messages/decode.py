@@ -26,6 +26,9 @@ class Hold(Stream["Held | Filled"], frozen=True):
     """The `traceparent` of the enclosing trace span; see `sps2.common.tracing`."""
     sources: tuple[Peer, ...] = ()
     """Data planes that send the KV: the loss of one before `Filled` raises PeerLost."""
+    stop: int | None = None
+    """KV arrives up to this position first, and later up to that of each `Expect`; None: all of it
+    at once."""
 
 
 class Held(Struct, frozen=True, tag=True):
@@ -34,6 +37,19 @@ class Held(Struct, frozen=True, tag=True):
 
 class Filled(Struct, frozen=True, tag=True):
     kv_bytes: int
+    """Received since the request is held."""
+
+
+class Expect(Stream["Held | Filled"], frozen=True):
+    """Scheduler to a shard that holds a request: the next chunk's KV comes, up to `stop`.
+
+    Items and errors are those of `Hold`.
+    """
+
+    request: str
+    epoch: int
+    stop: int
+    sources: tuple[Peer, ...] = ()
 
 
 class Decode(Stream["Short | Decoded"], frozen=True):

@@ -46,7 +46,8 @@ class Source(Struct, frozen=True):
 class Prefill(Stream["Advanced | Prefilled | Deposited"], frozen=True):
     """Scheduler to each joined member of a group: run the prompt's layers on your spans.
 
-    The group's spans are the end of the prompt; `prefix` has the KV of everything before.
+    The group's spans are a chunk of the prompt, which ends with the prompt or before; `prefix` has
+    the KV of everything before the chunk.
 
     Items: `Advanced` now and then, `Prefilled` when the spans are computed, `Deposited` once their
     KV has left. PeerLost if the member has not joined, or has restarted since.
@@ -68,6 +69,9 @@ class Prefill(Stream["Advanced | Prefilled | Deposited"], frozen=True):
     rest meanwhile. Shards of several processes ignore it."""
     threads: int = 0
     """Compute threads that it may use, if more than those of the shard."""
+    shares_steps: bool = False
+    """Whether its passes take the decode steps of a mixed shard along, in place of running beside
+    them: no step waits for more than one pass."""
 
 
 class Urge(Request[Done], frozen=True):

@@ -63,7 +63,8 @@ class Placed(Struct, frozen=True, tag=True):
     attention: Setting
     scheme: Scheme
     predicted_bytes: dict[str, int]
-    """Bytes between prefill shards by purpose, predicted by the formulas."""
+    """Bytes between prefill shards by purpose, predicted by the formulas. This, the degree and the
+    scheme are those of the first chunk, if the prompt is computed in several."""
     migration_pays_after: int | None = None
     """Length of the answer from which on moving all KV to the owner would have been cheaper."""
     cached_tokens: int = 0
@@ -98,7 +99,11 @@ class FirstToken(Struct, frozen=True, tag=True):
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     prefill_s: float = 0.0
     exchanged: tuple[Exchanged, ...] = ()
-    """Figures of each rank, in order."""
+    """Figures of each shard that computed any of the prompt, in order."""
+    later_degrees: tuple[int, ...] = ()
+    """SP degrees of the chunks after the first, in order."""
+    later_predicted_bytes: int = 0
+    """Bytes between prefill shards of those chunks, predicted by the formulas."""
 
 
 class Finished(Struct, frozen=True, tag=True):

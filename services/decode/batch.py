@@ -5,12 +5,14 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sps2.common.errors import Cancelled, Internal, PeerLost, ServiceError, Unsound
 from sps2.common.messages import Token
+from sps2.common.model.attend import Attend
 from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool
 from sps2.common.model.sampler import draw, needed
@@ -25,6 +27,15 @@ from sps2.services.tasks import root_cause
 log = logging.getLogger(__name__)
 
 Emit = Callable[[list[tuple[Key, Token]]], None]
+
+
+class StepPasses(Protocol):
+    """Forward passes that decode steps can share with prefills; see `prefill.passes.Passes`."""
+
+    @property
+    def takes_steps(self) -> bool: ...
+    async def step(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor: ...
+    def look(self) -> None: ...
 
 
 class Batch:
@@ -43,6 +54,8 @@ class Batch:
         self._exchange = exchange
         self._leading = leading
         self._emit = emit
+        self.passes: StepPasses | None = None
+        """Of the prefills of this process; run a step together with one that wants that."""
         self._running: dict[Key, Owned] = {}
         self._in_step: set[Key] = set()
         self._stepping = asyncio.Lock()
@@ -89,7 +102,9 @@ class Batch:
     async def run(self) -> None:
         """Run decode steps while the batch has requests; never returns."""
         while True:
-            if not self._ready():
+            if not self.has_steps:
+                if self.passes is not None:
+                    self.passes.look()
                 self._occupied.clear()
                 await self._occupied.wait()
             async with self._stepping:
@@ -108,6 +123,11 @@ class Batch:
                 finally:
                     self._in_step = set()
 
+    @property
+    def has_steps(self) -> bool:
+        """Whether a step is under way or follows."""
+        return bool(self._ready())
+
     def _ready(self) -> list[Owned]:
         """The requests that take part in the next step: those that have room for a token."""
         return [each for each in self._running.values() if each.has_room]
@@ -124,7 +144,10 @@ class Batch:
         with turn or nullcontext():
             await self._leading.begin(self._steps, keys, *step)
             ids, positions = self._exchange.device.up(step)
-            hidden = await self._model.step(ids, positions, attend, turn)
+            if self.passes is not None and self.passes.takes_steps:
+                hidden = await self.passes.step(ids, positions, attend)
+            else:
+                hidden = await self._model.step(ids, positions, attend, turn)
             logits = await self._model.scores(hidden, turn=turn)
         assert logits is not None, "only a leader has a batch"
         return logits

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from sps2.common.errors import PeerLost
-from sps2.common.messages import Assist, Cache, Done, Evict, Filled, Grow, Held, Hold, Token
+from sps2.common.messages import Assist, Cache, Done, Evict, Expect, Filled, Grow, Held, Hold, Token
 from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool
 from sps2.common.transport.plane import Plane
@@ -53,10 +53,16 @@ class FollowerService:
         try:
             holding = await self._data.run(self._holdings.hold(request))
             yield Held(len(holding.own))
-            yield Filled(await self._data.run(self._holdings.complete(request)))
+            yield Filled(await self._data.run(self._holdings.complete(key)))
             await forever()
         finally:
             self._data.post(lambda: self._release(key))
+
+    async def expect(self, request: Expect) -> AsyncGenerator[Held | Filled, None]:
+        holding = await self._data.run(self._holdings.expect(request))
+        yield Held(len(holding.own))
+        complete = self._holdings.complete(holding.key)
+        yield Filled(await self._data.run(complete))
 
     async def cache(self, request: Cache) -> Done:
         await self._data.run(self._cache(request))

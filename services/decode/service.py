@@ -18,6 +18,7 @@ from sps2.common.messages import (
     Decoded,
     Done,
     Evict,
+    Expect,
     Filled,
     Follow,
     Grow,
@@ -37,7 +38,7 @@ from sps2.common.vital import vital
 from sps2.kernels import State
 from sps2.kernels.gpu.graphs import Graphs
 from sps2.services.data_loop import DataLoop
-from sps2.services.decode.batch import Batch
+from sps2.services.decode.batch import Batch, StepPasses
 from sps2.services.decode.kv.holding import Holdings, Key
 from sps2.services.decode.remote.exchange import Exchange
 from sps2.services.decode.remote.prefix import Prefixes
@@ -103,6 +104,10 @@ class DecodeService:
     async def close(self) -> None:
         await self._data.run(end(self._stepping))
 
+    def share(self, passes: StepPasses) -> None:
+        """Run decode steps in the passes of prefills that want that; call it after `start`."""
+        self._batch.passes = passes
+
     async def hold(self, request: Hold) -> AsyncGenerator[Held | Filled, None]:
         key = (request.request, request.epoch)
         log = self._logs[key] = TokenLog()
@@ -113,7 +118,7 @@ class DecodeService:
                     for stream in streams:
                         await anext(stream)
                     yield Held(len(holding.own))
-                    nbytes = await self._data.run(self._holdings.complete(request))
+                    nbytes = await self._data.run(self._holdings.complete(key))
                     if holding.first_s:
                         self._traces.trail(request.request, request.traceparent).add(
                             "take KV",
@@ -123,11 +128,7 @@ class DecodeService:
                             tokens=request.span.tokens,
                             bytes=nbytes,
                         )
-                    for stream in streams:
-                        match await anext(stream):
-                            case Filled(kv_bytes):
-                                nbytes += kv_bytes
-                    yield Filled(nbytes)
+                    yield Filled(nbytes + await _received(streams))
                     await forever()
                 finally:
                     try:
@@ -139,6 +140,16 @@ class DecodeService:
         finally:
             log.fail(Cancelled(f"request {request.request} was ended"))
             self._control.call_later(KEEP_TOKENS_S, self._forget, key, log)
+
+    async def expect(self, request: Expect) -> AsyncGenerator[Held | Filled, None]:
+        key = (request.request, request.epoch)
+        async with opened(self._followers, request) as streams:
+            holding = await self._data.run(self._holdings.expect(request))
+            for stream in streams:
+                await anext(stream)
+            yield Held(len(holding.own))
+            nbytes = await self._data.run(self._holdings.complete(key))
+            yield Filled(nbytes + await _received(streams))
 
     async def decode(self, request: Decode) -> AsyncIterator[Short | Decoded]:
         async def job(emit: Callable[[Short | Decoded], None]) -> None:
@@ -197,9 +208,13 @@ class DecodeService:
         """See `Holdings.keep`; call it on the data loop."""
         self._holdings.keep(key, layer, at, head, k, v)
 
-    def attend(self, key: Key, layer: int, at: int, head: int, q: Tensor) -> State:
+    def attend(self, key: Key, layer: int, at: int, head: int, q: Tensor, stop: int) -> State:
         """See `Prefixes.attend`; may be called on any thread."""
-        return self._prefixes.attend(key, layer, at, head, q)
+        return self._prefixes.attend(key, layer, at, head, q, stop)
+
+    def decoding(self) -> bool:
+        """See `Batch.has_steps`; call it on the data loop."""
+        return self._batch.has_steps
 
     def counters(self) -> dict[str, float]:
         """For heartbeats: pages, idle cached pages, requests owned and held, decode steps."""
@@ -322,3 +337,9 @@ class DecodeService:
     def _forget(self, key: Key, log: TokenLog) -> None:
         if self._logs.get(key) is log:
             del self._logs[key]
+
+
+async def _received(streams: Sequence[AsyncIterator[Held | Filled]]) -> int:
+    """The bytes of KV that the followers have received."""
+    items = [await anext(stream) for stream in streams]
+    return sum(item.kv_bytes for item in items if isinstance(item, Filled))

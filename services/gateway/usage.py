@@ -36,6 +36,7 @@ def _sps2(pairs: Sequence[tuple[Job, Record]], kv: int) -> Sps2Usage | None:
     if placed is None:
         return None
     ranks = [each for record in records if record.first for each in record.first.exchanged]
+    later = [n for record in records if record.first for n in record.first.later_degrees]
     purposes: Counter[str] = Counter()
     for each in ranks:
         purposes.update(each.sent_bytes)
@@ -48,7 +49,8 @@ def _sps2(pairs: Sequence[tuple[Job, Record]], kv: int) -> Sps2Usage | None:
     state_bytes = sum(each.state_bytes for each in finished) if is_known else None
     deposit = sum(each.deposit_bytes for each in finished) if is_known else None
     return Sps2Usage(
-        sp_degree=max(record.placed.sp_degree for record in records if record.placed),
+        sp_degree=max(*(record.placed.sp_degree for record in records if record.placed), *later, 1),
+        chunks=len(records) + len(later),
         attention=placed.attention,
         method=placed.scheme.method,
         prefill_bytes=None if deposit is None else purposes.total() + deposit,
@@ -60,9 +62,7 @@ def _sps2(pairs: Sequence[tuple[Job, Record]], kv: int) -> Sps2Usage | None:
         cached_tokens=_cached_tokens(records),
         exchange_bytes=purposes.total(),
         exchange_bytes_by_purpose=dict(purposes),
-        predicted_exchange_bytes=sum(
-            sum(record.placed.predicted_bytes.values()) for record in records if record.placed
-        ),
+        predicted_exchange_bytes=sum(map(_predicted_bytes, records)),
         prefill_s=max((record.first.prefill_s for record in records if record.first), default=0.0),
         compute_s=sum(each.compute_s for each in ranks),
         attention_s=sum(each.attention_s for each in ranks),
@@ -80,6 +80,11 @@ def _sps2(pairs: Sequence[tuple[Job, Record]], kv: int) -> Sps2Usage | None:
 
 def _cached_tokens(records: Sequence[Record]) -> int:
     return sum(record.placed.cached_tokens for record in records if record.placed)
+
+
+def _predicted_bytes(record: Record) -> int:
+    first = sum(record.placed.predicted_bytes.values()) if record.placed else 0
+    return first + (record.first.later_predicted_bytes if record.first else 0)
 
 
 def _parts(place: Placement) -> list[Part]:

@@ -18,6 +18,7 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
         await decode.start()
         about.tokens = decode.tokens
         prefill = PrefillService(*parts, shard.data, pages=decode, traces=about.traces)
+        decode.share(prefill.passes)
         services: list[Counting] = [prefill, decode]
         async with shard.member(services, (), pool.pages, pool.page_tokens, decode):
             await stop.wait()

@@ -22,17 +22,22 @@ class LocalPages(Protocol):
         """
         ...
 
-    def attend(self, key: Key, layer: int, at: int, head: int, q: Tensor) -> State:
-        """Attend to the cached pages that a request shares here; may be called on any thread.
+    def attend(self, key: Key, layer: int, at: int, head: int, q: Tensor, stop: int) -> State:
+        """Attend to the keys of a request here that precede `q`; may be called on any thread.
 
         Args:
             at: position of the first row of q; the rows are consecutive.
             head: KV head of the first head of q.
             q: [rows, heads, head_dim].
+            stop: the position before which keys count.
 
         Raises:
             Cancelled: the request is not held here any more.
         """
+        ...
+
+    def decoding(self) -> bool:
+        """Whether a decode step of the process is under way or follows."""
         ...
 
 
@@ -42,8 +47,11 @@ class NoPages:
     def keep(self, key: Key, layer: int, at: int, head: int, k: Tensor, v: Tensor) -> None:
         raise Invalid(f"the KV of request {key[0]} cannot stay here: this shard has no pages")
 
-    def attend(self, key: Key, layer: int, at: int, head: int, q: Tensor) -> State:
+    def attend(self, key: Key, layer: int, at: int, head: int, q: Tensor, stop: int) -> State:
         raise Invalid(f"the prefix of request {key[0]} is not here: this shard has no pages")
+
+    def decoding(self) -> bool:
+        return False
 
 
 NO_PAGES = NoPages()

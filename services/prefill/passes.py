@@ -44,11 +44,20 @@ class Passes:
     ten, since most of its time goes into reading weights. A prompt that is more urgent than a long
     pass does not wait for its end. A prompt that fails or is cancelled does not affect the others:
     its rows go on with zeros for attention.
+
+    A prompt may share its passes with the decode steps of the process, as in Sarathi-Serve (arXiv
+    2403.02310, section 4.2): then the rows of the next step are in the next pass.
+
+    Args:
+        decoding: whether a decode step is under way or follows; `look` is called when that ends.
     """
 
-    def __init__(self, model: Llama, compute: Compute) -> None:
+    def __init__(
+        self, model: Llama, compute: Compute, decoding: Callable[[], bool] = lambda: False
+    ) -> None:
         self._model = model
         self._compute = compute
+        self._decoding = decoding
         self._waiting: list[_Member] = []
         self._running: list[list[_Member]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -63,6 +72,7 @@ class Passes:
         urgency: Callable[[], float] = lambda: 0.0,
         threads: int = 0,
         attend_here: AttendHere | None = None,
+        shares_steps: bool = False,
     ) -> Tensor:
         """Run a prompt in the next pass; see `Llama.forward`.
 
@@ -73,8 +83,25 @@ class Passes:
             threads: that it may use if no other prompt is in its pass; see `with_threads`.
             attend_here: does what `attend` does without waiting for anything, on the compute
                 thread; None if that is impossible.
+            shares_steps: whether its passes take the rows of decode steps along.
         """
         member = _Member(ids, positions, timeline, wanted, urgency, threads, attend_here)
+        member.shares_steps = shares_steps
+        return await self._through(member, attend)
+
+    @property
+    def takes_steps(self) -> bool:
+        """Whether decode steps are to run in passes now, by `step`."""
+        return any(map(_shares_steps, [self._waiting, *self._running]))
+
+    async def step(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Run a decode step in the next pass; see `Llama.step`."""
+        timeline, every = Timeline(), torch.arange(len(ids), device=ids.device)
+        member = _Member(ids, positions, timeline, every, lambda: math.inf, 0, None)
+        member.is_step = True
+        return await self._through(member, attend)
+
+    async def _through(self, member: "_Member", attend: Attend) -> Tensor:
         self._waiting.append(member)
         asyncio.get_running_loop().call_soon(self.look)
         return await member.through(attend)
@@ -94,17 +121,32 @@ class Passes:
         """Begin the next pass if it need not wait. Call it when an urgency has changed."""
         self._waiting = [member for member in self._waiting if not member.is_gone]
         self._waiting.sort(key=lambda member: -member.urgency())
-        while self._waiting and all(
-            _rows(running) > FEW_ROWS and _urgency(running) < self._waiting[0].urgency()
-            for running in self._running
-        ):
+        while self._waiting and not self._waits():
             members = [self._waiting.pop(0)]
-            while self._waiting and _rows([*members, self._waiting[0]]) <= FEW_ROWS:
+            while self._waiting and self._joins(members, self._waiting[0]):
                 members.append(self._waiting.pop(0))
             self._running.append(members)
             task = asyncio.get_running_loop().create_task(self._pass(members))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    def _waits(self) -> bool:
+        """Whether the next pass has to wait: for a pass that runs, or for the next decode step."""
+        first = self._waiting[0]
+        if first.shares_steps and not first.is_step and self._decoding():
+            return True
+        return not all(
+            _rows(running) > FEW_ROWS
+            and _urgency(running) < first.urgency()
+            and not (first.is_step and _shares_steps(running))
+            for running in self._running
+        )
+
+    def _joins(self, members: list["_Member"], other: "_Member") -> bool:
+        """Whether another prompt is in the same pass; a decode step takes one that shares steps."""
+        if members[0].is_step and len(members) == 1 and other.shares_steps:
+            return True
+        return _rows([*members, other]) <= FEW_ROWS
 
     async def _pass(self, members: list["_Member"]) -> None:
         sizes = [len(member.ids) for member in members]
@@ -147,12 +189,17 @@ class Passes:
             self.look()
 
     def _urgency_of(self, members: list["_Member"]) -> float:
-        here = [self.urgency(member.urgency) for member in members if not member.is_gone]
-        return max(here, default=-math.inf)
+        here = [member for member in members if not member.is_gone]
+        prompts = [member for member in here if not member.is_step]  # a step waits for their pieces
+        return max((self.urgency(each.urgency) for each in prompts or here), default=-math.inf)
 
 
 def _rows(members: list["_Member"]) -> int:
     return sum(len(member.ids) for member in members)
+
+
+def _shares_steps(members: list["_Member"]) -> bool:
+    return any(member.shares_steps and not member.is_gone for member in members)
 
 
 def _urgency(members: list["_Member"]) -> float:
@@ -232,6 +279,7 @@ class _Member:
         self.threads = threads
         self.attend_here = attend_here
         self.is_gone = False
+        self.is_step = self.shares_steps = False
         self.attended: asyncio.Queue[Tensor | None] = asyncio.Queue()
         """The attention of each layer; None once the member has left."""
         self._steps: asyncio.Queue[Step | Tensor | Exception] = asyncio.Queue()

@@ -1,9 +1,10 @@
-"""Attention to a cached prefix: q is sent to the shards that have it, states come back."""
+"""Attention to what precedes a chunk: q goes to the shards that have its KV, states come back."""
 
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from sps2.common.errors import PeerLost
@@ -25,7 +26,7 @@ INLINE = 128
 
 
 class Question(NamedTuple):
-    """Rows and heads of q that are sent to a process with cached pages.
+    """Rows and heads of q that are sent to a process with KV of the prefix.
 
     spans: the parts of the prefix there. head: the first KV head, among those of the whole model.
     """
@@ -38,11 +39,12 @@ class Question(NamedTuple):
 
 
 class Prefix:
-    """The `Attention` of one rank to its group's tokens and to the cached prefix before them.
+    """The `Attention` of one rank to its group's tokens and to the prefix before them.
 
-    It works like a decode step with many rows: no keys or values move. Every row and layer costs
-    h(2de + 4) bytes per shard with some of the prefix, and none for pages of this process. Without
-    `sources` it is just the group's attention.
+    The prefix is what is cached of the prompt, and its earlier chunks. It works like a decode step
+    with many rows: no keys or values move. Every row and layer costs h(2de + 4) bytes per shard
+    with some of the prefix, and none for pages of this process. Without `sources` it is just the
+    group's attention.
 
     Args:
         attend: the attention among the group's tokens.
@@ -62,6 +64,8 @@ class Prefix:
         self._attend = attend
         self._group = group
         size = group.config.heads // group.config.kv_heads
+        self._stop = min(rows.span.start for of in group.rows for rows in of)
+        """Where the prefix ends."""
         self._questions = [
             Question(peer, source.spans, rows, head, slice(heads.start * size, heads.stop * size))
             for source in sources
@@ -93,10 +97,12 @@ class Prefix:
         group, at = self._group, question.rows.span.start
         rows = q[question.rows.rows, question.heads]
         if question.peer == group.name:
-            own = partial(self._own.attend, group.key, layer, at, question.head, rows)
+            about = group.key, layer, at, question.head, rows, self._stop
+            own = partial(self._own.attend, *about)
             return await group.compute(own, layer)
         with group.timeline.during("out", layer):
-            await group.send_to((question.peer,), "prefix_q", layer, at, (rows,), question.head)
+            sent = rows, torch.tensor([self._stop])
+            await group.send_to((question.peer,), "prefix_q", layer, at, sent, question.head)
         group.sent["prefix_q"] += rows.nbytes
         state = await group.recv_from(question.peer, "prefix_state", layer, at)
         if not state:

@@ -117,6 +117,7 @@ async def run_prompt(
                         urgency,
                         request.threads,
                         None if request.prefix or ids.is_cuda else attend_here,
+                        request.shares_steps,
                     )
                 else:
                     hidden = await model.forward(ids, at, attend_layer, group.compute, turn, wanted)

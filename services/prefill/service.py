@@ -51,7 +51,8 @@ class PrefillService:
         self._followers = Followers([each.bus for each in led])
         self._thread = Thread(plane.device.compute)
         self._compute = Compute(self._thread)
-        self._passes = Passes(model, self._compute)
+        self.passes = Passes(model, self._compute, pages.decoding)
+        """Of this process; a mixed shard's decode steps can share them."""
         self._tally = Tally()
         self._inboxes: dict[tuple[str, int], Inbox] = {}
         """Used on the data loop only, by (request, epoch)."""
@@ -156,7 +157,7 @@ class PrefillService:
             return self._urgencies[key]
 
         def urgency() -> float:
-            return self._passes.urgency(own)
+            return self.passes.urgency(own)
 
         self._urgencies[key] = 0.0 if turn else request.urgency
         try:
@@ -170,7 +171,7 @@ class PrefillService:
                     prefilled,
                     turn,
                     self._pages,
-                    self._passes,
+                    self.passes,
                     progress,
                     timeline,
                     own,
@@ -182,7 +183,7 @@ class PrefillService:
         key = (request.request, request.epoch)
         if key in self._urgencies:
             self._urgencies[key] = request.urgency
-            self._passes.look()
+            self.passes.look()
             self._compute.look()
 
     async def _open(self, key: tuple[str, int], peers: Sequence[Peer]) -> None:

@@ -26,6 +26,21 @@ class Launch(_Action, frozen=True):
     urgency: float = 0.0
 
 
+class Proceed(_Action, frozen=True):
+    """Compute the next chunk of a prompt as planned. urgency: as in `Launch`."""
+
+    request: str
+    plan: Plan
+    urgency: float = 0.0
+
+
+class Fail(_Action, frozen=True):
+    """End a launched request with an error."""
+
+    request: str
+    error: ServiceError
+
+
 class Reject(_Action, frozen=True):
     request: str
     error: ServiceError
@@ -46,4 +61,4 @@ class Preempt(_Action, frozen=True):
     request: str
 
 
-Action = Find | Launch | Reject | ChangeUrgency | Preempt
+Action = Find | Launch | Proceed | Fail | Reject | ChangeUrgency | Preempt

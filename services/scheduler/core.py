@@ -1,19 +1,42 @@
 """The scheduler's bookkeeping as a pure state machine: events and a clock in, actions out."""
 
 import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from sps2.common.errors import Internal, Invalid, PeerLost, Refused, ServiceError
+from sps2.common.errors import Internal, Invalid, Refused, ServiceError
 from sps2.common.messages import CachedRun, RequestStatus
 from sps2.common.words import counted
-from sps2.services.scheduler.actions import Action, ChangeUrgency, Find, Launch, Preempt, Reject
+from sps2.services.scheduler import occupancy
+from sps2.services.scheduler.actions import (
+    Action,
+    ChangeUrgency,
+    Fail,
+    Find,
+    Launch,
+    Preempt,
+    Proceed,
+    Reject,
+)
+from sps2.services.scheduler.callers import Callers
 from sps2.services.scheduler.core_state import CoreState
 from sps2.services.scheduler.costs import Costs
-from sps2.services.scheduler.decisions import Assign, Decision, Hold, LookUp, Refuse, Start, Urge
+from sps2.services.scheduler.decisions import (
+    Assign,
+    Decision,
+    Hold,
+    LookUp,
+    NextChunk,
+    Refuse,
+    Start,
+    Urge,
+)
 from sps2.services.scheduler.events import (
+    CHANGES,
+    SHARD_CHANGES,
     Assigned,
+    Chunked,
     Decoded,
     Ended,
     Event,
@@ -33,18 +56,14 @@ from sps2.services.scheduler.events import (
     Tick,
 )
 from sps2.services.scheduler.fleet import Fleet
-from sps2.services.scheduler.plan import Plan, Work
+from sps2.services.scheduler.lateness import overdue
+from sps2.services.scheduler.plan import Work
 from sps2.services.scheduler.request import Request, gives_way, held_back_by
 from sps2.services.scheduler.rules import broken_rule
 from sps2.services.scheduler.unreachable import APART_S
-from sps2.services.scheduler.view import Forecast, Planner, View, too_late
+from sps2.services.scheduler.view import Forecast, Planner, View
 
 log = logging.getLogger(__name__)
-
-CHANGES = Joined | Lost | Parted | Assigned | RoomSeen | Returned | Prefilled | Shareable | Ended
-"""Events after which requests that wait may start."""
-SHARD_CHANGES = Joined | Lost | Parted | Assigned | Returned | Prefilled | Ended
-"""Those after which requests that wait for shards may start."""
 
 
 class Policy(Planner, Protocol):
@@ -88,10 +107,7 @@ class Core:
         self._queue: deque[str] = deque()
         self._prefilling: dict[str, Request] = {}
         """Requests whose prompt is computed, or about to be."""
-        self._turns: dict[str, float] = {}
-        """When the last request of each caller that has requests was launched."""
-        self._present = Counter[str]()
-        """How many requests each caller has."""
+        self._callers = Callers()
         self._progressed: list[Request] = []
         """Prefills that have progressed since the policy last decided."""
 
@@ -101,7 +117,7 @@ class Core:
             tuple(self._requests.values()),
             tuple(self._queue),
             tuple(self._prefilling),
-            self._turns,
+            self._callers.turns,
             self.fleet.state(),
             self.costs.factors,
             self.costs.tbt_s,
@@ -115,8 +131,7 @@ class Core:
         self._requests = {request.id: request for request in state.requests}
         self._queue = deque(state.queue)
         self._prefilling = {id: self._requests[id] for id in state.prefilling}
-        self._turns = state.turns
-        self._present = Counter(request.work.caller for request in state.requests)
+        self._callers = Callers(state.turns, (each.work.caller for each in state.requests))
 
     def handle(self, event: Event, now_s: float) -> list[Action]:
         """Apply one event; the caller carries out the returned actions in their order."""
@@ -140,8 +155,7 @@ class Core:
                     error = Refused(f"the queue is full ({waiting} waiting); retry later")
                     return [Reject(work.request, error)]
                 self._requests[work.request] = Request(work, now_s)
-                self._present[work.caller] += 1
-                self._turns.setdefault(work.caller, 0.0)
+                self._callers.came(work.caller)
                 self._enqueue(work.request)
             case Found(id, cached):
                 if request := self._requests.get(id):
@@ -153,8 +167,14 @@ class Core:
             case Progressed(id, tokens):
                 self._requests[id].computed = tokens
                 self._progressed.append(self._requests[id])
+            case Chunked(id):
+                request = self._requests[id]
+                request.awaits_chunk = True
+                if request.plan is not None:
+                    request.computed = request.plan.chunk.stop - request.plan.prefix.tokens
+                    occupancy.leave_group(self.fleet, request)
             case Returned(id, rest_s):
-                self._leave_shards(self._requests[id])
+                self._leave(self._requests[id])
                 self._requests[id].return_to_queue(now_s, rest_s)
                 self._queue.appendleft(id)
             case Starved(id, pages):
@@ -167,12 +187,11 @@ class Core:
                 request = self._requests[id]
                 request.stage, request.prefilled_s = "transfer", now_s
                 self._prefilling.pop(id, None)
-                if request.plan is not None and request.is_alone:
-                    predicted_s = request.plan.partition.predicted_s
-                    self.costs.learn_prefill(predicted_s, now_s - request.launched_s)
-                for shard_id in request.plan.group if request.plan else ():
-                    if member := self.fleet.members.get(shard_id):
-                        member.prefilled.pop(id, None)
+                if (plan := request.plan) is not None:
+                    if request.is_alone and plan.is_first:
+                        took_s = now_s - request.launched_s
+                        self.costs.learn_prefill(plan.predicted_s, took_s)
+                    occupancy.leave_group(self.fleet, request)
             case Decoded(id, tokens):
                 self.costs.learn_answer(self._requests[id].work.caller, tokens)
                 since_s = self._requests[id].prefilled_s
@@ -232,15 +251,19 @@ class Core:
                 break
             except Exception as error:
                 log.exception("the policy failed at request %s", view.considered)
+                failure = Internal(f"the scheduling policy failed: {error!r}")
+                if (between := view.considered) in [each.id for each in view.between_chunks()]:
+                    assert between is not None
+                    actions.append(self._fail(self._requests[between], failure))
+                    continue
                 if not self._queue:
                     break
                 concerned = view.considered
                 if concerned is None or concerned not in self._queue:
                     concerned = self._queue[0]
-                failure = Internal(f"the scheduling policy failed: {error!r}")
                 actions.append(self._reject(concerned, failure))
         for id in list(self._queue):
-            if late := self._overdue(self._requests[id], now_s):
+            if late := overdue(self._requests[id], self.fleet, self._patience_s, now_s):
                 actions.append(self._reject(id, late))
         return actions
 
@@ -250,7 +273,7 @@ class Core:
             self._queue,
             self._prefilling,
             self._progressed,
-            self._turns,
+            self._callers.turns,
             self.fleet,
             self.costs,
             now_s,
@@ -260,8 +283,7 @@ class Core:
         if isinstance(decision, Assign):
             return self._assign(decision)
         request = self._requests.get(decision.request)
-        is_queued = request is not None and request.plan is None
-        if request is None or is_queued == isinstance(decision, Urge):
+        if request is None or not isinstance(decision, request.open_to):
             return self._break_rule(decision, "there is no such request in this stage")
         match decision:
             case Start(id, plan, urgency):
@@ -273,14 +295,23 @@ class Core:
                         break
                     held = self._requests[other]
                     held.overtaken += held.wait is not None and held.wait.cause == "room"
-                request.since_s = request.turn_s(self._turns)
-                self._turns[request.work.caller] = now_s
+                request.since_s = request.turn_s(self._callers.turns)
+                self._callers.turns[request.work.caller] = now_s
                 self._queue.remove(id)
                 self.fleet.changes += 1
                 request.plan, request.urgency, request.stage = plan, urgency, "reserving"
                 request.wait = request.absent_since_s = None
-                self._enter_shards(request, plan, now_s)
+                request.launched_s, self._prefilling[id] = now_s, request
+                occupancy.enter(self.fleet, request, self._requests)
                 return [Launch(id, request.epoch, plan, urgency)]
+            case NextChunk(id, plan, urgency):
+                if why := broken_rule(plan, request.work, self.fleet, request.plan):
+                    self._break_rule(decision, why)
+                    return [self._fail(request, Internal(f"the scheduling policy's chunk: {why}"))]
+                request.plan, request.urgency = plan, urgency
+                request.wait, request.awaits_chunk = None, False
+                occupancy.enter_group(self.fleet, request, self._requests)
+                return [Proceed(id, plan, urgency)]
             case LookUp(id):
                 request.absent_since_s = None
                 if request.is_finding:
@@ -296,8 +327,9 @@ class Core:
             case Refuse(id, error):
                 return [self._reject(id, error)]
             case Urge(id, urgency):
-                if request.stage in ("reserving", "prefill") and request.plan is not None:
-                    request.urgency = urgency
+                request.urgency = urgency
+                computes = request.stage in ("reserving", "prefill") and not request.awaits_chunk
+                if computes and request.plan is not None:
                     return [ChangeUrgency(id, request.epoch, request.plan, urgency)]
         return []
 
@@ -329,34 +361,17 @@ class Core:
 
     def _reject(self, id: str, error: ServiceError) -> Reject:
         self._queue.remove(id)
-        self._forget_caller(self._requests.pop(id).work.caller)
+        self._callers.left(self._requests.pop(id).work.caller)
         return Reject(id, error)
 
-    def _overdue(self, request: Request, now_s: float) -> ServiceError | None:
-        """The error of a queued request that has waited for too long."""
-        most_s = request.work.max_ttft_s
-        if most_s is not None and now_s - request.submitted_s >= most_s:
-            return too_late(f"has not come for {1000 * most_s:g} ms", most_s)
-        since_s, wait = request.absent_since_s, request.wait
-        if wait is None or since_s is None or now_s - since_s < self._patience_s:
-            return None
-        missing = self.fleet.waiting_for() or "them"
-        why = f"{wait.reason}, and it has waited {self._patience_s:g} s for {missing}"
-        return PeerLost(self.fleet.keeping, f"{why}; retry later")
+    def _fail(self, request: Request, error: ServiceError) -> Fail:
+        """End a request between two chunks; `Ended` follows."""
+        request.awaits_chunk = False
+        return Fail(request.id, error)
 
-    def _enter_shards(self, request: Request, plan: Plan, now_s: float) -> None:
-        self.fleet.promise(request.id, plan.takes)
-        self._prefilling[request.id] = request
-        request.launched_s, request.is_alone = now_s, True
-        for shard_id in plan.group:
-            for other in self.fleet.members[shard_id].prefilled:
-                request.is_alone = self._requests[other].is_alone = False
-            tokens = request.work.prompt_tokens - plan.prefix.tokens
-            self.fleet.members[shard_id].prefilled[request.id] = tokens
-            self.fleet.members[shard_id].given += 1
-        for place in plan.placements:
-            self.fleet.members[place.shard].held.add(request.id)
-        self.fleet.members[plan.owner].owned.add(request.id)
+    def _leave(self, request: Request) -> None:
+        self._prefilling.pop(request.id, None)
+        occupancy.leave(self.fleet, request)
 
     def _doubt_cached(self) -> None:
         """More pages may be cached: queued requests look them up again when it is their turn."""
@@ -367,34 +382,19 @@ class Core:
         request = self._requests.pop(id, None)
         if request is None:
             return
-        self._leave_shards(request)
-        self._forget_caller(request.work.caller)
+        self._leave(request)
+        self._callers.left(request.work.caller)
         if request.plan is None:
             self._queue.remove(id)
         else:
             self._doubt_cached()
 
-    def _forget_caller(self, caller: str) -> None:
-        self._present[caller] -= 1
-        if not self._present[caller]:
-            del self._present[caller], self._turns[caller]
-
-    def _leave_shards(self, request: Request) -> None:
-        self.fleet.settle(request.id)
-        self._prefilling.pop(request.id, None)
-        for shard in request.plan.shards if request.plan else ():
-            if member := self.fleet.members.get(shard):
-                member.leave(request.id)
-
     def requests(self, now_s: float) -> tuple[RequestStatus, ...]:
         """The status of every request, in order of arrival."""
         return tuple(
-            request.status(now_s, held_back_by(request, self._prefilled_beside(request)))
+            request.status(now_s, held_back_by(request, self._beside(request)))
             for request in self._requests.values()
         )
 
-    def _prefilled_beside(self, request: Request) -> list[Request]:
-        """The prefills on the shards that prefill a request, itself included."""
-        group = request.plan.group if request.plan else ()
-        members = [member for shard in group if (member := self.fleet.members.get(shard))]
-        return [self._requests[id] for member in members for id in member.prefilled]
+    def _beside(self, request: Request) -> list[Request]:
+        return occupancy.prefilled_beside(self.fleet, request.plan, self._requests)

@@ -21,6 +21,18 @@ class Start:
 
 
 @dataclass(frozen=True)
+class NextChunk:
+    """Compute the next chunk of a request's prompt as planned.
+
+    The plan is that of `Start` but for the chunk: the group, and what it computes.
+    """
+
+    request: str
+    plan: Plan
+    urgency: float = 0.0
+
+
+@dataclass(frozen=True)
 class LookUp:
     """Ask which pages of the prompt are cached; `Found` follows."""
 
@@ -29,7 +41,10 @@ class LookUp:
 
 @dataclass(frozen=True)
 class Hold:
-    """A request cannot start now, and why. One that waits for absent shards too long is refused."""
+    """A request, or the next chunk of its prompt, cannot start now, and why.
+
+    One that waits for absent shards too long is refused.
+    """
 
     request: str
     wait: Wait
@@ -59,4 +74,4 @@ class Assign:
     duty: Role
 
 
-Decision = Start | LookUp | Hold | Refuse | Urge | Assign
+Decision = Start | NextChunk | LookUp | Hold | Refuse | Urge | Assign

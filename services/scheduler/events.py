@@ -64,6 +64,12 @@ class Progressed(_Event, frozen=True):
     tokens: int
 
 
+class Chunked(_Event, frozen=True):
+    """A chunk of a prompt is computed, and its KV is kept: the next one may begin."""
+
+    request: str
+
+
 class Returned(_Event, frozen=True):
     """A launched request could not go on and is to run again.
 
@@ -125,6 +131,7 @@ Event = (
     | Found
     | Granted
     | Progressed
+    | Chunked
     | Returned
     | Starved
     | Grew
@@ -134,3 +141,19 @@ Event = (
     | Ended
     | Tick
 )
+
+CHANGES = (
+    Joined
+    | Lost
+    | Parted
+    | Assigned
+    | RoomSeen
+    | Chunked
+    | Returned
+    | Prefilled
+    | Shareable
+    | Ended
+)
+"""Events after which requests that wait may start."""
+SHARD_CHANGES = Joined | Lost | Parted | Assigned | Chunked | Returned | Prefilled | Ended
+"""Those after which requests that wait for shards may start."""

@@ -10,9 +10,10 @@ from sps2.common.errors import Invalid, ServiceError
 from sps2.common.messages import PrefillOptions, Setting
 from sps2.services.scheduler.actions import Preempt
 from sps2.services.scheduler.core import Core
-from sps2.services.scheduler.decisions import Assign, Decision, Hold, Refuse, Start, Urge
+from sps2.services.scheduler.decisions import Assign, Decision, Hold, NextChunk, Refuse, Start, Urge
 from sps2.services.scheduler.event_log import Entry
 from sps2.services.scheduler.events import (
+    Chunked,
     Decoded,
     Ended,
     Found,
@@ -122,6 +123,9 @@ class _Account:
                 self._add(now_s, f"refused: {error}")
             case Urge(_, urgency):
                 self._add(now_s, f"its urgency becomes {urgency:.1f}")
+            case NextChunk(_, plan):
+                self._held = ""
+                self._add(now_s, f"goes on with {_chunk(plan)} on {', '.join(plan.group)}")
             case Start(_, plan, urgency):
                 options = tuple(_options(self._work, plan, view, core))
                 self._launched_s, self._expected_s = now_s, options[0].seconds
@@ -153,6 +157,8 @@ class _Account:
                 self._held = need
             case Grew():
                 self._held = ""
+            case Chunked():
+                self._add(entry.at_s, "the chunk is computed")
             case Prefilled():
                 took_s = entry.at_s - self._launched_s
                 expected = f", {self._expected_s:.3f} s expected" if self._expected_s else ""
@@ -187,10 +193,15 @@ def _start(plan: Plan, urgency: float, view: View) -> str:
     ]
     also = f"; they also prefill {', '.join(dict.fromkeys(beside))}" if beside else ""
     threads = f" with {plan.threads} threads" if plan.threads > 1 else ""
+    part = "" if plan.chunk.stop == plan.placements[-1].span.stop else f" with {_chunk(plan)}"
     return (
-        f"started on {', '.join(plan.group)}{threads}, urgency {urgency:.1f}{also}; "
+        f"started{part} on {', '.join(plan.group)}{threads}, urgency {urgency:.1f}{also}; "
         f"tokens of KV: {kept}"
     )
+
+
+def _chunk(plan: Plan) -> str:
+    return f"tokens {plan.chunk.start} to {plan.chunk.stop}"
 
 
 def _options(work: Work, chosen: Plan, view: View, core: Core) -> Iterator[Option]:
@@ -235,7 +246,7 @@ def _option(plan: Plan, core: Core, chosen: bool) -> Option:
         partition.attention,
         partition.scheme.method if len(plan.group) > 1 else "",
         plan.prefix.tokens,
-        core.costs.first_token_s(partition.predicted_s),
+        core.costs.first_token_s(plan.predicted_s),
         sum(partition.predicted_bytes.values()),
         chosen,
     )

@@ -2,45 +2,38 @@
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from sps2.common.bus.peer import Peer
 from sps2.common.errors import Internal, PeerLost, Preempted, Refused, ServiceError
 from sps2.common.messages import (
-    Advanced,
     Commit,
     Decode,
     Decoded,
-    Deposited,
+    Expect,
     Filled,
     Finished,
     FirstToken,
     Held,
     Hold,
-    Join,
     Placed,
     Placement,
-    Prefill,
-    Prefilled,
-    PrefillRank,
     Progress,
     Reserve,
     Shard,
     Short,
-    Source,
     Submit,
-    Target,
     Token,
 )
 from sps2.common.page_hashes import PromptHashes
 from sps2.common.tracing import Trail
 from sps2.services.scheduler.cached_prefix import own_hashes, shared_hashes
+from sps2.services.scheduler.contacts import Contacts
 from sps2.services.scheduler.growth import Growth
 from sps2.services.scheduler.job_listener import Listener
+from sps2.services.scheduler.job_prefill import JobPrefill
 from sps2.services.scheduler.plan import Plan
-from sps2.services.scheduler.prefill_progress import Eta
 from sps2.services.scheduler.prompt_logprobs import prompt_logprobs
 from sps2.services.tasks import end, gather_all, root_cause
 
@@ -59,8 +52,7 @@ class Job:
 
     Args:
         hashes: of the pages that the prompt fills; none if nothing is to be cached.
-        peers: control-bus peers by shard id, for every shard of the plan.
-        shards: the shards of the plan by id, as they were when it was made.
+        contacts: of the plan's shards.
         queued_s: how long the request was in the queue.
         trail: records where the time of the request goes.
         urgency: of the prefill, when it begins.
@@ -74,8 +66,7 @@ class Job:
         plan: Plan,
         hashes: PromptHashes,
         directory: Peer,
-        peers: Mapping[str, Peer],
-        shards: Mapping[str, Shard],
+        contacts: Contacts,
         listener: Listener,
         queued_s: float,
         trail: Trail,
@@ -89,19 +80,30 @@ class Job:
         self._own: dict[str, tuple[bytes, ...]] = {}
         """Hashes of the pages that this request has cached, by shard."""
         self._directory = directory
-        self._peers = peers
-        self._shards = shards
+        self._contacts = contacts
         self._listener = listener
         self._queued_s = queued_s
         self._trail = trail
         self._urgency = urgency
-        owner = plan.owner
-        self._growth = Growth(submit, epoch, plan, growth_tokens, directory, peers[owner], listener)
-        self._preempted = asyncio.Event()
+        owner = contacts.bus(plan.owner)
+        self._growth = Growth(submit, epoch, plan, growth_tokens, directory, owner, listener)
+        self._stopped: asyncio.Future[ServiceError] = asyncio.get_running_loop().create_future()
+        self._next: asyncio.Future[Plan] = asyncio.get_running_loop().create_future()
 
     def preempt(self) -> None:
         """Have `run` end with `Preempted`."""
-        self._preempted.set()
+        why = f"request {self._submit.request} gave its KV up to others"
+        self.fail(Preempted(why, self._growth.answer_tokens))
+
+    def fail(self, error: ServiceError) -> None:
+        """Have `run` end with an error."""
+        if not self._stopped.done():
+            self._stopped.set_result(error)
+
+    def proceed(self, plan: Plan, peers: Mapping[str, Peer], shards: Mapping[str, Shard]) -> None:
+        """Compute the next chunk as planned; see `Contacts` for the plan's shards."""
+        self._contacts.add(peers, shards)
+        self._next.set_result(plan)
 
     async def run(self, emit: Emit) -> None:
         """Run the request to its end, emitting what the gateway needs to know.
@@ -111,59 +113,63 @@ class Job:
             PeerLost: a shard was lost meanwhile.
             Preempted: see `preempt`.
         """
-        trail = self._trail
+        trail, plan = self._trail, self._plan
         try:
             async with asyncio.TaskGroup() as group:
                 leased = asyncio.Event()
                 keepers = [
                     group.create_task(self._keep_lease(leased)),
-                    group.create_task(self._end_if_preempted()),
+                    group.create_task(self._end_if_stopped()),
                 ]
                 with trail.during("lease"):
                     await leased.wait()
-                places = self._plan.placements
+                places = plan.placements
                 held = [asyncio.Event() for _ in places]
                 filled = [asyncio.Event() for _ in places]
-                joined = [asyncio.Event() for _ in self._plan.group]
                 keepers += [
                     group.create_task(self._keep_hold(*each))
                     for each in zip(places, held, filled, strict=True)
                 ]
-                joiners = [
-                    group.create_task(self._keep_joined(*each))
-                    for each in zip(self._plan.group, joined, strict=True)
-                ]
+                prefill = JobPrefill(
+                    self._submit,
+                    self._epoch,
+                    plan.prefix.tokens,
+                    self._contacts,
+                    self._listener,
+                    group,
+                    self._urgency,
+                    emit,
+                )
                 with trail.during("join"):
-                    await gather_all(*(event.wait() for event in (*held, *joined)))
-                loop = asyncio.get_running_loop()
-                replied = [loop.create_future() for _ in self._plan.group]
-                tokens, cached = len(self._submit.prompt) // 4, self._plan.prefix.tokens
-                eta = Eta(tokens, cached, time.monotonic())
-                with trail.during("prefill", **self._described()) as prefilling:
-                    prefills = [
-                        group.create_task(self._prefill(rank, future, eta, prefilling, emit))
-                        for rank, future in enumerate(replied)
-                    ]
-                    first = await self._first(replied, emit)
+                    await gather_all(prefill.join(plan), *(event.wait() for event in held))
+                self._emit_placed(emit)
+                while True:
+                    with trail.during("prefill", **self._described()) as prefilling:
+                        await prefill.compute(self._plan, prefilling)
+                    if self._plan.chunk.stop == len(self._submit.prompt) // 4:
+                        break
+                    with trail.during("transfer"):
+                        await prefill.deposited()
+                        await gather_all(*(event.wait() for event in filled))
+                    filled = await self._begin_chunk(group, prefill)
+                first = self._first(prefill, emit)
                 with trail.during("transfer"):
-                    deposited = sum(await gather_all(*prefills))
-                    for joiner in joiners:
-                        joiner.cancel()
+                    await prefill.deposited()
+                    prefill.leave()
                     await gather_all(*(event.wait() for event in filled))
-                await self._decode(group, first, deposited, emit)
+                await self._decode(group, first, prefill.deposited_bytes, emit)
                 for keeper in reversed(keepers):
                     keeper.cancel()
         except BaseExceptionGroup as failures:
             raise root_cause(failures) from failures
 
-    async def _first(self, replied: list[asyncio.Future[Prefilled]], emit: Emit) -> Token:
+    def _emit_placed(self, emit: Emit) -> None:
         submit, plan = self._submit, self._plan
-        owner = self._shards[plan.owner]
         emit(
             Placed(
                 self._epoch,
-                owner.id,
-                owner.address,
+                plan.owner,
+                self._contacts.address(plan.owner),
                 len(plan.group),
                 plan.placements,
                 plan.partition.attention,
@@ -176,68 +182,49 @@ class Job:
         )
         if submit.progress:
             emit(Progress(plan.prefix.tokens, len(submit.prompt) // 4, plan.prefix.tokens))
-        replies = await gather_all(*replied)
-        first = next(reply.token for reply in replies if reply.token is not None)
-        exchanged = tuple(reply.exchanged for reply in replies)
-        self._listener.prefilled(exchanged)
-        took_s = max(reply.prefill_s for reply in replies)
-        emit(FirstToken(first, prompt_logprobs(submit, replies), took_s, exchanged))
-        return first
 
-    async def _prefill(
-        self,
-        rank: int,
-        replied: asyncio.Future[Prefilled],
-        eta: Eta,
-        trail: Trail,
-        emit: Emit,
-    ) -> int:
-        """Run one rank's part; returns how many bytes of KV it sent to decode shards."""
-        submit, plan = self._submit, self._plan
-        members = tuple(
-            PrefillRank(self._shards[shard].peers, spans)
-            for shard, spans in zip(plan.group, plan.partition.spans, strict=True)
+    async def _begin_chunk(
+        self, group: asyncio.TaskGroup, prefill: JobPrefill
+    ) -> list[asyncio.Event]:
+        """Have the next chunk planned, and its shards and keepers ready for it.
+
+        Returns:
+            Events that are set once keepers have the KV of that chunk.
+        """
+        committing = group.create_task(self._commit_chunk())
+        self._listener.chunked()
+        with self._trail.during("queue"):
+            self._plan = await self._next
+        self._next = asyncio.get_running_loop().create_future()
+        await committing
+        places = [
+            place for place in self._plan.placements if (place.span & self._plan.chunk).tokens
+        ]
+        accepted = [asyncio.Event() for _ in places]
+        filled = [asyncio.Event() for _ in places]
+        for each in zip(places, accepted, filled, strict=True):
+            group.create_task(self._expect(*each))
+        with self._trail.during("join"):
+            await gather_all(prefill.join(self._plan), *(event.wait() for event in accepted))
+        return filled
+
+    def _first(self, prefill: JobPrefill, emit: Emit) -> Token:
+        """Emit the first token."""
+        first = next(reply.token for reply in prefill.replies if reply.token is not None)
+        self._listener.prefilled(prefill.exchanged)
+        scores = prompt_logprobs(self._submit, prefill.replies)
+        later = prefill.chunks[1:]
+        emit(
+            FirstToken(
+                first,
+                scores,
+                prefill.prefill_s,
+                prefill.exchanged,
+                tuple(len(plan.group) for plan in later),
+                sum(sum(plan.partition.predicted_bytes.values()) for plan in later),
+            )
         )
-        targets = tuple(
-            Target(self._shards[place.shard].peers, place.span)
-            for place in plan.placements
-            if place.span.tokens
-        )
-        sources = tuple(
-            Source(self._shards[place.shard].peers, place.shared)
-            for place in plan.placements
-            if place.shared
-        )
-        prefill = Prefill(
-            submit.request,
-            self._epoch,
-            submit.prompt,
-            members,
-            rank,
-            targets,
-            submit.sampling,
-            plan.partition.scheme,
-            sources,
-            trail.traceparent,
-            self._urgency(),
-            plan.threads,
-        )
-        shard = plan.group[rank]
-        with self._reporting(shard):
-            async with self._peers[shard].stream(prefill) as items:
-                async for item in items:
-                    match item:
-                        case Advanced(tokens):
-                            if progress := eta.advance(rank, tokens, time.monotonic()):
-                                self._listener.advanced(progress)
-                                if submit.progress:
-                                    emit(progress)
-                        case Prefilled():
-                            if not replied.done():  # nobody waits after another rank has failed
-                                replied.set_result(item)
-                        case Deposited(nbytes):
-                            return nbytes
-        raise Internal(f"{shard} ended its part of request {submit.request} early")
+        return first
 
     async def _decode(
         self, group: asyncio.TaskGroup, first: Token, deposited: int, emit: Emit
@@ -249,7 +236,7 @@ class Job:
                 await asyncio.wait({committing}, timeout=COMMIT_S)
                 emit(Finished(1, 0, 0, deposited))
                 return
-            holders = tuple(self._shards[place.shard].peers for place in plan.placements[:-1])
+            holders = tuple(self._contacts.planes(each.shard) for each in plan.placements[:-1])
             with self._trail.during("decode") as trail:
                 decode = Decode(
                     submit.request,
@@ -273,8 +260,8 @@ class Job:
     async def _decoded(self, group: asyncio.TaskGroup, decode: Decode) -> Decoded:
         """Have the owner decode, and give it more pages as often as it needs some."""
         owner, growing = self._plan.owner, None
-        with self._reporting(owner):
-            async with self._peers[owner].stream(decode) as items:
+        with self._contacts.reporting(owner):
+            async with self._contacts.bus(owner).stream(decode) as items:
                 async for item in items:
                     match item:
                         case Short():
@@ -286,13 +273,21 @@ class Job:
         raise Internal(f"{owner} ended request {self._submit.request} early")
 
     async def _grow(self) -> None:
-        with self._reporting(self._plan.owner):
+        with self._contacts.reporting(self._plan.owner):
             await self._growth.grow()
 
-    async def _end_if_preempted(self) -> None:
-        await self._preempted.wait()
-        why = f"request {self._submit.request} gave its KV up to others"
-        raise Preempted(why, self._growth.answer_tokens)
+    async def _end_if_stopped(self) -> None:
+        raise await self._stopped
+
+    async def _commit_chunk(self) -> None:
+        """Report the pages of the chunks so far: should this be lost, it goes on behind them.
+
+        No step depends on it: at the end all are reported.
+        """
+        page_tokens = self._plan.prefix.page_tokens
+        hashes = self._hashes.hashes[: self._plan.chunk.stop // page_tokens]
+        with suppress(ServiceError):
+            await self._commit(own_hashes(self._plan.placements, hashes, page_tokens))
 
     async def _share(self) -> None:
         """Report the prompt's cached pages to the directory; retries after the directory was lost.
@@ -353,19 +348,20 @@ class Job:
     async def _keep_hold(
         self, place: Placement, held: asyncio.Event, filled: asyncio.Event
     ) -> None:
-        sources = [peer for rank in self._plan.group for peer in self._shards[rank].peers]
+        plan, has_kv = self._plan, bool((place.span & self._plan.chunk).tokens)
         hold = Hold(
             self._submit.request,
             self._epoch,
             place.span,
-            max(place.span.tokens, place.pages * self._plan.prefix.page_tokens),
+            max(place.span.tokens, place.pages * plan.prefix.page_tokens),
             self._hashes.hashes,
             place.shared,
-            sources=tuple(sources) if place.span.tokens else (),
+            sources=self._contacts.planes(*plan.group) if has_kv else (),
             traceparent=self._trail.traceparent,
+            stop=plan.chunk.stop,
         )
-        with self._reporting(place.shard):
-            async with self._peers[place.shard].stream(hold) as items:
+        with self._contacts.reporting(place.shard):
+            async with self._contacts.bus(place.shard).stream(hold) as items:
                 async for item in items:
                     match item:
                         case Held():
@@ -374,24 +370,18 @@ class Job:
                             filled.set()
         raise Internal(f"{place.shard} let go of request {self._submit.request}")
 
-    async def _keep_joined(self, shard: str, joined: asyncio.Event) -> None:
-        peers = [peer for member in self._shards.values() for peer in member.peers]
-        join = Join(self._submit.request, self._epoch, tuple(peers))
-        with self._reporting(shard):
-            async with self._peers[shard].stream(join) as accepted:
-                async for _ in accepted:
-                    joined.set()
-        raise Internal(f"{shard} left the group of request {self._submit.request}")
-
-    @contextmanager
-    def _reporting(self, shard: str) -> Iterator[None]:
-        """Notify the listener if the call fails because a peer was lost: the called shard, or one
-        that this shard has lost on the data plane."""
-        try:
-            yield
-        except PeerLost as lost:
-            if lost.peer == self._peers[shard].name:
-                self._listener.lost(self._shards[shard], self._peers[shard])
-            else:
-                self._listener.parted(self._shards[shard], lost.peer)
-            raise
+    async def _expect(
+        self, place: Placement, accepted: asyncio.Event, filled: asyncio.Event
+    ) -> None:
+        """Have a keeper take the KV of the chunk."""
+        plan = self._plan
+        sources = self._contacts.planes(*plan.group)
+        expect = Expect(self._submit.request, self._epoch, plan.chunk.stop, sources)
+        with self._contacts.reporting(place.shard):
+            async with self._contacts.bus(place.shard).stream(expect) as items:
+                async for item in items:
+                    match item:
+                        case Held():
+                            accepted.set()
+                        case Filled():
+                            filled.set()

@@ -7,6 +7,7 @@ from typing import Protocol
 from sps2.common.bus.peer import Peer
 from sps2.common.messages import Exchanged, Progress, Room, Shard
 from sps2.services.scheduler.events import (
+    Chunked,
     Event,
     Granted,
     Grew,
@@ -31,6 +32,7 @@ class Listener(Protocol):
 
     def granted(self, room: Room) -> None: ...
     def advanced(self, progress: Progress) -> None: ...
+    def chunked(self) -> None: ...
     def prefilled(self, exchanged: Sequence[Exchanged]) -> None: ...
     def shareable(self) -> None: ...
     def starved(self, pages: int) -> None: ...
@@ -66,6 +68,9 @@ class Listening:
     def advanced(self, progress: Progress) -> None:
         self._handle(Progressed(self._request, progress.processed - progress.cached))
         self._publish(self._request, "prefill", processed=progress.processed)
+
+    def chunked(self) -> None:
+        self._handle(Chunked(self._request))
 
     def prefilled(self, exchanged: Sequence[Exchanged]) -> None:
         self._handle(Prefilled(self._request))

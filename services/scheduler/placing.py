@@ -6,7 +6,7 @@ from functools import partial
 
 from sps2.common.config import Scheduler
 from sps2.common.errors import Invalid
-from sps2.common.messages import CachedRun, Placement, PrefillOptions
+from sps2.common.messages import CachedRun, Placement
 from sps2.common.spans import Span, fits, paged_split, pages_for
 from sps2.common.words import counted
 from sps2.services.scheduler.cached_prefix import Prefix, usable
@@ -30,11 +30,16 @@ class Placing:
 
     Among mixed shards, those with the most free pages prefill. One of them keeps all KV of a short
     prompt; of a long prompt each keeps the KV that it computed.
+
+    Args:
+        shrinks: the fewest of the mixed shards that prefill a prompt keep its KV, if they have room
+            for it; that of the others moves to them during the prefill.
     """
 
-    def __init__(self, settings: Scheduler, schemes: Schemes) -> None:
+    def __init__(self, settings: Scheduler, schemes: Schemes, shrinks: bool = False) -> None:
         self._settings = settings
         self._schemes = schemes
+        self._shrinks = shrinks
 
     def plan(
         self, work: Work, cached: Sequence[CachedRun], fleet: Fleet, ahead: Ahead = idle
@@ -55,7 +60,7 @@ class Placing:
     def _plan(
         self, work: Work, cached: Sequence[CachedRun], fleet: Fleet, ahead: Ahead
     ) -> Plan | Wait:
-        plan_by = self._in_place if fleet.in_place else self._separate
+        plan_by = self._in_place if fleet.in_place and not self._shrinks else self._separate
         prefix = usable(cached, work.prompt_tokens, fleet)
         without = plan_by(work, Prefix((), prefix.page_tokens), fleet, ahead)
         if not prefix.runs or any(pages < 0 for _, pages in _room(prefix, fleet)):
@@ -65,11 +70,11 @@ class Placing:
             return without
         if not isinstance(without, Plan):
             return found
-        return min(found, without, key=lambda plan: plan.partition.predicted_s)
+        return min(found, without, key=lambda plan: plan.predicted_s)
 
     def _separate(self, work: Work, prefix: Prefix, fleet: Fleet, ahead: Ahead) -> Plan | Wait:
         tokens = work.prompt_tokens - prefix.tokens
-        wanted = self._degree(tokens, work.options, fleet)
+        wanted = self.degree(work, tokens, fleet)
         if absent := _absent(wanted, work, fleet):
             return absent
         pools = _pools(fleet)
@@ -78,7 +83,7 @@ class Placing:
         group = self._group(tokens, wanted, fleet, ahead)
         if group is None:
             return Wait("shards")
-        placements = self._place(work, prefix, fleet)
+        placements = self._place(work, prefix, fleet, group)
         if placements is None:
             return Wait("room")
         partition = self._schemes.choose(tokens, len(group), work.options)
@@ -126,10 +131,14 @@ class Placing:
         able = [member for member in members if member.could_take(tokens, most)]
         return sorted(able, key=lambda member: sum(member.prefilled.values()))
 
-    def _degree(self, tokens: int, options: PrefillOptions, fleet: Fleet) -> int:
-        """How many shards are to prefill; may be more than are present, 0 if none is present."""
+    def degree(self, work: Work, tokens: int, fleet: Fleet) -> int:
+        """How many shards are to prefill `tokens` tokens; may be more than are present.
+
+        Raises:
+            Invalid: the request wants more than there can be.
+        """
         shards = fleet.most_prefillers()
-        forced = options.sp_degree
+        forced = work.options.sp_degree
         if forced is not None and forced > shards:
             raise Invalid(
                 f"sp_degree {forced} is more than the cluster's "
@@ -140,12 +149,17 @@ class Placing:
         present = len(fleet.prefillers())
         return forced or min(present, pages_for(tokens, self._settings.prefill_span_tokens))
 
-    def _place(self, work: Work, prefix: Prefix, fleet: Fleet) -> tuple[Placement, ...] | None:
+    def _place(
+        self, work: Work, prefix: Prefix, fleet: Fleet, group: Sequence[str]
+    ) -> tuple[Placement, ...] | None:
         free = _room(prefix, fleet)
         if not _has_room(work, prefix, free):
             return None
         tokens = work.prompt_tokens - prefix.tokens
         wanted = pages_for(tokens, self._settings.decode_span_tokens)
+        if self._shrinks:
+            among = [each for each in free if each[0].shard.id in group]
+            free = among if _has_room(work, prefix, among) else free
         for holders in range(max(1, min(wanted, len(free))), len(free) + 1):
             if found := _fit(work, prefix, free, holders):
                 return found
@@ -153,7 +167,7 @@ class Placing:
 
     def _in_place(self, work: Work, prefix: Prefix, fleet: Fleet, ahead: Ahead) -> Plan | Wait:
         tokens = work.prompt_tokens - prefix.tokens
-        wanted = self._degree(tokens, work.options, fleet)
+        wanted = self.degree(work, tokens, fleet)
         if absent := _absent(wanted, work, fleet):
             return absent
         roomy = [each for each in _room(prefix, fleet) if each[1] > 0]

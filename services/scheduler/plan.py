@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sps2.common.messages import Placement, PrefillOptions
+from sps2.common.spans import Span
 from sps2.services.scheduler.cached_prefix import Prefix
 from sps2.services.scheduler.schemes import Partition
 
@@ -44,7 +45,11 @@ class Work:
 class Plan:
     """Where a request runs: prefill shards with their parts, and KV placements, the owner's last.
 
-    prefix: the cached beginning of the prompt, which is not computed.
+    A long prompt may be computed in chunks, one after another, each on shards of its own: then the
+    plan has the chunk that comes next.
+
+    group, partition: of the chunk. prefix: the cached beginning of the prompt, which is not
+    computed.
     """
 
     group: tuple[str, ...]
@@ -55,6 +60,35 @@ class Plan:
     prefix: Prefix
     threads: int = 0
     """Compute threads of a single prefill shard, with those that idle shards beside it lend."""
+    rest_s: float = 0.0
+    """Predicted seconds of the chunks that follow."""
+    shares_steps: bool = False
+    """See `messages.Prefill`."""
+
+    @property
+    def chunk(self) -> Span:
+        """The tokens of the prompt that `group` computes."""
+        spans = [span for own in self.partition.spans for span in own if span.tokens]
+        return Span(min(span.start for span in spans), max(span.stop for span in spans))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether its chunk is the first that is computed."""
+        return self.chunk.start == self.prefix.tokens
+
+    @property
+    def predicted_s(self) -> float:
+        """Predicted seconds until the first token, by the formulas."""
+        return self.partition.predicted_s + self.rest_s
+
+    def before(self, position: int) -> dict[str, tuple[Span, ...]]:
+        """Where the KV of the tokens before a position lies: spans by shard."""
+        found = {}
+        for place in self.placements:
+            own = place.span & Span(0, position)
+            if spans := (*place.shared, own) if own.tokens else place.shared:
+                found[place.shard] = spans
+        return found
 
     @property
     def takes(self) -> dict[str, int]:

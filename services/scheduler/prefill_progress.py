@@ -18,16 +18,26 @@ class Eta:
         self._tokens = tokens
         self._cached = cached
         self._since_s = since_s
+        self._before = 0
+        """Tokens computed in earlier chunks."""
         self._ranks: dict[int, int] = {}
         self._reported_s = since_s
 
+    def finish(self, stop: int, now_s: float) -> Progress | None:
+        """Record that all before a position is computed; reports as `advance`."""
+        self._before, self._ranks = stop - self._cached, {}
+        return self._report(now_s)
+
     def advance(self, rank: int, tokens: int, now_s: float) -> Progress | None:
-        """Record how many tokens a rank has computed; reports once in `PAUSE_S` at most."""
+        """Record how many tokens of a chunk a rank has computed; reports once in `PAUSE_S`."""
         self._ranks[rank] = tokens
+        return self._report(now_s)
+
+    def _report(self, now_s: float) -> Progress | None:
         if now_s - self._reported_s < PAUSE_S:
             return None
         self._reported_s = now_s
-        computed = sum(self._ranks.values())
+        computed = self._before + sum(self._ranks.values())
         missing = self._tokens - self._cached - computed
         eta_ms = 1000 * (now_s - self._since_s) * missing / computed if computed else None
         return Progress(self._cached + computed, self._tokens, self._cached, eta_ms)

@@ -7,6 +7,15 @@ from typing import Literal
 
 from sps2.common.messages import CachedRun, RequestStatus
 from sps2.common.page_hashes import common_pages
+from sps2.services.scheduler.decisions import (
+    Decision,
+    Hold,
+    LookUp,
+    NextChunk,
+    Refuse,
+    Start,
+    Urge,
+)
 from sps2.services.scheduler.plan import Plan, Wait, Work
 
 TRUSTING_LOSSES = 2
@@ -28,6 +37,8 @@ class Request:
     """Of its prefill."""
     computed: int = 0
     """Tokens of the prompt computed so far."""
+    awaits_chunk: bool = False
+    """Whether a chunk of its prompt is computed, and the next one has not begun."""
     launched_s: float = 0.0
     since_s: float = 0.0
     """Since when it had waited when it was launched; see `turn_s`."""
@@ -60,6 +71,13 @@ class Request:
     @property
     def id(self) -> str:
         return self.work.request
+
+    @property
+    def open_to(self) -> tuple[type[Decision], ...]:
+        """The decisions that may be made about it now."""
+        if self.plan is None:
+            return Start, LookUp, Hold, Refuse
+        return (NextChunk, Hold, Urge) if self.awaits_chunk else (Urge,)
 
     @property
     def is_trusting(self) -> bool:
@@ -123,12 +141,13 @@ class Request:
         self.cached, self.is_shareable = None, False
         self.was_preempted = self.was_preempted or self.is_preempted
         self.computed, self.prefilled_s, self.is_preempted = 0, None, False
+        self.awaits_chunk, self.wait = False, None
 
     def status(self, now_s: float, held_back_by: str = "") -> RequestStatus:
         """See `RequestStatus`; `held_back_by` is a request that is computed first."""
         plan = self.plan
         waits_for = f"{held_back_by}, which is more urgent" if held_back_by else ""
-        if plan is None and self.wait is not None:
+        if self.wait is not None:
             waits_for = self.wait.in_words
         return RequestStatus(
             self.id,

@@ -7,10 +7,16 @@ from sps2.services.scheduler.fleet import Fleet
 from sps2.services.scheduler.plan import Plan, Work
 
 
-def broken_rule(plan: Plan, work: Work, fleet: Fleet) -> str:
-    """The first rule that a plan breaks, in words; empty if it can be carried out."""
+def broken_rule(plan: Plan, work: Work, fleet: Fleet, after: Plan | None = None) -> str:
+    """The first rule that a plan breaks, in words; empty if it can be carried out.
+
+    Args:
+        after: the plan of the chunk before, if it is not the first.
+    """
     keepers = [place.shard for place in plan.placements]
-    does = (plan.group, fleet.prefillers(), "prefill"), (keepers, fleet.keepers(), "decode")
+    does = [(plan.group, fleet.prefillers(), "prefill"), (keepers, fleet.keepers(), "decode")]
+    if after is not None:
+        del does[1:]  # they have its KV already
     for shards, members, role in does:
         here = [member.shard.id for member in members]
         if not shards or len({*shards}) < len(shards) or not {*shards} <= {*here}:
@@ -20,8 +26,15 @@ def broken_rule(plan: Plan, work: Work, fleet: Fleet) -> str:
     if len(plan.partition.spans) != len(plan.group):
         return f"{len(plan.group)} shards have {len(plan.partition.spans)} parts"
     cached, tokens = plan.prefix.tokens, work.prompt_tokens
-    if not _covers((span for own in plan.partition.spans for span in own), cached, tokens):
-        return f"the ranks do not compute each token from {cached} to {tokens} once"
+    start = cached if after is None else after.chunk.stop
+    stop = max((span.stop for own in plan.partition.spans for span in own), default=start)
+    if stop <= start or not _covers((s for own in plan.partition.spans for s in own), start, stop):
+        return f"the ranks do not compute each token from {start} on once"
+    if stop > tokens or (stop < tokens and stop % plan.prefix.page_tokens):
+        return f"a chunk ends at {stop}, neither with a page nor with the prompt"
+    if after is not None:
+        same = (plan.placements, plan.prefix) == (after.placements, after.prefix)
+        return "" if same else "its KV has other places than that of the chunk before"
     if not _covers((place.span for place in plan.placements), cached, tokens):
         return f"the shards do not keep each token from {cached} to {tokens} once"
     if not _covers((span for place in plan.placements for span in place.shared), 0, cached):

@@ -26,6 +26,7 @@ from sps2.common.messages import (
     Progress,
     Register,
     SetDuty,
+    Shard,
     ShowFleet,
     Submit,
     Urge,
@@ -33,7 +34,16 @@ from sps2.common.messages import (
 )
 from sps2.common.page_hashes import PromptHashes
 from sps2.common.tracing import FORGETFUL, Recorder, Trail
-from sps2.services.scheduler.actions import ChangeUrgency, Find, Launch, Preempt, Reject
+from sps2.services.scheduler.actions import (
+    ChangeUrgency,
+    Fail,
+    Find,
+    Launch,
+    Preempt,
+    Proceed,
+    Reject,
+)
+from sps2.services.scheduler.contacts import Contacts
 from sps2.services.scheduler.core import Core
 from sps2.services.scheduler.event_log import EventLog
 from sps2.services.scheduler.events import (
@@ -288,11 +298,8 @@ class SchedulerService:
         queued_s: float,
         trail: Trail,
     ) -> Job:
-        ids = {*plan.group, *(place.shard for place in plan.placements)}
-        members = self._core.fleet.members
-        shards = {shard: members[shard].shard for shard in ids if shard in members}
-        if missing := ids - shards.keys():
-            raise PeerLost(min(missing))
+        listener = Listening(submit.request, self._handle, self._publish, self._members.lose)
+        contacts = Contacts(*self._reached(plan), listener)
         self._publish(
             submit.request,
             "reserving",
@@ -310,14 +317,28 @@ class SchedulerService:
             plan,
             hashes,
             self._directory,
-            {shard: self._members.peers[shard] for shard in ids},
-            shards,
-            Listening(submit.request, self._handle, self._publish, self._members.lose),
+            contacts,
+            listener,
             queued_s,
             trail,
             lambda: self._core.urgency(submit.request),
             self._config.kv.growth_tokens or submit.sampling.left,
         )
+
+    def _reached(self, plan: Plan) -> tuple[dict[str, Peer], dict[str, Shard]]:
+        """The shards of a plan, on the bus and as members. Raises PeerLost if one has gone."""
+        members = self._core.fleet.members
+        if missing := plan.shards - members.keys():
+            raise PeerLost(min(missing))
+        peers = {shard: self._members.peers[shard] for shard in plan.shards}
+        return peers, {shard: members[shard].shard for shard in plan.shards}
+
+    def _proceed(self, action: Proceed) -> None:
+        if job := self._jobs.get(action.request):
+            try:
+                job.proceed(action.plan, *self._reached(action.plan))
+            except PeerLost as lost:
+                job.fail(lost)
 
     def _expect_launch(self, request: str) -> asyncio.Future[Launched]:
         launch: asyncio.Future[Launched] = asyncio.get_running_loop().create_future()
@@ -326,24 +347,24 @@ class SchedulerService:
 
     def _handle(self, event: Event) -> None:
         for action in self.log.handle(event, time.monotonic()):
-            if isinstance(action, Find):
-                self._ask(self._find(action))
-                continue
-            if isinstance(action, ChangeUrgency):
-                for shard in action.plan.group:
-                    self._ask(self._urge(shard, action))
-                continue
-            if isinstance(action, Preempt):
-                self._jobs[action.request].preempt()
-                continue
-            launch = self._launches[action.request]
-            if launch.done():  # its caller has just ended; `Ended` follows
-                continue
             match action:
-                case Launch(_, epoch, plan):
-                    launch.set_result((epoch, plan))
-                case Reject(_, error):
-                    launch.set_exception(error)
+                case Find():
+                    self._ask(self._find(action))
+                case ChangeUrgency():
+                    for shard in action.plan.group:
+                        self._ask(self._urge(shard, action))
+                case Proceed():
+                    self._proceed(action)
+                case Fail(id, error):
+                    self._jobs[id].fail(error)
+                case Preempt(id):
+                    self._jobs[id].preempt()
+                case Launch(id) | Reject(id) if self._launches[id].done():
+                    pass  # its caller has just ended; `Ended` follows
+                case Launch(id, epoch, plan):
+                    self._launches[id].set_result((epoch, plan))
+                case Reject(id, error):
+                    self._launches[id].set_exception(error)
         self._set_tick()
 
     def _set_tick(self) -> None:

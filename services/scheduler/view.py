@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heapreplace
 from typing import Protocol
 
-from sps2.common.errors import Refused, ServiceError
+from sps2.common.errors import ServiceError
 from sps2.common.messages import CachedRun
 from sps2.services.scheduler.cached_prefix import usable
+from sps2.services.scheduler.chunks import Chunks
 from sps2.services.scheduler.costs import Costs
-from sps2.services.scheduler.decisions import Hold, LookUp, Refuse, Start
+from sps2.services.scheduler.decisions import Hold, LookUp, NextChunk, Refuse, Start
 from sps2.services.scheduler.fleet import Fleet, Member
+from sps2.services.scheduler.lateness import too_late
 from sps2.services.scheduler.placing import Ahead, Placing, idle
 from sps2.services.scheduler.plan import Plan, Wait
 from sps2.services.scheduler.request import Request
@@ -22,6 +24,7 @@ class Planner(Protocol):
     """What a policy must provide for plans and predictions."""
 
     placing: Placing
+    chunks: Chunks
 
     def precedes(self, view: "View", other: Request, request: Request) -> bool:
         """Whether `other`, which waits or is prefilled, is computed before `request`."""
@@ -42,13 +45,6 @@ class Forecast:
     queue_s: float
     prefill_s: float
     tbt_s: float | None
-
-
-def too_late(what: str, most_s: float, retry_s: float = 0.0) -> Refused:
-    """The error of a request whose first token comes too late; `what` says when it comes."""
-    limit = f"max_ttft_ms is {1000 * most_s:g}"
-    error = f"the first token {what}, and {limit}: retry later, or without it"
-    return Refused(error, max(1.0, retry_s))
 
 
 class View:
@@ -87,6 +83,14 @@ class View:
         queued = [self._requests[request] for request in self._queue]
         ready = [request for request in queued if request.rests_until_s <= self.now_s]
         return sorted(ready, key=lambda each: (not each.work.resumes, -each.work.priority))
+
+    def get(self, request: str) -> Request | None:
+        """A request that has not ended."""
+        return self._requests.get(request)
+
+    def between_chunks(self) -> list[Request]:
+        """Requests whose next chunk may begin, in the order in which they were launched."""
+        return [request for request in self.prefilling.values() if request.awaits_chunk]
 
     def since_s(self, request: Request) -> float:
         """Since when a request waits, or waited until it was launched; see `Request.turn_s`."""
@@ -162,7 +166,21 @@ class View:
             return Hold(request.id, plan)
         if not request.is_known:
             return LookUp(request.id)
-        return Hold(request.id, plan) if isinstance(plan, Wait) else Start(request.id, plan)
+        if isinstance(plan, Wait):
+            return Hold(request.id, plan)
+        return Start(request.id, planner.chunks.first(plan, work, self.fleet))
+
+    def proceed(self, request: Request, planner: Planner, ahead: Ahead = idle) -> NextChunk | Hold:
+        """The decision about a request between two chunks: to go on if there are shards for it."""
+        self.considered = request.id
+        assert request.plan is not None
+        wait = request.wait
+        if wait is not None and request.held_at == self.fleet.changes_for(wait.cause):
+            return Hold(request.id, wait)
+        plan = planner.chunks.following(request.plan, request.work, self.fleet, ahead)
+        if isinstance(plan, Wait):
+            return Hold(request.id, plan)
+        return NextChunk(request.id, plan, request.urgency)
 
     def forecast(self, request: Request, planner: Planner) -> Forecast:
         """What is predicted of a request that waits, or of one that could come now.
@@ -200,9 +218,9 @@ class View:
 
     def _left_s(self, request: Request, plan: Plan) -> float:
         """Seconds until the first token, with the shards of the plan for itself."""
-        tokens = request.work.prompt_tokens - plan.prefix.tokens
-        left = max(0, tokens - request.computed) / tokens
-        return left * self.costs.first_token_s(plan.partition.predicted_s)
+        tokens = request.work.prompt_tokens - plan.chunk.start
+        computed = max(0, request.computed - (plan.chunk.start - plan.prefix.tokens))
+        return max(0, tokens - computed) / tokens * self.costs.first_token_s(plan.predicted_s)
 
     def _check_ttft(self, request: Request, planner: Planner) -> None:
         """Raises Refused if the first token is predicted to come too late for the caller."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sps2.common.errors import Cancelled, Internal, Invalid, PeerLost, Refused, ServiceError
-from sps2.common.messages import Hold
+from sps2.common.messages import Expect, Hold
 from sps2.common.messages import Holding as Held
 from sps2.common.model.config import ModelConfig
 from sps2.common.model.llama import Llama
@@ -35,14 +35,13 @@ WAIT_FOR_PAGES_S = 5.0
 
 
 class Holding:
-    """One request's KV on this shard; `filled` is set once every layer of `span` has arrived.
+    """One request's KV on this shard; `filled` is set once all that is expected has arrived.
 
     Args:
-        span: positions whose KV arrives; they follow all that is shared.
+        span: positions whose KV arrives, in one or several chunks; they follow all that is shared.
         pages: those of the span and its growth, and the cached ones that the request shares.
         own: those of `pages` that are reserved for this request, by page number.
-        sources: data-plane names of the processes that send the KV. If one is lost first, or sends
-            what cannot be kept, `failed` and `filled` are set.
+        hashes: of the prompt's full pages, from the first on.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class Holding:
         own: dict[int, int],
         layers: int,
         heads: Span,
-        sources: Collection[str] = (),
+        hashes: Sequence[bytes] = (),
     ) -> None:
         self.key = key
         self.span = span
@@ -66,14 +65,29 @@ class Holding:
         self.first_s = self.last_s = self.busy_s = 0.0
         """When the first frame arrived, when the last was written, and how long writing took."""
         self.failed: ServiceError | None = None
-        self._sources = sources
+        self.hashes = hashes
+        self.chunk = Span(span.start, span.start)
+        """The part of the span that is expected now, or came last."""
+        self._sources: Collection[str] = ()
         self._layers = layers
         self._heads = heads
-        self._missing = span.tokens * layers * heads.tokens
+        self._missing = 0
         self._came: set[tuple[int, int, int]] = set()
         """Layer, position and head of each deposit."""
-        if not self._missing:
-            self.filled.set()
+        self.filled.set()
+
+    def expect(self, stop: int, sources: Collection[str]) -> None:
+        """The KV of the next chunk comes, of the positions of the span up to `stop`.
+
+        Args:
+            sources: data-plane names of the processes that send it. If one is lost first, or sends
+                what cannot be kept, `failed` and `filled` are set.
+        """
+        self.chunk = Span(self.chunk.stop, max(self.chunk.stop, min(stop, self.span.stop)))
+        self._sources = sources
+        self._missing += self.chunk.tokens * self._layers * self._heads.tokens
+        if self._missing:
+            self.filled.clear()
 
     def deposit(self, source: str, frame: Frame, k: Tensor, v: Tensor) -> None:
         """Write a frame of keys and values, each [tokens, heads, head_dim], to its pages.
@@ -85,7 +99,7 @@ class Holding:
         arrived = Span(frame.at, frame.at + tokens)
         of_heads = Span(frame.head, frame.head + heads)
         piece = (frame.layer, frame.at, frame.head)
-        inside = (arrived & self.span) == arrived and (of_heads & self._heads) == of_heads
+        inside = (arrived & self.chunk) == arrived and (of_heads & self._heads) == of_heads
         expected = not self._sources or source in self._sources
         if not (inside and expected and 0 <= frame.layer < self._layers) or piece in self._came:
             raise Invalid(
@@ -165,7 +179,7 @@ class Holdings:
             PeerLost: a shard that the KV comes from was lost and cannot be reached again.
         """
         await self._plane.reach(request.sources)
-        key, span, tokens = (request.request, request.epoch), request.span, self._pool.page_tokens
+        key, span, tokens = _key(request), request.span, self._pool.page_tokens
         reserved = await self._reserve(pages_for(request.capacity, tokens))
         try:
             shared = self.cached.share(request.hashes, request.shared)
@@ -174,9 +188,31 @@ class Holdings:
             raise
         own = dict(enumerate(reserved, span.start // tokens))
         pages = SequencePages(self._pool, shared | own)
-        sources = [source.name for source in request.sources]
-        holding = Holding(key, span, pages, own, self._config.layers, self.heads, sources)
+        layers, hashes = self._config.layers, request.hashes
+        holding = Holding(key, span, pages, own, layers, self.heads, hashes)
+        self._expect(holding, request)
         self._held[key] = holding
+        return holding
+
+    async def expect(self, request: Expect) -> Holding:
+        """Accept the KV of a request's next chunk.
+
+        Raises:
+            PeerLost: a shard that it comes from was lost and cannot be reached again.
+            Cancelled: the request is not held any more.
+        """
+        await self._plane.reach(request.sources)
+        holding = self._of(_key(request))
+        self._expect(holding, request)
+        return holding
+
+    def _expect(self, holding: Holding, request: Hold | Expect) -> None:
+        stop = holding.span.stop if request.stop is None else request.stop
+        holding.expect(stop, [source.name for source in request.sources])
+
+    def _of(self, key: Key) -> Holding:
+        if (holding := self._held.get(key)) is None:
+            raise Cancelled(f"request {key[0]} is not held in epoch {key[1]} any more")
         return holding
 
     def _on_deposit(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
@@ -200,10 +236,7 @@ class Holdings:
         Raises:
             Cancelled: the request is not held any more.
         """
-        holding = self._held.get(key)
-        if holding is None:
-            raise Cancelled(f"request {key[0]} is not held in epoch {key[1]} any more")
-        holding.put(layer, at, head, k, v)
+        self._of(key).put(layer, at, head, k, v)
 
     async def _reserve(self, pages: int) -> list[int]:
         try:
@@ -214,23 +247,27 @@ class Holdings:
             raise Refused(f"{self._pool.free_pages} pages are free, {pages} are needed") from None
         return self._pool.take(pages)
 
-    async def complete(self, request: Hold) -> int:
-        """Wait until every layer has arrived, and cache the full pages; returns the bytes received.
+    async def complete(self, key: Key) -> int:
+        """Wait until all that is expected has arrived, and cache the full pages.
+
+        Returns:
+            The bytes received since the request is held.
 
         Raises:
             Cancelled: the request was ended.
             PeerLost: a shard that the KV comes from was lost.
             Internal: what a shard sent could not be kept.
         """
-        key = (request.request, request.epoch)
         holding = self._held.get(key)
         if holding is not None:
             await holding.filled.wait()
             if holding.failed is not None:
                 raise holding.failed
-            self.cache(key, request.hashes)
+            first = holding.chunk.start // self._pool.page_tokens
+            stop = -(-holding.chunk.stop // self._pool.page_tokens)
+            self.cache(key, holding.hashes[first:stop], first)
         if holding is None or self._held.get(key) is not holding:
-            raise Cancelled(f"request {request.request} was ended")
+            raise Cancelled(f"request {key[0]} was ended")
         return holding.kv_bytes
 
     def cache(self, key: Key, hashes: Sequence[bytes], first: int = 0) -> None:
@@ -294,3 +331,7 @@ class Holdings:
     def _notify_freed(self) -> None:
         self._freed.set()
         self._freed = asyncio.Event()
+
+
+def _key(request: Hold | Expect) -> Key:
+    return request.request, request.epoch

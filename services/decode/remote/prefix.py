@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from sps2.common.errors import Cancelled, Invalid, ServiceError
@@ -24,11 +25,12 @@ KEYS = 4096
 
 
 class Prefixes:
-    """Attention of many queries of one request to the cached pages that it shares here.
+    """Attention of many queries of one request to its keys here that precede all of them.
 
-    A frame of q, [rows, heads, head_dim], has consecutive positions from its `at` on, and the query
-    heads of some KV heads from its `head` on. The answer is their state over the shared pages. It
-    has no tensors if the request is not held here, or if attention failed.
+    A frame has q, [rows, heads, head_dim], with consecutive positions from its `at` on, and the
+    query heads of some KV heads from its `head` on; and the position before which keys count, [1]
+    int64. The answer is their state over those keys. It has no tensors if the request is not held
+    here, or if attention failed.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class Prefixes:
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
 
-    def attend(self, key: Key, layer: int, at: int, head: int, q: Tensor) -> State:
+    def attend(self, key: Key, layer: int, at: int, head: int, q: Tensor, stop: int) -> State:
         """Attend for a rank that computes in this process; may be called on any thread.
 
         Raises:
@@ -56,19 +58,19 @@ class Prefixes:
         if holding is None:
             raise Cancelled(f"request {key[0]} is not held in epoch {key[1]} any more")
         state = _nothing(q)
-        for _ in self._attending(holding, layer, at, head, q, state):
+        for _ in self._attending(holding, layer, at, head, q, stop, state):
             pass
         return state
 
     async def _answer(self, source: str, frame: Frame, question: tuple[Tensor, ...]) -> None:
         tensors: tuple[Tensor, ...] = ()
         try:
-            q = self._checked(frame, question)
+            q, stop = self._checked(frame, question)
             if holding := self._holdings.get((frame.requests[0], frame.epochs[0])):
                 (q,) = self._plane.device.up((q,))
                 state = _nothing(q)
                 about = frame.layer, frame.at, frame.head
-                for _ in self._attending(holding, *about, q, state):
+                for _ in self._attending(holding, *about, q, stop, state):
                     await asyncio.sleep(0)
                 tensors = (state.out.to(q.dtype), state.lse)
         except Invalid as error:
@@ -87,27 +89,30 @@ class Prefixes:
             end_if_poisoned(error)
             log.exception("an answer to %s was not sent", source)
 
-    def _checked(self, frame: Frame, tensors: tuple[Tensor, ...]) -> Tensor:
-        """The queries. Raises Invalid if they are not for heads of this model that are here."""
+    def _checked(self, frame: Frame, tensors: tuple[Tensor, ...]) -> tuple[Tensor, int]:
+        """The queries, and the position before which keys count.
+
+        Raises:
+            Invalid: they are not for heads of this model that are here.
+        """
         check_layer(frame.layer, self._config.layers)
         queries = Like(self._holdings.dtype, (None, None, self._config.head_dim))
-        check("a question", tensors, (queries,))
-        (q,) = tensors
+        check("a question", tensors, (queries, Like(torch.int64, (1,))))
+        q, stop = tensors
         here, group = self._holdings.heads, self._config.heads // self._config.kv_heads
         heads = Span(frame.head, frame.head + q.shape[1] // group)
         if q.shape[1] % group or not here.start <= heads.start <= heads.stop <= here.stop:
             raise Invalid(f"{q.shape[1]} heads of q from KV head {frame.head} on; here are {here}")
         if len(frame.requests) != 1 or frame.at < 0:
             raise Invalid(f"{len(frame.requests)} requests, at {frame.at}; it is about one")
-        return q
+        if not 0 <= int(stop) <= frame.at:
+            raise Invalid(f"keys before {int(stop)} do not precede the queries from {frame.at} on")
+        return q, int(stop)
 
     def _attending(
-        self, holding: Holding, layer: int, at: int, head: int, q: Tensor, state: State
+        self, holding: Holding, layer: int, at: int, head: int, q: Tensor, stop: int, state: State
     ) -> Iterator[None]:
-        """Merge attention to the shared pages into `state`, at most `KEYS` keys for each item.
-
-        They lie before the span that the request itself keeps here.
-        """
+        """Merge attention to the keys before `stop` into `state`, at most `KEYS` for each item."""
         keys, values = self._pool.layer(layer)
         scales = self._pool.scales(layer)
         rows, count, _ = q.shape
@@ -117,8 +122,8 @@ class Prefixes:
             scales = scales[0][:, heads], scales[1][:, heads]
         window = self._config.window(layer)
         start = 0 if window is None else max(0, at - window + 1)
-        for begin in range(start, holding.span.start, KEYS):
-            if runs := holding.pages.runs(min(begin + KEYS, holding.span.start), begin):
+        for begin in range(start, stop, KEYS):
+            if runs := holding.pages.runs(min(begin + KEYS, stop), begin):
                 attention(
                     q,
                     keys[:, heads],

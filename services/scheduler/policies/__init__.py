@@ -7,8 +7,10 @@ from sps2.services.scheduler.core import Policy
 from sps2.services.scheduler.policies.distserve import DistServe
 from sps2.services.scheduler.policies.fcfs import Fcfs
 from sps2.services.scheduler.policies.lars import Lars
+from sps2.services.scheduler.policies.loongserve import LoongServe
 from sps2.services.scheduler.policies.pecsched import PecSched
 from sps2.services.scheduler.policies.preflow import Preflow
+from sps2.services.scheduler.policies.sarathi import Sarathi
 from sps2.services.scheduler.policies.sjf import Sjf
 from sps2.services.scheduler.policies.splitwise import Splitwise
 from sps2.services.scheduler.policies.sps2 import Sps2
@@ -21,6 +23,8 @@ POLICIES: dict[str, Callable[[Scheduler, Schemes], Policy]] = {
     "preflow": Preflow,
     "pecsched": PecSched,
     "sjf": Sjf,
+    "sarathi": Sarathi,
+    "loongserve": LoongServe,
     "distserve": DistServe,
     "splitwise": Splitwise,
 }

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from sps2.common.config import Scheduler
+from sps2.services.scheduler.chunks import Chunks, each
 from sps2.services.scheduler.decisions import Decision, Hold, LookUp
 from sps2.services.scheduler.placing import Placing
 from sps2.services.scheduler.request import Request
@@ -25,11 +26,14 @@ class Fcfs:
 
     def __init__(self, settings: Scheduler, schemes: Schemes) -> None:
         self.placing = Placing(settings, schemes)
+        self.chunks = Chunks(schemes, each(settings.chunk_tokens), settings.prefill_span_tokens)
 
     def precedes(self, view: View, other: Request, request: Request) -> bool:
         return other.plan is not None or other.submitted_s <= request.submitted_s
 
     def decide(self, view: View) -> Iterator[Decision]:
+        for request in view.between_chunks():
+            yield view.proceed(request, self)
         held = 0
         for request in view.waiting():
             decision = view.consider(request, self)

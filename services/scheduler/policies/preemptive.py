@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 
 from sps2.common.config import Scheduler
+from sps2.services.scheduler.chunks import Chunks, each
 from sps2.services.scheduler.decisions import Decision, Hold, LookUp, Start, Urge
 from sps2.services.scheduler.fleet import Member
 from sps2.services.scheduler.placing import Ahead, Placing
@@ -37,6 +38,7 @@ class Preemptive(ABC):
 
     def __init__(self, settings: Scheduler, schemes: Schemes) -> None:
         self.placing = Placing(settings, schemes)
+        self.chunks = Chunks(schemes, each(settings.chunk_tokens), settings.prefill_span_tokens)
         self._schemes = schemes
 
     @abstractmethod
@@ -65,6 +67,8 @@ class Preemptive(ABC):
             if abs(urgency - request.urgency) >= self.NOTICEABLE:
                 yield Urge(request.id, urgency)
         held, left_s = 0, dict[str, float]()
+        for request in sorted(view.between_chunks(), key=lambda each: -each.urgency):
+            yield view.proceed(request, self, self._ahead(view, request, left_s))
         for request in view.in_line(partial(self.urgency, view)):
             decision = view.consider(request, self, self._ahead(view, request, left_s))
             if isinstance(decision, Start):

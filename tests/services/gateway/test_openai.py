@@ -38,6 +38,7 @@ async def test_tells_what_it_took(client):
     assert took.pop("ttft_ms") > 0
     assert took == {
         "sp_degree": 2,
+        "chunks": 1,
         "attention": "exact",
         "method": "gather",
         "prefill_bytes": 1100,

@@ -239,3 +239,77 @@ async def test_a_pass_is_as_urgent_as_whoever_waits_for_its_end() -> None:
         torch.testing.assert_close(
             model.logits(await task), await wanted(length), atol=1e-4, rtol=1e-4
         )
+
+
+class Steps:
+    """Decode steps of one row that follow each other, as a batch has them run."""
+
+    def __init__(self, passes: Passes, model: Llama, count: int) -> None:
+        self.left = count
+        self._passes = passes
+        self._model = model
+        self.shared = 0
+
+    async def run(self) -> None:
+        while self.left:
+            attend = Attention(self._model, 1)
+            step = torch.tensor([3]), torch.arange(1)
+            if self._passes.takes_steps:
+                self.shared += 1
+                hidden = await self._passes.step(*step, attend)
+            else:
+                hidden = await self._model.step(*step, attend)
+            wanted = (await oracle(tiny_model(), [3], 1))[0][-1:]
+            torch.testing.assert_close(self._model.logits(hidden), wanted, atol=1e-4, rtol=1e-4)
+            self.left -= 1
+        self._passes.look()
+
+
+async def test_a_chunk_takes_the_rows_of_the_next_decode_step_along() -> None:
+    model = tiny_model()
+    rows = counted(model)
+    steps: list[Steps] = []
+    passes = Passes(model, Compute(at_once), lambda: any(each.left for each in steps))
+    steps.append(Steps(passes, model, 12))
+    stepping = asyncio.create_task(steps[0].run())
+
+    async def chunk(length: int) -> Tensor:
+        attend, every = Attention(model, length), torch.arange(length)[-ROWS:]
+        places = torch.arange(length)
+        timeline = Timeline()
+        hidden = await passes.forward(
+            ids_of(length), places, attend, timeline, every, shares_steps=True
+        )
+        return model.logits(hidden)
+
+    for length in (300, 40, 300):
+        logits = await chunk(length)
+        torch.testing.assert_close(logits, await wanted(length), atol=1e-4, rtol=1e-4)
+    await stepping
+    assert {301, 41} <= {*rows}, "a chunk and a step in one pass"
+    assert not {300, 40} & {*rows}
+    assert steps[0].shared >= 3
+    logits = await chunk(300)  # nothing is decoded any more
+    torch.testing.assert_close(logits, await wanted(300), atol=1e-4, rtol=1e-4)
+    assert rows[-1] == 300
+
+
+async def test_no_piece_of_a_chunk_is_held_back_by_the_step_in_its_pass() -> None:
+    """Its attention to earlier chunks is computed as a piece of its own."""
+    model = tiny_model()
+    compute = Compute(at_once)
+    passes = Passes(model, compute, lambda: True)
+    urgencies: list[float] = []
+
+    class Watching(Attention):
+        async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            urgencies.append(max(each.urgency() for each in compute._prefills))
+            return await super().__call__(layer, q, k, v)
+
+    places = torch.arange(300)
+    chunk = passes.forward(
+        ids_of(300), places, Watching(model, 300), Timeline(), places[:1], shares_steps=True
+    )
+    step = passes.step(torch.tensor([3]), torch.arange(1), Attention(model, 1))
+    await asyncio.gather(chunk, step)
+    assert {*urgencies} == {0.0}

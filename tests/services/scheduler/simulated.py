@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 from sps2.common.config import Scheduler, Sharing
 from sps2.common.messages import Room
-from sps2.services.scheduler.actions import Action, ChangeUrgency, Launch
+from sps2.services.scheduler.actions import Action, ChangeUrgency, Launch, Proceed
 from sps2.services.scheduler.core import Core
 from sps2.services.scheduler.events import (
+    Chunked,
     Ended,
     Granted,
     Joined,
@@ -35,22 +36,31 @@ class Arrival(NamedTuple):
 
 
 class _Running:
-    """A prefill: seconds left, and its urgency."""
+    """A chunk of a prefill, which may be all of it: seconds left, and its urgency."""
 
-    def __init__(self, plan: Plan, tokens: int, urgency: float) -> None:
+    def __init__(self, plan: Plan, urgency: float) -> None:
         self.plan = plan
-        self.tokens = tokens
         self.whole_s = self.left_s = plan.partition.predicted_s
         self.urgency = urgency
 
+    @property
+    def computed(self) -> int:
+        """Tokens of the prompt, behind its cached prefix."""
+        done = round(self.plan.chunk.tokens * (1 - max(0.0, self.left_s) / self.whole_s))
+        before = self.plan.chunk.start - self.plan.prefix.tokens
+        return before + min(done, self.plan.chunk.tokens - 1)
 
-def ttfts(policy: str, arrivals: Sequence[Arrival], shards: int = 2) -> list[float]:
+
+def ttfts(
+    policy: str, arrivals: Sequence[Arrival], shards: int = 2, chunk_tokens: int = 0
+) -> list[float]:
     """Seconds from the arrival of each request to its first token.
 
     Each moment a shard serves its most urgent prefill, and less urgent ones with `LEAST_SHARE`. A
     prefill goes on at the pace of its slowest shard.
     """
-    core = Core(POLICIES[policy](Scheduler(), SCHEMES), Fleet(shards, 1), len(arrivals) + 1)
+    settings = Scheduler(chunk_tokens=chunk_tokens)
+    core = Core(POLICIES[policy](settings, SCHEMES), Fleet(shards, 1), len(arrivals) + 1)
     for index in range(shards):
         core.handle(Joined(shard("prefill", index)), 0.0)
     core.handle(Joined(shard("decode", 0, 100_000)), 0.0)
@@ -62,9 +72,10 @@ def ttfts(policy: str, arrivals: Sequence[Arrival], shards: int = 2) -> list[flo
     def take(actions: Sequence[Action], now_s: float) -> None:
         for action in actions:
             if isinstance(action, Launch):
-                tokens = arrivals[int(action.request)].tokens
-                running[action.request] = _Running(action.plan, tokens, action.urgency)
+                running[action.request] = _Running(action.plan, action.urgency)
                 take(core.handle(Granted(action.request, room), now_s), now_s)
+            elif isinstance(action, Proceed):
+                running[action.request] = _Running(action.plan, action.urgency)
             elif isinstance(action, ChangeUrgency):
                 running[action.request].urgency = action.urgency
 
@@ -84,10 +95,12 @@ def ttfts(policy: str, arrivals: Sequence[Arrival], shards: int = 2) -> list[flo
         now_s += max(0.0, next_s)
         for request, one in list(running.items()):
             one.left_s -= next_s * paces[request]
-            done = round(one.tokens * (1 - max(0.0, one.left_s) / one.whole_s))
-            take(core.handle(Progressed(request, min(done, one.tokens - 1)), now_s), now_s)
+            take(core.handle(Progressed(request, one.computed), now_s), now_s)
         for request in [request for request, one in running.items() if one.left_s < 1e-9]:
-            del running[request]
+            stop = running.pop(request).plan.chunk.stop
+            if stop < arrivals[int(request)].tokens:
+                take(core.handle(Chunked(request), now_s), now_s)
+                continue
             took[request] = now_s - arrivals[int(request)].at_s
             take(core.handle(Prefilled(request), now_s), now_s)
             take(core.handle(Ended(request), now_s), now_s)

@@ -28,10 +28,10 @@ def heavy_tail(seed: int, count: int = 60) -> list[Arrival]:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("seed", range(3))
-def test_all_have_their_first_token_in_the_end(policy: str, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "chunk_tokens"), [(0, 0), (1, 0), (2, 100)])
+def test_all_have_their_first_token_in_the_end(policy: str, seed: int, chunk_tokens: int) -> None:
     arrivals = heavy_tail(seed)
-    took = ttfts(policy, arrivals)
+    took = ttfts(policy, arrivals, chunk_tokens=chunk_tokens)
     least = [SCHEMES.alone_s(tokens) / 2 for _, tokens, _ in arrivals]
     assert all(each >= shortest * 0.99 for each, shortest in zip(took, least, strict=True))
 

@@ -1,14 +1,17 @@
 """What the published policies claim, on the core, most of it in virtual time."""
 
 import random
+from collections.abc import Callable, Sequence
 from statistics import fmean
 
 import pytest
 
 from sps2.common.config import Scheduler, Sharing
 from sps2.common.messages import Room
+from sps2.services.scheduler.actions import Action, Launch, Proceed
 from sps2.services.scheduler.core import Core
 from sps2.services.scheduler.events import (
+    Chunked,
     Decoded,
     Ended,
     Granted,
@@ -21,16 +24,19 @@ from sps2.services.scheduler.events import (
 from sps2.services.scheduler.fleet import Fleet
 from sps2.services.scheduler.plan import Plan, Work
 from sps2.services.scheduler.policies import POLICIES
+from sps2.services.scheduler.policies.sarathi import BUDGET
 from sps2.services.scheduler.schemes import Schemes
 
-from .simulated import Arrival, slowdowns, ttfts
-from .test_core import CONFIG, launched, shard
+from .simulated import SCHEMES, Arrival, slowdowns, ttfts
+from .test_core import CONFIG, PAGE, launched, shard
 from .test_policies import heavy_tail
 
+QUICK = Schemes(CONFIG, 2, Sharing())
 
-def mixed(policy: str, shards: int = 4, pages: int = 64) -> Core:
+
+def mixed(policy: str, shards: int = 4, pages: int = 64, schemes: Schemes = QUICK) -> Core:
     settings = Scheduler(prefill_span_tokens=64, decode_span_tokens=128)
-    core = Core(POLICIES[policy](settings, Schemes(CONFIG, 2, Sharing())), Fleet(0, 0, shards), 64)
+    core = Core(POLICIES[policy](settings, schemes), Fleet(0, 0, shards), 64)
     for index in range(shards):
         core.handle(Joined(shard("mixed", index, pages)), 0)
     free = {f"mixed-{index}": pages for index in range(shards)}
@@ -147,3 +153,89 @@ def test_splitwise_lends_memory_too() -> None:
     to_decode(core, "b")
     core.handle(Ended("b"), 1)
     assert core.fleet.duty("mixed-0") == "prefill"
+
+
+def test_sarathi_never_stalls_an_answer_beyond_its_budget() -> None:
+    """Whatever comes, a shard's next pass has at most `BUDGET` tokens, its answers' included."""
+    draw = random.Random(5)
+    core = mixed("sarathi", 2, 4096)
+    waiting, chunks = dict[str, Plan](), dict[str, int]()
+    tokens = {f"r{number}": draw.choice([20, 300, 2000]) for number in range(40)}
+
+    def take(actions: Sequence[Action]) -> None:
+        for action in actions:
+            assert isinstance(action, Launch | Proceed)
+            waiting[action.request] = action.plan
+            chunks[action.request] = chunks.get(action.request, 0) + 1
+            assert action.plan.shares_steps
+            assert action.plan.group == (action.plan.owner,), "where its KV is kept"
+            (shard_id,) = action.plan.group
+            member = core.fleet.members[shard_id]
+            answers = len(member.owned - member.prefilled.keys())
+            assert sum(member.prefilled.values()) + answers <= BUDGET
+            if isinstance(action, Launch):
+                take(core.handle(Granted(action.request, core.fleet.room), 0))
+
+    for request, prompt in tokens.items():
+        take(core.handle(Submitted(Work(request, prompt, 16)), 0))
+        for _ in range(draw.randrange(4)):
+            run_one(core, waiting, tokens, draw, take)
+    while waiting:
+        run_one(core, waiting, tokens, draw, take)
+    assert chunks.keys() == tokens.keys(), "all were computed"
+    assert max(chunks.values()) >= 4
+
+
+def run_one(
+    core: Core,
+    waiting: dict[str, Plan],
+    tokens: dict[str, int],
+    draw: random.Random,
+    take: Callable[[Sequence[Action]], None],
+) -> None:
+    """One of the chunks under way ends."""
+    if not waiting:
+        return
+    request = draw.choice(sorted(waiting))
+    if waiting.pop(request).chunk.stop < tokens[request]:
+        take(core.handle(Chunked(request), 0))
+        return
+    take(core.handle(Prefilled(request), 0))
+    take(core.handle(Shareable(request), 0))
+    if draw.random() < 0.5:
+        take(core.handle(Ended(request), 0))
+
+
+def test_sarathi_computes_a_page_even_beside_more_answers_than_its_budget() -> None:
+    core = mixed("sarathi", 1, 40_000)
+    for number in range(BUDGET + 1):
+        start(core, f"r{number}", 1)
+        to_decode(core, f"r{number}")
+    assert start(core, "long").chunk.tokens == PAGE
+
+
+def test_loongserve_scales_down_without_moving_kv() -> None:
+    """All shards prefill a long prompt; of these as few keep its KV as have room for it."""
+    core = mixed("loongserve", 4, 64, SCHEMES)
+    plan = start(core, "long", 600)
+    assert sorted(plan.group) == [f"mixed-{index}" for index in range(4)]
+    assert len(plan.placements) == 1
+    assert plan.owner in plan.group
+    larger = start(mixed("loongserve", 4, 30, SCHEMES), "long", 600)
+    assert len(larger.placements) == 2
+    assert {place.shard for place in larger.placements} < {*larger.group}
+
+
+def test_loongserve_divides_idle_shards_among_what_waits() -> None:
+    """Two long prompts that wait share four shards; a short one takes one of them."""
+    core = mixed("loongserve", 4, 400, SCHEMES)
+    first = start(core, "first", 3000)
+    assert len(first.group) == 4
+    for request, prompt in (("a", 3000), ("b", 3000), ("c", 20)):
+        assert core.handle(Submitted(Work(request, prompt, 16)), 0) == []
+    actions = core.handle(Prefilled("first"), 1)
+    plans = {action.request: action.plan for action in actions if isinstance(action, Launch)}
+    groups = [shard_id for plan in plans.values() for shard_id in plan.group]
+    assert len(groups) == len({*groups}) <= 4
+    assert len(plans["c"].group) == 1
+    assert plans.keys() == {"a", "b", "c"}

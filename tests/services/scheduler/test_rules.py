@@ -10,6 +10,7 @@ from sps2.common.errors import Internal
 from sps2.common.messages import CachedRun, Placement
 from sps2.common.spans import Span
 from sps2.services.scheduler.cached_prefix import Prefix
+from sps2.services.scheduler.chunks import Chunks, each
 from sps2.services.scheduler.core import Core
 from sps2.services.scheduler.decisions import Decision, Hold, LookUp, Refuse, Start, Urge
 from sps2.services.scheduler.events import Ended, Granted, Joined, Parted, RoomSeen, Tick
@@ -30,7 +31,8 @@ class Spoiled:
 
     def __init__(self, spoil: Spoil) -> None:
         settings = Scheduler(prefill_span_tokens=64, decode_span_tokens=128)
-        self.placing = Placing(settings, Schemes(CONFIG, 2, Sharing()))
+        schemes = Schemes(CONFIG, 2, Sharing())
+        self.placing, self.chunks = Placing(settings, schemes), Chunks(schemes, each(0), 64)
         self._spoil = spoil
 
     def precedes(self, view: View, other: Request, request: Request) -> bool:
@@ -73,7 +75,7 @@ BROKEN: dict[str, tuple[Spoil, str]] = {
     ),
     "a token too few": (
         lambda plan: replace(plan, partition=plan.partition._replace(spans=((Span(0, 59),),))),
-        "compute each token",
+        "a chunk ends at 59",
     ),
     "a token twice": (
         lambda plan: replace(

@@ -101,13 +101,13 @@ async def test_the_loss_of_a_source_ends_the_waiting(pool: PagePool) -> None:
     await holdings.hold(request)
     here.introduce(request.sources[0])
     await here.send(there.name, frame_for("kv", ("x",), (0,), 0, 0, ()), ())  # they are linked
-    waiting = asyncio.create_task(holdings.complete(request))
+    waiting = asyncio.create_task(holdings.complete((request.request, request.epoch)))
     await asyncio.sleep(0)
     here.forget(there.name)
     with pytest.raises(PeerLost, match="there/1"):
         await waiting
     await holdings.hold(replace(request, request="s"))  # it is reached again
-    waiting = asyncio.create_task(holdings.complete(replace(request, request="s")))
+    waiting = asyncio.create_task(holdings.complete(("s", request.epoch)))
     await asyncio.sleep(0.01)
     assert not waiting.done()
     for key in (("r", 0), ("s", 0)):
@@ -185,7 +185,7 @@ async def test_kv_that_does_not_fit_ends_the_waiting(
     holdings = Holdings(pool, here, config, Span(0, config.kv_heads), torch.float32)
     request = replace(hold("r", 0, 4), sources=(there.peer,))
     held = await holdings.hold(request)
-    waiting = asyncio.create_task(holdings.complete(request))
+    waiting = asyncio.create_task(holdings.complete((request.request, request.epoch)))
     for sender in (else_, there):
         assert not held.filled.is_set()
         await sender.send(here.name, frame_for("deposit", ("r",), (0,), 0, 0, tensors), tensors)

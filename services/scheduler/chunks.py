@@ -1,0 +1,107 @@
+"""Long prompts in chunks: one after another, each attending to what the earlier ones left.
+
+The KV of a chunk is kept where the plan says, and its full pages are cached. So a rank's memory
+does not grow with the prompt, the SP degree can change from chunk to chunk, and a prefill that was
+lost goes on behind its last whole chunk.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from sps2.common.spans import Span, pages_for
+from sps2.services.scheduler.fleet import Fleet
+from sps2.services.scheduler.placing import Ahead
+from sps2.services.scheduler.plan import Plan, Wait, Work
+from sps2.services.scheduler.schemes import Schemes
+from sps2.services.scheduler.traffic import PrefixQuery
+
+Budget = Callable[[Fleet, Sequence[str]], int]
+"""How many tokens a group of shards may compute in a chunk that begins now."""
+
+
+def each(tokens: int) -> Budget:
+    """Every shard of a group computes about as many tokens of a chunk. 0: no prompt is cut."""
+    return lambda fleet, group: len(group) * tokens or sys.maxsize
+
+
+class Chunks:
+    """Cuts plans into chunks.
+
+    Args:
+        budget: of a chunk; it has a page at least.
+        span_tokens: of a prompt for which one more shard is used.
+        shares_steps: whether decode steps run in the passes of chunks; see `messages.Prefill`.
+    """
+
+    def __init__(
+        self, schemes: Schemes, budget: Budget, span_tokens: int, shares_steps: bool = False
+    ) -> None:
+        self._schemes = schemes
+        self._budget = budget
+        self._span_tokens = span_tokens
+        self._shares_steps = shares_steps
+
+    def first(self, plan: Plan, work: Work, fleet: Fleet) -> Plan:
+        """The plan of the first chunk of a request, given that of its whole prompt."""
+        start, stop = plan.chunk.start, self._stop(plan, work, plan.group, plan.chunk.start, fleet)
+        plan = replace(plan, shares_steps=self._shares_steps)
+        return (
+            self._chunk(plan, work, plan.group, Span(start, stop))
+            if stop < plan.chunk.stop
+            else plan
+        )
+
+    def following(self, plan: Plan, work: Work, fleet: Fleet, ahead: Ahead) -> Plan | Wait:
+        """The plan of the chunk after that of `plan`, on shards that may prefill now.
+
+        Those of the chunk before come first, then those that keep KV of the prompt.
+        """
+        start, keepers = plan.chunk.stop, {place.shard for place in plan.placements}
+        able = {
+            member.shard.id: before
+            for member in fleet.prefillers()
+            if (before := ahead(member)) is not None
+            and not fleet.pairs_apart({member.shard.id, *keepers})
+        }
+        order = sorted(
+            able, key=lambda shard: (shard not in plan.group, shard not in keepers, able[shard])
+        )
+        wanted = pages_for(work.prompt_tokens - start, self._span_tokens)
+        if (forced := work.options.sp_degree) is not None and len(order) < forced:
+            return Wait("shards")
+        group = order[: forced or wanted]
+        while group and fleet.pairs_apart(group):
+            group.pop()
+        if not group:
+            return Wait("shards")
+        stop = self._stop(plan, work, group, start, fleet)
+        return self._chunk(plan, work, group, Span(start, stop))
+
+    def _stop(self, plan: Plan, work: Work, group: Sequence[str], start: int, fleet: Fleet) -> int:
+        """Where a chunk ends that begins at `start`: with the prompt, or with a page."""
+        most, page_tokens = self._budget(fleet, group), plan.prefix.page_tokens
+        if work.prompt_tokens - start <= most:
+            return work.prompt_tokens
+        pages = max(start // page_tokens + 1, (start + most) // page_tokens)
+        return min(work.prompt_tokens, pages * page_tokens)
+
+    def _chunk(self, plan: Plan, work: Work, group: Sequence[str], chunk: Span) -> Plan:
+        partition = self._schemes.choose(chunk.tokens, len(group), work.options).after(chunk.start)
+        group = tuple(group[: len(partition.spans)])
+        if kept := plan.before(chunk.start):
+            queries = [
+                PrefixQuery(own, theirs)
+                for rank, own in zip(group, partition.spans, strict=True)
+                for shard, theirs in kept.items()
+                if shard != rank
+            ]
+            partition = self._schemes.behind(partition, chunk.start, queries, len(kept))
+        left, threads = work.prompt_tokens - chunk.stop, plan.threads if len(group) == 1 else 0
+        return replace(
+            plan,
+            group=group,
+            partition=partition,
+            threads=threads,
+            rest_s=self._schemes.alone_s(left, chunk.stop) / len(group),
+        )
