@@ -119,7 +119,7 @@ def score(q: Tensor, k: Tensor, scale: float, positions: Tensor | None = None) -
         from sps2.kernels.gpu import csa_scores
 
         weight, peak = csa_scores.score(q, k, scale, positions)
-    elif probes and tokens and native.serves(q, k):
+    elif probes and tokens and scale > 0 and native.serves(q, k):
         at = torch.full((probes,), tokens) if positions is None else positions
         weight, peak = native.score(q, k, at.int(), [Run(0, 0, tokens)], scale)
     else:

@@ -149,12 +149,11 @@ class Llama:
         Returns:
             [rows or tokens, hidden_size], after the final norm.
         """
-        layers = self._native
-        if layers is not None and turn is None and 0 < len(ids) <= layers.most_rows:
-            hidden = await self._few(layers, ids, positions, attend, run)
-            return hidden if selected is None else hidden[selected]
         if turn is None and len(ids) > self._most_rows:
             return await self._many(ids, positions, attend, run, selected)
+        if turn is None and (layers := self._native_for(len(ids))):
+            hidden = await self._few(layers, ids, positions, attend, run)
+            return hidden if selected is None else hidden[selected]
         x, table, qkv = await run(partial(self._begin, ids, positions))
         for index, layer in enumerate(self._layers):
             attended = await attend(index, *qkv)
@@ -211,7 +210,7 @@ class Llama:
 
         Other work of the same thread can run between two blocks.
         """
-        most = self._most_rows
+        most, layers = self._most_rows, self._native_for(self._most_rows)
         blocks = [slice(first, first + most) for first in range(0, len(ids), most)]
         x = self._embedding.new_empty(len(ids), self.config.hidden_size, dtype=torch.float32)
         tables: list[Table] = []
@@ -224,16 +223,27 @@ class Llama:
                 whole[rows] = part
 
         def begin(rows: slice) -> None:
-            x[rows], table, computed = self._begin(ids[rows], positions[rows])
+            if layers is None:
+                x[rows], table, computed = self._begin(ids[rows], positions[rows])
+            else:
+                x[rows] = F.embedding(ids[rows], self._embedding)
+                table = self._rotary.table(positions[rows], self.dtype)
+                computed = layers.queries(0, x[rows], None, table)
             tables.append(table)
             take(rows, computed)
 
         def advance(index: int, rows: slice, attended: Tensor, table: Table) -> None:
-            layer, following = self._layers[index], self._layers[index + 1]
-            take(rows, self._advance(layer, following, x[rows], attended[rows], table)[1])
+            if layers is None:
+                layer, following = self._layers[index], self._layers[index + 1]
+                computed = self._advance(layer, following, x[rows], attended[rows], table)[1]
+            else:
+                computed = layers.queries(index + 1, x[rows], attended[rows], table)
+            take(rows, computed)
 
         def finish(rows: Tensor, attended: Tensor) -> Tensor:
-            return self._advance(self._layers[-1], None, x[rows], attended[rows], tables[0])[0]
+            if layers is None:
+                return self._advance(self._layers[-1], None, x[rows], attended[rows], tables[0])[0]
+            return layers.finish(x[rows], attended[rows])
 
         for rows in blocks:
             await run(partial(begin, rows))
@@ -246,6 +256,11 @@ class Llama:
         wanted = torch.arange(len(ids), device=ids.device) if selected is None else selected
         ends = [await run(partial(finish, rows, attended)) for rows in wanted.split(most)]
         return torch.cat(ends)
+
+    def _native_for(self, rows: int) -> native.Layers | None:
+        """The C++ layers, if they are faster than torch for so many rows."""
+        layers = self._native
+        return layers if layers is not None and 0 < rows <= layers.most_rows else None
 
     def _fused(self) -> native.Layers | None:
         """The layers for the C++ kernels; None if these do not support the weights."""

@@ -68,7 +68,7 @@ _library, unfit = _load()
 """The kernels; or why those that were found do not fit, "" if none were found."""
 built = _library is not None
 """Whether this installation has the kernels, whether or not the CPU supports them."""
-LEVELS = ("none", "avx2", "avx512", "avx512_bf16")
+LEVELS = ("none", "avx2", "avx512", "avx512_bf16", "amx_bf16")
 level = _library.sps2_level() if _library is not None else 0
 """The index in `LEVELS` of the instruction set in use."""
 

@@ -22,16 +22,22 @@
 #include <vector>
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 #endif
 
 #ifdef __linux__
 #include <pthread.h>
 #include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define NATIVE 1
+#if defined(__linux__) && __GNUC__ >= 11  // older ones do not know AMX
+#define WITH_AMX 1
+#endif
 #include <pthread.h>
 #endif
 
@@ -452,18 +458,9 @@ int guarded(const Work& work) {
 namespace {
 namespace avx512_bf16 {
 constexpr int LANES = 16;
-constexpr bool PAIRS = true;
+constexpr bool PAIRS = true, TILES = false;
 #include "avx512.inc"
-using Operand = __m512bh;
-static inline Operand operand(const uint32_t* at) { return (__m512bh)_mm512_load_si512(at); }
-static inline Operand spread(const uint32_t* at) { return (__m512bh)_mm512_set1_epi32(int(*at)); }
-static inline Vec multiply(Vec sum, Operand a, Operand b) { return _mm512_dpbf16_ps(sum, a, b); }
-static inline void put_weights(uint32_t* at, long, Vec one, Vec two) {
-    static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                       8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(two, one);
-    _mm512_store_si512(at, _mm512_permutexvar_epi16(_mm512_loadu_si512(order), both));
-}
+#include "pairs.inc"
 // Of a key, 32 dimensions or the 16 that are left.
 static inline Operand along(const uint16_t* at, long left) {
     if (left < 32) return (Operand)_mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i*)at));
@@ -506,12 +503,32 @@ static inline const uint32_t* factors_of(const float* weights, long count, int s
 }  // namespace
 #pragma GCC pop_options
 
+#if WITH_AMX
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma,amx-tile,amx-bf16")
+namespace {
+namespace amx_bf16 {
+constexpr int LANES = 16;
+constexpr bool PAIRS = true, TILES = true;
+#include "avx512.inc"
+#include "pairs.inc"
+#define AMX 1
+#define PAIRED 1
+#include "tile.inc"
+#include "layer.inc"
+#undef PAIRED
+#undef AMX
+}  // namespace amx_bf16
+}  // namespace
+#pragma GCC pop_options
+#endif
+
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma,f16c")
 namespace {
 namespace avx512 {
 constexpr int LANES = 16;
-constexpr bool PAIRS = false;
+constexpr bool PAIRS = false, TILES = false;
 #include "avx512.inc"
 using Operand = Vec;
 static inline Operand operand(const float* at) { return load(at); }
@@ -540,7 +557,7 @@ static inline const float* factors_of(const float* weights, long, int, float*) {
 namespace {
 namespace avx2 {
 constexpr int LANES = 8;
-constexpr bool PAIRS = false;
+constexpr bool PAIRS = false, TILES = false;
 #include "avx2.inc"
 #include "tile.inc"
 #include "decode.inc"
@@ -552,13 +569,31 @@ constexpr bool PAIRS = false;
 #pragma GCC pop_options
 #endif
 
+#if WITH_AMX
+namespace {
+// Whether the CPU has AMX with bfloat16, and the system lets this process use it.
+bool may_use_amx() {
+    unsigned a, b, c, d;
+    const unsigned needed = 1u << 22 | 1u << 24;  // AMX-BF16, AMX-TILE
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & needed) != needed) return false;
+    const long tile_data = 18, request = 0x1023;  // ARCH_REQ_XCOMP_PERM
+    return syscall(SYS_arch_prctl, request, tile_data) == 0;
+}
+}  // namespace
+#endif
+
 extern "C" {
 
-// 0: no attention on this CPU; 1: AVX2; 2: AVX-512; 3: AVX-512 with bfloat16.
+// 0: no attention on this CPU; 1: AVX2; 2: AVX-512; 3: AVX-512 with bfloat16; 4: AMX too.
 int sps2_level() {
 #ifdef NATIVE
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw")) return 3;
+    if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw")) {
+#if WITH_AMX
+        if (may_use_amx()) return 4;
+#endif
+        return 3;
+    }
     if (__builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")) return 2;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
 #endif
@@ -587,22 +622,34 @@ int sps2_abi(int64_t* sizes, int room) {
 #define TYPED(space, name) \
     (call->type == BFLOAT16 ? space::name<uint16_t>(*call) : space::name<float>(*call))
 #define BY_TYPE(name) level >= 2 ? TYPED(avx512, name) : TYPED(avx2, name)
-#define BY_PAIRS(type) (level == 3 && (type) == BFLOAT16)
+#define BY_PAIRS(type) (level >= 3 && (type) == BFLOAT16)
+#if WITH_AMX
+#define BY_TILES(type, name) \
+    if (level >= 4 && (type) == BFLOAT16) { \
+        BODY(amx_bf16::name(*call)) \
+    }
+#else
+#define BY_TILES(type, name)
+#endif
 
 // `level` as above, at most what the CPU has. They return 0, or 1 if there was not enough memory.
 int sps2_attend(const Attention* call, int level) {
+    BY_TILES(call->type, attend)
     BODY(BY_PAIRS(call->type) ? avx512_bf16::attend(*call) : BY_LEVEL(attend))
 }
 int sps2_score(const Scoring* call, int level) {
+    BY_TILES(call->of.type, score)
     BODY(BY_PAIRS(call->of.type) ? avx512_bf16::score(*call) : BY_LEVEL(score))
 }
 int sps2_decode(const Decoding* call, int level) {
     BODY(BY_PAIRS(call->type) ? avx512_bf16::decode(*call) : BY_LEVEL(decode))
 }
 int sps2_layer(const Layer* call, int level) {
+    BY_TILES(call->type, run_layer<uint16_t>)
     BODY(BY_PAIRS(call->type) ? avx512_bf16::run_layer<uint16_t>(*call) : BY_TYPE(run_layer))
 }
 int sps2_product(const FewRows* call, int level) {
+    BY_TILES(call->type, run_product<uint16_t>)
     BODY(BY_PAIRS(call->type) ? avx512_bf16::run_product<uint16_t>(*call) : BY_TYPE(run_product))
 }
 int sps2_pack(const Quantised* call, int level) { BODY(BY_LEVEL(pack)) }

@@ -1,5 +1,6 @@
-"""Decoder layers for a few rows, in C++: one call from one attention to the next."""
+"""Decoder layers in C++: one call from one attention to the next."""
 
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,9 +14,9 @@ from sps2.kernels.weight_quantize import QuantisedWeight
 
 MOST_ROWS = 16
 """With more rows, torch's matrix product is faster in general."""
-MOST_PAIRED_ROWS = 192
-"""The same for bfloat16 where the CPU multiplies pairs: torch brings the weights into another order
-first, which takes as long as multiplying them with 16 rows."""
+MOST_PAIRED_ROWS = {"avx512_bf16": 192, "amx_bf16": sys.maxsize}
+"""The same for bfloat16 where the CPU multiplies pairs, by instruction set: torch first brings the
+weights into another order, which takes as long as multiplying them with 16 rows."""
 INPUT_STEP = 32
 
 Weight = Tensor | QuantisedWeight
@@ -121,9 +122,10 @@ class Layers:
             call.q_norm, call.k_norm = _address(layer.q_norm), _address(layer.k_norm)
         self._calls[-1].next_norm = final_norm.data_ptr()
         products = [weight for layer in layers for weight, _ in layer.products]
-        paired = native.LEVELS[native.level] == "avx512_bf16" and self._dtype == torch.bfloat16
         is_plain = not any(isinstance(weight, QuantisedWeight) for weight in products)
-        self.most_rows = MOST_PAIRED_ROWS if paired and is_plain else MOST_ROWS
+        most = MOST_PAIRED_ROWS.get(native.LEVELS[native.level], MOST_ROWS)
+        is_paired = self._dtype == torch.bfloat16 and is_plain
+        self.most_rows = most if is_paired else MOST_ROWS
         """Rows up to which this is faster than torch."""
 
     def queries(

@@ -49,7 +49,7 @@ class Thread:
 class _Prefill:
     """A prefill under way; `pieces` wait for the thread: number, work, result."""
 
-    def __init__(self, urgency: Callable[[], float], now_s: float) -> None:
+    def __init__(self, urgency: Callable[[], float] | None, now_s: float) -> None:
         self.urgency = urgency
         self.pieces: deque[tuple[int, Callable[[], Any], asyncio.Future[Any]]] = deque()
         self.computed_s = now_s
@@ -89,11 +89,12 @@ class Compute:
         self._held_s = 0.0
 
     @contextmanager
-    def prefill(self, urgency: Callable[[], float]) -> Iterator[Run]:
+    def prefill(self, urgency: Callable[[], float] | None) -> Iterator[Run]:
         """Register a prefill while the context is open.
 
         Args:
-            urgency: the larger, the more urgent; read whenever a piece is chosen.
+            urgency: the larger, the more urgent; read whenever a piece is chosen. None: as urgent
+                as the most urgent of the others.
 
         Yields:
             Runs pieces of the prefill, in the order of the calls.
@@ -130,8 +131,9 @@ class Compute:
         for prefill in self._prefills:
             prefill.drop_cancelled()
         present = [p for p in self._prefills if p.pieces or now_s < p.computed_s + ABSENT_S]
-        urgencies = {prefill: prefill.urgency() for prefill in present}
-        most = max(urgencies.values(), default=0.0)
+        known = {prefill: prefill.urgency() for prefill in present if prefill.urgency}
+        most = max(known.values(), default=0.0)
+        urgencies = {prefill: known.get(prefill, most) for prefill in present}
         self._note_held(min(urgencies.values(), default=0.0) < most, now_s)
         ready = sorted((p for p in present if p.pieces), key=lambda prefill: prefill.pieces[0][0])
         first = [prefill for prefill in ready if urgencies[prefill] == most]

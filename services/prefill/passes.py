@@ -153,7 +153,9 @@ class Passes:
         whole = _Whole(members, sizes)
         firsts = itertools.accumulate(sizes[:-1], initial=0)
         try:
-            with self._compute.prefill(lambda: self._urgency_of(members)) as run:
+            has_prompts = not all(member.is_step for member in members)
+            urgency = (lambda: self._urgency_of(members)) if has_prompts else None
+            with self._compute.prefill(urgency) as run:
                 wider = with_threads(run, members[0].threads if len(members) == 1 else 0)
 
                 async def compute(work: Callable[[], Result]) -> Result:
@@ -189,9 +191,8 @@ class Passes:
             self.look()
 
     def _urgency_of(self, members: list["_Member"]) -> float:
-        here = [member for member in members if not member.is_gone]
-        prompts = [member for member in here if not member.is_step]  # a step waits for their pieces
-        return max((self.urgency(each.urgency) for each in prompts or here), default=-math.inf)
+        here = [each for each in members if not each.is_gone and not each.is_step]
+        return max((self.urgency(each.urgency) for each in here), default=-math.inf)
 
 
 def _rows(members: list["_Member"]) -> int:
@@ -203,7 +204,8 @@ def _shares_steps(members: list["_Member"]) -> bool:
 
 
 def _urgency(members: list["_Member"]) -> float:
-    return max((member.urgency() for member in members if not member.is_gone), default=-math.inf)
+    here = [member for member in members if not member.is_gone and not member.is_step]
+    return max((member.urgency() for member in here), default=-math.inf)
 
 
 class _Whole:

@@ -191,12 +191,11 @@ class Job:
         Returns:
             Events that are set once keepers have the KV of that chunk.
         """
-        committing = group.create_task(self._commit_chunk())
+        group.create_task(self._commit_chunk(self._plan))
         self._listener.chunked()
         with self._trail.during("queue"):
             self._plan = await self._next
         self._next = asyncio.get_running_loop().create_future()
-        await committing
         places = [
             place for place in self._plan.placements if (place.span & self._plan.chunk).tokens
         ]
@@ -279,15 +278,15 @@ class Job:
     async def _end_if_stopped(self) -> None:
         raise await self._stopped
 
-    async def _commit_chunk(self) -> None:
+    async def _commit_chunk(self, plan: Plan) -> None:
         """Report the pages of the chunks so far: should this be lost, it goes on behind them.
 
         No step depends on it: at the end all are reported.
         """
-        page_tokens = self._plan.prefix.page_tokens
-        hashes = self._hashes.hashes[: self._plan.chunk.stop // page_tokens]
+        page_tokens = plan.prefix.page_tokens
+        hashes = self._hashes.hashes[: plan.chunk.stop // page_tokens]
         with suppress(ServiceError):
-            await self._commit(own_hashes(self._plan.placements, hashes, page_tokens))
+            await self._commit(own_hashes(plan.placements, hashes, page_tokens))
 
     async def _share(self) -> None:
         """Report the prompt's cached pages to the directory; retries after the directory was lost.

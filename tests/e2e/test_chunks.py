@@ -1,5 +1,6 @@
 """Prompts in chunks on real processes: answers stay as they were, whatever moves or is lost."""
 
+import asyncio
 import os
 import signal
 from collections.abc import Iterator
@@ -9,10 +10,15 @@ import pytest
 from sps2.common.client import AsyncClient
 
 from .conftest import Launch, Running
-from .test_cluster import answered_alike_alone_and_together, answered_as_transformers, prompt_of
+from .test_cluster import (
+    answered_alike_alone_and_together,
+    answered_as_transformers,
+    prompt_of,
+    released,
+)
 from .test_prefix_cache import pid_of
 
-CHUNK = 32
+CHUNK = 64
 SCHEDULER = {"prefill_span_tokens": 16, "decode_span_tokens": 64, "chunk_tokens": CHUNK}
 SHAPES = {
     "apart": {"prefill": 2, "decode": 2},
@@ -39,8 +45,27 @@ def test_greedy_tokens_equal_transformers(cluster: Running, length: int) -> None
     assert again.cached_tokens == (length - 1) // 4 * 4
 
 
+@pytest.mark.parametrize("cluster", ["apart", "sarathi"], indirect=True)
 async def test_requests_prefill_and_decode_side_by_side(cluster: Running) -> None:
     await answered_alike_alone_and_together(cluster)
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.02, 0.04, 0.08])
+async def test_a_cancel_at_any_moment_frees_every_page(cluster: Running, pause_s: float) -> None:
+    async with AsyncClient(cluster.bus) as client:
+        asking = [
+            asyncio.create_task(
+                client.complete(
+                    prompt_of(400 - each), max_tokens=100, ignore_eos=True, cache_salt=f"{pause_s}"
+                )
+            )
+            for each in range(3)
+        ]
+        await asyncio.sleep(pause_s)
+        for task in asking:
+            task.cancel()
+        await asyncio.wait(asking)
+        assert (await released(client)).leaked_pages == 0
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,11 @@ def launch(
     @contextmanager
     def running(prefill: tuple[int, int], decode: tuple[int, int]) -> Iterator[Running]:
         flags = {
-            "scheduler": {"prefill_span_tokens": 16, "decode_span_tokens": 64},
+            "scheduler": {
+                "prefill_span_tokens": 16,
+                "decode_span_tokens": 64,
+                "chunk_tokens": 64,
+            },
             "dtype": "float32",
             "threads": 1,
             "prefill": prefill[0],
@@ -67,7 +71,10 @@ def texts(folder: Path, length: int, tokens: int = 64) -> list[str]:
 
 
 def test_answers_departures_and_killed_followers(launch: Launch) -> None:
-    """Greedy tokens equal transformers', before and after clients left and shards were lost."""
+    """Greedy tokens equal transformers', before and after clients left and shards were lost.
+
+    Prompts of more than 128 tokens are computed in chunks.
+    """
 
     async def ask(cluster: Running) -> None:
         async with AsyncClient(cluster.bus) as client:

@@ -299,11 +299,12 @@ async def test_no_piece_of_a_chunk_is_held_back_by_the_step_in_its_pass() -> Non
     model = tiny_model()
     compute = Compute(at_once)
     passes = Passes(model, compute, lambda: True)
-    urgencies: list[float] = []
+    urgencies, held = list[float](), list[bool]()
 
     class Watching(Attention):
         async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            urgencies.append(max(each.urgency() for each in compute._prefills))
+            urgencies.extend(each.urgency() for each in compute._prefills if each.urgency)
+            held.append(compute._held_since_s is not None)
             return await super().__call__(layer, q, k, v)
 
     places = torch.arange(300)
@@ -313,3 +314,6 @@ async def test_no_piece_of_a_chunk_is_held_back_by_the_step_in_its_pass() -> Non
     step = passes.step(torch.tensor([3]), torch.arange(1), Attention(model, 1))
     await asyncio.gather(chunk, step)
     assert {*urgencies} == {0.0}
+    with compute.prefill(lambda: 3.0):  # of another prompt, on several shards
+        await passes.step(torch.tensor([3]), torch.arange(1), Watching(model, 1))
+    assert not any(held)
