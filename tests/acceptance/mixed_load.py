@@ -84,6 +84,7 @@ def main() -> int:
     parser.add_argument("--decode", type=int, default=2)
     parser.add_argument("--mixed", type=int, default=0)
     parser.add_argument("--pool-tokens", type=int, default=0)
+    parser.add_argument("--chunk-tokens", type=int, default=0)
     parser.add_argument("--policies", nargs="+", default=["sps2"])
     arguments = parser.parse_args()
 
@@ -109,7 +110,7 @@ def main() -> int:
             port=PORT,
             model=arguments.model,
             dtype="float32",
-            scheduler={"policy": policy},
+            scheduler={"policy": policy, "chunk_tokens": arguments.chunk_tokens},
             kv={"pool_tokens": arguments.pool_tokens, "growth_tokens": 32},
             **shards,
         ):
