@@ -38,9 +38,8 @@ def in_system_s(waiting: int, rate: float, took_s: float) -> float:
 
 def best_table(rate: float, times: list[float], most: int) -> list[bool]:
     """For each number of waiting prompts: whether to begin a pass."""
-    value = [0.0] * (ROOM + 1)
     chances = [poisson(rate * took, ROOM) for took in times]
-    gain, begins = 0.0, [False] * (ROOM + 1)
+    begins = [False] * (ROOM + 1)
     low, high = 0.0, float(ROOM)
     for _ in range(40):  # the least mean number is where the best relative cost is zero
         gain = (low + high) / 2

@@ -7,8 +7,10 @@ lost goes on behind its last whole chunk.
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
+from sps2.common.errors import Invalid
 from sps2.common.spans import Span, pages_for
 from sps2.services.scheduler.fleet import Fleet
 from sps2.services.scheduler.placing import Ahead
@@ -44,18 +46,17 @@ class Chunks:
 
     def first(self, plan: Plan, work: Work, fleet: Fleet) -> Plan:
         """The plan of the first chunk of a request, given that of its whole prompt."""
-        start, stop = plan.chunk.start, self._stop(plan, work, plan.group, plan.chunk.start, fleet)
-        plan = replace(plan, shares_steps=self._shares_steps)
-        return (
-            self._chunk(plan, work, plan.group, Span(start, stop))
-            if stop < plan.chunk.stop
-            else plan
-        )
+        start, plan = plan.chunk.start, replace(plan, shares_steps=self._shares_steps)
+        stop = self._stop(plan, work, plan.group, start, fleet)
+        if stop == plan.chunk.stop:
+            return plan
+        return self._chunk(plan, work, plan.group, Span(start, stop))
 
     def following(self, plan: Plan, work: Work, fleet: Fleet, ahead: Ahead) -> Plan | Wait:
         """The plan of the chunk after that of `plan`, on shards that may prefill now.
 
-        Those of the chunk before come first, then those that keep KV of the prompt.
+        Those of the chunk before come first, then those that keep KV of the prompt. There are fewer
+        if some cannot reach each other, or if the requested method needs another number.
         """
         start, keepers = plan.chunk.stop, {place.shard for place in plan.placements}
         able = {
@@ -67,16 +68,15 @@ class Chunks:
         order = sorted(
             able, key=lambda shard: (shard not in plan.group, shard not in keepers, able[shard])
         )
-        wanted = pages_for(work.prompt_tokens - start, self._span_tokens)
-        if (forced := work.options.sp_degree) is not None and len(order) < forced:
-            return Wait("shards")
-        group = order[: forced or wanted]
-        while group and fleet.pairs_apart(group):
+        forced = work.options.sp_degree
+        group = order[: forced or pages_for(work.prompt_tokens - start, self._span_tokens)]
+        while len(group) >= (forced or 1):
+            if not fleet.pairs_apart(group):
+                stop = self._stop(plan, work, group, start, fleet)
+                with suppress(Invalid):
+                    return self._chunk(plan, work, group, Span(start, stop))
             group.pop()
-        if not group:
-            return Wait("shards")
-        stop = self._stop(plan, work, group, start, fleet)
-        return self._chunk(plan, work, group, Span(start, stop))
+        return Wait("shards")
 
     def _stop(self, plan: Plan, work: Work, group: Sequence[str], start: int, fleet: Fleet) -> int:
         """Where a chunk ends that begins at `start`: with the prompt, or with a page."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 
 from sps2.common.bus.peer import Peer
@@ -361,12 +361,7 @@ class Job:
         )
         with self._contacts.reporting(place.shard):
             async with self._contacts.bus(place.shard).stream(hold) as items:
-                async for item in items:
-                    match item:
-                        case Held():
-                            held.set()
-                        case Filled():
-                            filled.set()
+                await _note(items, held, filled)
         raise Internal(f"{place.shard} let go of request {self._submit.request}")
 
     async def _expect(
@@ -378,9 +373,11 @@ class Job:
         expect = Expect(self._submit.request, self._epoch, plan.chunk.stop, sources)
         with self._contacts.reporting(place.shard):
             async with self._contacts.bus(place.shard).stream(expect) as items:
-                async for item in items:
-                    match item:
-                        case Held():
-                            accepted.set()
-                        case Filled():
-                            filled.set()
+                await _note(items, accepted, filled)
+
+
+async def _note(
+    items: AsyncIterator[Held | Filled], held: asyncio.Event, filled: asyncio.Event
+) -> None:
+    async for item in items:
+        (held if isinstance(item, Held) else filled).set()

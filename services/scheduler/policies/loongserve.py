@@ -12,6 +12,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from sps2.common.config import Scheduler
+from sps2.common.errors import Invalid
 from sps2.services.scheduler.decisions import Decision
 from sps2.services.scheduler.fleet import Fleet, Member
 from sps2.services.scheduler.placing import Placing
@@ -97,9 +98,13 @@ class LoongServe(Fcfs):
         return least.cost, dict(zip([each.id for each in first], least.degrees, strict=True))
 
     def _seconds(self, view: View, request: Request, degree: int) -> float:
-        forced = request.work.options.sp_degree
+        """Predicted; infinite for several shards if the requested method needs another degree."""
+        options = request.work.options
         tokens = request.work.prompt_tokens - view.cached_tokens(request)
-        return self._schemes.choose(tokens, forced or degree, request.work.options).predicted_s
+        try:
+            return self._schemes.choose(tokens, options.sp_degree or degree, options).predicted_s
+        except Invalid:  # one that no degree can satisfy is refused when its turn comes
+            return inf if degree > 1 else self._schemes.alone_s(tokens)
 
 
 class _Shares(NamedTuple):

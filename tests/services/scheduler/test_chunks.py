@@ -109,6 +109,18 @@ def test_a_requests_own_degree_holds_for_every_chunk() -> None:
         assert len(only(core.handle(Chunked("r"), 1)).group) == 1
 
 
+def test_a_method_that_needs_another_degree_gets_it() -> None:
+    """Four shards began by usp; three are left, of which it can use none but one."""
+    core = cluster(prefill=4)
+    work = Work("r", 900, 16, PrefillOptions(method="usp"))
+    assert len(only(core.handle(Submitted(work), 0)).group) == 4
+    core.handle(Granted("r", core.fleet.room), 0)
+    core.handle(Lost("prefill-3", "prefill-3/0"), 1)
+    plan = only(core.handle(Chunked("r"), 1))
+    assert plan.partition.scheme.method == "gather"
+    assert len(plan.group) == 1
+
+
 def test_a_chunk_waits_for_a_shard_that_is_free() -> None:
     core = cluster(mixed=2)
     plan = start(core, "long", 300, sp_degree=1)

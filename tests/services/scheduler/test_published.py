@@ -7,7 +7,7 @@ from statistics import fmean
 import pytest
 
 from sps2.common.config import Scheduler, Sharing
-from sps2.common.messages import Room
+from sps2.common.messages import PrefillOptions, Room
 from sps2.services.scheduler.actions import Action, Launch, Proceed
 from sps2.services.scheduler.core import Core
 from sps2.services.scheduler.events import (
@@ -28,7 +28,7 @@ from sps2.services.scheduler.policies.sarathi import BUDGET
 from sps2.services.scheduler.schemes import Schemes
 
 from .simulated import SCHEMES, Arrival, slowdowns, ttfts
-from .test_core import CONFIG, PAGE, launched, shard
+from .test_core import CONFIG, PAGE, launched, rejected, shard
 from .test_policies import heavy_tail
 
 QUICK = Schemes(CONFIG, 2, Sharing())
@@ -224,6 +224,18 @@ def test_loongserve_scales_down_without_moving_kv() -> None:
     larger = start(mixed("loongserve", 4, 30, SCHEMES), "long", 600)
     assert len(larger.placements) == 2
     assert {place.shard for place in larger.placements} < {*larger.group}
+
+
+def test_loongserve_takes_a_degree_that_the_method_allows() -> None:
+    core = mixed("loongserve", 3, 400, SCHEMES)
+    contradiction = PrefillOptions(method="ring", attention="fast")
+    error = rejected(core.handle(Submitted(Work("no", 900, 16, contradiction)), 0)).error
+    assert "brings its own method" in str(error)
+    for request, method in (("usp", "usp"), ("gather", "gather")):
+        work = Work(request, 900, 16, PrefillOptions(method=method))  # type: ignore[arg-type]
+        plan = launched(core.handle(Submitted(work), 0)).plan
+        core.handle(Granted(request, core.fleet.room), 0)
+        assert len(plan.group) == (1 if method == "usp" else 2)
 
 
 def test_loongserve_divides_idle_shards_among_what_waits() -> None:
