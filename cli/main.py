@@ -19,7 +19,7 @@ from sps2.cli import (
     explain,
     logs,
     models,
-    profile,
+    calibrate,
     pull,
     recordings,
     render,
@@ -98,7 +98,7 @@ for command in (
     chat.chat,
     complete.complete,
     doctor.doctor,
-    profile.profile,
+    calibrate.calibrate,
     configuration.config,
 ):
     app.command(cls=Command)(reported(command))

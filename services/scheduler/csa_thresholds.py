@@ -12,13 +12,13 @@ from sps2.common.messages import Selection
 Sparse = Literal["balanced", "fast"]
 
 FILE = "attention.json"
-"""In a model's folder, written by `spsctl profile --attention`; replaces the shipped thresholds."""
+"""In a model's folder, written by `spsctl calibrate`; replaces the shipped thresholds."""
 
 DROP: dict[Sparse, float] = {"balanced": 0.002, "fast": 0.005}
 """Blocks of less importance are not sent. Chosen on one document, tested on others: docs/csa.md."""
 DEPTH = (3.0, 1.0, 2.0, 0.5, 1.0, 2.0)
 """Factors of `DROP` for each sixth of the layers: in trials on SmolLM2-135M the first layers hardly
-suffered, those behind the middle did. `spsctl profile` finds a model's own."""
+suffered, those behind the middle did. `spsctl calibrate` finds a model's own."""
 FINE_OVER_DROP: dict[Sparse, float] = {"balanced": 8.0, "fast": 2.0}
 """A block is sent in 8 bits if its importance is at least this multiple of `DROP`, or of the mean
 that a calibration found; other blocks in 4. `balanced` saves bytes, `fast` drops more and sends the
@@ -70,7 +70,7 @@ def load(folder: Path, fingerprint: str) -> Calibration | None:
     if found.model != fingerprint:
         raise Invalid(
             f"{path} was made for another model ({found.model}, this is {fingerprint}); remove it, "
-            "or make one with `spsctl profile --attention`"
+            "or make one with `spsctl calibrate`"
         )
     return found
 

@@ -1,10 +1,10 @@
-"""`spsctl profile`: thresholds for a model."""
+"""`spsctl calibrate`: thresholds for a model."""
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from sps2.cli.bench.calibrate import BANDS, CANDIDATES, Tried, bands, calibrate, chosen
+from sps2.cli.bench.thresholds import BANDS, CANDIDATES, Tried, bands, calibrate, chosen
 from sps2.cli.main import app
 from sps2.common.errors import Invalid
 from sps2.services.scheduler.csa_thresholds import LIMITS
@@ -50,6 +50,6 @@ def test_settings_of_a_model_are_ordered_and_within_reach() -> None:
     ],
 )
 def test_wrong_usage_says_what_is_right(arguments: list[str], message: str) -> None:
-    result = CliRunner().invoke(app, ["profile", *arguments])
+    result = CliRunner().invoke(app, ["calibrate", *arguments])
     assert result.exit_code == 2
     assert message in result.output

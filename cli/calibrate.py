@@ -1,4 +1,4 @@
-"""`spsctl profile`: measures a model once, to calibrate its sparse attention."""
+"""`spsctl calibrate`: measures a model once, to calibrate its sparse attention."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ from sps2.common.models import fingerprint, locate
 from sps2.services.scheduler.csa_thresholds import FILE, Calibration
 
 
-def profile(
+def calibrate(
     model: Annotated[
         str, typer.Option(help="A model as for `spsctl pull`, or a folder.")
     ] = "smollm2-135m",
@@ -38,14 +38,14 @@ def profile(
     if min(wanted) < 2:
         raise typer.BadParameter("thresholds matter from SP degree 2 on", param_hint="--sp-degree")
 
-    from sps2.cli.bench.calibrate import calibrate, document, load_float32
+    from sps2.cli.bench import thresholds
     from sps2.common.text.tokens import Tokenizer
 
     folder = locate(model)
-    llama = load_float32(model)
+    llama = thresholds.load_float32(model)
     if tokens > llama.config.max_context:
         raise Invalid(f"{tokens} tokens are over the model's context, {llama.config.max_context}")
-    ids = document(tokens, Tokenizer(folder).encode)
+    ids = thresholds.document(tokens, Tokenizer(folder).encode)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     found: dict[str, dict[str, object]] = {"balanced": {}, "fast": {}}
     with Progress(*columns, TimeElapsedColumn(), console=render.err) as bars:
@@ -55,7 +55,7 @@ def profile(
             def report(done: int, total: int, task: object = task) -> None:
                 bars.update(task, completed=done, total=total)  # type: ignore[arg-type]
 
-            for setting, selection in calibrate(llama, ids, degree, report).items():
+            for setting, selection in thresholds.calibrate(llama, ids, degree, report).items():
                 found[setting][str(degree)] = selection
     made = Calibration(fingerprint(folder), found)  # type: ignore[arg-type]
     path = folder / FILE
