@@ -6,6 +6,9 @@ from sps2.common.messages.request import Sampling, Token, TokenLogprobs
 from sps2.common.messages.sharing import Exchanged, Scheme
 from sps2.common.spans import Span
 
+LEAST_SHARE = 1 / 8
+"""Share of a shard's time that prefills get while more urgent ones hold them back."""
+
 
 class Join(Stream[Done], frozen=True):
     """Scheduler to each member of a group: accept the others' frames while this is open.

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from sps2.common.messages.prefill import LEAST_SHARE
 from sps2.common.model.attend import Run
 from sps2.services.busy import ThreadClock
 
@@ -17,8 +18,6 @@ Result = TypeVar("Result")
 Execute = Callable[[Callable[[], Any]], asyncio.Future[Any]]
 """Begins one piece of arithmetic beside the event loop."""
 
-LEAST_SHARE = 1 / 8
-"""Share of the time that prefills get while more urgent ones hold them back."""
 UNKNOWN_PIECE_S = 0.1
 """How long the first piece of a prefill is expected to take."""
 ABSENT_S = 0.5

@@ -51,6 +51,8 @@ class Prefix:
 def usable(cached: Sequence[CachedRun], prompt_tokens: int, fleet: Fleet) -> Prefix:
     """The part of the cached pages on present shards that leaves at least a token to compute."""
     page_tokens = fleet.page_tokens
+    if not cached:
+        return Prefix((), page_tokens)
     left = (prompt_tokens - 1) // page_tokens
     runs: list[CachedRun] = []
     for run in cached:

@@ -85,8 +85,8 @@ class Core:
     rule (`rules.py`), so that a policy can be unfair but cannot corrupt anything. A request whose
     plan breaks a rule, or at which the policy fails, ends with an error.
 
-    A request that returns goes back to the head of the queue with its epoch counted up. One that
-    waits for absent shards fails after `patience_s` seconds.
+    A request that returns goes back to the head of the queue, with its epoch counted up. One that
+    waits for absent shards fails after `patience_s`.
     """
 
     def __init__(
@@ -94,9 +94,8 @@ class Core:
     ) -> None:
         self.fleet = fleet
         self.broken_rules = 0
-        """How many decisions of the policy were not carried out."""
+        """Decisions of the policy that were not carried out."""
         self.preemptions = 0
-        """How many requests gave their pages up to others."""
         self.costs = Costs()
         self.policy = policy
         self.observe: Callable[[Decision, View], None] = lambda decision, view: None
@@ -370,7 +369,8 @@ class Core:
         return Fail(request.id, error)
 
     def _leave(self, request: Request) -> None:
-        self._prefilling.pop(request.id, None)
+        computes = self._prefilling.pop(request.id, None) is not None
+        self.fleet.shard_changes += computes or self.fleet.prefilling == "mixed"
         occupancy.leave(self.fleet, request)
 
     def _doubt_cached(self) -> None:

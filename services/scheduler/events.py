@@ -155,5 +155,6 @@ CHANGES = (
     | Ended
 )
 """Events after which requests that wait may start."""
-SHARD_CHANGES = Joined | Lost | Parted | Assigned | Chunked | Returned | Prefilled | Ended
-"""Those after which requests that wait for shards may start."""
+SHARD_CHANGES = Joined | Lost | Parted | Assigned | Chunked | Prefilled
+"""Those after which requests that wait for shards may start; so they may when one leaves shards
+that prefill."""

@@ -72,6 +72,8 @@ class View:
         """Those of them that have computed more since the policy last decided."""
         self._turns = turns
         self._next: dict[str, Request] = {}
+        self._cached_tokens: dict[tuple[str, int], int] = {}
+        """By request and `Fleet.shard_changes`."""
         self.fleet = fleet
         self.costs = costs
         self.now_s = now_s
@@ -143,7 +145,13 @@ class View:
         """Tokens of a prompt that are known to be cached."""
         if request.plan is not None:
             return request.plan.prefix.tokens
-        return usable(request.cached or (), request.work.prompt_tokens, self.fleet).tokens
+        if not request.cached:
+            return 0
+        key = request.id, self.fleet.shard_changes
+        if key not in self._cached_tokens:
+            found = usable(request.cached, request.work.prompt_tokens, self.fleet)
+            self._cached_tokens[key] = found.tokens
+        return self._cached_tokens[key]
 
     def consider(self, request: Request, planner: Planner, ahead: Ahead = idle) -> Considered:
         """The decision about a request: to start it if there are shards for it now, or why not.

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sps2.common.messages.prefill import LEAST_SHARE
 from sps2.common.model.attend import Run
-from sps2.services.prefill.compute_queue import ABSENT_S, LEAST_SHARE, Compute
+from sps2.services.prefill.compute_queue import ABSENT_S, Compute
 
 from .test_passes import at_once
 
