@@ -6,10 +6,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import httpx
-
 from peers.peer import NO_FIELDS, Fields, PeerFailed, Reply
 from peers.process import Process
+from sps2.cli.bench.serve.http import BadAnswer, Http, events
 
 POLL_S = 0.05
 
@@ -39,7 +38,7 @@ class Server:
         self._ready = ready
         self._extras = extras
         self._start_s = start_s
-        self._http = httpx.AsyncClient(base_url=url, timeout=None, trust_env=False)
+        self._http = Http(url, {})
 
     async def start(self) -> None:
         await self.process.start()
@@ -50,7 +49,8 @@ class Server:
             if time.perf_counter() > deadline:
                 raise PeerFailed(f"not ready in {self._start_s:.0f} s; {self.process.log_end()}")
             await asyncio.sleep(POLL_S)
-        self.version = (await self._http.get("/version")).json()["version"]
+        _, body = await self._http.get("/version")
+        self.version = json.loads(body)["version"]
 
     async def ask(
         self,
@@ -72,7 +72,7 @@ class Server:
             async with asyncio.TaskGroup() as group:
                 for prompt, reply in zip(prompts, replies, strict=True):
                     group.create_task(self._stream(body | {"prompt": prompt}, tokens, reply))
-        except* httpx.HTTPError as errors:
+        except* (OSError, EOFError, BadAnswer) as errors:
             first = errors.exceptions[0]
             raise PeerFailed(
                 f"{type(first).__name__}: {first}; {self.process.log_end()}"
@@ -81,28 +81,26 @@ class Server:
             raise errors.exceptions[0] from None
 
     async def stop(self) -> None:
-        await self._http.aclose()
+        await self._http.close()
         await self.process.stop()
 
     async def _stream(self, body: dict[str, object], tokens: int, reply: Reply) -> None:
-        content = json.dumps(body)
+        content = json.dumps(body).encode()
         reply.sent_s = time.perf_counter()
-        headers = {"Content-Type": "application/json"}
-        async with self._http.stream(
-            "POST", "/v1/completions", content=content, headers=headers
-        ) as answer:
-            if not answer.is_success:
-                raise PeerFailed(f"status {answer.status_code}: {(await answer.aread()).decode()}")
-            async for line in answer.aiter_lines():
-                if line.startswith("data: {"):
-                    _take(json.loads(line.removeprefix("data: ")), reply)
+        async with self._http.post("/v1/completions", content) as answer:
+            if answer.status != 200:
+                raise PeerFailed(f"status {answer.status}: {(await answer.body()).decode()}")
+            async for data in events(answer.chunks()):
+                if data != b"[DONE]":
+                    _take(json.loads(data), reply)
         if len(reply.stamps_s) != tokens:
             raise PeerFailed(f"{len(reply.stamps_s)} tokens came of {tokens}")
 
     async def _answers(self) -> bool:
         try:
-            return (await self._http.get(self._ready)).is_success
-        except httpx.TransportError:
+            status, _ = await self._http.get(self._ready)
+            return status == 200
+        except (OSError, EOFError, BadAnswer):
             return False
 
 

@@ -1,0 +1,1 @@
+"""`spsctl bench serve`: puts load on a server, and measures what its clients see."""

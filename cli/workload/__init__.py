@@ -1,0 +1,1 @@
+"""Workloads: requests with lengths and times, read from traces or drawn from distributions."""
