@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from sps2.cli import (
+    calibrate,
     chat,
     complete,
     configuration,
@@ -19,14 +20,16 @@ from sps2.cli import (
     explain,
     logs,
     models,
-    calibrate,
+    profile,
     pull,
     recordings,
     render,
+    simulate,
     status,
     up,
 )
-from sps2.cli.bench import quality
+from sps2.cli.bench import accuracy, quality
+from sps2.cli.bench.serve.command import serve
 from sps2.cli.keys import api, client, folder
 from sps2.cli.launch import SERVER
 from sps2.cli.top.command import top
@@ -98,12 +101,16 @@ for command in (
     chat.chat,
     complete.complete,
     doctor.doctor,
+    profile.profile,
+    simulate.simulate,
     calibrate.calibrate,
     configuration.config,
 ):
     app.command(cls=Command)(reported(command))
 
-benchmarks = typer.Typer(help="Measure the model and this machine.", no_args_is_help=True)
+benchmarks = typer.Typer(help="Measure a server under load, or a model.", no_args_is_help=True)
+benchmarks.command(cls=Command)(reported(serve))
+benchmarks.command("accuracy", cls=Command)(reported(accuracy.measure))
 benchmarks.command(cls=Command)(reported(quality.quality))
 app.add_typer(benchmarks, name="bench")
 

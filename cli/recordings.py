@@ -10,10 +10,13 @@ from typing import Annotated
 import typer
 
 from sps2.cli import render
+from sps2.cli.simulator.replaying import DirectoryReplay
 from sps2.cli.target import ConfigOption, NameOption, reachable
 from sps2.common.bus.peer import Peer
 from sps2.common.config import Cluster
+from sps2.common.errors import Invalid
 from sps2.common.messages import Record
+from sps2.services.scheduler.event_log import Entry
 from sps2.services.scheduler.replay import Recording
 
 FileArgument = Annotated[Path, typer.Argument(help="A file of JSON lines.", dir_okay=False)]
@@ -46,13 +49,25 @@ def record(
 def replay(file: FileArgument) -> None:
     """Replay a recording: the same code must decide the same again. Exit code 1 if it does not.
 
-    A recording of a version with other events is refused.
+    A KV directory follows the recorded leases, and must have the free pages that the live one
+    reported. A recording of a version with other events is refused.
     """
     recording = Recording.read(file)
     events, actions = Counter[str](), Counter[str]()
-    for entry in recording.replay(recording.core()):
+    core = recording.core()
+    directory = DirectoryReplay(core.state())
+    last: Entry | None = None
+    for entry in recording.replay(core):
+        if last is not None:
+            directory.follow(last)
+        last = entry
         events[type(entry.event).__name__] += 1
         actions.update(type(action).__name__ for action in entry.actions)
+    if last is not None:
+        directory.follow(last)
+    compared = directory.finish()
+    if compared.differing:
+        raise Invalid(f"{file}: {compared.differing[0]} ({len(compared.differing)} such reports)")
     table = render.table("EVENT", ">COUNT")
     for kind, count in events.most_common():
         table.add_row(kind, f"{count:,}")
@@ -62,7 +77,10 @@ def replay(file: FileArgument) -> None:
     for kind, count in actions.most_common():
         table.add_row(kind, f"{count:,}")
     render.show(table)
-    print(f"\nAll actions followed again, under the policy {recording.header.settings.policy}.")
+    print(
+        f"\nAll actions followed again, under the policy {recording.header.settings.policy}, and "
+        f"free pages were the same in {render.counted(compared.rooms, 'report')} of the directory."
+    )
 
 
 async def recorded(cluster: Cluster, follow: bool) -> AsyncIterator[bytes]:

@@ -1,0 +1,172 @@
+"""Computing time of shards: who of a shard's prefills and decode steps gets how much of it."""
+
+from collections.abc import Callable, Sequence
+from math import inf
+
+from sps2.cli.simulator.clock import Clock, Timer
+from sps2.cli.simulator.decoding import Batch
+from sps2.common.messages.prefill import LEAST_SHARE
+
+DONE_S = 1e-9
+
+
+class Work:
+    """A rank's part of a prefill.
+
+    Args:
+        seconds: of one thread. threads: that compute it.
+        shares_steps: whether the shard's decode steps run in its passes.
+        ended: called when it is done.
+    """
+
+    def __init__(
+        self,
+        seconds: float,
+        urgency: float,
+        ended: Callable[[], None],
+        threads: float = 1.0,
+        shares_steps: bool = False,
+    ) -> None:
+        self.whole_s = self.left_s = seconds
+        self.urgency = urgency
+        self.ended = ended
+        self.threads = threads
+        self.shares_steps = shares_steps
+        self.pace = 0.0
+        """Seconds of its work done in a second."""
+        self.started_s = 0.0
+        self.held: list[tuple[float, float]] = []
+        """When more urgent prefills held it back: from, until."""
+        self._held_since_s: float | None = None
+
+    def hold(self, is_held: bool, now_s: float) -> None:
+        """Note whether a more urgent prefill holds it back from now on."""
+        if is_held and self._held_since_s is None:
+            self._held_since_s = now_s
+        elif not is_held and self._held_since_s is not None:
+            self.held.append((self._held_since_s, now_s))
+            self._held_since_s = None
+
+    @property
+    def done(self) -> float:
+        """The share that is done."""
+        return 1 - max(0.0, self.left_s) / self.whole_s if self.whole_s else 1.0
+
+
+class Unit:
+    """What one shard computes: prefills, and the decode steps of its batch."""
+
+    def __init__(self, shard: str, batch: Batch) -> None:
+        self.shard = shard
+        self.works: list[Work] = []
+        self.batch = batch
+        self.batch_pace = 0.0
+        self.host: Host
+        """Where it computes."""
+
+    @property
+    def sharing(self) -> Work | None:
+        """The prefill in whose passes decode steps run; None: there is none."""
+        return next((work for work in self.works if work.shares_steps), None)
+
+
+class Host:
+    """The cores that some shards compute on.
+
+    Each shard has a thread for prefills and one for decode steps; if more threads have work than
+    there are cores, all are slowed alike. Of the prefills on one shard the most urgent ones share
+    the time, but for `LEAST_SHARE` of it, which the others get, as in `services/prefill`.
+    """
+
+    def __init__(self, clock: Clock, cores: float, units: Sequence[Unit]) -> None:
+        self._clock = clock
+        self._cores = cores
+        self._units = units
+        self._since_s = 0.0
+        self._timer: Timer | None = None
+        for unit in units:
+            unit.host = self
+
+    def add(self, unit: Unit, work: Work) -> None:
+        """Begin a rank's part of a prefill."""
+        self.advance()
+        work.started_s = self._clock.now_s
+        unit.works.append(work)
+        self.schedule()
+
+    def drop(self, unit: Unit, work: Work) -> None:
+        """End a rank's part early; its end is not reported."""
+        self.advance()
+        work.hold(False, self._clock.now_s)
+        if work in unit.works:
+            unit.works.remove(work)
+        self.schedule()
+
+    def advance(self) -> None:
+        """Do the work of the time since the last call."""
+        elapsed = self._clock.now_s - self._since_s
+        self._since_s = self._clock.now_s
+        if elapsed <= 0:
+            return
+        for unit in self._units:
+            for work in unit.works:
+                work.left_s -= elapsed * work.pace
+            if len(unit.batch):
+                unit.batch.advance(elapsed * unit.batch_pace, elapsed)
+
+    def schedule(self) -> None:
+        """Share the cores anew, and wait for the next end of something; after any change."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        next_s = inf
+        threads = sum(self._threads(unit) for unit in self._units)
+        share = min(1.0, self._cores / threads) if threads else 1.0
+        for unit in self._units:
+            if unit.works:
+                self._pace(unit, share)
+                next_s = min(next_s, *(w.left_s / w.pace for w in unit.works if w.pace))
+            if len(unit.batch):
+                sharing = unit.sharing
+                unit.batch.within_s = sharing.whole_s if sharing else None
+                unit.batch_pace = sharing.pace if sharing else share
+                if unit.batch_pace:
+                    next_s = min(next_s, unit.batch.plan_steps() / unit.batch_pace)
+        if next_s < inf:
+            at_s = self._clock.now_s + max(0.0, next_s)
+            self._timer = self._clock.call_at(at_s, self._end)
+
+    @staticmethod
+    def _threads(unit: Unit) -> float:
+        prefill = max((work.threads for work in unit.works), default=0.0)
+        return prefill + (bool(len(unit.batch)) and unit.sharing is None)
+
+    def _pace(self, unit: Unit, share: float) -> None:
+        works = unit.works
+        most = max(work.urgency for work in works)
+        first = sum(work.urgency == most for work in works)
+        held = len(works) - first
+        for work in works:
+            if work.urgency == most:
+                part = (1 - LEAST_SHARE * bool(held)) / first
+            else:
+                part = LEAST_SHARE / held
+            work.pace = share * part * work.threads
+            work.hold(work.urgency < most, self._clock.now_s)
+
+    def _end(self) -> None:
+        self._timer = None
+        self.advance()
+        ended: list[Callable[[], None]] = []
+        for unit in self._units:
+            over = [work for work in unit.works if work.left_s <= DONE_S]
+            if over:
+                unit.works = [work for work in unit.works if work.left_s > DONE_S]
+                for work in over:
+                    work.hold(False, self._clock.now_s)
+                ended += [work.ended for work in over]
+            for sequence in unit.batch.take_reached():
+                ended.append(sequence.ended if sequence.left < 0.5 else sequence.short)
+        self.schedule()
+        for call in ended:
+            call()

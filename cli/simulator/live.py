@@ -1,0 +1,123 @@
+"""Runs a workload on a live cluster, to compare it with its simulation."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from math import inf
+
+from sps2.cli.bench.serve.backends import Prompt, Sdk
+from sps2.cli.bench.serve.jobs import Job
+from sps2.cli.bench.serve.load import Load, warm_up
+from sps2.cli.bench.serve.prompts import Prompts
+from sps2.cli.bench.serve.reply import Reply
+from sps2.cli.simulator.outcomes import Outcome, Run
+from sps2.cli.simulator.setup import Setup
+from sps2.cli.workload.requests import Turn, Workload
+from sps2.common.client import AsyncClient
+from sps2.common.config import Cluster
+from sps2.common.errors import Invalid, Refused
+from sps2.common.messages import ClusterStatus
+
+POLL_S = 0.25
+FIELDS = {"temperature": 0, "ignore_eos": True}
+
+
+async def run_live(
+    cluster: Cluster,
+    setup: Setup,
+    workload: Workload,
+    seed: int,
+    report: Callable[[int], None] = lambda ended: None,
+) -> Run:
+    """Send a workload to a cluster that serves nobody else, and collect what became of it.
+
+    Args:
+        setup: as which the cluster is simulated.
+        seed: of the prompts' tokens: a cluster has those of an earlier run in its prefix cache.
+        report: called now and then with how many requests have ended.
+
+    Raises:
+        Refused, PeerLost: the cluster is not ready, or serves others.
+    """
+    async with AsyncClient(cluster.gateway_address, cluster.bus) as client:
+        status = await client.status()
+        if status.requests:
+            raise Refused("the cluster is serving others: try again when it is idle")
+        prompts = Prompts(seed)
+        numbered = enumerate(workload.turns)
+        jobs = [Job(turn, _prompt(prompts, turn, workload.block_tokens, n)) for n, turn in numbered]
+        backend = Sdk(client, FIELDS)
+        warm = Job(Turn(0.0, 64, 4), _prompt(prompts, Turn(0.0, 64, 4), 64, len(jobs)))
+        if error := await warm_up(backend, warm, 2, None):
+            raise Invalid(f"the cluster does not answer: {error}")
+        load = Load(jobs, backend)
+        shown = asyncio.create_task(_report(load, report))
+        try:
+            await load.run()
+        finally:
+            shown.cancel()
+    return _run_of(load, setup, workload, seed)
+
+
+def pool_pages(status: ClusterStatus) -> int:
+    """Pages of a shard's KV pool in a live cluster."""
+    return min((shard.pages for shard in status.shards if shard.pages), default=0)
+
+
+def _prompt(
+    prompts: Prompts, turn: Turn, block_tokens: int, number: int
+) -> Callable[[Sequence[str]], Prompt]:
+    return lambda answers: prompts.tokens(turn, block_tokens, number)
+
+
+async def _report(load: Load, report: Callable[[int], None]) -> None:
+    while True:
+        report(sum(reply.state in ("done", "failed") for reply in load.replies))
+        await asyncio.sleep(POLL_S)
+
+
+def _run_of(load: Load, setup: Setup, workload: Workload, seed: int) -> Run:
+    outcomes = [
+        _outcome(f"r{number}", reply, load.started_s) for number, reply in enumerate(load.replies)
+    ]
+    first = [turn.at_s for turn in workload.turns]
+    span_s = max(first, default=0.0) - min(first, default=0.0)
+    return Run(
+        setup.config.scheduler.policy,
+        f"{setup.summary}, live",
+        tuple(shard.id for shard in setup.shards()),
+        workload.name,
+        setup.profile.model,
+        "measured",
+        len(first) / span_s if span_s else inf,
+        0.0,
+        seed,
+        outcomes,
+        stopped_s=load.ended_s - load.started_s,
+    )
+
+
+def _outcome(name: str, reply: Reply, started_s: float) -> Outcome:
+    outcome = Outcome(
+        name,
+        "",
+        reply.sent_s - started_s,
+        reply.prompt_tokens,
+        reply.answer_tokens,
+        reply.cached_tokens,
+        error=reply.error,
+        delays=[],
+        sent_bytes={},
+    )
+    if reply.stamps_s:
+        outcome.first_s = reply.stamps_s[0] - started_s
+        outcome.ended_s = None if reply.error else reply.stamps_s[-1] - started_s
+    if (usage := reply.details) is not None:
+        sent = {kind: float(nbytes) for kind, nbytes in usage.exchange_bytes_by_purpose.items()}
+        sent["deposit"] = float(usage.deposit_bytes or 0)
+        sent["decode_q"], sent["decode_state"] = (
+            float(usage.q_bytes or 0),
+            float(usage.state_bytes or 0),
+        )
+        outcome.sent_bytes = {kind: nbytes for kind, nbytes in sent.items() if nbytes}
+        outcome.degree, outcome.owner, outcome.epochs = usage.sp_degree, usage.owner, usage.epoch
+    return outcome

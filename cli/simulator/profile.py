@@ -1,0 +1,104 @@
+"""What a cluster's hardware takes for a model's prefills and decode steps."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from sps2.common.errors import Invalid
+
+Curve = tuple[tuple[int, float], ...]
+"""Points (count, seconds) in the order of count, at least one; straight lines join them."""
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """How far predictions from a profile were from measurements that it was not fitted to.
+
+    error: mean of |predicted - measured| / measured. low, high: its 95 % interval (bootstrap).
+    residuals: predicted / measured of every point.
+    """
+
+    error: float
+    low: float
+    high: float
+    residuals: tuple[float, ...]
+
+
+class Profile(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds of one shard's work for one model, from which the simulator computes what runs take.
+
+    name: for people. model: name or shape of the model. fingerprint: of the weights that were
+        measured; empty: not measured. machine: for people. is_measured: whether it was measured on
+        that machine; otherwise the constants are from data sheets and public measurements.
+    sources: where each constant is from, by field, with a URL or a command.
+    margin: half the width of the 95 % interval of a predicted time, as a share of it, for times
+        without a row in `checks`.
+    """
+
+    name: str
+    model: str
+    machine: str
+    is_measured: bool
+    sources: dict[str, str]
+    margin: float
+    fingerprint: str = ""
+
+    launch_s: float
+    """Of every request, from its arrival to the beginning of its prefill, and from the end of that
+    to its first token at the client."""
+    pass_s: Curve
+    """A pass through all layers by number of rows, without attention to earlier rows."""
+    pair_s: float
+    """Attention of a prefill, per pair of a query and a key, all layers and heads."""
+    share_s: float
+    """Added to a prefill that several shards share: its waits for the others."""
+    step_s: Curve
+    """A decode step by number of sequences, without attention."""
+    key_s: float
+    """Attention of a decode step, per key of each sequence, all layers and heads."""
+    remote_s: float
+    """Added to a decode step whose keys are on other shards too."""
+    link_gbit: float
+    """Of a shard's link, each way."""
+    link_latency_s: float
+    cores: float = 0.0
+    """Cores that all shards share, each of which uses one; 0: shards do not share any."""
+    checks: dict[str, Checked] = {}
+    """By what was predicted: `ttft`, `tbt`."""
+
+    def prefill_s(self, rows: int, pairs: float) -> float:
+        """Seconds of one shard alone for `rows` rows that attend to `pairs` pairs."""
+        return at(self.pass_s, rows) + pairs * self.pair_s
+
+    def decode_s(self, sequences: float, keys: float, is_spread: bool) -> float:
+        """Seconds of one decode step of `sequences` sequences with `keys` keys on the shard that
+        has most of them. is_spread: whether other shards have some."""
+        return at(self.step_s, sequences) + keys * self.key_s + is_spread * self.remote_s
+
+
+def at(curve: Curve, count: float) -> float:
+    """The seconds at a count; beyond its ends a curve goes on straight, and never below zero."""
+    if len(curve) == 1:
+        return curve[0][1] * count / curve[0][0]
+    right = min(max(1, bisect_left(curve, (count, 0.0))), len(curve) - 1)
+    (x, y), (to_x, to_y) = curve[right - 1], curve[right]
+    return max(0.0, y + (to_y - y) * (count - x) / (to_x - x))
+
+
+def read_profile(path: Path) -> Profile:
+    """Read a profile that `spsctl profile` wrote. Raises OSError, and Invalid if it is none."""
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=Profile)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Invalid(f"{path}: not a profile of `spsctl profile`: {error}") from error
+    for name in ("pass_s", "step_s"):
+        check_curve(getattr(found, name), f"{path}: {name}")
+    return found
+
+
+def check_curve(curve: Sequence[tuple[int, float]], where: str) -> None:
+    """Raises Invalid unless counts are positive and rise."""
+    counts = [count for count, _ in curve]
+    if not counts or counts[0] < 1 or counts != sorted(set(counts)):
+        raise Invalid(f"{where} needs points with rising counts from 1 on")
