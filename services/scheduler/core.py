@@ -35,6 +35,7 @@ from sps2.services.scheduler.decisions import (
 from sps2.services.scheduler.events import (
     CHANGES,
     SHARD_CHANGES,
+    STARTS_NONE,
     Assigned,
     Chunked,
     Decoded,
@@ -53,7 +54,6 @@ from sps2.services.scheduler.events import (
     Shareable,
     Starved,
     Submitted,
-    Tick,
 )
 from sps2.services.scheduler.fleet import Fleet
 from sps2.services.scheduler.lateness import overdue
@@ -202,9 +202,7 @@ class Core:
                 self._doubt_cached()
             case Ended(id):
                 self._end(id)
-            case Tick():
-                pass
-        return self._decide(now_s)
+        return self._decide(now_s, not isinstance(event, STARTS_NONE))
 
     def wakes_at(self) -> float | None:
         """The time at which the next `Tick` is due; None if none is."""
@@ -235,13 +233,13 @@ class Core:
         others = [self._requests[other].work.resumes for other in self._queue]
         self._queue.insert(others.index(False) if False in others else len(others), id)
 
-    def _decide(self, now_s: float) -> list[Action]:
+    def _decide(self, now_s: float, may_start: bool = True) -> list[Action]:
         actions: list[Action] = []
         for id in self._queue:
             if self._requests[id].rests_until_s <= now_s:
                 self._requests[id].rests_until_s = 0.0
         while True:
-            view = self._view(now_s)
+            view = self._view(now_s, may_start)
             self._progressed = []
             try:
                 for decision in self.policy.decide(view):
@@ -266,10 +264,10 @@ class Core:
                 actions.append(self._reject(id, late))
         return actions
 
-    def _view(self, now_s: float) -> View:
+    def _view(self, now_s: float, may_start: bool = True) -> View:
         return View(
             self._requests,
-            self._queue,
+            self._queue if may_start else (),
             self._prefilling,
             self._progressed,
             self._callers.turns,

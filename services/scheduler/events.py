@@ -155,6 +155,8 @@ CHANGES = (
     | Ended
 )
 """Events after which requests that wait may start."""
+STARTS_NONE = Granted | Progressed | Decoded | Grew
+"""Events after which no request that waits may start."""
 SHARD_CHANGES = Joined | Lost | Parted | Assigned | Chunked | Prefilled
 """Those after which requests that wait for shards may start; so they may when one leaves shards
 that prefill."""

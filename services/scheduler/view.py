@@ -50,7 +50,8 @@ class Forecast:
 class View:
     """The state of the core while a policy decides; only for reading.
 
-    It is live: after each decision that the policy yields, it shows what follows from it.
+    It is live: after each decision that the policy yields, it shows what follows from it. Its queue
+    is empty after events that let no request start.
     """
 
     def __init__(
@@ -167,6 +168,8 @@ class View:
             self._check_ttft(request, planner)
             if work.hashes and any(map(request.gains_from, self._requests.values())):
                 return Hold(request.id, Wait("prefix"))
+            if not request.is_known and (wait is None or wait.cause != "absent"):
+                return LookUp(request.id)
             plan = planner.placing.plan(work, request.cached or (), self.fleet, ahead)
         except ServiceError as error:
             return Refuse(request.id, error)
