@@ -8,7 +8,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from sps2.cli.simulator import hardware
-from sps2.cli.simulator.clusters import Wanted, setup_of
+from sps2.cli.simulator.clusters import PAGE_TOKENS, Wanted, setup_of
 from sps2.cli.simulator.setup import Setup
 from sps2.cli.workload import sources
 from sps2.cli.workload.requests import Workload
@@ -20,7 +20,6 @@ LOADS = (0.3, 0.6, 0.9, 1.1)
 """Arrivals, as shares of what the cards could prefill if they did nothing else."""
 SESSIONS = (8, 16, 32, 64)
 """Conversations that begin within a minute, in the closed loop."""
-PAGE_TOKENS = 256
 
 
 @dataclass(frozen=True)

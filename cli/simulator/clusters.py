@@ -19,7 +19,7 @@ from sps2.common.models import fingerprint, locate
 
 ENDLESS = 1_000_000
 """Requests that may wait in a simulated cluster without a configuration of its own."""
-PAGE_TOKENS = 64
+PAGE_TOKENS = 256
 LARGEST_SPAN = 1 << 17
 CONTEXTS = 16
 """A pool sized by free memory has at most this many times the model's context."""

@@ -304,9 +304,16 @@ class Schemes:
             moved = traffic.loads(self._config, self._itemsize, scheme, spans, self._tp)
             seconds = self._seconds(scheme, spans, moved.busiest)
             found.append(Partition("exact", scheme, tuple(spans), moved.by_purpose, seconds))
-            if seconds <= EVEN * self.alone_s(tokens) / ranks:
+            if seconds <= EVEN * self.alone_s(tokens) / ranks + self._waits(scheme, ranks):
                 break
         return min(found, key=lambda each: each.predicted_s)
+
+    def _waits(self, scheme: Scheme, ranks: int) -> float:
+        """Seconds in which ranks wait for each other, however their spans are."""
+        if ranks == 1:
+            return 0.0
+        steps = 2 if scheme.method in IN_A_ROW else _steps(scheme, ranks)
+        return self._config.layers * steps * self._sharing.link_latency_s
 
     def _spans(
         self, scheme: Scheme, tokens: int, ranks: int, capacity: Capacity | None
@@ -334,7 +341,7 @@ class Schemes:
         other methods exchange within each layer: there only attention hides transfers, and never
         the first.
         """
-        ranks, layers = len(spans), self._config.layers
+        ranks, waits = len(spans), self._waits(scheme, len(spans))
         linear = [self._token_s * sum(span.tokens for span in own) for own in spans]
         seen = partial(_pairs, earlier=EXPECTED_WORK if scheme.method == "csa" else 1.0)
         attention = [self._pair_s * sum(map(seen, own)) for own in spans]
@@ -343,7 +350,6 @@ class Schemes:
         moving = busiest / (self._sharing.link_gbit * 1.25e8)
         if scheme.method in IN_A_ROW:
             busy = max(map(sum, zip(linear, attention, strict=True)))
-            waits = 2 * layers * self._sharing.link_latency_s
             return busy + moving + waits if not scheme.pipelined else max(busy, moving) + waits
         share = -(-self._config.heads // scheme.ulysses) * scheme.ulysses / self._config.heads
         if scheme.method == "pass_q":  # the rank that has the keys attends
@@ -351,10 +357,13 @@ class Schemes:
             busy = max(self._pair_s * sum(_queries(span, tokens) for span in own) for own in spans)
         else:
             busy = sum(attention) / ranks * share
-        steps = ranks // scheme.ulysses + 2 * (scheme.ulysses > 1)
-        waits = layers * steps * self._sharing.link_latency_s
-        hidden = min(busy, moving * (1 - 1 / steps)) if scheme.pipelined else 0.0
+        hidden = min(busy, moving * (1 - 1 / _steps(scheme, ranks))) if scheme.pipelined else 0.0
         return max(linear) + busy + moving - hidden + waits
+
+
+def _steps(scheme: Scheme, ranks: int) -> int:
+    """Exchanges of a layer by a method that is not in `IN_A_ROW`."""
+    return ranks // scheme.ulysses + 2 * (scheme.ulysses > 1)
 
 
 def _block(capacity: Capacity | None) -> int:
