@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import record
 from evaluation import beside, live, run, tables
-from evaluation.settings import HARDWARE, SETS, SYSTEMS
+from evaluation.settings import ARRANGEMENTS, HARDWARE, SETS
 
 PARTS = ("sets", "beside", "live")
 ROOT = Path(__file__).parent.parent
@@ -36,7 +36,7 @@ def main() -> None:
         sets = [each for each in SETS if each.name in options.sets]
         found = [*run.points(chosen, sets, options.traces, options.seed)]
         made = {
-            "systems": [each.name for each in SYSTEMS],
+            "policies": list(ARRANGEMENTS),
             "sets": {each.name: each.what for each in SETS},
             "has_traces": options.traces is not None,
             "seed": options.seed,

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from evaluation.settings import HARDWARE, System
+from evaluation.settings import APART, ARRANGEMENTS, HARDWARE, MIXED
 from sps2.cli.simulator.simulation import Simulation
 from sps2.cli.simulator.statistics import summarise
 from sps2.cli.workload import sources
@@ -13,12 +13,13 @@ from sps2.cli.workload.requests import Turn, Workload
 LONG = Turn(20.0, 600_000, 100)
 RATES = (2.0, 5.0)
 SECONDS = 120.0
+QUARTER, HALF = APART
 SYSTEMS = (
-    System("sps2", "sps2", 1 / 4),
-    System("sps2, half decode", "sps2", 1 / 2),
-    System("sps2, mixed shards", "sps2"),
-    System("fcfs", "fcfs", 1 / 2),
-    System("sarathi", "sarathi", chunk_tokens=512),
+    ("sps2", QUARTER),
+    ("sps2", HALF),
+    ("sps2", MIXED),
+    ("fcfs", HALF),
+    ("sarathi", ARRANGEMENTS["sarathi"][0]),
 )
 
 
@@ -27,8 +28,8 @@ def rows(seed: int) -> list[dict[str, Any]]:
     the short ones that came while it was prefilled."""
     found = []
     for cards in HARDWARE[:2]:
-        for system in SYSTEMS:
-            setup = system.setup(cards)
+        for policy, arrangement in SYSTEMS:
+            setup = arrangement.setup(policy, cards)
             alone = Simulation(setup).run(Workload("long", [LONG])).outcomes[0]
             for rate in RATES:
                 short = sources.find(
@@ -49,7 +50,7 @@ def rows(seed: int) -> list[dict[str, Any]]:
                 found.append(
                     {
                         "hardware": cards.name,
-                        "system": system.name,
+                        "system": f"{policy}, {arrangement.name}",
                         "rate": rate,
                         "short": len(run.outcomes),
                         "short_ttft_s": msgspec.to_builtins(summary.ttft_s.all),

@@ -8,10 +8,8 @@ from matplotlib.figure import Figure
 
 SHOWN = {
     "sps2": ("#d62728", "-", 2.4),
-    "sps2, half decode": ("#d62728", "--", 1.6),
     "fcfs": ("#7f7f7f", "-", 1.2),
     "sarathi": ("#1f77b4", "-", 1.2),
-    "sarathi, chunks of 2,048": ("#1f77b4", "--", 1.2),
     "distserve": ("#2ca02c", "-", 1.2),
     "splitwise": ("#9467bd", "-", 1.2),
     "loongserve": ("#ff7f0e", "-", 1.2),

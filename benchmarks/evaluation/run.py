@@ -1,19 +1,29 @@
-"""Simulates every system on every set, and says which can be told apart."""
+"""Simulates every policy on every set, and says which can be told apart."""
 
 import multiprocessing
 import sys
 from collections.abc import Iterator, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from evaluation.settings import HARDWARE, SETS, SYSTEMS, Hardware, Set
+from evaluation.settings import (
+    ARRANGEMENTS,
+    HARDWARE,
+    SETS,
+    Arrangement,
+    Hardware,
+    Set,
+    arrangements,
+)
 from sps2.cli.simulator.alone import Alone
 from sps2.cli.simulator.comparison import compare
 from sps2.cli.simulator.outcomes import Run
 from sps2.cli.simulator.simulation import Simulation
 from sps2.cli.simulator.statistics import Objectives, summarise
+from sps2.cli.workload.requests import Workload
 
 JUDGED = {
     "ttft_s.all.mean": 1,
@@ -28,15 +38,17 @@ LONG_TOKENS = {"A": 16_000, "B": 32_000, "C": 16_000, "D": 4_000}
 
 
 class Point(msgspec.Struct, frozen=True):
-    """All systems at one load of a set. summaries: by system, as `statistics.Summary`.
+    """All policies at one load of a set. summaries: by policy, as `statistics.Summary`.
 
-    losses: figures at which a system can be told from `sps2`, and is better: by name, the systems.
+    arrangements: of the shards, by policy. losses: policies that are better than `sps2` beyond
+    doubt, by figure; wins: those that are worse.
     """
 
     hardware: str
     set: str
     load: float
     rate: float
+    arrangements: dict[str, str]
     summaries: dict[str, Any]
     losses: dict[str, list[str]]
     wins: dict[str, list[str]]
@@ -47,28 +59,61 @@ def points(
 ) -> Iterator[Point]:
     """Simulate every combination, on all cores."""
     tasks = [
-        (HARDWARE.index(cards), SETS.index(each), load, traces, seed)
+        (HARDWARE.index(cards), SETS.index(each), traces, seed)
         for cards in hardware
         for each in sets
-        for load in each.loads
     ]
     with multiprocessing.get_context("spawn").Pool() as pool:
-        for number, point in enumerate(pool.imap(_point, tasks), 1):
-            done = f"{number}/{len(tasks)}  {point.hardware}, set {point.set}, load {point.load:g}"
+        for number, found in enumerate(pool.imap(_set, tasks), 1):
+            done = f"{number}/{len(tasks)}  {found[0].hardware}, set {found[0].set}"
             print(done, file=sys.stderr, flush=True)
-            yield point
+            yield from found
 
 
-def _point(task: tuple[int, int, float, Path | None, int]) -> Point:
-    place, number, load, traces, seed = task
+def _set(task: tuple[int, int, Path | None, int]) -> list[Point]:
+    """One kind of cards and one set, at all loads."""
+    place, number, traces, seed = task
     cards, kind = HARDWARE[place], SETS[number]
-    rate = load if kind.is_closed else load * cards.most_rate(kind.make(None, seed, traces))
-    workload = kind.make(rate, seed, traces)
-    alone, runs = Alone(cards.mixed), dict[str, Run]()
-    for system in SYSTEMS:
-        run = Simulation(system.setup(cards)).run(workload, alone)
-        run.policy, run.seed, run.rate = system.name, seed, rate
-        runs[system.name] = run
+    most_rate = 0.0 if kind.is_closed else cards.most_rate(kind.make(None, seed, traces))
+    rates = [load if kind.is_closed else load * most_rate for load in kind.loads]
+    alone = Alone(cards.mixed)
+    chosen: dict[str, Arrangement] = {}
+    for policy in ARRANGEMENTS:
+        middle = kind.make(rates[1], seed, traces)
+        tried = arrangements(policy, cards)
+        runs = [_run(policy, each, cards, middle, alone) for each in tried]
+        means = [_mean_ttft_s(run) for run in runs]
+        chosen[policy] = tried[means.index(min(means))]
+    return [
+        _point(cards, kind, load, kind.make(rate, seed, traces), rate, chosen, alone, seed)
+        for load, rate in zip(kind.loads, rates, strict=True)
+    ]
+
+
+def _run(
+    policy: str, arrangement: Arrangement, cards: Hardware, workload: Workload, alone: Alone
+) -> Run:
+    return Simulation(arrangement.setup(policy, cards)).run(workload, alone)
+
+
+def _mean_ttft_s(run: Run) -> float:
+    found = [each.ttft_s for each in run.outcomes if each.ttft_s is not None]
+    return sum(found) / len(found) if len(found) == len(run.outcomes) else inf
+
+
+def _point(
+    cards: Hardware,
+    kind: Set,
+    load: float,
+    workload: Workload,
+    rate: float,
+    chosen: dict[str, Arrangement],
+    alone: Alone,
+    seed: int,
+) -> Point:
+    runs = {policy: _run(policy, each, cards, workload, alone) for policy, each in chosen.items()}
+    for run in runs.values():
+        run.seed, run.rate = seed, rate
     long_tokens = LONG_TOKENS[kind.name]
     summaries = {
         name: msgspec.to_builtins(
@@ -87,4 +132,5 @@ def _point(task: tuple[int, int, float, Path | None, int]) -> Point:
             if each.is_distinct:
                 is_better = each.change.value * JUDGED[each.name] < 0
                 (losses if is_better else wins)[each.name].append(name)
-    return Point(cards.name, kind.name, load, rate, summaries, losses, wins)
+    names = {policy: each.name for policy, each in chosen.items()}
+    return Point(cards.name, kind.name, load, rate, names, summaries, losses, wins)

@@ -1,5 +1,6 @@
 """What the evaluation compares: hardware, workloads and systems."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,12 +8,10 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from sps2.cli.simulator import hardware
-from sps2.cli.simulator.clusters import PAGE_TOKENS, Wanted, setup_of
+from sps2.cli.simulator.clusters import Wanted, setup_of
 from sps2.cli.simulator.setup import Setup
 from sps2.cli.workload import sources
 from sps2.cli.workload.requests import Workload
-from sps2.common.config import Cluster, Kv
 
 REQUESTS = 300
 """Of a run."""
@@ -130,41 +129,48 @@ SETS = (
 
 
 @dataclass(frozen=True)
-class System:
-    """A policy on an arrangement of the shards."""
+class Arrangement:
+    """What shards do. decode_share: of them only decode, at least one; 0: all are mixed."""
 
     name: str
-    policy: str
     decode_share: float = 0.0
-    """Of the shards, that only decode, at least one; 0: all are mixed."""
     chunk_tokens: int = 0
 
-    def setup(self, cards: Hardware) -> Setup:
-        counts = 0, 0, cards.shards
-        if self.decode_share:
-            decode = max(1, round(cards.shards * self.decode_share))
-            counts = cards.shards - decode, decode, 0
-        made = cards.setup(self.policy, *counts)
+    def counts(self, shards: int) -> tuple[int, int, int]:
+        """Prefill, decode and mixed shards."""
+        if not self.decode_share:
+            return 0, 0, shards
+        decode = max(1, round(shards * self.decode_share))
+        return shards - decode, decode, 0
+
+    def setup(self, policy: str, cards: Hardware) -> Setup:
+        made = cards.setup(policy, *self.counts(cards.shards))
         scheduler = replace(made.config.scheduler, chunk_tokens=self.chunk_tokens)
-        kv = Kv(page_tokens=PAGE_TOKENS)
-        config: Cluster = replace(made.config, scheduler=scheduler, kv=kv)
-        pages = hardware.pages(made.model, cards.card, PAGE_TOKENS, cards.tp)
-        return Setup(config, made.model, made.itemsize, made.profile, pages)
+        return dataclasses.replace(made, config=replace(made.config, scheduler=scheduler))
 
 
-SYSTEMS = (
-    System("sps2", "sps2", 1 / 4),
-    System("sps2, half decode", "sps2", 1 / 2),
-    System("sps2, mixed shards", "sps2"),
-    System("fcfs", "fcfs", 1 / 4),
-    System("sarathi", "sarathi", chunk_tokens=512),
-    System("sarathi, chunks of 2,048", "sarathi", chunk_tokens=2048),
-    System("distserve", "distserve"),
-    System("distserve, a quarter decodes", "distserve", 1 / 4),
-    System("splitwise", "splitwise"),
-    System("loongserve", "loongserve"),
-    System("pecsched", "pecsched", 1 / 4),
-    System("preflow", "preflow", 1 / 4),
-    System("lars", "lars", 1 / 4),
-    System("sjf", "sjf", 1 / 4),
-)
+APART = (Arrangement("a quarter decodes", 1 / 4), Arrangement("half decode", 1 / 2))
+MIXED = Arrangement("mixed")
+ARRANGEMENTS: dict[str, tuple[Arrangement, ...]] = {
+    "sps2": (*APART, MIXED),
+    "fcfs": (*APART, MIXED),
+    "sarathi": tuple(
+        Arrangement(f"mixed, chunks of {tokens:,}", chunk_tokens=tokens) for tokens in (512, 2048)
+    ),
+    "distserve": (*APART, MIXED),
+    "splitwise": (MIXED,),
+    "loongserve": (MIXED,),
+    "pecsched": (*APART, MIXED),
+    "preflow": (*APART, MIXED),
+    "lars": (*APART, MIXED),
+    "sjf": (*APART, MIXED),
+}
+"""By policy; of these it gets the one with which its mean TTFT is the least at the second load."""
+
+
+def arrangements(policy: str, cards: Hardware) -> list[Arrangement]:
+    """Those of a policy that differ on these cards."""
+    known: dict[tuple[int, ...], Arrangement] = {}
+    for each in ARRANGEMENTS[policy]:
+        known.setdefault((*each.counts(cards.shards), each.chunk_tokens), each)
+    return [*known.values()]

@@ -31,10 +31,8 @@ PAPER = (
     ("decode throughput", 5.2, "decode_tokens_per_s", 1),
 )
 """The paper's ratios over Sarathi-Serve, each "up to"."""
-BASELINES = ("sarathi", "sarathi, chunks of 2,048")
 LIVE = ("mean TTFT, s", "p99 TTFT, s", "mean TBT, s", "mean E2E, s")
 """Figures that are compared with a live cluster; live / simulated."""
-OWN = ("sps2", "sps2, half decode", "sps2, mixed shards")
 
 
 def newest(results: Path, part: str) -> Record | None:
@@ -87,21 +85,21 @@ def _figure(found: Record, rest: str) -> str:
         unit = "sessions" if kind == "B" else "of what the cards can prefill"
         heads = [f"set {kind}: {TITLES[name]}", *(f"{p['load']:g} {unit}" for p in points)]
         rows = []
-        for system in found["systems"]:
-            values = [value(p["summaries"][system], name) for p in points]
-            rows.append(
-                [system, *(_cell(p, system, name, v) for p, v in zip(points, values, strict=True))]
-            )
+        for policy in found["policies"]:
+            values = [value(p["summaries"][policy], name) for p in points]
+            where = points[0]["arrangements"][policy]
+            cells = [_cell(p, policy, name, v) for p, v in zip(points, values, strict=True)]
+            rows.append([f"`{policy}`, {where}", *cells])
         parts.append(f"{what}:\n\n{_table(heads, rows)}")
     return "\n\n".join(parts)
 
 
-def _cell(point: Record, system: str, name: str, found: float | None) -> str:
+def _cell(point: Record, policy: str, name: str, found: float | None) -> str:
     """A value; bold if it is better than that of `sps2` beyond doubt, in italics if it is worse."""
     text = "-" if found is None else _short(found)
-    if system in point["losses"].get(name, ()):
+    if policy in point["losses"].get(name, ()):
         return f"**{text}**"
-    return f"*{text}*" if system in point["wins"].get(name, ()) else text
+    return f"*{text}*" if policy in point["wins"].get(name, ()) else text
 
 
 def _losses(found: Record, rest: str) -> str:
@@ -112,11 +110,11 @@ def _losses(found: Record, rest: str) -> str:
             continue
         for name, systems in point["losses"].items():
             judged += 1
-            if others := [each for each in systems if each not in OWN]:
+            if systems:
                 own = value(point["summaries"]["sps2"], name)
                 texts = [
                     f"{each} {_short(value(point['summaries'][each], name) or 0)}"
-                    for each in others
+                    for each in systems
                 ]
                 rows.append(
                     [
@@ -144,13 +142,11 @@ def _ratios(found: Record, rest: str) -> str:
         for point in found["points"]:
             if point["set"] != "A":
                 continue
-            for base in BASELINES:
-                own = value(point["summaries"]["sps2"], name)
-                other = value(point["summaries"][base], name)
-                if own and other:
-                    ratio = (own / other) ** sign
-                    where = f"{point['hardware']}, load {point['load']:g}, over {base}"
-                    best = max(best, (ratio, where))
+            own = value(point["summaries"]["sps2"], name)
+            other = value(point["summaries"]["sarathi"], name)
+            if own and other:
+                where = f"{point['hardware']}, load {point['load']:g}"
+                best = max(best, ((own / other) ** sign, where))
         rows.append([what, f"{paper:g}", _short(best[0]), best[1]])
     return _table(("over Sarathi-Serve, up to", "paper", "here", "where"), rows)
 
