@@ -1,12 +1,21 @@
 """`spsctl simulate`: what a cluster would do with a workload."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from sps2.cli import render
 from sps2.cli.simulator.alone import Alone
@@ -105,6 +114,7 @@ def simulate(
     The scheduler and the KV directory are those that serve. What shards take is from a profile that
     was measured here, or from data sheets; every figure has a 95 % interval.
     """
+    _check_outputs(as_json, html, plot)
     wanted = Wanted(model, hardware, profile, config, prefill, decode, mixed, tp, link_gbit)
     policies = _policies(policy)
     rates = _rates(rate)
@@ -125,18 +135,22 @@ def simulate(
     setups = [setup_of(wanted, each) for each in policies]
     for each in workloads:
         check_fits(each, setups[0].model)
-    alone = Alone(setups[0])
+    alone = Alone(setups[0], (turn.prompt_tokens for each in workloads for turn in each.turns))
     runs: list[Run] = []
+    is_interrupted = False
     with _progress() as bars:
-        for load in workloads:
-            for made in setups:
-                name = made.config.scheduler.policy
-                task = bars.add_task(_title(name, load, rates), total=len(load.turns))
-                simulation = Simulation(made, losses)
-                runs.append(
-                    simulation.run(load, alone, lambda done, t=task: bars.update(t, completed=done))  # type: ignore[misc]
-                )
-                runs[-1].seed = seed
+        try:
+            for load in workloads:
+                for made in setups:
+                    name = made.config.scheduler.policy
+                    task = bars.add_task(_title(name, load, rates), total=len(load.turns))
+                    run = Simulation(made, losses).run(
+                        load, alone, partial(_show_progress, bars, task)
+                    )
+                    run.seed = seed
+                    runs.append(run)
+        except KeyboardInterrupt:
+            is_interrupted = True
     objectives = Objectives(
         None if ttft_ms is None else ttft_ms / 1000, None if tbt_ms is None else tbt_ms / 1000
     )
@@ -144,15 +158,50 @@ def simulate(
     for shown in table.tables_of(summaries, render.out.width):
         render.show(shown)
     comparisons = [compare(runs[0], run) for run in runs[1:] if have_same_requests(runs[0], run)]
-    if as_json is not None:
-        as_json.write_bytes(documents.write(summaries, comparisons, runs))
-        render.note(f"written to {as_json}")
-    if plot is not None:
-        for path in plots.draw(runs, summaries, plot):
+    outputs: list[tuple[Path | None, Callable[[Path], object]]] = [
+        (as_json, lambda path: path.write_bytes(documents.write(summaries, comparisons, runs))),
+        (html, lambda path: path.write_text(page.page(runs, summaries), encoding="utf-8")),
+        (plot, lambda path: plots.draw(runs, summaries, path)),
+    ]
+    is_written = _write(outputs)
+    if unanswered := sum(each.requests - each.completed for each in summaries):
+        render.note(f"{render.counted(unanswered, 'request')} had no whole answer", "yellow")
+    if is_interrupted:
+        render.note(f"interrupted: {len(runs)} of {len(workloads) * len(setups)} runs are over")
+        raise typer.Exit(130)
+    if not is_written:
+        raise typer.Exit(1)
+
+
+def _check_outputs(*paths: Path | None) -> None:
+    """Raises Invalid if one of the files or folders to write cannot be written."""
+    for path in paths:
+        if path is None:
+            continue
+        if str(path) == "-":
+            raise Invalid("give a file's name instead of -; tables go to standard output")
+        there = next(each for each in (path, *path.absolute().parents) if each.exists())
+        if not os.access(there, os.W_OK) or (path.parent.exists() is False and path.suffix):
+            raise Invalid(f"{path} cannot be written: make its folder, or name another")
+
+
+def _write(outputs: Sequence[tuple[Path | None, Callable[[Path], object]]]) -> bool:
+    """Write each output that has a place, even if others fail; whether all were written."""
+    is_written = True
+    for path, write in outputs:
+        if path is None:
+            continue
+        try:
+            write(path)
             render.note(f"written to {path}")
-    if html is not None:
-        html.write_text(page.page(runs, summaries), encoding="utf-8")
-        render.note(f"written to {html}")
+        except (OSError, Invalid) as error:
+            render.say_error(f"error: {error}")
+            is_written = False
+    return is_written
+
+
+def _show_progress(bars: Progress, task: TaskID, ended: int) -> None:
+    bars.update(task, completed=ended)
 
 
 def _policies(names: str) -> list[str]:

@@ -76,7 +76,8 @@ def _set(task: tuple[int, int, Path | None, int]) -> list[Point]:
     cards, kind = HARDWARE[place], SETS[number]
     most_rate = 0.0 if kind.is_closed else cards.most_rate(kind.make(None, seed, traces))
     rates = [load if kind.is_closed else load * most_rate for load in kind.loads]
-    alone = Alone(cards.mixed)
+    lengths = (turn.prompt_tokens for turn in kind.make(rates[1], seed, traces).turns)
+    alone = Alone(cards.mixed, lengths)
     chosen: dict[str, Arrangement] = {}
     for policy in ARRANGEMENTS:
         middle = kind.make(rates[1], seed, traces)

@@ -27,6 +27,10 @@ class Arrivals:
             at_s = self._clock.now_s + (following.think_s or 0.0)
             self._clock.call_at(at_s, lambda: self._send(following))
 
+    def failed(self, turn: Turn) -> int:
+        """A turn has failed: the rest of its session is not sent. Returns how many those are."""
+        return len(self._later.pop(turn.session, []))
+
     def _first_turns(self, workload: Workload) -> Iterator[Turn]:
         """The turns that do not wait for others."""
         known, first = set[str](), list[Turn]()

@@ -1,6 +1,8 @@
 """Makes the cluster that a simulation is about, from a configuration and a profile or a GPU."""
 
+import dataclasses
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -61,12 +63,21 @@ def setup_of(wanted: Wanted, policy: str | None = None) -> Setup:
         raise Invalid(
             f"give either a profile of `spsctl profile`, or one of {', '.join(hardware.CARDS)}"
         )
+    if wanted.link_gbit is not None and not 0 < wanted.link_gbit < inf:
+        raise Invalid(f"--link-gbit {wanted.link_gbit:g}: give a number over 0")
+    if wanted.profile is not None and wanted.tp:
+        raise Invalid(
+            "a profile has the times of the shards that were measured: leave out --tp, and profile "
+            "a cluster with it"
+        )
     base = configuration.load(wanted.config) if wanted.config else None
     return configured(wanted, base, policy)
 
 
 def configured(wanted: Wanted, config: Cluster | None, policy: str | None = None) -> Setup:
     """As `setup_of`, for a configuration that was read; None: settings as are usual."""
+    if wanted.tp and (wanted.mixed or (config is not None and config.mixed)):
+        wanted = dataclasses.replace(wanted, tp=None, cards_per_shard=wanted.tp)
     model = shape_of(wanted.model)
     base = config or Cluster()
     try:
@@ -83,7 +94,13 @@ def configured(wanted: Wanted, config: Cluster | None, policy: str | None = None
             base = replace(base, scheduler=replace(base.scheduler, policy=policy))
     except ValueError as error:
         raise Invalid(str(error)) from error
-    return Setup(base, model, hardware.ITEM_BYTES, profile, _pages(wanted, model, base))
+    pages = _pages(wanted, model, base)
+    if pages < 1:
+        raise Invalid(
+            f"kv.pool_tokens is {base.kv.pool_tokens}, less than a page of {base.kv.page_tokens}: "
+            "enlarge it"
+        )
+    return Setup(base, model, hardware.ITEM_BYTES, profile, pages)
 
 
 def check_fits(workload: Workload, model: ModelConfig) -> None:
@@ -133,7 +150,7 @@ def _shards(wanted: Wanted, base: Cluster) -> dict[str, int]:
         shards = {"prefill": prefill, "decode": decode, "mixed": 0}
     else:
         shards = {"prefill": base.prefill, "decode": base.decode, "mixed": base.mixed}
-    if wanted.tp:
+    if wanted.tp and not shards["mixed"]:
         shards["tp"] = wanted.tp
     return shards
 

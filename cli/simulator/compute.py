@@ -1,7 +1,7 @@
 """Computing time of shards: who of a shard's prefills and decode steps gets how much of it."""
 
 from collections.abc import Callable, Sequence
-from math import inf
+from math import inf, ulp
 
 from sps2.cli.simulator.clock import Clock, Timer
 from sps2.cli.simulator.decoding import Batch
@@ -16,6 +16,7 @@ class Work:
     Args:
         seconds: of one thread. threads: that compute it.
         shares_steps: whether the shard's decode steps run in its passes.
+        shared_rows: rows in passes that other prompts of the shard share; 0: it shares none.
         ended: called when it is done.
     """
 
@@ -26,12 +27,14 @@ class Work:
         ended: Callable[[], None],
         threads: float = 1.0,
         shares_steps: bool = False,
+        shared_rows: int = 0,
     ) -> None:
         self.whole_s = self.left_s = seconds
         self.urgency = urgency
         self.ended = ended
         self.threads = threads
         self.shares_steps = shares_steps
+        self.shared_rows = shared_rows
         self.pace = 0.0
         """Seconds of its work done in a second."""
         self.started_s = 0.0
@@ -56,8 +59,9 @@ class Work:
 class Unit:
     """What one shard computes: prefills, and the decode steps of its batch."""
 
-    def __init__(self, shard: str, batch: Batch) -> None:
+    def __init__(self, shard: str, batch: Batch, dead: set[str]) -> None:
         self.shard = shard
+        self._dead = dead
         self.works: list[Work] = []
         self.batch = batch
         self.batch_pace = 0.0
@@ -65,9 +69,13 @@ class Unit:
         """Where it computes."""
 
     @property
-    def sharing(self) -> Work | None:
-        """The prefill in whose passes decode steps run; None: there is none."""
-        return next((work for work in self.works if work.shares_steps), None)
+    def is_dead(self) -> bool:
+        return self.shard in self._dead
+
+    @property
+    def sharing(self) -> list[Work]:
+        """The prefills in whose passes decode steps run."""
+        return [work for work in self.works if work.shares_steps]
 
 
 class Host:
@@ -125,11 +133,13 @@ class Host:
         for unit in self._units:
             if unit.works:
                 self._pace(unit, share)
-                next_s = min(next_s, *(w.left_s / w.pace for w in unit.works if w.pace))
+                next_s = min([next_s, *(w.left_s / w.pace for w in unit.works if w.pace)])
             if len(unit.batch):
                 sharing = unit.sharing
-                unit.batch.within_s = sharing.whole_s if sharing else None
-                unit.batch_pace = sharing.pace if sharing else share
+                unit.batch.within_s = sum(each.whole_s for each in sharing) if sharing else None
+                unit.batch_pace = sum(each.pace for each in sharing) if sharing else share
+                if unit.batch.is_stalled:
+                    unit.batch_pace = 0.0
                 if unit.batch_pace:
                     next_s = min(next_s, unit.batch.plan_steps() / unit.batch_pace)
         if next_s < inf:
@@ -139,7 +149,7 @@ class Host:
     @staticmethod
     def _threads(unit: Unit) -> float:
         prefill = max((work.threads for work in unit.works), default=0.0)
-        return prefill + (bool(len(unit.batch)) and unit.sharing is None)
+        return prefill + (bool(len(unit.batch)) and not unit.sharing)
 
     def _pace(self, unit: Unit, share: float) -> None:
         works = unit.works
@@ -151,21 +161,22 @@ class Host:
                 part = (1 - LEAST_SHARE * bool(held)) / first
             else:
                 part = LEAST_SHARE / held
-            work.pace = share * part * work.threads
+            work.pace = 0.0 if unit.is_dead else share * part * work.threads
             work.hold(work.urgency < most, self._clock.now_s)
 
     def _end(self) -> None:
         self._timer = None
         self.advance()
         ended: list[Callable[[], None]] = []
+        slack_s = 4 * ulp(self._clock.now_s)  # shorter times do not move the clock
         for unit in self._units:
-            over = [work for work in unit.works if work.left_s <= DONE_S]
+            over = [work for work in unit.works if work.left_s <= DONE_S + slack_s * work.pace]
             if over:
-                unit.works = [work for work in unit.works if work.left_s > DONE_S]
+                unit.works = [work for work in unit.works if work not in over]
                 for work in over:
                     work.hold(False, self._clock.now_s)
                 ended += [work.ended for work in over]
-            for sequence in unit.batch.take_reached():
+            for sequence in unit.batch.take_reached(slack_s * unit.batch_pace):
                 ended.append(sequence.ended if sequence.left < 0.5 else sequence.short)
         self.schedule()
         for call in ended:

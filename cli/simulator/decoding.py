@@ -49,10 +49,18 @@ class Batch:
     Args:
         keys: active keys by shard, for all batches of a cluster.
         steps: counts tokens by the time of their step, for all batches.
+        dead: shards that answer nothing.
+        move_s: of a step on its owner's link, for each sequence and other holder of its keys.
     """
 
     def __init__(
-        self, shard: str, profile: Profile, keys: dict[str, float], steps: dict[int, float]
+        self,
+        shard: str,
+        profile: Profile,
+        keys: dict[str, float],
+        steps: dict[int, float],
+        dead: set[str],
+        move_s: float,
     ) -> None:
         self.shard = shard
         self.within_s: float | None = None
@@ -62,6 +70,10 @@ class Batch:
         self._profile = profile
         self._keys = keys
         self._times = steps
+        self._dead = dead
+        self._move_s = move_s
+        self._moves = 0
+        """Other holders of the keys of its sequences, added up."""
         self._steps = 0.0
         self._sequences: set[Sequence] = set()
         self._involved: Counter[str] = Counter()
@@ -73,6 +85,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self._sequences)
 
+    @property
+    def is_stalled(self) -> bool:
+        """Whether a shard that it needs is dead."""
+        return bool(self._dead) and any(shard in self._dead for shard in self._involved)
+
     def involves(self, shards: Mapping[str, int]) -> bool:
         """Whether it attends to keys on one of these shards."""
         return bool(self._sequences) and any(shard in self._involved for shard in shards)
@@ -80,6 +97,7 @@ class Batch:
     def add(self, sequence: Sequence) -> None:
         self._sequences.add(sequence)
         sequence.joined_at, sequence.is_active = self._steps, True
+        self._moves += len(sequence.held) - 1
         for shard, keys in sequence.held.items():
             self._keys[shard] += keys
             self._involved[shard] += 1
@@ -96,6 +114,7 @@ class Batch:
         sequence.room -= done
         sequence.is_active = False
         self._sequences.discard(sequence)
+        self._moves -= len(sequence.held) - 1
         for shard, keys in sequence.held.items():
             self._keys[shard] -= keys
             self._involved[shard] -= 1
@@ -123,11 +142,12 @@ class Batch:
         if steps > 0:
             self._times[round(log(wall_s / steps) / STEP_PRECISION)] += steps * count
 
-    def take_reached(self) -> list[Sequence]:
-        """Remove the sequences that are complete or need room, and return them."""
+    def take_reached(self, within_s: float) -> list[Sequence]:
+        """Remove the sequences that are complete or need room in `within_s`, and return them."""
         found = []
+        reached = self._steps + REACHED + (within_s / self._step_s if self._step_s else 0.0)
         while self._boundaries and (
-            not self._boundaries[0][2].is_active or self._boundaries[0][0] <= self._steps + REACHED
+            not self._boundaries[0][2].is_active or self._boundaries[0][0] <= reached
         ):
             sequence = heappop(self._boundaries)[2]
             if sequence.is_active:
@@ -148,6 +168,7 @@ class Batch:
             most = max(self._keys[shard] for shard in self._involved)
             is_spread = len(self._involved) > 1
             self._step_s = self._profile.decode_s(count, most, is_spread)
+            self._step_s += self._moves * self._move_s
             self._growth_s = self._profile.key_s * count
         steps = self._boundaries[0][0] - self._steps
         return max(0.0, steps * (self._step_s + self._growth_s * steps / 2))

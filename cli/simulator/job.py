@@ -5,7 +5,7 @@ from typing import Protocol
 
 from sps2.cli.simulator.clock import Timer
 from sps2.cli.simulator.compute import Unit, Work
-from sps2.cli.simulator.costs import Costs
+from sps2.cli.simulator.costs import Costs, RankCost
 from sps2.cli.simulator.decoding import Sequence
 from sps2.cli.simulator.links import Flow, Link
 from sps2.cli.simulator.machines import Machines
@@ -41,6 +41,7 @@ class Owner(Protocol):
     directory: Directory
     costs: Costs
     growth_tokens: int
+    pass_tokens: int
     activities: list[Activity]
 
     def handle(self, event: Event) -> None:
@@ -168,12 +169,12 @@ class Job:
         for shard, rank in zip(plan.group, ranks, strict=True):
             unit, link = self._machines.units[shard], self._machines.links[shard]
             seconds = rank.seconds(profile, len(ranks))
-            if plan.shares_steps:
-                seconds = unit.batch.step_with(rank.rows, rank.pairs)
+            if is_alone:
+                seconds = self._in_passes(unit, rank)
             threads = float(max(1, plan.threads)) if is_alone else 1.0
-            self._works.append(
-                (unit, Work(seconds, self._urgency, self._part, threads, plan.shares_steps))
-            )
+            shared = rank.rows if is_alone and self._is_short(rank) else 0
+            work = Work(seconds, self._urgency, self._part, threads, plan.shares_steps, shared)
+            self._works.append((unit, work))
             longest_s = max(longest_s, seconds / threads)
             if rank.exchanged:
                 self._flows.append((link, link.send(rank.exchanged, self._part)))
@@ -184,6 +185,21 @@ class Job:
         for unit, work in self._works:
             unit.host.add(unit, work)
         self._report_every(max(REPORT_S, longest_s / REPORTS), longest_s)
+
+    def _is_short(self, rank: RankCost) -> bool:
+        """Whether its passes have rows of other prompts too: of short ones, and of chunks whose
+        passes take decode steps along."""
+        return self.plan.shares_steps or 8 * rank.rows <= self._owner.pass_tokens
+
+    def _in_passes(self, unit: Unit, rank: RankCost) -> float:
+        """Seconds that one rank adds to passes of its shard: with others in them it adds less."""
+        beside = sum(work.shared_rows for work in unit.works) if self._is_short(rank) else 0
+        if self.plan.shares_steps:
+            alone_s = unit.batch.step_with(beside, 0.0) if beside else 0.0
+            return unit.batch.step_with(beside + rank.rows, rank.pairs) - alone_s
+        profile = self._machines.profile
+        alone_s = profile.prefill_s(beside, 0.0) if beside else 0.0
+        return profile.prefill_s(beside + rank.rows, rank.pairs) - alone_s
 
     def _report_every(self, pause_s: float, expected_s: float) -> None:
         if expected_s > pause_s:

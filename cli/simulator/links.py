@@ -1,6 +1,7 @@
 """Links between shards, whose flows share their bandwidth."""
 
 from collections.abc import Callable
+from math import ulp
 
 from sps2.cli.simulator.clock import Clock, Timer
 
@@ -68,7 +69,8 @@ class Link:
 
     def _end(self) -> None:
         self._advance()
-        left = min(flow.left for flow in self._flows) + DONE_BYTES
+        slack_s = 4 * ulp(self._clock.now_s)
+        left = min(flow.left for flow in self._flows) + DONE_BYTES + slack_s * self._rate
         over = [flow for flow in self._flows if flow.left <= left]
         self._flows = [flow for flow in self._flows if flow.left > left]
         self._schedule()

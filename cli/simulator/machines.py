@@ -1,7 +1,7 @@
 """The simulated machines: what shards compute, and their links."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sps2.cli.simulator.clock import Clock
 from sps2.cli.simulator.compute import Host, Unit
@@ -16,16 +16,25 @@ class Machines:
 
     Args:
         shards: their names.
+        moved_bytes: that a token needs over its owner's link for each other holder of its keys.
     """
 
-    def __init__(self, clock: Clock, profile: Profile, shards: Sequence[str]) -> None:
+    def __init__(
+        self, clock: Clock, profile: Profile, shards: Sequence[str], moved_bytes: float
+    ) -> None:
         self.clock = clock
         self.profile = profile
         self.steps: dict[int, float] = defaultdict(float)
         """Tokens by the time of their decode step; see `decoding.step_times`."""
         self._keys: dict[str, float] = defaultdict(float)
+        self._dead: set[str] = set()
+        """Shards that compute nothing."""
+        move_s = moved_bytes / (profile.link_gbit * 1.25e8)
         self.units = {
-            shard: Unit(shard, Batch(shard, profile, self._keys, self.steps)) for shard in shards
+            shard: Unit(
+                shard, Batch(shard, profile, self._keys, self.steps, self._dead, move_s), self._dead
+            )
+            for shard in shards
         }
         self.links = {shard: Link(clock, profile.link_gbit) for shard in shards}
         together = [[*self.units.values()]] if profile.cores else [[u] for u in self.units.values()]
@@ -49,6 +58,22 @@ class Machines:
         """An answer has left its owner's batch by itself."""
         if len(answer.held) > 1:
             self._schedule(owner, answer)
+
+    def kill(self, shard: str) -> None:
+        """A shard computes nothing from now on, and nobody can go on who needs it."""
+        self._change(lambda: self._dead.add(shard))
+
+    def revive(self, shard: str) -> None:
+        """It computes again."""
+        self._change(lambda: self._dead.discard(shard))
+
+    def _change(self, change: Callable[[], None]) -> None:
+        hosts = {unit.host: None for unit in self.units.values()}
+        for host in hosts:
+            host.advance()
+        change()
+        for host in hosts:
+            host.schedule()
 
     def _advance(self) -> None:
         for host in {unit.host for unit in self.units.values() if len(unit.batch)}:

@@ -1,13 +1,16 @@
 """What a cluster's hardware takes for a model's prefills and decode steps."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 
 import msgspec
 
 from sps2.common.errors import Invalid
 
+TIMES = ("launch_s", "pair_s", "share_s", "key_s", "remote_s", "link_latency_s")
+"""Constants that are seconds."""
+LONGEST_S = 1e6
 Curve = tuple[tuple[int, float], ...]
 """Points (count, seconds) in the order of count, at least one; straight lines join them."""
 
@@ -87,18 +90,38 @@ def at(curve: Curve, count: float) -> float:
 
 
 def read_profile(path: Path) -> Profile:
-    """Read a profile that `spsctl profile` wrote. Raises OSError, and Invalid if it is none."""
+    """Read a profile that `spsctl profile` wrote.
+
+    Raises:
+        OSError: it cannot be read.
+        Invalid: it is none, or has a constant that cannot be; the message names it.
+    """
     try:
         found = msgspec.json.decode(path.read_bytes(), type=Profile)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Invalid(f"{path}: not a profile of `spsctl profile`: {error}") from error
     for name in ("pass_s", "step_s"):
         check_curve(getattr(found, name), f"{path}: {name}")
+    for name in TIMES:
+        if not 0 <= getattr(found, name) <= LONGEST_S:
+            raise Invalid(f"{path}: {name} is {getattr(found, name):g}, and should be 0 s or more")
+    if not 0 < found.link_gbit < inf:
+        raise Invalid(f"{path}: link_gbit is {found.link_gbit:g}, and should be over 0")
+    if not 0 <= found.margin <= 1:
+        raise Invalid(f"{path}: margin is {found.margin:g}, and should be from 0 to 1")
+    if not 0 <= found.cores < inf:
+        raise Invalid(f"{path}: cores is {found.cores:g}, and should be 0 or more")
     return found
 
 
-def check_curve(curve: Sequence[tuple[int, float]], where: str) -> None:
-    """Raises Invalid unless counts are positive and rise."""
-    counts = [count for count, _ in curve]
+def check_curve(curve: Curve, where: str) -> None:
+    """Raises Invalid unless counts are positive and rise, and seconds are positive and do not fall.
+
+    Args:
+        where: the curve is, for the message.
+    """
+    counts, seconds = [count for count, _ in curve], [each for _, each in curve]
     if not counts or counts[0] < 1 or counts != sorted(set(counts)):
         raise Invalid(f"{where} needs points with rising counts from 1 on")
+    if not all(0 < each <= LONGEST_S for each in seconds) or seconds != sorted(seconds):
+        raise Invalid(f"{where} needs seconds over 0 that do not fall")

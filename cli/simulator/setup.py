@@ -56,7 +56,7 @@ class Setup:
             self.config.kv.page_tokens if keeps else 0,
             followers,
             1,
-            max(1, int(self.profile.cores)),
+            max(1, round(self.profile.cores)),
         )
 
     @property

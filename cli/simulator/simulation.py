@@ -104,10 +104,16 @@ class Simulation:
         self._losses = losses
         self._clock = Clock()
         shards = [*setup.shards()]
-        self.machines = Machines(self._clock, setup.profile, [shard.id for shard in shards])
-        self.directory = Directory()
         self.costs = Costs(setup.model, setup.itemsize)
+        self.machines = Machines(
+            self._clock,
+            setup.profile,
+            [shard.id for shard in shards],
+            self.costs.q_bytes + self.costs.state_bytes,
+        )
+        self.directory = Directory()
         self.growth_tokens = config.kv.growth_tokens
+        self.pass_tokens = config.scheduler.pass_tokens
         self._history = ShardHistory(self._clock, self.machines.units)
         self.activities = self._history.activities
         schemes = setup.schemes()
@@ -128,6 +134,8 @@ class Simulation:
         self._queue: list[tuple[float, int]] = []
         self._waiting = 0
         self._ended = 0
+        self._unsent = 0
+        """Turns of sessions of which an earlier turn failed."""
         self._lives = dict.fromkeys(self.machines.units, 0)
         for shard in shards:
             self._join(shard.id)
@@ -150,9 +158,10 @@ class Simulation:
             if loss.shard not in self._lives:
                 shards = ", ".join(self._lives)
                 raise Invalid(f"there is no shard {loss.shard} to lose; there are {shards}")
+            self._clock.call_at(loss.at_s, partial(self.machines.kill, loss.shard))
             self._clock.call_at(loss.at_s + DETECTED_S, partial(self._lose, loss))
         told = 0
-        while self._ended < len(workload.turns) and self._clock.step():
+        while self._ended + self._unsent < len(workload.turns) and self._clock.step():
             if self._ended >= told + 100:
                 told = self._ended
                 report(told)
@@ -321,9 +330,12 @@ class Simulation:
 
     def _close(self, asked: _Asked, error: str) -> None:
         asked.outcome.error = error
-        asked.outcome.ended_s = None if error else self._clock.now_s
+        asked.outcome.ended_s = self._clock.now_s
         self._ended += 1
-        self._arrivals.answered(asked.turn)
+        if error:
+            self._unsent += self._arrivals.failed(asked.turn)
+        else:
+            self._arrivals.answered(asked.turn)
 
     def _see_room(self) -> None:
         self.handle(RoomSeen(self.directory.room()))
@@ -357,7 +369,11 @@ class Simulation:
             else:
                 self._end(asked, job, f"{id} was lost")
         self._lives[id] += 1
-        self._clock.call_at(loss.at_s + loss.for_s, lambda: self._join(id))
+        self._clock.call_at(loss.at_s + loss.for_s, partial(self._come_back, id))
+
+    def _come_back(self, id: str) -> None:
+        self.machines.revive(id)
+        self._join(id)
 
     def _count_waiting(self, change: int) -> None:
         self._waiting += change

@@ -68,6 +68,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
     completed: ended without an error. failed: with one; errors: by text. unfinished: neither.
     long_tokens: prompts over that are long.
+    The profile's margin widens times; not the slowdown, where it is in both times, nor throughputs
+        of a stable run, which are those of the arrivals.
     ttft_s, slowdown: of all requests that got a first token; e2e_s: of those that completed;
         tbt_s: a request's mean, of those that completed with two tokens or more; itl_s: of single
         tokens. Failed requests are missing in them, but count against goodput.
@@ -145,9 +147,16 @@ def summarise(
     long = [each for each in outcomes if each.prompt_tokens > long_tokens]
     short = [each for each in outcomes if each.prompt_tokens <= long_tokens]
     groups = {
-        name: Groups(*(_spread(each, metric, run.margin) for each in (outcomes, short, long)))
+        name: Groups(
+            *(
+                _spread(each, metric, 0.0 if name == "slowdown" else run.margin)
+                for each in (outcomes, short, long)
+            )
+        )
         for name, metric in METRICS.items()
     }
+    verdict = judge(run)
+    served = 0.0 if verdict.state == "stable" else run.margin
     completed = [each for each in outcomes if is_completed(each)]
     kinds = sorted({kind for each in outcomes for kind in each.sent_bytes})
     sent = {
@@ -183,9 +192,9 @@ def summarise(
         itl_s=_between_tokens(run, completed),
         e2e_s=groups["e2e_s"],
         slowdown=groups["slowdown"],
-        **_throughput(outcomes, completed, run.margin),
+        **_throughput(outcomes, completed, served),
         goodput_share=good,
-        goodput_per_s=_good_rate(outcomes, objectives, run.margin),
+        goodput_per_s=_good_rate(outcomes, objectives, served),
         cached_share=intervals.ratio(cached, prompts),
         degree=intervals.mean([float(each.degree) for each in outcomes if each.degree]),
         sent_bytes={kind: figure.times(len(outcomes)) for kind, figure in sent.items()},
@@ -198,9 +207,9 @@ def summarise(
         waiting=intervals.level_over_time(queue, start, stop),
         most_waiting=max((count for _, count in queue), default=0),
         preemptions=run.preemptions,
-        replanned=sum(each.epochs > 1 for each in outcomes),
+        replanned=sum(each.epochs > 0 for each in outcomes),
         broken_rules=run.broken_rules,
-        verdict=judge(run),
+        verdict=verdict,
     )
 
 
@@ -293,9 +302,10 @@ def _throughput(
         if each.first_s is not None
     ]
     ends = [(each.ended_s or 0.0, float(max(0, each.answer_tokens - 1))) for each in completed]
-    last_first_s = max((time for time, _ in firsts), default=0.0)
+    failures = [each.ended_s or 0.0 for each in outcomes if each.error]
+    last_first_s = max([*(time for time, _ in firsts), *failures], default=0.0)
     first_first_s = min((time for time, _ in firsts), default=0.0)
-    last_s = max((time for time, _ in ends), default=0.0)
+    last_s = max([*(time for time, _ in ends), *failures], default=0.0)
     found = {
         "prefill_tokens_per_s": intervals.rate(firsts, start, last_first_s),
         "decode_tokens_per_s": intervals.rate(ends, first_first_s, last_s),

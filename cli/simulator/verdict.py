@@ -9,6 +9,7 @@ import msgspec
 
 from sps2.cli.simulator.outcomes import Outcome, Run
 
+FAILING = 0.01
 GROWTH = 4 / 3
 """From one third of the arrivals' time to the next. A queue that grows in proportion to time has 3
 times, then 5/3 times as much in it."""
@@ -20,7 +21,7 @@ REST = 0.05
 LONG_BUSY = 0.25
 """Of the arrivals' time: a queue that is not empty for longer than that is a backlog."""
 
-State = Literal["stable", "backlogged", "overloaded"]
+State = Literal["stable", "backlogged", "overloaded", "failing"]
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -36,6 +37,7 @@ class Verdict(msgspec.Struct, frozen=True):
         arrival, it takes over twice as long as the longest prompt takes alone, and over 2 `REST` of
         the arrivals' time, until all have a first token.
     stable: neither.
+    failing: whatever the queue, more than `FAILING` of the requests were not answered.
 
     reason: in a sentence. waiting: their mean number in each third of the arrivals' time.
     drain_s: from the last arrival to the last first token. busy_s: the longest time with more of
@@ -53,6 +55,9 @@ def judge(run: Run) -> Verdict:
     """The verdict on a run; see `Verdict`."""
     if not run.outcomes:
         return Verdict("stable", "no requests")
+    failed = sum(bool(each.error) or each.ended_s is None for each in run.outcomes)
+    if failed > FAILING * len(run.outcomes):
+        return Verdict("failing", f"{failed} of {len(run.outcomes)} requests were not answered")
     waits = [_Waiting.of(each, run) for each in run.outcomes]
     start, stop = min(w.start_s for w in waits), max(w.start_s for w in waits)
     span = stop - start

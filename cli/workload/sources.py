@@ -86,9 +86,16 @@ def find(
     if source == AGENTS:
         return _agents(shape, arrivals or Arrivals(rate or 1.0), seed)
     path = Path(source).expanduser()
+    if path.is_dir():
+        raise Invalid(f"{source} is a folder: name the file of a trace")
+    if cv is not None and rate is None and last_rate is None:
+        known = read_trace(path, shape, Timing(seed=seed)).turns if path.exists() else []
+        span = known[-1].at_s - known[0].at_s if known else 0.0
+        arrivals = Arrivals(len(known) / span if span else 1.0, cv)
     if not path.exists():
         raise Invalid(
-            f"{source!r} is neither a file nor a distribution; those are {', '.join(names())}, "
+            f"there is no file {source!r}, and no such distribution; those are "
+            f"{', '.join(names())}, "
             "fixed:PROMPT,ANSWER and range:LOW-HIGH,LOW-HIGH"
         )
     if rate is not None and arrivals is None and rate == math.inf:

@@ -22,7 +22,7 @@ from sps2.cli.simulator.statistics import METRICS, Groups, Spread, Summary, figu
 
 STYLES: dict[Mark, str] = {"best": "bold green", "near": "green", "": ""}
 SIGNS: dict[Mark, str] = {"best": "*", "near": "~", "": ""}
-STATES = {"stable": "green", "backlogged": "yellow", "overloaded": "red"}
+STATES = {"stable": "green", "backlogged": "yellow", "overloaded": "red", "failing": "red"}
 SPREADS = (*METRICS, "itl_s")
 NAME_WIDTH = 30
 CELL_WIDTH = 28
