@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from sps2.cli.simulator.alone import Alone
+from sps2.cli.simulator.losses import parse_losses
 from sps2.cli.simulator.outcomes import Outcome, Run
 from sps2.cli.simulator.profile import Profile
 from sps2.cli.simulator.replaying import DirectoryReplay
@@ -294,3 +295,70 @@ def test_a_directory_with_other_pages_is_noticed(tmp_path: Path) -> None:
     for entry in recording.replay(core):
         directory.follow(entry)
     assert directory.finish().differing
+
+
+def test_a_lost_shard_computes_nothing_from_then_on() -> None:
+    made = setup(prefill=1, decode=1)
+    turns = [Turn(0.0, 1000, 400)]
+    outcome = run(made, turns, losses=[Loss("prefill-0", 0.5, 20.0)]).outcomes[0]
+    assert outcome.first_s is not None
+    assert outcome.first_s > 20.5 + 1.0
+    cut = run(made, turns, losses=[Loss("decode-0", 3.0, 20.0)]).outcomes[0]
+    whole = run(made, turns).outcomes[0]
+    assert whole.ended_s is not None
+    assert cut.ended_s is not None
+    left_s = whole.ended_s - 3.0
+    assert cut.ended_s > 23.0 + left_s  # nothing was decoded before the loss was noticed
+
+
+def test_losses_of_one_shard_that_overlap_are_one() -> None:
+    found = parse_losses(["prefill-0@6+10", "prefill-0@5+3", "decode-1@5"])
+    assert [(loss.shard, loss.at_s) for loss in found] == [("decode-1", 5.0), ("prefill-0", 5.0)]
+    assert found[1].for_s == pytest.approx(11.0)
+
+
+def test_a_session_ends_with_a_turn_that_fails() -> None:
+    turns = [
+        Turn(0.0, 1000, 2, session="a"),
+        Turn(0.1, 1000, 2, session="a", think_s=1.0),
+        Turn(5.0, 10, 2),
+    ]
+    made = setup(prefill=1, decode=1, patience_s=2.0)
+    losses = [Loss("decode-0", 0.0, 1e9)]
+    outcomes = run(made, turns, losses=losses).outcomes
+    assert len(outcomes) == 2
+    assert all(outcome.error and outcome.ended_s is not None for outcome in outcomes)
+
+
+def test_time_goes_on_however_late_it_is() -> None:
+    turns = [Turn(each * 1e9, 100, 20) for each in range(4)]
+    found = run(setup(), turns)
+    assert all(outcome.ended_s is not None for outcome in found.outcomes)
+
+
+def test_a_slow_link_slows_decoding_with_keys_elsewhere() -> None:
+    spread = {"decode_span_tokens": 64}
+    fast, slow = (
+        alone(setup(profile=replace(PROFILE, link_gbit=gbit), **spread), 512, 20)
+        for gbit in (100.0, 1e-3)
+    )
+    assert fast.tbt_s is not None
+    assert slow.tbt_s is not None
+    moved = fast.sent_bytes["decode_q"] + fast.sent_bytes["decode_state"]
+    assert slow.tbt_s - fast.tbt_s == pytest.approx(moved / 19 * 8 / 1e6, rel=0.01)
+
+
+def test_short_prompts_share_passes() -> None:
+    flat = replace(PROFILE, pass_s=((1, 0.5), (1000, 0.51)), pair_s=0.0)
+    turns = [Turn(0.0, 20, 1) for _ in range(6)]
+    together = run(setup(1, 1, profile=flat, pass_tokens=256), turns).stopped_s
+    apart = run(setup(1, 1, profile=flat, pass_tokens=0), turns).stopped_s
+    assert apart > 2.9
+    assert together < 0.6
+
+
+def test_chunks_of_several_prompts_share_passes_under_sarathi() -> None:
+    flat = replace(PROFILE, pass_s=((1, 0.5), (1000, 0.6)), pair_s=0.0)
+    turns = [Turn(0.0, 60, 1) for _ in range(6)]
+    made = setup(0, 0, 1, profile=flat, policy="sarathi", chunk_tokens=400)
+    assert run(made, turns).stopped_s < 1.2
