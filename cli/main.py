@@ -20,6 +20,7 @@ from sps2.cli import (
     explain,
     logs,
     models,
+    plan,
     profile,
     pull,
     recordings,
@@ -103,6 +104,7 @@ for command in (
     doctor.doctor,
     profile.profile,
     simulate.simulate,
+    plan.plan,
     calibrate.calibrate,
     configuration.config,
 ):

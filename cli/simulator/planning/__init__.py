@@ -1,0 +1,1 @@
+"""Searches for the cluster that serves a workload within its SLOs best, by simulating it."""
