@@ -17,9 +17,9 @@ SHOWN = {
 }
 """Colour, dash and width by system; the others would only crowd the plots."""
 FIGURES = {
-    "mean TTFT, s": ("ttft_s", "all", "mean"),
-    "p99 TTFT of short prompts, s": ("ttft_s", "short", "p99"),
-    "p99 TBT of a request, s": ("tbt_s", "all", "p99"),
+    "mean TTFT, s": "ttft_s.all.mean",
+    "p99 TTFT of short prompts, s": "ttft_s.short.p99",
+    "p99 TBT of a request, s": "tbt_s.all.p99",
 }
 
 
@@ -32,9 +32,9 @@ def draw(points: Sequence[dict[str, Any]], folder: Path) -> None:
         axes = figure.subplots(len(sets), len(FIGURES), squeeze=False)
         for row, kind in zip(axes, sets, strict=True):
             here = [point for point in mine if point["set"] == kind]
-            for axis, (title, path) in zip(row, FIGURES.items(), strict=True):
+            for axis, (title, name) in zip(row, FIGURES.items(), strict=True):
                 for system, (colour, dash, width) in SHOWN.items():
-                    values = [_value(point["summaries"].get(system), path) for point in here]
+                    values = [_value(point["summaries"][system], name) for point in here]
                     axis.plot(
                         [point["load"] for point in here],
                         values,
@@ -55,9 +55,6 @@ def draw(points: Sequence[dict[str, Any]], folder: Path) -> None:
         figure.savefig(folder / f"evaluation-{number}.png", dpi=90)
 
 
-def _value(summary: dict[str, Any] | None, path: Sequence[str]) -> float:
-    found: Any = summary or {}
-    for part in path:
-        found = found.get(part, {})
-    got = found.get("value") if isinstance(found, dict) else None
-    return float("nan") if got is None else float(got)
+def _value(summary: dict[str, Any], name: str) -> float:
+    found = summary[name][0]
+    return float("nan") if found is None else float(found)

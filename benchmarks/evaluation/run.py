@@ -3,7 +3,7 @@
 import multiprocessing
 import sys
 from collections.abc import Iterator, Sequence
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from sps2.cli.simulator.alone import Alone
 from sps2.cli.simulator.comparison import compare
 from sps2.cli.simulator.outcomes import Run
 from sps2.cli.simulator.simulation import Simulation
-from sps2.cli.simulator.statistics import Objectives, summarise
+from sps2.cli.simulator.statistics import Objectives, Summary, figure, summarise
 from sps2.cli.workload.requests import Workload
 
 JUDGED = {
@@ -38,7 +38,7 @@ LONG_TOKENS = {"A": 16_000, "B": 32_000, "C": 16_000, "D": 4_000}
 
 
 class Point(msgspec.Struct, frozen=True):
-    """All policies at one load of a set. summaries: by policy, as `statistics.Summary`.
+    """All policies at one load of a set. summaries: by policy, as `kept` makes them.
 
     arrangements: of the shards, by policy. losses: policies that are better than `sps2` beyond
     doubt, by figure; wins: those that are worse.
@@ -52,6 +52,33 @@ class Point(msgspec.Struct, frozen=True):
     summaries: dict[str, Any]
     losses: dict[str, list[str]]
     wins: dict[str, list[str]]
+
+
+KEPT = (
+    *(f"{name}.all.mean" for name in ("ttft_s", "tbt_s", "e2e_s", "slowdown")),
+    *(f"{name}.all.p99" for name in ("ttft_s", "tbt_s", "e2e_s", "slowdown")),
+    *(f"ttft_s.{group}.{level}" for group in ("short", "long") for level in ("mean", "p99")),
+    "prefill_tokens_per_s",
+    "decode_tokens_per_s",
+    "goodput_share",
+    "cached_share",
+    "starved",
+    "sent_bytes_per_request.all",
+)
+"""Figures that a record keeps."""
+
+
+def kept(summary: Summary) -> dict[str, Any]:
+    """A summary as the record has it: value, low and high of each figure, to four digits."""
+    found: dict[str, Any] = {"verdict": summary.verdict.state, "failed": summary.failed}
+    for name in KEPT:
+        each = figure(summary, name)
+        found[name] = [_rounded(value) for value in (each.value, each.low, each.high)]
+    return found
+
+
+def _rounded(value: float) -> float | None:
+    return float(f"{value:.4g}") if isfinite(value) else None
 
 
 def points(
@@ -117,9 +144,7 @@ def _point(
         run.seed, run.rate = seed, rate
     long_tokens = LONG_TOKENS[kind.name]
     summaries = {
-        name: msgspec.to_builtins(
-            summarise(run, objectives=Objectives(slowdown=5.0), long_tokens=long_tokens)
-        )
+        name: kept(summarise(run, objectives=Objectives(slowdown=5.0), long_tokens=long_tokens))
         for name, run in runs.items()
     }
     losses: dict[str, list[str]] = {name: [] for name in JUDGED}

@@ -61,12 +61,9 @@ def write_page(docs: Path, results: Path) -> None:
 
 
 def value(summary: Record, name: str) -> float | None:
-    """A figure of a summary, for example `ttft_s.short.p99`."""
-    found: Any = summary
-    for part in name.split("."):
-        found = found.get(part, {})
-    got = found.get("value")
-    return None if got is None or got != got else got * SCALES.get(name, 1.0)
+    """A figure of a summary, for example `ttft_s.short.p99`, in the unit of its title."""
+    found = summary[name][0]
+    return None if found is None else found * SCALES.get(name, 1.0)
 
 
 def _source(found: Record) -> str:
