@@ -12,6 +12,7 @@ from typing import Any
 
 from sps2.cli.bench.accuracy import both, live_setup
 from sps2.cli.simulator.accuracy import Accuracy, accuracy
+from sps2.cli.simulator.outcomes import Outcome
 from sps2.cli.workload import sources
 from sps2.cli.workload.requests import Workload
 from sps2.common import config
@@ -123,6 +124,12 @@ def measured(seed: int, traces: Path | None = None) -> dict[str, Any]:
                             "workload": name,
                             "failed": sum(bool(each.error) for each in live.outcomes),
                             "figures": [_as_dict(each) for each in found],
+                            "requests": [
+                                [_brief(each), _brief(other)]
+                                for each, other in zip(
+                                    live.outcomes, simulated.outcomes, strict=True
+                                )
+                            ],
                         }
                     )
                     print(rows[-1], file=sys.stderr, flush=True)
@@ -132,6 +139,18 @@ def measured(seed: int, traces: Path | None = None) -> dict[str, Any]:
         "profiles": made,
         "ranking": {name: _ranking(rows, name) for name in WORKLOADS},
     }
+
+
+def _brief(outcome: Outcome) -> list[float | None]:
+    """Tokens of prompt and answer, when it came, TTFT and E2E."""
+    return [
+        outcome.prompt_tokens,
+        outcome.answer_tokens,
+        *(
+            None if each is None else round(each, 4)
+            for each in (outcome.arrived_s, outcome.ttft_s, outcome.e2e_s)
+        ),
+    ]
 
 
 def _as_dict(each: Accuracy) -> dict[str, Any]:

@@ -14,7 +14,7 @@ class Work:
     """A rank's part of a prefill.
 
     Args:
-        seconds: of one thread. threads: that compute it.
+        seconds: of one thread. threads: that compute it. speed: with all of them, as a multiple.
         shares_steps: whether the shard's decode steps run in its passes.
         shared_rows: rows in passes that other prompts of the shard share; 0: it shares none.
         ended: called when it is done.
@@ -26,6 +26,7 @@ class Work:
         urgency: float,
         ended: Callable[[], None],
         threads: float = 1.0,
+        speed: float = 1.0,
         shares_steps: bool = False,
         shared_rows: int = 0,
     ) -> None:
@@ -33,6 +34,7 @@ class Work:
         self.urgency = urgency
         self.ended = ended
         self.threads = threads
+        self.speed = speed
         self.shares_steps = shares_steps
         self.shared_rows = shared_rows
         self.pace = 0.0
@@ -161,7 +163,7 @@ class Host:
                 part = (1 - LEAST_SHARE * bool(held)) / first
             else:
                 part = LEAST_SHARE / held
-            work.pace = 0.0 if unit.is_dead else share * part * work.threads
+            work.pace = 0.0 if unit.is_dead else share * part * work.speed
             work.hold(work.urgency < most, self._clock.now_s)
 
     def _end(self) -> None:

@@ -173,9 +173,12 @@ class Job:
                 seconds = self._in_passes(unit, rank)
             threads = float(max(1, plan.threads)) if is_alone else 1.0
             shared = rank.rows if is_alone and self._is_short(rank) else 0
-            work = Work(seconds, self._urgency, self._part, threads, plan.shares_steps, shared)
+            speed = 1 + profile.lent_gain * (threads - 1)
+            work = Work(
+                seconds, self._urgency, self._part, threads, speed, plan.shares_steps, shared
+            )
             self._works.append((unit, work))
-            longest_s = max(longest_s, seconds / threads)
+            longest_s = max(longest_s, seconds / speed)
             if rank.exchanged:
                 self._flows.append((link, link.send(rank.exchanged, self._part)))
             if rank.deposited:
