@@ -83,9 +83,10 @@ class Unit:
 class Host:
     """The cores that some shards compute on.
 
-    Each shard has a thread for prefills and one for decode steps; if more threads have work than
-    there are cores, all are slowed alike. Of the prefills on one shard the most urgent ones share
-    the time, but for `LEAST_SHARE` of it, which the others get, as in `services/prefill`.
+    Each shard has a thread for prefills, and its decode steps keep `Profile.step_threads` busy; if
+    more threads have work than there are cores, all are slowed alike. Of the prefills on one shard
+    the most urgent ones share the time, but for `LEAST_SHARE` of it, which the others get, as in
+    `services/prefill`.
     """
 
     def __init__(self, clock: Clock, cores: float, units: Sequence[Unit]) -> None:
@@ -130,20 +131,27 @@ class Host:
             self._timer.cancel()
             self._timer = None
         next_s = inf
+        left = {}
+        for unit in self._units:
+            if len(unit.batch):
+                sharing = unit.sharing
+                unit.batch.within_s = sum(each.whole_s for each in sharing) if sharing else None
+                left[unit] = unit.batch.plan_steps()
         threads = sum(self._threads(unit) for unit in self._units)
         share = min(1.0, self._cores / threads) if threads else 1.0
         for unit in self._units:
             if unit.works:
                 self._pace(unit, share)
                 next_s = min([next_s, *(w.left_s / w.pace for w in unit.works if w.pace)])
-            if len(unit.batch):
+            if unit in left:
                 sharing = unit.sharing
-                unit.batch.within_s = sum(each.whole_s for each in sharing) if sharing else None
-                unit.batch_pace = sum(each.pace for each in sharing) if sharing else share
+                unit.batch_pace = (
+                    sum(each.pace for each in sharing) if sharing else unit.batch.pace(share)
+                )
                 if unit.batch.is_stalled:
                     unit.batch_pace = 0.0
                 if unit.batch_pace:
-                    next_s = min(next_s, unit.batch.plan_steps() / unit.batch_pace)
+                    next_s = min(next_s, left[unit] / unit.batch_pace)
         if next_s < inf:
             at_s = self._clock.now_s + max(0.0, next_s)
             self._timer = self._clock.call_at(at_s, self._end)
@@ -151,7 +159,8 @@ class Host:
     @staticmethod
     def _threads(unit: Unit) -> float:
         prefill = max((work.threads for work in unit.works), default=0.0)
-        return prefill + (bool(len(unit.batch)) and not unit.sharing)
+        decode = unit.batch.threads if len(unit.batch) and not unit.sharing else 0.0
+        return prefill + decode
 
     def _pace(self, unit: Unit, share: float) -> None:
         works = unit.works

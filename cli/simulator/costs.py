@@ -43,7 +43,7 @@ class Costs:
     def ranks(self, plan: Plan) -> list[RankCost]:
         """What each rank of a plan's chunk does."""
         partition, before = plan.partition, plan.chunk.start
-        ranks, tokens = len(plan.group), plan.chunk.tokens
+        ranks = len(plan.group)
         is_row = partition.scheme.method in IN_A_ROW
         earlier = EXPECTED_WORK if partition.scheme.method == "csa" else 1.0
         pairs = [
@@ -56,13 +56,13 @@ class Costs:
         ]
         if not is_row:
             pairs = [sum(pairs) / ranks] * ranks
-        behind = self._behind(plan, before, tokens)
+        behind = self.behind(plan)
         moved = sum(partition.predicted_bytes.values()) / ranks * (1 + is_row)
         kept = [(place.shard, place.span) for place in plan.placements if place.span.tokens]
         return [
             RankCost(
                 sum(span.tokens for span in own),
-                mine + behind,
+                mine + behind.get(rank, 0.0),
                 moved if ranks > 1 or before else 0.0,
                 {
                     shard: nbytes
@@ -75,16 +75,15 @@ class Costs:
         ]
 
     @staticmethod
-    def _behind(plan: Plan, before: int, tokens: int) -> float:
-        """Pairs that a rank has to wait for, of the attention to what was computed before.
+    def behind(plan: Plan) -> dict[str, float]:
+        """Pairs of the attention to what was computed before a chunk, by the shard that keeps it.
 
-        The shards that keep it attend, all at once: ranks themselves, or others beside the ranks'
-        own attention.
+        Those shards attend, all at once: ranks themselves, or others beside the ranks.
         """
+        before = plan.chunk.start
         if not before:
-            return 0.0
-        holders = plan.before(before)
-        pairs = tokens * before / max(1, len(holders))
-        if holders.keys() <= {*plan.group}:
-            return pairs
-        return max(0.0, pairs - tokens**2 / 2 / len(plan.group))
+            return {}
+        return {
+            shard: float(plan.chunk.tokens * sum(span.tokens for span in spans))
+            for shard, spans in plan.before(before).items()
+        }

@@ -80,6 +80,8 @@ class Batch:
         self._boundaries: list[tuple[float, int, Sequence]] = []
         self._number = 0
         self._step_s = 0.0
+        self._wait_s = 0.0
+        """Of a step, in which it waits for other shards, and needs no core."""
         self._growth_s = 0.0
 
     def __len__(self) -> int:
@@ -89,6 +91,16 @@ class Batch:
     def is_stalled(self) -> bool:
         """Whether a shard that it needs is dead."""
         return bool(self._dead) and any(shard in self._dead for shard in self._involved)
+
+    @property
+    def threads(self) -> float:
+        """Cores that its steps keep busy, on average."""
+        computing = 1 - self._wait_s / self._step_s if self._step_s else 1.0
+        return self._profile.step_threads * computing
+
+    def pace(self, share: float) -> float:
+        """Seconds of its steps in a second, if it gets this share of the cores that it needs."""
+        return self._step_s / ((self._step_s - self._wait_s) / share + self._wait_s)
 
     def involves(self, shards: Mapping[str, int]) -> bool:
         """Whether it attends to keys on one of these shards."""
@@ -163,12 +175,13 @@ class Batch:
             return inf
         count = len(self._sequences)
         if self.within_s is not None:
-            self._step_s, self._growth_s = self.within_s, 0.0
+            self._step_s, self._growth_s, self._wait_s = self.within_s, 0.0, 0.0
         else:
             most = max(self._keys[shard] for shard in self._involved)
             is_spread = len(self._involved) > 1
-            self._step_s = self._profile.decode_s(count, most, is_spread)
-            self._step_s += self._moves * self._move_s
+            computing_s = self._profile.decode_s(count, most, False)
+            self._wait_s = is_spread * self._profile.remote_s + self._moves * self._move_s
+            self._step_s = computing_s + self._wait_s
             self._growth_s = self._profile.key_s * count
         steps = self._boundaries[0][0] - self._steps
         return max(0.0, steps * (self._step_s + self._growth_s * steps / 2))

@@ -81,6 +81,7 @@ class Fitted(NamedTuple):
     remote_s: float
     link_gbit: float | None
     cores: float
+    step_threads: float = 1.0
 
     def put_into(self, profile: Profile) -> Profile:
         """A profile with these constants."""
@@ -107,8 +108,9 @@ def fit(prompts: Sequence[Prompt], steps: Sequence[Step], most_cores: float) -> 
     beside = [each for each in prompts if not each.is_alone]
     if beside:
         cores, share_s, link_gbit = _together(beside, launch_s, pass_s, pair_s, most_cores)
-    step_s, key_s, remote_s = _decode(steps, cores)
-    return Fitted(launch_s, pass_s, pair_s, share_s, step_s, key_s, remote_s, link_gbit, cores)
+    prefill = launch_s, pass_s, pair_s, share_s
+    step_s, key_s, remote_s, step_threads = _decode(steps, cores)
+    return Fitted(*prefill, step_s, key_s, remote_s, link_gbit, cores, step_threads)
 
 
 def ttft_s(profile: Profile, prompt: Prompt, hides_links: bool = False) -> float:
@@ -125,8 +127,14 @@ def ttft_s(profile: Profile, prompt: Prompt, hides_links: bool = False) -> float
 
 def step_s(profile: Profile, step: Step) -> float:
     """The predicted time of a decode step."""
-    slower = max(1.0, step.busy / profile.cores) if profile.cores else 1.0
-    return slower * profile.decode_s(step.sequences, step.keys, step.is_spread)
+    slower = _slower(step, profile.step_threads, profile.cores)
+    computing_s = profile.decode_s(step.sequences, step.keys, False)
+    return slower * computing_s + step.is_spread * profile.remote_s
+
+
+def _slower(step: Step, threads: float, cores: float) -> float:
+    """How much slower a step computes because other shards do: each keeps some threads busy."""
+    return max(1.0, step.busy * threads / cores) if cores else 1.0
 
 
 def side_by_side(seconds: Sequence[float], cores: float) -> float:
@@ -256,16 +264,33 @@ def _together(
     return cores, share_s, link_gbit
 
 
-def _decode(steps: Sequence[Step], cores: float) -> tuple[Curve, float, float]:
+def _decode(steps: Sequence[Step], cores: float) -> tuple[Curve, float, float, float]:
+    """`step_s`, `key_s`, `remote_s` and `step_threads`.
+
+    The latter is the best of a grid, in which one shard alone is never slowed.
+    """
     most = max(each.sequences for each in steps)
     knots = [each for each in BATCH_KNOTS if each < most] + [max(round(most), 2)]
-    rows = []
-    for step in steps:
-        slower = max(1.0, step.busy / cores) if cores else 1.0
-        parts = [*_lines(step.sequences, knots), step.keys, float(step.is_spread)]
-        rows.append([slower * each for each in parts])
-    *lines, key_s, remote_s = least_squares.fit(rows, [each.seconds for each in steps])
-    return _curve(knots, lines), key_s, remote_s
+    has_busy = cores > 1 and any(each.busy > 1 for each in steps)
+    count = max(1, round((cores - 1) / 0.05)) if has_busy else 0
+    found = []
+    for threads in [1 + (cores - 1) * i / count for i in range(count + 1)] if count else [1.0]:
+        rows = [
+            [
+                *(_slower(step, threads, cores) * each for each in _lines(step.sequences, knots)),
+                _slower(step, threads, cores) * step.keys,
+                float(step.is_spread),
+            ]
+            for step in steps
+        ]
+        parts = least_squares.fit(rows, [each.seconds for each in steps])
+        errors = [
+            abs(sum(a * b for a, b in zip(row, parts, strict=True)) / step.seconds - 1)
+            for row, step in zip(rows, steps, strict=True)
+        ]
+        found.append((sum(errors), threads, parts))
+    _, step_threads, (*lines, key_s, remote_s) = min(found, key=lambda each: each[:2])
+    return _curve(knots, lines), key_s, remote_s, step_threads
 
 
 def _lines(count: float, knots: Sequence[int]) -> list[float]:

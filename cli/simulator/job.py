@@ -160,7 +160,9 @@ class Job:
         ranks = self._owner.costs.ranks(plan)
         is_alone = len(ranks) == 1
         self._works, self._flows = [], []
-        self._missing = len(ranks) + sum(rank.exchanged > 0 for rank in ranks)
+        behind = self._owner.costs.behind(plan)
+        asked = {shard: pairs for shard, pairs in behind.items() if shard not in plan.group}
+        self._missing = len(ranks) + len(asked) + sum(rank.exchanged > 0 for rank in ranks)
         self._depositing = sum(bool(rank.deposited) for rank in ranks)
         sent = self.outcome.sent_bytes
         for kind, nbytes in plan.partition.predicted_bytes.items():
@@ -168,9 +170,9 @@ class Job:
         longest_s = 0.0
         for shard, rank in zip(plan.group, ranks, strict=True):
             unit, link = self._machines.units[shard], self._machines.links[shard]
-            seconds = rank.seconds(profile, len(ranks))
+            seconds = rank.seconds(profile, len(ranks)) + profile.remote_s * bool(asked)
             if is_alone:
-                seconds = self._in_passes(unit, rank)
+                seconds = self._in_passes(unit, rank) + profile.remote_s * bool(asked)
             threads = float(max(1, plan.threads)) if is_alone else 1.0
             shared = rank.rows if is_alone and self._is_short(rank) else 0
             speed = 1 + profile.lent_gain * (threads - 1)
@@ -185,6 +187,9 @@ class Job:
                 nbytes = sum(rank.deposited.values())
                 sent["deposit"] = sent.get("deposit", 0.0) + nbytes
                 self._flows.append((link, link.send(nbytes, self._deposited)))
+        for shard, pairs in asked.items():
+            work = Work(pairs * profile.pair_s, self._urgency, self._part)
+            self._works.append((self._machines.units[shard], work))
         for unit, work in self._works:
             unit.host.add(unit, work)
         self._report_every(max(REPORT_S, longest_s / REPORTS), longest_s)

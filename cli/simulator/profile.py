@@ -67,9 +67,13 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     link_latency_s: float
     cores: float = 0.0
     """Cores that all shards share, each of which uses one; 0: shards do not share any."""
+    step_threads: float = 1.0
+    """Cores that decode steps of one shard keep busy while they do not wait for other shards: its
+    thread, and the services that pass tokens on."""
     lent_gain: float = 0.4
-    """What a thread that an idle shard lends adds to the speed of a prefill of one shard, as a share
-    of that of its own thread. 0.15 to 0.47 were measured on two cores, for 8 to 250 tokens."""
+    """What a thread that an idle shard lends adds to the speed of a prefill of one shard, as a
+    share of that of its own thread. 0.15 to 0.47 were measured on two cores, for 8 to 250
+    tokens."""
     checks: dict[str, Checked] = {}
     """By what was predicted: `ttft`, `tbt`."""
 
@@ -112,6 +116,8 @@ def read_profile(path: Path) -> Profile:
         raise Invalid(f"{path}: link_gbit is {found.link_gbit:g}, and should be over 0")
     if not 0 <= found.margin <= 1:
         raise Invalid(f"{path}: margin is {found.margin:g}, and should be from 0 to 1")
+    if not 1 <= found.step_threads < inf:
+        raise Invalid(f"{path}: step_threads is {found.step_threads:g}, and should be 1 or more")
     if not 0 <= found.lent_gain <= 1:
         raise Invalid(f"{path}: lent_gain is {found.lent_gain:g}, and should be from 0 to 1")
     if not 0 <= found.cores < inf:
