@@ -70,7 +70,7 @@ class Parameter(NamedTuple):
         """The spellings of an option."""
         given = (self.info.default, *(self.info.param_decls or ()))  # typer's order
         if found := [name for name in given if isinstance(name, str)]:
-            return found
+            return [each for name in found for each in name.split("/")]
         word = self.parameter.name.replace("_", "-")
         return [f"--{word}", f"--no-{word}"] if self.kind is bool else [f"--{word}"]
 
@@ -84,7 +84,8 @@ def _parameters(call: Command) -> list[Parameter]:
     found = []
     for parameter in inspect.signature(call).parameters.values():
         kind, info = get_args(hints[parameter.name])
-        found.append(Parameter(parameter, kind, info))
+        if not info.hidden:
+            found.append(Parameter(parameter, kind, info))
     return found
 
 

@@ -15,7 +15,7 @@ from sps2.cli.simulator.clusters import check_fits
 from sps2.cli.simulator.hardware import CARDS, card_of
 from sps2.cli.simulator.planning import report
 from sps2.cli.simulator.planning.candidates import Pool, Setups
-from sps2.cli.simulator.planning.goals import Goal, Wishes
+from sps2.cli.simulator.planning.goals import Aims, Goal
 from sps2.cli.simulator.planning.loads import Load
 from sps2.cli.simulator.planning.plan import Plan, make_plan
 from sps2.cli.simulator.planning.settings_file import written
@@ -131,7 +131,7 @@ def plan(
         if not Path(workload).expanduser().is_file():
             raise Invalid(f"--for {goal} needs the rate that is to be served: give --rate")
         rate = load.rate
-    wishes = Wishes(goal, objectives, attainment, rate or 0.0, budget, power)
+    aims = Aims(goal, objectives, attainment, rate or 0.0, budget, power)
     policies = _policies(policy)
     with _progress() as bars:
         task = bars.add_task("screening", total=1.0)
@@ -143,7 +143,7 @@ def plan(
             setups,
             pools,
             load,
-            wishes,
+            aims,
             degrees=tp or (),
             policies=policies,
             most=points,
@@ -248,15 +248,15 @@ def _policies(names: str) -> list[str]:
 
 
 def _notes(made: Plan, workload: str) -> str:
-    wishes, first = made.wishes, made.found[0]
+    aims, first = made.aims, made.found[0]
     limits = [
         f"{name} of {limit * 1000:g} ms"
-        for name, limit in (("TTFT", wishes.objectives.ttft_s), ("TBT", wishes.objectives.tbt_s))
+        for name, limit in (("TTFT", aims.objectives.ttft_s), ("TBT", aims.objectives.tbt_s))
         if limit is not None
     ]
     return (
         f"Made by `spsctl plan` for {first.candidate.in_words}. Simulated: {workload}, "
-        f"{report.number(first.rate)} {made.trials.load.unit} with {wishes.attainment:.0%} of the "
+        f"{report.number(first.rate)} {made.trials.load.unit} with {aims.attainment:.0%} of the "
         f"requests within {' and '.join(limits)}."
     )
 

@@ -20,7 +20,7 @@ from sps2.cli.simulator.planning.bounds import Bounds
 from sps2.cli.simulator.planning.candidates import Candidate, Pool, Setups, variants
 from sps2.cli.simulator.planning.capacity import climb, crossing, measure
 from sps2.cli.simulator.planning.differences import tell_apart
-from sps2.cli.simulator.planning.goals import Goal, Wishes
+from sps2.cli.simulator.planning.goals import Aims, Goal
 from sps2.cli.simulator.planning.loads import Load
 from sps2.cli.simulator.planning.plan import Plan, make_plan
 from sps2.cli.simulator.planning.settings_file import cluster_of, written
@@ -67,18 +67,18 @@ def load(source: str, requests: int = 200, seed: int = 0) -> Load:
     return Load(sources.find(source, limit=requests, seed=seed))
 
 
-def wish(ttft_s: float | None, tbt_s: float | None, goal: Goal = "goodput", **rest: Any) -> Wishes:
-    return Wishes(goal, Objectives(ttft_s, tbt_s), **rest)
+def aim(ttft_s: float | None, tbt_s: float | None, goal: Goal = "goodput", **rest: Any) -> Aims:
+    return Aims(goal, Objectives(ttft_s, tbt_s), **rest)
 
 
-def planned(pool: Pool, work: Load, wishes: Wishes, **rest: Any) -> Plan:
-    return make_plan(Setups(MODEL), [pool], work, wishes, **rest)
+def planned(pool: Pool, work: Load, aims: Aims, **rest: Any) -> Plan:
+    return make_plan(Setups(MODEL), [pool], work, aims, **rest)
 
 
-def trials_of(work: Load, wishes: Wishes, setups: Setups | None = None) -> Trials:
+def trials_of(work: Load, aims: Aims, setups: Setups | None = None) -> Trials:
     setups = setups or Setups(MODEL)
-    bounds = Bounds(setups, work, wishes.objectives, wishes.attainment)
-    return Trials(setups, work, bounds, wishes.objectives, wishes.attainment)
+    bounds = Bounds(setups, work, aims.objectives, aims.attainment)
+    return Trials(setups, work, bounds, aims.objectives, aims.attainment)
 
 
 def candidate(pool: Pool, prefill: int, decode: int, mixed: int = 0, span: int = 1024) -> Candidate:
@@ -119,11 +119,11 @@ def test_crossing_joins_points_by_straight_lines() -> None:
 
 @pytest.mark.parametrize("shards", [(1, 1, 0), (2, 1, 0), (0, 0, 2)])
 def test_bisection_agrees_with_a_sweep_of_all_rates(card: Pool, shards: Sequence[int]) -> None:
-    wishes = wish(0.5, 0.03)
+    aims = aim(0.5, 0.03)
     made = candidate(card, *shards)
-    trials = trials_of(load("range:200-1500,20-60"), wishes)
+    trials = trials_of(load("range:200-1500,20-60"), aims)
     found = measure(trials, made, trials.bounds.of(made).likely, 200, 0.03)
-    swept = trials_of(trials.load, wishes)
+    swept = trials_of(trials.load, aims)
     most, best = trials.bounds.of(made).most, 0.0
     rate = found.rate.value / 2
     while rate <= most and swept.run(made, rate, 200, "never").passes:
@@ -135,12 +135,12 @@ def test_bisection_agrees_with_a_sweep_of_all_rates(card: Pool, shards: Sequence
 
 
 def test_a_run_that_stops_early_would_not_have_passed(card: Pool) -> None:
-    work, wishes = load("range:200-1500,20-60"), wish(0.3, 0.02)
+    work, aims = load("range:200-1500,20-60"), aim(0.3, 0.02)
     made = candidate(card, 1, 1)
     stopped = 0
     for rate in (1.0, 3.0, 5.0, 7.0, 9.0, 12.0, 20.0):
-        early = trials_of(work, wishes).run(made, rate, 200)
-        whole = trials_of(work, wishes).run(made, rate, 200, "never")
+        early = trials_of(work, aims).run(made, rate, 200)
+        whole = trials_of(work, aims).run(made, rate, 200, "never")
         assert early.passes == whole.passes
         assert early.met >= whole.met or not early.is_stopped
         stopped += early.is_stopped
@@ -148,7 +148,7 @@ def test_a_run_that_stops_early_would_not_have_passed(card: Pool) -> None:
 
 
 def test_a_short_run_has_the_batches_of_a_long_one(card: Pool) -> None:
-    trials = trials_of(load("range:200-1500,100-300", 800), wish(1.0, 0.05))
+    trials = trials_of(load("range:200-1500,100-300", 800), aim(1.0, 0.05))
     made = candidate(card, 1, 1)
     rate = 0.7 * trials.bounds.of(made).likely
     short, long = (trials.run(made, rate, count, "never") for count in (100, 800))
@@ -157,8 +157,8 @@ def test_a_short_run_has_the_batches_of_a_long_one(card: Pool) -> None:
 
 
 def test_no_rate_beyond_the_formulas_is_kept_up_with(card: Pool) -> None:
-    work, wishes = load("range:200-1500,20-60", 600), wish(1.0, 0.02)
-    trials = trials_of(work, wishes)
+    work, aims = load("range:200-1500,20-60", 600), aim(1.0, 0.02)
+    trials = trials_of(work, aims)
     for shards in ((1, 1, 0), (1, 3, 0), (3, 1, 0), (0, 0, 1), (0, 0, 3)):
         made = candidate(card, *shards)
         assert not trials.run(made, 1.1 * trials.bounds.of(made).most, 600).passes
@@ -166,8 +166,8 @@ def test_no_rate_beyond_the_formulas_is_kept_up_with(card: Pool) -> None:
 
 def test_long_prompts_take_prefill_shards_and_long_answers_decode_shards(card: Pool) -> None:
     tight = 0.0125  # a mixed shard's steps are slower beside a prefill
-    prompts = planned(card, load("fixed:4000,8", 100), wish(6.0, tight, "throughput")).found[0]
-    answers = planned(card, load("fixed:64,300", 100), wish(6.0, tight, "throughput")).found[0]
+    prompts = planned(card, load("fixed:4000,8", 100), aim(6.0, tight, "throughput")).found[0]
+    answers = planned(card, load("fixed:64,300", 100), aim(6.0, tight, "throughput")).found[0]
     assert (prompts.candidate.prefill, prompts.candidate.decode) == (3, 1)
     assert answers.candidate.decode > answers.candidate.prefill
 
@@ -176,15 +176,15 @@ def test_a_tight_ttft_takes_a_higher_sp_degree_than_a_loose_one(tmp_path: Path) 
     path = tmp_path / "slow.json"
     path.write_bytes(msgspec.json.encode(msgspec.structs.replace(PROFILE, share_s=0.2)))
     pool, work = Pool("card", 3, profile=path), load("fixed:6000,2", 120)
-    tight = planned(pool, work, wish(0.55, None, "throughput")).found[0].candidate
-    loose = planned(pool, work, wish(20.0, None, "throughput")).found[0].candidate
+    tight = planned(pool, work, aim(0.55, None, "throughput")).found[0].candidate
+    loose = planned(pool, work, aim(20.0, None, "throughput")).found[0].candidate
     assert tight.degree(6000) >= 2  # one shard takes 0.63 s for a prompt
     assert loose.degree(6000) == 1  # two need 0.4 s more for it
 
 
 def test_a_model_that_needs_two_cards_gets_them() -> None:
     pool = Pool("A100-80G", 4, 1.5, 400.0)
-    made = make_plan(Setups("yi-34b-200k"), [pool], load("fixed:500,20", 60), wish(2.0, 0.1))
+    made = make_plan(Setups("yi-34b-200k"), [pool], load("fixed:500,20", 60), aim(2.0, 0.1))
     assert {each.candidate.tp for each in made.found} == {2}
     alone = [each for each in made.points if each.candidate.tp == 1]
     assert alone
@@ -194,12 +194,12 @@ def test_a_model_that_needs_two_cards_gets_them() -> None:
 
 def test_provisioning_takes_the_least_that_serves_the_rate(card: Pool) -> None:
     work = load("fixed:900,20")
-    few = planned(card, work, wish(0.5, 0.05, "cost", rate=1.0))
-    many = planned(card, work, wish(0.5, 0.05, "cost", rate=15.0))
+    few = planned(card, work, aim(0.5, 0.05, "cost", rate=1.0))
+    many = planned(card, work, aim(0.5, 0.05, "cost", rate=15.0))
     assert few.found[0].candidate.cards == 1
     assert few.found[0].candidate.cards < many.found[0].candidate.cards
     for made in (few, many):
-        assert made.found[0].rate.value >= made.wishes.rate
+        assert made.found[0].rate.value >= made.aims.rate
         dearer = [each for each in made.points if each.reason == "what costs less is enough"]
         least = made.found[0].candidate.price or 0.0
         assert all((each.candidate.price or 0.0) > least for each in dearer)
@@ -211,8 +211,8 @@ def test_provisioning_takes_the_least_that_serves_the_rate(card: Pool) -> None:
 def test_the_price_decides_between_kinds_of_cards() -> None:
     def choice(price: float) -> str:
         pools = [Pool("A100-80G", 1, 1.0, 400.0), Pool("H100-SXM", 1, price, 700.0)]
-        wishes = wish(1.0, None, "cost", rate=0.5)
-        made = make_plan(Setups(MODEL), pools, load("fixed:900,20", 60), wishes)
+        aims = aim(1.0, None, "cost", rate=0.5)
+        made = make_plan(Setups(MODEL), pools, load("fixed:900,20", 60), aims)
         return made.found[0].candidate.pool.name
 
     assert choice(0.5) == "H100-SXM"
@@ -220,24 +220,24 @@ def test_the_price_decides_between_kinds_of_cards() -> None:
 
 
 def test_a_budget_is_kept(card: Pool) -> None:
-    wishes = wish(0.5, 0.05, "throughput", budget=2.0)
-    made = planned(card, load("fixed:900,20"), wishes)
+    aims = aim(0.5, 0.05, "throughput", budget=2.0)
+    made = planned(card, load("fixed:900,20"), aims)
     assert made.found[0].candidate.cards == 2
     over = [each for each in made.points if each.limit == "budget"]
     assert {each.candidate.cards for each in over} == {3, 4}
 
 
 def test_candidates_that_differ_can_be_told_apart_and_equal_ones_cannot(card: Pool) -> None:
-    work, wishes = load("range:200-1500,20-60"), wish(0.5, 0.05, "throughput")
-    trials = trials_of(work, wishes)
+    work, aims = load("range:200-1500,20-60"), aim(0.5, 0.05, "throughput")
+    trials = trials_of(work, aims)
 
     def capacity(made: Candidate) -> Any:
         return measure(trials, made, trials.bounds.of(made).likely, 200, 0.04)
 
     one, two = (capacity(candidate(card, each, 1)) for each in (1, 2))
     same = capacity(candidate(card, 2, 1, span=1025))
-    assert tell_apart(trials, wishes, two, one, 200).is_distinct
-    apart = tell_apart(trials, wishes, two, same, 200)
+    assert tell_apart(trials, aims, two, one, 200).is_distinct
+    apart = tell_apart(trials, aims, two, same, 200)
     assert not apart.is_distinct
     assert apart.ratio == pytest.approx(1.0, rel=0.05)
 
@@ -246,7 +246,7 @@ def test_equal_arguments_make_the_same_plan(card: Pool) -> None:
     def made(seed: int) -> bytes:
         work = load("range:200-1500,20-60", 60, seed)
         pool = replace(card, cards=3)
-        return report.document(planned(pool, work, wish(0.5, 0.05)), "", 0.0)
+        return report.document(planned(pool, work, aim(0.5, 0.05)), "", 0.0)
 
     assert made(1) == made(1)
     assert made(1) != made(2)
@@ -297,7 +297,7 @@ def test_the_configuration_is_what_was_simulated(card: Pool, tmp_path: Path) -> 
 
 
 def test_nothing_meets_an_slo_that_no_shard_can(card: Pool) -> None:
-    made = planned(card, load("fixed:6000,20", 60), wish(0.05, None))
+    made = planned(card, load("fixed:6000,20", 60), aim(0.05, None))
     assert not made.found
     assert made.miss is not None
     assert made.miss.point.limit == "TTFT"
@@ -305,19 +305,19 @@ def test_nothing_meets_an_slo_that_no_shard_can(card: Pool) -> None:
     assert "over 50 ms" in made.miss.by
     flag = next(each for each in made.miss.helps if each.startswith("--ttft-ms"))
     enough = float(flag.split()[1]) / 1000
-    easier = planned(card, load("fixed:6000,20", 60), wish(enough * 1.5, None))
+    easier = planned(card, load("fixed:6000,20", 60), aim(enough * 1.5, None))
     assert easier.found
 
 
 def test_a_rate_that_nothing_serves_has_a_nearest_miss(card: Pool) -> None:
-    wishes = wish(0.5, 0.05, "cost", rate=100.0)
-    made = planned(card, load("fixed:900,20"), wishes)
+    aims = aim(0.5, 0.05, "cost", rate=100.0)
+    made = planned(card, load("fixed:900,20"), aims)
     assert not made.found
     assert made.miss is not None
     assert made.miss.point.candidate.cards == 4
     assert "less than 100" in made.miss.by
     rate = float(made.miss.helps[0].split()[1])
-    assert planned(card, load("fixed:900,20"), replace(wishes, rate=rate)).found
+    assert planned(card, load("fixed:900,20"), replace(aims, rate=rate)).found
 
 
 @pytest.fixture

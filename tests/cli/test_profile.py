@@ -109,7 +109,7 @@ def test_known_constants_are_found_in_noisy_measurements(seed: int) -> None:
     assert found.share_s == pytest.approx(TRUE.share_s, abs=0.03)
     for sequences in (1, 4, 10, 16):
         assert at(found.step_s, sequences) == pytest.approx(at(TRUE.step_s, sequences), rel=0.15)
-    assert found.key_s == pytest.approx(TRUE.key_s, rel=0.4)
+    assert found.key_s == pytest.approx(TRUE.key_s, rel=0.5)
     assert found.remote_s == pytest.approx(TRUE.remote_s, rel=0.2)
 
 

@@ -41,7 +41,10 @@ def test_a_recording_of_a_cluster_replays(cluster: Running, answer: str, tmp_pat
     assert replayed.returncode == 0, replayed.stderr
     counts = dict(line.rsplit(maxsplit=1) for line in replayed.stdout.splitlines()[:20] if line)
     assert int(counts["Launch"]) >= 3
-    assert "All actions followed again, under the policy sps2." in replayed.stdout
+    assert (
+        "All actions followed again, under the policy sps2, and free pages were the same"
+        in replayed.stdout
+    )
     assert not [peer for peer in file.read_text().split('"token":"')[1:] if peer[0] != '"']
     explained = spsctl("explain", answer, "--from", str(file))
     assert f"request {answer.rpartition('-')[2]}" in explained.stdout

@@ -11,7 +11,7 @@ GOALS: tuple[Goal, ...] = get_args(Goal)
 
 
 @dataclass(frozen=True)
-class Wishes:
+class Aims:
     """What a user wants.
 
     goal: `goodput`: the highest rate per card at which enough requests meet the SLOs (DistServe);

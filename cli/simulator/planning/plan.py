@@ -8,7 +8,7 @@ from sps2.cli.simulator.planning.bounds import Bounds
 from sps2.cli.simulator.planning.candidates import Candidate, Pool, Setups, shapes, variants
 from sps2.cli.simulator.planning.capacity import Capacity
 from sps2.cli.simulator.planning.differences import Apart, tell_apart
-from sps2.cli.simulator.planning.goals import Wishes
+from sps2.cli.simulator.planning.goals import Aims
 from sps2.cli.simulator.planning.loads import Load
 from sps2.cli.simulator.planning.reasons import Miss, nearest
 from sps2.cli.simulator.planning.search import LAST, How, Point, Report, Search
@@ -27,7 +27,7 @@ class Plan:
     be told apart. miss: if there are none. points: all that were judged; `runs`: simulations.
     """
 
-    wishes: Wishes
+    aims: Aims
     trials: Trials
     found: Sequence[Capacity]
     apart: Apart | None
@@ -46,7 +46,7 @@ def make_plan(
     setups: Setups,
     pools: Sequence[Pool],
     load: Load,
-    wishes: Wishes,
+    aims: Aims,
     *,
     degrees: Sequence[int] = (),
     policies: Sequence[str] = ("sps2",),
@@ -65,8 +65,8 @@ def make_plan(
     Raises:
         Invalid: the cards are too few for any cluster.
     """
-    bounds = Bounds(setups, load, wishes.objectives, wishes.attainment)
-    trials = Trials(setups, load, bounds, wishes.objectives, wishes.attainment, seed)
+    bounds = Bounds(setups, load, aims.objectives, aims.attainment)
+    trials = Trials(setups, load, bounds, aims.objectives, aims.attainment, seed)
     every = [*chain.from_iterable(_shapes(setups, pool, degrees, policies[0]) for pool in pools)]
     if not every:
         cards = ", ".join(f"{pool.cards} x {pool.name}" for pool in pools)
@@ -79,15 +79,15 @@ def make_plan(
     def others(candidate: Candidate) -> list[Candidate]:
         return [*variants(candidate, load.longest, policies[1:])]
 
-    search = Search(trials, wishes, every, others, most, report)
+    search = Search(trials, aims, every, others, most, report)
     found = search.run()
     apart = None
     if len(found) > 1:
         requests = max(search.length(each.candidate, LAST) for each in found[:2])
-        apart = tell_apart(trials, wishes, found[0], found[1], requests)
+        apart = tell_apart(trials, aims, found[0], found[1], requests)
     miss = None if found else nearest(search)
     points = (miss and miss.points) or [*search.points.values()]
-    return Plan(wishes, trials, found, apart, miss, points, trials.count)
+    return Plan(aims, trials, found, apart, miss, points, trials.count)
 
 
 def _shapes(setups: Setups, pool: Pool, degrees: Sequence[int], policy: str) -> list[Candidate]:

@@ -6,7 +6,7 @@ from math import ceil, inf, isfinite
 
 from sps2.cli.simulator.comparison import in_words
 from sps2.cli.simulator.planning.capacity import Capacity
-from sps2.cli.simulator.planning.goals import Wishes
+from sps2.cli.simulator.planning.goals import Aims
 from sps2.cli.simulator.planning.search import LAST, Point, Search, excess
 from sps2.cli.simulator.planning.trials import Trial, Trials
 
@@ -65,43 +65,43 @@ def of_trial(trial: Trial, trials: Trials) -> str:
 def nearest(search: Search) -> Miss:
     """What comes nearest, if a search has found nothing."""
     points = [*search.points.values()]
-    wishes = search.wishes
+    aims = search.aims
     affordable = [each for each in points if each.limit != "budget"]
     if not affordable:
-        return _over_budget(points, wishes)
-    if wishes.rate and any(each.bound.most for each in affordable):
-        easier = search.again(replace(wishes, goal="throughput", rate=0.0))
+        return _over_budget(points, aims)
+    if aims.rate and any(each.bound.most for each in affordable):
+        easier = search.again(replace(aims, goal="throughput", rate=0.0))
         if found := easier.run():
-            return _too_slow(found[0], easier, wishes)
+            return _too_slow(found[0], easier, aims)
         affordable = [*easier.points.values()]
-    return _beyond_slos(affordable, wishes)
+    return _beyond_slos(affordable, aims)
 
 
-def _over_budget(points: Sequence[Point], wishes: Wishes) -> Miss:
+def _over_budget(points: Sequence[Point], aims: Aims) -> Miss:
     cheapest = min(points, key=lambda each: (each.candidate.price or 0, each.candidate.watts or 0))
     return Miss(cheapest, f"it takes {cheapest.reason}", ["a larger budget"])
 
 
-def _too_slow(found: Capacity, search: Search, wishes: Wishes) -> Miss:
+def _too_slow(found: Capacity, search: Search, aims: Aims) -> Miss:
     """Enough requests meet the SLOs, but at a lower rate only."""
     trials = search.trials
     unit, rate = trials.load.unit, found.rate
-    short = 1 - rate.value / wishes.rate
+    short = 1 - rate.value / aims.rate
     by = (
         f"it serves {rate.value:.3g} {unit} ({rate.low:.3g} to {rate.high:.3g}) within the SLOs, "
-        f"{short:.0%} less than {wishes.rate:.3g}; {binding(found, trials)}"
+        f"{short:.0%} less than {aims.rate:.3g}; {binding(found, trials)}"
     )
     candidate = found.candidate
-    cards = ceil(candidate.cards * wishes.rate / rate.value)
+    cards = ceil(candidate.cards * aims.rate / rate.value)
     helps = [
         f"--rate {rate.value * SAFE:.3g}",
         f"about {cards} cards instead of {candidate.cards}, if capacity grows with their number",
     ]
-    trial = trials.run(candidate, wishes.rate, search.length(candidate, LAST), "never")
+    trial = trials.run(candidate, aims.rate, search.length(candidate, LAST), "never")
     loose = []
     for name, limit, value in (
-        ("ttft", wishes.objectives.ttft_s, trial.ttft_s),
-        ("tbt", wishes.objectives.tbt_s, trial.tbt_s),
+        ("ttft", aims.objectives.ttft_s, trial.ttft_s),
+        ("tbt", aims.objectives.tbt_s, trial.tbt_s),
     ):
         if limit is not None and value > limit:
             loose.append((f"--{name}-ms {ceil(value * 1000)}", value))
@@ -112,10 +112,10 @@ def _too_slow(found: Capacity, search: Search, wishes: Wishes) -> Miss:
     return Miss(search.points[candidate], by, helps, [*search.points.values()])
 
 
-def _beyond_slos(points: Sequence[Point], wishes: Wishes) -> Miss:
+def _beyond_slos(points: Sequence[Point], aims: Aims) -> Miss:
     """No rate is low enough."""
-    near = min(points, key=lambda each: excess(each, wishes))
-    over = excess(near, wishes)
+    near = min(points, key=lambda each: excess(each, aims))
+    over = excess(near, aims)
     if over == inf:
         fits = min(points, key=lambda each: each.bound.excess or inf)
         helps = ["a card with more memory, more cards, or a higher TP degree"]
@@ -123,8 +123,8 @@ def _beyond_slos(points: Sequence[Point], wishes: Wishes) -> Miss:
     trial = near.trial
     helps = []
     for name, limit, bound_s, trial_s in (
-        ("TTFT", wishes.objectives.ttft_s, near.bound.ttft_s, trial.ttft_s if trial else 0.0),
-        ("TBT", wishes.objectives.tbt_s, near.bound.tbt_s, trial.tbt_s if trial else 0.0),
+        ("TTFT", aims.objectives.ttft_s, near.bound.ttft_s, trial.ttft_s if trial else 0.0),
+        ("TBT", aims.objectives.tbt_s, near.bound.tbt_s, trial.tbt_s if trial else 0.0),
     ):
         value = max(bound_s, trial_s)
         if limit is None or value <= limit:

@@ -38,7 +38,7 @@ def shown(plan: Plan) -> Iterator[RenderableType]:
     yield _table(plan)
     yield Text(
         "95 % intervals, of the sample of requests and of the profile's margin; TTFT and TBT at "
-        f"the {plan.wishes.attainment:.0%} quantile, at that rate",
+        f"the {plan.aims.attainment:.0%} quantile, at that rate",
         style="grey50",
     )
     yield Text(judged(plan), style="grey50")
@@ -46,21 +46,21 @@ def shown(plan: Plan) -> Iterator[RenderableType]:
 
 def reasons(plan: Plan) -> list[str]:
     """Why the first is chosen, what limits it, and the runner-up."""
-    wishes, trials, first = plan.wishes, plan.trials, plan.found[0]
+    aims, trials, first = plan.aims, plan.trials, plan.found[0]
     unit, rate = trials.load.unit, first.rate
     lines = [
-        f"{BEST[wishes.goal]}: {number(rate)} {unit}, {number(_per_card(first))} per card"
+        f"{BEST[aims.goal]}: {number(rate)} {unit}, {number(_per_card(first))} per card"
         f"{_expense(first.candidate)}",
         binding(first, trials),
     ]
-    if wishes.rate:
-        sure = "surely" if rate.low >= wishes.rate else "but not surely"
-        lines.append(f"{wishes.rate:.3g} {unit} are wanted: that is served, {sure}")
-        safe = [each for each in plan.found if each.rate.low >= wishes.rate]
-        if rate.low < wishes.rate and safe:
+    if aims.rate:
+        sure = "surely" if rate.low >= aims.rate else "but not surely"
+        lines.append(f"{aims.rate:.3g} {unit} are wanted: that is served, {sure}")
+        safe = [each for each in plan.found if each.rate.low >= aims.rate]
+        if rate.low < aims.rate and safe:
             lines.append(f"surely served by: {safe[0].candidate.in_words}")
     left = first.candidate.pool.cards - first.candidate.cards
-    if left and wishes.goal == "goodput":
+    if left and aims.goal == "goodput":
         lines.append(
             f"{left} of {first.candidate.pool.cards} cards are left; --for throughput takes all "
             "that help"
@@ -93,7 +93,7 @@ def document(plan: Plan, toml: str, seconds: float) -> bytes:
     """Everything, as JSON."""
     miss = plan.miss
     content = {
-        "wishes": plan.wishes,
+        "aims": plan.aims,
         "unit": plan.trials.load.unit,
         "choice": _described(plan.found[0].candidate) if plan.found else None,
         "configuration": toml or None,
@@ -127,7 +127,7 @@ def _missed(plan: Plan) -> Iterator[RenderableType]:
 
 
 def _table(plan: Plan) -> RenderableType:
-    wishes, unit = plan.wishes, plan.trials.load.unit
+    aims, unit = plan.aims, plan.trials.load.unit
     columns = ["SHARDS", "CARDS", ">TP", ">SP FROM", ">CHUNK", "POLICY"]
     table = render.table(*columns, f">{unit.upper()}", ">95 % INTERVAL", ">PER CARD", ">$/H", ">W",
                          ">WITHIN SLOS", ">TTFT", ">TBT")  # fmt: skip
@@ -150,7 +150,7 @@ def _table(plan: Plan) -> RenderableType:
             "-" if watts is None else f"{watts:,.0f}",
             f"{met_at(plan.trials, trial).value:.1%}",
             _time(trial.ttft_s),
-            _time(trial.tbt_s) if wishes.objectives.tbt_s or trial.tbt_s else "-",
+            _time(trial.tbt_s) if aims.objectives.tbt_s or trial.tbt_s else "-",
         )
     return table
 

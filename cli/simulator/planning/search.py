@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from sps2.cli.simulator.planning.bounds import TINY, Bound, Limit
 from sps2.cli.simulator.planning.candidates import Candidate
 from sps2.cli.simulator.planning.capacity import Capacity, climb, measure
-from sps2.cli.simulator.planning.goals import Wishes
+from sps2.cli.simulator.planning.goals import Aims
 from sps2.cli.simulator.planning.trials import Trial, Trials
 
 How = Literal["screened", "simulated", "refined", "measured"]
@@ -81,13 +81,13 @@ class Search:
     def __init__(
         self,
         trials: Trials,
-        wishes: Wishes,
+        aims: Aims,
         shapes: Sequence[Candidate],
         variants: Callable[[Candidate], Iterable[Candidate]],
         most: int,
         report: Report = lambda what, share: None,
     ) -> None:
-        self.trials, self.wishes = trials, wishes
+        self.trials, self.aims = trials, aims
         self._variants, self._most = variants, most
         self._report = report
         self._all = shapes
@@ -97,21 +97,21 @@ class Search:
 
     def run(self) -> list[Capacity]:
         """The candidates that do what is wanted, the best one first; empty if none does."""
-        return self._cheapest() if self.wishes.is_provisioning else self._best()
+        return self._cheapest() if self.aims.is_provisioning else self._best()
 
     def length(self, candidate: Candidate, stage: Stage) -> int:
         """Requests of a trial: enough for queues to grow if a candidate is overloaded."""
-        load, wishes = self.trials.load, self.wishes
-        rate = wishes.rate if wishes.is_provisioning else self._bound(candidate).likely
-        span_s = stage.spans * (wishes.objectives.ttft_s or 0.0)
+        load, aims = self.trials.load, self.aims
+        rate = aims.rate if aims.is_provisioning else self._bound(candidate).likely
+        span_s = stage.spans * (aims.objectives.ttft_s or 0.0)
         needed = span_s * rate * len(load.turns) / load.starts
         return min(max(round(needed), stage.least), stage.most, len(load.turns))
 
-    def again(self, wishes: Wishes) -> "Search":
+    def again(self, aims: Aims) -> "Search":
         """A search in the same candidates for something else."""
         return Search(
             self.trials,
-            wishes,
+            aims,
             self._all,
             self._variants,
             self._most,
@@ -119,8 +119,8 @@ class Search:
         )
 
     def _best(self) -> list[Capacity]:
-        wishes = self.wishes
-        order = sorted(self._shapes, key=lambda each: -wishes.worth(each, self._bound(each).likely))
+        aims = self.aims
+        order = sorted(self._shapes, key=lambda each: -aims.worth(each, self._bound(each).likely))
         self._race(order, FIRST, CLOSE, 1.6)
         self._race(self._others(self._ranked()), FIRST, CLOSER, 1.12)
         self._race(self._with_settings_of(self._ranked(), order), FIRST, CLOSER, 1.12)
@@ -134,19 +134,19 @@ class Search:
         for candidate in kept:
             self.points[candidate].rate = self.points[candidate].rate or guesses[candidate]
         found = [self._measured(each, index / len(kept)) for index, each in enumerate(kept)]
-        found = [each for each in found if each.rate.value >= max(wishes.rate, TINY)]
-        return sorted(found, key=lambda each: -wishes.worth(each.candidate, each.rate.value))
+        found = [each for each in found if each.rate.value >= max(aims.rate, TINY)]
+        return sorted(found, key=lambda each: -aims.worth(each.candidate, each.rate.value))
 
     def _cheapest(self) -> list[Capacity]:
         """Level by level of expense, from the least."""
-        wishes, found = self.wishes, list[Capacity]()
+        aims, found = self.aims, list[Capacity]()
         able = [each for each in self._shapes if self._is_able(each)]
         levels: dict[float, list[Candidate]] = {}
         for candidate in able:
-            levels.setdefault(round(wishes.expense(candidate), 6), []).append(candidate)
+            levels.setdefault(round(aims.expense(candidate), 6), []).append(candidate)
         more = MORE_LEVELS
         for number, expense in enumerate(sorted(levels)):
-            if found and (not more or (len(found) > 1 and _is_sure(found, wishes))):
+            if found and (not more or (len(found) > 1 and _is_sure(found, aims))):
                 for candidate in levels[expense]:
                     self._skip(candidate, "worth", "what costs less is enough")
                 continue
@@ -161,7 +161,7 @@ class Search:
             kept = self._few(_by_share(self._tested(kept, SECOND)), MEASURED, 1)
             kept = kept[:1] if found else kept
             capacities = [self._measured(each, number / len(levels)) for each in kept]
-            capacities = [each for each in capacities if each.rate.value >= wishes.rate]
+            capacities = [each for each in capacities if each.rate.value >= aims.rate]
             found += sorted(capacities, key=lambda each: -each.rate.value)
         return found
 
@@ -173,7 +173,7 @@ class Search:
         growth: float,
     ) -> None:
         """Find the capacities of those that come close to the best one."""
-        wishes, trials = self.wishes, self.trials
+        aims, trials = self.aims, self.trials
         best = 0.0
         if stage is FIRST:
             best = max((self._worth(each) for each in self.points.values()), default=0.0)
@@ -181,7 +181,7 @@ class Search:
             if not self._is_able(candidate):
                 continue
             point = self.points[candidate]
-            needed = max(wishes.rate, close * wishes.needed(candidate, best))
+            needed = max(aims.rate, close * aims.needed(candidate, best))
             if point.bound.most < needed:
                 point.limit = "worth"
                 point.reason = f"its shards cannot compute {needed:.3g} {trials.load.unit}"
@@ -220,7 +220,7 @@ class Search:
             point = self.points[candidate]
             point.how = "simulated" if stage is FIRST else "refined"
             requests = self.length(candidate, stage)
-            point.trial = trial = self.trials.run(candidate, self.wishes.rate, requests)
+            point.trial = trial = self.trials.run(candidate, self.aims.rate, requests)
             if trial.passes:
                 point.rate = trial.rate
             if trial.passes or (not trial.is_stopped and trial.met > trial_least(self.trials)):
@@ -232,19 +232,19 @@ class Search:
     def _measured(self, candidate: Candidate, share: float) -> Capacity:
         self._report(candidate.in_words, 0.85 + 0.15 * share)
         point = self.points[candidate]
-        guess = self.wishes.rate if self.wishes.is_provisioning else point.rate
+        guess = self.aims.rate if self.aims.is_provisioning else point.rate
         requests = self.length(candidate, LAST)
         found = measure(self.trials, candidate, guess, requests, LAST.tolerance)
         point.how, point.rate = "measured", found.rate.value
         point.trial = found.failing or found.passing
-        if found.rate.value < self.wishes.rate and point.trial:
+        if found.rate.value < self.aims.rate and point.trial:
             self._note(point, point.trial)
         return found
 
     def _chosen(self, shapes: Sequence[Candidate]) -> list[Candidate]:
         """At most half of all candidates: those of which formulas expect most."""
         able = [each for each in shapes if self._is_able(each)]
-        able.sort(key=lambda each: -self.wishes.worth(each, self._bound(each).likely))
+        able.sort(key=lambda each: -self.aims.worth(each, self._bound(each).likely))
         kept = able[: max(1, self._most // 2)]
         for candidate in able[len(kept) :]:
             self._skip(candidate, "worth", "others of this plan can compute more")
@@ -253,12 +253,12 @@ class Search:
     def _is_able(self, candidate: Candidate) -> bool:
         """Whether formulas leave a chance; otherwise the point says why not."""
         point = self._point(candidate)
-        wishes, bound = self.wishes, point.bound
-        if over := wishes.over_budget(candidate):
+        aims, bound = self.aims, point.bound
+        if over := aims.over_budget(candidate):
             point.limit, point.reason = "budget", over
         elif bound.limit:
             point.limit, point.reason = bound.limit, bound.reason
-        elif bound.most < wishes.rate:
+        elif bound.most < aims.rate:
             point.limit = "load"
             point.reason = (
                 f"its shards cannot compute more than {bound.most:.3g} {self.trials.load.unit}"
@@ -316,7 +316,7 @@ class Search:
         return kept
 
     def _worth(self, point: Point) -> float:
-        return self.wishes.worth(point.candidate, point.rate)
+        return self.aims.worth(point.candidate, point.rate)
 
     def _share(self, stage: Stage) -> float:
         judged = sum(each.how != "screened" for each in self.points.values())
@@ -343,18 +343,18 @@ def _by_share(near: Sequence[Trial]) -> list[Candidate]:
     return [each.candidate for each in ordered]
 
 
-def _is_sure(found: Sequence[Capacity], wishes: Wishes) -> bool:
-    return any(each.rate.low >= wishes.rate for each in found)
+def _is_sure(found: Sequence[Capacity], aims: Aims) -> bool:
+    return any(each.rate.low >= aims.rate for each in found)
 
 
-def excess(point: Point, wishes: Wishes) -> float:
+def excess(point: Point, aims: Aims) -> float:
     """By how much a candidate exceeds an SLO on a nearly idle cluster; infinite if not by one."""
     if point.bound.limit in ("TTFT", "TBT"):
         return point.bound.excess
     if point.trial is None or point.limit in ("budget", "memory"):
         return inf
     pairs = (
-        (wishes.objectives.ttft_s, point.trial.ttft_s),
-        (wishes.objectives.tbt_s, point.trial.tbt_s),
+        (aims.objectives.ttft_s, point.trial.ttft_s),
+        (aims.objectives.tbt_s, point.trial.tbt_s),
     )
     return max((value / limit for limit, value in pairs if limit), default=inf)
