@@ -10,7 +10,17 @@ import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from sps2.cli import render
-from sps2.cli.simulate import ModelOption, ProfileOption, WorkloadOption
+from sps2.cli.simulation_options import (
+    BurstinessOption,
+    LinkOption,
+    LongestOption,
+    ModelOption,
+    ProfileOption,
+    ScaleOption,
+    SeedOption,
+    WorkloadOption,
+    variation,
+)
 from sps2.cli.simulator.clusters import check_fits
 from sps2.cli.simulator.hardware import CARDS, card_of
 from sps2.cli.simulator.planning import report
@@ -76,23 +86,15 @@ def plan(
     policy: Annotated[
         str, typer.Option(help="Scheduling policies to try, such as sps2,lars.")
     ] = "sps2",
-    link_gbit: Annotated[
-        float | None,
-        typer.Option(min=0.001, help="Gbit/s of each GPU's network; without it NVLink."),
-    ] = None,
+    link_gbit: LinkOption = None,
     requests: Annotated[
         int, typer.Option(min=20, help="At most in one simulation; more narrow the intervals.")
     ] = 1000,
-    burstiness: Annotated[
-        float | None,
-        typer.Option(min=0.001, help="Of arrivals: 1 is Poisson, less comes in bursts."),
-    ] = None,
-    scale: Annotated[float, typer.Option(min=1e-6, help="Factor of all lengths.")] = 1.0,
-    longest: Annotated[
-        int | None, typer.Option(min=1, help="Leave out longer prompts, in tokens.")
-    ] = None,
+    burstiness: BurstinessOption = None,
+    scale: ScaleOption = 1.0,
+    longest: LongestOption = None,
     points: Annotated[int, typer.Option(min=1, help="How many configurations to judge.")] = 500,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    seed: SeedOption = 0,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Write the configuration.", dir_okay=False),
@@ -120,7 +122,7 @@ def plan(
         workload,
         limit=requests,
         rate=rate,
-        cv=None if burstiness is None else burstiness**-0.5,
+        cv=variation(burstiness),
         scale=scale,
         longest=longest,
         seed=seed,

@@ -18,10 +18,21 @@ from rich.progress import (
 )
 
 from sps2.cli import render
+from sps2.cli.simulation_options import (
+    BurstinessOption,
+    HardwareOption,
+    LinkOption,
+    LongestOption,
+    ModelOption,
+    ProfileOption,
+    ScaleOption,
+    SeedOption,
+    WorkloadOption,
+    variation,
+)
 from sps2.cli.simulator.alone import Alone
 from sps2.cli.simulator.clusters import Wanted, check_fits, setup_of
 from sps2.cli.simulator.comparison import compare, have_same_requests
-from sps2.cli.simulator.hardware import CARDS
 from sps2.cli.simulator.losses import parse_losses
 from sps2.cli.simulator.outcomes import Run
 from sps2.cli.simulator.report import documents, page, plots, table
@@ -32,26 +43,9 @@ from sps2.cli.workload.requests import Workload
 from sps2.common.errors import Invalid
 from sps2.services.scheduler.policies import POLICIES
 
-Number = Annotated[int | None, typer.Option(min=1)]
-ModelOption = Annotated[
-    str,
-    typer.Option(help="A pulled model, a folder or file with its config.json, or a known shape."),
-]
-HardwareOption = Annotated[
-    str | None, typer.Option(help=f"A GPU for every shard: {', '.join(CARDS)}.")
-]
-ProfileOption = Annotated[
-    Path | None, typer.Option(help="A file of `spsctl profile`, instead of a GPU.", dir_okay=False)
-]
 ConfigOption = Annotated[
     Path | None,
     typer.Option(help="Configuration of the cluster, as for `spsctl up`.", dir_okay=False),
-]
-WorkloadOption = Annotated[
-    str,
-    typer.Option(
-        help=f"A trace file, or one of {', '.join(sources.names())}; or fixed:PROMPT,ANSWER."
-    ),
 ]
 
 
@@ -68,10 +62,7 @@ def simulate(
     decode: Annotated[int | None, typer.Option(min=1, help="Decode shards.")] = None,
     mixed: Annotated[int | None, typer.Option(min=1, help="Shards that do both.")] = None,
     tp: Annotated[int | None, typer.Option(min=1, help="GPUs of one shard.")] = None,
-    link_gbit: Annotated[
-        float | None,
-        typer.Option(min=0.001, help="Gbit/s of each GPU's network; without it NVLink."),
-    ] = None,
+    link_gbit: LinkOption = None,
     requests: Annotated[int | None, typer.Option(min=1, help="How many requests.")] = None,
     seconds: Annotated[
         float | None, typer.Option(min=0.001, help="Only what comes in this time.")
@@ -79,14 +70,9 @@ def simulate(
     rate: Annotated[
         str | None, typer.Option(help="Requests per second; several as 1,2,4 are a sweep.")
     ] = None,
-    burstiness: Annotated[
-        float | None,
-        typer.Option(min=0.001, help="Of arrivals: 1 is Poisson, less comes in bursts."),
-    ] = None,
-    scale: Annotated[float, typer.Option(min=1e-6, help="Factor of all lengths.")] = 1.0,
-    longest: Annotated[
-        int | None, typer.Option(min=1, help="Leave out longer prompts, in tokens.")
-    ] = None,
+    burstiness: BurstinessOption = None,
+    scale: ScaleOption = 1.0,
+    longest: LongestOption = None,
     lose: Annotated[
         list[str] | None,
         typer.Option(help="A shard that ends: decode-0@60+30 is at 60 s, for 30 s."),
@@ -98,7 +84,7 @@ def simulate(
     long_tokens: Annotated[
         int | None, typer.Option(min=1, help="Prompts over this many tokens count as long.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    seed: SeedOption = 0,
     as_json: Annotated[
         Path | None, typer.Option("--json", help="Write all figures.", dir_okay=False)
     ] = None,
@@ -124,7 +110,7 @@ def simulate(
             workload,
             limit=requests,
             rate=each,
-            cv=None if burstiness is None else burstiness**-0.5,
+            cv=variation(burstiness),
             scale=scale,
             span_s=seconds,
             longest=longest,

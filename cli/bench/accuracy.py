@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from sps2.cli import render
-from sps2.cli.simulate import WorkloadOption
+from sps2.cli.simulation_options import LongestOption, ScaleOption, WorkloadOption
 from sps2.cli.simulator.accuracy import Accuracy, accuracy
 from sps2.cli.simulator.clusters import Wanted, check_fits, configured
 from sps2.cli.simulator.live import pool_pages, run_live
@@ -31,10 +31,8 @@ def measure(
     workload: WorkloadOption = "azure-conv",
     requests: Annotated[int, typer.Option(min=1, help="How many requests.")] = 60,
     rate: Annotated[float, typer.Option(min=0.001, help="Requests per second.")] = 0.5,
-    scale: Annotated[float, typer.Option(min=1e-6, help="Factor of all lengths.")] = 1.0,
-    longest: Annotated[
-        int | None, typer.Option(min=1, help="Leave out longer prompts, in tokens.")
-    ] = None,
+    scale: ScaleOption = 1.0,
+    longest: LongestOption = None,
     seed: Annotated[
         int, typer.Option(help="Of lengths, times and tokens; a used one finds its prompts cached.")
     ] = 0,

@@ -40,6 +40,7 @@ class Work:
         self.pace = 0.0
         """Seconds of its work done in a second."""
         self.started_s = 0.0
+        self.stopped_s = 0.0
         self.held: list[tuple[float, float]] = []
         """When more urgent prefills held it back: from, until."""
         self._held_since_s: float | None = None
@@ -51,6 +52,11 @@ class Work:
         elif not is_held and self._held_since_s is not None:
             self.held.append((self._held_since_s, now_s))
             self._held_since_s = None
+
+    def stop(self, now_s: float) -> None:
+        """Note that it is computed no more."""
+        self.hold(False, now_s)
+        self.stopped_s = now_s
 
     @property
     def done(self) -> float:
@@ -108,9 +114,9 @@ class Host:
     def drop(self, unit: Unit, work: Work) -> None:
         """End a rank's part early; its end is not reported."""
         self.advance()
-        work.hold(False, self._clock.now_s)
         if work in unit.works:
             unit.works.remove(work)
+            work.stop(self._clock.now_s)
         self.schedule()
 
     def advance(self) -> None:
@@ -185,7 +191,7 @@ class Host:
             if over:
                 unit.works = [work for work in unit.works if work not in over]
                 for work in over:
-                    work.hold(False, self._clock.now_s)
+                    work.stop(self._clock.now_s)
                 ended += [work.ended for work in over]
             for sequence in unit.batch.take_reached(slack_s * unit.batch_pace):
                 ended.append(sequence.ended if sequence.left < 0.5 else sequence.short)

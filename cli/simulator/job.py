@@ -170,9 +170,8 @@ class Job:
         longest_s = 0.0
         for shard, rank in zip(plan.group, ranks, strict=True):
             unit, link = self._machines.units[shard], self._machines.links[shard]
-            seconds = rank.seconds(profile, len(ranks)) + profile.remote_s * bool(asked)
-            if is_alone:
-                seconds = self._in_passes(unit, rank) + profile.remote_s * bool(asked)
+            seconds = self._in_passes(unit, rank) if is_alone else rank.seconds(profile, len(ranks))
+            seconds += profile.remote_s * bool(asked)
             threads = float(max(1, plan.threads)) if is_alone else 1.0
             shared = rank.rows if is_alone and self._is_short(rank) else 0
             speed = 1 + profile.lent_gain * (threads - 1)
@@ -244,7 +243,7 @@ class Job:
 
     def _note(self, unit: Unit, work: Work) -> None:
         """Record what a rank did, and when others held it back."""
-        start_s, stop_s = work.started_s, self._clock.now_s
+        start_s, stop_s = work.started_s, work.stopped_s
         name = self.outcome.request
         self._owner.activities.append(Activity(unit.shard, "prefill", start_s, stop_s, name))
         if unit is self._works[0][0]:

@@ -362,3 +362,11 @@ def test_chunks_of_several_prompts_share_passes_under_sarathi() -> None:
     turns = [Turn(0.0, 60, 1) for _ in range(6)]
     made = setup(0, 0, 1, profile=flat, policy="sarathi", chunk_tokens=400)
     assert run(made, turns).stopped_s < 1.2
+
+
+def test_a_shard_is_busy_only_as_long_as_its_own_part_takes() -> None:
+    made = setup(prefill=2, prefill_span_tokens=64, profile=replace(PROFILE, pair_s=1e-5))
+    found = run(made, [Turn(0.0, 512, 1)])
+    parts = [each for each in found.activities if each.kind == "prefill"]
+    assert len(parts) == 2
+    assert len({each.stop_s for each in parts}) == 2, "the parts differ, and so do their ends"

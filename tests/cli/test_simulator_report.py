@@ -230,7 +230,6 @@ def test_a_line_chart_draws_its_points_to_scale() -> None:
 
 
 def test_plots_are_written(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     runs = [queued(load, policy=name, count=60) for load in (0.3, 0.9) for name in ("a", HOSTILE)]
     made = plots.draw(runs, summaries_of(runs), tmp_path / "new")
     assert {each.name for each in made} == {
@@ -247,7 +246,6 @@ def test_plots_are_written(tmp_path: Path) -> None:
 def test_small_runs_have_every_report(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("matplotlib")
     found = Page(page_of([run, run]))
     assert len(json.loads(found.data["record-data"])["requests"]) == len(run.outcomes)
     assert all(each.exists() for each in plots.draw([run, run], summaries_of([run, run]), tmp_path))
