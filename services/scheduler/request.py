@@ -21,6 +21,9 @@ from sps2.services.scheduler.plan import Plan, Wait, Work
 TRUSTING_LOSSES = 2
 """After this many losses a request no longer uses cached pages: it computes its whole prompt."""
 
+SAME_LOSS_S = 1.0
+"""Losses within this time count as one: each shard that reached a dead one reports it."""
+
 Stage = Literal["queued", "reserving", "prefill", "transfer", "decode"]
 
 
@@ -52,6 +55,8 @@ class Request:
     """Whether a `Find` for it is under way."""
     is_shareable: bool = False
     losses: int = 0
+    lost_s: float | None = None
+    """When it last lost a shard."""
     wait: Wait | None = None
     """Why it waited when a policy last considered it."""
     held_at: int = -1
@@ -135,7 +140,9 @@ class Request:
 
     def return_to_queue(self, now_s: float, rest_s: float | None) -> None:
         """Forget the plan; see `Returned`."""
-        self.losses += rest_s is None
+        if rest_s is None:
+            self.losses += self.lost_s is None or now_s - self.lost_s > SAME_LOSS_S
+            self.lost_s = now_s
         self.rests_until_s = now_s + (rest_s or 0.0)
         self.epoch, self.stage, self.plan = self.epoch + 1, "queued", None
         self.cached, self.is_shareable = None, False

@@ -96,8 +96,7 @@ async def test_a_prefill_that_lost_a_shard_goes_on_behind_its_last_chunk(doomed:
         assert killed
         assert used is not None
         assert used.epoch >= 1
-        if used.epoch == 1:  # after a second loss, by itself, it uses no cached page any more
-            assert used.cached_tokens >= 900
+        assert used.cached_tokens >= 900
         again = await client.complete(
             prompt_of(4000), max_tokens=8, temperature=0, ignore_eos=True, cache_salt="anew"
         )

@@ -132,7 +132,7 @@ def test_what_failed_twice_computes_all_by_itself() -> None:
     launched(found(core, "r", CachedRun("decode-0", 4, 4)))
     assert sought(core.handle(Returned("r"), 0)) == ["r"]
     launched(found(core, "r", CachedRun("decode-0", 4, 4)))
-    assert launched(core.handle(Returned("r"), 0)).plan.prefix.pages == 0
+    assert launched(core.handle(Returned("r"), 5)).plan.prefix.pages == 0
 
 
 prompts = st.text("ab", min_size=1, max_size=6)
@@ -191,3 +191,11 @@ def test_nothing_hangs_whatever_shares_a_prefix(script: list[tuple[str, str]]) -
                 advance(request)
     assert not state
     assert not core.requests(0)
+
+
+def test_one_loss_that_is_reported_twice_counts_once() -> None:
+    core = cluster()
+    ask(core, "r", "abcd")
+    for at_s in (1.0, 1.5):
+        launched(found(core, "r", CachedRun("decode-0", 4, 4)))
+        assert sought(core.handle(Returned("r"), at_s)) == ["r"], "it still uses cached pages"
