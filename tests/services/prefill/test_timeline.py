@@ -34,6 +34,10 @@ def test_times_are_those_of_the_entries_together() -> None:
     assert timeline.hidden_s() == 2.5  # 0.5 to 1, and 2 to 4
 
 
+TRIES = 5
+"""On a busy machine all transfers of one run can end before any arithmetic begins."""
+
+
 @pytest.mark.parametrize("method", ["ring", "gather", "pass_q", "usp", "csa"])
 async def test_transfers_run_beside_arithmetic(method: Method) -> None:
     """A layer takes less than the sum of its phases, by what is reported as hidden."""
@@ -51,7 +55,8 @@ async def test_transfers_run_beside_arithmetic(method: Method) -> None:
         async def run(work: Callable[[], Result]) -> Result:
             return await asyncio.get_running_loop().run_in_executor(pool, work)
 
-        for pipelined in (True, False):
+        hidden_s = 0.0
+        for pipelined in (False, *[True] * TRIES):
             scheme = Scheme(method, columns, "plain", selection, pipelined)
             _, _, groups = await attended(shape, spans, scheme, q, k, v, "tcp", run)
             for group in groups:
@@ -61,4 +66,7 @@ async def test_transfers_run_beside_arithmetic(method: Method) -> None:
                 assert line.hidden_s() <= min(line.compute_s(), line.exchange_s()) + 1e-9
                 assert phases - line.hidden_s() <= wall + 1e-9
             if pipelined:
-                assert sum(group.timeline.hidden_s() for group in groups) > 0
+                hidden_s += sum(group.timeline.hidden_s() for group in groups)
+            if hidden_s > 0:
+                return
+        pytest.fail("no transfer ran beside arithmetic")
