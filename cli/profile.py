@@ -12,10 +12,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sps2.cli import render
 from sps2.cli.simulator.fitting import Fitted, checked, fit, margin_of, split, step_s, ttft_s
+from sps2.cli.simulator.live import live_setup, run_live
 from sps2.cli.simulator.machine_load import Load, machine_of, most_cores
 from sps2.cli.simulator.measuring import Measured, Measuring
+from sps2.cli.simulator.outcomes import Run
 from sps2.cli.simulator.probes import Asker, Probes, Report, Target
 from sps2.cli.simulator.profile import Checked, Profile
+from sps2.cli.simulator.simulation import Simulation
+from sps2.cli.simulator.under_load import fitted_to, workload_of
 from sps2.cli.target import ConfigOption, NameOption, reachable
 from sps2.common import places
 from sps2.common.client import AsyncClient
@@ -35,6 +39,8 @@ MARGIN_TOKENS = 64
 """Of room for answers."""
 BUSY = 0.1
 """Others use the machine if they have more than this share of its cores."""
+LOADED_SHARE = 0.25
+"""Of the time, in which the cluster is measured under load."""
 MEANINGS = {
     "ttft": "time to the first token",
     "tbt": "time between tokens",
@@ -83,15 +89,22 @@ def profile(
         def report(what: str, share: float) -> None:
             bars.update(task, description=what, completed=share)
 
-        made = asyncio.run(_made(cluster, folder, seconds, seed, report))
-    _write(path, made)
+        made, longest = asyncio.run(_made(cluster, folder, seconds, seed, report))
+        _write(path, made)
+        if longest:
+            report("requests under load", 1 - LOADED_SHARE)
+            loaded_s = seconds * LOADED_SHARE
+            made = asyncio.run(_under_load(cluster, folder, path, longest, loaded_s, seed))
+            _write(path, made)
     _show(made)
     render.note(f"written to {path}")
 
 
 async def _made(
     cluster: Cluster, folder: Path, seconds: float, seed: int, report: Report
-) -> Profile:
+) -> tuple[Profile, int]:
+    """The profile, and the longest prompt if shards share cores and are to be measured under load,
+    or 0."""
     shape = read(folder)
     async with AsyncClient(cluster.gateway_address, cluster.bus) as client:
         status = await client.status()
@@ -103,6 +116,8 @@ async def _made(
         load = Load(status)
         asker = cast(Asker, client)  # `stream_options` is none of the SDK's declared parameters
         probes = Probes(asker, target, random.Random(seed))
+        if cores := most_cores(cluster, status):
+            seconds *= 1 - LOADED_SHARE
         found = await Measuring(probes, target, seconds, report).run()
     if (others := load.others()) > BUSY:
         render.note(
@@ -111,7 +126,32 @@ async def _made(
             "yellow",
         )
     weights = fingerprint(folder) if _has_weights(folder) else ""
-    return made_from(found, cluster, status, shape, weights, seed)
+    return made_from(found, cluster, status, shape, weights, seed), longest_of(found) * bool(cores)
+
+
+def longest_of(found: Measured) -> int:
+    """Tokens of the longest prompt that was measured on one shard."""
+    return max(each.shares[0].rows for each in found.prompts if each.is_alone)
+
+
+async def _under_load(
+    cluster: Cluster, folder: Path, path: Path, longest: int, seconds: float, seed: int
+) -> Profile:
+    """The profile at `path` with what shards of one machine cost each other under load."""
+    setup = await live_setup(cluster, path, str(folder))
+    made = setup.profile
+    workload = workload_of(made, longest, seconds, seed)
+    live = await run_live(cluster, setup, workload, seed)
+    if any(each.error for each in live.outcomes):
+        render.note("requests failed under load: what shards cost each other is not measured")
+        return made
+
+    def simulated(profile: Profile) -> Run:
+        return Simulation(replace(setup, profile=profile)).run(workload)
+
+    how = f"`spsctl profile`: {len(workload.turns)} requests, half of what the cores can do"
+    sources = made.sources | dict.fromkeys(("step_threads", "busy_prefill"), how)
+    return msgspec.structs.replace(fitted_to(made, live, simulated), sources=sources)
 
 
 def target_of(
@@ -153,7 +193,7 @@ def made_from(
     """Fit a profile to two thirds of what was found, and check it with the rest."""
     prompts, other_prompts = split(found.prompts, lambda each: (len(each.shares), each.is_shared))
     steps, other_steps = split(found.steps, lambda each: (each.is_spread, each.busy))
-    fitted = fit(prompts, steps, most_cores(cluster, status))
+    fitted = fit(prompts, steps, most_cores(cluster, status), found.behind)
     blank = Profile(
         name=f"{status.model} on {machine_of(cluster, status)}, measured",
         model=status.model,
@@ -188,12 +228,15 @@ def made_from(
 
 
 def _sources(fitted: Fitted, found: Measured) -> dict[str, str]:
-    longest = max(each.shares[0].rows for each in found.prompts if each.is_alone)
-    how = f"`spsctl profile`: {len(found.prompts)} kinds of prompts, alone up to {longest:,} tokens"
+    how = (
+        f"`spsctl profile`: {len(found.prompts)} kinds of prompts, alone up to "
+        f"{longest_of(found):,} tokens"
+    )
     made = dict.fromkeys(("launch_s", "pass_s", "pair_s"), how)
     is_shared = any(each.is_shared for each in found.prompts)
     is_spread = any(each.is_spread for each in found.steps)
     steps = f"`spsctl profile`: {len(found.steps)} kinds of batches"
+    behind = f"`spsctl profile`: {len(found.behind)} kinds of prompts behind cached ones"
     made |= {
         "share_s": how if is_shared else "not measured: there is one prefill shard",
         "step_s": steps,
@@ -202,6 +245,8 @@ def _sources(fitted: Fitted, found: Measured) -> dict[str, str]:
         "link_gbit": how
         if fitted.link_gbit
         else "the cluster's configuration: computing hid all transfers",
+        "prefix_s": behind if fitted.prefix_s is not None else "not measured: as remote_s",
+        "prefix_pair_s": behind if fitted.prefix_pair_s is not None else "not measured: as pair_s",
         "link_latency_s": "remote_s, by two hops of each layer"
         if fitted.remote_s
         else "the cluster's configuration",

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sps2.cli.bench.accuracy import both, live_setup
+from sps2.cli.bench.accuracy import both
 from sps2.cli.simulator.accuracy import Accuracy, accuracy
+from sps2.cli.simulator.live import live_setup
 from sps2.cli.simulator.outcomes import Outcome
 from sps2.cli.workload import sources
 from sps2.cli.workload.requests import Workload

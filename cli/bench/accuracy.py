@@ -1,7 +1,6 @@
 """`spsctl bench accuracy`: how far the simulator is from the live cluster."""
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +12,8 @@ from rich.table import Table
 from sps2.cli import render
 from sps2.cli.simulation_options import LongestOption, ScaleOption, WorkloadOption
 from sps2.cli.simulator.accuracy import Accuracy, accuracy
-from sps2.cli.simulator.clusters import Wanted, check_fits, configured
-from sps2.cli.simulator.live import pool_pages, run_live
+from sps2.cli.simulator.clusters import check_fits
+from sps2.cli.simulator.live import live_setup, run_live
 from sps2.cli.simulator.outcomes import Run
 from sps2.cli.simulator.setup import Setup
 from sps2.cli.simulator.simulation import Simulation
@@ -22,7 +21,6 @@ from sps2.cli.target import ConfigOption, NameOption, reachable
 from sps2.cli.workload import sources
 from sps2.cli.workload.requests import Workload
 from sps2.common import places
-from sps2.common.client import AsyncClient
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid
 
@@ -74,14 +72,6 @@ def measure(
         }
         as_json.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
         render.note(f"written to {as_json}")
-
-
-async def live_setup(cluster: Cluster, profile: Path) -> Setup:
-    """A running cluster as the simulator sees it, with the pools that its shards have."""
-    async with AsyncClient(cluster.gateway_address, cluster.bus) as client:
-        status = await client.status()
-    made = configured(Wanted(cluster.model, profile=profile), cluster)
-    return replace(made, pages=pool_pages(status))
 
 
 def both(cluster: Cluster, setup: Setup, workload: Workload, seed: int) -> tuple[Run, Run]:

@@ -162,6 +162,13 @@ class Host:
             at_s = self._clock.now_s + max(0.0, next_s)
             self._timer = self._clock.call_at(at_s, self._end)
 
+    @property
+    def slowdown(self) -> float:
+        """How much longer another thread needs there now than on idle cores."""
+        if len(self._units) == 1:
+            return 1.0
+        return max(1.0, (sum(map(self._threads, self._units)) + 1) / self._cores)
+
     @staticmethod
     def _threads(unit: Unit) -> float:
         prefill = max((work.threads for work in unit.works), default=0.0)

@@ -93,6 +93,11 @@ class Batch:
         return bool(self._dead) and any(shard in self._dead for shard in self._involved)
 
     @property
+    def step_s(self) -> float:
+        """Seconds of a step by itself; 0 without sequences."""
+        return self._step_s if self._sequences and self.within_s is None else 0.0
+
+    @property
     def threads(self) -> float:
         """Cores that its steps keep busy, on average."""
         computing = 1 - self._wait_s / self._step_s if self._step_s else 1.0

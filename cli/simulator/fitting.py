@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from sps2.cli.simulator import least_squares
-from sps2.cli.simulator.profile import Checked, Curve, Profile
+from sps2.cli.simulator.profile import Checked, Curve, Profile, at
 
 ROW_KNOTS = (4, 16, 64, 256)
 """Where the lines of `Profile.pass_s` meet; the longest prompt is the last point."""
@@ -69,6 +69,14 @@ class Step(msgspec.Struct, frozen=True):
     busy: int = 1
 
 
+class Behind(NamedTuple):
+    """A measured prefill of `tokens` tokens on one shard, behind `cached` ones on another."""
+
+    cached: int
+    tokens: int
+    ttft_s: float
+
+
 class Fitted(NamedTuple):
     """The constants of a profile; see `Profile`. link_gbit: None where transfers were hidden."""
 
@@ -82,6 +90,8 @@ class Fitted(NamedTuple):
     link_gbit: float | None
     cores: float
     step_threads: float = 1.0
+    prefix_s: float | None = None
+    prefix_pair_s: float | None = None
 
     def put_into(self, profile: Profile) -> Profile:
         """A profile with these constants."""
@@ -92,7 +102,12 @@ class Fitted(NamedTuple):
 Measured = TypeVar("Measured", Prompt, Step)
 
 
-def fit(prompts: Sequence[Prompt], steps: Sequence[Step], most_cores: float) -> Fitted:
+def fit(
+    prompts: Sequence[Prompt],
+    steps: Sequence[Step],
+    most_cores: float,
+    behind: Sequence[Behind] = (),
+) -> Fitted:
     """The constants that predict measurements best; errors count relative to what was measured.
 
     Args:
@@ -100,6 +115,7 @@ def fit(prompts: Sequence[Prompt], steps: Sequence[Step], most_cores: float) -> 
         steps: with some that one shard decoded, in batches of different sizes.
         most_cores: how many shards could compute at the same time at most; 0: each has its own
             device.
+        behind: of several numbers of cached tokens, if there are any.
     """
     alone = [each for each in prompts if each.is_alone]
     launch_s = max(0.0, median(each.ttft_s - each.prefill_s for each in alone))
@@ -110,7 +126,8 @@ def fit(prompts: Sequence[Prompt], steps: Sequence[Step], most_cores: float) -> 
         cores, share_s, link_gbit = _together(beside, launch_s, pass_s, pair_s, most_cores)
     prefill = launch_s, pass_s, pair_s, share_s
     step_s, key_s, remote_s, step_threads = _decode(steps, cores)
-    return Fitted(*prefill, step_s, key_s, remote_s, link_gbit, cores, step_threads)
+    waits = _behind(behind, launch_s, pass_s, pair_s)
+    return Fitted(*prefill, step_s, key_s, remote_s, link_gbit, cores, step_threads, *waits)
 
 
 def ttft_s(profile: Profile, prompt: Prompt, hides_links: bool = False) -> float:
@@ -291,6 +308,22 @@ def _decode(steps: Sequence[Step], cores: float) -> tuple[Curve, float, float, f
         found.append((sum(errors), threads, parts))
     _, step_threads, (*lines, key_s, remote_s) = min(found, key=lambda each: each[:2])
     return _curve(knots, lines), key_s, remote_s, step_threads
+
+
+def _behind(
+    behind: Sequence[Behind], launch_s: float, pass_s: Curve, pair_s: float
+) -> tuple[float | None, float | None]:
+    """`prefix_s` and `prefix_pair_s`; None if they were not measured."""
+    rows, values = [], []
+    for cached, tokens, took_s in behind:
+        own_s = launch_s + at(pass_s, tokens) + pair_s * tokens * tokens / 2
+        if took_s > own_s:
+            rows.append([1.0, float(cached * tokens)])
+            values.append(took_s - own_s)
+    if len(rows) < 2:
+        return None, None
+    prefix_s, prefix_pair_s = least_squares.fit(rows, values)
+    return prefix_s, prefix_pair_s
 
 
 def _lines(count: float, knots: Sequence[int]) -> list[float]:

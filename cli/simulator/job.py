@@ -113,7 +113,8 @@ class Job:
         outcome.degree, outcome.group = len(plan.group), plan.group
         outcome.owner, outcome.cached_tokens = plan.owner, plan.prefix.tokens
         self._owner.handle(Granted(self.request.request, directory.room()))
-        self._after(self._machines.profile.launch_s, self._compute)
+        host = self._machines.units[plan.group[0]].host
+        self._after(self._machines.profile.launch_s * host.slowdown, self._compute)
 
     def proceed(self, plan: Plan, urgency: float) -> None:
         """Compute the next chunk as planned."""
@@ -170,10 +171,11 @@ class Job:
         longest_s = 0.0
         for shard, rank in zip(plan.group, ranks, strict=True):
             unit, link = self._machines.units[shard], self._machines.links[shard]
-            seconds = self._in_passes(unit, rank) if is_alone else rank.seconds(profile, len(ranks))
-            seconds += profile.remote_s * bool(asked)
+            seconds = self._in_passes(unit, rank) + profile.share_s * (not is_alone)
+            seconds += profile.waits_behind_s * bool(asked)
+            seconds *= profile.busy_prefill if unit.host.slowdown > 1 else 1.0
             threads = float(max(1, plan.threads)) if is_alone else 1.0
-            shared = rank.rows if is_alone and self._is_short(rank) else 0
+            shared = rank.rows if self._is_short(rank) else 0
             speed = 1 + profile.lent_gain * (threads - 1)
             work = Work(
                 seconds, self._urgency, self._part, threads, speed, plan.shares_steps, shared
@@ -187,7 +189,7 @@ class Job:
                 sent["deposit"] = sent.get("deposit", 0.0) + nbytes
                 self._flows.append((link, link.send(nbytes, self._deposited)))
         for shard, pairs in asked.items():
-            work = Work(pairs * profile.pair_s, self._urgency, self._part)
+            work = Work(profile.behind_s(pairs), self._urgency, self._part)
             self._works.append((self._machines.units[shard], work))
         for unit, work in self._works:
             unit.host.add(unit, work)
@@ -196,14 +198,20 @@ class Job:
     def _is_short(self, rank: RankCost) -> bool:
         """Whether its passes have rows of other prompts too: of short ones, and of chunks whose
         passes take decode steps along."""
+        if len(self.plan.group) > 1:
+            return False
         return self.plan.shares_steps or 8 * rank.rows <= self._owner.pass_tokens
 
     def _in_passes(self, unit: Unit, rank: RankCost) -> float:
-        """Seconds that one rank adds to passes of its shard: with others in them it adds less."""
+        """Seconds that one rank adds to passes of its shard: with others in them it adds less.
+
+        A pass that takes decode steps along first waits for half a step on average.
+        """
         beside = sum(work.shared_rows for work in unit.works) if self._is_short(rank) else 0
         if self.plan.shares_steps:
+            waits_s = 0.0 if unit.sharing else unit.batch.step_s / 2
             alone_s = unit.batch.step_with(beside, 0.0) if beside else 0.0
-            return unit.batch.step_with(beside + rank.rows, rank.pairs) - alone_s
+            return waits_s + unit.batch.step_with(beside + rank.rows, rank.pairs) - alone_s
         profile = self._machines.profile
         alone_s = profile.prefill_s(beside, 0.0) if beside else 0.0
         return profile.prefill_s(beside + rank.rows, rank.pairs) - alone_s

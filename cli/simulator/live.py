@@ -1,21 +1,23 @@
 """Runs a workload on a live cluster, to compare it with its simulation."""
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Sequence
 from math import inf
+from pathlib import Path
 
 from sps2.cli.bench.serve.backends import Prompt, Sdk
 from sps2.cli.bench.serve.jobs import Job
 from sps2.cli.bench.serve.load import Load, warm_up
 from sps2.cli.bench.serve.prompts import Prompts
 from sps2.cli.bench.serve.reply import Reply
+from sps2.cli.simulator.clusters import Wanted, configured
 from sps2.cli.simulator.outcomes import Outcome, Run
 from sps2.cli.simulator.setup import Setup
 from sps2.cli.workload.requests import Turn, Workload
 from sps2.common.client import AsyncClient
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, Refused
-from sps2.common.messages import ClusterStatus
 
 POLL_S = 0.25
 FIELDS = {"temperature": 0, "ignore_eos": True}
@@ -58,9 +60,17 @@ async def run_live(
     return _run_of(load, setup, workload, seed)
 
 
-def pool_pages(status: ClusterStatus) -> int:
-    """Pages of a shard's KV pool in a live cluster."""
-    return min((shard.pages for shard in status.shards if shard.pages), default=0)
+async def live_setup(cluster: Cluster, profile: Path, model: str = "") -> Setup:
+    """A running cluster as the simulator sees it, with the pools that its shards have.
+
+    Args:
+        model: as for `models.shape_of`; by default the cluster's.
+    """
+    async with AsyncClient(cluster.gateway_address, cluster.bus) as client:
+        status = await client.status()
+    made = configured(Wanted(model or cluster.model, profile=profile), cluster)
+    pages = min((shard.pages for shard in status.shards if shard.pages), default=0)
+    return dataclasses.replace(made, pages=pages)
 
 
 def _prompt(

@@ -7,7 +7,7 @@ from time import perf_counter
 
 from msgspec.structs import replace
 
-from sps2.cli.simulator.fitting import Prompt, Step
+from sps2.cli.simulator.fitting import Behind, Prompt, Step
 from sps2.cli.simulator.probes import Bytes, Probes, Report, Target
 from sps2.common.errors import Invalid, Refused
 
@@ -33,6 +33,7 @@ class Measured:
 
     prompts: list[Prompt] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
+    behind: list[Behind] = field(default_factory=list)
     exchanged: list[Bytes] = field(default_factory=list)
     repeats: int = 0
     """Of the condition that was measured least."""
@@ -63,6 +64,7 @@ class Measuring:
         self._began_s = perf_counter()
         self._prompts: dict[tuple[str, int, int], list[Prompt]] = {}
         self._steps: dict[tuple[bool, int, float, int], list[Step]] = {}
+        self._behind: dict[tuple[int, int], list[Behind]] = {}
 
     async def run(self) -> Measured:
         """Measure everything. Raises Invalid if the cluster is too small, Refused if it is busy."""
@@ -110,6 +112,10 @@ class Measuring:
             for tokens in _geometric(SHORTEST, longest, LENGTHS)
         ]
         made += self._decoding(longest)
+        if target.decoders > 1 or not target.capacity:
+            for cached, tokens in ((longest // 4, 16), (longest // 2, 16), (longest // 2, 128)):
+                if cached >= 2 * target.page_tokens:
+                    made.append(self._of_behind(cached, tokens))
         if target.prefillers > 1:
             for tokens in _geometric(32, longest // 4, 4):
                 made.append(self._of_prefill("beside", tokens, target.prefillers))
@@ -147,6 +153,13 @@ class Measuring:
 
         return _Condition(f"steps of {sequences}: {context:,} tokens each", measure)
 
+    def _of_behind(self, cached: int, tokens: int) -> _Condition:
+        async def measure() -> None:
+            if found := await self._probes.behind(cached, tokens):
+                self._behind.setdefault((cached, tokens), []).append(found)
+
+        return _Condition(f"{tokens} tokens behind {cached:,} cached ones", measure)
+
     async def _prefill(self, kind: str, tokens: int, shards: int) -> Prompt:
         if kind == "beside":
             found = await self._probes.prefill(tokens, 1, shards)
@@ -180,7 +193,11 @@ class Measuring:
             )
             for _, found in sorted(self._steps.items())
         ]
-        return Measured(prompts, steps, self._probes.exchanged, repeats)
+        behind = [
+            found[0]._replace(ttft_s=median(each.ttft_s for each in found))
+            for _, found in sorted(self._behind.items())
+        ]
+        return Measured(prompts, steps, behind, self._probes.exchanged, repeats)
 
 
 def _geometric(first: int, last: int, count: int) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from uuid import uuid4
 
 from sps2.cli.render import counted
-from sps2.cli.simulator.fitting import Prompt, Share, Step
+from sps2.cli.simulator.fitting import Behind, Prompt, Share, Step
 from sps2.common.api import CompletionChunk
 from sps2.common.api.answer_ids import name_in
 from sps2.common.api.usage import Sps2Usage
@@ -133,6 +133,22 @@ class Probes:
             usages[0].chunks,
         )
 
+    async def behind(self, cached: int, tokens: int) -> Behind | None:
+        """Measure a prefill of `tokens` tokens behind about `cached` cached ones on another shard.
+
+        None if none of them were cached on another shard.
+        """
+        await self.quiet()
+        text = self._rng.choices(self._target.ids, k=cached + tokens)
+        salt = uuid4().hex
+        await self._prefill(cached, 1, text[:cached], salt)
+        answer = await self._prefill(cached + tokens, 1, text, salt)
+        usage = answer.usage
+        found = usage.cached_tokens
+        if not found or not usage.exchange_bytes_by_purpose.get("prefix_q"):
+            return None
+        return Behind(found, cached + tokens - found, answer.ttft_s)
+
     async def steps(self, sequences: int, context: int) -> list[Step]:
         """Measure decode steps of `sequences` answers to prompts of `context` tokens, by shard.
 
@@ -167,14 +183,16 @@ class Probes:
                 )
             await asyncio.sleep(POLL_S)
 
-    async def _prefill(self, tokens: int, degree: int) -> _Answer:
+    async def _prefill(
+        self, tokens: int, degree: int, text: Sequence[int] = (), salt: str = ""
+    ) -> _Answer:
         self.asked += 1
-        ids = self._rng.choices(self._target.ids, k=tokens)
+        ids = text or self._rng.choices(self._target.ids, k=tokens)
         settings: dict[str, Any] = {
             "max_tokens": 1,
             "temperature": 0.0,
             "ignore_eos": True,
-            "cache_salt": uuid4().hex,  # an earlier run may have had the same seed
+            "cache_salt": salt or uuid4().hex,  # an earlier run may have had the same seed
             "sps2": {"sp_degree": degree, "attention": "exact"}
             | ({"method": "gather"} if degree > 1 else {}),
         }

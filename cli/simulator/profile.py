@@ -70,6 +70,14 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     step_threads: float = 1.0
     """Cores that decode steps of one shard keep busy while they do not wait for other shards: its
     thread, and the services that pass tokens on."""
+    prefix_s: float | None = None
+    """Added to a prefill behind keys on another shard: its waits for that one. None: as
+    `remote_s`."""
+    prefix_pair_s: float | None = None
+    """Attention to keys on another shard, per pair. None: as `pair_s`."""
+    busy_prefill: float = 1.0
+    """How much longer a prefill takes while shards of the same machine have other work, besides
+    sharing cores with them: they share caches, and memory's bandwidth."""
     lent_gain: float = 0.4
     """What a thread that an idle shard lends adds to the speed of a prefill of one shard, as a
     share of that of its own thread. 0.15 to 0.47 were measured on two cores, for 8 to 250
@@ -80,6 +88,16 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     def prefill_s(self, rows: int, pairs: float) -> float:
         """Seconds of one shard alone for `rows` rows that attend to `pairs` pairs."""
         return at(self.pass_s, rows) + pairs * self.pair_s
+
+    def behind_s(self, pairs: float) -> float:
+        """Seconds in which another shard attends to `pairs` pairs of a prefill's queries and its
+        own keys."""
+        return pairs * (self.pair_s if self.prefix_pair_s is None else self.prefix_pair_s)
+
+    @property
+    def waits_behind_s(self) -> float:
+        """Seconds in which a prefill waits for shards with keys of its prefix."""
+        return self.remote_s if self.prefix_s is None else self.prefix_s
 
     def decode_s(self, sequences: float, keys: float, is_spread: bool) -> float:
         """Seconds of one decode step of `sequences` sequences with `keys` keys on the shard that
@@ -118,6 +136,11 @@ def read_profile(path: Path) -> Profile:
         raise Invalid(f"{path}: margin is {found.margin:g}, and should be from 0 to 1")
     if not 1 <= found.step_threads < inf:
         raise Invalid(f"{path}: step_threads is {found.step_threads:g}, and should be 1 or more")
+    for name in ("prefix_s", "prefix_pair_s"):
+        if not 0 <= (getattr(found, name) or 0.0) <= LONGEST_S:
+            raise Invalid(f"{path}: {name} is {getattr(found, name):g}, and should be 0 s or more")
+    if not 1 <= found.busy_prefill < inf:
+        raise Invalid(f"{path}: busy_prefill is {found.busy_prefill:g}, and should be 1 or more")
     if not 0 <= found.lent_gain <= 1:
         raise Invalid(f"{path}: lent_gain is {found.lent_gain:g}, and should be from 0 to 1")
     if not 0 <= found.cores < inf:

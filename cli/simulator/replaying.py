@@ -10,7 +10,7 @@ from sps2.common.messages import CachedRun, Room, Shard
 from sps2.common.spans import pages_for
 from sps2.services.kvdir.directory import Directory
 from sps2.services.scheduler.actions import Launch
-from sps2.services.scheduler.cached_prefix import own_hashes, shared_hashes
+from sps2.services.scheduler.cached_prefix import hashes_from_disk, own_hashes, shared_hashes
 from sps2.services.scheduler.core_state import CoreState
 from sps2.services.scheduler.event_log import Entry
 from sps2.services.scheduler.events import (
@@ -171,6 +171,8 @@ class DirectoryReplay:
         hashes = self._works[request].hashes
         for run in cached:
             mine, hashes = hashes[: run.pages], hashes[run.pages :]
+            if run.on_disk:
+                continue
             new = [each for each in mine if not self._directory.find([each])]
             if run.shard in self._free() and new:
                 self._directory.cache.add(run.shard, new)
@@ -178,8 +180,14 @@ class DirectoryReplay:
     def _reserve(self, request: str) -> None:
         lease = self._leases[request]
         places, page_tokens = lease.plan.placements, lease.plan.prefix.page_tokens
-        shared = shared_hashes(places, self._works[request].hashes, page_tokens)
-        self._directory.reserve(request, lease.epoch, places, shared, restore=True)
+        hashes = self._works[request].hashes
+        shared = shared_hashes(places, hashes, page_tokens)
+        from_disk = hashes_from_disk(places, hashes, page_tokens)
+        self._directory.reserve(
+            request, lease.epoch, places, shared, restore=True, from_disk=from_disk
+        )
+        if from_disk:
+            self._directory.commit(request, lease.epoch, from_disk)
         lease.is_granted = True
 
     def _extend(self, request: str, room: Room) -> None:

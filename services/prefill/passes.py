@@ -48,6 +48,9 @@ class Passes:
     A prompt may share its passes with the decode steps of the process, as in Sarathi-Serve (arXiv
     2403.02310, section 4.2): then the rows of the next step are in the next pass.
 
+    A rank of a prompt that several shards share has a pass of its own. It waits for no other pass,
+    also not for a step in one: other shards wait for it, and their passes may be waited for here.
+
     Args:
         decoding: whether a decode step is under way or follows; `look` is called when that ends.
     """
@@ -73,6 +76,7 @@ class Passes:
         threads: int = 0,
         attend_here: AttendHere | None = None,
         shares_steps: bool = False,
+        is_rank: bool = False,
     ) -> Tensor:
         """Run a prompt in the next pass; see `Llama.forward`.
 
@@ -84,9 +88,10 @@ class Passes:
             attend_here: does what `attend` does without waiting for anything, on the compute
                 thread; None if that is impossible.
             shares_steps: whether its passes take the rows of decode steps along.
+            is_rank: whether other shards compute parts of the prompt.
         """
         member = _Member(ids, positions, timeline, wanted, urgency, threads, attend_here)
-        member.shares_steps = shares_steps
+        member.shares_steps, member.is_rank = shares_steps, is_rank
         return await self._through(member, attend)
 
     @property
@@ -110,10 +115,12 @@ class Passes:
         """How urgent a prompt is, given its own urgency as passed to `forward`.
 
         While it runs in a pass of few rows, it inherits the urgency of the most urgent waiting
-        prompt.
+        prompt. A rank does not: its urgency is the same on all shards.
         """
         for members in self._running:
             if _rows(members) <= FEW_ROWS and any(each.urgency is own for each in members):
+                if any(each.is_rank for each in members):
+                    break
                 return max(own(), _urgency(self._waiting))
         return own()
 
@@ -121,31 +128,53 @@ class Passes:
         """Begin the next pass if it need not wait. Call it when an urgency has changed."""
         self._waiting = [member for member in self._waiting if not member.is_gone]
         self._waiting.sort(key=lambda member: -member.urgency())
-        while self._waiting and not self._waits():
-            members = [self._waiting.pop(0)]
-            while self._waiting and self._joins(members, self._waiting[0]):
-                members.append(self._waiting.pop(0))
+        while (first := self._next()) is not None:
+            members = [first]
+            for other in [each for each in self._waiting if each is not first]:
+                if self._joins(members, other):
+                    members.append(other)
+                elif not first.is_rank:
+                    break
+            self._waiting = [each for each in self._waiting if each not in members]
             self._running.append(members)
             task = asyncio.get_running_loop().create_task(self._pass(members))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    def _waits(self) -> bool:
+    def _next(self) -> "_Member | None":
+        """Who begins a pass now: ranks at once, others in the order of their urgency."""
+        ordered = True
+        for member in self._waiting:
+            if (member.is_rank or ordered) and not self._waits(member):
+                return member
+            ordered &= member.is_step
+        return None
+
+    def _waits(self, first: "_Member") -> bool:
         """Whether the next pass has to wait: for a pass that runs, or for the next decode step."""
-        first = self._waiting[0]
-        if first.shares_steps and not first.is_step and self._decoding():
+        if first.shares_steps and not first.is_step and self._steps_alone():
             return True
-        return not all(
+        return not first.is_rank and not all(
             _rows(running) > FEW_ROWS
             and _urgency(running) < first.urgency()
             and not (first.is_step and _shares_steps(running))
             for running in self._running
         )
 
+    def _steps_alone(self) -> bool:
+        """Whether a decode step is under way that is in no pass, and does not wait for one."""
+        known = [*self._waiting, *itertools.chain(*self._running)]
+        return self._decoding() and not any(member.is_step for member in known)
+
     def _joins(self, members: list["_Member"], other: "_Member") -> bool:
         """Whether another prompt is in the same pass; a decode step takes one that shares steps."""
-        if members[0].is_step and len(members) == 1 and other.shares_steps:
-            return True
+        first = members[0]
+        if len(members) == 1 and first.is_step != other.is_step:
+            prompt = other if first.is_step else first
+            if prompt.shares_steps:
+                return True
+        if other.is_rank or any(each.is_rank for each in members):
+            return False
         return _rows([*members, other]) <= FEW_ROWS
 
     async def _pass(self, members: list["_Member"]) -> None:
@@ -281,7 +310,7 @@ class _Member:
         self.threads = threads
         self.attend_here = attend_here
         self.is_gone = False
-        self.is_step = self.shares_steps = False
+        self.is_step = self.shares_steps = self.is_rank = False
         self.attended: asyncio.Queue[Tensor | None] = asyncio.Queue()
         """The attention of each layer; None once the member has left."""
         self._steps: asyncio.Queue[Step | Tensor | Exception] = asyncio.Queue()

@@ -1,18 +1,23 @@
 """The cached prefix of a prompt, and where it lies."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, takewhile
+
+from msgspec.structs import replace
 
 from sps2.common.messages import CachedRun, Placement
-from sps2.common.spans import Span
+from sps2.common.spans import Span, page_numbers
 from sps2.services.scheduler.fleet import Fleet
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """Runs of cached pages, from the prompt's first page on; empty if nothing is cached."""
+    """Runs of cached pages, from the prompt's first page on; empty if nothing is cached.
+
+    Pages on disk are read into free pages of their shard before the prefill.
+    """
 
     runs: tuple[CachedRun, ...]
     page_tokens: int
@@ -28,24 +33,47 @@ class Prefix:
     @cached_property
     def spans(self) -> dict[str, tuple[Span, ...]]:
         """The token spans that each shard has cached, by shard."""
-        found: dict[str, tuple[Span, ...]] = {}
-        edges = accumulate((run.pages * self.page_tokens for run in self.runs), initial=0)
-        for run, (start, stop) in zip(self.runs, pairwise(edges), strict=True):
-            found[run.shard] = (*found.get(run.shard, ()), Span(start, stop))
-        return found
+        return self._spans(lambda run: True)
 
-    def idle(self, shard: str) -> int:
-        """How many of its pages on `shard` are idle, and count as free until they are used."""
-        return sum(run.idle for run in self.runs if run.shard == shard)
+    @cached_property
+    def from_disk(self) -> dict[str, tuple[Span, ...]]:
+        """Those of `spans` that are on disk, by shard."""
+        return self._spans(lambda run: run.on_disk)
+
+    @property
+    def in_memory(self) -> "Prefix":
+        """The part before the first page on disk."""
+        return Prefix(tuple(takewhile(lambda run: not run.on_disk, self.runs)), self.page_tokens)
+
+    @property
+    def read_s(self) -> float:
+        """Predicted seconds to read what is on disk; shards do so at the same time."""
+        seconds: dict[str, float] = {}
+        for run in self.runs:
+            seconds[run.shard] = seconds.get(run.shard, 0.0) + run.pages * run.read_page_s
+        return max(seconds.values(), default=0.0)
+
+    def takes(self, shard: str) -> int:
+        """How many free pages it uses up on `shard`: idle ones, and those to read from disk."""
+        return sum(run.taken for run in self.runs if run.shard == shard)
 
     def besides(self, shards: Sequence[str]) -> list[Placement]:
         """Placements on shards with cached pages of it that are not among `shards`."""
         nothing = Span(self.tokens, self.tokens)
-        return [
-            Placement(shard, nothing, 0, spans)
-            for shard, spans in self.spans.items()
-            if shard not in shards
-        ]
+        return [self.placed(shard, nothing, 0) for shard in self.spans if shard not in shards]
+
+    def placed(self, shard: str, span: Span, pages: int) -> Placement:
+        """A placement of tokens behind it on a shard, which may have some of it."""
+        shared, from_disk = self.spans.get(shard, ()), self.from_disk.get(shard, ())
+        return Placement(shard, span, pages, shared, from_disk)
+
+    def _spans(self, wanted: Callable[[CachedRun], bool]) -> dict[str, tuple[Span, ...]]:
+        found: dict[str, tuple[Span, ...]] = {}
+        edges = accumulate((run.pages * self.page_tokens for run in self.runs), initial=0)
+        for run, (start, stop) in zip(self.runs, pairwise(edges), strict=True):
+            if wanted(run):
+                found[run.shard] = (*found.get(run.shard, ()), Span(start, stop))
+        return found
 
 
 def usable(cached: Sequence[CachedRun], prompt_tokens: int, fleet: Fleet) -> Prefix:
@@ -59,7 +87,7 @@ def usable(cached: Sequence[CachedRun], prompt_tokens: int, fleet: Fleet) -> Pre
         pages = min(run.pages, left)
         if not pages or run.shard not in fleet.room.free or not fleet.keeps(run.shard):
             break
-        runs.append(CachedRun(run.shard, pages, min(run.idle, pages)))
+        runs.append(replace(run, pages=pages, idle=min(run.idle, pages)))
         left -= pages
     return Prefix(tuple(runs), page_tokens)
 
@@ -67,15 +95,22 @@ def usable(cached: Sequence[CachedRun], prompt_tokens: int, fleet: Fleet) -> Pre
 def shared_hashes(
     placements: Sequence[Placement], hashes: Sequence[bytes], page_tokens: int
 ) -> dict[str, tuple[bytes, ...]]:
-    """The hashes of the cached pages that a request shares, by shard."""
+    """The hashes of the cached pages in memory that a request shares, by shard."""
     return {
-        place.shard: tuple(
-            page_hash
-            for span in place.shared
-            for page_hash in hashes[span.start // page_tokens : span.stop // page_tokens]
-        )
+        place.shard: tuple(hashes[n] for n in numbers)
         for place in placements
-        if place.shared
+        if (numbers := list(_in_memory(place, page_tokens)))
+    }
+
+
+def hashes_from_disk(
+    placements: Sequence[Placement], hashes: Sequence[bytes], page_tokens: int
+) -> dict[str, tuple[bytes, ...]]:
+    """The hashes of the pages that are read from disk for a request, by shard."""
+    return {
+        place.shard: tuple(hashes[n] for n in page_numbers(place.from_disk, page_tokens))
+        for place in placements
+        if place.from_disk
     }
 
 
@@ -90,3 +125,9 @@ def own_hashes(
         for place in placements
         if place.span.tokens
     }
+
+
+def _in_memory(place: Placement, page_tokens: int) -> Iterator[int]:
+    """The numbers of the pages that a placement shares and that need not be read."""
+    read = {*page_numbers(place.from_disk, page_tokens)}
+    return (n for n in page_numbers(place.shared, page_tokens) if n not in read)

@@ -18,6 +18,14 @@ from sps2.services.scheduler.plan import Plan, Wait, Work
 from sps2.services.scheduler.schemes import Schemes
 from sps2.services.scheduler.traffic import PrefixQuery
 
+SHARED_S = 0.25
+"""Decode steps run in passes of prompts that are predicted to take up to this long, so that no
+answer waits longer for a token. A mixed shard computes a prompt of its own in chunks of that
+length, if they have `LEAST_TOKENS`."""
+LEAST_TOKENS = 512
+"""Shorter chunks would read the model's weights for too little arithmetic."""
+SLACK = 1.1
+"""A chunk counts as that short up to this factor: it is cut at a page."""
 Budget = Callable[[Fleet, Sequence[str]], int]
 """How many tokens a group of shards may compute in a chunk that begins now."""
 
@@ -33,7 +41,8 @@ class Chunks:
     Args:
         budget: of a chunk; it has a page at least.
         span_tokens: of a prompt for which one more shard is used.
-        shares_steps: whether decode steps run in the passes of chunks; see `messages.Prefill`.
+        shares_steps: whether decode steps run in the passes of all chunks; by default they do in
+            short passes of mixed shards. See `messages.Prefill`.
     """
 
     def __init__(
@@ -46,19 +55,23 @@ class Chunks:
 
     def first(self, plan: Plan, work: Work, fleet: Fleet) -> Plan:
         """The plan of the first chunk of a request, given that of its whole prompt."""
-        start, plan = plan.chunk.start, replace(plan, shares_steps=self._shares_steps)
+        start = plan.chunk.start
         stop = self._stop(plan, work, plan.group, start, fleet)
-        if stop == plan.chunk.stop:
-            return plan
-        return self._chunk(plan, work, plan.group, Span(start, stop))
+        if stop < plan.chunk.stop:
+            plan = self._chunk(plan, work, plan.group, Span(start, stop))
+        return self._shared(plan, fleet)
 
     def following(self, plan: Plan, work: Work, fleet: Fleet, ahead: Ahead) -> Plan | Wait:
         """The plan of the chunk after that of `plan`, on shards that may prefill now.
 
         Those of the chunk before come first, then those that keep KV of the prompt. There are fewer
-        if some cannot reach each other, or if the requested method needs another number.
+        if some cannot reach each other, or if the requested method needs another number. A mixed
+        shard that began alone goes on alone, whatever else it prefills: it has the KV.
         """
         start, keepers = plan.chunk.stop, {place.shard for place in plan.placements}
+        if self._goes_on_alone(plan.group, fleet) and plan.group[0] in fleet.members:
+            stop = self._stop(plan, work, plan.group, start, fleet)
+            return self._shared(self._chunk(plan, work, plan.group, Span(start, stop)), fleet)
         able = {
             member.shard.id: before
             for member in fleet.prefillers()
@@ -74,13 +87,26 @@ class Chunks:
             if not fleet.pairs_apart(group):
                 stop = self._stop(plan, work, group, start, fleet)
                 with suppress(Invalid):
-                    return self._chunk(plan, work, group, Span(start, stop))
+                    return self._shared(self._chunk(plan, work, group, Span(start, stop)), fleet)
             group.pop()
         return Wait("shards")
+
+    def _shared(self, plan: Plan, fleet: Fleet) -> Plan:
+        """The plan, with decode steps in its passes if they are short enough."""
+        is_short = plan.partition.predicted_s <= SHARED_S * SLACK
+        takes_steps = is_short and _can_share(plan.group, fleet)
+        return replace(plan, shares_steps=self._shares_steps or takes_steps)
+
+    def _goes_on_alone(self, group: Sequence[str], fleet: Fleet) -> bool:
+        """Whether one mixed shard computes a prompt in short chunks and keeps its KV."""
+        return not self._shares_steps and len(group) == 1 and _can_share(group, fleet)
 
     def _stop(self, plan: Plan, work: Work, group: Sequence[str], start: int, fleet: Fleet) -> int:
         """Where a chunk ends that begins at `start`: with the prompt, or with a page."""
         most, page_tokens = self._budget(fleet, group), plan.prefix.page_tokens
+        if self._goes_on_alone(group, fleet):
+            shared = self._schemes.tokens_within(SHARED_S, start)
+            most = min(most, shared if shared >= LEAST_TOKENS else most)
         if work.prompt_tokens - start <= most:
             return work.prompt_tokens
         pages = max(start // page_tokens + 1, (start + most) // page_tokens)
@@ -105,3 +131,9 @@ class Chunks:
             threads=threads,
             rest_s=self._schemes.alone_s(left, chunk.stop) / len(group),
         )
+
+
+def _can_share(group: Sequence[str], fleet: Fleet) -> bool:
+    """Whether passes of these shards can take decode steps along: those of one process can."""
+    members = [fleet.members.get(shard) for shard in group]
+    return fleet.in_place and not any(each and each.shard.followers for each in members)

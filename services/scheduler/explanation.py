@@ -143,7 +143,10 @@ class _Account:
         match event:
             case Found(_, cached):
                 pages = sum(run.pages for run in cached)
-                self._add(entry.at_s, f"the directory knows {pages} cached pages of its prompt")
+                on_disk = sum(run.pages for run in cached if run.on_disk)
+                where = f", {on_disk} of them on disk" if on_disk else ""
+                known = f"the directory knows {pages} cached pages of its prompt{where}"
+                self._add(entry.at_s, known)
             case Returned(_, rest_s):
                 self._held = ""
                 why = "a shard was lost" if rest_s is None else "there was no room after all"

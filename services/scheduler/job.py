@@ -28,7 +28,7 @@ from sps2.common.messages import (
 )
 from sps2.common.page_hashes import PromptHashes
 from sps2.common.tracing import Trail
-from sps2.services.scheduler.cached_prefix import own_hashes, shared_hashes
+from sps2.services.scheduler.cached_prefix import hashes_from_disk, own_hashes, shared_hashes
 from sps2.services.scheduler.contacts import Contacts
 from sps2.services.scheduler.growth import Growth
 from sps2.services.scheduler.job_listener import Listener
@@ -77,6 +77,7 @@ class Job:
         self._epoch = epoch
         self._plan = plan
         self._hashes = hashes
+        self._from_disk = hashes_from_disk(plan.placements, hashes.hashes, plan.prefix.page_tokens)
         self._own: dict[str, tuple[bytes, ...]] = {}
         """Hashes of the pages that this request has cached, by shard."""
         self._directory = directory
@@ -143,6 +144,8 @@ class Job:
                 with trail.during("join"):
                     await gather_all(prefill.join(plan), *(event.wait() for event in held))
                 self._emit_placed(emit)
+                if self._from_disk:
+                    group.create_task(self._commit_restored())
                 while True:
                     with trail.during("prefill", **self._described()) as prefilling:
                         await prefill.compute(self._plan, prefilling)
@@ -221,6 +224,7 @@ class Job:
                 prefill.exchanged,
                 tuple(len(plan.group) for plan in later),
                 sum(sum(plan.partition.predicted_bytes.values()) for plan in later),
+                tuple(reply.pooled for reply in prefill.replies if reply.pooled),
             )
         )
         return first
@@ -288,6 +292,11 @@ class Job:
         with suppress(ServiceError):
             await self._commit(own_hashes(plan.placements, hashes, page_tokens))
 
+    async def _commit_restored(self) -> None:
+        """Report the pages that were read from disk; if that fails, nobody else shares them yet."""
+        with suppress(ServiceError):
+            await self._commit(self._from_disk)
+
     async def _share(self) -> None:
         """Report the prompt's cached pages to the directory; retries after the directory was lost.
 
@@ -333,6 +342,7 @@ class Job:
                 shared,
                 leased.is_set(),
                 self._own,
+                self._from_disk,
             )
             try:
                 async with self._directory.stream(reserve) as rooms:
@@ -357,6 +367,7 @@ class Job:
             place.shared,
             sources=self._contacts.planes(*plan.group) if has_kv else (),
             traceparent=self._trail.traceparent,
+            from_disk=place.from_disk,
             stop=plan.chunk.stop,
         )
         with self._contacts.reporting(place.shard):

@@ -10,6 +10,7 @@ from sps2.common.messages import CachedRun, Placement
 from sps2.common.spans import Span, fits, paged_split, pages_for
 from sps2.common.words import counted
 from sps2.services.scheduler.cached_prefix import Prefix, usable
+from sps2.services.scheduler.degrees import Degrees
 from sps2.services.scheduler.fleet import Fleet, Member
 from sps2.services.scheduler.plan import Plan, Wait, Work
 from sps2.services.scheduler.schemes import Capacity, Partition, Schemes
@@ -26,7 +27,7 @@ def idle(member: Member) -> float | None:
 
 
 class Placing:
-    """Makes plans: SP degree by prompt length, KV where the most pages are free.
+    """Makes plans: SP degree by prompt length and prediction, KV where the most pages are free.
 
     Among mixed shards, those with the most free pages prefill. One of them keeps all KV of a short
     prompt; of a long prompt each keeps the KV that it computed.
@@ -39,6 +40,7 @@ class Placing:
     def __init__(self, settings: Scheduler, schemes: Schemes, shrinks: bool = False) -> None:
         self._settings = settings
         self._schemes = schemes
+        self._degrees = Degrees(schemes)
         self._shrinks = shrinks
 
     def plan(
@@ -46,7 +48,9 @@ class Placing:
     ) -> Plan | Wait:
         """A plan in which all shards can reach each other, or why there is none yet.
 
-        Cached pages are used unless moving queries to them takes longer than computing them again.
+        Cached pages are used unless reading them from disk and moving queries to them takes longer
+        than computing them again. What is predicted is compared: with all of them, with those
+        before the first on disk, and with none.
 
         Args:
             cached: the cached pages of the prompt, from the first on.
@@ -62,15 +66,16 @@ class Placing:
     ) -> Plan | Wait:
         plan_by = self._in_place if fleet.in_place and not self._shrinks else self._separate
         prefix = usable(cached, work.prompt_tokens, fleet)
-        without = plan_by(work, Prefix((), prefix.page_tokens), fleet, ahead)
-        if not prefix.runs or any(pages < 0 for _, pages in _room(prefix, fleet)):
-            return without
-        found = plan_by(work, prefix, fleet, ahead)
-        if not isinstance(found, Plan):
-            return without
-        if not isinstance(without, Plan):
-            return found
-        return min(found, without, key=lambda plan: plan.predicted_s)
+        best = plan_by(work, Prefix((), prefix.page_tokens), fleet, ahead)
+        parts = [prefix, prefix.in_memory] if prefix.from_disk else [prefix]
+        for part in reversed(parts):
+            if part.runs and all(pages >= 0 for _, pages in _room(part, fleet)):
+                found = plan_by(work, part, fleet, ahead)
+                if isinstance(found, Plan) and (
+                    not isinstance(best, Plan) or found.predicted_s <= best.predicted_s
+                ):
+                    best = found
+        return best
 
     def _separate(self, work: Work, prefix: Prefix, fleet: Fleet, ahead: Ahead) -> Plan | Wait:
         tokens = work.prompt_tokens - prefix.tokens
@@ -146,8 +151,13 @@ class Placing:
                 "sps2.sp_degree",
                 "invalid_value",
             )
-        present = len(fleet.prefillers())
-        return forced or min(present, pages_for(tokens, self._settings.prefill_span_tokens))
+        if forced is not None:
+            return forced
+        present = fleet.prefillers()
+        most = min(len(present), pages_for(tokens, self._settings.prefill_span_tokens))
+        idle = sum(not member.prefilled for member in present)
+        gathers = fleet.in_place and tokens <= self._settings.decode_span_tokens
+        return self._degrees.best(tokens, most, idle, work.options, gathers)
 
     def _place(
         self, work: Work, prefix: Prefix, fleet: Fleet, group: Sequence[str]
@@ -196,7 +206,7 @@ class Placing:
             kept_tokens = own.tokens + (work.first_tokens if shard == group[-1] else 0)
             span = Span(own.start + prefix.tokens, own.stop + prefix.tokens)
             pages = pages_for(kept_tokens, prefix.page_tokens)
-            placements.append(Placement(shard, span, pages, prefix.spans.get(shard, ())))
+            placements.append(prefix.placed(shard, span, pages))
         return self._planned(
             work, group, partition, [*prefix.besides(list(kept)), *placements], prefix, fleet
         )
@@ -287,7 +297,7 @@ def _room(prefix: Prefix, fleet: Fleet) -> list[tuple[Member, int]]:
     room = fleet.with_room()
     if not prefix.runs:
         return room
-    return [(member, pages - prefix.idle(member.shard.id)) for member, pages in room]
+    return [(member, pages - prefix.takes(member.shard.id)) for member, pages in room]
 
 
 def _burden(prefix: Prefix, each: tuple[Member, int]) -> tuple[int, int]:
@@ -361,9 +371,8 @@ def _fit(
         kept_tokens = own.tokens + (work.first_tokens if member is owner[0] else 0)
         if kept_tokens:
             span = Span(own.start + first, own.stop + first)
-            shared = prefix.spans.get(member.shard.id, ())
             pages = pages_for(kept_tokens, page_tokens)
-            placements.append(Placement(member.shard.id, span, pages, shared))
+            placements.append(prefix.placed(member.shard.id, span, pages))
     return (*prefix.besides([place.shard for place in placements]), *placements)
 
 

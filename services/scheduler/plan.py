@@ -78,8 +78,9 @@ class Plan:
 
     @property
     def predicted_s(self) -> float:
-        """Predicted seconds until the first token, by the formulas."""
-        return self.partition.predicted_s + self.rest_s
+        """Predicted seconds until the first token, by the formulas and the measured disks."""
+        read_s = self.prefix.read_s if self.is_first else 0.0
+        return read_s + self.partition.predicted_s + self.rest_s
 
     def before(self, position: int) -> dict[str, tuple[Span, ...]]:
         """Where the KV of the tokens before a position lies: spans by shard."""
@@ -92,9 +93,9 @@ class Plan:
 
     @property
     def takes(self) -> dict[str, int]:
-        """Pages by shard that it uses up, including idle cached pages of the prefix."""
+        """Pages by shard that it uses up, including those of the prefix that were free."""
         return {
-            place.shard: place.pages + self.prefix.idle(place.shard) for place in self.placements
+            place.shard: place.pages + self.prefix.takes(place.shard) for place in self.placements
         }
 
     @property

@@ -131,6 +131,12 @@ class Schemes:
         """Predicted seconds of one shard's arithmetic for `tokens` tokens behind cached ones."""
         return self._token_s * tokens + self._pair_s * tokens * (tokens / 2 + cached)
 
+    def tokens_within(self, seconds: float, cached: int) -> int:
+        """How many tokens behind cached ones one shard computes in so many predicted seconds."""
+        linear_s = self._token_s + self._pair_s * cached
+        root = math.sqrt(linear_s * linear_s + 2 * self._pair_s * seconds)
+        return int(2 * seconds / (root + linear_s))
+
     def degree(self, tokens: int, ranks: int, page_tokens: int = 1) -> int:
         """How many of `ranks` shards share a prompt: each gets at least a page, or two tokens."""
         return max(1, min(ranks, tokens // max(2, page_tokens)))
@@ -217,6 +223,14 @@ class Schemes:
             | {purpose: nbytes * self._tp for purpose, nbytes in moved.items()},
             predicted_s=partition.predicted_s + added_s,
         )
+
+    def gathered_s(self, partition: Partition) -> float:
+        """Seconds on the link of a rank to which the others also send all their KV, to keep it."""
+        ranks = len(partition.spans)
+        tokens = sum(span.tokens for own in partition.spans for span in own)
+        deposited = self._config.kv_bytes(self._itemsize) * tokens * (ranks - 1) / ranks
+        exchanged = 2 * sum(partition.predicted_bytes.values()) / ranks / self._tp
+        return (deposited + exchanged) / (self._sharing.link_gbit * 1.25e8)
 
     def migration_pays_after(self, held: Sequence[int]) -> int | None:
         """See `traffic.migration_pays_after`."""

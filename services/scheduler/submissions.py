@@ -42,7 +42,8 @@ class Submissions:
     def work(self, submit: Submit) -> tuple[Work, PromptHashes]:
         """What a policy needs to know of a request, and the hashes of its pages."""
         hashes = self._hashes(submit)
-        is_scored = submit.sampling.prompt_logprobs is not None  # all its tokens must be computed
+        sampling = submit.sampling  # all tokens must be computed of one with scores, or a mean
+        is_scored = sampling.prompt_logprobs is not None or sampling.pooling == "mean"
         work = Work(
             submit.request,
             len(submit.prompt) // 4,

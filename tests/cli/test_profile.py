@@ -13,6 +13,7 @@ from sps2.cli.main import reported
 from sps2.cli.profile import made_from, profile, target_of
 from sps2.cli.simulator import least_squares
 from sps2.cli.simulator.fitting import (
+    Behind,
     Prompt,
     Share,
     Step,
@@ -189,7 +190,7 @@ def test_the_error_is_the_mean_of_relative_errors_with_its_interval() -> None:
 
 def test_a_profile_is_checked_with_points_that_it_was_not_fitted_to() -> None:
     noise = random.Random(4)
-    found = Measured(prompts(TRUE, noise), steps(TRUE, noise), [Bytes(100, 100)] * 3, 2)
+    found = Measured(prompts(TRUE, noise), steps(TRUE, noise), [], [Bytes(100, 100)] * 3, 2)
     cluster = Cluster(prefill=2, decode=2, threads=1)
     made = made_from(found, cluster, shown(), SHAPE, "f00", 0)
     held_out = split(found.prompts, lambda each: (len(each.shares), each.is_shared))[1]
@@ -205,6 +206,27 @@ def test_a_profile_is_checked_with_points_that_it_was_not_fitted_to() -> None:
     assert {"launch_s", "pass_s", "pair_s", "share_s", "step_s", "key_s", "remote_s"} <= {
         *made.sources
     }
+
+
+def test_waits_for_a_cached_prefix_are_found() -> None:
+    noise = random.Random(5)
+    seen = [
+        Behind(
+            cached,
+            tokens,
+            TRUE.launch_s
+            + TRUE.prefill_s(tokens, tokens * tokens / 2)
+            + noise.lognormvariate(0, 0.03) * (0.08 + 9e-7 * cached * tokens),
+        )
+        for cached, tokens in ((500, 16), (1000, 16), (1000, 128), (2000, 128))
+    ]
+    found = fit(prompts(TRUE, noise), steps(TRUE, noise), 2.0, seen)
+    assert found.prefix_s == pytest.approx(0.08, rel=0.4)
+    assert found.prefix_pair_s == pytest.approx(9e-7, rel=0.4)
+    none = fit(prompts(TRUE, noise), steps(TRUE, noise), 2.0)
+    assert (none.prefix_s, none.prefix_pair_s) == (None, None)
+    assert TRUE.behind_s(100.0) == pytest.approx(100 * TRUE.pair_s)
+    assert none.put_into(TRUE).waits_behind_s == none.remote_s
 
 
 def test_coefficients_are_never_negative() -> None:

@@ -101,7 +101,8 @@ def test_an_idle_cluster_takes_what_the_profile_says() -> None:
 
 def test_two_shards_halve_the_time_and_pay_for_it_once() -> None:
     even = setup(prefill=2, prefill_span_tokens=256)
-    even = with_fields(even, config=replace(even.config, sharing=Sharing(attention_rate=1e6)))
+    sharing = Sharing(gflops=0.02, attention_rate=1e6)
+    even = with_fields(even, config=replace(even.config, sharing=sharing))
     two = alone(even, 512)
     assert two.degree == 2
     longer_s = PROFILE.prefill_s(256, 256 * 128 + 256 * 256)

@@ -317,3 +317,92 @@ async def test_no_piece_of_a_chunk_is_held_back_by_the_step_in_its_pass() -> Non
     with compute.prefill(lambda: 3.0):  # of another prompt, on several shards
         await passes.step(torch.tensor([3]), torch.arange(1), Watching(model, 1))
     assert not any(held)
+
+
+class Rank(Attention):
+    """Waits in each layer for the other shard's rank of the same prompt."""
+
+    def __init__(self, model: Llama, length: int, meet: asyncio.Barrier) -> None:
+        super().__init__(model, length)
+        self._meet = meet
+
+    async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        await self._meet.wait()
+        return await super().__call__(layer, q, k, v)
+
+
+@pytest.mark.parametrize("length", [40, 300])
+async def test_ranks_take_steps_along_and_never_wait_in_a_circle(length: int) -> None:
+    """Each of two prompts begins on one shard first, and takes the step of that shard along."""
+
+    def decoding() -> tuple[Llama, Passes, Steps, list[int]]:
+        model, steps = tiny_model(), list[Steps]()
+        rows = counted(model)
+        passes = Passes(model, Compute(at_once), lambda: any(each.left for each in steps))
+        steps.append(Steps(passes, model, 40))
+        return model, passes, steps[0], rows
+
+    shards = [decoding(), decoding()]
+    stepping = [asyncio.create_task(steps.run()) for _, _, steps, _ in shards]
+    prompts = [asyncio.Barrier(2), asyncio.Barrier(2)]
+
+    async def rank(shard: int, prompt: int) -> Tensor:
+        model, passes, *_ = shards[shard]
+        attend, places = Rank(model, length, prompts[prompt]), torch.arange(length)
+        hidden = await passes.forward(
+            ids_of(length),
+            places,
+            attend,
+            Timeline(),
+            places[-ROWS:],
+            shares_steps=True,
+            is_rank=True,
+        )
+        return model.logits(hidden)
+
+    first = [asyncio.create_task(rank(each, each)) for each in range(2)]
+    while not all(length + 1 in rows for *_, rows in shards):
+        await asyncio.sleep(0)
+    second = [asyncio.create_task(rank(1 - each, each)) for each in range(2)]
+    async with asyncio.timeout(30):
+        found = await asyncio.gather(*first, *second, *stepping)
+    for logits in found[:4]:
+        torch.testing.assert_close(logits, await wanted(length), atol=1e-4, rtol=1e-4)
+    assert all(steps.shared for _, _, steps, _ in shards)
+
+
+async def test_an_urgent_prompt_does_not_wait_for_a_step_in_the_pass_of_a_long_one() -> None:
+    model = tiny_model()
+    rows = counted(model)
+    passes = Passes(model, Compute(at_once), lambda: True)
+    gate = asyncio.Event()
+
+    class Gated(Attention):
+        async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            await gate.wait()
+            return await super().__call__(layer, q, k, v)
+
+    places = torch.arange(300)
+    long = asyncio.create_task(
+        passes.forward(
+            ids_of(300), places, Gated(model, 300), Timeline(), places[:1], shares_steps=True
+        )
+    )
+    step = asyncio.create_task(passes.step(torch.tensor([3]), torch.arange(1), Attention(model, 1)))
+    while not rows:
+        await asyncio.sleep(0)
+    assert rows == [301]
+    few = torch.arange(9)
+    async with asyncio.timeout(30):
+        await passes.forward(
+            ids_of(9),
+            few,
+            Attention(model, 9),
+            Timeline(),
+            few[-1:],
+            urgency=lambda: 1.0,
+            shares_steps=True,
+        )
+    assert not long.done()
+    gate.set()
+    await asyncio.gather(long, step)

@@ -2,7 +2,9 @@
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from sps2.common.config import Sharing
 from sps2.common.messages import CachedRun, Room
 from sps2.common.spans import Span
 from sps2.services.scheduler.actions import Action, Find, Launch, Reject
@@ -20,7 +22,7 @@ from sps2.services.scheduler.events import (
 )
 from sps2.services.scheduler.plan import Work
 
-from .test_core import PAGE, cluster, launched, room
+from .test_core import PAGE, SHARING, cluster, launched, room
 
 
 def ask(core: Core, request: str, names: str, tokens: int | None = None) -> list[Action]:
@@ -40,7 +42,7 @@ def sought(actions: list[Action]) -> list[str]:
 
 
 def test_only_what_is_not_cached_is_computed_and_placed() -> None:
-    core = cluster(link_gbit=1000.0)
+    core = cluster(sharing=replace(SHARING, link_gbit=1000.0))
     assert sought(ask(core, "r", "abcdefgh", 20)) == ["r"]
     runs = (CachedRun("decode-1", 2, 2), CachedRun("decode-0", 1, 0), CachedRun("decode-1", 1, 1))
     plan = launched(found(core, "r", *runs)).plan
@@ -61,7 +63,7 @@ def test_cached_pages_that_cost_more_than_they_save_are_not_used() -> None:
     """Queries of all new tokens would go to the shard that has them, and states come back."""
     pages = "abcdefgh" * 4
     for cached, link_gbit, used in ((1, 10.0, 0), (1, 1e6, 1), (30, 10.0, 30)):
-        core = cluster(link_gbit=link_gbit)
+        core = cluster(sharing=Sharing(link_gbit=link_gbit))
         ask(core, "r", pages)
         plan = launched(found(core, "r", CachedRun("decode-0", cached, cached))).plan
         assert plan.prefix.pages == used
@@ -71,7 +73,7 @@ def test_a_token_is_left_and_lost_shards_are_left_out() -> None:
     core = cluster()
     ask(core, "whole", "abcd", 0)
     assert launched(found(core, "whole", CachedRun("decode-0", 4, 4))).plan.prefix.pages == 3
-    core = cluster()
+    core = cluster(sharing=Sharing(link_gbit=1e6))
     core.handle(Lost("decode-1", "decode-1/0"), 0)
     ask(core, "r", "abcd")
     runs = (CachedRun("decode-0", 1, 1), CachedRun("decode-1", 1, 1), CachedRun("decode-0", 1, 1))

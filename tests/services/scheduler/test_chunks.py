@@ -9,6 +9,7 @@ from sps2.common.config import Scheduler, Sharing
 from sps2.common.messages import CachedRun, PrefillOptions, Room
 from sps2.common.spans import Span
 from sps2.services.scheduler.actions import Action, Fail, Find, Launch, Proceed
+from sps2.services.scheduler.chunks import SHARED_S
 from sps2.services.scheduler.core import Core, Policy
 from sps2.services.scheduler.decisions import Decision, NextChunk
 from sps2.services.scheduler.events import (
@@ -29,13 +30,17 @@ from sps2.services.scheduler.fleet import Fleet
 from sps2.services.scheduler.plan import Plan, Work
 from sps2.services.scheduler.policies import POLICIES
 from sps2.services.scheduler.policies.fcfs import Fcfs
+from sps2.services.scheduler.policies.sps2 import Sps2
 from sps2.services.scheduler.schemes import Schemes
 
-from .test_core import CONFIG, PAGE, room, shard
+from .test_core import CONFIG, PAGE, SHARING, room, shard
 
 CHUNK = 64
 SETTINGS = Scheduler(prefill_span_tokens=64, decode_span_tokens=512, chunk_tokens=CHUNK)
-SCHEMES = Schemes(CONFIG, 2, Sharing())
+SCHEMES = Schemes(CONFIG, 2, SHARING)
+ALONE = Scheduler(prefill_span_tokens=4096, decode_span_tokens=4096)
+SLOW = Schemes(CONFIG, 2, Sharing(gflops=0.05))
+FAST = Schemes(CONFIG, 2, Sharing(gflops=10.0))
 HASHES = tuple(bytes([page]) for page in range(40))
 
 
@@ -133,6 +138,47 @@ def test_a_chunk_waits_for_a_shard_that_is_free() -> None:
     following = only(core.handle(Ended("other"), 2))
     assert following.group == other.group
     assert following.chunk == Span(64, 128)
+
+
+def test_passes_of_mixed_shards_that_take_decode_steps_along_are_short() -> None:
+    core = cluster(Fcfs(ALONE, FAST), mixed=2)
+    plans = [start(core, "r", 1900)]
+    while plans[-1].chunk.stop < 1900:
+        plans.append(only(core.handle(Chunked("r"), 1)))
+    assert all(plan.group == plans[0].group for plan in plans)
+    short = [plan for plan in plans if plan.shares_steps]
+    seconds = [FAST.alone_s(plan.chunk.tokens, plan.chunk.start) for plan in short]
+    assert len(short) > 1
+    assert all(each <= SHARED_S for each in seconds)
+    assert all(each > 0.9 * SHARED_S for each in seconds[:-1])
+    assert not start(cluster(Fcfs(SETTINGS, FAST)), "r", 100).shares_steps, "others decode"
+
+
+def test_a_chunk_of_few_tokens_is_not_worth_it() -> None:
+    plan = start(cluster(Fcfs(ALONE, SLOW), mixed=2), "r", 1900)
+    assert (plan.chunk, plan.shares_steps) == (Span(0, 1900), False)
+    assert start(cluster(Fcfs(ALONE, SLOW), mixed=2), "r", 20).shares_steps
+
+
+def test_ranks_with_much_to_do_run_beside_decode_steps() -> None:
+    slow = Schemes(CONFIG, 2, Sharing(gflops=0.05, link_latency_s=0.0))
+    for tokens, shares in ((64, True), (2000, False)):
+        core = cluster(
+            Fcfs(Scheduler(prefill_span_tokens=32, decode_span_tokens=4096), slow), mixed=2
+        )
+        plan = start(core, "r", tokens)
+        assert len(plan.group) == 2
+        assert plan.shares_steps == shares
+
+
+def test_one_that_began_alone_on_a_mixed_shard_goes_on_there_beside_others() -> None:
+    core = cluster(Sps2(ALONE, FAST), mixed=2)
+    first = start(core, "first", 1900)
+    second = start(core, "second", 1900)
+    third = start(core, "third", 60)
+    assert third.group in (first.group, second.group)
+    assert only(core.handle(Chunked("first"), 1)).group == first.group
+    assert only(core.handle(Chunked("second"), 1)).group == second.group
 
 
 def test_on_mixed_shards_a_chunk_goes_where_the_kv_is() -> None:

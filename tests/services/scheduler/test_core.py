@@ -25,6 +25,8 @@ from sps2.services.scheduler.schemes import Schemes
 
 from ..world import tiny_config
 
+SHARING = Sharing(gflops=10.0, link_latency_s=0.0)
+"""With which many shards are worth it for few tokens."""
 PAGE = 16
 CONFIG = tiny_config()
 
@@ -36,10 +38,14 @@ def shard(role: Role, index: int, pages: int = 0, life: int = 0) -> Shard:
 
 
 def cluster(
-    prefill: int = 2, decode: int = 2, pages: int = 64, max_queue: int = 8, link_gbit: float = 10.0
+    prefill: int = 2,
+    decode: int = 2,
+    pages: int = 64,
+    max_queue: int = 8,
+    sharing: Sharing = SHARING,
 ) -> Core:
     configured = Scheduler(prefill_span_tokens=64, decode_span_tokens=128)
-    schemes = Schemes(CONFIG, 2, Sharing(link_gbit=link_gbit))
+    schemes = Schemes(CONFIG, 2, sharing)
     core = Core(Fcfs(configured, schemes), Fleet(prefill, decode), max_queue)
     for index in range(prefill):
         core.handle(Joined(shard("prefill", index)), 0)

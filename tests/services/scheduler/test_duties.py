@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sps2.common.config import Scheduler, Sharing
+from sps2.common.config import Scheduler
 from sps2.common.errors import Invalid
 from sps2.common.messages import CachedRun, Role, Room
 from sps2.services.scheduler.core import Core
@@ -16,7 +16,7 @@ from sps2.services.scheduler.policies.fcfs import Fcfs
 from sps2.services.scheduler.schemes import Schemes
 from sps2.services.scheduler.view import View
 
-from .test_core import CONFIG, cluster, launched, rejected, shard, submit
+from .test_core import CONFIG, SHARING, cluster, launched, rejected, shard, submit
 
 ROOM = Room(
     dict.fromkeys(("mixed-0", "mixed-1", "mixed-2"), 64), {f"mixed-{n}": 64 for n in range(3)}
@@ -25,7 +25,7 @@ SETTINGS = Scheduler(prefill_span_tokens=64, decode_span_tokens=128)
 
 
 def mixed(policy: Fcfs | None = None, **duties: Role) -> Core:
-    schemes = Schemes(CONFIG, 2, Sharing())
+    schemes = Schemes(CONFIG, 2, SHARING)
     named = {name.replace("_", "-"): duty for name, duty in duties.items()}
     core = Core(policy or Fcfs(SETTINGS, schemes), Fleet(0, 0, 3, named), 8)
     for index in range(3):
@@ -107,7 +107,7 @@ class Assigning(Fcfs):
     """Has a duty for a shard, once."""
 
     def __init__(self, assign: Assign) -> None:
-        super().__init__(SETTINGS, Schemes(CONFIG, 2, Sharing()))
+        super().__init__(SETTINGS, Schemes(CONFIG, 2, SHARING))
         self.next = [assign]
 
     def decide(self, view: View) -> Iterator[Decision]:

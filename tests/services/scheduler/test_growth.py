@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from sps2.common.config import Scheduler, Sharing
+from sps2.common.config import Scheduler
 from sps2.common.errors import Refused
 from sps2.common.messages import Room
 from sps2.services.kvdir.directory import Directory
@@ -36,7 +36,7 @@ from sps2.services.scheduler.policies.fcfs import Fcfs
 from sps2.services.scheduler.schemes import Schemes
 from sps2.services.scheduler.view import View
 
-from .test_core import CONFIG, PAGE, launched, room, shard
+from .test_core import CONFIG, PAGE, SHARING, launched, room, shard
 
 GROWTH = 16
 POOL = 24
@@ -68,7 +68,7 @@ MAKERS = {**POLICIES, "worst": Worst}
 
 def core_of(policy: str, pages: int = POOL) -> Core:
     settings = Scheduler(prefill_span_tokens=64, decode_span_tokens=128)
-    core = Core(MAKERS[policy](settings, Schemes(CONFIG, 2, Sharing())), Fleet(2, 2), 64)
+    core = Core(MAKERS[policy](settings, Schemes(CONFIG, 2, SHARING)), Fleet(2, 2), 64)
     for index in range(2):
         core.handle(Joined(shard("prefill", index)), 0)
         core.handle(Joined(shard("decode", index, pages)), 0)

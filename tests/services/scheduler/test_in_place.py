@@ -4,12 +4,14 @@ It keeps all KV of a short prompt; that of a long one stays where it is computed
 """
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from sps2.common.config import Scheduler, Sharing
+from sps2.common.config import Scheduler
 from sps2.common.errors import Invalid
 from sps2.common.messages import CachedRun, ExactMethod, PrefillOptions, Room
 from sps2.common.spans import Span, pages_for
@@ -31,7 +33,7 @@ from sps2.services.scheduler.plan import Plan, Work
 from sps2.services.scheduler.policies.fcfs import Fcfs
 from sps2.services.scheduler.schemes import Schemes
 
-from .test_core import CONFIG, PAGE, launched, rejected, shard, submit
+from .test_core import CONFIG, PAGE, SHARING, launched, rejected, shard, submit
 
 SHORT = 128
 
@@ -42,11 +44,11 @@ def room(*free: int, total: int = 64) -> Room:
 
 
 SETTINGS = Scheduler(prefill_span_tokens=64, decode_span_tokens=SHORT)
-PLACING = Placing(SETTINGS, Schemes(CONFIG, 2, Sharing()))
+PLACING = Placing(SETTINGS, Schemes(CONFIG, 2, SHARING))
 
 
-def cluster(*free: int, total: int = 64, **sharing: object) -> Core:
-    schemes = Schemes(CONFIG, 2, Sharing(**sharing))  # type: ignore[arg-type]
+def cluster(*free: int, total: int = 64, **sharing: Any) -> Core:
+    schemes = Schemes(CONFIG, 2, replace(SHARING, **sharing))
     core = Core(Fcfs(SETTINGS, schemes), Fleet(mixed=len(free)), 100)
     for index in range(len(free)):
         core.handle(Joined(shard("mixed", index, total)), 0)
@@ -60,7 +62,7 @@ def check(plan: Plan, prompt: int, answer: int, free: dict[str, int]) -> None:
     All of them fit, and the owner has room for the answer.
     """
     tokens, prefix = prompt - plan.prefix.tokens, plan.prefix
-    rooms = [pages - prefix.idle(shard) for shard, pages in free.items()]
+    rooms = [pages - prefix.takes(shard) for shard, pages in free.items()]
     is_one_kept = tokens <= SHORT and pages_for(tokens + answer, PAGE) <= max(rooms)
     keepers = plan.group[-1:] if is_one_kept else plan.group
     kept = [place for place in plan.placements if place.span.tokens]

@@ -6,7 +6,7 @@ from statistics import fmean
 
 import pytest
 
-from sps2.common.config import Scheduler, Sharing
+from sps2.common.config import Scheduler
 from sps2.common.messages import PrefillOptions, Room
 from sps2.services.scheduler.actions import Action, Launch, Proceed
 from sps2.services.scheduler.core import Core
@@ -28,10 +28,10 @@ from sps2.services.scheduler.policies.sarathi import BUDGET
 from sps2.services.scheduler.schemes import Schemes
 
 from .simulated import SCHEMES, Arrival, slowdowns, ttfts
-from .test_core import CONFIG, PAGE, launched, rejected, shard
+from .test_core import CONFIG, PAGE, SHARING, launched, rejected, shard
 from .test_policies import heavy_tail
 
-QUICK = Schemes(CONFIG, 2, Sharing())
+QUICK = Schemes(CONFIG, 2, SHARING)
 
 
 def mixed(policy: str, shards: int = 4, pages: int = 64, schemes: Schemes = QUICK) -> Core:
@@ -86,7 +86,7 @@ def test_pecsched_starts_a_long_prompt_where_nothing_is_prefilled() -> None:
     assert took[3] < took[2]
     core = mixed("pecsched", 2)
     start(core, "short", 60)
-    assert core.handle(Submitted(Work("long", 300, 16)), 0) == []
+    assert core.handle(Submitted(Work("long", 300, 16, PrefillOptions(2))), 0) == []
 
 
 def test_sjf_has_a_smaller_mean_than_fcfs_with_a_good_predictor_and_does_not_starve() -> None:

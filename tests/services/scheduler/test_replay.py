@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from sps2.common.config import Scheduler, Sharing
+from sps2.common.config import Scheduler
 from sps2.common.errors import Invalid, PeerLost, Refused
 from sps2.common.messages import CachedRun, PrefillOptions, Room
 from sps2.services.scheduler import event_log
@@ -39,14 +39,14 @@ from sps2.services.scheduler.policies import POLICIES
 from sps2.services.scheduler.replay import Recording
 from sps2.services.scheduler.schemes import Schemes
 
-from .test_core import CONFIG, shard
+from .test_core import CONFIG, SHARING, shard
 
 
 def play(policy: str, seed: int, events: int = 400, mixed: bool = False) -> EventLog:
     """The log of a cluster of four shards that meets everything, in a random order."""
     draw = Random(seed)
     settings = Scheduler(policy=policy, prefill_span_tokens=64, max_queue=16)  # type: ignore[arg-type]
-    schemes = Schemes(CONFIG, 2, Sharing())
+    schemes = Schemes(CONFIG, 2, SHARING)
     core = Core(POLICIES[policy](settings, schemes), Fleet(*((0, 0, 4) if mixed else (2, 2))), 16)
     log = EventLog(core, settings, schemes)
     shards = (

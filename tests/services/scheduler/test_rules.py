@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from sps2.common.config import Scheduler, Sharing
+from sps2.common.config import Scheduler
 from sps2.common.errors import Internal
 from sps2.common.messages import CachedRun, Placement
 from sps2.common.spans import Span
@@ -21,7 +21,7 @@ from sps2.services.scheduler.request import Request
 from sps2.services.scheduler.schemes import Schemes
 from sps2.services.scheduler.view import View
 
-from .test_core import CONFIG, launched, rejected, room, shard, submit
+from .test_core import CONFIG, SHARING, launched, rejected, room, shard, submit
 
 Spoil = Callable[[Plan], Plan]
 
@@ -31,7 +31,7 @@ class Spoiled:
 
     def __init__(self, spoil: Spoil) -> None:
         settings = Scheduler(prefill_span_tokens=64, decode_span_tokens=128)
-        schemes = Schemes(CONFIG, 2, Sharing())
+        schemes = Schemes(CONFIG, 2, SHARING)
         self.placing, self.chunks = Placing(settings, schemes), Chunks(schemes, each(0), 64)
         self._spoil = spoil
 

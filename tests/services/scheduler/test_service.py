@@ -10,7 +10,7 @@ import pytest
 from sps2.common import messages
 from sps2.common.bus.peer import Peer, Server
 from sps2.common.bus.telemetry import Publisher
-from sps2.common.config import Bus, Cluster, Kv, Scheduler, Sharing
+from sps2.common.config import Bus, Cluster, Kv, Scheduler
 from sps2.common.errors import Invalid, PeerLost, Preempted, ServiceError
 from sps2.common.messages import (
     Announce,
@@ -47,7 +47,7 @@ from sps2.services.scheduler.service import SchedulerService
 from sps2.services.tasks import forever
 
 from ...waiting import until
-from .test_core import CONFIG, PAGE
+from .test_core import CONFIG, PAGE, SHARING
 
 BUS = Bus(heartbeat_s=0.1)
 PAGES = 64
@@ -130,7 +130,7 @@ async def stage(
         telemetry = Publisher("tcp://127.0.0.1:9", "scheduler", BUS)
         stack.push_async_callback(asyncio.to_thread, telemetry.close)
         service = SchedulerService(
-            cluster, Schemes(CONFIG, 2, Sharing()), "tiny", directory, telemetry
+            cluster, Schemes(CONFIG, 2, SHARING), "tiny", directory, telemetry
         )
         stack.push_async_callback(service.close)
         watching = asyncio.create_task(service.watch_room())
@@ -159,7 +159,7 @@ async def test_the_scheduler_is_ready_when_it_serves_with_fewer_shards() -> None
     cluster = Cluster(prefill=1, decode=2, bus=BUS)
     telemetry = Publisher("tcp://127.0.0.1:9", "scheduler", BUS)
     directory = Peer("tcp://127.0.0.1:9", BUS, "kvdir")
-    service = SchedulerService(cluster, Schemes(CONFIG, 2, Sharing()), "tiny", directory, telemetry)
+    service = SchedulerService(cluster, Schemes(CONFIG, 2, SHARING), "tiny", directory, telemetry)
     fleet = service._core.fleet
     try:
         for name, pages in (("prefill-0", 0), ("decode-0", PAGES)):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-from sps2.common.config import Scheduler, Sharing
+from sps2.common.config import Scheduler
 from sps2.common.messages import Follower, Peer, PrefillOptions, Room
 from sps2.services.scheduler.actions import Action, ChangeUrgency, Launch
 from sps2.services.scheduler.core import Core
@@ -26,13 +26,13 @@ from sps2.services.scheduler.plan import Work
 from sps2.services.scheduler.policies.sps2 import AGE_S, Sps2
 from sps2.services.scheduler.schemes import Schemes
 
-from .test_core import CONFIG, launched, room, shard
+from .test_core import CONFIG, SHARING, launched, room, shard
 
 LONG, SHORT = 4000, 64
 
 
 def cluster(prefill: int = 2, decode: int = 2, pages: int = 1000, mixed: int = 0) -> Core:
-    policy = Sps2(Scheduler(prefill_span_tokens=256), Schemes(CONFIG, 2, Sharing()))
+    policy = Sps2(Scheduler(prefill_span_tokens=256), Schemes(CONFIG, 2, SHARING))
     roles = {"mixed": mixed} if mixed else {"prefill": prefill, "decode": decode}
     core = Core(policy, Fleet(**roles), 1000)
     total = {}
