@@ -1,6 +1,11 @@
 """The sampling options of a request, and its tokens."""
 
+from typing import Literal
+
 from sps2.common.messages.base import FinishReason, Struct
+
+Pooling = Literal["last", "mean"]
+"""Of the prompt's tokens: the last one's, or the mean of all."""
 
 
 class Sampling(Struct, frozen=True):
@@ -23,9 +28,20 @@ class Sampling(Struct, frozen=True):
     """Ends of generation: the model's own (unless ignored) and the caller's."""
     prompt_logprobs: int | None = None
     """As `logprobs`, for the prompt's own tokens (`echo` with `logprobs`)."""
+    allowed_token_ids: tuple[int, ...] = ()
+    """No other tokens are drawn; empty allows all."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Sequences of token ids whose last is not drawn after the others."""
     answered: int = 0
     """How many of the prompt's last tokens belong to the answer: those made before a shard was
     lost. Later tokens are numbered after them, and `max_tokens` includes them."""
+
+    grammar: str = ""
+    """What the answer must follow, as llguidance serialises it (JSON); empty is free text. See
+    `sps2.common.grammar`."""
+
+    pooling: Pooling | None = None
+    """Which hidden states of the prompt make its embedding; None makes none."""
 
     @property
     def left(self) -> int:
@@ -33,11 +49,13 @@ class Sampling(Struct, frozen=True):
         return self.max_tokens - self.answered
 
 
-class TokenLogprobs(Struct, frozen=True):
+class TokenLogprobs(Struct, frozen=True, omit_defaults=True):
     """Log-probability of a token, and of the most likely tokens at its position, best first."""
 
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    rank: int = 0
+    """1 if the token is the most likely one; 0 where ranks are not counted: in answers."""
 
 
 class Token(Struct, frozen=True):

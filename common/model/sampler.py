@@ -4,10 +4,13 @@ import hashlib
 from collections.abc import Iterable, Sequence
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
-from sps2.common.errors import Internal, Unsound
+from sps2.common.errors import Invalid, Unsound
+from sps2.common.grammar import Matcher
 from sps2.common.messages import FinishReason, Sampling, Token, TokenLogprobs
+from sps2.common.model.banned import Banned
 from sps2.common.model.token_counts import Tally
 from sps2.kernels.sample import truncate
 
@@ -21,46 +24,66 @@ class Sampler:
     The draw of token `index` depends on the seed, the index and the logits alone, so that it is
     the same on any shard, in any batch, and after a restart. Steps, in order: repetition penalty
     (on prompt and answer, as transformers), presence and frequency penalties (on the answer, as
-    OpenAI), `logit_bias`, `min_tokens`, temperature, `min_p`, `top_k`, `top_p`. Ids beyond the
-    vocabulary, which the gateway refuses, are ignored. Of equally likely tokens the lowest id is
-    the most likely one.
+    OpenAI), `logit_bias`, `allowed_token_ids` and `bad_words`, `min_tokens`, temperature, `min_p`,
+    `top_k`, `top_p`. Ids beyond the vocabulary, which the gateway refuses, are ignored. Of equally
+    likely tokens the lowest id is the most likely one.
+
+    A grammar bans what may not follow, after the penalties and bans and before the temperature. An
+    answer ends where its grammar does: then nothing but an end is left to draw.
 
     Args:
         prompt: token ids, [tokens] int64; the last `sampling.answered` belong to the answer.
+        matcher: of `sampling.grammar`, behind the answer's tokens in `prompt`; None for free text.
     """
 
-    def __init__(self, sampling: Sampling, prompt: Tensor) -> None:
+    def __init__(self, sampling: Sampling, prompt: Tensor, matcher: Matcher | None = None) -> None:
+        assert (matcher is None) == (not sampling.grammar), "a grammar needs its matcher"
         self._sampling = sampling
+        self._matcher = matcher
         repeats = sampling.repetition_penalty != 1
         counts = bool(sampling.presence_penalty or sampling.frequency_penalty)
         answer = prompt[len(prompt) - sampling.answered :]
         self._seen = Tally(prompt) if repeats else None
         self._said = Tally(answer) if counts else None
+        bans = bool(sampling.allowed_token_ids or sampling.bad_words)
+        self._banned = Banned(sampling, answer) if bans else None
         self.greedy = sampling.temperature == 0 and not (
-            repeats or counts or sampling.logit_bias or sampling.min_tokens
+            repeats
+            or counts
+            or bans
+            or sampling.logit_bias
+            or sampling.min_tokens
+            or sampling.grammar
         )
         """Whether each token is simply the most likely one."""
         self.plain = self.greedy and sampling.logprobs is None
         """Whether tokens are greedy and no log-probabilities are requested."""
 
     def seen(self, token: int) -> None:
-        """Count a token of the answer for the penalties."""
+        """Count a token of the answer for the penalties, the bans and the grammar."""
         for tally in (self._said, self._seen):
             if tally is not None:
                 tally.add(token)
+        if self._banned is not None:
+            self._banned.seen(token)
+        if self._matcher is not None:
+            self._matcher.advance(token)
 
     def next(self, logits: Tensor, index: int) -> Token:
         """Draw token number `index` of the answer. logits: [vocab] float32, left as they are.
 
         Raises:
             Unsound: the logits are not finite numbers.
-        Internal: no token is left that may be drawn.
+            Invalid: no token is left that may be drawn, or the grammar needs too much work.
         """
         scores = logits if self.greedy else self._penalised(logits, index)
         best = int(most_likely(scores))
+        if best == NO_NUMBER and self._matcher is not None and index < self._sampling.min_tokens:
+            scores = self._penalised(logits, self._sampling.min_tokens)  # only an end may follow
+            best = int(most_likely(scores))
         if best == NO_NUMBER:
             require_numbers(int(most_likely(logits)))
-            raise Internal("no token is left to draw: all are banned")
+            raise Invalid("no token is left to draw: all are banned", None, "invalid_value")
         token = best if self._sampling.temperature == 0 else self._draw(scores, best, index)
         return self.accept(token, logits, index)
 
@@ -74,7 +97,7 @@ class Sampler:
         sampling = self._sampling
         self.seen(token)
         finish: FinishReason | None = None
-        if token in sampling.stop_token_ids:
+        if token in sampling.stop_token_ids or (self._matcher and self._matcher.ended):
             finish = "stop"
         elif index + 1 >= sampling.max_tokens:
             finish = "length"
@@ -98,8 +121,12 @@ class Sampler:
         for token, bias in sampling.logit_bias.items():
             if 0 <= token < vocab:
                 scores[token] += bias
+        if self._banned is not None:
+            self._banned.apply(scores)
         if index < sampling.min_tokens:
             scores[_ids(sampling.stop_token_ids, vocab)] = -torch.inf
+        if self._matcher is not None:
+            self._matcher.ban(scores.numpy())
         return scores
 
     def _draw(self, scores: Tensor, best: int, index: int) -> int:
@@ -208,8 +235,10 @@ def _top(logits: Tensor, count: int) -> Tensor:
 
 
 def prompt_logprobs(logits: Tensor, targets: Tensor, alternatives: int) -> list[TokenLogprobs]:
-    """As `score`, for the prompt's tokens: targets [rows] int64."""
-    return score(logits, targets.tolist(), alternatives)
+    """As `score`, for the prompt's tokens, with their ranks: targets [rows] int64."""
+    scores = score(logits, targets.tolist(), alternatives)
+    ranks = 1 + (logits > logits.gather(-1, targets[:, None])).sum(-1)
+    return [replace(each, rank=rank) for each, rank in zip(scores, ranks.tolist(), strict=True)]
 
 
 def _ids(tokens: Iterable[int], vocab: int) -> Tensor:
