@@ -6,8 +6,12 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from sps2.common.api.progress import ChunkExtension
+from sps2.common.api.prompt_answers import PromptLogprobs, PromptTokenIds, TokenIds
+from sps2.common.api.tools import ToolCall, ToolCallDelta
 from sps2.common.api.usage import Usage
 from sps2.common.messages import FinishReason, Struct
+
+ChatFinish = Literal["stop", "length", "tool_calls"]
 
 
 class CompletionLogprobs(Struct, frozen=True):
@@ -32,6 +36,11 @@ class CompletionChoice(Struct, frozen=True):
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: FinishReason | None = None
+    token_ids: TokenIds = UNSET
+    prompt_token_ids: PromptTokenIds = UNSET
+    prompt_logprobs: PromptLogprobs = UNSET
+    stop_reason: str | UnsetType = UNSET
+    """The stop string that ended the choice, if one did."""
 
 
 class CompletionChunk(Struct, frozen=True, kw_only=True):
@@ -76,13 +85,18 @@ class ChatLogprobs(Struct, frozen=True):
 class Delta(Struct, frozen=True):
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChatDelta(Struct, frozen=True):
     index: int
     delta: Delta
     logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason | None = None
+    finish_reason: ChatFinish | None = None
+    stop_reason: str | UnsetType = UNSET
+    """The stop string that ended the choice, if one did."""
+    token_ids: TokenIds = UNSET
 
 
 class ChatChunk(Struct, frozen=True, kw_only=True):
@@ -94,19 +108,28 @@ class ChatChunk(Struct, frozen=True, kw_only=True):
     choices: list[ChatDelta]
     usage: Usage | UnsetType | None = UNSET
     sps2: ChunkExtension | UnsetType = UNSET
+    prompt_token_ids: PromptTokenIds = UNSET
+    prompt_logprobs: PromptLogprobs = UNSET
 
 
 class Answer(Struct, frozen=True):
-    content: str
+    content: str | None
+    """None if the answer is calls alone."""
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    reasoning_content: str | UnsetType = UNSET
+    """What the model thought before it answered, if it did."""
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(Struct, frozen=True):
     index: int
     message: Answer
     logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason | None = None
+    finish_reason: ChatFinish | None = None
+    stop_reason: str | UnsetType = UNSET
+    """The stop string that ended the choice, if one did."""
+    token_ids: TokenIds = UNSET
 
 
 class Chat(Struct, frozen=True, kw_only=True):
@@ -117,6 +140,8 @@ class Chat(Struct, frozen=True, kw_only=True):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_token_ids: PromptTokenIds = UNSET
+    prompt_logprobs: PromptLogprobs = UNSET
 
 
 class Estimate(Struct, frozen=True, kw_only=True):

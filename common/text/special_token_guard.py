@@ -6,8 +6,8 @@ whole. `segments` finds the broken ones again and restores them.
 """
 
 import re
-from collections.abc import Collection, Iterator
-from typing import NamedTuple
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 _BREAK = "\ufdd0"
 """Inserted after each letter of a spelling: a noncharacter of Unicode, which no text contains."""
@@ -19,6 +19,8 @@ class Segment(NamedTuple):
 
     text: str
     literal: bool
+    ids: Sequence[int] | None = None
+    """The part's tokens, where they are known; then it has no text."""
 
 
 class Guard:
@@ -36,6 +38,19 @@ class Guard:
             lambda found: "".join(letter + _BREAK for letter in found[0]),
             content.replace(_BREAK, ""),
         )
+
+    def guarded_all(self, value: Any) -> Any:
+        """`value` with all its texts guarded, those in lists and objects too, and their keys."""
+        match value:
+            case str():
+                return self.guarded(value)
+            case Mapping():
+                return {
+                    self.guarded_all(name): self.guarded_all(each) for name, each in value.items()
+                }
+            case Sequence():
+                return [self.guarded_all(each) for each in value]
+        return value
 
 
 def segments(rendered: str) -> Iterator[Segment]:

@@ -1,9 +1,11 @@
 """Chat templates of models, rendered in jinja2's sandbox as in transformers."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -14,6 +16,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from sps2.common.errors import Invalid
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
 
 class ChatTemplate:
     """Renders messages to the text of a prompt."""
@@ -23,22 +27,34 @@ class ChatTemplate:
         self.source = source
         self._special_tokens = dict(special_tokens)
 
+    @cached_property
+    def uses_tools(self) -> bool:
+        """Whether the template has a place for the descriptions of tools."""
+        return re.search(r"\btools\b", self.source) is not None
+
+    @cached_property
+    def wants_short_ids(self) -> bool:
+        """Whether the template takes only ids of calls that have nine characters (Mistral's)."""
+        return re.search(r"\blength\s*(==|!=|<|of)?\s*9\b", self.source) is not None
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
         add_generation_prompt: bool = True,
-        **variables: Any,
+        variables: Mapping[str, Any] = NOTHING,
     ) -> str:
         """Render the prompt's text, with special tokens spelled out.
+
+        Args:
+            variables: of the template, besides its special tokens.
 
         Raises:
             Invalid: the template is broken, or refuses these messages.
         """
-        given = {"tools": None, "documents": None} | self._special_tokens | variables
+        given = {"tools": None, "documents": None} | self._special_tokens | {**variables}
+        given |= {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
         try:
-            return self._template.render(
-                messages=list(messages), add_generation_prompt=add_generation_prompt, **given
-            )
+            return self._template.render(given)
         except jinja2.TemplateSyntaxError as error:
             raise Invalid(f"the model's chat template is broken: {error}") from error
         except Exception as error:  # a template can fail in any way on unexpected messages

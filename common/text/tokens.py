@@ -10,12 +10,14 @@ from typing import Any
 import tokenizers
 
 from sps2.common.errors import Invalid
+from sps2.common.grammar import Grammars
 from sps2.common.model.config import eos_ids
 from sps2.common.models import require_tokenizer
 from sps2.common.text import added
-from sps2.common.text.special_token_guard import Guard, segments
+from sps2.common.text.chat_prompt import ChatPrompt, opening
+from sps2.common.text.special_token_guard import Guard
 from sps2.common.text.spelling import spelling
-from sps2.common.text.template import ChatTemplate
+from sps2.common.text.template import NOTHING, ChatTemplate
 
 _SLICE = 64 << 10
 """Characters that are tokenised at a time to check whether a text is too long."""
@@ -61,6 +63,11 @@ class Tokenizer:
         """The id of the token that begins a sequence, if the model has one."""
         return self._tokenizer.token_to_id(self.special_tokens.get("bos_token", ""))
 
+    @cached_property
+    def grammars(self) -> Grammars:
+        """The grammars that answers can follow; takes a while at its first use, see there."""
+        return Grammars(self._tokenizer.to_str(), self.eos_ids)
+
     def encode(
         self,
         text: str,
@@ -100,31 +107,48 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         add_generation_prompt: bool = True,
         most: int | None = None,
-        **variables: Any,
+        tools: Sequence[Mapping[str, Any]] = (),
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] = NOTHING,
     ) -> list[int]:
         """Tokenise a conversation by the model's chat template.
 
-        Special tokens spelled out in a message's content are plain text: only the template's own
+        Special tokens spelled out in messages and tools are plain text: only the template's own
         begin or end a turn.
 
         Args:
+            messages: one with a `Sampled` under the key `SAMPLED` (see `chat_prompt`) gets these
+                tokens if the template shows all of it.
             most: as for `encode`.
+            tools: functions that the model may call, in OpenAI's form. A template that does not
+                use tools gets them as text; see `tool_turns`.
+            continue_final_message: whether to end within the last message; then there is no
+                generation prompt.
+            variables: of the template, besides its special tokens.
 
         Raises:
             Invalid: the model has no chat template, it refuses the messages, or they are too long.
         """
-        guarded = [
-            {**message, "content": self._guard.guarded(message["content"])} for message in messages
-        ]
-        text = self.template.render(guarded, add_generation_prompt, **variables)
+        prompt = ChatPrompt(
+            self.tool_template if tools else self.template,
+            self._guard,
+            messages,
+            tools,
+            variables,
+            answering=add_generation_prompt and not continue_final_message,
+            continuing=continue_final_message,
+        )
         if most is not None:
-            _refuse_long(text, most, self._tokenizer, "messages")
-        if guarded == list(messages):
-            return self.encode(text, add_special_tokens=False)
+            _refuse_long(prompt.text, most, self._tokenizer, "messages")
         ids: list[int] = []
-        for segment in segments(text):
-            ids += self.encode(segment.text, False, parse_special_tokens=not segment.literal)
+        for text, literal, known in prompt.segments():
+            ids += known or self.encode(text, False, parse_special_tokens=not literal)
         return ids
+
+    def opening(self, with_tools: bool = False, variables: Mapping[str, Any] = NOTHING) -> str:
+        """The text by which the chat template begins an answer; empty if it shows none."""
+        template = self.tool_template if with_tools else self.template
+        return opening(template, self._guard, variables)
 
     @cached_property
     def special(self) -> dict[str, int]:
@@ -139,15 +163,25 @@ class Tokenizer:
     @cached_property
     def template(self) -> ChatTemplate:
         """The model's chat template. Raises Invalid if it has none."""
+        return self._template("default")
+
+    @cached_property
+    def tool_template(self) -> ChatTemplate:
+        """The template of conversations with tools, which a few models have besides."""
+        return self._template("tool_use")
+
+    def _template(self, name: str) -> ChatTemplate:
         file = self.folder / "chat_template.jinja"
+        other = self.folder / "additional_chat_templates" / f"{name}.jinja"
         source: object
-        if file.exists():
-            source = file.read_text(encoding="utf-8")
+        if other.exists() or file.exists():
+            source = (other if other.exists() else file).read_text(encoding="utf-8")
         else:
             source = added.optional(self.folder / added.TABLE).get("chat_template")
         if isinstance(source, list):
             named = [each for each in source if isinstance(each, dict)]
-            source = {each.get("name"): each.get("template") for each in named}.get("default")
+            sources = {each.get("name"): each.get("template") for each in named}
+            source = sources.get(name) or sources.get("default")
         if not isinstance(source, str | None):
             raise Invalid(f"the model's chat template is no text: {source!r}", field="messages")
         if not source:
@@ -188,11 +222,20 @@ class Detokenizer:
     """Decodes a growing sequence: `feed` returns what each token adds, in whole characters."""
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt: Iterable[int] = (), skip_special_tokens: bool = True
+        self,
+        tokenizer: Tokenizer,
+        prompt: Iterable[int] = (),
+        skip_special_tokens: bool = True,
+        shown: Iterable[int] = (),
     ) -> None:
-        """`prompt` is what the tokens continue; only whether it has text matters."""
+        """`prompt` is what the tokens continue; only whether it has text matters.
+
+        Args:
+            shown: special tokens that have their text all the same.
+        """
         self._tokenizer = tokenizer
-        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
+        skipped = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
+        self._skipped = skipped.difference(shown)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         begun = any(index not in self._skipped for index in prompt)
         self._strip = tokenizer.strips_space and not begun

@@ -29,7 +29,7 @@ def test_equals_transformers(source: str, prompt: bool) -> None:
         [MESSAGES], chat_template=source, add_generation_prompt=prompt, **variables
     )
     template = ChatTemplate(source, {"bos_token": "<s>"})
-    assert template.render(MESSAGES, prompt, mood="good") == rendered[0]
+    assert template.render(MESSAGES, prompt, {"mood": "good"}) == rendered[0]
 
 
 def test_refusals_are_the_callers_fault() -> None:

@@ -1,0 +1,1 @@
+"""What models say beside text: calls of functions and thoughts, found in the text as it comes."""
