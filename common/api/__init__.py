@@ -14,6 +14,7 @@ from sps2.common.api.answers import (
     ChatChoice,
     ChatChunk,
     ChatDelta,
+    ChatFinish,
     ChatLogprob,
     ChatLogprobs,
     Completion,
@@ -33,6 +34,12 @@ from sps2.common.api.answers import (
     Version,
 )
 from sps2.common.api.conversation import ChatRole, Message, TextPart
+from sps2.common.api.embeddings import (
+    Embedding,
+    EmbeddingExtension,
+    EmbeddingRequest,
+    Embeddings,
+)
 from sps2.common.api.parsing import check, parse
 from sps2.common.api.requests import (
     ChatRequest,
@@ -45,6 +52,18 @@ from sps2.common.api.requests import (
     StreamOptions,
     Tokenize,
 )
+from sps2.common.api.structured import JsonSchema, ResponseFormat, StructuredOutputs
+from sps2.common.api.tools import (
+    Function,
+    FunctionCall,
+    FunctionDelta,
+    FunctionReference,
+    NamedTool,
+    Tool,
+    ToolCall,
+    ToolCallDelta,
+    ToolChoice,
+)
 from sps2.common.api.usage import Usage
 
 __all__ = [
@@ -53,6 +72,7 @@ __all__ = [
     "ChatChoice",
     "ChatChunk",
     "ChatDelta",
+    "ChatFinish",
     "ChatLogprob",
     "ChatLogprobs",
     "ChatRequest",
@@ -64,22 +84,38 @@ __all__ = [
     "CompletionRequest",
     "Delta",
     "Detokenize",
+    "Embedding",
+    "EmbeddingExtension",
+    "EmbeddingRequest",
+    "Embeddings",
     "ErrorBody",
     "Estimate",
     "EstimateRequest",
     "Extension",
+    "Function",
+    "FunctionCall",
+    "FunctionDelta",
+    "FunctionReference",
+    "JsonSchema",
     "ListModels",
     "Message",
     "Model",
     "Models",
+    "NamedTool",
     "Parameters",
     "Problem",
     "Ready",
+    "ResponseFormat",
     "StreamOptions",
+    "StructuredOutputs",
     "Text",
     "TextPart",
     "Tokenize",
     "Tokens",
+    "Tool",
+    "ToolCall",
+    "ToolCallDelta",
+    "ToolChoice",
     "TopLogprob",
     "Usage",
     "Version",

@@ -4,22 +4,30 @@ from collections.abc import AsyncIterable, Callable
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+from msgspec import UNSET, UnsetType
+
 from sps2.common.api import (
     Answer,
     Chat,
     ChatChoice,
     ChatChunk,
+    ChatFinish,
     ChatLogprobs,
     Completion,
     CompletionChoice,
     CompletionChunk,
     CompletionLogprobs,
+    Delta,
+    FunctionCall,
+    ToolCall,
+    ToolCallDelta,
 )
 from sps2.common.api.usage import Usage
 from sps2.common.errors import Internal
 from sps2.common.messages import FinishReason
 
 L = TypeVar("L")
+F = TypeVar("F", bound=str)
 
 
 class Listed(Protocol[L]):
@@ -72,7 +80,8 @@ async def collect_completion(
         Internal: the usage is missing.
     """
     first: CompletionChunk | None = None
-    choices: dict[int, _Choice[CompletionLogprobs]] = {}
+    choices: dict[int, _Choice[CompletionLogprobs, FinishReason]] = {}
+    openings: dict[int, CompletionChoice] = {}
     usage: Usage | None = None
     async for chunk in chunks:
         first = first or chunk
@@ -80,6 +89,9 @@ async def collect_completion(
         for each in chunk.choices:
             choice = choices.get(each.index) or choices.setdefault(each.index, _Choice(listed))
             choice.add(each.text, each.logprobs, each.finish_reason)
+            choice.drew(each.token_ids)
+            choice.stop_reason = each.stop_reason or choice.stop_reason
+            openings.setdefault(each.index, each)
     if first is None or usage is None:
         raise Internal("the answer ended without its usage")
     return Completion(
@@ -88,7 +100,16 @@ async def collect_completion(
         model=first.model,
         system_fingerprint=first.system_fingerprint,
         choices=[
-            CompletionChoice(index, each.text, each.logprobs, each.finish_reason)
+            CompletionChoice(
+                index,
+                each.text,
+                each.logprobs,
+                each.finish_reason,
+                each.token_ids,
+                openings[index].prompt_token_ids,
+                openings[index].prompt_logprobs,
+                each.stop_reason,
+            )
             for index, each in sorted(choices.items())
         ],
         usage=usage,
@@ -101,14 +122,19 @@ async def collect_chat(
 ) -> Chat:
     """Fold chunks into a chat; arguments and errors as in `collect_completion`."""
     first: ChatChunk | None = None
-    choices: dict[int, _Choice[ChatLogprobs]] = {}
+    choices: dict[int, _ChatChoice] = {}
     usage: Usage | None = None
+    opening: ChatChunk | None = None
     async for chunk in chunks:
         first = first or chunk
+        opening = opening or (chunk if chunk.choices else None)
         usage = chunk.usage or usage
         for each in chunk.choices:
-            choice = choices.get(each.index) or choices.setdefault(each.index, _Choice(listed))
+            choice = choices.get(each.index) or choices.setdefault(each.index, _ChatChoice(listed))
             choice.add(each.delta.content or "", each.logprobs, each.finish_reason)
+            choice.heed(each.delta)
+            choice.drew(each.token_ids)
+            choice.stop_reason = each.stop_reason or choice.stop_reason
     if first is None or usage is None:
         raise Internal("the answer ended without its usage")
     return Chat(
@@ -117,23 +143,39 @@ async def collect_chat(
         model=first.model,
         system_fingerprint=first.system_fingerprint,
         choices=[
-            ChatChoice(index, Answer(each.text), each.logprobs, each.finish_reason)
+            ChatChoice(
+                index,
+                each.answer(),
+                each.logprobs,
+                each.finish_reason,
+                each.stop_reason,
+                each.token_ids,
+            )
             for index, each in sorted(choices.items())
         ],
         usage=usage,
+        prompt_token_ids=UNSET if opening is None else opening.prompt_token_ids,
+        prompt_logprobs=UNSET if opening is None else opening.prompt_logprobs,
     )
 
 
 @dataclass
-class _Choice(Generic[L]):
+class _Choice(Generic[L, F]):
     """What has arrived of one choice."""
 
     _listed: Callable[[], Listed[L]]
-    finish_reason: FinishReason | None = None
+    finish_reason: F | None = None
+    token_ids: list[int] | UnsetType = UNSET
+    stop_reason: str | UnsetType = UNSET
     _texts: list[str] = field(default_factory=list)
     _list: Listed[L] | None = None
 
-    def add(self, text: str, logprobs: L | None, finish_reason: FinishReason | None) -> None:
+    def drew(self, ids: list[int] | UnsetType) -> None:
+        """Add the ids of a part's tokens, if they are wanted."""
+        if ids is not UNSET:
+            self.token_ids = (self.token_ids or []) + ids
+
+    def add(self, text: str, logprobs: L | None, finish_reason: F | None) -> None:
         self._texts.append(text)
         self.finish_reason = finish_reason
         if logprobs is not None:
@@ -147,3 +189,44 @@ class _Choice(Generic[L]):
     @property
     def logprobs(self) -> L | None:
         return None if self._list is None else self._list.whole()
+
+
+@dataclass
+class _ChatChoice(_Choice[ChatLogprobs, ChatFinish]):
+    """What has arrived of one answer: besides its text, thoughts and calls."""
+
+    _thoughts: list[str] = field(default_factory=list)
+    _calls: dict[int, "_Call"] = field(default_factory=dict)
+
+    def heed(self, delta: Delta) -> None:
+        """Add a part's thoughts and calls."""
+        if isinstance(delta.reasoning_content, str):
+            self._thoughts.append(delta.reasoning_content)
+        for each in delta.tool_calls or ():
+            self._calls.setdefault(each.index, _Call()).add(each)
+
+    def answer(self) -> Answer:
+        calls = [call.whole() for _, call in sorted(self._calls.items())]
+        thoughts: str | UnsetType = "".join(self._thoughts) if self._thoughts else UNSET
+        return Answer(
+            self.text or (None if calls else ""),
+            reasoning_content=thoughts,
+            tool_calls=calls or UNSET,
+        )
+
+
+@dataclass
+class _Call:
+    """What has arrived of one call."""
+
+    id: str = ""
+    name: str = ""
+    _arguments: list[str] = field(default_factory=list)
+
+    def add(self, part: ToolCallDelta) -> None:
+        self.id = part.id or self.id
+        self.name = part.function.name or self.name
+        self._arguments.append(part.function.arguments or "")
+
+    def whole(self) -> ToolCall:
+        return ToolCall(self.id, FunctionCall(self.name, "".join(self._arguments)))

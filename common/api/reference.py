@@ -12,7 +12,9 @@ from msgspec.inspect import Metadata, StructType
 
 from sps2.common.api.answers import Estimate, Text, Tokens
 from sps2.common.api.conversation import Message, TextPart
+from sps2.common.api.embeddings import EmbeddingExtension, EmbeddingRequest
 from sps2.common.api.progress import PrefillProgress
+from sps2.common.api.prompt_answers import PromptLogprob
 from sps2.common.api.requests import (
     ChatRequest,
     CompletionRequest,
@@ -22,6 +24,15 @@ from sps2.common.api.requests import (
     Parameters,
     StreamOptions,
     Tokenize,
+)
+from sps2.common.api.structured import JsonSchema, ResponseFormat, StructuredOutputs
+from sps2.common.api.tools import (
+    AllowedTools,
+    Function,
+    FunctionCall,
+    NamedTool,
+    Tool,
+    ToolCall,
 )
 from sps2.common.api.unsupported_fields import only_of
 from sps2.common.api.usage import Part, Sps2Usage, Usage
@@ -35,8 +46,19 @@ HEADS = {
     StreamOptions: "`stream_options`",
     Message: "A message",
     TextPart: "A part of a message's content",
+    ResponseFormat: "`response_format`",
+    JsonSchema: "`json_schema` of a `response_format`",
+    StructuredOutputs: "`structured_outputs`",
+    Tool: "An item of `tools`",
+    Function: "`function` of a tool",
+    NamedTool: "A `tool_choice` that names functions",
+    AllowedTools: "`allowed_tools` of a `tool_choice`",
+    ToolCall: "An item of `tool_calls`",
+    FunctionCall: "`function` of a call",
     Extension: "`sps2`",
     EstimateRequest: "`POST /v1/estimate`",
+    EmbeddingRequest: "`POST /v1/embeddings`",
+    EmbeddingExtension: "`sps2` of an embedding",
     Tokenize: "`POST /tokenize`",
     Detokenize: "`POST /detokenize`",
 }
@@ -45,6 +67,7 @@ ANSWERS = {
     Usage: "`usage`",
     Sps2Usage: "`usage.sps2`",
     Part: "An item of `placements`",
+    PromptLogprob: "A token in `prompt_logprobs`",
     PrefillProgress: "`sps2.progress` of a chunk",
     Estimate: "The answer of `/v1/estimate`",
     Tokens: "The answer of `/tokenize`",
@@ -70,8 +93,8 @@ def written(page: str) -> str:
 
 
 def _table(kind: type, head: str) -> str:
-    is_kind_of = issubclass(kind, Parameters) and kind is not Parameters
-    shared = Parameters.__struct_fields__ if is_kind_of else ()
+    bases = [each for each in (Parameters, Extension) if issubclass(kind, each) and kind != each]
+    shared = {name for each in bases for name in each.__struct_fields__}
     rows = [_row(kind, name, about) for name, about in _fields(kind).items() if name not in shared]
     rows.sort(key=lambda row: ("| supported |" not in row, "| ignored |" not in row))
     return (

@@ -5,11 +5,19 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from sps2.common.api.answers import ChatChunk, CompletionChunk, Estimate, Models, Text, Tokens
-from sps2.common.api.conversation import NO_FUNCTIONS, TEXT_ALONE, Message
+from sps2.common.api.conversation import TEXT_ALONE, Message
+from sps2.common.api.template_fields import (
+    AddGenerationPrompt,
+    ContinueFinalMessage,
+    Documents,
+    OtherTemplate,
+    TemplateVariables,
+)
+from sps2.common.api.token_fields import TokenFields, TokenId
+from sps2.common.api.tools import ToolChoice, Tools
 from sps2.common.api.unsupported_fields import Tolerant, ignored, only
 from sps2.common.messages import ExactMethod, KvTransferDtype, Request, Setting, Stream, Struct
 
-TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1, extra={"noun": "token id"})]
 Prompt = str | list[str | TokenId | list[TokenId]]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
@@ -19,11 +27,7 @@ StopString = Annotated[str, Meta(max_length=1024)]
 Alternatives = Annotated[int, Meta(ge=0, le=20)]
 TRACEPARENT = "^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
 
-FREE = "answers are free text here"
-NO_BEAMS = "there is no beam search here"
-NO_GUIDE = "answers are not guided by a grammar here"
-ONE_KIND = "all tokens of the vocabulary may be drawn; `logit_bias` can ban some"
-WHOLE_TURNS = "an answer is always a new turn of the assistant, by the model's own chat template"
+WHOLE_TURNS = "an answer has no part of its prompt"
 
 
 class StreamOptions(Struct, frozen=True):
@@ -112,91 +116,23 @@ class Extension(Struct, frozen=True):
         ]
         | None
     ) = None
+    cut_max_tokens: (
+        Annotated[
+            bool,
+            Meta(
+                description="true: `max_tokens` is cut to what the context leaves beside the "
+                "prompt; otherwise such a request is refused"
+            ),
+        ]
+        | None
+    ) = None
     progress: (
         Annotated[bool, Meta(description="chunks about the prefill as it goes on; needs `stream`")]
         | None
     ) = None
 
 
-class Harmless(Tolerant, frozen=True, kw_only=True):
-    """Fields that clients of OpenAI's API and of vLLM send and that are not supported here."""
-
-    user: Annotated[str | None, ignored("nothing is kept of who asks")] = None
-    safety_identifier: Annotated[str | None, ignored("as `user`")] = None
-    metadata: Annotated[dict[str, Any] | None, ignored("nothing is kept")] = None
-    service_tier: Annotated[str | None, ignored("there is one tier")] = None
-    prompt_cache_key: Annotated[
-        str | None, ignored("prefixes are found by themselves; `cache_salt` keeps them apart")
-    ] = None
-    prompt_cache_retention: Annotated[str | None, ignored("as `prompt_cache_key`")] = None
-    prompt_cache_options: Annotated[Any, ignored("as `prompt_cache_key`")] = None
-    prediction: Annotated[Any, ignored("it would only make answers faster")] = None
-    parallel_tool_calls: Annotated[bool | None, ignored("there are no functions to call")] = None
-    reasoning_effort: Annotated[str | None, ignored("a hint to models that think")] = None
-    verbosity: Annotated[str | None, ignored("a hint to models that know it")] = None
-    include_reasoning: Annotated[bool | None, ignored("as `reasoning_effort`")] = None
-    spaces_between_special_tokens: Annotated[
-        bool | None, ignored("special tokens are not shown")
-    ] = None
-
-    request_id: Annotated[
-        str | None, ignored("answers have ids of their own; the header `X-Request-Id` is kept")
-    ] = None
-    guided_decoding_backend: Annotated[str | None, ignored(NO_GUIDE)] = None
-    guided_whitespace_pattern: Annotated[str | None, ignored(NO_GUIDE)] = None
-
-    store: Annotated[bool | None, only(False, why="answers are not kept")] = None
-    tools: Annotated[list[Any] | None, only([], why=NO_FUNCTIONS)] = None
-    tool_choice: Annotated[Any, only("none", "auto", why=NO_FUNCTIONS)] = None
-    functions: Annotated[list[Any] | None, only([], why=NO_FUNCTIONS)] = None
-    function_call: Annotated[Any, only("none", "auto", why=NO_FUNCTIONS)] = None
-    response_format: Annotated[dict[str, Any] | None, only({"type": "text"}, why=FREE)] = None
-    structured_outputs: Annotated[Any, only(why=FREE)] = None
-    structural_tag: Annotated[Any, only(why=FREE)] = None
-    guided_json: Annotated[Any, only(why=FREE)] = None
-    guided_regex: Annotated[Any, only(why=FREE)] = None
-    guided_choice: Annotated[Any, only(why=FREE)] = None
-    guided_grammar: Annotated[Any, only(why=FREE)] = None
-    modalities: Annotated[list[str] | None, only(["text"], why=TEXT_ALONE)] = None
-    audio: Annotated[Any, only(why=TEXT_ALONE)] = None
-    mm_processor_kwargs: Annotated[Any, only({}, why=TEXT_ALONE)] = None
-    media_io_kwargs: Annotated[Any, only({}, why=TEXT_ALONE)] = None
-    web_search_options: Annotated[Any, only(why="nothing is searched for here")] = None
-    moderation: Annotated[Any, only(why="nothing is moderated here")] = None
-    use_beam_search: Annotated[bool | None, only(False, why=NO_BEAMS)] = None
-    early_stopping: Annotated[bool | None, only(False, why=NO_BEAMS)] = None
-    length_penalty: Annotated[float | None, only(1.0, why=NO_BEAMS)] = None
-    allowed_token_ids: Annotated[list[int] | None, only(why=ONE_KIND)] = None
-    bad_words: Annotated[list[str] | None, only([], why=ONE_KIND)] = None
-    logits_processors: Annotated[
-        list[Any] | None, only([], why="no code of a request is run; `logit_bias` is supported")
-    ] = None
-    vllm_xargs: Annotated[Any, only({}, why="there are no extensions of vLLM here")] = None
-    kv_transfer_params: Annotated[
-        Any, only({}, why="the scheduler decides where KV is computed and kept")
-    ] = None
-    priority: Annotated[int | None, only(0, why="send `sps2.priority`, where larger is sooner")] = (
-        None
-    )
-    prompt_logprobs: Annotated[
-        int | None, only(why="completions return them with `echo` and `logprobs`")
-    ] = None
-    truncate_prompt_tokens: Annotated[int | None, only(why="prompts are never cut")] = None
-    skip_special_tokens: Annotated[
-        bool | None, only(True, why="special tokens are not shown; `logprobs` lists them")
-    ] = None
-    include_stop_str_in_output: Annotated[
-        bool | None, only(False, why="answers end before the stop string")
-    ] = None
-    return_token_ids: Annotated[
-        bool | None, only(False, why="answers are text; `/tokenize` gives ids")
-    ] = None
-    return_tokens_as_token_ids: Annotated[
-        bool | None, only(False, why="`logprobs` lists tokens as text")
-    ] = None
-
-
-class Parameters(Harmless, frozen=True, kw_only=True, omit_defaults=True):
+class Parameters(TokenFields, frozen=True, kw_only=True, omit_defaults=True):
     """Parameters of both kinds of completion; null is the same as absent."""
 
     model: Annotated[str | None, Meta(description="a name of the served model, if given")] = None
@@ -281,11 +217,38 @@ class CompletionRequest(Parameters, Stream[CompletionChunk], frozen=True, kw_onl
     suffix: Annotated[str | None, only("", why="text is only continued")] = None
     prompt_embeds: Annotated[Any, only(why="prompts are text or token ids here")] = None
     add_special_tokens: Annotated[
-        bool | None, only(True, why="a model's BOS is always put before a text; send token ids")
+        bool | None,
+        Meta(
+            description="add the model's special tokens around a text, e.g. its BOS: true if absent"
+        ),
     ] = None
 
 
-class ChatRequest(Parameters, Stream[ChatChunk], frozen=True, kw_only=True):
+class ChatParameters(Parameters, frozen=True, kw_only=True, omit_defaults=True):
+    """Parameters of chats alone, and of their estimates."""
+
+    tools: Tools | None = None
+    tool_choice: Annotated[
+        ToolChoice | None,
+        Meta(
+            description="`auto`: the model decides, the default where there are tools; `none`: no "
+            "calls; `required`: at least one; a named function: a call of it"
+        ),
+    ] = None
+    parallel_tool_calls: Annotated[
+        bool | None, Meta(description="false: one call to an answer at most")
+    ] = None
+    include_reasoning: Annotated[
+        bool | None, Meta(description="false leaves out what the model thinks")
+    ] = None
+    add_generation_prompt: AddGenerationPrompt = None
+    continue_final_message: ContinueFinalMessage = None
+    chat_template_kwargs: TemplateVariables = None
+    documents: Documents = None
+    chat_template: OtherTemplate = None
+
+
+class ChatRequest(ChatParameters, Stream[ChatChunk], frozen=True, kw_only=True):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Meta(min_length=1, description="the conversation")]
@@ -309,15 +272,12 @@ class ChatRequest(Parameters, Stream[ChatChunk], frozen=True, kw_only=True):
     ) = None
     best_of: Annotated[int | None, only(1, why="as many answers are drawn as `n`")] = None
     echo: Annotated[bool | None, only(False, why=WHOLE_TURNS)] = None
-    add_generation_prompt: Annotated[bool | None, only(True, why=WHOLE_TURNS)] = None
-    continue_final_message: Annotated[bool | None, only(False, why=WHOLE_TURNS)] = None
-    add_special_tokens: Annotated[bool | None, only(False, why=WHOLE_TURNS)] = None
-    chat_template: Annotated[Any, only(why=WHOLE_TURNS)] = None
-    chat_template_kwargs: Annotated[Any, only({}, why=WHOLE_TURNS)] = None
-    documents: Annotated[list[Any] | None, only([], why=WHOLE_TURNS)] = None
+    add_special_tokens: Annotated[
+        bool | None, only(False, why="the chat template has the model's special tokens")
+    ] = None
 
 
-class EstimateRequest(Parameters, Request[Estimate], frozen=True, kw_only=True):
+class EstimateRequest(ChatParameters, Request[Estimate], frozen=True, kw_only=True):
     """`POST /v1/estimate`: the body of a completion or of a chat."""
 
     prompt: Annotated[
@@ -332,6 +292,7 @@ class EstimateRequest(Parameters, Request[Estimate], frozen=True, kw_only=True):
     top_logprobs: Annotated[Alternatives, Meta(description="as there")] | None = None
     echo: Annotated[bool | None, Meta(description="as there")] = None
     best_of: Annotated[int, Meta(description="as there")] | None = None
+    add_special_tokens: Annotated[bool | None, Meta(description="as there")] = None
 
 
 class Tokenize(Tolerant, Request[Tokens], frozen=True, kw_only=True, omit_defaults=True):
@@ -350,18 +311,18 @@ class Tokenize(Tolerant, Request[Tokens], frozen=True, kw_only=True, omit_defaul
             "if absent; of a conversation only false, since its chat template has them"
         ),
     ] = None
-    add_generation_prompt: Annotated[
-        bool | None,
-        Meta(description="true if absent: a conversation ends with the beginning of an answer"),
-    ] = None
+    add_generation_prompt: AddGenerationPrompt = None
+    continue_final_message: ContinueFinalMessage = None
+    chat_template_kwargs: TemplateVariables = None
+    documents: Documents = None
+    chat_template: OtherTemplate = None
     return_token_strs: Annotated[bool | None, Meta(description="the answer has `token_strs`")] = (
         None
     )
-    continue_final_message: Annotated[bool | None, only(False, why=WHOLE_TURNS)] = None
-    chat_template: Annotated[Any, only(why=WHOLE_TURNS)] = None
-    chat_template_kwargs: Annotated[Any, only({}, why=WHOLE_TURNS)] = None
     mm_processor_kwargs: Annotated[Any, only({}, why=TEXT_ALONE)] = None
-    tools: Annotated[list[Any] | None, only([], why=NO_FUNCTIONS)] = None
+    tools: Annotated[
+        Tools | None, Meta(description="with `messages`: as in `/v1/chat/completions`")
+    ] = None
 
 
 class Detokenize(Request[Text], frozen=True, kw_only=True):

@@ -1,7 +1,7 @@
 """The API itself, the same over HTTP and the bus: requests in, streams of chunks out."""
 
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
 from functools import partial
 
@@ -12,9 +12,7 @@ from sps2.common.api import (
     ChatChunk,
     ChatDelta,
     ChatRequest,
-    CompletionChoice,
     CompletionChunk,
-    CompletionLogprobs,
     CompletionRequest,
     Delta,
     Detokenize,
@@ -22,42 +20,55 @@ from sps2.common.api import (
     EstimateRequest,
     Model,
     Models,
+    Parameters,
     Text,
     Tokenize,
     Tokens,
 )
+from sps2.common.api.embeddings import EmbeddingRequest, Embeddings
 from sps2.common.api.parsing import UNSUPPORTED
-from sps2.common.api.usage import Usage
+from sps2.common.api.prompt_answers import PromptTokens
+from sps2.common.api.usage import PromptTokensDetails, Usage
 from sps2.common.errors import Invalid
 from sps2.common.messages import Progress
 from sps2.common.text.tokens import Tokenizer
 from sps2.common.tracing import Trail
+from sps2.services.gateway.chat_writer import ChatWriter
+from sps2.services.gateway.completion_choices import CompletionWriter
+from sps2.services.gateway.conversation import check_no_chat, tokens_of_chat
 from sps2.services.gateway.correlation_ids import NOBODY, Caller
-from sps2.services.gateway.echo import echo
+from sps2.services.gateway.embeddings import (
+    completion_of,
+    embeddings_of,
+    inputs_named,
+    order_embedding,
+)
 from sps2.services.gateway.generate import Record
 from sps2.services.gateway.keys.quota import Account
-from sps2.services.gateway.logprobs import chat_logprobs, completion_logprobs
+from sps2.services.gateway.limits import check_ids
+from sps2.services.gateway.logprobs import vocabulary_of
 from sps2.services.gateway.monitoring.request_metrics import Metrics
 from sps2.services.gateway.monitoring.traces import AnswerTraces
 from sps2.services.gateway.progress import Prompts
+from sps2.services.gateway.prompt_tokens import prompt_tokens
 from sps2.services.gateway.running import Running
 from sps2.services.gateway.served_model import Served
 from sps2.services.gateway.slots import Slots
-from sps2.services.gateway.text import Piece
-from sps2.services.gateway.usage import usage
+from sps2.services.gateway.threads import threaded
+from sps2.services.gateway.tools.reading import check_tools, described
+from sps2.services.gateway.turn_memory import Scope, TurnMemory
+from sps2.services.gateway.usage import cached_tokens, usage
 from sps2.services.gateway.validate import (
     Order,
-    check_ids,
     choices_of,
     order_chat,
     order_completion,
     order_estimate,
-    threaded,
-    tokens_of_chat,
 )
 
 COMPLETION = "cmpl-"
 CHAT = "chatcmpl-"
+EMBEDDING = "embd-"
 TOKENIZED_CONTEXTS = 16
 """A text that is only tokenised may have this many times the tokens of the context."""
 
@@ -84,6 +95,7 @@ class Gateway:
         self._tokenizer = tokenizer
         self._slots = slots
         self._traces = traces
+        self._turns = TurnMemory(tokenizer)
 
     async def complete(
         self,
@@ -121,8 +133,8 @@ class Gateway:
                 system_fingerprint=self.served.fingerprint,
             )
             prompts = Prompts(order.jobs)
-            counted = _Counted(request, order)
-            writer = _CompletionWriter(request, order, records, self._tokenizer)
+            counted = _Counted(request, order, records)
+            writer = CompletionWriter(request, order, records, self._tokenizer)
             with _spending(account, order, records):
                 pieces = self.running.pieces(name, order, records, trail)
                 async with aclosing(pieces):
@@ -154,8 +166,10 @@ class Gateway:
             self._slots.take(choices_of(request, self.served, self._slots.total)),
         ):
             since_s = time.monotonic()
+            scope = _scope(request, account)
             with trail.during("tokenise"):
-                order = await order_chat(request, name, self.served, self._tokenizer)
+                recall = self._turns.recall(scope)
+                order = await order_chat(request, name, self.served, self._tokenizer, recall)
             ordered()
             if account is not None:
                 order = replace(order, jobs=account.own(order.prompts, order.jobs))
@@ -168,7 +182,9 @@ class Gateway:
                 system_fingerprint=self.served.fingerprint,
             )
             prompts = Prompts(order.jobs)
-            counted = _Counted(request, order)
+            counted = _Counted(request, order, records)
+            listener = self._turns.listener(request, scope, order.jobs)
+            writer = ChatWriter(request, order.reading, vocabulary_of(request, self._tokenizer))
             begun: set[int] = set()
             with _spending(account, order, records):
                 pieces = self.running.pieces(name, order, records, trail)
@@ -182,19 +198,64 @@ class Gateway:
                         if index not in begun:
                             begun.add(index)
                             opening = ChatDelta(index, Delta("assistant", ""))
-                            yield chunk(choices=[opening], usage=counted.usage())
-                        if (choice := self._chat_choice(request, index, piece)) is not None:
+                            about = PromptTokens()
+                            if len(begun) == 1:
+                                job, record = order.jobs[index], records[index]
+                                about = await prompt_tokens(request, job, record, self._tokenizer)
+                            yield chunk(
+                                choices=[opening],
+                                usage=counted.usage(),
+                                prompt_token_ids=about.prompt_token_ids,
+                                prompt_logprobs=about.prompt_logprobs,
+                            )
+                        listener.sampled(index, piece)
+                        for choice in writer.choices(index, piece):
+                            listener.sent(choice)
                             yield chunk(choices=[choice], usage=counted.usage())
             total = usage(order.prompts, order.jobs, records, self.served.kv_token_bytes)
             self.metrics.spent(total)
             trail.annotate(**_totals(total))
             yield chunk(choices=[], usage=total)
 
+    async def embed(
+        self,
+        request: EmbeddingRequest,
+        name: str,
+        caller: Caller = NOBODY,
+        account: Account | None = None,
+        ordered: Callable[[], None] = nothing,
+    ) -> Embeddings:
+        """The vectors of texts; see `complete`."""
+        asked = completion_of(request)
+        with (
+            inputs_named(),
+            self.metrics.request(),
+            self._trail(asked, name, EMBEDDING, caller) as trail,
+            self._slots.take(choices_of(asked, self.served, self._slots.total)),
+        ):
+            since_s = time.monotonic()
+            with trail.during("tokenise"):
+                order = await order_embedding(request, asked, name, self.served, self._tokenizer)
+            ordered()
+            if account is not None:
+                order = replace(order, jobs=account.own(order.prompts, order.jobs))
+            records = [Record(since_s) for _ in order.jobs]
+            with _spending(account, order, records):
+                pieces = self.running.pieces(name, order, records, trail)
+                async with aclosing(pieces):
+                    async for _ in pieces:
+                        pass
+            total = usage(order.prompts, order.jobs, records, self.served.kv_token_bytes)
+            self.metrics.spent(total)
+            trail.annotate(**_totals(total))
+            return await embeddings_of(request, self.served.model, records, total)
+
     async def estimate(
         self, request: EstimateRequest, name: str, account: Account | None = None
     ) -> Estimate:
         """What is predicted of a request, without running it."""
-        job = await order_estimate(request, name, self.served, self._tokenizer)
+        recall = self._turns.recall(_scope(request, account))
+        job = await order_estimate(request, name, self.served, self._tokenizer, recall)
         if account is not None:
             (job,) = account.own([job.prompt], [job])
         found = await self.running.predict(job)
@@ -225,9 +286,12 @@ class Gateway:
                     "add_special_tokens",
                     UNSUPPORTED,
                 )
-            answering = request.add_generation_prompt is not False
-            ids = list(await tokens_of_chat(messages, self._tokenizer, most, answering))
+            tools = request.tools or ()
+            check_tools(tools)
+            shown = [described(tool) for tool in tools]
+            ids = list(await tokens_of_chat(request, self._tokenizer, most, tools=shown))
         else:
+            check_no_chat(request)
             text = prompt or ""
             encode = partial(self._tokenizer.encode, text, special is not False, most=most)
             ids = await threaded(len(text), encode)
@@ -290,13 +354,9 @@ class Gateway:
             caller = caller._replace(traceparent=traceparent)
         return self._traces.answer(name, prefix, caller)
 
-    def _chat_choice(self, request: ChatRequest, index: int, piece: Piece) -> ChatDelta | None:
-        if not (piece.text or piece.tokens or piece.finish):
-            return None
-        logprobs = None
-        if request.logprobs:
-            logprobs = chat_logprobs(piece.tokens, request.top_logprobs or 0, self._tokenizer)
-        return ChatDelta(index, Delta(content=piece.text), logprobs, piece.finish)
+
+def _scope(request: Parameters, account: Account | None) -> Scope:
+    return Scope("" if account is None else account.name, request.cache_salt or "")
 
 
 def _spending(
@@ -308,11 +368,14 @@ def _spending(
 class _Counted:
     """The usage so far, for each chunk; UNSET unless the request wants it."""
 
-    def __init__(self, request: CompletionRequest | ChatRequest, order: Order) -> None:
+    def __init__(
+        self, request: CompletionRequest | ChatRequest, order: Order, records: Sequence[Record]
+    ) -> None:
         options = request.stream_options
         self._wanted = bool(options and options.include_usage and options.continuous_usage_stats)
         self._prompt_tokens = sum(map(len, order.prompts))
         self._order = order
+        self._firsts = records[:: len(records) // len(order.prompts)]
         self._made = 0
 
     def add(self, index: int) -> None:
@@ -322,7 +385,8 @@ class _Counted:
     def usage(self) -> Usage | UnsetType:
         if not self._wanted:
             return UNSET
-        return Usage(self._prompt_tokens, self._made, self._prompt_tokens + self._made)
+        prompt, cached = self._prompt_tokens, PromptTokensDetails(cached_tokens(self._firsts))
+        return Usage(prompt, self._made, prompt + self._made, cached)
 
 
 def _totals(usage: Usage) -> dict[str, str | float]:
@@ -332,53 +396,3 @@ def _totals(usage: Usage) -> dict[str, str | float]:
         "tokens": usage.completion_tokens,
     }
     return totals if usage.sps2 is None else totals | {"ttft_s": usage.sps2.ttft_ms / 1000}
-
-
-class _CompletionWriter:
-    """Turns pieces into choices of a completion.
-
-    The first chunk of each choice begins with the echo, if any.
-    """
-
-    def __init__(
-        self,
-        request: CompletionRequest,
-        order: Order,
-        records: list[Record],
-        tokenizer: Tokenizer,
-    ) -> None:
-        self._request = request
-        self._order = order
-        self._records = records
-        self._tokenizer = tokenizer
-        self._bases: dict[int, int] = {}
-
-    async def choice(self, index: int, piece: Piece) -> CompletionChoice | None:
-        request = self._request
-        text, tokens, base = piece.text, piece.tokens, self._bases.get(index, 0)
-        before = None
-        if request.echo and index not in self._bases:
-            job = self._order.jobs[index]
-            given = self._order.texts[index // (request.n or 1)]
-            first = self._records[index].first
-            logprobs = first.prompt_logprobs if first is not None else None
-
-            def echoing() -> tuple[str, CompletionLogprobs | None]:
-                text, spoken = echo(job.prompt, given, logprobs, self._tokenizer)
-                if request.logprobs is None:
-                    return text, None
-                return text, completion_logprobs(spoken, request.logprobs, self._tokenizer, 0)
-
-            alternatives = 1 + (request.logprobs or 0)
-            echoed, before = await threaded(len(job.prompt) * alternatives, echoing)
-            self._bases[index] = base = len(echoed)
-            text = echoed + text
-        if not (text or tokens or piece.finish):
-            return None
-        if request.logprobs is None:
-            return CompletionChoice(index, text, None, piece.finish)
-
-        listed = completion_logprobs(tokens, request.logprobs, self._tokenizer, base)
-        if before is not None:
-            listed = before + listed
-        return CompletionChoice(index, text, listed, piece.finish)

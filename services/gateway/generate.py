@@ -62,6 +62,12 @@ class Job(msgspec.Struct, frozen=True):
     """The name of the API key; empty if there is none."""
     room_tokens: int = 0
     """See `Submit`."""
+    shown: frozenset[int] = frozenset()
+    """Special tokens whose text the parser of the answer needs."""
+    shows_special: bool = False
+    """Whether special tokens have their text in the answer."""
+    shows_stop: bool = False
+    """Whether the answer has the text of what ended it."""
 
     def submit(self, traceparent: str = "") -> Submit:
         """The message that submits it; see there."""
@@ -163,7 +169,9 @@ class Generation:
         """The rest of the job, under a new name: shards may still know the old one."""
         job = self._job
         self._early.clear()
-        sampling = replace(job.sampling, answered=len(self._ids), prompt_logprobs=None)
+        sampling = replace(
+            job.sampling, answered=len(self._ids), prompt_logprobs=None, pooling=None
+        )
         return replace(
             job,
             request=f"{job.request}.{number}",

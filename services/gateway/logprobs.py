@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from sps2.common.api import ChatLogprob, ChatLogprobs, CompletionLogprobs, TopLogprob
+from sps2.common.api import ChatLogprob, ChatLogprobs, CompletionLogprobs, Parameters, TopLogprob
 from sps2.common.messages import TokenLogprobs
 from sps2.services.gateway.text import Spoken
 
@@ -18,6 +18,26 @@ class Vocabulary(Protocol):
     def token_bytes(self, index: int) -> bytes: ...
 
 
+class Numbered:
+    """A vocabulary that names tokens by their ids, for `return_tokens_as_token_ids`."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+
+    def token_text(self, index: int) -> str:
+        """The name of token `index`."""
+        return f"token_id:{index}"
+
+    def token_bytes(self, index: int) -> bytes:
+        """The bytes of token `index` itself."""
+        return self._vocabulary.token_bytes(index)
+
+
+def vocabulary_of(request: Parameters, vocabulary: Vocabulary) -> Vocabulary:
+    """The vocabulary with the names of tokens that the request wants."""
+    return Numbered(vocabulary) if request.return_tokens_as_token_ids else vocabulary
+
+
 def completion_logprobs(
     tokens: Sequence[Spoken], top: int, vocabulary: Vocabulary, base: int
 ) -> CompletionLogprobs:
@@ -27,7 +47,7 @@ def completion_logprobs(
     """
     return CompletionLogprobs(
         [vocabulary.token_text(token.id) for token in tokens],
-        [None if token.logprobs is None else _finite(token.logprobs.logprob) for token in tokens],
+        [None if token.logprobs is None else finite(token.logprobs.logprob) for token in tokens],
         [_alternatives(token, top, vocabulary) for token in tokens],
         [base + token.offset for token in tokens],
     )
@@ -38,7 +58,7 @@ def chat_logprobs(tokens: Sequence[Spoken], top: int, vocabulary: Vocabulary) ->
 
     def entry(token: int, logprob: float) -> TopLogprob:
         text, raw = vocabulary.token_text(token), vocabulary.token_bytes(token)
-        return TopLogprob(text, _finite(logprob), list(raw))
+        return TopLogprob(text, finite(logprob), list(raw))
 
     def full(token: Spoken, logprobs: TokenLogprobs) -> ChatLogprob:
         own = entry(token.id, logprobs.logprob)
@@ -54,9 +74,10 @@ def _alternatives(token: Spoken, top: int, vocabulary: Vocabulary) -> dict[str, 
     ranked = {token.id: token.logprobs.logprob} | dict(token.logprobs.top[:top])
     best: dict[str, float] = {}
     for each, logprob in sorted(ranked.items(), key=lambda pair: -pair[1]):
-        best.setdefault(vocabulary.token_text(each), _finite(logprob))
+        best.setdefault(vocabulary.token_text(each), finite(logprob))
     return best
 
 
-def _finite(logprob: float) -> float:
+def finite(logprob: float) -> float:
+    """`logprob` as JSON can have it."""
     return max(logprob, LEAST)

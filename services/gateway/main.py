@@ -24,17 +24,22 @@ from sps2.services.gateway.http.app import application
 from sps2.services.gateway.http.body import Bodies
 from sps2.services.gateway.http.sse import KEEP_ALIVE_S
 from sps2.services.gateway.keys.api_keys import Register
+from sps2.services.gateway.model_card import card_of
 from sps2.services.gateway.monitoring.cluster import Observer
 from sps2.services.gateway.monitoring.export import Export, sender
 from sps2.services.gateway.monitoring.federation import Federation
 from sps2.services.gateway.monitoring.readiness import Readiness
 from sps2.services.gateway.monitoring.request_metrics import Build, Metrics
 from sps2.services.gateway.monitoring.traces import AnswerTraces
+from sps2.services.gateway.protocols.batches.runner import Batches
+from sps2.services.gateway.protocols.batches.store import Store
+from sps2.services.gateway.protocols.responses.store import Responses
 from sps2.services.gateway.running import Running
 from sps2.services.gateway.served_model import Served
 from sps2.services.gateway.service import GatewayService
 from sps2.services.gateway.shards import Shards
 from sps2.services.gateway.slots import Slots
+from sps2.services.gateway.tools.families import family_of, thoughts_of
 from sps2.services.memory import give_back
 from sps2.services.run import About, sending_heartbeats
 
@@ -71,6 +76,7 @@ class Parts:
         self, cluster: Cluster, about: About, folder: Path, keep_alive_s: float = KEEP_ALIVE_S
     ) -> None:
         tokenizer = Tokenizer(folder)
+        self.grammars = tokenizer.grammars  # before anybody waits for them
         served = served_by(cluster, folder, tokenizer)
         self._bus = cluster.bus
         self._send_s = cluster.gateway.send_s
@@ -108,9 +114,22 @@ class Parts:
         about.missing, about.counters = self.readiness.waiting_for, self.metrics.gauges
         observer = Observer(cluster, served.model, self._scheduler, self._directory, self._shards)
         self._service = GatewayService(
-            self.gateway, self.readiness, observer, self._traces, about.describe, self._scheduler
+            self.gateway,
+            self.readiness,
+            observer,
+            self._traces,
+            about.describe,
+            self._scheduler,
+            self._directory,
         )
         self._about = about
+        self.batches = Batches(
+            self.gateway,
+            Store(cluster.gateway.files_bytes),
+            self.readiness.obstacle,
+            cluster.gateway.batch_requests,
+            cluster.gateway.max_body_bytes,
+        )
         self.app = application(
             self.gateway,
             self.readiness.obstacle,
@@ -119,9 +138,14 @@ class Parts:
             bodies=Bodies(
                 cluster.gateway.max_body_bytes, cluster.gateway.max_bodies_bytes, served.max_context
             ),
+            batches=self.batches,
             keep_alive_s=keep_alive_s,
             register=_register(cluster),
             names=(cluster.gateway.host, cluster.host, *cluster.gateway.allowed_hosts),
+            origins=cluster.gateway.cors_origins,
+            responses=Responses(
+                cluster.gateway.stored_responses_bytes, cluster.gateway.stored_responses_s
+            ),
             logged=cluster.gateway.access_log,
         )
 
@@ -148,6 +172,7 @@ class Parts:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self.batches.close()
             await server.close()
             for peer in (self._scheduler, self._directory, self._shards):
                 await peer.close()
@@ -184,6 +209,7 @@ def served_by(cluster: Cluster, folder: Path, tokenizer: Tokenizer) -> Served:
     context = config.context_within(cluster.max_context)
     name, *aliases = dict.fromkeys(cluster.served_model_name or [model_id(cluster.model)])
     is_models = cluster.gateway.sampling_defaults == "model"
+    parser, thoughts = cluster.gateway.tool_parser, cluster.gateway.reasoning_parser
     return Served(
         model=name,
         aliases=tuple(aliases),
@@ -196,4 +222,7 @@ def served_by(cluster: Cluster, folder: Path, tokenizer: Tokenizer) -> Served:
         fingerprint=f"fp_{fingerprint(folder)}",
         created=int(time.time()),
         default_max_tokens=cluster.gateway.default_max_tokens,
+        tool_parser=family_of(tokenizer) if parser == "auto" else parser,
+        reasoning_parser=thoughts_of(tokenizer) if thoughts == "auto" else thoughts,
+        card=card_of(folder, config, tokenizer, cluster.dtype, cluster.quantize),
     )

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack, aclosing
 
+from msgspec.structs import replace
+
 from sps2.common.api.answer_ids import name_in
 from sps2.common.bus.peer import Peer
 from sps2.common.errors import Cancelled, Invalid, ServiceError
@@ -121,8 +123,14 @@ class Running:
         emit: Emit,
     ) -> None:
         writer = Writer(
-            Detokenizer(self._tokenizer, job.prompt), job.stops, job.sampling.min_tokens
+            Detokenizer(self._tokenizer, job.prompt, not job.shows_special, job.shown),
+            job.sampling.stop_token_ids,
+            job.stops,
+            job.sampling.min_tokens,
+            job.shows_stop,
         )
+        special = self._tokenizer.special
+        stops = {special[stop]: stop for stop in job.stops if stop in special}
         with ExitStack() as turn:
             await waiting.acquire()
             turn.callback(waiting.release)
@@ -140,6 +148,8 @@ class Running:
                 async for token in tokens:
                     with pace.token():
                         piece = Piece(finish=token.finish) if job.silent else writer.add(token)
+                    if piece.finish == "stop" and not piece.stop:
+                        piece = replace(piece, stop=stops.get(token.id, ""))
                     emit((index, piece))
                     if piece.finish is not None:
                         pace.ended(piece.finish)

@@ -5,6 +5,7 @@ import msgspec
 from sps2.common.errors import Invalid
 from sps2.common.model.generation import SamplingDefaults
 from sps2.common.words import listed
+from sps2.services.gateway.model_card import Card
 
 
 class Served(msgspec.Struct, frozen=True):
@@ -26,6 +27,12 @@ class Served(msgspec.Struct, frozen=True):
     """Sampling options for requests that do not set them."""
     default_max_tokens: int = 0
     """For chats without a limit; 0 allows as many as the context and the KV pools do."""
+    tool_parser: str = "hermes"
+    """In which form the model writes calls; see `tools.families`."""
+    reasoning_parser: str = "none"
+    """Between which tags it writes thoughts."""
+    card: Card = Card()
+    """What the model is."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -38,4 +45,5 @@ class Served(msgspec.Struct, frozen=True):
             message = f"the model `{name[:200]}` does not exist; `{self.model}` is served here"
             if self.aliases:
                 message += f", also as {listed([f'`{each}`' for each in self.aliases], 'and')}"
+            message += "; `served_model_name` in the configuration gives it more names"
             raise Invalid(message, "model", "model_not_found")

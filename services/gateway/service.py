@@ -26,6 +26,8 @@ from sps2.common.messages import (
     ClusterStatus,
     Describe,
     Done,
+    DropCache,
+    Dropped,
     Info,
     ListTraces,
     Record,
@@ -52,7 +54,7 @@ class GatewayService:
 
     Args:
         describe: this process's description of itself.
-        scheduler: on the bus.
+        scheduler, directory: on the bus.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class GatewayService:
         traces: AnswerTraces,
         describe: Callable[[Describe], Awaitable[Info]],
         scheduler: Peer,
+        directory: Peer,
     ) -> None:
         self._gateway = gateway
         self._readiness = readiness
@@ -70,6 +73,7 @@ class GatewayService:
         self._traces = traces
         self._describe = describe
         self._scheduler = scheduler
+        self._directory = directory
 
     async def complete(self, request: CompletionRequest) -> AsyncIterator[CompletionChunk]:
         await self._check_ready()
@@ -114,6 +118,9 @@ class GatewayService:
 
     async def set_duty(self, request: SetDuty) -> Done:
         return await self._scheduler.call(request)
+
+    async def drop_cache(self, request: DropCache) -> Dropped:
+        return await self._directory.call(request)
 
     async def cancel_request(self, request: CancelRequest) -> Done:
         self._gateway.running.cancel(request.request)

@@ -7,13 +7,19 @@ class StopStrings:
     The match that is complete first ends the text; of several that end together, the longest does.
     """
 
-    def __init__(self, stops: tuple[str, ...]) -> None:
+    def __init__(self, stops: tuple[str, ...], shows_stop: bool = False) -> None:
         self._stops = stops
+        self._shows_stop = shows_stop
         self._held = ""
         self.hit = False
+        self.found = ""
 
     def add(self, text: str) -> str:
-        """Add text; returns what may be shown now. Sets `hit` at a stop string, and cuts there."""
+        """Add text; returns what may be shown now.
+
+        A stop string sets `hit` and `found`, and the text ends before it, or with `shows_stop`
+        after it.
+        """
         self._held += text
         found = [
             (start + len(stop), start)
@@ -22,7 +28,9 @@ class StopStrings:
         ]
         if found:
             self.hit = True
-            shown, self._held = self._held[: min(found)[1]], ""
+            stop, start = min(found)
+            self.found = self._held[start:stop]
+            shown, self._held = self._held[: stop if self._shows_stop else start], ""
             return shown
 
         keep = max((self._overlap(stop) for stop in self._stops), default=0)

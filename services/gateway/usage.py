@@ -25,7 +25,7 @@ def usage(
         prompt_tokens,
         completion_tokens,
         prompt_tokens + completion_tokens,
-        PromptTokensDetails(_cached_tokens(first_choices)),
+        PromptTokensDetails(cached_tokens(first_choices)),
         _sps2(pairs, kv),
     )
 
@@ -59,7 +59,7 @@ def _sps2(pairs: Sequence[tuple[Job, Record]], kv: int) -> Sps2Usage | None:
         kept_fraction=sum(each.kept_blocks for each in ranks) / blocks if blocks else 1.0,
         lost_mass=sum(lost) / len(lost) if lost else 0.0,
         ttft_ms=round(1000 * min(record.ttft_s for record in records), 3),
-        cached_tokens=_cached_tokens(records),
+        cached_tokens=cached_tokens(records),
         exchange_bytes=purposes.total(),
         exchange_bytes_by_purpose=dict(purposes),
         predicted_exchange_bytes=sum(map(_predicted_bytes, records)),
@@ -78,7 +78,8 @@ def _sps2(pairs: Sequence[tuple[Job, Record]], kv: int) -> Sps2Usage | None:
     )
 
 
-def _cached_tokens(records: Sequence[Record]) -> int:
+def cached_tokens(records: Sequence[Record]) -> int:
+    """Tokens of the prompts whose KV was cached, of the records that are placed."""
     return sum(record.placed.cached_tokens for record in records if record.placed)
 
 

@@ -1,9 +1,7 @@
 """Checks what the types of a request cannot express, and turns requests into jobs."""
 
-import asyncio
 import secrets
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Sequence
 
 import msgspec
 
@@ -12,8 +10,6 @@ from sps2.common.api import (
     CompletionRequest,
     EstimateRequest,
     Extension,
-    Message,
-    Parameters,
     check,
 )
 from sps2.common.api.parsing import UNSUPPORTED
@@ -21,23 +17,16 @@ from sps2.common.errors import Invalid
 from sps2.common.messages import PrefillOptions, Sampling
 from sps2.common.text.tokens import Tokenizer
 from sps2.common.words import counted
+from sps2.services.gateway.conversation import Recall, forgotten, tokens_of_chat
 from sps2.services.gateway.generate import Job
+from sps2.services.gateway.grammars import checked, grammar_of
+from sps2.services.gateway.limits import BAD, Limit
+from sps2.services.gateway.prompts import check_prompt, prompts_of, tokens_of
+from sps2.services.gateway.sampling import sampling_of
 from sps2.services.gateway.served_model import Served
-from sps2.services.memory import give_back
-
-R = TypeVar("R")
-
-BAD = "invalid_value"
+from sps2.services.gateway.tools.reading import Reading, reading_of
 
 DEFAULT_MAX_TOKENS = 16
-TURN_CHARS = 32
-"""Estimated size of a conversation turn besides its content, in characters."""
-COLD = 1e-5
-"""Temperatures below this are greedy: logits over less would overflow."""
-LONG_TEXT = 4096
-"""Characters from which on a text is tokenised in a thread."""
-HUGE_TEXT = 64 << 10
-"""Characters from which on the memory used for that is given back at once."""
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -45,8 +34,10 @@ class Order(msgspec.Struct, frozen=True):
 
     prompts: tuple[tuple[int, ...], ...]
     texts: tuple[str | None, ...]
-    """The prompts as given; None for a prompt of token ids."""
+    """The prompts as given; None for a prompt of token ids, or one that was cut."""
     jobs: tuple[Job, ...]
+    reading: Reading = Reading()
+    """What the answers may contain besides text."""
 
 
 async def order_completion(
@@ -62,51 +53,80 @@ async def order_completion(
         raise Invalid("`best_of` other than `n` is not supported", "best_of", UNSUPPORTED)
     if request.max_tokens == 0 and not request.echo:
         raise Invalid("`max_tokens` must be at least 1 unless `echo` is set", "max_tokens", BAD)
-    given = _prompts(request)
-    sampling = _sampling(
+    given = prompts_of(request)
+    sampling = sampling_of(
         request,
         served,
         tokenizer,
         logprobs=request.logprobs,
         prompt_logprobs=request.logprobs if request.echo else None,
+        grammar=await grammar_of(request, tokenizer),
     )
-    limit = _Limit(served.max_context, request.max_tokens, DEFAULT_MAX_TOKENS, "prompt")
+    cut = request.truncate_prompt_tokens
+    limit = Limit(
+        served.max_context,
+        request.max_tokens,
+        DEFAULT_MAX_TOKENS,
+        "prompt",
+        cut,
+        _cuts_answer(request),
+    )
     for each in given:
-        _check_prompt(each, served, limit)
+        check_prompt(each, served, limit)
 
-    prompts = [await _tokens(each, tokenizer, served.max_context) for each in given]
+    special = request.add_special_tokens is not False
+    prompts = [await tokens_of(each, tokenizer, limit, special) for each in given]
     return Order(
         tuple(prompts),
-        tuple(each if isinstance(each, str) else None for each in given),
+        tuple(each if isinstance(each, str) and cut is None else None for each in given),
         _jobs(request, name, prompts, choices, sampling, limit),
     )
 
 
 async def order_chat(
-    request: ChatRequest, name: str, served: Served, tokenizer: Tokenizer
+    request: ChatRequest,
+    name: str,
+    served: Served,
+    tokenizer: Tokenizer,
+    recall: Recall = forgotten,
 ) -> Order:
-    """The jobs of an answer in a conversation; see `order_completion`."""
+    """The jobs of an answer in a conversation; see `order_completion` and `tokens_of_chat`."""
     served.check_model(request.model)
     choices = _choices(request)
     if request.top_logprobs is not None and not request.logprobs:
         raise Invalid("`top_logprobs` needs `logprobs` to be true", "top_logprobs", BAD)
-    sampling = _sampling(
+    sampling = sampling_of(
         request,
         served,
         tokenizer,
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         prompt_logprobs=None,
+        grammar=await grammar_of(request, tokenizer),
     )
     max_tokens = request.max_completion_tokens or request.max_tokens
     default = served.default_max_tokens or served.max_context
-    limit = _Limit(served.max_context, max_tokens, default, "messages")
+    cut = request.truncate_prompt_tokens
+    limit = Limit(served.max_context, max_tokens, default, "messages", cut, _cuts_answer(request))
 
-    prompt = await tokens_of_chat(request.messages, tokenizer, served.max_context)
-    return Order((prompt,), (None,), _jobs(request, name, [prompt], choices, sampling, limit))
+    reading = reading_of(request, served.tool_parser, served.reasoning_parser)
+    tools = reading.described()
+    prompt = limit.cut(await tokens_of_chat(request, tokenizer, limit.most, recall, tools))
+    reading = reading.opened_by(prompt, tokenizer)
+    if (make := reading.grammar(sampling.grammar, tokenizer)) is not None:
+        field = "tools" if reading.tools else "response_format"
+        grammar = await checked(field, make, tokenizer)
+        sampling = msgspec.structs.replace(sampling, grammar=grammar)
+    shown = reading.shown(tokenizer)
+    jobs = _jobs(request, name, [prompt], choices, sampling, limit, shown)
+    return Order((prompt,), (None,), jobs, reading)
 
 
 async def order_estimate(
-    request: EstimateRequest, name: str, served: Served, tokenizer: Tokenizer
+    request: EstimateRequest,
+    name: str,
+    served: Served,
+    tokenizer: Tokenizer,
+    recall: Recall = forgotten,
 ) -> Job:
     """The one job of a completion or chat whose costs are asked for. Raises Invalid."""
     if (request.prompt is None) == (request.messages is None):
@@ -117,7 +137,7 @@ async def order_estimate(
         if (value := getattr(request, field)) is not None
     }
     if request.messages is not None:
-        order = await order_chat(check(given, ChatRequest), name, served, tokenizer)
+        order = await order_chat(check(given, ChatRequest), name, served, tokenizer, recall)
     else:
         order = await order_completion(check(given, CompletionRequest), name, served, tokenizer)
     if len(order.jobs) > 1:
@@ -127,37 +147,6 @@ async def order_estimate(
             BAD,
         )
     return order.jobs[0]
-
-
-async def tokens_of_chat(
-    messages: Sequence[Message], tokenizer: Tokenizer, most: int, answering: bool = True
-) -> tuple[int, ...]:
-    """Token ids of a conversation, ready for the assistant's answer if `answering`.
-
-    Raises Invalid if there are far more than `most`.
-    """
-    turns = [_turn(message) for message in messages]
-    size = sum(TURN_CHARS + len(turn["content"]) for turn in turns)
-    return tuple(await threaded(size, lambda: tokenizer.chat(turns, answering, most)))
-
-
-async def threaded(size: int, work: Callable[[], R]) -> R:
-    """Run `work`, in a thread if its text is long."""
-
-    def frugally() -> R:
-        try:
-            return work()
-        finally:
-            if size >= HUGE_TEXT:
-                give_back()
-
-    return await asyncio.to_thread(frugally) if size >= LONG_TEXT else work()
-
-
-def _turn(message: Message) -> dict[str, Any]:
-    # templates have no developer role: OpenAI's newer name for the system role
-    role = "system" if message.role == "developer" else message.role
-    return {"role": role, "content": message.said}
 
 
 def choices_of(request: CompletionRequest | ChatRequest, served: Served, most: int) -> int:
@@ -188,46 +177,14 @@ def _choices(request: CompletionRequest | ChatRequest) -> int:
     return request.n or 1
 
 
-def _prompts(request: CompletionRequest) -> list[str | list[int]]:
-    prompt = request.prompt
-    if isinstance(prompt, str):
-        return [prompt]
-    if not prompt:
-        raise Invalid("`prompt` is empty", "prompt", BAD)
-    if all(isinstance(each, int) for each in prompt):
-        return [[each for each in prompt if isinstance(each, int)]]
-    if all(isinstance(each, str) for each in prompt) or all(
-        isinstance(each, list) for each in prompt
-    ):
-        return [each for each in prompt if not isinstance(each, int)]
-    raise Invalid("`prompt` mixes strings and token ids", "prompt", BAD)
-
-
-def _check_prompt(given: str | list[int], served: Served, limit: "_Limit") -> None:
-    """Raise Invalid if a prompt is wrong, as far as can be seen before it is tokenised."""
-    if not given:
-        raise Invalid("`prompt` is empty", "prompt", BAD)
-    if isinstance(given, list):
-        check_ids(given, served, "prompt")
-        limit.room(len(given))
-
-
-async def _tokens(given: str | list[int], tokenizer: Tokenizer, most: int) -> tuple[int, ...]:
-    if isinstance(given, list):
-        return tuple(given)
-    tokens = tuple(await threaded(len(given), lambda: tokenizer.encode(given, most=most)))
-    if not tokens:
-        raise Invalid("`prompt` has no tokens", "prompt", BAD)
-    return tokens
-
-
 def _jobs(
     request: CompletionRequest | ChatRequest,
     name: str,
     prompts: Sequence[tuple[int, ...]],
     choices: int,
     sampling: Sampling,
-    limit: "_Limit",
+    limit: Limit,
+    shown: frozenset[int] = frozenset(),
 ) -> tuple[Job, ...]:
     extension = request.sps2 or Extension()
     seed = secrets.randbits(63) if request.seed is None else request.seed
@@ -255,104 +212,23 @@ def _jobs(
             silent=rooms[index] == 0,
             cache_salt=request.cache_salt or "",
             progress=bool(extension.progress),
-            open_ended=limit.max_tokens is None,
+            open_ended=limit.open_ended,
             priority=extension.priority or 0,
             max_ttft_s=None if extension.max_ttft_ms is None else extension.max_ttft_ms / 1000,
+            shown=shown,
+            shows_special=request.skip_special_tokens is False,
+            shows_stop=bool(request.include_stop_str_in_output),
         )
         for index, prompt in enumerate(prompts)
         for choice in range(choices)
     )
 
 
-def _sampling(
-    request: CompletionRequest | ChatRequest,
-    served: Served,
-    tokenizer: Tokenizer,
-    *,
-    logprobs: int | None,
-    prompt_logprobs: int | None,
-) -> Sampling:
-    """Sampling options without seed and limit; fields that are not set get the defaults."""
-    wanted = served.sampling_defaults
-    temperature = _or(request.temperature, _or(wanted.temperature, 1.0))
-    top_p = _or(request.top_p, _or(wanted.top_p, 1.0))
-    return Sampling(
-        max_tokens=0,
-        seed=0,
-        temperature=0.0 if temperature < COLD or top_p == 0 else temperature,
-        top_p=top_p or 1.0,
-        top_k=max(0, _or(request.top_k, _or(wanted.top_k, 0))),
-        min_p=_or(request.min_p, _or(wanted.min_p, 0.0)),
-        presence_penalty=_or(request.presence_penalty, 0.0),
-        frequency_penalty=_or(request.frequency_penalty, 0.0),
-        repetition_penalty=_or(request.repetition_penalty, _or(wanted.repetition_penalty, 1.0)),
-        logit_bias=_logit_bias(request, served),
-        logprobs=logprobs,
-        min_tokens=request.min_tokens or 0,
-        stop_token_ids=_stop_ids(request, served, tokenizer),
-        prompt_logprobs=prompt_logprobs,
-    )
-
-
-class _Limit(NamedTuple):
-    """Limits of the tokens that may be generated.
-
-    field: the field of the request that has the prompt.
-    """
-
-    max_context: int
-    max_tokens: int | None
-    default: int
-    field: str
-
-    def room(self, prompt: int) -> int:
-        """Most tokens after `prompt` tokens of prompt. Raises Invalid if they do not fit."""
-        room, requested = self.max_context - prompt, self.max_tokens
-        if (requested or 0) <= room and (room > 0 or requested == 0):
-            return min(self.default, room) if requested is None else requested
-        options = "" if requested is None else f", and `max_tokens` is {requested}"
-        raise Invalid(
-            f"the model's context is {self.max_context} tokens; the prompt has {prompt}{options}",
-            self.field if room <= 0 else "max_tokens",
-            "context_length_exceeded",
-        )
+def _cuts_answer(request: CompletionRequest | ChatRequest) -> bool:
+    return bool(request.sps2 and request.sps2.cut_max_tokens)
 
 
 def _options(given: Extension) -> PrefillOptions:
     return PrefillOptions(
         given.sp_degree, given.attention, given.method, given.kv_transfer_dtype, given.pipelined
     )
-
-
-def _logit_bias(request: Parameters, served: Served) -> dict[int, float]:
-    bias = {}
-    for token, value in (request.logit_bias or {}).items():
-        if not (token.isascii() and token.isdigit() and len(token) <= 10):
-            raise Invalid(f"`logit_bias` has {token[:40]!r} for a token id", "logit_bias", BAD)
-        bias[int(token)] = value
-    check_ids(list(bias), served, "logit_bias")
-    return bias
-
-
-def _stop_ids(request: Parameters, served: Served, tokenizer: Tokenizer) -> tuple[int, ...]:
-    given = request.stop_token_ids or []
-    check_ids(given, served, "stop_token_ids")
-    own = () if request.ignore_eos else served.eos_ids
-    stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
-    # the text of a special token is not shown, so stop strings cannot be found in it
-    special = [tokenizer.special[stop] for stop in stops if stop in tokenizer.special]
-    return tuple(dict.fromkeys([*own, *given, *special]))
-
-
-def check_ids(ids: Sequence[int], served: Served, field: str) -> None:
-    """Raise Invalid, naming the field, if the model lacks any of these token ids."""
-    if ids and max(ids) >= served.vocab_size:
-        raise Invalid(
-            f"`{field}` has token id {max(ids)}; the model has ids 0 to {served.vocab_size - 1}",
-            field,
-            BAD,
-        )
-
-
-def _or(value: R | None, default: R) -> R:
-    return default if value is None else value

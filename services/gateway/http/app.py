@@ -1,8 +1,7 @@
 """The HTTP routes: decode bodies to typed requests, and encode chunks as answers."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
 from functools import partial
 from importlib.resources import files
 from typing import TypeVar
@@ -18,10 +17,13 @@ from sps2.common import api
 from sps2.common.api import ChatChunk, ChatRequest, CompletionChunk, CompletionRequest, Version
 from sps2.common.api.collect import collect_chat, collect_completion
 from sps2.common.errors import Invalid, ServiceError
-from sps2.services.gateway.gateway import CHAT, COMPLETION, Gateway
+from sps2.services.gateway.gateway import CHAT, COMPLETION, EMBEDDING, Gateway
 from sps2.services.gateway.http.access_log import Logged, Visits
 from sps2.services.gateway.http.authorization import OPEN, Doorman, account_of
-from sps2.services.gateway.http.body import Bodies, Body
+from sps2.services.gateway.http.body import Bodies
+from sps2.services.gateway.http.cors import shared
+from sps2.services.gateway.http.door import Door
+from sps2.services.gateway.http.error_shapes import ErrorShapes
 from sps2.services.gateway.http.host_check import Guard
 from sps2.services.gateway.http.logprobs_json import Written
 from sps2.services.gateway.http.openapi import document, gives, takes
@@ -30,6 +32,12 @@ from sps2.services.gateway.http.request_id import RequestIds, caller_of, name_of
 from sps2.services.gateway.http.sse import KEEP_ALIVE_S, Events, Json, Plain, Run, failed
 from sps2.services.gateway.keys.api_keys import Register
 from sps2.services.gateway.monitoring import request_metrics
+from sps2.services.gateway.protocols.anthropic import routes as anthropic
+from sps2.services.gateway.protocols.batches import routes as batch_routes
+from sps2.services.gateway.protocols.batches.runner import Batches
+from sps2.services.gateway.protocols.ollama import routes as ollama
+from sps2.services.gateway.protocols.responses import routes as response_routes
+from sps2.services.gateway.protocols.responses.store import Responses
 
 T = TypeVar("T", CompletionChunk, ChatChunk)
 DOCS = (
@@ -42,6 +50,7 @@ R = TypeVar("R", CompletionRequest, ChatRequest)
 
 A_COMPLETION = {"prompt": "The capital of France is", "max_tokens": 16}
 A_CHAT = {"messages": [{"role": "user", "content": "Name three rivers."}], "max_tokens": 64}
+AN_INPUT = {"input": ["The capital of France is", "Paris"]}
 """Examples of requests, for the API's document."""
 
 
@@ -52,20 +61,26 @@ def application(
     *,
     version: str,
     bodies: Bodies,
+    batches: Batches,
     keep_alive_s: float = KEEP_ALIVE_S,
     register: Register | None = None,
     names: Iterable[str] = (),
+    responses: Responses,
+    origins: Collection[str] = (),
     logged: Logged = "refused",
 ) -> ASGIApp:
     """The gateway as an ASGI application.
 
     Args:
         bodies: the bodies in memory.
+        batches: the batches of all clients.
         obstacle: why no requests are accepted, in words; empty when they are.
         missing: what is missing, in words, whether requests are accepted or not.
         keep_alive_s: silence on a stream after which a comment is sent.
         register: the API keys; None accepts every client.
         names: host names that the gateway accepts if there are no API keys.
+        responses: keeps those of the Responses API.
+        origins: sites whose pages may use the gateway; `*` is any.
         logged: which requests are logged.
     """
     app = FastAPI(title="SPS2", version=version, docs_url=None, redoc_url=None)
@@ -74,19 +89,7 @@ def application(
 
     page = files(__package__).joinpath("docs.html").read_text("utf-8")
 
-    async def check_ready() -> None:
-        if reason := await obstacle():
-            raise NotReady(f"the cluster is not ready: it waits for {reason}")
-
-    @asynccontextmanager
-    async def entered(request: Request, prefix: str, kind: type[R]) -> AsyncIterator[Body[R]]:
-        """The body of a request that is accepted; a failure before is counted and traced."""
-        async with AsyncExitStack() as stack:
-            with gateway.entered(name_of(request), prefix, caller_of(request)):
-                body = await stack.enter_async_context(bodies.read(request, kind))
-                _check_progress(body.value)
-                await check_ready()
-            yield body
+    door = Door(gateway, bodies, obstacle, keep_alive_s)
 
     def given(
         chunks: AsyncGenerator[T, None], request: R, collected: Callable[[], Awaitable[object]]
@@ -112,7 +115,7 @@ def application(
     async def complete(request: Request) -> Response:
         async def run(scope: Scope, receive: Receive, send: Send) -> None:
             name, caller = name_of(request), caller_of(request)
-            async with entered(request, COMPLETION, CompletionRequest) as body:
+            async with door.translated(request, COMPLETION, CompletionRequest, _checked) as body:
                 account = account_of(request)
                 chunks = gateway.complete(body.value, name, caller, account, body.release)
                 answer = given(chunks, body.value, partial(collect_completion, chunks, Written))
@@ -127,11 +130,25 @@ def application(
     async def chat(request: Request) -> Response:
         async def run(scope: Scope, receive: Receive, send: Send) -> None:
             name, caller = name_of(request), caller_of(request)
-            async with entered(request, CHAT, ChatRequest) as body:
+            async with door.translated(request, CHAT, ChatRequest, _checked) as body:
                 account = account_of(request)
                 chunks = gateway.chat(body.value, name, caller, account, body.release)
                 answer = given(chunks, body.value, partial(collect_chat, chunks, Written))
                 await answer(scope, receive, send)
+
+        return Run(run)
+
+    @app.post(
+        "/v1/embeddings",
+        **takes(api.EmbeddingRequest, api.Embeddings, "Turn texts into vectors", AN_INPUT),
+    )
+    async def embed(request: Request) -> Response:
+        async def run(scope: Scope, receive: Receive, send: Send) -> None:
+            name, caller = name_of(request), caller_of(request)
+            async with door.entered(request, EMBEDDING, api.EmbeddingRequest) as body:
+                account, ordered = account_of(request), body.release
+                work = partial(gateway.embed, body.value, name, caller, account, ordered)
+                await Plain(work)(scope, receive, send)
 
         return Run(run)
 
@@ -141,7 +158,7 @@ def application(
     )
     async def estimate(request: Request) -> Response:
         async with bodies.read(request, api.EstimateRequest) as body:
-            await check_ready()
+            await door.check_ready()
             account = account_of(request)
             return Json(await gateway.estimate(body.value, name_of(request), account))
 
@@ -159,6 +176,8 @@ def application(
         async with bodies.read(request, api.Detokenize) as body:
             return Json(await gateway.detokenize(body.value))
 
+    anthropic.add(app, door)
+
     @app.get("/docs", include_in_schema=False)
     async def show_docs() -> Response:
         return Response(page, media_type="text/html", headers={"content-security-policy": DOCS})
@@ -169,7 +188,7 @@ def application(
 
     @app.get("/ready", **gives(api.Ready, "Say whether requests are accepted", 503))
     async def ready() -> Response:
-        await check_ready()
+        await door.check_ready()
         return Json(api.Ready(missing()))
 
     @app.get("/version", **gives(Version, "Show the version"))
@@ -181,10 +200,15 @@ def application(
         text = await asyncio.to_thread(gateway.metrics.page)
         return Response(text, media_type=request_metrics.CONTENT_TYPE)
 
+    ollama.add(app, door)
+    response_routes.add(app, door, responses)
+    batch_routes.add(app, door, batches)
+
     open_paths = None if register is None else OPEN
-    app.openapi = lambda: document(app, open_paths)  # type: ignore[method-assign]
-    inner: ASGIApp = Guard(app, names) if register is None else Doorman(app, register)
-    return RequestIds(Visits(inner, app.routes, gateway.metrics, logged))
+    app.openapi = lambda: document(app, open_paths, door.families)  # type: ignore[method-assign]
+    inner: ASGIApp = Guard(app, names, origins) if register is None else Doorman(app, register)
+    shaped = shared(ErrorShapes(inner, door.error_shapes), origins)
+    return RequestIds(Visits(shaped, app.routes, gateway.metrics, logged), door.id_headers)
 
 
 async def _handler(request: Request, error: Exception) -> Response:
@@ -194,9 +218,10 @@ async def _handler(request: Request, error: Exception) -> Response:
     return failed(error)
 
 
-def _check_progress(request: CompletionRequest | ChatRequest) -> None:
+def _checked(request: R) -> R:
     if request.sps2 is not None and request.sps2.progress and not request.stream:
         raise Invalid("`sps2.progress` needs `stream` to be true", "sps2.progress", "invalid_value")
+    return request
 
 
 async def _streamed(

@@ -26,7 +26,7 @@ class Doorman:
             await self._app(scope, receive, send)
             return
         try:
-            account = self._register.account(Headers(scope=scope).get("authorization", ""))
+            account = self._register.account(_authorization(Headers(scope=scope)))
         except Unauthorised as error:
             await failed(error)(scope, receive, send)
             return
@@ -44,6 +44,12 @@ class Doorman:
             await failed(error)(scope, receive, send_with_limits)
             return
         await self._app(scope, receive, send_with_limits)
+
+
+def _authorization(headers: Headers) -> str:
+    """The `Authorization` header, or the key that Anthropic's clients send instead."""
+    key = headers.get("x-api-key", "")
+    return headers.get("authorization") or (f"Bearer {key}" if key else "")
 
 
 def account_of(request: Request) -> Account | None:

@@ -1,7 +1,7 @@
 """Reads the bodies of HTTP requests within limits of size, memory and work."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
@@ -23,9 +23,9 @@ VALUES_PER_TOKEN = 8
 class Body(Generic[T]):
     """A decoded body, and its share of the memory for bodies."""
 
-    def __init__(self, held: "_Held", value: T) -> None:
+    def __init__(self, value: T, release: Callable[[], None]) -> None:
         self.value = value
-        self.release = held.release
+        self.release = release
 
 
 class Bodies:
@@ -56,7 +56,7 @@ class Bodies:
         held = _Held(self._room)
         try:
             raw = await self._raw(request, held)
-            yield Body(held, await self._decoded(raw, kind))
+            yield Body(await self._decoded(raw, kind), held.release)
         finally:
             held.release()
 

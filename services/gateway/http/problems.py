@@ -16,6 +16,10 @@ class Unsupported(Exception):
     """The body of an HTTP request has a content encoding that is not supported."""
 
 
+class WrongType(Exception):
+    """The body of an HTTP request has a content type that is not accepted."""
+
+
 class Misdirected(Exception):
     """An HTTP request for another host name."""
 
@@ -42,7 +46,9 @@ class Unauthorised(Exception):
 
 
 _CLIENT = "invalid_request_error"
-_STATUS_BY_CODE = {"model_not_found": 404}
+_STATUS_BY_CODE = dict.fromkeys(
+    ("model_not_found", "file_not_found", "batch_not_found", "response_not_found"), 404
+)
 _HTTP = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -71,7 +77,7 @@ class ErrorReport:
             self.headers["retry-after"] = "1"
         elif self.status == 401:
             self.headers["www-authenticate"] = "Bearer"
-        elif self.status == 415:
+        elif isinstance(error, Unsupported):
             self.headers["accept-encoding"] = "identity"
 
 
@@ -84,6 +90,8 @@ def _problem(error: Exception) -> tuple[int, Problem]:
             return 413, Problem(str(error), _CLIENT, None, "request_too_large")
         case Unsupported():
             return 415, Problem(str(error), _CLIENT, None, "unsupported_encoding")
+        case WrongType():
+            return 415, Problem(str(error), _CLIENT, None, "unsupported_media_type")
         case Misdirected():
             return 421, Problem(str(error), _CLIENT, None, "misdirected_request")
         case Foreign():

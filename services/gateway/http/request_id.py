@@ -1,6 +1,7 @@
 """Adds an `x-request-id` to every HTTP answer: the client's own, or the name of the answer."""
 
 import re
+from collections.abc import Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -15,10 +16,15 @@ _SANE = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
 
 
 class RequestIds:
-    """ASGI middleware around everything, so that error answers have the header too."""
+    """ASGI middleware around everything, so that error answers have the header too.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Args:
+        others: further names of the header, by path; the paths below it have them too.
+    """
+
+    def __init__(self, app: ASGIApp, others: Mapping[str, str]) -> None:
         self._app = app
+        self._others = others
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -30,14 +36,21 @@ class RequestIds:
         given = given if _SANE.fullmatch(given) else ""
         caller = Caller(given, headers.get(TRACE_HEADER, ""))
         scope.setdefault("state", {}).update(name=name, caller=caller)
-        header = given or name
+        header, path = given or name, scope["path"]
+        names = [HEADER]
+        names += [each for root, each in self._others.items() if is_below(path, root)]
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[HEADER] = header
+                MutableHeaders(scope=message).update(dict.fromkeys(names, header))
             await send(message)
 
         await self._app(scope, receive, send_with_id)
+
+
+def is_below(path: str, root: str) -> bool:
+    """Whether a path is `root`, or below it."""
+    return path == root or path.startswith(f"{root}/")
 
 
 def name_of(request: Request) -> str:

@@ -11,15 +11,14 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sps2.common.errors import ServiceError
+from sps2.services.gateway.http.error_shapes import shaped
+from sps2.services.gateway.http.framing import Framing
 from sps2.services.gateway.http.problems import ErrorReport
 
 log = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 3.0
-DONE = b"data: [DONE]\n\n"
-STILL_HERE = b": still working\n\n"
 WHY_CHARS = 200
-_SEPARATORS = {letter.encode(): b"\\u%04x" % ord(letter) for letter in ("\x85", "\u2028", "\u2029")}
 
 
 class Json(Response):
@@ -33,17 +32,23 @@ class Json(Response):
         super().__init__(msgspec.json.encode(value), status, headers)
 
 
-class Failed(Json):
-    """An error as JSON; puts it into the request's `state["why"]`, on one line, for the log."""
+class Failed(Response):
+    """An error as JSON, in the form of the path's protocol.
+
+    Puts it into the request's `state["why"]`, on one line, for the log.
+    """
 
     def __init__(self, report: ErrorReport) -> None:
-        super().__init__(report.body, report.status, report.headers)
+        super().__init__(None, report.status)
+        self._report = report
         message = repr(report.message)[1:-1][:WHY_CHARS]
         self._why = f"{report.code}: {message}" if report.code else message
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope.setdefault("state", {})["why"] = self._why
-        await super().__call__(scope, receive, send)
+        report = self._report
+        answer = Json(shaped(report, scope), report.status, report.headers)
+        await answer(scope, receive, send)
 
 
 def failed(error: Exception) -> Failed:
@@ -91,13 +96,20 @@ class Events(Response):
 
     The response begins with the first object, or after `keep_alive_s` seconds. An error before that
     has its own HTTP status; a later error is an event.
+
+    Args:
+        framing: the form of the stream; OpenAI's events by default.
     """
 
     def __init__(
-        self, objects: AsyncGenerator[object, None], keep_alive_s: float = KEEP_ALIVE_S
+        self,
+        objects: AsyncGenerator[object, None],
+        keep_alive_s: float = KEEP_ALIVE_S,
+        framing: Framing | None = None,
     ) -> None:
+        self._framing = framing or Framing()
         super().__init__(
-            media_type="text/event-stream",
+            media_type=self._framing.media_type,
             headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
         )
         del self.headers["content-length"]
@@ -108,12 +120,13 @@ class Events(Response):
         await while_connected(receive, self._run(scope, receive, send))
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        framing = self._framing
         writer = _EventWriter(send, self.status_code, self.raw_headers)
-        idle = asyncio.create_task(writer.keep_alive(self._keep_alive_s))
+        idle = asyncio.create_task(writer.keep_alive(self._keep_alive_s, framing))
         try:
             async with aclosing(self._objects) as objects:
                 async for each in objects:
-                    await writer.write(_event(each))
+                    await writer.write(framing.written(each))
         except Exception as error:
             if not isinstance(error, ServiceError):
                 log.error("a stream failed", exc_info=error)
@@ -123,10 +136,10 @@ class Events(Response):
                 return
             report = ErrorReport(error)
             scope.setdefault("state", {})["why"] = report.code
-            await writer.write(_event(report.body))
+            await writer.write(framing.failed(report))
         finally:
             idle.cancel()
-        await writer.write(DONE, last=True)
+        await writer.write(framing.done, last=True)
 
 
 class _EventWriter:
@@ -148,22 +161,15 @@ class _EventWriter:
             await self._send({"type": "http.response.body", **body})
         self._written.set()
 
-    async def keep_alive(self, pause_s: float) -> None:
+    async def keep_alive(self, pause_s: float, framing: Framing) -> None:
         while True:
             self._written.clear()
             try:
                 async with asyncio.timeout(pause_s):
                     await self._written.wait()
             except TimeoutError:
-                await self.write(STILL_HERE)
-
-
-def _event(value: object) -> bytes:
-    data = msgspec.json.encode(value)
-    # JSON does not escape these, and some clients end a line at them
-    for separator, escaped in _SEPARATORS.items():
-        data = data.replace(separator, escaped)
-    return b"data: " + data + b"\n\n"
+                if sign := framing.still_here:
+                    await self.write(sign)
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:

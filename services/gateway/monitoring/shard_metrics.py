@@ -256,6 +256,43 @@ FAMILIES: tuple[Family, ...] = (
         "KV pages evicted from the prefix cache",
         "kv_evicted_pages",
     ),
+    _one(
+        "sps2_prefix_cache_disk_pages",
+        "gauge",
+        "KV pages on disks that the KV directory knows of",
+        "kv_cached_disk_pages",
+    ),
+    _one(
+        "sps2_kv_cache_hit_pages",
+        "counter",
+        "Cached KV pages that requests shared on a shard, in memory",
+        "kv_hits",
+    ),
+    _one("sps2_kv_disk_pages", "gauge", "KV pages that a shard has on disk", "kv_disk_pages"),
+    _one("sps2_kv_disk_bytes", "gauge", "Bytes of KV pages on a shard's disk", "kv_disk_bytes"),
+    _one(
+        "sps2_kv_disk_hit_pages",
+        "counter",
+        "KV pages that a shard read from disk for requests",
+        "kv_disk_hits",
+    ),
+    _by(
+        "sps2_kv_disk_transferred_bytes",
+        "counter",
+        "Bytes of KV pages that a shard read from disk and wrote to it",
+        "direction",
+        read="kv_disk_read_bytes",
+        written="kv_disk_written_bytes",
+    ),
+    _by(
+        "sps2_kv_disk_faults",
+        "counter",
+        "Page files that were damaged, and reads and writes that failed; no request fails by them",
+        "fault",
+        damaged="kv_disk_damaged",
+        unreadable="kv_disk_unreadable",
+        unwritable="kv_disk_unwritable",
+    ),
 )
 
 

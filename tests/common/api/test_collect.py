@@ -1,12 +1,17 @@
 import pytest
 
 from sps2.common.api import (
+    Answer,
     ChatChunk,
     ChatDelta,
     CompletionChoice,
     CompletionChunk,
     CompletionLogprobs,
     Delta,
+    FunctionCall,
+    FunctionDelta,
+    ToolCall,
+    ToolCallDelta,
     Usage,
 )
 from sps2.common.api.collect import collect_chat, collect_completion
@@ -38,6 +43,37 @@ async def test_folds_choices_by_index():
         CompletionChoice(1, "xy", None, "length"),
     ]
     assert answer.usage == Usage(1, 2, 3)
+
+
+async def test_folds_thoughts_and_calls():
+    def part(index, *call, **function):
+        return ToolCallDelta(index, *call, function=FunctionDelta(**function))
+
+    deltas = [
+        Delta("assistant", ""),
+        Delta(reasoning_content="h"),
+        Delta(reasoning_content="m"),
+        Delta(tool_calls=[part(0, "a", "function", name="f", arguments="")]),
+        Delta(tool_calls=[part(0, arguments="{"), part(1, "b", "function", name="g")]),
+        Delta(tool_calls=[part(1, arguments="{}"), part(0, arguments="}")]),
+    ]
+    answer = await collect_chat(
+        stream(
+            *(ChatChunk(**HEAD, choices=[ChatDelta(0, delta)]) for delta in deltas),
+            ChatChunk(**HEAD, choices=[ChatDelta(0, Delta(), None, "tool_calls")]),
+            ChatChunk(**HEAD, choices=[], usage=Usage(1, 2, 3)),
+        )
+    )
+    (choice,) = answer.choices
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message == Answer(
+        None,
+        reasoning_content="hm",
+        tool_calls=[
+            ToolCall("a", FunctionCall("f", "{}")),
+            ToolCall("b", FunctionCall("g", "{}")),
+        ],
+    )
 
 
 async def test_folds_a_chat():

@@ -194,13 +194,15 @@ class TestScheduler:
             tokens = play.tokens(request)
             prompt_logprobs = None
             if request.sampling.prompt_logprobs is not None:
-                prompt_logprobs = (None, *[TokenLogprobs(-0.5, ((65, -0.5),))] * (prompt - 1))
+                prompt_logprobs = (None, *[TokenLogprobs(-0.5, ((65, -0.25),), 2)] * (prompt - 1))
             ranks = (
                 Exchanged({"kv": 60}, 2.0, 1.0, 1.0, 0.5),
                 Exchanged({"kv": 40}, 1.0, 0.5, 1.0, 0.5),
             )
             first = tokens[request.sampling.answered]
-            yield FirstToken(first, prompt_logprobs, 0.01, ranks)
+            pooled = (struct.pack("<2f", 3, 0), struct.pack("<2f", 0, 4))
+            pooled = pooled if request.sampling.pooling else ()
+            yield FirstToken(first, prompt_logprobs, 0.01, ranks, pooled=pooled)
             if first.finish is None:
                 await done.wait()
             await play.stage("finish")

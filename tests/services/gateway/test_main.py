@@ -48,9 +48,10 @@ def test_a_wrong_model_is_told_every_name(folder):
     with pytest.raises(Invalid) as caught:
         served_by(named, folder, tokenizer).check_model("gpt-5")
     assert str(caught.value) == (
-        "the model `gpt-5` does not exist; `gpt-4` is served here, also as `mine` and `big`"
+        "the model `gpt-5` does not exist; `gpt-4` is served here, also as `mine` and `big`; "
+        "`served_model_name` in the configuration gives it more names"
     )
-    with pytest.raises(Invalid, match=r"`tiny` is served here$"):
+    with pytest.raises(Invalid, match=r"`tiny` is served here; `served_model_name`"):
         served_by(Cluster(model=str(folder)), folder, tokenizer).check_model("gpt-5")
 
 

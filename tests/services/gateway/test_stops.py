@@ -24,6 +24,17 @@ def test_cuts_before_the_stop_string():
     assert shown(["a", "b"], ()) == ("ab", False)
 
 
+def test_tells_which_was_found():
+    finder = StopStrings(("ld", "world", "wo"))
+    assert finder.add("Hello, w") == "Hello, "
+    assert finder.found == ""
+    assert finder.add("orld") == ""
+    assert finder.found == "wo"
+    longest = StopStrings(("b", "ab"))
+    longest.add("xab")
+    assert longest.found == "ab"
+
+
 def test_holds_back_what_may_become_a_stop_string():
     finder = StopStrings(("END",))
     assert finder.add("text E") == "text "

@@ -6,18 +6,37 @@ import typing
 import httpx
 import pytest
 from openai import AsyncOpenAI
-from openai.types.chat import ChatCompletionStreamOptionsParam
+from openai.types.chat import (
+    ChatCompletionAllowedToolChoiceParam,
+    ChatCompletionAssistantMessageParam,
+    ChatCompletionFunctionToolParam,
+    ChatCompletionMessageFunctionToolCallParam,
+    ChatCompletionNamedToolChoiceParam,
+    ChatCompletionStreamOptionsParam,
+    ChatCompletionToolMessageParam,
+)
 from openai.types.chat import completion_create_params as chat_params
 from openai.types.completion_create_params import (
     CompletionCreateParamsNonStreaming,
     CompletionCreateParamsStreaming,
 )
+from openai.types.shared_params import FunctionDefinition
 
 from sps2.common import api
-from sps2.common.api import ChatRequest, CompletionRequest, Message, StreamOptions
+from sps2.common.api import (
+    ChatRequest,
+    CompletionRequest,
+    Function,
+    Message,
+    NamedTool,
+    StreamOptions,
+    Tool,
+    ToolCall,
+)
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HI = {"role": "user", "content": "hi"}
+CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 PICTURE = {"type": "image_url", "image_url": {"url": "data:,"}}
 
 
@@ -123,7 +142,7 @@ HARMLESS = {
     "functions": [],
     "function_call": "none",
     "response_format": {"type": "text"},
-    "store": False,
+    "store": True,
     "modalities": ["text"],
     "service_tier": "flex",
     "reasoning_effort": "low",
@@ -162,22 +181,24 @@ async def test_takes_what_asks_for_nothing(http):
 
 
 UNSUPPORTED = [
-    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-    ({"tool_choice": "required"}, "tool_choice"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
-    ({"store": True}, "store"),
+    ({"functions": [{"name": "f"}]}, "functions"),
+    ({"function_call": {"name": "f"}}, "function_call"),
+    ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type"),
+    ({"tool_choice": {"type": "custom", "custom": {"name": "f"}}}, "tool_choice.type"),
+    ({"structural_tag": "{}"}, "structural_tag"),
     ({"modalities": ["text", "audio"]}, "modalities"),
     ({"audio": {"voice": "a", "format": "wav"}}, "audio"),
     ({"web_search_options": {}}, "web_search_options"),
     ({"use_beam_search": True}, "use_beam_search"),
-    ({"skip_special_tokens": False}, "skip_special_tokens"),
+    ({"chat_template": "{{ messages }}"}, "chat_template"),
     ({"echo": True}, "echo"),
     ({"vllm_xargs": {"a": 1}}, "vllm_xargs"),
     ({"kv_transfer_params": {"do_remote_decode": True}}, "kv_transfer_params"),
     ({"logits_processors": ["a.B"]}, "logits_processors"),
     ({"messages": [{"role": "user", "content": [PICTURE]}]}, "messages[0].content[0].type"),
-    ({"messages": [HI, {"role": "tool", "content": "4"}]}, "messages[1].role"),
-    ({"messages": [{"role": "assistant", "tool_calls": [{"id": "a"}]}]}, "messages[0].tool_calls"),
+    ({"messages": [HI, {"role": "function", "content": "4"}]}, "messages[1].role"),
+    ({"messages": [{**HI, "tool_calls": [CALL]}]}, "messages[0].tool_calls"),
+    ({"messages": [{**HI, "tool_call_id": "a"}]}, "messages[0].tool_call_id"),
 ]
 
 
@@ -222,12 +243,41 @@ def test_knows_every_field_of_the_openai_package():
     assert chat <= set(ChatRequest.__struct_fields__)
     completion = openai_fields(CompletionCreateParamsStreaming, CompletionCreateParamsNonStreaming)
     assert completion <= set(CompletionRequest.__struct_fields__)
+    nested = {
+        Message: (ChatCompletionAssistantMessageParam, ChatCompletionToolMessageParam),
+        Tool: (ChatCompletionFunctionToolParam,),
+        Function: (FunctionDefinition,),
+        ToolCall: (ChatCompletionMessageFunctionToolCallParam,),
+        NamedTool: (ChatCompletionNamedToolChoiceParam, ChatCompletionAllowedToolChoiceParam),
+    }
+    for kind, kinds in nested.items():
+        assert openai_fields(*kinds) <= set(kind.__struct_fields__)
     options = openai_fields(ChatCompletionStreamOptionsParam)
     assert options <= set(StreamOptions.__struct_fields__)
     nulls = dict.fromkeys(ChatRequest.__struct_fields__)
     assert api.check(nulls | {"messages": [HI]}, ChatRequest) == ChatRequest(
         messages=[Message("user", "hi")]
     )
+
+
+VLLM = """
+    best_of use_beam_search top_k min_p repetition_penalty length_penalty stop_token_ids
+    include_stop_str_in_output ignore_eos min_tokens skip_special_tokens
+    spaces_between_special_tokens truncate_prompt_tokens prompt_logprobs allowed_token_ids bad_words
+    echo add_special_tokens response_format structured_outputs guided_json guided_regex
+    guided_choice guided_grammar guided_decoding_backend guided_whitespace_pattern structural_tag
+    priority request_id logits_processors return_tokens_as_token_ids return_token_ids cache_salt
+    kv_transfer_params vllm_xargs
+"""
+VLLM_CHATS = """
+    include_reasoning add_generation_prompt continue_final_message documents chat_template
+    chat_template_kwargs mm_processor_kwargs
+"""
+
+
+def test_knows_the_fields_that_vllm_adds():
+    assert set(VLLM.split()) <= set(CompletionRequest.__struct_fields__)
+    assert set(f"{VLLM} {VLLM_CHATS}".split()) <= set(ChatRequest.__struct_fields__)
 
 
 async def test_whole_floats_are_whole_numbers(http, door):
@@ -341,7 +391,7 @@ async def test_tokenises_as_vllm_does(http):
     assert set(plain) == {"tokens", "count", "max_model_len"}
     spelled = await told(prompt="h<|end|>é", return_token_strs=True)
     assert spelled["token_strs"] == ["h", "<|end|>", "\ufffd", "\ufffd"]
-    for body in ({"add_special_tokens": True}, {"continue_final_message": True}):
+    for body in ({"add_special_tokens": True}, {"chat_template": "{{ messages }}"}):
         error = (await told(messages=[HI], **body))["error"]
         assert [error["param"]] == [*body]
         assert error["code"] == "unsupported_parameter"

@@ -10,6 +10,7 @@ from ..conftest import Door
 
 COMPLETIONS = "/v1/completions"
 JSON, TEXT = "application/json", "text/plain;charset=UTF-8"
+FORM, UPLOAD = "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"
 BODY = b'{"prompt": "x"}'
 
 
@@ -49,11 +50,20 @@ async def test_a_name_may_be_allowed(open_door: Callable[..., Any]) -> None:
     [
         (TEXT, "http://evil.example", 403),
         ("", "http://evil.example", 403),
-        ("application/x-www-form-urlencoded", "null", 403),
-        (TEXT, "http://localhost:3000", 200),
+        (FORM, "null", 403),
+        (FORM, "http://6.6.6.6", 403),  # anybody has an address
+        ("", "http://6.6.6.6", 403),
+        ("", "http://localhost:3000", 200),
+        ("", "http://127.0.0.1:3000", 200),
+        (TEXT, "http://localhost:3000", 415),
+        (FORM, "http://127.0.0.1", 415),
         (JSON, "http://evil.example", 200),  # only after a preflight, which is not granted
-        (TEXT, None, 200),
-        ("application/x-www-form-urlencoded", None, 200),  # curl -d
+        ("Application/JSON; charset=utf-8", None, 200),
+        ("", None, 200),
+        (TEXT, None, 415),
+        (UPLOAD, None, 415),
+        ("application/xml", None, 415),
+        (FORM, None, 200),  # curl -d
     ],
 )
 async def test_what_a_browser_posts_unasked(
@@ -63,3 +73,13 @@ async def test_what_a_browser_posts_unasked(
     async with httpx.AsyncClient(base_url=door.url, timeout=60) as http:
         answer = await http.post(COMPLETIONS, content=BODY, headers=headers)
     assert answer.status_code == status, answer.text
+    if status == 415:
+        error = answer.json()["error"]
+        assert error["code"] == "unsupported_media_type"
+        assert "send application/json" in error["message"]
+
+
+async def test_a_form_of_a_browser_that_hides_its_origin_is_refused(door: Door) -> None:
+    headers = {"content-type": FORM, "sec-fetch-site": "cross-site"}
+    async with httpx.AsyncClient(base_url=door.url, timeout=60) as http:
+        assert (await http.post(COMPLETIONS, content=BODY, headers=headers)).status_code == 415

@@ -16,7 +16,7 @@ async def test_scores_a_prompt(http, door):
     assert choice["logprobs"] == {
         "tokens": ["a", "b", "c"],
         "token_logprobs": [None, -0.5, -0.5],
-        "top_logprobs": [None, {"A": -0.5, "b": -0.5}, {"A": -0.5, "c": -0.5}],
+        "top_logprobs": [None, {"A": -0.25, "b": -0.5}, {"A": -0.25, "c": -0.5}],
         "text_offset": [0, 1, 2],
     }
     assert answer["usage"]["completion_tokens"] == 0

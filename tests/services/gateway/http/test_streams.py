@@ -71,6 +71,7 @@ async def test_a_stop_string_ends_the_request(http, door):
     answer = (await http.post(COMPLETIONS, json=body)).json()
     choice = answer["choices"][0]
     assert (choice["text"], choice["finish_reason"]) == ("Hell", "stop")
+    assert choice["stop_reason"] == "o, w"
     assert choice["logprobs"]["tokens"] == ["H", "e", "l", "l"]
     assert answer["usage"]["sps2"]["decode_bytes"] is None
     assert answer["usage"]["sps2"]["exchange_bytes"] == 100

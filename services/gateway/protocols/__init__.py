@@ -1,0 +1,1 @@
+"""Protocols beside OpenAI's chats and completions: each a folder, translated to chats and back."""

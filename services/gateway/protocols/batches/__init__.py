@@ -1,0 +1,1 @@
+"""OpenAI's files and batches: requests that are answered when there is room."""

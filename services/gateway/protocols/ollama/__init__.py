@@ -1,0 +1,1 @@
+"""Ollama's API: requests become chats and completions, and answers its records."""

@@ -1,0 +1,111 @@
+"""Items become messages of a chat; those of one turn become one message."""
+
+import pytest
+
+from sps2.common import api
+from sps2.common.api import FunctionCall, Message, NamedTool, TextPart, ToolCall
+from sps2.common.errors import Invalid
+from sps2.services.gateway.protocols.responses.requests import ResponsesRequest
+from sps2.services.gateway.protocols.responses.store import Responses
+from sps2.services.gateway.protocols.responses.translate import asked
+
+USER = {"role": "user", "content": "hi"}
+
+
+def translated(**fields):
+    request = api.check({"input": "x"} | fields, ResponsesRequest)
+    return asked(request, Responses(1 << 20, 60), "")
+
+
+def test_calls_thoughts_and_results():
+    given = [
+        USER,
+        {
+            "type": "reasoning",
+            "id": "rs_1",
+            "summary": [],
+            "content": [{"type": "reasoning_text", "text": "Hm."}],
+        },
+        {"role": "assistant", "content": [{"type": "output_text", "text": "I look."}]},
+        {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"},
+        {"type": "function_call", "call_id": "b", "name": "g", "arguments": '{"x": 1}'},
+        {"type": "function_call_output", "call_id": "a", "output": "one"},
+        {
+            "type": "function_call_output",
+            "call_id": "b",
+            "output": [{"type": "input_text", "text": "two"}],
+        },
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": "three"},
+        {"role": "developer", "content": "Late."},
+    ]
+    told = translated(input=given, instructions="S")
+    calls = [
+        ToolCall("a", FunctionCall("f", "{}")),
+        ToolCall("b", FunctionCall("g", '{"x": 1}')),
+    ]
+    assert told.chat.messages == [
+        Message("system", "S"),
+        Message("user", "hi"),
+        Message("assistant", [TextPart("I look.")], tool_calls=calls, reasoning_content="Hm."),
+        Message("tool", "one", tool_call_id="a"),
+        Message("tool", "two", tool_call_id="b"),
+        Message("assistant", tool_calls=[ToolCall("c", FunctionCall("f", "{}"))]),
+        Message("tool", "three", tool_call_id="c"),
+        Message("developer", "Late."),
+    ]
+    assert len({item.id for item in told.items}) == len(given)
+    assert told.items[1].id == "rs_1"
+
+
+def test_a_result_belongs_to_a_call():
+    call = {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"}
+    result = {"type": "function_call_output", "call_id": "a", "output": "x"}
+    assert len(translated(input=[call, result]).chat.messages) == 2
+    for given in ([result], [result, call], [call, result, {**call, "call_id": "b"}, result]):
+        with pytest.raises(Invalid) as caught:
+            translated(input=given)
+        assert caught.value.field == "input"
+
+
+def test_orders_at_the_beginning_are_one_message():
+    orders = [{"role": "system", "content": "a"}, {"role": "developer", "content": "b"}]
+    assert translated(input=[*orders, USER]).chat.messages == [
+        Message("system", "a\nb"),
+        Message("user", "hi"),
+    ]
+    assert translated(input=orders).chat.messages == [Message("system", "a\nb")]
+
+
+def test_tools_and_choices():
+    schema = {"type": "object", "properties": {}}
+    tool = {"type": "function", "name": "f", "parameters": schema, "strict": True}
+    told = translated(tools=[tool], tool_choice="required", parallel_tool_calls=False).chat
+    function = told.tools[0].function
+    assert (function.name, function.parameters, function.strict) == ("f", schema, True)
+    assert (told.tool_choice, told.parallel_tool_calls) == ("required", False)
+    named = translated(tools=[tool], tool_choice={"type": "function", "name": "f"}).chat
+    assert isinstance(named.tool_choice, NamedTool)
+    assert named.tool_choice.function.name == "f"
+    allowed = {
+        "type": "allowed_tools",
+        "mode": "required",
+        "tools": [{"type": "function", "name": "f"}],
+    }
+    choice = translated(tools=[tool], tool_choice=allowed).chat.tool_choice
+    assert choice.allowed_tools.mode == "required"
+    assert [each.function.name for each in choice.allowed_tools.tools] == ["f"]
+
+
+def test_the_form_of_the_answer():
+    form = {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}
+    told = translated(text={"format": form}).chat.response_format
+    assert (told.type, told.json_schema.schema, told.json_schema.strict) == (
+        "json_schema",
+        {"type": "object"},
+        True,
+    )
+    told = translated(text={"format": {"type": "json_object"}}).chat.response_format
+    assert told.type == "json_object"
+    for text in (None, {}, {"format": {"type": "text"}, "verbosity": "low"}):
+        assert translated(text=text).chat.response_format is None
