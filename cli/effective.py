@@ -16,8 +16,10 @@ from sps2.common.model.config import read
 from sps2.common.model.share import require_quantisable, share_of
 from sps2.common.models import locate
 
-NESTED = {"policy": "scheduler", "access_log": "gateway"}
+NESTED = {"policy": "scheduler", "access_log": "gateway", "disk_folder": "kv", "disk_gib": "kv"}
 """Flags that set a key of a table, and the table's name."""
+KEYS = {"kv_disk": "disk_folder", "kv_disk_gib": "disk_gib"}
+"""Flags of `spsctl up` with another name than their key has."""
 
 
 def effective(
@@ -26,7 +28,7 @@ def effective(
     find: Callable[[str], Path] = locate,
     **flags: Any,
 ) -> Cluster:
-    """The configuration in force: a file, overridden by flags; local model paths made absolute.
+    """The configuration in force: a file, overridden by flags; local paths made absolute.
 
     Args:
         hosts: the hosts of the cluster, which determine its numbers of shards; then the model need
@@ -60,6 +62,9 @@ def effective(
         tables["model"] = str(local.resolve())
     if cluster.bus.keys:
         tables["bus"]["keys"] = str(Path(cluster.bus.keys).expanduser().resolve())
+    if tables["kv"]["disk_folder"] and hosts is None:
+        folder = Path(tables["kv"]["disk_folder"])
+        tables["kv"]["disk_folder"] = str(folder.expanduser().resolve())
     try:
         cluster = msgspec.convert(tables, Cluster)
     except msgspec.ValidationError as error:

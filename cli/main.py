@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from sps2.cli import (
+    cache,
     calibrate,
     chat,
     complete,
@@ -120,6 +121,11 @@ scheduler = typer.Typer(help="Record and replay what the scheduler decides.", no
 scheduler.command(cls=Command)(reported(recordings.record))
 scheduler.command(cls=Command)(reported(recordings.replay))
 app.add_typer(scheduler, name="scheduler")
+
+caches = typer.Typer(help="List and drop cached pages of KV.", no_args_is_help=True)
+caches.command("list", cls=Command)(reported(cache.show))
+caches.command(cls=Command)(reported(cache.drop))
+app.add_typer(caches, name="cache")
 
 keys = typer.Typer(help="Make, list and revoke keys.", no_args_is_help=True)
 keys.command(cls=Command)(reported(folder.init))

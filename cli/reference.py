@@ -4,6 +4,7 @@ import inspect
 
 from msgspec.inspect import BoolType, FloatType, IntType, Type, VarTupleType
 
+from sps2.cli.effective import KEYS
 from sps2.cli.up import up
 from sps2.common.config import ENVIRONMENT, Cluster
 from sps2.common.config.text import Key, keys_of, tables_of
@@ -50,13 +51,14 @@ def reference() -> str:
 
 
 def flags_by_key() -> dict[tuple[str, str], str]:
-    """Flags of `spsctl up` by table and key; a flag sets the first key that has its name."""
+    """Flags of `spsctl up` by table and key; one not in `KEYS` sets the first key of its name."""
     found = {}
     for parameter in inspect.signature(up).parameters:
-        wanted = parameter.rstrip("_")
+        flag = parameter.rstrip("_")
+        wanted = KEYS.get(flag, flag)
         for name, section in tables_of(Cluster()):
             if wanted in {key.name for key in keys_of(section)}:
-                found[name, wanted] = f"--{wanted.replace('_', '-')}"
+                found[name, wanted] = f"--{flag.replace('_', '-')}"
                 break
     return found
 

@@ -87,6 +87,13 @@ def up(
     access_log: Annotated[
         AccessLog | None, typer.Option(help="HTTP requests that get a line in the gateway's log.")
     ] = None,
+    kv_disk: Annotated[
+        Text,
+        typer.Option(help="Folder where KV is kept too, so that it outlives memory and restarts."),
+    ] = None,
+    kv_disk_gib: Annotated[
+        float | None, typer.Option(min=0.001, help="GiB that one shard keeps there.")
+    ] = None,
     threads: Annotated[Number, typer.Option(min=1, help="Compute threads of one process.")] = None,
     host: Annotated[Text, typer.Option(help="Address to bind; needs --keys.")] = None,
     keys: Annotated[
@@ -132,6 +139,8 @@ def up(
         attention=attention,
         policy=policy,
         access_log=access_log,
+        disk_folder=kv_disk,
+        disk_gib=kv_disk_gib,
         model=model,
         served_model_name=served_model_name or None,
         prefill=prefill,

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 
@@ -129,6 +129,12 @@ def paged_split(tokens: int, weights: list[int], page_tokens: int) -> list[Span]
         edges.append(min(tokens, share * page_tokens))
     edges.append(tokens)
     return [Span(a, b) for a, b in itertools.pairwise(edges)]
+
+
+def page_numbers(spans: Iterable[Span], page_tokens: int) -> Iterator[int]:
+    """The numbers of the pages in spans of whole pages."""
+    for span in spans:
+        yield from range(span.start // page_tokens, span.stop // page_tokens)
 
 
 def pages_for(tokens: int, page_tokens: int) -> int:

@@ -6,7 +6,7 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -18,12 +18,25 @@ from sps2.common.bus.peer import Peer, Server
 from sps2.common.config import Bus, Cluster
 from sps2.common.device import choose as choose_device
 from sps2.common.errors import Invalid, PeerLost, ServiceError
-from sps2.common.messages import Announce, Follower, Holding, Link, Register, Report, Role, Shard
+from sps2.common.grammar import Grammars
+from sps2.common.messages import (
+    Announce,
+    Evicted,
+    Follower,
+    Holding,
+    Link,
+    OnDisk,
+    Register,
+    Report,
+    Role,
+    Shard,
+)
 from sps2.common.model.config import read
 from sps2.common.model.llama import Llama
 from sps2.common.model.share import Share, share_of
 from sps2.common.model.weights import load as load_model
 from sps2.common.models import locate
+from sps2.common.text.tokens import Tokenizer
 from sps2.common.transport import choose
 from sps2.common.transport.plane import Plane
 from sps2.common.vital import vital
@@ -47,6 +60,9 @@ def peer_name(service: str) -> str:
 class Inventory(Protocol):
     """What a shard with pages reports to the KV directory, and evicts for it."""
 
+    urgent: asyncio.Event
+    """Set when pages turned out to be missing: the next report is not to wait."""
+
     def inventory(self) -> tuple[Holding, ...]:
         """What the shard holds for requests."""
         ...
@@ -63,12 +79,20 @@ class Inventory(Protocol):
         """Hashes that the directory wrongly believes to be here and that are not `reported` yet."""
         ...
 
-    def reported(self, hashes: tuple[bytes, ...]) -> None:
-        """These hashes were reported to the directory."""
+    def all_on_disk(self) -> OnDisk:
+        """All pages on disk."""
         ...
 
-    async def evict(self, hashes: tuple[bytes, ...]) -> None:
-        """Drop these pages from the cache."""
+    def news_of_disk(self) -> OnDisk:
+        """Pages that came to the disk, or went from it, and that are not `reported` yet."""
+        ...
+
+    def reported(self, hashes: tuple[bytes, ...], on_disk: OnDisk) -> None:
+        """These hashes, and this news of the disk, were reported to the directory."""
+        ...
+
+    async def evict(self, evicted: Evicted) -> None:
+        """Drop pages from the cache, and delete pages on disk."""
         ...
 
 
@@ -156,25 +180,30 @@ class Membership:
             shard.page_tokens,
             inventory.inventory(),
             inventory.cached(),
+            inventory.all_on_disk(),
         )
         async with self._directory.stream(announce) as evictions:
             async for evicted in evictions:
                 self._missing.pop("KV directory", None)
-                await inventory.evict(evicted.hashes)
+                await inventory.evict(evicted)
 
     async def _report(self, inventory: Inventory) -> None:
         shard = self._shard
         while True:
-            await asyncio.sleep(self._bus.heartbeat_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._bus.heartbeat_s):
+                    await inventory.urgent.wait()
+            inventory.urgent.clear()
             if "KV directory" in self._missing:
                 continue
-            news, missing = inventory.news(), inventory.missing()
+            news, missing, on_disk = inventory.news(), inventory.missing(), inventory.news_of_disk()
+            held = inventory.inventory()
             try:
                 await self._directory.call(
-                    Report(shard.id, shard.peer.name, inventory.inventory(), news, missing),
+                    Report(shard.id, shard.peer.name, held, news, missing, on_disk),
                     deadline_s=self._deadline_s,
                 )
-                inventory.reported((*news, *missing))
+                inventory.reported((*news, *missing), on_disk)
             except ServiceError as error:
                 log.warning("reporting to the KV directory: %s", error)
 
@@ -191,6 +220,8 @@ class ReadyShard:
     model: Llama
     plane: Plane
     data: DataLoop
+    grammars: Grammars | None
+    """Of the model, for what draws tokens: the leader."""
 
     async def led(self) -> list[Led]:
         """The processes that this one leads; waits until all of them serve."""
@@ -264,6 +295,7 @@ async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterat
         )
     team = await meet(share, cluster.meeting_port_of(role, about.index), device.place)
     log.info("loading %s", folder)
+    grammars = None if about.rank else Tokenizer(folder).grammars
     model = load_model(
         folder, cluster.dtype, device.place, cluster.quantize, collectives=team.collectives
     )
@@ -285,7 +317,7 @@ async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterat
     about.counters = lambda: {name: float(count) for name, count in dict(plane.counters).items()}
     about.links = lambda: _links(about.service, plane)
     try:
-        yield ReadyShard(about.service, role, cluster, about, team, model, plane, data)
+        yield ReadyShard(about.service, role, cluster, about, team, model, plane, data, grammars)
     finally:
         watching.cancel()
         await data.run(plane.close())

@@ -1,5 +1,6 @@
 """The tables of a configuration, each with its keys, their bounds and their meanings."""
 
+import re
 from typing import Annotated, Literal
 
 import msgspec
@@ -28,6 +29,10 @@ AccessLog = Literal["all", "refused", "none"]
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A table of the file; unknown keys are errors."""
+
+
+ToolParser = Literal["auto", "hermes", "qwen3_coder", "llama3", "mistral", "pythonic", "json"]
+ReasoningParser = Literal["auto", "think", "mistral", "none"]
 
 
 class Gateway(Section, frozen=True):
@@ -64,6 +69,30 @@ class Gateway(Section, frozen=True):
             "out: as the model's generation_config.json recommends, or OpenAI's (temperature 1)"
         ),
     ] = "model"
+    tool_parser: Annotated[
+        ToolParser,
+        Meta(
+            description="the form in which the model writes calls of functions; auto: that of its "
+            "chat template"
+        ),
+    ] = "auto"
+    reasoning_parser: Annotated[
+        ReasoningParser,
+        Meta(
+            description="the tags between which the model writes its thoughts: `<think>`, or "
+            "Mistral's `[THINK]`; auto: those of its chat template"
+        ),
+    ] = "auto"
+    stored_responses_bytes: Annotated[
+        NotNegative,
+        Meta(
+            description="memory for responses of /v1/responses, which are kept for clients that "
+            "go on from them; the oldest make room; 0 keeps none"
+        ),
+    ] = 64 << 20
+    stored_responses_s: Annotated[
+        Seconds, Meta(description="seconds for which such a response is kept at most")
+    ] = 86_400.0
     max_header_bytes: Annotated[
         Positive, Meta(description="largest head of an HTTP request accepted")
     ] = 64 << 10
@@ -95,6 +124,22 @@ class Gateway(Section, frozen=True):
             "localhost and `host`, where there are no keys; `*` is any. For a proxy in front"
         ),
     ] = ()
+    cors_origins: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="sites whose pages may use the gateway from a browser (CORS), as "
+            "`https://chat.example`; `*` is any, empty none"
+        ),
+    ] = ()
+    files_bytes: Annotated[
+        NotNegative,
+        Meta(
+            description="disk for the files of `/v1/files` and the answers of batches, for two "
+            "days or until the gateway ends; a file has at most a quarter, an API key half. 0: "
+            "there are no files and batches"
+        ),
+    ] = 256 << 20
+    batch_requests: Annotated[Positive, Meta(description="requests of batches in work at once")] = 8
     tls_certificate: Annotated[
         str, Meta(description="PEM file of the certificate and its chain; empty: plain HTTP")
     ] = ""
@@ -103,6 +148,11 @@ class Gateway(Section, frozen=True):
     def __post_init__(self) -> None:
         if bool(self.tls_certificate) != bool(self.tls_key):
             raise ValueError("TLS needs both `tls_certificate` and `tls_key`")
+        for each in self.cors_origins:
+            if each != "*" and not re.fullmatch(r"https?://[^/\s]+", each):
+                raise ValueError(
+                    f"`cors_origins` has {each!r}; give scheme and host, as https://chat.example"
+                )
 
 
 class Scheduler(Section, frozen=True):
@@ -142,7 +192,7 @@ class Scheduler(Section, frozen=True):
         ),
     ] = 60.0
     prefill_span_tokens: Annotated[
-        Positive, Meta(description="the SP degree is the prompt's length over this, rounded up")
+        Positive, Meta(description="the SP degree is at most the prompt's length over this, rounded up")
     ] = 256
     pass_tokens: Annotated[
         int,
@@ -287,6 +337,21 @@ class Kv(Section, frozen=True):
     prefix_cache: Annotated[
         bool, Meta(description="full pages stay for prompts that begin alike, until room is needed")
     ] = True
+    disk_folder: Annotated[
+        str,
+        Meta(
+            description="folder on every shard's machine where full pages are kept too, so that "
+            "they outlive memory and restarts (docs/kv-disk.md); empty: nowhere"
+        ),
+    ] = ""
+    disk_gib: Annotated[
+        float,
+        Meta(gt=0, description="GiB of pages on disk that one shard keeps, the last used ones"),
+    ] = 16.0
+
+    def __post_init__(self) -> None:
+        if self.disk_folder and not self.prefix_cache:
+            raise ValueError("`disk_folder` keeps pages of the prefix cache: set `prefix_cache`")
 
 
 class Sharing(Section, frozen=True):

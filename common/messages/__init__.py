@@ -27,6 +27,8 @@ from sps2.common.messages.directory import (
     CachedRun,
     Commit,
     Committed,
+    DropCache,
+    Dropped,
     Evicted,
     Extend,
     Holding,
@@ -34,6 +36,7 @@ from sps2.common.messages.directory import (
     Leases,
     ListLeases,
     Lookup,
+    OnDisk,
     Placement,
     Report,
     Reserve,
@@ -52,7 +55,7 @@ from sps2.common.messages.prefill import (
     Target,
     Urge,
 )
-from sps2.common.messages.request import Sampling, Token, TokenLogprobs
+from sps2.common.messages.request import Pooling, Sampling, Token, TokenLogprobs
 from sps2.common.messages.scheduling import (
     Displaced,
     Finished,
@@ -121,6 +124,8 @@ __all__ = [
     "Describe",
     "Displaced",
     "Done",
+    "DropCache",
+    "Dropped",
     "Evict",
     "Evicted",
     "ExactMethod",
@@ -152,9 +157,11 @@ __all__ = [
     "ListTraces",
     "Lookup",
     "Method",
+    "OnDisk",
     "Peer",
     "Placed",
     "Placement",
+    "Pooling",
     "Predict",
     "Predicted",
     "Prefill",

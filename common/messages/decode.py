@@ -26,6 +26,9 @@ class Hold(Stream["Held | Filled"], frozen=True):
     """The `traceparent` of the enclosing trace span; see `sps2.common.tracing`."""
     sources: tuple[Peer, ...] = ()
     """Data planes that send the KV: the loss of one before `Filled` raises PeerLost."""
+    from_disk: tuple[Span, ...] = ()
+    """Those of `shared` to read from disk, into pages of their own, before `Held`; they are cached
+    from then on. Refused if one cannot be read."""
     stop: int | None = None
     """KV arrives up to this position first, and later up to that of each `Expect`; None: all of it
     at once."""
@@ -92,9 +95,10 @@ class Assist(Request[Done], frozen=True):
 
 
 class Evict(Request[Done], frozen=True):
-    """Leader of a decode shard to its followers: drop these cached pages."""
+    """Leader of a decode shard to its followers: drop these cached pages; see `Evicted`."""
 
     hashes: tuple[bytes, ...]
+    unused_s: float | None = None
 
 
 class Short(Struct, frozen=True, tag=True):

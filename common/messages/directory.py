@@ -12,6 +12,9 @@ class Placement(Struct, frozen=True):
     pages: int
     shared: tuple[Span, ...] = ()
     """Spans of earlier tokens whose cached pages are there; whole pages."""
+    from_disk: tuple[Span, ...] = ()
+    """Those of `shared` that are on the shard's disk. It reads them into free pages, which `pages`
+    does not count."""
 
 
 class Holding(Struct, frozen=True):
@@ -21,6 +24,16 @@ class Holding(Struct, frozen=True):
     epoch: int
     span: Span
     pages: int
+
+
+class OnDisk(Struct, frozen=True):
+    """Which pages a shard has on its disk: all of them, or what changed since the last report."""
+
+    hashes: tuple[bytes, ...] = ()
+    erased: tuple[bytes, ...] = ()
+    """Hashes of pages that are not there any more, or could not be read."""
+    read_page_s: float = 0.0
+    """Seconds that reading a page takes, as measured lately."""
 
 
 class Announce(Stream["Evicted"], frozen=True):
@@ -36,10 +49,13 @@ class Announce(Stream["Evicted"], frozen=True):
     holdings: tuple[Holding, ...] = ()
     cached: tuple[bytes, ...] = ()
     """Hashes of all cached pages."""
+    on_disk: OnDisk = OnDisk()
 
 
 class Evicted(Struct, frozen=True):
     hashes: tuple[bytes, ...]
+    unused_s: float | None = None
+    """If given, pages on disk that were not used for this many seconds are to be deleted."""
 
 
 class Report(Request[Done], frozen=True):
@@ -52,6 +68,7 @@ class Report(Request[Done], frozen=True):
     """Hashes of pages whose requests have ended since the last report."""
     missing: tuple[bytes, ...] = ()
     """Hashes that requests wanted to share since the last report, but that are not cached here."""
+    on_disk: OnDisk = OnDisk()
 
 
 class Room(Struct, frozen=True):
@@ -86,6 +103,17 @@ class CachedRun(Struct, frozen=True):
     shard: str
     pages: int
     idle: int
+    read_page_s: float = 0.0
+    """Predicted seconds to read one of them from the shard's disk; 0: they are in memory."""
+
+    @property
+    def on_disk(self) -> bool:
+        return self.read_page_s > 0
+
+    @property
+    def taken(self) -> int:
+        """How many free pages they use up once they are shared."""
+        return self.pages if self.on_disk else self.idle
 
 
 class Cached(Struct, frozen=True):
@@ -109,6 +137,9 @@ class Reserve(Stream[Room], frozen=True):
     restore: bool = False
     own: dict[str, tuple[bytes, ...]] = {}
     """To restore: the hashes that `Committed` returned."""
+    from_disk: dict[str, tuple[bytes, ...]] = {}
+    """Hashes of the pages that the shards read from disk. Each takes a free page, and is the
+    request's own until `Commit` names it."""
 
 
 class Commit(Request["Committed"], frozen=True):
@@ -147,6 +178,25 @@ class Leases(Struct, frozen=True):
     """Pages of the prefix cache; those that no lease uses count as free too."""
     evicted_pages: int = 0
     """Pages evicted since the directory started."""
+    disk_pages: int = 0
+    """Pages on the disks of shards."""
+
+
+class DropCache(Request["Dropped"], frozen=True):
+    """Anyone to gateway, and gateway to directory: drop cached pages that no request uses.
+
+    With `unused_s`, only pages on disk that were not used for this many seconds.
+    """
+
+    shard: str = ""
+    """Of which shard; empty: of all."""
+    unused_s: float | None = None
+
+
+class Dropped(Struct, frozen=True):
+    """How many pages each shard had to drop from memory."""
+
+    pages: dict[str, int]
 
 
 class ListLeases(Request[Leases], frozen=True):

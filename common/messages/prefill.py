@@ -99,6 +99,9 @@ class Prefilled(Struct, frozen=True, tag=True):
     """(position, log-probabilities of the prompt's token there), for the rank's spans only."""
     prefill_s: float
     exchanged: Exchanged
+    pooled: bytes = b""
+    """Little-endian float32, as `Sampling.pooling` says: the sum of the hidden states of the rank's
+    spans, or that of the prompt's last position; empty from ranks without any."""
 
 
 class Deposited(Struct, frozen=True, tag=True):

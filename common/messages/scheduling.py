@@ -104,6 +104,8 @@ class FirstToken(Struct, frozen=True, tag=True):
     """SP degrees of the chunks after the first, in order."""
     later_predicted_bytes: int = 0
     """Bytes between prefill shards of those chunks, predicted by the formulas."""
+    pooled: tuple[bytes, ...] = ()
+    """The parts of the prompt's embedding, which are added; see `Prefilled`."""
 
 
 class Finished(Struct, frozen=True, tag=True):

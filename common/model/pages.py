@@ -90,9 +90,11 @@ class PagePool:
             (layer[0].transpose(0, 1), layer[1].transpose(0, 1)) for layer in self._storage
         ]
         self._scales: list[Scales] = []
+        self._stored = [self._storage]
         if dtype == torch.int8:
             scales = torch.empty(shape[:-1], device=device)
             self._scales = [(layer[0].T, layer[1].T) for layer in scales]
+            self._stored.append(scales)
         self._users = [0] * pages
         self._backed = [False] * pages
         self.free_pages = pages
@@ -115,6 +117,32 @@ class PagePool:
             where: [rows] for k and v [rows, kv_heads, head_dim], or slices of slots and KV heads.
         """
         append(k, v, *self._layers[layer], where, self.scales(layer))
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of a page's `payload`."""
+        return sum(each.nbytes for each in self._stored) // self.pages
+
+    def payload(self, page: int) -> Tensor:
+        """A copy of a page, as bytes on the host: keys and values, then int8 scales.
+
+        Both are [layers, 2, kv_heads, page_tokens, ...]. It may be called from another thread while
+        the page has a user and is full.
+        """
+        slots = slice(page * self.page_tokens, (page + 1) * self.page_tokens)
+        parts = [each[:, :, :, slots].contiguous().cpu() for each in self._stored]
+        return torch.cat([part.flatten().view(torch.uint8) for part in parts])
+
+    def fill(self, page: int, payload: Tensor) -> None:
+        """Write what `payload` returned into a reserved page; may be called from another thread."""
+        slots = slice(page * self.page_tokens, (page + 1) * self.page_tokens)
+        start = 0
+        for each in self._stored:
+            there = each[:, :, :, slots]
+            stop = start + there.numel() * each.itemsize
+            part = payload[start:stop].clone()  # aligned, as `view` needs it
+            there.copy_(part.view(each.dtype).view(there.shape))
+            start = stop
 
     def take(self, pages: int) -> list[int]:
         """Reserve free pages, each for one user; in one range if possible.

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sps2.common.errors import Cancelled, Internal, PeerLost, ServiceError, Unsound
+from sps2.common.errors import Cancelled, Internal, Invalid, PeerLost, ServiceError, Unsound
 from sps2.common.messages import Token
 from sps2.common.model.attend import Attend
 from sps2.common.model.llama import Llama
@@ -74,6 +74,7 @@ class Batch:
             Cancelled: the request left the batch before its end.
             PeerLost: a shard that holds KV of the request is gone.
             Internal, Unsound: a step failed, or no token could be drawn.
+            Invalid: the request itself leaves no token to draw, or needs too much work.
         """
         key = sequence.holding.key
         self._running[key] = sequence
@@ -204,8 +205,8 @@ class Batch:
 
 
 def _reported(error: BaseException, what: str) -> ServiceError:
-    """The error that the caller of a request receives; anything but a lost peer is logged."""
-    if isinstance(error, PeerLost):
+    """The error that the caller of a request receives; faults of this shard are logged."""
+    if isinstance(error, PeerLost | Invalid):
         return error
     log.error("%s", what, exc_info=error)
     if isinstance(error, Unsound):

@@ -10,6 +10,7 @@ from sps2.common.model.pages import PagePool
 from sps2.common.transport.plane import Plane
 from sps2.common.vital import vital
 from sps2.services.data_loop import DataLoop
+from sps2.services.decode.kv.disk import DiskPages
 from sps2.services.decode.kv.holding import Holdings, Key
 from sps2.services.decode.remote.exchange import Exchange
 from sps2.services.decode.remote.prefix import Prefixes
@@ -23,9 +24,18 @@ class FollowerService:
 
     Args:
         data: the event loop that `plane` runs on.
+        disk: where cached pages are kept too.
     """
 
-    def __init__(self, model: Llama, plane: Plane, pool: PagePool, data: DataLoop) -> None:
+    def __init__(
+        self,
+        model: Llama,
+        plane: Plane,
+        pool: PagePool,
+        data: DataLoop,
+        disk: DiskPages | None = None,
+    ) -> None:
+        self._disk = disk
         self._model = model
         self._plane = plane
         self._pool = pool
@@ -36,7 +46,7 @@ class FollowerService:
         await self._data.run(self._build())
 
     async def _build(self) -> None:
-        self._holdings = Holdings.of(self._model, self._pool, self._plane)
+        self._holdings = Holdings.of(self._model, self._pool, self._plane, self._disk)
         self._holdings.prepare()
         config = self._model.config
         self._prefixes = Prefixes(config, self._plane, self._pool, self._holdings)
@@ -47,6 +57,8 @@ class FollowerService:
 
     async def close(self) -> None:
         await self._data.run(end(self._stepping))
+        if self._disk is not None:
+            await self._data.run(self._disk.close())
 
     async def hold(self, request: Hold) -> AsyncGenerator[Held | Filled, None]:
         key = (request.request, request.epoch)
@@ -77,7 +89,7 @@ class FollowerService:
         return Done()
 
     async def evict(self, request: Evict) -> Done:
-        self._data.post(lambda: self._holdings.evict(request.hashes))
+        self._data.post(lambda: self._holdings.evict(request.hashes, request.unused_s))
         return Done()
 
     async def assist(self, request: Assist) -> Done:

@@ -10,21 +10,20 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from sps2.common.errors import Cancelled, PeerLost, ServiceError
+from sps2.common.errors import Cancelled, PeerLost, Refused, ServiceError
+from sps2.common.grammar import Grammars, Matcher
 from sps2.common.messages import (
     Assist,
     Cache,
     Decode,
     Decoded,
     Done,
-    Evict,
     Expect,
     Filled,
     Follow,
     Grow,
     Held,
     Hold,
-    Holding,
     Short,
     Token,
 )
@@ -39,9 +38,11 @@ from sps2.kernels import State
 from sps2.kernels.gpu.graphs import Graphs
 from sps2.services.data_loop import DataLoop
 from sps2.services.decode.batch import Batch, StepPasses
+from sps2.services.decode.kv.disk import DiskPages
 from sps2.services.decode.kv.holding import Holdings, Key
 from sps2.services.decode.remote.exchange import Exchange
 from sps2.services.decode.remote.prefix import Prefixes
+from sps2.services.decode.reports import Reports
 from sps2.services.decode.sequence import Owned
 from sps2.services.decode.steps import Leading
 from sps2.services.decode.token_paces import token_paces
@@ -60,6 +61,8 @@ class DecodeService:
         data: the event loop that `plane` runs on.
         led: the other processes of this shard.
         traces: records where the time of each request goes.
+        grammars: of the model, for answers that follow one.
+        disk: where cached pages are kept too.
     """
 
     def __init__(
@@ -70,7 +73,11 @@ class DecodeService:
         data: DataLoop,
         led: Sequence[Led] = (),
         traces: Recorder = FORGETFUL,
+        grammars: Grammars | None = None,
+        disk: DiskPages | None = None,
     ) -> None:
+        self._grammars = grammars
+        self._disk = disk
         self._model = model
         self._plane = plane
         self._pool = pool
@@ -87,12 +94,15 @@ class DecodeService:
         """Build what lives on the data loop and begin stepping."""
         self._busy = await self._data.clock()
         await self._data.run(self._build())
+        self.reports = Reports(
+            self._holdings, self._data, self._followers, self._disk, self._pool.page_tokens
+        )
 
     async def _build(self) -> None:
         config = self._model.config
         if self._model.device.type == "cuda":
             self._model.record(Graphs(self._model.device))
-        self._holdings = Holdings.of(self._model, self._pool, self._plane)
+        self._holdings = Holdings.of(self._model, self._pool, self._plane, self._disk)
         self._holdings.prepare()
         exchange = Exchange(config, self._plane, self._pool, self._holdings)
         self._prefixes = Prefixes(config, self._plane, self._pool, self._holdings)
@@ -103,6 +113,8 @@ class DecodeService:
 
     async def close(self) -> None:
         await self._data.run(end(self._stepping))
+        if self._disk is not None:
+            await self._data.run(self._disk.close())
 
     def share(self, passes: StepPasses) -> None:
         """Run decode steps in the passes of prefills that want that; call it after `start`."""
@@ -137,6 +149,9 @@ class DecodeService:
                     finally:
                         # before followers release it: a step that they are about to run may use it
                         await self._data.run(self._release(key))
+        except Refused:
+            await self.reports.doubt(request)
+            raise
         finally:
             log.fail(Cancelled(f"request {request.request} was ended"))
             self._control.call_later(KEEP_TOKENS_S, self._forget, key, log)
@@ -181,7 +196,8 @@ class DecodeService:
                 steps.later(lambda parent: token_paces(parent, begun_s, list(times)))
                 await self._prepare(request)
                 self._generating[key] = request
-                sequence = await self._data.run(self._generate(request, times, ask))
+                matcher = await self._matcher(request)
+                sequence = await self._data.run(self._generate(request, matcher, times, ask))
             hashes = await self._cache_answer(key)
         except ServiceError as error:
             log.fail(error)
@@ -222,6 +238,8 @@ class DecodeService:
             "kv_pages": float(self._pool.pages),
             "kv_pages_free": float(self._pool.free_pages),
             "kv_pages_idle": float(self._holdings.cached.idle()),
+            "kv_pages_cached": float(len(self._holdings.cached.hashes())),
+            "kv_hits": float(self._holdings.cached.hits),
             "owned": float(len(self._generating)),
             "held": float(len(self._holdings.inventory())),
             **self._batch.counters(),
@@ -234,32 +252,6 @@ class DecodeService:
             key[0]: request.sampling.answered + 1 + self._logs[key].count
             for key, request in self._generating.items()
         }
-
-    def inventory(self) -> tuple[Holding, ...]:
-        """What this shard holds, for the directory."""
-        return self._holdings.inventory()
-
-    def cached(self) -> tuple[bytes, ...]:
-        """Hashes of all cached pages."""
-        return self._holdings.cached.hashes()
-
-    def news(self) -> tuple[bytes, ...]:
-        """Hashes of pages that ended requests cached and that are not `reported` yet."""
-        return self._holdings.cached.news()
-
-    def missing(self) -> tuple[bytes, ...]:
-        """Hashes of pages that requests were to share and that are not here."""
-        return self._holdings.cached.missing()
-
-    def reported(self, hashes: tuple[bytes, ...]) -> None:
-        """These hashes were reported to the directory."""
-        self._data.post(lambda: self._holdings.cached.reported(hashes))
-
-    async def evict(self, hashes: tuple[bytes, ...]) -> None:
-        """Drop pages from the cache, in all processes of this shard."""
-        if hashes:
-            self._data.post(lambda: self._holdings.evict(hashes))
-            await gather_all(*(follower.call(Evict(hashes)) for follower in self._followers))
 
     async def _prepare(self, request: Decode) -> None:
         """Give the followers what they need for the steps of a request."""
@@ -277,8 +269,21 @@ class DecodeService:
             )
         )
 
+    async def _matcher(self, request: Decode) -> Matcher | None:
+        """Where the answer is in its grammar, before its first token here; None for free text."""
+        sampling = request.sampling
+        if self._grammars is None or not sampling.grammar:
+            return None
+        prompt = array("i", request.prompt)
+        answer = prompt[len(prompt) - sampling.answered :]
+        return await self._grammars.begin(sampling.grammar, answer)
+
     async def _generate(
-        self, request: Decode, times: "array[float]", ask: Callable[[], None]
+        self,
+        request: Decode,
+        matcher: Matcher | None,
+        times: "array[float]",
+        ask: Callable[[], None],
     ) -> Owned:
         holding = self._holdings.get((request.request, request.epoch))
         if holding is None:
@@ -287,7 +292,7 @@ class DecodeService:
         for peer in holders:
             self._plane.introduce(peer)
         prompt = torch.frombuffer(bytearray(request.prompt), dtype=torch.int32).long()
-        sampler = Sampler(request.sampling, prompt)
+        sampler = Sampler(request.sampling, prompt, matcher)
         sampler.seen(request.first.id)
         sequence = Owned(
             holding,

@@ -27,6 +27,7 @@ def _counters(leases: Leases) -> dict[str, float]:
         "kv_leaked_pages": float(leases.leaked_pages),
         "kv_cached_pages": float(leases.cached_pages),
         "kv_evicted_pages": float(leases.evicted_pages),
+        "kv_cached_disk_pages": float(leases.disk_pages),
     }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from sps2.common.errors import Invalid, PeerLost, Refused
-from sps2.common.messages import CachedRun, Holding, Lease, Leases, Placement, Room
+from sps2.common.messages import CachedRun, Holding, Lease, Leases, OnDisk, Placement, Room
 from sps2.services.kvdir.page_cache import PageCache
 
 Key = tuple[str, int]
@@ -34,20 +34,26 @@ class Pool:
 Hashes = Mapping[str, tuple[bytes, ...]]
 """Page hashes by shard."""
 NONE: Hashes = {}
+NOWHERE = OnDisk()
 
 
 @dataclass
 class Grant:
-    """One lease: `own` are its own pages that are cached, `shared` are cached pages of others."""
+    """One lease: `own` are its own pages that are cached, `shared` are cached pages of others.
+
+    from_disk: hashes of its own pages that come from disk; `own` has them too once they are cached.
+    """
 
     placements: tuple[Placement, ...]
     shared: Hashes
     own: dict[str, tuple[bytes, ...]]
+    from_disk: Hashes = field(default_factory=dict)
     committed: bool = False
 
     def pages(self, place: Placement) -> int:
         """Pages of this placement that are not cached."""
-        return place.pages - len(self.own.get(place.shard, ()))
+        pages = place.pages + len(self.from_disk.get(place.shard, ()))
+        return pages - len(self.own.get(place.shard, ()))
 
 
 class Directory:
@@ -73,6 +79,7 @@ class Directory:
         page_tokens: int,
         holdings: Sequence[Holding],
         cached: Sequence[bytes] = (),
+        on_disk: OnDisk = NOWHERE,
     ) -> list[bytes]:
         """Add a shard, or one that restarted: `peer` is different after every start.
 
@@ -83,6 +90,7 @@ class Directory:
         pool = self._pools[shard] = Pool(peer, pages, page_tokens, {})
         self._take_inventory(pool, holdings)
         self.cache.lose(shard)
+        self.cache.disk.report(shard, on_disk)
         self._adopt(shard, cached)
         return pool.evicted
 
@@ -93,6 +101,7 @@ class Directory:
         holdings: Sequence[Holding],
         cached: Sequence[bytes] = (),
         missing: Sequence[bytes] = (),
+        on_disk: OnDisk = NOWHERE,
     ) -> None:
         """Record a shard's inventory; what has no lease in two reports in a row has leaked.
 
@@ -107,6 +116,7 @@ class Directory:
         pool.leaked = unleased & pool.unleased
         pool.unleased = unleased
         self.cache.forget(shard, missing)
+        self.cache.disk.report(shard, on_disk)
         self._adopt(shard, cached)
 
     def withdraw(self, shard: str, peer: str) -> None:
@@ -128,6 +138,7 @@ class Directory:
         shared: Hashes = NONE,
         restore: bool = False,
         own: Hashes = NONE,
+        from_disk: Hashes = NONE,
     ) -> None:
         """Grant a lease on the pages that `placements` name, and on cached ones.
 
@@ -135,6 +146,7 @@ class Directory:
             shared: cached pages, which stay cached as long as the lease.
             restore: grant again a lease that was granted before the directory lost its memory.
             own: cached pages of its own, of a lease that is restored.
+            from_disk: pages that its shards read from disk, each into a free page.
 
         Raises:
             Refused: a shard is absent, has too few free pages, or lacks a page to share.
@@ -144,9 +156,12 @@ class Directory:
             raise Invalid(f"request {request} holds a lease in epoch {epoch} already")
         if not placements or any(place.pages < (not place.shared) for place in placements):
             raise Invalid(f"a lease for {request} must name pages on at least one shard")
-        if not restore and not all(self.cache.on(*each) for each in shared.items()):
+        here = (self.cache.on(*each) for each in shared.items())
+        there = (self.cache.disk.on(*each) for each in from_disk.items())
+        if not restore and not (all(here) and all(there)):
             raise Refused("the cached prefix is not where it was")
-        grant = self._grants[request, epoch] = Grant(placements, shared, dict(own), restore)
+        grant = Grant(placements, shared, dict(own), from_disk, restore)
+        self._grants[request, epoch] = grant
         self._count(request, epoch, grant, 1)
         for hashes in (*shared.values(), *own.values()):
             self.cache.refer(hashes)
@@ -212,6 +227,13 @@ class Directory:
         for pool in self._pools.values():
             pool.stray -= pool.holdings.pop((request, epoch), 0)
 
+    def drop(self, shard: str) -> int:
+        """Evict all idle pages of a shard, and forget those on its disk; returns how many."""
+        evicted = self.cache.evict(shard, self.cache.pages(shard))
+        self._pools[shard].evicted += evicted
+        self.cache.disk.forget(shard)
+        return len(evicted)
+
     def _take_inventory(self, pool: Pool, holdings: Sequence[Holding]) -> None:
         pool.holdings = {(held.request, held.epoch): held.pages for held in holdings}
         pool.stray = sum(pages for key, pages in pool.holdings.items() if key not in self._grants)
@@ -268,4 +290,5 @@ class Directory:
             sum(pool.holdings.get(key, 0) for pool in self._pools.values() for key in pool.leaked),
             sum(self.cache.pages(shard) for shard in self._pools),
             self.cache.evicted_pages,
+            self.cache.disk.pages(),
         )

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from sps2.common.messages import CachedRun
+from sps2.services.kvdir.disk_tier import DiskTier
 
 
 class PageCache:
@@ -12,7 +13,8 @@ class PageCache:
     A page that no lease refers to is *idle* and may be evicted. The page that has been idle longest
     goes first. Of pages that became idle together, the last of the prompt goes first: those before
     it stay useful without it. A hash is on one shard only. References count even if the page is not
-    here: a directory that lost its memory may hear of a lease before it hears of the shard.
+    here: a directory that lost its memory may hear of a lease before it hears of the shard. All of
+    this is about memory; `disk` has the pages on disk, whether they are in memory too or not.
     """
 
     def __init__(self) -> None:
@@ -20,20 +22,28 @@ class PageCache:
         self._references: Counter[bytes] = Counter()
         self._pages: Counter[str] = Counter()
         self._idle: dict[str, dict[bytes, None]] = {}
+        self.disk = DiskTier()
         self.evicted_pages = 0
 
     def find(self, hashes: Sequence[bytes]) -> tuple[CachedRun, ...]:
-        """The cached pages of a prompt, from the first up to the first that is not cached."""
+        """The cached pages of a prompt, from the first up to the first that is not cached.
+
+        A page that is in memory and on disk counts as in memory.
+        """
         runs: list[CachedRun] = []
         for page_hash in hashes:
-            shard = self._shard.get(page_hash)
-            if shard is None:
-                break
-            idle = page_hash in self._idle[shard]
-            if runs and runs[-1].shard == shard:
-                runs[-1] = CachedRun(shard, runs[-1].pages + 1, runs[-1].idle + idle)
+            last = runs[-1] if runs else CachedRun("", 0, 0)
+            shard, idle, read_page_s = self._shard.get(page_hash), False, 0.0
+            if shard is not None:
+                idle = page_hash in self._idle[shard]
+            elif shard := self.disk.shard_of(page_hash, last.shard):
+                read_page_s = self.disk.read_page_s(shard)
             else:
-                runs.append(CachedRun(shard, 1, int(idle)))
+                break
+            if (last.shard, last.read_page_s) == (shard, read_page_s):
+                runs[-1] = CachedRun(shard, last.pages + 1, last.idle + idle, read_page_s)
+            else:
+                runs.append(CachedRun(shard, 1, int(idle), read_page_s))
         return tuple(runs)
 
     def on(self, shard: str, hashes: Iterable[bytes]) -> bool:
@@ -91,6 +101,7 @@ class PageCache:
         self._shard = {page_hash: at for page_hash, at in self._shard.items() if at != shard}
         self._idle.pop(shard, None)
         del self._pages[shard]
+        self.disk.lose(shard)
 
     def pages(self, shard: str) -> int:
         return self._pages[shard]

@@ -3,12 +3,15 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+from sps2.common.errors import Invalid
 from sps2.common.messages import (
     Announce,
     Cached,
     Commit,
     Committed,
     Done,
+    DropCache,
+    Dropped,
     Evicted,
     Extend,
     Leases,
@@ -30,6 +33,8 @@ class DirectoryService:
         self._changed = asyncio.Event()
         self._announced: dict[str, Announce] = {}
         """The latest announcement of each shard: when its stream ends, the shard is gone."""
+        self._unused_s: dict[str, float] = {}
+        """Shards that are to delete pages on disk; see `Evicted.unused_s`."""
 
     async def announce(self, request: Announce) -> AsyncIterator[Evicted]:
         self._announced[request.shard] = request
@@ -40,16 +45,18 @@ class DirectoryService:
             request.page_tokens,
             request.holdings,
             request.cached,
+            request.on_disk,
         )
         self._notify()
         try:
             yield Evicted(())
             while True:
                 changed = self._changed
-                if evicted:
+                unused_s = self._unused_s.pop(request.shard, None)
+                if evicted or unused_s is not None:
                     hashes = tuple(evicted)
                     evicted.clear()
-                    yield Evicted(hashes)
+                    yield Evicted(hashes, unused_s)
                 await changed.wait()
         finally:
             if self._announced[request.shard] is request:
@@ -59,7 +66,12 @@ class DirectoryService:
     async def report(self, request: Report) -> Done:
         before = self._directory.room()
         self._directory.report(
-            request.shard, request.peer, request.holdings, request.cached, request.missing
+            request.shard,
+            request.peer,
+            request.holdings,
+            request.cached,
+            request.missing,
+            request.on_disk,
         )
         if request.cached or self._directory.room() != before:
             self._notify()
@@ -76,6 +88,7 @@ class DirectoryService:
             request.shared,
             request.restore,
             request.own,
+            request.from_disk,
         )
         self._notify()
         try:
@@ -100,6 +113,18 @@ class DirectoryService:
             changed = self._changed
             yield self._directory.room()
             await changed.wait()
+
+    async def drop_cache(self, request: DropCache) -> Dropped:
+        there = sorted(self._directory.room().total)
+        if request.shard and request.shard not in there:
+            named = ", ".join(there) or "none"
+            raise Invalid(f"no shard {request.shard!r} keeps KV; these do: {named}", "shard")
+        dropped = {}
+        for shard in [request.shard] if request.shard else there:
+            dropped[shard] = self._directory.drop(shard) if request.unused_s is None else 0
+            self._unused_s[shard] = request.unused_s or 0.0
+        self._notify()
+        return Dropped(dropped)
 
     async def list_leases(self, request: ListLeases) -> Leases:
         return self._directory.leases()

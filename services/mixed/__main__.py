@@ -3,6 +3,7 @@
 import asyncio
 
 from sps2.common.config import Cluster
+from sps2.services.decode.kv.disk import disk_for
 from sps2.services.decode.kv.pool_size import pool_for
 from sps2.services.decode.service import DecodeService
 from sps2.services.prefill.service import PrefillService
@@ -13,14 +14,18 @@ from sps2.services.shard import Counting, ready_shard
 async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
     async with ready_shard(cluster, about, "mixed") as shard:
         pool = await pool_for(shard)
+        disk = await disk_for(shard, pool)
         parts = shard.model, shard.plane
-        decode = DecodeService(*parts, pool, shard.data, traces=about.traces)
+        traces, grammars = about.traces, shard.grammars
+        decode = DecodeService(
+            *parts, pool, shard.data, traces=traces, grammars=grammars, disk=disk
+        )
         await decode.start()
         about.tokens = decode.tokens
-        prefill = PrefillService(*parts, shard.data, pages=decode, traces=about.traces)
+        prefill = PrefillService(*parts, shard.data, pages=decode, traces=traces, grammars=grammars)
         decode.share(prefill.passes)
         services: list[Counting] = [prefill, decode]
-        async with shard.member(services, (), pool.pages, pool.page_tokens, decode):
+        async with shard.member(services, (), pool.pages, pool.page_tokens, decode.reports):
             await stop.wait()
         prefill.close()
         await decode.close()

@@ -11,7 +11,14 @@ from sps2.services.shard import ready_shard
 async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
     async with ready_shard(cluster, about, "prefill") as shard:
         led = [] if about.rank else await shard.led()
-        service = PrefillService(shard.model, shard.plane, shard.data, led, traces=about.traces)
+        service = PrefillService(
+            shard.model,
+            shard.plane,
+            shard.data,
+            led,
+            traces=about.traces,
+            grammars=shard.grammars,
+        )
         async with shard.following(service, stop) if about.rank else shard.member([service], led):
             await stop.wait()
         service.close()

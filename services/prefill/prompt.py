@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sps2.common.device import Device
+from sps2.common.grammar import Grammars
 from sps2.common.messages import Deposited, Exchanged, Prefill, Prefilled, TokenLogprobs
 from sps2.common.model.attend import Run
 from sps2.common.model.collectives import Turn
@@ -24,6 +25,7 @@ from sps2.services.prefill.methods.csa import Csa
 from sps2.services.prefill.methods.partial_attention import Seen
 from sps2.services.prefill.methods.registry import attend_by
 from sps2.services.prefill.passes import Passes
+from sps2.services.prefill.pooling import pooled
 from sps2.services.prefill.prefix import Prefix
 from sps2.services.prefill.timeline import Timeline
 from sps2.services.tasks import root_cause
@@ -54,6 +56,7 @@ async def run_prompt(
     advanced: Callable[[int], None] = lambda layers: None,
     timeline: Timeline | None = None,
     urgency: Callable[[], float] = lambda: 0.0,
+    grammars: Grammars | None = None,
 ) -> Deposited:
     """Run `request.rank`'s part; returns once its keys and values are kept or sent.
 
@@ -66,6 +69,7 @@ async def run_prompt(
         advanced: called after each layer with how many are done.
         timeline: records when the part computes and exchanges.
         urgency: of the prompt, for `passes`.
+        grammars: of the model, for answers that follow one.
 
     Raises:
         PeerLost: a member of the group or a decode shard is gone.
@@ -87,6 +91,12 @@ async def run_prompt(
         async with asyncio.TaskGroup() as deposits:
             async with asyncio.TaskGroup() as sends:
                 tp_rank = model.share.rank
+                draws = spans[-1].stop == len(prompt)
+                number, grammar = request.sampling.answered, request.sampling.grammar
+                matching = None
+                if draws and grammar and grammars is not None and tp_rank == 0:
+                    answer = prompt[len(prompt) - number :].tolist()
+                    matching = deposits.create_task(grammars.begin(grammar, answer))
                 group = Group(model.config, plane, inbox, request, run, sends, tp_rank, timeline)
                 attend = attend_by(group)
                 targets, share = request.targets, model.share
@@ -107,7 +117,8 @@ async def run_prompt(
 
                 rows = _scored_rows(request, positions, len(prompt))
                 ids, at, wanted = plane.device.up((prompt[positions], positions, rows))
-                if passes is not None and turn is None and group.ranks == 1:
+                is_alone = group.ranks == 1
+                if passes is not None and turn is None and (is_alone or request.shares_steps):
                     hidden = await passes.forward(
                         ids,
                         at,
@@ -116,8 +127,11 @@ async def run_prompt(
                         wanted,
                         urgency,
                         request.threads,
-                        None if request.prefix or ids.is_cuda else attend_here,
+                        attend_here
+                        if is_alone and not request.prefix and not ids.is_cuda
+                        else None,
                         request.shares_steps,
+                        not is_alone,
                     )
                 else:
                     hidden = await model.forward(ids, at, attend_layer, group.compute, turn, wanted)
@@ -128,14 +142,18 @@ async def run_prompt(
                 where, compute = positions[rows], group.compute
                 scored = await _score_prompt(request, prompt, where, hidden, scores, compute)
                 token = None
-                if spans[-1].stop == len(prompt):
+                if draws:
                     logits = await scores(hidden[-1:])
                     if logits is not None:
-                        sampler = Sampler(request.sampling, prompt)
-                        number = request.sampling.answered
+                        matcher = None if matching is None else await matching
+                        sampler = Sampler(request.sampling, prompt, matcher)
                         token = await compute(partial(sampler.next, logits[0], number))
+                part = b""
+                if not tp_rank:
+                    pooling = request.sampling.pooling
+                    part = await pooled(pooling, hidden, draws, plane.device, compute)
             took_s = time.monotonic() - started
-            prefilled(Prefilled(token, scored, took_s, exchanged(group, attend)))
+            prefilled(Prefilled(token, scored, took_s, exchanged(group, attend), part))
     except BaseExceptionGroup as failures:
         raise root_cause(failures) from failures
     return Deposited(deposit.sent_bytes)
@@ -158,8 +176,9 @@ def exchanged(group: Group, attend: Attention) -> Exchanged:
 
 
 def _scored_rows(request: Prefill, positions: Tensor, tokens: int) -> Tensor:
-    """The rows that need scores: the prompt's last, or all for log-probabilities."""
-    every = request.sampling.prompt_logprobs is not None
+    """The rows that are needed: the prompt's last, or all for log-probabilities or a mean."""
+    sampling = request.sampling
+    every = sampling.prompt_logprobs is not None or sampling.pooling == "mean"
     return ((positions == tokens - 1) | every).nonzero()[:, 0]
 
 

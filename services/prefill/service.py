@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
 from sps2.common.errors import Invalid, PeerLost
+from sps2.common.grammar import Grammars
 from sps2.common.messages import Advanced, Deposited, Done, Join, Peer, Prefill, Prefilled, Urge
 from sps2.common.model.collectives import Turn
 from sps2.common.model.llama import Llama
@@ -32,6 +33,7 @@ class PrefillService:
         led: the other processes of the shard, if this one leads it.
         pages: the pages of this process, if it has any.
         traces: records where the time of each request goes.
+        grammars: of the model, for answers that follow one.
     """
 
     def __init__(
@@ -42,7 +44,9 @@ class PrefillService:
         led: Sequence[Led] = (),
         pages: LocalPages = NO_PAGES,
         traces: Recorder = FORGETFUL,
+        grammars: Grammars | None = None,
     ) -> None:
+        self._grammars = grammars
         self._model = model
         self._plane = plane
         self._data = data
@@ -175,6 +179,7 @@ class PrefillService:
                     progress,
                     timeline,
                     own,
+                    self._grammars,
                 )
         finally:
             del self._urgencies[key]

@@ -33,6 +33,8 @@ VALUES = {
     "port": 9000,
     "policy": "fcfs",
     "access_log": "all",
+    "kv_disk": "/var/cache/kv",
+    "kv_disk_gib": 2.5,
 }
 """For each flag that sets a key, a value for it; `model` and `keys` have paths of the test."""
 

@@ -15,11 +15,14 @@ from sps2.common.messages import Holding as Held
 from sps2.common.model.config import ModelConfig
 from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool, SequencePages
-from sps2.common.spans import Span, pages_for
+from sps2.common.spans import Span, page_numbers, pages_for
 from sps2.common.transport.expected import Like, check
 from sps2.common.transport.frame import Frame
 from sps2.common.transport.plane import Plane
 from sps2.services.decode.kv.cached import CachedPages
+from sps2.services.decode.kv.disk import DiskPages
+from sps2.services.decode.kv.page_store import used_at
+from sps2.services.decode.kv.restoring import Restoring
 from sps2.services.gpu_faults import end_if_poisoned
 from sps2.services.memory import back
 
@@ -40,7 +43,8 @@ class Holding:
     Args:
         span: positions whose KV arrives, in one or several chunks; they follow all that is shared.
         pages: those of the span and its growth, and the cached ones that the request shares.
-        own: those of `pages` that are reserved for this request, by page number.
+        own: those of `pages` that are reserved for this request, by page number; first those that
+            were read from disk.
         hashes: of the prompt's full pages, from the first on.
     """
 
@@ -58,6 +62,7 @@ class Holding:
         self.span = span
         self.pages = pages
         self.own = own
+        self.since_ns = time.time_ns()
         self.own_hashes: list[bytes] = []
         """Hashes of its own pages that are cached."""
         self.filled = asyncio.Event()
@@ -137,10 +142,17 @@ class Holdings:
     Args:
         heads: KV heads that this process has.
         dtype: the model's, in which keys and values arrive.
+        disk: where cached pages are kept too.
     """
 
     def __init__(
-        self, pool: PagePool, plane: Plane, config: ModelConfig, heads: Span, dtype: torch.dtype
+        self,
+        pool: PagePool,
+        plane: Plane,
+        config: ModelConfig,
+        heads: Span,
+        dtype: torch.dtype,
+        disk: DiskPages | None = None,
     ) -> None:
         self._pool = pool
         self._plane = plane
@@ -149,15 +161,19 @@ class Holdings:
         self.dtype = dtype
         self._held: dict[Key, Holding] = {}
         self._freed = asyncio.Event()
-        self.cached = CachedPages(pool)
+        self.cached = CachedPages(pool, disk)
+        self._disk = disk
+        self._restoring = Restoring(self.cached, disk, self._reserve, self._give_back)
+        if disk is not None:
+            disk.start(self.cached.page_of, self._notify_freed)
         plane.serve("deposit", self._on_deposit, self._held)
         plane.on_gone(self._on_gone)
 
     @classmethod
-    def of(cls, model: Llama, pool: PagePool, plane: Plane) -> Self:
+    def of(cls, model: Llama, pool: PagePool, plane: Plane, disk: DiskPages | None = None) -> Self:
         """The holdings of a process that has this model, or this share of one."""
         heads = model.share.of(model.config.kv_heads * model.share.size)
-        return cls(pool, plane, model.config, heads, model.dtype)
+        return cls(pool, plane, model.config, heads, model.dtype, disk)
 
     def prepare(self) -> None:
         """Back the pages used next with memory, in another thread; a GPU's pages have theirs."""
@@ -173,23 +189,33 @@ class Holdings:
     async def hold(self, request: Hold) -> Holding:
         """Reserve pages for a request and accept its KV, over the data plane or by `keep`.
 
+        Cached pages that are on disk only are read first.
+
         Raises:
             Refused: too few pages are free after `WAIT_FOR_PAGES_S`, or pages that the request
-                shares are not cached here.
+                shares are not cached here, or cannot be read.
             PeerLost: a shard that the KV comes from was lost and cannot be reached again.
         """
         await self._plane.reach(request.sources)
         key, span, tokens = _key(request), request.span, self._pool.page_tokens
-        reserved = await self._reserve(pages_for(request.capacity, tokens))
-        try:
-            shared = self.cached.share(request.hashes, request.shared)
-        except Refused:
-            self._give_back(reserved)
-            raise
-        own = dict(enumerate(reserved, span.start // tokens))
-        pages = SequencePages(self._pool, shared | own)
         layers, hashes = self._config.layers, request.hashes
+        shares = {n: hashes[n] for n in page_numbers(request.shared, tokens)}
+        on_disk = {n: hashes[n] for n in page_numbers(request.from_disk, tokens)}
+        own = await self._restoring.restore(on_disk)
+        new = [each for n, each in on_disk.items() if self.cached.page_of(each) == own.get(n)]
+        try:
+            reserved = await self._reserve(pages_for(request.capacity, tokens))
+            own |= dict(enumerate(reserved, span.start // tokens))
+            shared = self.cached.share({n: h for n, h in shares.items() if n not in own})
+        except BaseException:
+            self.cached.settle(new)
+            self._give_back(own.values())
+            raise
+        if self._disk is not None and shares:
+            self._disk.use(list(shares.values()))
+        pages = SequencePages(self._pool, shared | own)
         holding = Holding(key, span, pages, own, layers, self.heads, hashes)
+        holding.own_hashes += new
         self._expect(holding, request)
         self._held[key] = holding
         return holding
@@ -276,8 +302,10 @@ class Holdings:
         The pages must be full in every layer. One whose hash is cached already is not cached again.
         """
         if holding := self._held.get(key):
-            own = {each: holding.own[n] for n, each in enumerate(hashes, first) if n in holding.own}
-            holding.own_hashes += self.cached.add(own)
+            numbers = {each: n for n, each in enumerate(hashes, first) if n in holding.own}
+            own = {each: holding.own[n] for each, n in numbers.items()}
+            used_ns = {each: used_at(holding.since_ns, n) for each, n in numbers.items()}
+            holding.own_hashes += self.cached.add(own, used_ns)
 
     async def grow(self, key: Key, capacity: int) -> None:
         """Reserve pages until the span of a request may have `capacity` tokens.
@@ -288,20 +316,23 @@ class Holdings:
         """
         holding, reserved = self._held.get(key), list[int]()
         if holding is not None:
-            wanted = pages_for(capacity, self._pool.page_tokens) - len(holding.own)
+            start = holding.span.start // self._pool.page_tokens
+            first = max([start - 1, *holding.own]) + 1
+            wanted = pages_for(capacity, self._pool.page_tokens) - (first - start)
             reserved = await self._reserve(max(0, wanted))
         if holding is None or self._held.get(key) is not holding:
             self._give_back(reserved)
             raise Cancelled(f"request {key[0]} is not held in epoch {key[1]} any more")
-        first = holding.span.start // self._pool.page_tokens + len(holding.own)
         new = dict(enumerate(reserved, first))
         holding.own.update(new)
         holding.pages.add(new)
         self.prepare()
 
-    def evict(self, hashes: Sequence[bytes]) -> None:
-        """Drop pages from the cache; they are free once no request uses them."""
+    def evict(self, hashes: Sequence[bytes], unused_s: float | None = None) -> None:
+        """Drop pages from the cache; they are free once no request uses them. See `Evicted`."""
         self.cached.drop(hashes)
+        if self._disk is not None and unused_s is not None:
+            self._disk.erase(unused_s)
         self._notify_freed()
 
     def release(self, key: Key) -> None:

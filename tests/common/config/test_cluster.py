@@ -62,3 +62,9 @@ def test_flags_and_file_together(tmp_path: Path) -> None:
         9001,
         7,
     )
+
+
+def test_pages_on_disk_are_pages_of_the_prefix_cache(tmp_path: Path) -> None:
+    text = '[kv]\ndisk_folder = "/var/cache/kv"\nprefix_cache = false\n'
+    with pytest.raises(Invalid, match="`disk_folder` keeps pages of the prefix cache: set"):
+        loaded(tmp_path, text)

@@ -166,3 +166,24 @@ def test_memory_ahead_is_that_of_the_pages_taken_next_each_once() -> None:
     assert pages(pool.ahead(4)) == {1, 2, 3, 4}
     pool.take(3)
     assert pages(pool.ahead(100)) == set(range(1, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_a_page_can_be_moved_as_bytes(dtype: torch.dtype) -> None:
+    one, other = (PagePool(CONFIG, 4, PAGE, dtype) for _ in range(2))
+    written = pages_of(one, 0, *one.take(3))
+    work = torch.float32 if dtype == torch.int8 else dtype
+    for layer in range(CONFIG.layers):
+        written.write(layer, 0, *torch.randn(2, 3 * PAGE, 2, 8, dtype=work))
+    payload = one.payload(1)
+    assert payload.nbytes == one.payload_bytes == page_bytes(CONFIG, PAGE, dtype)
+    _, there = other.take(2)
+    before = other.payload(0)
+    other.fill(there, payload)
+    assert torch.equal(other.payload(there), payload)
+    assert torch.equal(other.payload(0), before)
+    for layer in range(CONFIG.layers):
+        for mine, theirs in zip(one.layer(layer), other.layer(layer), strict=True):
+            assert torch.equal(mine[PAGE : 2 * PAGE], theirs[there * PAGE : (there + 1) * PAGE])
+        for scales, copies in zip(one.scales(layer) or (), other.scales(layer) or (), strict=True):
+            assert torch.equal(scales[PAGE : 2 * PAGE], copies[PAGE * there : PAGE * (there + 1)])

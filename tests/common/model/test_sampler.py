@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from sps2.common.errors import Internal, Unsound
+from sps2.common.errors import Invalid, Unsound
 from sps2.common.messages import Sampling, Token
 from sps2.common.model.sampler import Sampler, draw, needed, prompt_logprobs
 
@@ -259,7 +259,7 @@ def test_some_tokens_that_cannot_be_are_no_fault() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_no_token_left_to_draw_is_an_error(temperature: float) -> None:
     chooser = sampler(temperature=temperature, min_tokens=1, stop_token_ids=tuple(range(VOCAB)))
-    with pytest.raises(Internal, match="no token is left"):
+    with pytest.raises(Invalid, match="no token is left"):
         chooser.next(torch.zeros(VOCAB), 0)
 
 
@@ -301,3 +301,10 @@ def test_penalties_follow_each_token() -> None:
         found = chooser.next(row, index).id
         assert found == int(want.argmax())
         answer.append(found)
+
+
+def test_the_tokens_of_a_prompt_have_ranks() -> None:
+    rows = torch.stack([logits((3, 2.0), (9, 1.0)), logits((3, 2.0), (9, 1.0))])
+    first, second = prompt_logprobs(rows, torch.tensor([3, 8]), 1)
+    assert (first.rank, second.rank) == (1, 3)
+    assert [token for token, _ in second.top] == [3]

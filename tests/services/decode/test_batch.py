@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sps2.common.errors import Cancelled, Internal, PeerLost, Unsound
+from sps2.common.errors import Cancelled, Internal, Invalid, PeerLost, Unsound
 from sps2.common.messages import Sampling, Token
 from sps2.common.model.sampler import Sampler
 from sps2.services.decode.remote import exchange
@@ -226,23 +226,27 @@ async def test_a_failing_sampler_fails_its_request_alone(
                 raise ZeroDivisionError("secret")
             if self._sampling.seed == 14 and index == 4:
                 raise Unsound("the logits of this request are not numbers")
+            if self._sampling.seed == 15 and index == 4:
+                raise Invalid("the grammar of this request is too complex")
             return super().accept(token, logits, index)
 
     monkeypatch.setattr("tests.services.world.Sampler", Breaks)
-    model, prompts = tiny_model(), {0: [9, 8], 13: [4], 14: [5, 6]}
+    model, prompts = tiny_model(), {0: [9, 8], 13: [4], 14: [5, 6], 15: [7]}
     _, answer = await oracle(model, prompts[0], 20)
     async with world(model, 1, 1) as shards:
         runs = (
             shards.run(f"r{seed}", prompt, msgspec.structs.replace(greedy(20), seed=seed))
             for seed, prompt in prompts.items()
         )
-        good, broken, known = await asyncio.gather(*runs, return_exceptions=True)
+        good, broken, known, wrong = await asyncio.gather(*runs, return_exceptions=True)
         assert not isinstance(good, BaseException)
         assert [token.id for token in good[1]] == answer
         assert isinstance(broken, Internal)
         assert "secret" not in str(broken)
         assert isinstance(known, Unsound)
         assert "not numbers" in str(known)
+        assert isinstance(wrong, Invalid)
+        assert "too complex" in str(wrong)
         assert [each.message for each in caplog.records] == ["no token could be drawn"] * 2
         assert shards.decode[0].pool.free_pages == 64
 

@@ -19,6 +19,7 @@ from sps2.common.messages import (
     Decode,
     Decoded,
     Deposited,
+    Evicted,
     ExactMethod,
     Follow,
     Hold,
@@ -193,7 +194,7 @@ async def test_answers_equal_the_oracles_and_pages_come_back(length: int) -> Non
     async with shard(model) as own:
         tokens = await own.run("r", prompt_of(length), 20)
         assert [token.id for token in tokens] == answer
-        await own.decode.evict(own.decode.cached())
+        await own.decode.reports.evict(Evicted(own.decode.reports.cached()))
         assert await own.data.run(free_pages(own)) == 256
 
 
@@ -202,13 +203,13 @@ async def test_a_prefix_in_the_same_process_is_attended_to_there(window: int | N
     model = tiny_model(window)
     async with shard(model) as own:
         await own.run("first", prompt_of(90), 2)
-        named = len(own.decode.cached())
+        named = len(own.decode.reports.cached())
         for request, (cached, rest) in {"a": (88, 2), "b": (40, 60), "c": (4, 3)}.items():
             prompt = prompt_of(90)[:cached] + [7] * rest
             _, answer = await oracle(model, prompt, 12)
             tokens = await own.run(request, prompt, 12, cached)
             assert [token.id for token in tokens] == answer
-        await own.decode.evict(own.decode.cached())
+        await own.decode.reports.evict(Evicted(own.decode.reports.cached()))
         assert await own.data.run(free_pages(own)) == 256
         assert named == 22
 
@@ -223,8 +224,8 @@ async def test_what_others_compute_lies_in_its_pages_too(method: ExactMethod) ->
             _, answer = await oracle(model, prompt, 20)
             tokens = await own.run(f"{cached} {length}", prompt, 20, cached, [other], scheme)
             assert [token.id for token in tokens] == answer
-        assert other.decode.cached() == ()
-        await own.decode.evict(own.decode.cached())
+        assert other.decode.reports.cached() == ()
+        await own.decode.reports.evict(Evicted(own.decode.reports.cached()))
         assert await own.data.run(free_pages(own)) == 256
 
 
