@@ -24,6 +24,7 @@ class Shown:
         self.text = ""
         self._limit = limit
         self._is_cut = False
+        self._thinks = False
         self._out = Wrapped(render.out.width if render.out.is_terminal else None, sys.stdout.write)
         self._first_s: float | None = None
         self._last_s = 0.0
@@ -32,13 +33,26 @@ class Shown:
     def take(self, chunk: "CompletionChunk | ChatChunk", pieces: Iterable[str]) -> None:
         """Print a chunk's part of the answer."""
         for piece in filter(None, pieces):
-            self._last_s = time.monotonic()
-            self._first_s = self._first_s or self._last_s
+            self._tick()
+            if self._thinks:
+                self._thinks = False
+                render.err.print("\n")
             self.text += piece
             self._out.add(piece)
         sys.stdout.flush()
         self._is_cut |= any(choice.finish_reason == "length" for choice in chunk.choices)
         self._usage = chunk.usage or self._usage
+
+    def think(self, pieces: Iterable[str]) -> None:
+        """Print what the model thinks before it answers, on stderr: it is no part of the text."""
+        for piece in filter(None, pieces):
+            self._tick()
+            self._thinks = True
+            render.err.print(piece, style="dim", end="", markup=False, soft_wrap=True)
+
+    def _tick(self) -> None:
+        self._last_s = time.monotonic()
+        self._first_s = self._first_s or self._last_s
 
     def end(self, note: str = "") -> None:
         """End the text, and print its figures on stderr if that is a terminal."""

@@ -157,7 +157,9 @@ def answer(client: "Client", turns: list["Turn"], settings: dict[str, Any]) -> R
         with prefill_bar.shown() as waiting:
             for chunk in client.chat_stream(turns, **prefill_bar.watched(settings)):
                 waiting.take(chunk)
-                shown.take(chunk, [choice.delta.content or "" for choice in chunk.choices])
+                deltas = [choice.delta for choice in chunk.choices]
+                shown.think(delta.reasoning_content or "" for delta in deltas)
+                shown.take(chunk, [delta.content or "" for delta in deltas])
     except KeyboardInterrupt:
         note = " [stopped]"
     except ServiceError:

@@ -40,7 +40,9 @@ def find(
     scale: float = 1.0,
     span_s: float | None = None,
     longest: int | None = None,
+    think_scale: float = 1.0,
     longest_think_s: float | None = None,
+    sessions: int | None = None,
     long_prompts: tuple[int, int] | None = None,
     seed: int = 0,
 ) -> Workload:
@@ -59,7 +61,9 @@ def find(
         scale: lengths are multiplied by it.
         span_s: only what comes in so many seconds is kept.
         longest: requests with longer prompts, after scaling, are left out.
-        longest_think_s: longer pauses in a session are cut to it.
+        think_scale: pauses in a session are multiplied by it.
+        longest_think_s: longer ones are cut to it then.
+        sessions: only so many sessions are kept.
         long_prompts: replaces the longest 5 % of a distribution's prompts by lengths in this range,
             before scaling.
         seed: of everything drawn.
@@ -68,7 +72,7 @@ def find(
         Invalid: an unknown name, a broken file, or arguments that make no sense.
         OSError: a file cannot be read.
     """
-    shape = Shape(scale, longest, longest_think_s, span_s, limit)
+    shape = Shape(scale, longest, think_scale, longest_think_s, span_s, sessions, limit)
     arrivals = None
     if cv is not None or last_rate is not None:
         arrivals = Arrivals(rate or 1.0, 1.0 if cv is None else cv, last_rate, strategy)

@@ -48,7 +48,9 @@ def read_trace(path: Path, shape: Shape, timing: Timing) -> Workload:
         turns = started(sessions, arrivals, timing.seed, shape)
         return checked(Workload(path.name, turns, shape.block(BLOCK_TOKENS, True)), str(path))
     source = _opened(path)
-    found = list(_some(_fit(source, shape), None if shape.span_s else shape.limit))
+    found = list(
+        _some(_fit(source, shape), None if shape.span_s or shape.sessions else shape.limit)
+    )
     used = any(turn.blocks for turn in found)
     block = shape.block(source.block_tokens, used)
     timed = timing.timed(found, shape, source.is_timed)

@@ -61,6 +61,36 @@ def test_sessions_wait_for_answers(foreign: Foreign, tmp_path: Path) -> None:
     assert gaps[1] >= 0.3
 
 
+def test_agents_of_a_file(foreign: Foreign, tmp_path: Path) -> None:
+    first = [[0.0, 1024, 1024, 3, 0], [5.0, 1536, 512, 3, 600.0], [9.0, 1600, 64, 3, 600.0]]
+    second = [[0.0, 512, 512, 3, 0], [5.0, 1024, 512, 3, 600.0]]
+    path = tmp_path / "agents.jsonl"
+    path.write_text(
+        "".join(json.dumps({"id": str(n), "rows": r}) + "\n" for n, r in enumerate((first, second)))
+    )
+    agents = ("--dataset-name", "agents", "--dataset-path", path, "--length-scale", 0.0625)
+    found = measured(foreign, tmp_path, *agents, "--think-scale", 0.0001)
+    assert found["completed"] == 5
+    prompts = sorted((body["prompt"] for body in foreign.bodies), key=len)
+    assert [len(prompt) for prompt in prompts] == [32, 64, 64, 96, 100]
+    short, *both, middle, long = prompts
+    begun = [prompt for prompt in both if prompt[:32] == short]
+    assert len(begun) == 1, "the second session goes on"
+    assert long[:96] == middle
+    assert middle[:64] in both
+    rows = [{"timestamp": 0, "input_length": 512, "output_length": 3, "hash_ids": [7]}]
+    path.write_text(json.dumps(rows[0]) + "\n")
+    assert "has no sessions" in run(foreign, *agents).output
+
+
+def test_agents_that_are_drawn(foreign: Foreign, tmp_path: Path) -> None:
+    small = ("--length-scale", 0.01, "--num-prompts", 12, "--think-scale", 0)
+    agents = (*small, "--dataset-name", "agents", "--num-sessions", 2)
+    assert measured(foreign, tmp_path, *agents)["completed"] == 12
+    beginnings = {tuple(body["prompt"][:50]) for body in foreign.bodies}
+    assert len(beginnings) == 2
+
+
 CHAT = [
     {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "one"}]},
     {

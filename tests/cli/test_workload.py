@@ -7,6 +7,7 @@ import math
 import random
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -229,6 +230,28 @@ def test_a_session_ends_before_a_turn_that_is_too_long(write: Write) -> None:
     path = write(lines(AGENT), "agents.jsonl")
     assert [turn.prompt_tokens for turn in find(path, longest=2100).turns] == [2048]
     assert [turn.think_s for turn in find(path, longest_think_s=2).turns] == [None, 2, 1]
+
+
+def test_some_sessions_are_whole(write: Write) -> None:
+    path = write(lines(*(AGENT | {"id": each} for each in "abc")), "agents.jsonl")
+    kept = find(path, sessions=2, rate=math.inf, limit=5).turns
+    assert Counter(turn.session for turn in kept) == {"a": 3, "b": 2}
+    assert len(find(write(AZURE), sessions=2).turns) == 2
+    with pytest.raises(Invalid, match="number of sessions"):
+        find(path, sessions=0)
+
+
+def test_pauses_are_scaled_and_then_cut(write: Write) -> None:
+    path = write(lines(AGENT), "agents.jsonl")
+
+    def pauses(**shape: float) -> list[float | None]:
+        return [turn.think_s for turn in find(path, **shape).turns]  # type: ignore[arg-type]
+
+    assert pauses(think_scale=0.5) == [None, 2.25, 0.5]
+    assert pauses(think_scale=0) == [None, 0, 0]
+    assert pauses(think_scale=4, longest_think_s=5) == [None, 5, 4]
+    with pytest.raises(Invalid, match="pauses times -1"):
+        pauses(think_scale=-1)
 
 
 def test_the_rate_of_a_trace(write: Write) -> None:

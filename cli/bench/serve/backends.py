@@ -9,6 +9,7 @@ import msgspec
 
 from sps2.cli.bench.serve.http import Answer, BadAnswer, Http, events
 from sps2.cli.bench.serve.reply import Reply
+from sps2.common.api import Delta
 from sps2.common.client import AsyncClient
 from sps2.common.errors import Refused, ServiceError
 
@@ -169,7 +170,7 @@ class Sdk:
                     now_s = time.perf_counter()
                     for choice in chunk.choices:
                         is_chat = hasattr(choice, "delta")
-                        said = (choice.delta.content or "") if is_chat else choice.text
+                        said = _said_to_sdk(choice.delta) if is_chat else choice.text
                         if said or reply.stamps_s or not is_chat:
                             reply.stamps_s.append(now_s)
                             pieces.append(said)
@@ -184,6 +185,10 @@ class Sdk:
 
     async def close(self) -> None:
         await self._client.close()
+
+
+def _said_to_sdk(delta: Delta) -> str:
+    return delta.content or delta.reasoning_content or ""
 
 
 def _said(choice: _Choice) -> str:

@@ -131,6 +131,20 @@ def serve(
             rich_help_panel=LENGTHS,
         ),
     ] = 0.0,
+    num_sessions: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Send only so many sessions of a trace, whole.", rich_help_panel=LENGTHS
+        ),
+    ] = None,
+    think_scale: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Pauses in the sessions of a trace are multiplied by this.",
+            rich_help_panel=LENGTHS,
+        ),
+    ] = 1.0,
     longest_think_time: Annotated[
         float | None,
         typer.Option(
@@ -277,7 +291,9 @@ def serve(
         scale=length_scale,
         longest=longest_prompt,
         span_s=time_span,
+        think_scale=think_scale,
         longest_think_s=longest_think_time,
+        sessions=num_sessions,
         think_s=think_time,
         is_chat=is_chat,
         is_text=is_chat or prompts == "text",

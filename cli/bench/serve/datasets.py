@@ -26,7 +26,7 @@ def jobs(wanted: Wanted, prompts: Prompts, tokenizer: "Tokenizer | None") -> lis
         raise Invalid(f"--dataset-name {wanted.name} needs --dataset-path")
     if make is not None:
         return make(wanted, prompts, tokenizer)
-    if wanted.path is not None:
+    if wanted.path is not None and wanted.name != sources.AGENTS:
         raise Invalid(f"--dataset-name {wanted.name} reads no file; {', '.join(FROM_FILES)} do")
     return _traced(wanted, prompts, tokenizer)
 
@@ -86,6 +86,8 @@ def _traced(wanted: Wanted, prompts: Prompts, _: object) -> list[Job]:
     workload = _workload(wanted)
     if wanted.answer_tokens is not None:
         raise Invalid(f"--output-len has no effect on {wanted.name}, which has lengths of its own")
+    if wanted.name == sources.AGENTS and not any(turn.session for turn in workload.turns):
+        raise Invalid(f"{wanted.path} has no sessions: send it with --dataset-name trace")
     return [
         Job(turn, _made(wanted, prompts, turn, workload.block_tokens, number))
         for number, turn in enumerate(workload.turns)
@@ -108,7 +110,9 @@ def _workload(wanted: Wanted) -> Workload:
         strategy=arrivals.strategy,
         scale=wanted.scale,
         longest=wanted.longest,
+        think_scale=wanted.think_scale,
         longest_think_s=wanted.longest_think_s,
+        sessions=wanted.sessions,
         span_s=wanted.span_s,
         seed=wanted.seed,
     )
@@ -124,4 +128,4 @@ BY_NAME: dict[str, Maker] = {
     "trace": _traced,
 }
 """The other names are those of `sources.names()`."""
-FROM_FILES = ("trace", "text", "custom", "conversations")
+FROM_FILES = ("trace", sources.AGENTS, "text", "custom", "conversations")

@@ -50,7 +50,9 @@ class Wanted:
     scale: float
     longest: int | None
     span_s: float | None
+    think_scale: float
     longest_think_s: float | None
+    sessions: int | None
     think_s: float
     is_chat: bool
     is_text: bool
