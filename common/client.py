@@ -365,7 +365,13 @@ def _checked(fields: dict[str, object], kind: type[T]) -> T:
 def _turns(messages: Messages) -> Sequence[Turn | api.Message]:
     if isinstance(messages, str):
         return [{"role": "user", "content": messages}]
-    return [
-        {"role": each.role, "content": each.content} if isinstance(each, api.Answer) else each
-        for each in messages
-    ]
+    return [_turn(each) if isinstance(each, api.Answer) else each for each in messages]
+
+
+def _turn(answer: api.Answer) -> api.Message:
+    return api.Message(
+        answer.role,
+        answer.content,
+        tool_calls=answer.tool_calls or None,
+        reasoning_content=answer.reasoning_content or None,
+    )

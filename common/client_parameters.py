@@ -1,7 +1,7 @@
 """The parameters of the SDK's calls, as types."""
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from sps2.common import api
 
@@ -37,6 +37,16 @@ class Parameters(TypedDict, total=False):
     logit_bias: dict[str, float] | None
     ignore_eos: bool | None
     min_tokens: int | None
+    allowed_token_ids: list[int] | None
+    bad_words: list[str] | None
+    prompt_logprobs: int | None
+    truncate_prompt_tokens: int | None
+    skip_special_tokens: bool | None
+    include_stop_str_in_output: bool | None
+    return_token_ids: bool | None
+    return_tokens_as_token_ids: bool | None
+    response_format: dict[str, Any] | api.ResponseFormat | None
+    structured_outputs: dict[str, Any] | api.StructuredOutputs | None
     cache_salt: str | None
     user: str | None
     sps2: api.Extension | None
@@ -48,6 +58,7 @@ class CompletionParameters(Parameters, total=False):
     max_tokens: int | None
     logprobs: int | None
     echo: bool | None
+    add_special_tokens: bool | None
 
 
 class ChatParameters(Parameters, total=False):
@@ -57,3 +68,11 @@ class ChatParameters(Parameters, total=False):
     max_completion_tokens: int | None
     logprobs: bool | None
     top_logprobs: int | None
+    tools: Sequence[api.Tool | dict[str, Any]] | None
+    tool_choice: str | dict[str, Any] | api.NamedTool | None
+    parallel_tool_calls: bool | None
+    include_reasoning: bool | None
+    add_generation_prompt: bool | None
+    continue_final_message: bool | None
+    chat_template_kwargs: dict[str, Any] | None
+    documents: list[dict[str, Any]] | None

@@ -29,7 +29,8 @@ def careless(tree: ast.AST) -> Iterator[int]:
             continue
         texts = name in WHERE and method and len(node.args) <= WHERE[name]
         opened = name in MODES and is_text(node, name, method, named.get("mode"))
-        if texts or opened or {"text", "universal_newlines"} & named.keys():
+        asked = [named[each] for each in ("text", "universal_newlines") if each in named]
+        if texts or opened or any(isinstance(e, ast.Constant) and e.value is True for e in asked):
             yield node.lineno
 
 
@@ -69,6 +70,7 @@ def test_every_text_file_names_its_encoding() -> None:
         ("inboxes.open('name', 0)", False),
         ("subprocess.run(command, text=True)", True),
         ("subprocess.run(command, encoding='utf-8')", False),
+        ("Part(text=text)", False),
     ],
 )
 def test_the_guard_sees(code: str, found: bool) -> None:

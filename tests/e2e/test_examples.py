@@ -67,6 +67,33 @@ def test_openai_client(cluster: Running) -> None:
     assert output == f"{answer}\nSP degree of prefill: 2\n{answer}\n"
 
 
+def test_ollama_client(cluster: Running) -> None:
+    output = said(sys.executable, str(EXAMPLES / "ollama_client.py"), cluster.url)
+    answer, counts, streamed, _ = output.rsplit("\n", 3)
+    assert answer == streamed == chat(cluster, "Name three rivers.")
+    assert counts.endswith(" and 16")
+
+
+def test_anthropic_client(cluster: Running) -> None:
+    output = said(sys.executable, str(EXAMPLES / "anthropic_client.py"), cluster.url)
+    answer, counts, streamed, _ = output.rsplit("\n", 3)
+    assert answer == streamed == chat(cluster, "Name three rivers.")
+    assert counts.endswith(" and 16")
+
+
+def test_responses(cluster: Running) -> None:
+    output = said(sys.executable, str(EXAMPLES / "responses.py"), cluster.url)
+    assert output.startswith(f"{chat(cluster, 'Name three rivers.')}\n")
+    assert output.endswith("\nanswered items: 3\n")
+
+
+def test_batch(cluster: Running) -> None:
+    output = said(sys.executable, str(EXAMPLES / "batch.py"), cluster.url)
+    assert output.startswith("completed BatchRequestCounts(completed=2, failed=0, total=2)\n")
+    assert f"rivers: {chat(cluster, 'Name three rivers.')}\n" in output
+    assert f"colours: {chat(cluster, 'Name three colours.')}\n" in output
+
+
 def test_the_demo_says_that_its_answer_was_cut() -> None:
     demo = runpy.run_path(str(EXAMPLES / "demo.py"))
     numbers = dict.fromkeys(Sps2Usage.__struct_fields__, 1)
@@ -89,3 +116,9 @@ def test_sdk_async(cluster: Running) -> None:
     asked = [f"Name three {what}." for what in ("rivers", "lakes", "seas")]
     answers = "".join(f"{question} {chat(cluster, question)}\n" for question in asked)
     assert output == f"{answers}given up\n"
+
+
+def test_tools(cluster: Running) -> None:
+    output = said(sys.executable, str(EXAMPLES / "tools.py"), cluster.url)
+    call = r'weather\(\{\s*"city"\s*:\s*".*"\s*\}\)\n.'
+    assert re.match(call, output, re.DOTALL), output
