@@ -24,7 +24,8 @@ def closed(schema: dict[str, Any]) -> dict[str, Any]:
     """
     if any(_combined(each) for each in _within(schema)):
         return schema
-    return _closed(schema)
+    found: dict[str, Any] = _closed(schema)
+    return found
 
 
 def _closed(schema: Any) -> Any:

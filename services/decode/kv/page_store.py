@@ -195,12 +195,17 @@ class PageStore:
                     if file.name.endswith(DRAFT):
                         with suppress(OSError):
                             os.unlink(file.path)
-                elif file.stat().st_size == self._form.file_bytes:
-                    found.append((file.stat().st_mtime_ns, page_hash))
-                else:
-                    self._note("damaged", "cannot use %s: its size is wrong", file.path)
+                    continue
+                try:
+                    about = file.stat()
+                    if about.st_size != self._form.file_bytes:
+                        raise Damaged("its size is wrong")
+                except (OSError, Damaged) as error:  # as of a link that leads nowhere
+                    self._note("damaged", "cannot use %s: %s", file.path, error)
                     with suppress(OSError):
                         os.unlink(file.path)
+                else:
+                    found.append((about.st_mtime_ns, page_hash))
         self._used_ns = {page_hash: used_ns for used_ns, page_hash in sorted(found)}
 
     def _shrink(self) -> None:

@@ -75,19 +75,16 @@ class Responses:
             )
         return kept.stored
 
-    def item(self, item_id: str, owner: str, field: str) -> Item:
-        """An item of a stored response, the latest of that id. Raises Invalid as `get` does."""
+    def items(self, owner: str) -> dict[str, Item]:
+        """All items of an owner's responses by their ids; the latest of an id."""
         self._trim()
-        for kept in reversed(self._by_id.values()):
-            if kept.owner == owner:
-                for item in kept.stored.conversation:
-                    if item.id == item_id:
-                        return item
-        raise Invalid(
-            f"no stored response has an item {item_id[:80]!r}: send the item itself",
-            field,
-            NOT_FOUND,
-        )
+        return {
+            item.id: item
+            for kept in self._by_id.values()
+            if kept.owner == owner
+            for item in kept.stored.conversation
+            if item.id is not None
+        }
 
     def delete(self, response_id: str, owner: str) -> None:
         """Remove a response. Raises Invalid as `get` does."""

@@ -4,7 +4,6 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import NamedTuple
 
 import msgspec
@@ -38,7 +37,7 @@ from sps2.services.gateway.protocols.responses.requests import (
     ResponsesRequest,
     Tool,
 )
-from sps2.services.gateway.protocols.responses.store import Responses
+from sps2.services.gateway.protocols.responses.store import NOT_FOUND, Responses
 
 _PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco"}
 
@@ -141,11 +140,25 @@ def _items(request: ResponsesRequest, stored: Responses, owner: str) -> Iterator
     if isinstance(request.input, str):
         yield _stored(Item(type="message", role="user", content=request.input))
         return
+    known: dict[str, Item] | None = None
     for index, item in enumerate(request.input):
         if item.kind == "item_reference":
-            yield stored.item(item.id or "", owner, f"input[{index}].id")
+            known = stored.items(owner) if known is None else known
+            yield _taken(known, item.id or "", f"input[{index}].id")
         else:
             yield _stored(item)
+
+
+def _taken(known: dict[str, Item], item_id: str, field: str) -> Item:
+    """Take the item that a reference stands for: once, else a small body were a huge prompt."""
+    if item_id not in known:
+        raise Invalid(
+            f"no stored response has an item {item_id[:80]!r}, or an earlier reference stands for "
+            "it: send the item itself",
+            field,
+            NOT_FOUND,
+        )
+    return known.pop(item_id)
 
 
 def _stored(item: Item) -> Item:
@@ -167,7 +180,7 @@ def _messages(instructions: str | None, items: Sequence[Item]) -> list[Message]:
     """The messages of a chat: items of one turn of the assistant become one message."""
     messages: list[Message] = []
     orders = [] if instructions is None else [instructions]
-    turn = _Turn()
+    turn, calls = _Turn(), set[str]()
     for item in items:
         is_order = item.kind == "message" and item.role in ("system", "developer")
         if is_order and not messages and turn.is_empty:
@@ -179,10 +192,12 @@ def _messages(instructions: str | None, items: Sequence[Item]) -> list[Message]:
             orders = []
         if turn.takes(item):
             continue
-        messages += turn.whole()
-        turn = _Turn()
+        if not turn.is_empty:
+            messages += turn.whole()
+            calls = {each.id for each in turn.calls}
+            turn = _Turn()
         if item.kind == "function_call_output":
-            _check_result(item, messages)
+            _check_result(item, calls)
             messages.append(Message("tool", text_of(item.output), tool_call_id=item.call_id))
         else:
             messages.append(Message(item.role or "user", text_of(item.content)))
@@ -191,10 +206,8 @@ def _messages(instructions: str | None, items: Sequence[Item]) -> list[Message]:
     return messages + turn.whole()
 
 
-def _check_result(item: Item, messages: Sequence[Message]) -> None:
-    """Raise Invalid if a result is of no call in the last turn of the assistant."""
-    turns = (each for each in reversed(messages) if each.role == "assistant")
-    calls = {call.id for turn in islice(turns, 1) for call in turn.tool_calls or ()}
+def _check_result(item: Item, calls: set[str]) -> None:
+    """Raise Invalid if a result is of none of the calls in the last turn of the assistant."""
     if item.call_id not in calls:
         raise Invalid(
             f"`input` has the result of a call {(item.call_id or '')[:80]!r}, but no such "

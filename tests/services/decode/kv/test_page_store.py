@@ -97,6 +97,20 @@ def test_a_file_of_another_size_is_noticed_at_start_or_when_it_is_read(
     store.close()
 
 
+@pytest.mark.parametrize("where", ["nowhere", f"{NAMES[0].hex()}.kv"])
+def test_a_link_that_leads_nowhere_costs_no_other_page(
+    store: PageStore, folder: Path, where: str
+) -> None:
+    fill(store, 2)
+    place = files(folder)[0]
+    place.unlink()
+    place.symlink_to(where)
+    store = again(store, folder)
+    assert (store.hashes(), store.counters["damaged"]) == (NAMES[1:2], 1)
+    assert not place.is_symlink()
+    store.close()
+
+
 def test_a_page_of_another_name_or_model_is_not_used(store: PageStore, folder: Path) -> None:
     fill(store, 2)
     first, second = files(folder)

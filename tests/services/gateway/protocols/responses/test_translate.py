@@ -5,9 +5,10 @@ import pytest
 from sps2.common import api
 from sps2.common.api import FunctionCall, Message, NamedTool, TextPart, ToolCall
 from sps2.common.errors import Invalid
+from sps2.services.gateway.protocols.responses.items import Item
 from sps2.services.gateway.protocols.responses.requests import ResponsesRequest
-from sps2.services.gateway.protocols.responses.store import Responses
-from sps2.services.gateway.protocols.responses.translate import asked
+from sps2.services.gateway.protocols.responses.store import Responses, Stored
+from sps2.services.gateway.protocols.responses.translate import asked, begun
 
 USER = {"role": "user", "content": "hi"}
 
@@ -109,3 +110,35 @@ def test_the_form_of_the_answer():
     assert told.type == "json_object"
     for text in (None, {}, {"format": {"type": "text"}, "verbosity": "low"}):
         assert translated(text=text).chat.response_format is None
+
+
+class Id(str):
+    """Counts how often it is looked up."""
+
+    looked_up = 0
+
+    def __hash__(self) -> int:
+        Id.looked_up += 1
+        return super().__hash__()
+
+
+def test_many_results_take_no_more_work_each():
+    ids = [Id(number) for number in range(500)]
+    calls = [Item(type="function_call", call_id=each, name="f", arguments="{}") for each in ids]
+    results = [Item(type="function_call_output", call_id=each, output="x") for each in ids]
+    request = ResponsesRequest(input=[Item(role="user", content="x"), *calls, *results])
+    told = asked(request, Responses(1 << 20, 60), "")
+    assert len(told.chat.messages) == 502
+    assert Id.looked_up <= 4 * len(ids)
+
+
+def test_an_item_is_referred_to_once():
+    stored = Responses(1 << 20, 60)
+    whole = begun(ResponsesRequest(input="x"), "resp_1", "tiny")
+    stored.put(Stored(whole, (Item(type="message", id="in_1", role="user", content="hi"),)), "")
+    reference = Item(type="item_reference", id="in_1")
+    told = asked(ResponsesRequest(input=[reference]), stored, "")
+    assert told.chat.messages == [Message("user", "hi")]
+    with pytest.raises(Invalid, match="earlier reference") as caught:
+        asked(ResponsesRequest(input=[reference, reference]), stored, "")
+    assert (caught.value.field, caught.value.code) == ("input[1].id", "response_not_found")
