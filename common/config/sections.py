@@ -192,7 +192,8 @@ class Scheduler(Section, frozen=True):
         ),
     ] = 60.0
     prefill_span_tokens: Annotated[
-        Positive, Meta(description="the SP degree is at most the prompt's length over this, rounded up")
+        Positive,
+        Meta(description="the SP degree is at most the prompt's length over this, rounded up"),
     ] = 256
     pass_tokens: Annotated[
         int,
