@@ -200,8 +200,8 @@ class TestScheduler:
                 Exchanged({"kv": 40}, 1.0, 0.5, 1.0, 0.5),
             )
             first = tokens[request.sampling.answered]
-            pooled = (struct.pack("<2f", 3, 0), struct.pack("<2f", 0, 4))
-            pooled = pooled if request.sampling.pooling else ()
+            sums = struct.pack("<2f", 3, 0), struct.pack("<2f", 0, 4)
+            pooled = sums if request.sampling.pooling else ()
             yield FirstToken(first, prompt_logprobs, 0.01, ranks, pooled=pooled)
             if first.finish is None:
                 await done.wait()
