@@ -118,7 +118,16 @@ def _services(found: ClusterStatus, children: dict[str, Child]) -> Table:
 def _shards(found: ClusterStatus, page_tokens: int) -> Table:
     assigned = any(shard.duty not in (shard.role, None) for shard in found.shards)
     duty = ["DUTY"] if assigned else []
-    columns = (*duty, "STATE", "TRANSPORT", ">KV TOKENS", ">FREE", ">REQUESTS")
+    uneven = any(shard.speed is not None for shard in found.shards)
+    columns = (
+        *duty,
+        "STATE",
+        "TRANSPORT",
+        ">KV TOKENS",
+        ">FREE",
+        ">REQUESTS",
+        *([">SPEED"] if uneven else []),
+    )
     table = render.table("SHARD", *columns)
     for shard in found.shards:
         pages = (shard.pages, shard.pages_free) if shard.pages else ()
@@ -126,7 +135,8 @@ def _shards(found: ClusterStatus, page_tokens: int) -> Table:
         requests = str(len(shard.requests) or "")
         duty = [shard.duty or shard.role] if assigned else []
         state = render.state(shard.state)
-        table.add_row(shard.id, *duty, state, shard.transport, *tokens, requests)
+        speed = ["" if shard.speed is None else f"{shard.speed:.2f}"] if uneven else []
+        table.add_row(shard.id, *duty, state, shard.transport, *tokens, requests, *speed)
     return table
 
 

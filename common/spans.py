@@ -49,15 +49,17 @@ def zigzag(tokens: int, rows: int, columns: int = 1) -> list[tuple[Span, ...]]:
 
 
 def consecutive(
-    tokens: int, ranks: int, pair_cost: float, align: int = 1
+    tokens: int, ranks: int, pair_cost: float, align: int = 1, speeds: Sequence[float] = ()
 ) -> list[tuple[Span, ...]]:
-    """Consecutive spans, one per rank, with lengths that make causal work even.
+    """Consecutive spans, one per rank, with lengths that make the time of causal work even.
 
     Args:
         tokens: at least `ranks * align`.
         pair_cost: cost of attending to one key, relative to all other costs of a token.
         align: spans begin at multiples of it.
+        speeds: work per time of each rank; empty if all are equally fast.
     """
+    done: Sequence[float] = list(itertools.accumulate(speeds)) or range(1, ranks + 1)
 
     def cost(x: float) -> float:
         return x + pair_cost * x * x / 2
@@ -67,7 +69,7 @@ def consecutive(
 
     edges = [0]
     for rank in range(1, ranks):
-        ideal = tokens_for(cost(tokens) * rank / ranks)
+        ideal = tokens_for(cost(tokens) * done[rank - 1] / done[-1])
         least, most = edges[-1] + align, ((tokens - 1) // align - (ranks - 1 - rank)) * align
         edges.append(max(least, min(round(ideal / align) * align, most)))
     edges.append(tokens)

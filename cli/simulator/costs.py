@@ -5,7 +5,7 @@ from typing import NamedTuple
 from sps2.cli.simulator.profile import Profile
 from sps2.common.model.config import ModelConfig
 from sps2.services.scheduler.plan import Plan
-from sps2.services.scheduler.schemes import EXPECTED_WORK, IN_A_ROW
+from sps2.services.scheduler.rates import EXPECTED_WORK, IN_A_ROW
 
 
 class RankCost(NamedTuple):

@@ -89,6 +89,8 @@ class ShardStatus(Struct, frozen=True):
     """Control-bus addresses of its other processes."""
     duty: Role | None = None
     """What it is used for: its role, unless it is a mixed shard with another duty."""
+    speed: float | None = None
+    """How fast it computes prompts, relative to the fastest; None if all are about as fast."""
 
 
 class SetDuty(Request[Done], frozen=True):

@@ -24,6 +24,8 @@ answer waits longer for a token. A mixed shard computes a prompt of its own in c
 length, if they have `LEAST_TOKENS`."""
 LEAST_TOKENS = 512
 """Shorter chunks would read the model's weights for too little arithmetic."""
+SLOW = 0.5
+"""A shard that is no faster than this, relative to the fastest, joins no prompt between chunks."""
 SLACK = 1.1
 """A chunk counts as that short up to this factor: it is cut at a page."""
 Budget = Callable[[Fleet, Sequence[str]], int]
@@ -58,7 +60,7 @@ class Chunks:
         start = plan.chunk.start
         stop = self._stop(plan, work, plan.group, start, fleet)
         if stop < plan.chunk.stop:
-            plan = self._chunk(plan, work, plan.group, Span(start, stop))
+            plan = self._chunk(plan, work, plan.group, Span(start, stop), fleet)
         return self._shared(plan, fleet)
 
     def following(self, plan: Plan, work: Work, fleet: Fleet, ahead: Ahead) -> Plan | Wait:
@@ -71,12 +73,15 @@ class Chunks:
         start, keepers = plan.chunk.stop, {place.shard for place in plan.placements}
         if self._goes_on_alone(plan.group, fleet) and plan.group[0] in fleet.members:
             stop = self._stop(plan, work, plan.group, start, fleet)
-            return self._shared(self._chunk(plan, work, plan.group, Span(start, stop)), fleet)
+            chunk = self._chunk(plan, work, plan.group, Span(start, stop), fleet)
+            return self._shared(chunk, fleet)
+        speeds = fleet.relative_speeds()
         able = {
             member.shard.id: before
             for member in fleet.prefillers()
             if (before := ahead(member)) is not None
             and not fleet.pairs_apart({member.shard.id, *keepers})
+            and (member.shard.id in plan.group or speeds.get(member.shard.id, 1.0) > SLOW)
         }
         order = sorted(
             able, key=lambda shard: (shard not in plan.group, shard not in keepers, able[shard])
@@ -87,7 +92,8 @@ class Chunks:
             if not fleet.pairs_apart(group):
                 stop = self._stop(plan, work, group, start, fleet)
                 with suppress(Invalid):
-                    return self._shared(self._chunk(plan, work, group, Span(start, stop)), fleet)
+                    chunk = self._chunk(plan, work, group, Span(start, stop), fleet)
+                    return self._shared(chunk, fleet)
             group.pop()
         return Wait("shards")
 
@@ -112,8 +118,12 @@ class Chunks:
         pages = max(start // page_tokens + 1, (start + most) // page_tokens)
         return min(work.prompt_tokens, pages * page_tokens)
 
-    def _chunk(self, plan: Plan, work: Work, group: Sequence[str], chunk: Span) -> Plan:
-        partition = self._schemes.choose(chunk.tokens, len(group), work.options).after(chunk.start)
+    def _chunk(
+        self, plan: Plan, work: Work, group: Sequence[str], chunk: Span, fleet: Fleet
+    ) -> Plan:
+        speeds = fleet.speeds_of(group)
+        partition = self._schemes.choose(chunk.tokens, len(group), work.options, speeds=speeds)
+        partition = partition.after(chunk.start)
         group = tuple(group[: len(partition.spans)])
         if kept := plan.before(chunk.start):
             queries = [
@@ -129,7 +139,7 @@ class Chunks:
             group=group,
             partition=partition,
             threads=threads,
-            rest_s=self._schemes.alone_s(left, chunk.stop) / len(group),
+            rest_s=self._schemes.alone_s(left, chunk.stop) / (sum(speeds) or len(group)),
         )
 
 

@@ -38,6 +38,7 @@ from sps2.services.scheduler.events import (
     STARTS_NONE,
     Assigned,
     Chunked,
+    Computed,
     Decoded,
     Ended,
     Event,
@@ -57,8 +58,9 @@ from sps2.services.scheduler.events import (
 )
 from sps2.services.scheduler.fleet import Fleet
 from sps2.services.scheduler.lateness import overdue
+from sps2.services.scheduler.learning import learn_speeds
 from sps2.services.scheduler.plan import Work
-from sps2.services.scheduler.request import Request, gives_way, held_back_by
+from sps2.services.scheduler.request import Request, gives_way
 from sps2.services.scheduler.rules import broken_rule
 from sps2.services.scheduler.unreachable import APART_S
 from sps2.services.scheduler.view import Forecast, Planner, View
@@ -166,6 +168,8 @@ class Core:
             case Progressed(id, tokens):
                 self._requests[id].computed = tokens
                 self._progressed.append(self._requests[id])
+            case Computed(id, seconds):
+                learn_speeds(self.fleet, self._requests.get(id), seconds, now_s)
             case Chunked(id):
                 request = self._requests[id]
                 request.awaits_chunk = True
@@ -390,9 +394,6 @@ class Core:
     def requests(self, now_s: float) -> tuple[RequestStatus, ...]:
         """The status of every request, in order of arrival."""
         return tuple(
-            request.status(now_s, held_back_by(request, self._beside(request)))
+            occupancy.status(self.fleet, request, self._requests, now_s)
             for request in self._requests.values()
         )
-
-    def _beside(self, request: Request) -> list[Request]:
-        return occupancy.prefilled_beside(self.fleet, request.plan, self._requests)

@@ -16,8 +16,8 @@ from sps2.services.scheduler.actions import Action
 from sps2.services.scheduler.core import Core
 from sps2.services.scheduler.core_state import CoreState
 from sps2.services.scheduler.events import Event, Joined
-from sps2.services.scheduler.fleet import without_tokens
 from sps2.services.scheduler.schemes import Inputs, Schemes
+from sps2.services.scheduler.shard_secrets import without_tokens
 
 CHUNK = 4096
 """Events between two states of the core that are kept; at least this many are remembered."""

@@ -64,6 +64,16 @@ class Progressed(_Event, frozen=True):
     tokens: int
 
 
+class Computed(_Event, frozen=True):
+    """The ranks of a request's group have computed a chunk.
+
+    seconds: of arithmetic by rank, in wall-clock time; waiting for other ranks is not in it.
+    """
+
+    request: str
+    seconds: tuple[float, ...]
+
+
 class Chunked(_Event, frozen=True):
     """A chunk of a prompt is computed, and its KV is kept: the next one may begin."""
 
@@ -131,6 +141,7 @@ Event = (
     | Found
     | Granted
     | Progressed
+    | Computed
     | Chunked
     | Returned
     | Starved
@@ -155,7 +166,7 @@ CHANGES = (
     | Ended
 )
 """Events after which requests that wait may start."""
-STARTS_NONE = Granted | Progressed | Decoded | Grew
+STARTS_NONE = Granted | Progressed | Computed | Decoded | Grew
 """Events after which no request that waits may start."""
 SHARD_CHANGES = Joined | Lost | Parted | Assigned | Chunked | Prefilled
 """Those after which requests that wait for shards may start; so they may when one leaves shards

@@ -26,6 +26,7 @@ from sps2.services.scheduler.events import (
 from sps2.services.scheduler.plan import Plan, Work
 from sps2.services.scheduler.replay import Recording
 from sps2.services.scheduler.schemes import EXACT
+from sps2.services.scheduler.speeds import ALIKE
 from sps2.services.scheduler.view import View
 
 DEGREES = 6
@@ -197,10 +198,24 @@ def _start(plan: Plan, urgency: float, view: View) -> str:
     also = f"; they also prefill {', '.join(dict.fromkeys(beside))}" if beside else ""
     threads = f" with {plan.threads} threads" if plan.threads > 1 else ""
     part = "" if plan.chunk.stop == plan.placements[-1].span.stop else f" with {_chunk(plan)}"
+    slower = _left_out(plan, view)
     return (
         f"started{part} on {', '.join(plan.group)}{threads}, urgency {urgency:.1f}{also}; "
-        f"tokens of KV: {kept}"
+        f"tokens of KV: {kept}{slower}"
     )
+
+
+def _left_out(plan: Plan, view: View) -> str:
+    """Which shards that prefill nothing are not in a plan because they are slow, in words."""
+    speeds = view.fleet.relative_speeds()
+    slowest = min(speeds.get(shard, 1.0) for shard in plan.group)
+    slow = [
+        f"{member.shard.id} ({speeds[member.shard.id]:.2f} of the fastest)"
+        for member in view.fleet.prefillers()
+        if speeds and not member.prefilled and member.shard.id not in plan.group
+        if ALIKE * speeds[member.shard.id] <= slowest
+    ]
+    return f"; left out as slower: {', '.join(slow)}" if slow else ""
 
 
 def _chunk(plan: Plan) -> str:

@@ -1,16 +1,17 @@
 """The shards as the scheduler knows them: which are present or busy, how much room is left."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import msgspec
-from msgspec import structs
 
 from sps2.common.errors import Invalid
 from sps2.common.messages import Role, Room, Shard, ShardStatus
 from sps2.common.words import counted
+from sps2.services.scheduler.shard_secrets import without_tokens
+from sps2.services.scheduler.speeds import Speeds, SpeedsState
 
 ROLES: tuple[Role, ...] = ("prefill", "decode", "mixed")
 
@@ -65,6 +66,7 @@ class FleetState(msgspec.Struct, frozen=True):
     shard_changes: int
     promised: dict[str, dict[str, int]]
     apart: tuple[tuple[str, str, float], ...]
+    speeds: SpeedsState
 
 
 class Fleet:
@@ -95,6 +97,8 @@ class Fleet:
         """Counts what may let waiting requests start: see `View.consider`."""
         self.shard_changes = 0
         """As `changes`, for requests that wait for shards."""
+        self.speeds = Speeds()
+        """How fast shards are, as far as it was learned; its time is that of the last event."""
         self.page_tokens = 1
         """Tokens of a page on the shards that keep KV."""
         self._duties = dict(duties)
@@ -124,6 +128,7 @@ class Fleet:
             self.shard_changes,
             self._promised,
             tuple((min(pair), max(pair), until_s) for pair, until_s in self._apart.items()),
+            self.speeds.state(),
         )
 
     @classmethod
@@ -133,7 +138,7 @@ class Fleet:
         fleet = cls(prefill, decode, mixed, state.duties)
         fleet.members = {member.shard.id: member for member in state.members}
         fleet.lost = {shard.id: shard for shard in state.lost}
-        fleet.room = state.room
+        fleet.room, fleet.speeds = state.room, Speeds(state.speeds)
         fleet.changes, fleet.shard_changes = state.changes, state.shard_changes
         for request, pages in state.promised.items():
             fleet.promise(request, pages)
@@ -147,6 +152,7 @@ class Fleet:
 
     def join(self, shard: Shard) -> None:
         self._reunite(shard.id)
+        self.speeds.forget(shard.id)
         self.members[shard.id] = Member(shard)
         self.lost.pop(shard.id, None)
         self._index()
@@ -158,6 +164,7 @@ class Fleet:
             return False
         self.lost[shard_id] = self.members.pop(shard_id).shard
         self._reunite(shard_id)
+        self.speeds.forget(shard_id)
         self._index()
         return True
 
@@ -169,7 +176,8 @@ class Fleet:
             self._apart[pair] = until_s
 
     def reunite(self, now_s: float) -> None:
-        """Forget the pairs apart whose time is over."""
+        """Forget the pairs apart whose time is over; it is `now_s`."""
+        self.speeds.now_s = now_s
         left = {pair: until for pair, until in self._apart.items() if until > now_s}
         self.changes += len(left) < len(self._apart)
         self.shard_changes += len(left) < len(self._apart)
@@ -264,6 +272,18 @@ class Fleet:
         """The members that prefill, sorted by id; only for reading."""
         return self._prefillers
 
+    def relative_speeds(self) -> dict[str, float]:
+        """The speed of each member that prefills, relative to the fastest; empty if all are alike.
+
+        They are rounded, and depend on the time: see `Speeds`.
+        """
+        return self.speeds.relative(member.shard.id for member in self._prefillers)
+
+    def speeds_of(self, group: Sequence[str]) -> tuple[float, ...]:
+        """The `relative_speeds` of a group by rank; empty if all shards are alike."""
+        speeds = self.relative_speeds()
+        return tuple(speeds.get(shard, 1.0) for shard in group) if speeds else ()
+
     def keepers(self) -> list[Member]:
         """The members that keep the KV of new requests, sorted by id; only for reading."""
         return self._keepers
@@ -275,9 +295,6 @@ class Fleet:
     def of(self, role: Role) -> list[Member]:
         """The members of a role, sorted by id; only for reading."""
         return self._roles.get(role, [])
-
-    def complete(self, role: Role) -> bool:
-        return len(self.of(role)) >= self.expected[role]
 
     def keeps_all(self) -> bool:
         """Whether all shards that are to keep KV are present, with their pages known."""
@@ -311,10 +328,6 @@ class Fleet:
         together = sum(tokens for tokens, _ in pools) - prompt_tokens
         return max(1, min(largest // parts, largest - last, together))
 
-    def idle(self) -> list[Member]:
-        """Members that prefill and have no prompt now."""
-        return [member for member in self.prefillers() if not member.prefilled]
-
     def with_room(self) -> list[tuple[Member, int]]:
         """Members that keep KV and are known to the directory, with their free pages."""
         free, taken = self.room.free, self._taken
@@ -338,6 +351,7 @@ class Fleet:
 
     def statuses(self) -> tuple[ShardStatus, ...]:
         """The status of every shard, lost ones included, by id."""
+        speeds = self.relative_speeds()
         here = [
             ShardStatus(
                 shard.id,
@@ -352,6 +366,7 @@ class Fleet:
                 tuple(sorted(member.requests)),
                 tuple(follower.address for follower in shard.followers),
                 self.duty(shard.id),
+                speeds.get(shard.id),
             )
             for member in self.members.values()
             for shard in (member.shard,)
@@ -372,7 +387,7 @@ class Fleet:
         missing = [
             f"{expected - len(self.of(role))} of {counted(expected, f'{role} shard')}"
             for role, expected in self.expected.items()
-            if not self.complete(role)
+            if len(self.of(role)) < expected
         ]
         unknown = [
             member.shard.id for member in self.keepers() if member.shard.id not in self.room.total
@@ -380,13 +395,3 @@ class Fleet:
         if unknown:
             missing.append(f"pages of {', '.join(unknown)} in the KV directory")
         return "; ".join(missing)
-
-
-def without_tokens(shard: Shard) -> Shard:
-    """A shard as decisions need it, without the secrets of its data planes."""
-    peers = [structs.replace(peer, token=b"") for peer in shard.peers]
-    followers = (
-        structs.replace(follower, peer=peer)
-        for follower, peer in zip(shard.followers, peers[1:], strict=True)
-    )
-    return structs.replace(shard, peer=peers[0], followers=tuple(followers))

@@ -8,6 +8,7 @@ from sps2.common.bus.peer import Peer
 from sps2.common.messages import Exchanged, Progress, Room, Shard
 from sps2.services.scheduler.events import (
     Chunked,
+    Computed,
     Event,
     Granted,
     Grew,
@@ -32,6 +33,7 @@ class Listener(Protocol):
 
     def granted(self, room: Room) -> None: ...
     def advanced(self, progress: Progress) -> None: ...
+    def computed(self, seconds: tuple[float, ...]) -> None: ...
     def chunked(self) -> None: ...
     def prefilled(self, exchanged: Sequence[Exchanged]) -> None: ...
     def shareable(self) -> None: ...
@@ -68,6 +70,9 @@ class Listening:
     def advanced(self, progress: Progress) -> None:
         self._handle(Progressed(self._request, progress.processed - progress.cached))
         self._publish(self._request, "prefill", processed=progress.processed)
+
+    def computed(self, seconds: tuple[float, ...]) -> None:
+        self._handle(Computed(self._request, seconds))
 
     def chunked(self) -> None:
         self._handle(Chunked(self._request))

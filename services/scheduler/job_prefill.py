@@ -93,6 +93,7 @@ class JobPrefill:
         if plan.chunk.stop < len(self._submit.prompt) // 4:
             self._report(self._eta.finish(plan.chunk.stop, time.monotonic()))
         self.chunks.append(plan)
+        self._listener.computed(tuple(reply.exchanged.compute_s for reply in replies))
         self.replies += replies
         self.prefill_s += max(reply.prefill_s for reply in replies)
         for shard, reply in zip(plan.group, replies, strict=True):

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Mapping
 
+from sps2.common.messages import RequestStatus
 from sps2.services.scheduler.fleet import Fleet, Member
 from sps2.services.scheduler.plan import Plan
-from sps2.services.scheduler.request import Request
+from sps2.services.scheduler.request import Request, held_back_by
 
 
 def enter(fleet: Fleet, request: Request, requests: Mapping[str, Request]) -> None:
@@ -54,6 +55,14 @@ def prefilled_beside(
     """The prefills on the shards that prefill a plan, itself included."""
     members = _present(fleet, plan.group if plan else ())
     return [requests[id] for member in members for id in member.prefilled]
+
+
+def status(
+    fleet: Fleet, request: Request, requests: Mapping[str, Request], now_s: float
+) -> RequestStatus:
+    """The status of a request, with what holds its prefill back."""
+    beside = prefilled_beside(fleet, request.plan, requests)
+    return request.status(now_s, held_back_by(request, beside))
 
 
 def _present(fleet: Fleet, shards: Iterable[str]) -> list[Member]:

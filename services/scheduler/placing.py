@@ -1,17 +1,27 @@
 """Placement: which shards prefill a prompt, and which keep its KV."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 from sps2.common.config import Scheduler
 from sps2.common.errors import Invalid
 from sps2.common.messages import CachedRun, Placement
-from sps2.common.spans import Span, fits, paged_split, pages_for
+from sps2.common.spans import Span, fits, pages_for
 from sps2.common.words import counted
 from sps2.services.scheduler.cached_prefix import Prefix, usable
 from sps2.services.scheduler.degrees import Degrees
 from sps2.services.scheduler.fleet import Fleet, Member
+from sps2.services.scheduler.keeping import (
+    beside_answer,
+    burden,
+    fit,
+    has_room,
+    pools_of,
+    preference,
+    quick_first,
+    room_of,
+)
 from sps2.services.scheduler.plan import Plan, Wait, Work
 from sps2.services.scheduler.schemes import Capacity, Partition, Schemes
 from sps2.services.scheduler.traffic import PrefixQuery
@@ -30,7 +40,8 @@ class Placing:
     """Makes plans: SP degree by prompt length and prediction, KV where the most pages are free.
 
     Among mixed shards, those with the most free pages prefill. One of them keeps all KV of a short
-    prompt; of a long prompt each keeps the KV that it computed.
+    prompt; of a long prompt each keeps the KV that it computed. Where shards are not equally fast,
+    the faster ones prefill, and get the more to do.
 
     Args:
         shrinks: the fewest of the mixed shards that prefill a prompt keep its KV, if they have room
@@ -69,7 +80,7 @@ class Placing:
         best = plan_by(work, Prefix((), prefix.page_tokens), fleet, ahead)
         parts = [prefix, prefix.in_memory] if prefix.from_disk else [prefix]
         for part in reversed(parts):
-            if part.runs and all(pages >= 0 for _, pages in _room(part, fleet)):
+            if part.runs and all(pages >= 0 for _, pages in room_of(part, fleet)):
                 found = plan_by(work, part, fleet, ahead)
                 if isinstance(found, Plan) and (
                     not isinstance(best, Plan) or found.predicted_s <= best.predicted_s
@@ -82,8 +93,8 @@ class Placing:
         wanted = self.degree(work, tokens, fleet)
         if absent := _absent(wanted, work, fleet):
             return absent
-        pools = _pools(fleet)
-        if not _has_room(grown(work), Prefix((), prefix.page_tokens), pools):
+        pools = pools_of(fleet)
+        if not has_room(grown(work), Prefix((), prefix.page_tokens), pools):
             return _too_large(work, pools, fleet)
         group = self._group(tokens, wanted, fleet, ahead)
         if group is None:
@@ -91,7 +102,8 @@ class Placing:
         placements = self._place(work, prefix, fleet, group)
         if placements is None:
             return Wait("room")
-        partition = self._schemes.choose(tokens, len(group), work.options)
+        speeds = fleet.speeds_of(group)
+        partition = self._schemes.choose(tokens, len(group), work.options, speeds=speeds)
         return self._planned(
             work, group[: len(partition.spans)], partition, placements, prefix, fleet
         )
@@ -124,17 +136,54 @@ class Placing:
         return Plan(tuple(group), partition, tuple(placements), pays_after, prefix, threads)
 
     def _group(self, tokens: int, wanted: int, fleet: Fleet, ahead: Ahead) -> list[str] | None:
-        members = fleet.prefillers()
-        able = _able(members, ahead)
+        members, speeds = fleet.prefillers(), fleet.relative_speeds()
+        able = self._able(tokens, members, ahead, speeds)
         if wanted == 1 and (not able or ahead(able[0])):
-            able = self._joinable(tokens, members) or able
-        return [member.shard.id for member in able[:wanted]] if wanted <= len(able) else None
+            able = self._joinable(tokens, members, speeds) or able
+        elif wanted == 1:
+            able = self._quicker(tokens, able, members, speeds) or able
+        if wanted > len(able):
+            return None
+        group = [member.shard.id for member in able[:wanted]]
+        return sorted(group, key=lambda shard: speeds.get(shard, 1.0)) if speeds else group
 
-    def _joinable(self, tokens: int, members: Sequence[Member]) -> list[Member]:
+    def _able(
+        self, tokens: int, members: Sequence[Member], ahead: Ahead, speeds: Mapping[str, float]
+    ) -> list[Member]:
+        """Members that may take a prompt now: those with the least ahead of it, then those that
+        were given the fewest so far, so that a long prompt's shards are held back alike.
+
+        If they are not equally fast, those that would compute it the soonest come first.
+        """
+        found = [(before, member) for member in members if (before := ahead(member)) is not None]
+        if speeds:
+            alone_s = self._schemes.alone_s(tokens)
+            found = [(before + alone_s / speeds[each.shard.id], each) for before, each in found]
+        found.sort(key=lambda each: (each[0], each[1].given))
+        return [member for _, member in found]
+
+    def _joinable(
+        self, tokens: int, members: Sequence[Member], speeds: Mapping[str, float]
+    ) -> list[Member]:
         """Members busy with short prompts that `tokens` tokens can join, the least busy first."""
         most = self._settings.pass_tokens
         able = [member for member in members if member.could_take(tokens, most)]
-        return sorted(able, key=lambda member: sum(member.prefilled.values()))
+        return sorted(able, key=lambda each: _pass_cost(0, each, speeds))
+
+    def _quicker(
+        self,
+        tokens: int,
+        free: Sequence[Member],
+        members: Sequence[Member],
+        speeds: Mapping[str, float],
+    ) -> list[Member]:
+        """Members whose passes a prompt can join that are faster, by more than what they compute
+        already, than the fastest that is free."""
+        if not speeds:
+            return []
+        least = min((_pass_cost(tokens, each, speeds) for each in free), default=0.0)
+        joinable = self._joinable(tokens, members, speeds)
+        return [each for each in joinable if _pass_cost(tokens, each, speeds) < least]
 
     def degree(self, work: Work, tokens: int, fleet: Fleet) -> int:
         """How many shards are to prefill `tokens` tokens; may be more than are present.
@@ -157,21 +206,30 @@ class Placing:
         most = min(len(present), pages_for(tokens, self._settings.prefill_span_tokens))
         idle = sum(not member.prefilled for member in present)
         gathers = fleet.in_place and tokens <= self._settings.decode_span_tokens
-        return self._degrees.best(tokens, most, idle, work.options, gathers)
+        speeds = fleet.relative_speeds()
+        if not speeds:
+            return self._degrees.best(tokens, most, idle, work.options, gathers)
+        paces = {
+            id: fleet.speeds.pace(id, speeds[id], tokens) for id in (m.shard.id for m in present)
+        }
+        quick = sorted(present, key=lambda each: paces[each.shard.id].order)
+        every = tuple(paces[each.shard.id] for each in quick)
+        free = tuple(paces[each.shard.id] for each in quick if not each.prefilled)
+        return self._degrees.best(tokens, most, idle, work.options, gathers, every, free)
 
     def _place(
         self, work: Work, prefix: Prefix, fleet: Fleet, group: Sequence[str]
     ) -> tuple[Placement, ...] | None:
-        free = _room(prefix, fleet)
-        if not _has_room(work, prefix, free):
+        free = room_of(prefix, fleet)
+        if not has_room(work, prefix, free):
             return None
         tokens = work.prompt_tokens - prefix.tokens
         wanted = pages_for(tokens, self._settings.decode_span_tokens)
         if self._shrinks:
             among = [each for each in free if each[0].shard.id in group]
-            free = among if _has_room(work, prefix, among) else free
+            free = among if has_room(work, prefix, among) else free
         for holders in range(max(1, min(wanted, len(free))), len(free) + 1):
-            if found := _fit(work, prefix, free, holders):
+            if found := fit(work, prefix, free, holders):
                 return found
         return None
 
@@ -180,24 +238,34 @@ class Placing:
         wanted = self.degree(work, tokens, fleet)
         if absent := _absent(wanted, work, fleet):
             return absent
-        roomy = [each for each in _room(prefix, fleet) if each[1] > 0]
+        speeds = fleet.relative_speeds()
+        roomy = [each for each in room_of(prefix, fleet) if each[1] > 0]
         if work.options.sp_degree is None:  # a shard can be full for a long time
             wanted = max(1, min(wanted, len(roomy)))
         free = [each for each in roomy if ahead(each[0]) is not None]
-        alone = self._for_one_keeper(work, prefix, free, wanted)
-        ranks = alone or self._ranks(work, prefix, free, wanted)
-        if wanted == 1 and not free:
-            rooms = {member.shard.id: pages for member, pages in roomy}
-            for member in self._joinable(tokens, [member for member, _ in roomy]):
-                ranks = ranks or self._ranks(work, prefix, [(member, rooms[member.shard.id])], 1)
+        ranks: list[tuple[Member, int]] = []
+        if wanted == 1:
+            rooms, here = dict(_named(roomy)), [member for member, _ in roomy]
+            joined = (
+                self._quicker(tokens, [member for member, _ in free], here, speeds)
+                if free
+                else self._joinable(tokens, here, speeds)
+            )
+            for member in joined:
+                one = [(member, rooms[member.shard.id])]
+                ranks = ranks or self._ranks(work, prefix, one, 1, speeds)
+        alone = [] if ranks else self._for_one_keeper(work, prefix, free, wanted, speeds)
+        ranks = ranks or alone or self._ranks(work, prefix, free, wanted, speeds)
         if not ranks:
-            pools = _pools(fleet)
-            if not self._ranks(grown(work), Prefix((), prefix.page_tokens), pools, wanted):
+            pools = pools_of(fleet)
+            if not self._ranks(grown(work), Prefix((), prefix.page_tokens), pools, wanted, speeds):
                 return _too_large(work, pools[: work.options.sp_degree], fleet)
-            return Wait("shards" if self._ranks(work, prefix, roomy, wanted) else "room")
+            return Wait("shards" if self._ranks(work, prefix, roomy, wanted, speeds) else "room")
         group = [member.shard.id for member, _ in ranks]
         capacity = Capacity(tuple(room for _, room in ranks), prefix.page_tokens)
-        partition = self._schemes.choose(tokens, max(wanted, len(group)), work.options, capacity)
+        partition = self._schemes.choose(
+            tokens, max(wanted, len(group)), work.options, capacity, fleet.speeds_of(group)
+        )
         kept = {shard: own for shard, (own,) in zip(group, partition.spans, strict=True)}
         if alone:
             kept = {group[-1]: Span(0, tokens)}
@@ -212,7 +280,12 @@ class Placing:
         )
 
     def _for_one_keeper(
-        self, work: Work, prefix: Prefix, free: list[tuple[Member, int]], wanted: int
+        self,
+        work: Work,
+        prefix: Prefix,
+        free: list[tuple[Member, int]],
+        wanted: int,
+        speeds: Mapping[str, float],
     ) -> list[tuple[Member, int]]:
         """`wanted` members that compute a prompt, all of whose KV the last of them keeps.
 
@@ -220,16 +293,22 @@ class Placing:
         """
         tokens, page_tokens = work.prompt_tokens - prefix.tokens, prefix.page_tokens
         degree = self._schemes.degree(tokens, wanted, page_tokens)
-        able = [each for each in free if _beside_answer(work, prefix, each) >= tokens]
+        able = [each for each in free if beside_answer(work, prefix, each) >= tokens]
         if tokens > self._settings.decode_span_tokens or degree > len(free) or not able:
             return []
-        owner = min(able, key=partial(_burden, prefix))
-        others = sorted(free, key=partial(_preference, prefix))
+        owner = min(able, key=quick_first(speeds, partial(burden, prefix)))
+        others = sorted(free, key=quick_first(speeds, partial(preference, prefix)))
         others.remove(owner)
-        return [(member, tokens) for member, _ in (*others[: degree - 1], owner)]
+        taken = _slow_first(others[: degree - 1], speeds)
+        return [(member, tokens) for member, _ in (*taken, owner)]
 
     def _ranks(
-        self, work: Work, prefix: Prefix, free: list[tuple[Member, int]], wanted: int
+        self,
+        work: Work,
+        prefix: Prefix,
+        free: list[tuple[Member, int]],
+        wanted: int,
+        speeds: Mapping[str, float],
     ) -> list[tuple[Member, int]]:
         """At least `wanted` members, the owner last, with the tokens of prompt that each can keep.
 
@@ -241,14 +320,14 @@ class Placing:
             degree = self._schemes.degree(tokens, ranks, page_tokens)
             if degree > len(free):
                 break
-            best = sorted(free, key=partial(_preference, prefix))[:degree]
-            kept = [(member, pages * page_tokens) for member, pages in best]
-            able = [each for each in best if _beside_answer(work, prefix, each) >= last]
+            best = sorted(free, key=quick_first(speeds, partial(preference, prefix)))[:degree]
+            kept = [(each, pages * page_tokens) for each, pages in _slow_first(best, speeds)]
+            able = [each for each in best if beside_answer(work, prefix, each) >= last]
             if not able:
                 continue
-            owner = min(able, key=partial(_burden, prefix))
+            owner = min(able, key=quick_first(speeds, partial(burden, prefix)))
             kept.remove((owner[0], owner[1] * page_tokens))
-            kept.append((owner[0], _beside_answer(work, prefix, owner)))
+            kept.append((owner[0], beside_answer(work, prefix, owner)))
             if fits(tokens, [room for _, room in kept], page_tokens):
                 return kept
         return []
@@ -267,51 +346,27 @@ def _threads(member: Member, fleet: Fleet) -> int:
     return max(shard.threads, min(lent, shard.cores))
 
 
-def _able(members: Sequence[Member], ahead: Ahead) -> list[Member]:
-    """Members that may take a prompt now: those with the least ahead of it, then those that were
-    given the fewest so far, so that a long prompt's shards are held back alike."""
-    found = [(before, member) for member in members if (before := ahead(member)) is not None]
-    found.sort(key=lambda each: (each[0], each[1].given))
-    return [member for _, member in found]
+def _pass_cost(tokens: int, member: Member, speeds: Mapping[str, float]) -> float:
+    """How long a pass of a member takes with so many more tokens, in tokens at full speed."""
+    return (sum(member.prefilled.values()) + tokens) / speeds.get(member.shard.id, 1.0)
+
+
+def _slow_first(
+    members: list[tuple[Member, int]], speeds: Mapping[str, float]
+) -> list[tuple[Member, int]]:
+    """Ranks in order: later ones receive more keys, which takes a slow shard longer too."""
+    if not speeds:
+        return members
+    return sorted(members, key=lambda each: speeds.get(each[0].shard.id, 1.0))
+
+
+def _named(rooms: list[tuple[Member, int]]) -> list[tuple[str, int]]:
+    return [(member.shard.id, pages) for member, pages in rooms]
 
 
 def grown(work: Work) -> Work:
     """A request that reserves room for its whole answer."""
     return replace(work, reserved_tokens=None)
-
-
-def _beside_answer(work: Work, prefix: Prefix, each: tuple[Member, int]) -> int:
-    """Tokens of prompt that an owner can keep.
-
-    Beside them it has room for the first tokens of the answer now, and for all of it if nothing
-    else is there.
-    """
-    (member, pages), page_tokens = each, prefix.page_tokens
-    shared = sum(span.tokens for span in prefix.spans.get(member.shard.id, ()))
-    whole = member.shard.pages * page_tokens - shared - work.max_tokens
-    return min(pages * page_tokens - work.first_tokens, whole)
-
-
-def _room(prefix: Prefix, fleet: Fleet) -> list[tuple[Member, int]]:
-    """Members that keep KV, with the pages that are free besides those of the prefix."""
-    room = fleet.with_room()
-    if not prefix.runs:
-        return room
-    return [(member, pages - prefix.takes(member.shard.id)) for member, pages in room]
-
-
-def _burden(prefix: Prefix, each: tuple[Member, int]) -> tuple[int, int]:
-    """Sort key of owners: fewest owned requests first, then most room.
-
-    A shard with the prefix counts one less: unless it owns, every step sends it queries.
-    """
-    member, room = each
-    return len(member.owned) - (member.shard.id in prefix.spans), -room
-
-
-def _preference(prefix: Prefix, each: tuple[Member, int]) -> tuple[int, int]:
-    """Sort key of keepers: most room first, or as `_burden` if there is a prefix."""
-    return _burden(prefix, each) if prefix.runs else (0, -each[1])
 
 
 def _absent(wanted: int, work: Work, fleet: Fleet) -> Wait | None:
@@ -321,59 +376,6 @@ def _absent(wanted: int, work: Work, fleet: Fleet) -> Wait | None:
         return None
     what = f"sp_degree {work.options.sp_degree}" if work.options.sp_degree else "a request"
     return Wait("absent", f"{what} needs more {fleet.prefilling} shards than the {present} there")
-
-
-def _pools(fleet: Fleet) -> list[tuple[Member, int]]:
-    """Members that keep KV, with all their pages."""
-    total = fleet.room.total
-    members = fleet.keepers()
-    return [(each, total[each.shard.id]) for each in members if each.shard.id in total]
-
-
-def _has_room(work: Work, prefix: Prefix, free: list[tuple[Member, int]]) -> bool:
-    """Whether `free` pages suffice: the owner's for the answer, all together for all tokens.
-
-    The owner also keeps the last page of the prompt.
-    """
-    tokens = work.prompt_tokens - prefix.tokens
-    last = (tokens - 1) % prefix.page_tokens + 1
-    most = max((pages for _, pages in free), default=0)
-    together = sum(pages for _, pages in free if pages > 0)
-    return (
-        pages_for(last + work.first_tokens, prefix.page_tokens) <= most
-        and pages_for(tokens + work.first_tokens, prefix.page_tokens) <= together
-    )
-
-
-def _fit(
-    work: Work, prefix: Prefix, free: list[tuple[Member, int]], holders: int
-) -> tuple[Placement, ...] | None:
-    """Placements on the `holders` preferred members, in proportion to the room of each.
-
-    The owner's room is what the answer leaves. None if the room is too small.
-    """
-    page_tokens, first = prefix.page_tokens, prefix.tokens
-    tokens = work.prompt_tokens - first
-    last = (tokens - 1) % page_tokens + 1
-    most = sorted(free, key=partial(_preference, prefix))[:holders]
-    able = [each for each in most if _beside_answer(work, prefix, each) >= last]
-    if not able:
-        return None
-    owner = min(able, key=partial(_burden, prefix))
-    most.remove(owner)
-    own_pages = (_beside_answer(work, prefix, owner) - last) // page_tokens + 1
-    rooms = [max(0, pages) for _, pages in most] + [own_pages]
-    if sum(rooms) < pages_for(tokens, page_tokens):
-        return None
-    placements = []
-    spans = paged_split(tokens, rooms, page_tokens)
-    for (member, _), own in zip([*most, owner], spans, strict=True):
-        kept_tokens = own.tokens + (work.first_tokens if member is owner[0] else 0)
-        if kept_tokens:
-            span = Span(own.start + first, own.stop + first)
-            pages = pages_for(kept_tokens, page_tokens)
-            placements.append(prefix.placed(member.shard.id, span, pages))
-    return (*prefix.besides([place.shard for place in placements]), *placements)
 
 
 def _too_large(work: Work, pools: list[tuple[Member, int]], fleet: Fleet) -> Wait:

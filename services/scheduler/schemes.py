@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -22,15 +22,11 @@ from sps2.common.model.share import share_of
 from sps2.common.spans import Span, consecutive, fits, within, zigzag
 from sps2.services.scheduler import traffic
 from sps2.services.scheduler.csa_thresholds import Calibration, Sparse, selection
+from sps2.services.scheduler.rates import IN_A_ROW, Rates
 
 SHORT = 4096
 """Prompts up to here gain nothing from CSA: quantised keys and values are all sent."""
 
-IN_A_ROW = ("gather", "csa")
-"""Methods whose ranks have one span each, in order of rank."""
-EXPECTED_WORK = 0.65
-"""CSA's expected work on earlier ranks' keys, the choice of blocks included, as a share of exact
-attention's: docs/csa.md."""
 TWO_SPANS = ("ring", "usp")
 """Methods that need two spans per rank, so that causal work is even."""
 WEIGHTS = tuple(eighth / 8 for eighth in range(8, -1, -1))
@@ -38,6 +34,8 @@ WEIGHTS = tuple(eighth / 8 for eighth in range(8, -1, -1))
 CLOSE = 1.05
 """Predictions within this factor of the best count as equal: of these methods the first in `EXACT`
 is used, since its ranks wait least for each other."""
+SAME = 1.05
+"""Ranks whose speeds differ by at most this factor count as equally fast."""
 EVEN = 1.01
 """Spans whose prediction is within this factor of evenly shared arithmetic are not improved."""
 CHOICES = 1024
@@ -58,7 +56,8 @@ class Capacity(NamedTuple):
 class Partition(NamedTuple):
     """A scheme with the spans of each rank, and its predicted cost.
 
-    predicted_bytes: by purpose. predicted_s: seconds of the prefill.
+    predicted_bytes: by purpose. predicted_s: seconds of the prefill. own_s: of these, for the
+    arithmetic of each rank if it had the configured rate; empty if that is uncertain.
     """
 
     attention: Setting
@@ -66,6 +65,7 @@ class Partition(NamedTuple):
     spans: tuple[tuple[Span, ...], ...]
     predicted_bytes: dict[str, int]
     predicted_s: float
+    own_s: tuple[float, ...] = ()
 
     def after(self, tokens: int) -> "Partition":
         """The same partition, for tokens that follow a prefix of `tokens` tokens."""
@@ -119,30 +119,22 @@ class Schemes:
         self._sharing = sharing
         self._attention = attention
         self._calibration = calibration
-        hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
-        heads, kv_heads = config.heads, config.kv_heads
-        products = hidden * dim * (2 * heads + 2 * kv_heads) + 3 * hidden * inner
+        self._rates = Rates(config, sharing)
         self._chosen = lru_cache(CHOICES)(self._choose)
-        rate = sharing.gflops * 1e9
-        self._token_s = 2 * products * config.layers / rate
-        self._pair_s = 4 * heads * dim * config.layers / (rate * sharing.attention_rate)
-
-    def alone_s(self, tokens: int, cached: int = 0) -> float:
-        """Predicted seconds of one shard's arithmetic for `tokens` tokens behind cached ones."""
-        return self._token_s * tokens + self._pair_s * tokens * (tokens / 2 + cached)
-
-    def tokens_within(self, seconds: float, cached: int) -> int:
-        """How many tokens behind cached ones one shard computes in so many predicted seconds."""
-        linear_s = self._token_s + self._pair_s * cached
-        root = math.sqrt(linear_s * linear_s + 2 * self._pair_s * seconds)
-        return int(2 * seconds / (root + linear_s))
+        self.alone_s = self._rates.alone_s
+        self.tokens_within = self._rates.tokens_within
 
     def degree(self, tokens: int, ranks: int, page_tokens: int = 1) -> int:
         """How many of `ranks` shards share a prompt: each gets at least a page, or two tokens."""
         return max(1, min(ranks, tokens // max(2, page_tokens)))
 
     def choose(
-        self, tokens: int, ranks: int, options: PrefillOptions, capacity: Capacity | None = None
+        self,
+        tokens: int,
+        ranks: int,
+        options: PrefillOptions,
+        capacity: Capacity | None = None,
+        speeds: tuple[float, ...] = (),
     ) -> Partition:
         """How `ranks` shards, or fewer if the prompt is short, prefill `tokens` tokens.
 
@@ -151,14 +143,23 @@ class Schemes:
         Args:
             capacity: if given, ranks keep the KV that they compute, each has one span, and the
                 prompt must fit; it has the room of `degree` ranks.
+            speeds: of the shards, 1 being the configured rate; empty if all have that. If the
+                prompt is too short for all, the first ones share it.
 
         Raises:
             Invalid: the options contradict each other, or cannot be satisfied.
         """
-        return self._chosen(tokens, ranks, options, capacity)
+        if speeds and max(speeds) <= SAME * min(speeds):
+            speeds = (max(speeds),) * len(speeds) if max(speeds) * SAME < 1 else ()
+        return self._chosen(tokens, ranks, options, capacity, speeds)
 
     def _choose(
-        self, tokens: int, ranks: int, options: PrefillOptions, capacity: Capacity | None
+        self,
+        tokens: int,
+        ranks: int,
+        options: PrefillOptions,
+        capacity: Capacity | None,
+        speeds: tuple[float, ...],
     ) -> Partition:
         attention, kv_transfer_dtype = self.computed(options)
         if attention != "exact" and options.method is not None:
@@ -170,18 +171,21 @@ class Schemes:
             )
         requested = ranks
         ranks = self.degree(tokens, requested, capacity.page_tokens if capacity else 1)
+        speeds = speeds[:ranks]
         if attention != "exact":
-            return self._sparse(tokens, ranks, attention, kv_transfer_dtype, options, capacity)
+            scheme = self._sparse(tokens, ranks, attention, kv_transfer_dtype, options, capacity)
+            found_one = self.partition(scheme, tokens, ranks, capacity, speeds)
+            return found_one._replace(attention=attention)
         forced = "gather" if ranks < max(2, requested) else options.method or self._sharing.method
         if forced != "auto":
-            return self._cheapest(forced, tokens, ranks, options, capacity)
+            return self._cheapest(forced, tokens, ranks, options, capacity, speeds)
         found = []
         for method in EXACT:
             try:
-                found.append(self._cheapest(method, tokens, ranks, options, capacity))
+                found.append(self._cheapest(method, tokens, ranks, options, capacity, speeds))
             except Invalid:
                 continue
-            if found[0].predicted_s <= CLOSE * self.alone_s(tokens) / ranks:
+            if found[0].predicted_s <= CLOSE * self.alone_s(tokens) / (sum(speeds) or ranks):
                 return found[0]  # none can do better than share the arithmetic evenly
         enough = CLOSE * min(each.predicted_s for each in found)
         return next(each for each in found if each.predicted_s <= enough)
@@ -212,11 +216,11 @@ class Schemes:
         moved = traffic.prefix_transfers(self._config, self._itemsize, queries)
         ranks = len(partition.spans)
         tokens = sum(span.tokens for own in partition.spans for span in own)
-        answers_s = self._pair_s * tokens * cached / holders
+        answers_s = self._rates.pair_s * tokens * cached / holders
         moving_s = max(moved.values(), default=0) / (
             min(ranks, holders) * self._sharing.link_gbit * 1.25e8
         )
-        hidden_s = self._pair_s * tokens**2 / 2 / ranks if partition.scheme.pipelined else 0.0
+        hidden_s = self._rates.pair_s * tokens**2 / 2 / ranks if partition.scheme.pipelined else 0.0
         added_s = max(0.0, answers_s - hidden_s) + moving_s
         return partition._replace(
             predicted_bytes=partition.predicted_bytes
@@ -244,7 +248,7 @@ class Schemes:
         kv_transfer_dtype: KvTransferDtype,
         options: PrefillOptions,
         capacity: Capacity | None,
-    ) -> Partition:
+    ) -> Scheme:
         scheme = self._scheme("gather", 1, kv_transfer_dtype, options)
         block = _block(capacity)
         in_blocks = tokens >= 2 * ranks * block
@@ -253,7 +257,7 @@ class Schemes:
         if tokens > SHORT and ranks > 1 and in_blocks:
             chosen = selection(attention, self._config.layers, ranks, self._calibration)
             scheme = msgspec.structs.replace(scheme, method="csa", selection=chosen)
-        return self.partition(scheme, tokens, ranks, capacity)._replace(attention=attention)
+        return scheme
 
     def _cheapest(
         self,
@@ -262,6 +266,7 @@ class Schemes:
         ranks: int,
         options: PrefillOptions,
         capacity: Capacity | None,
+        speeds: tuple[float, ...],
     ) -> Partition:
         """The cheapest division into rows and columns, if the method has a choice."""
         if capacity is not None and method in TWO_SPANS:
@@ -284,15 +289,9 @@ class Schemes:
                 )
             columns = [each for each in columns if each <= self._config.heads] or columns[:1]
         kv_transfer_dtype = self.computed(options).kv_transfer_dtype
-        return min(
-            (
-                self.partition(
-                    self._scheme(method, each, kv_transfer_dtype, options), tokens, ranks, capacity
-                )
-                for each in columns
-            ),
-            key=lambda each: each.predicted_s,
-        )
+        schemes = [self._scheme(method, each, kv_transfer_dtype, options) for each in columns]
+        found = [self.partition(each, tokens, ranks, capacity, speeds) for each in schemes]
+        return min(found, key=lambda each: each.predicted_s)
 
     def _scheme(
         self,
@@ -305,7 +304,12 @@ class Schemes:
         return Scheme(method, columns, kv_transfer_dtype, None, pipelined)
 
     def partition(
-        self, scheme: Scheme, tokens: int, ranks: int, capacity: Capacity | None = None
+        self,
+        scheme: Scheme,
+        tokens: int,
+        ranks: int,
+        capacity: Capacity | None = None,
+        speeds: tuple[float, ...] = (),
     ) -> Partition:
         """The fastest partition of `tokens` tokens among `ranks` ranks that work by a scheme.
 
@@ -313,32 +317,37 @@ class Schemes:
             Invalid: the model's heads do not allow it.
         """
         traffic.check_degree(self._config, scheme, ranks)
-        found = []
-        for spans in self._spans(scheme, tokens, ranks, capacity):
+        heads, rates, found = self._config.heads, self._rates, []
+        even_s = self.alone_s(tokens) / (sum(speeds) or ranks)
+        for spans in self._spans(scheme, tokens, ranks, capacity, speeds):
             moved = traffic.loads(self._config, self._itemsize, scheme, spans, self._tp)
-            seconds = self._seconds(scheme, spans, moved.busiest)
-            found.append(Partition("exact", scheme, tuple(spans), moved.by_purpose, seconds))
-            if seconds <= EVEN * self.alone_s(tokens) / ranks + self._waits(scheme, ranks):
+            seconds = rates.seconds(scheme, spans, moved.busiest, heads, speeds)
+            own_s = rates.own_s(scheme, spans, heads)
+            found.append(Partition("exact", scheme, tuple(spans), moved.by_purpose, seconds, own_s))
+            if seconds <= EVEN * even_s + rates.waits(scheme, ranks):
                 break
         return min(found, key=lambda each: each.predicted_s)
 
-    def _waits(self, scheme: Scheme, ranks: int) -> float:
-        """Seconds in which ranks wait for each other, however their spans are."""
-        if ranks == 1:
-            return 0.0
-        steps = 2 if scheme.method in IN_A_ROW else _steps(scheme, ranks)
-        return self._config.layers * steps * self._sharing.link_latency_s
-
     def _spans(
-        self, scheme: Scheme, tokens: int, ranks: int, capacity: Capacity | None
+        self,
+        scheme: Scheme,
+        tokens: int,
+        ranks: int,
+        capacity: Capacity | None,
+        speeds: tuple[float, ...],
     ) -> list[list[tuple[Span, ...]]]:
         """Candidate partitions; consecutive spans can be balanced for arithmetic or for links."""
         page, block = capacity.page_tokens if capacity else 1, _block(capacity)
         if scheme.method in IN_A_ROW:
             blocks = scheme.method == "csa" and tokens >= 2 * ranks * block
             align = block if blocks else page
-            even = self._pair_s / self._token_s
-            ways = [consecutive(tokens, ranks, even * weight, align) for weight in WEIGHTS]
+            even = self._rates.pair_s / self._rates.token_s
+            sizes = [speeds, ()] if len({*speeds}) > 1 else [()]
+            ways = [
+                consecutive(tokens, ranks, even * weight, align, each)
+                for each in sizes
+                for weight in WEIGHTS
+            ]
         elif capacity is not None:
             ways = [consecutive(tokens, ranks, 0, page)]
         else:
@@ -348,48 +357,7 @@ class Schemes:
         unit = block if scheme.method == "csa" else page
         return [within(spans, capacity.room, unit) for spans in ways]
 
-    def _seconds(self, scheme: Scheme, spans: traffic.Spans, busiest: float) -> float:
-        """The predicted seconds of a prefill: arithmetic, and the transfers that it cannot hide.
-
-        With consecutive spans no rank waits for a later one, so all arithmetic hides transfers. The
-        other methods exchange within each layer: there only attention hides transfers, and never
-        the first.
-        """
-        ranks, waits = len(spans), self._waits(scheme, len(spans))
-        linear = [self._token_s * sum(span.tokens for span in own) for own in spans]
-        seen = partial(_pairs, earlier=EXPECTED_WORK if scheme.method == "csa" else 1.0)
-        attention = [self._pair_s * sum(map(seen, own)) for own in spans]
-        if ranks == 1:
-            return linear[0] + attention[0]
-        moving = busiest / (self._sharing.link_gbit * 1.25e8)
-        if scheme.method in IN_A_ROW:
-            busy = max(map(sum, zip(linear, attention, strict=True)))
-            return busy + moving + waits if not scheme.pipelined else max(busy, moving) + waits
-        share = -(-self._config.heads // scheme.ulysses) * scheme.ulysses / self._config.heads
-        if scheme.method == "pass_q":  # the rank that has the keys attends
-            tokens = max(own[-1].stop for own in spans)
-            busy = max(self._pair_s * sum(_queries(span, tokens) for span in own) for own in spans)
-        else:
-            busy = sum(attention) / ranks * share
-        hidden = min(busy, moving * (1 - 1 / _steps(scheme, ranks))) if scheme.pipelined else 0.0
-        return max(linear) + busy + moving - hidden + waits
-
-
-def _steps(scheme: Scheme, ranks: int) -> int:
-    """Exchanges of a layer by a method that is not in `IN_A_ROW`."""
-    return ranks // scheme.ulysses + 2 * (scheme.ulysses > 1)
-
 
 def _block(capacity: Capacity | None) -> int:
     """Alignment of CSA's spans in tokens: to blocks and, if ranks keep their KV, to pages."""
     return math.lcm(traffic.BLOCK, capacity.page_tokens) if capacity else traffic.BLOCK
-
-
-def _pairs(span: Span, earlier: float) -> float:
-    """The sum of keys that each query of a span sees; keys before the span count `earlier`."""
-    return span.tokens * (span.tokens / 2 + span.start * earlier)
-
-
-def _queries(span: Span, tokens: int) -> float:
-    """The sum of queries, among `tokens` tokens, that see each key of a span."""
-    return ((tokens - span.start) ** 2 - (tokens - span.stop) ** 2) / 2

@@ -17,6 +17,7 @@ from sps2.services.scheduler.actions import Find, Launch, Reject
 from sps2.services.scheduler.core import Core
 from sps2.services.scheduler.event_log import EventLog, encoded
 from sps2.services.scheduler.events import (
+    Computed,
     Decoded,
     Ended,
     Event,
@@ -57,7 +58,7 @@ def play(policy: str, seed: int, events: int = 400, mixed: bool = False) -> Even
     )
     pages = {each.id: 64 for each in shards if each.pages}
     free = Room(pages, pages)
-    now_s, count, stages = 0.0, 0, dict[str, str]()
+    now_s, count, stages, groups = 0.0, 0, dict[str, str](), dict[str, int]()
 
     def happen(event: Event) -> None:
         nonlocal count
@@ -68,6 +69,7 @@ def play(policy: str, seed: int, events: int = 400, mixed: bool = False) -> Even
                     stages[action.request] = "finding"
                 case Launch():
                     stages[action.request] = "launched"
+                    groups[action.request] = len(action.plan.group)
                 case Reject():
                     stages.pop(action.request, None)
 
@@ -108,6 +110,8 @@ def play(policy: str, seed: int, events: int = 400, mixed: bool = False) -> Even
                         happen(Returned(request, draw.choice([None, 0.1])))
                     case "prefilled":
                         stages[request] = "decoding"
+                        took = [draw.uniform(0.01, 1.0) for _ in range(groups[request])]
+                        happen(Computed(request, tuple(took)))
                         happen(Prefilled(request))
                         happen(Shareable(request))
                     case "decoding":
@@ -208,7 +212,7 @@ def test_a_cut_line_is_named() -> None:
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
-        (lambda lines: [lines[0], *lines[40:]], "line 2: .*cannot follow|line 2: .*decides"),
+        (lambda lines: [lines[0], *lines[40:]], "line [23]: .*cannot follow|line [23]: .*decides"),
         (lambda lines: [*lines[:3], *lines[3:] * 2], "cannot follow|decides otherwise"),
         (lambda lines: [lines[0].replace(b'"queue":[]', b'"queue":["r"]'), *lines[1:]], "line 2"),
         (lambda lines: [lines[0].replace(b'"mixed":0', b'"mixed":"x"')], "line 1: not a rec"),

@@ -14,7 +14,8 @@ from sps2.common.messages import KvTransferDtype, Method, PrefillOptions, Scheme
 from sps2.common.model.config import ModelConfig
 from sps2.common.spans import consecutive, zigzag
 from sps2.services.scheduler import schemes, traffic
-from sps2.services.scheduler.schemes import EXACT, IN_A_ROW, Schemes
+from sps2.services.scheduler.rates import IN_A_ROW
+from sps2.services.scheduler.schemes import EXACT, Schemes
 
 from .pairwise import busiest, by_purpose, transfers
 from .test_core import CONFIG
