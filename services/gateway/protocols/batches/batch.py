@@ -105,9 +105,15 @@ class Job:
             if kind in self._writers:
                 filename = f"{self.shown.id}_{name}.jsonl"
                 seconds = lifetime.seconds if lifetime else None
-                file = self._writers.pop(kind).keep(filename, "batch_output", seconds)
-                made[field] = file.id
+                made[field] = self._writers[kind].keep(filename, "batch_output", seconds).id
+                del self._writers[kind]
         self.shown = msgspec.structs.replace(self.shown, **made)
+
+    def drop(self) -> None:
+        """Give up the files that are not kept."""
+        for writer in self._writers.values():
+            writer.drop()
+        self._writers.clear()
 
     def _write(
         self, kind: str, line: Line, response: Response | None, reason: Reason | None

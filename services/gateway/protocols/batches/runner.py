@@ -136,9 +136,11 @@ class Batches:
         job = Job(request, owner, account, self.store)
         self._jobs[job.shown.id] = job
         # opened at once: the file may be deleted before its turn comes
-        task = asyncio.create_task(self._run(job, stored.path.open("rb")))
+        file = stored.path.open("rb")
+        task = asyncio.create_task(self._run(job, file))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: file.close())  # also if it is cancelled before it runs
         return job.shown
 
     def job(self, name: str, owner: str) -> Job:
@@ -185,8 +187,7 @@ class Batches:
 
     async def _run(self, job: Job, file: BinaryIO) -> None:
         try:
-            with file:
-                await self._process(job, file)
+            await self._process(job, file)
         except Exception as error:
             if not isinstance(error, (ServiceError, TooLarge)):
                 log.error("batch %s failed", job.shown.id, exc_info=error)
@@ -196,6 +197,8 @@ class Batches:
             problem = Problem(code=report.code or "internal_error", message=report.message)
             job.becomes("failed", **failed_with([problem]))
         finally:
+            with suppress(OSError):
+                job.drop()
             job.ended.set()
 
     async def _process(self, job: Job, file: BinaryIO) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 
 import httpx
 import openai
@@ -12,6 +13,7 @@ from sps2.common.config import Bus, Gateway
 from sps2.common.errors import Invalid, PeerLost, Refused
 from sps2.common.keys.keyring import Keyring
 from sps2.services.gateway.protocols.batches import runner
+from sps2.services.gateway.protocols.batches.shapes import BatchRequest
 
 from ..conftest import opened
 
@@ -402,3 +404,36 @@ async def test_a_fault_within_a_request_is_its_own(client, door):
     batch = await ended(client, await begun(client, lines({"prompt": "x"})))
     bad = await results(client, batch.error_file_id)
     assert "it broke" in bad["r0"]["response"]["body"]["error"]["message"]
+
+
+async def test_a_gateway_that_ends_meanwhile_leaves_no_file_open(open_door, monkeypatch):
+    opened_files = []
+    plain = Path.open
+
+    def watched(path, *arguments, **more):
+        opened_files.append(plain(path, *arguments, **more))
+        return opened_files[-1]
+
+    monkeypatch.setattr(Path, "open", watched)
+    async with open_door(batch_requests=1) as door, client_of(door) as client:
+        door.play.gates["token 2"] = asyncio.Event()
+        await begun(client, lines({"prompt": ""}, {"prompt": "x"}))
+        while not door.play.follows:
+            await asyncio.sleep(0.01)
+    written = [file for file in opened_files if "file-" in str(file.name)]
+    assert written
+    assert all(file.closed for file in written)
+
+
+async def test_a_batch_that_is_cancelled_before_it_runs_closes_its_input(open_door):
+    async with open_door() as door, client_of(door) as client:
+        batches = door.parts.batches
+        file = await client.files.create(file=("in.jsonl", lines({"prompt": "x"})), purpose="batch")
+        request = BatchRequest(input_file_id=file.id, endpoint=COMPLETIONS, completion_window="24h")
+        batches.create(request, "", None)
+        (task,) = batches._tasks
+        reader = task.get_coro().cr_frame.f_locals["file"]
+        task.cancel()
+        await asyncio.wait([task])
+        await asyncio.sleep(0)
+        assert reader.closed
