@@ -1,5 +1,6 @@
 """The output item that grows: a message, thoughts, or a call of a function."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 from sps2.common.api import ChatLogprob
@@ -28,7 +29,7 @@ from sps2.services.gateway.protocols.responses.events import (
 from sps2.services.gateway.protocols.responses.translate import new_id
 
 
-class OpenItem:
+class OpenItem(ABC):
     """Base of the items that grow.
 
     Args:
@@ -57,9 +58,9 @@ class OpenItem:
             sequence_number=next(self._numbers), output_index=self._index, item=self.item(status)
         )
 
+    @abstractmethod
     def item(self, status: ItemStatus) -> Output:
         """The item as far as it is."""
-        raise NotImplementedError
 
     @property
     def _text(self) -> str:
