@@ -14,6 +14,7 @@ from sps2.cli.bench.accuracy import both
 from sps2.cli.simulator.accuracy import Accuracy, accuracy
 from sps2.cli.simulator.live import live_setup
 from sps2.cli.simulator.outcomes import Outcome
+from sps2.cli.simulator.profile import at
 from sps2.cli.workload import sources
 from sps2.cli.workload.requests import Workload
 from sps2.common import config
@@ -23,6 +24,9 @@ PORT = 18300
 REQUESTS = 60
 PROFILE_S = 120
 SCALE = 1 / 16
+PASS_ROWS, PASS_S = 64, 0.1
+"""Rates are for shards whose pass of so many rows takes so long; others get them in proportion, so
+that a machine of any speed is about as busy."""
 
 
 @dataclass(frozen=True)
@@ -77,24 +81,25 @@ CONFIGURATIONS = (
 )
 
 
-def _azure(seed: int, traces: Path | None) -> Workload:
-    return sources.find("azure-conv", limit=REQUESTS, rate=2.0, cv=1.0, scale=SCALE, seed=seed)
+def _azure(seed: int, traces: Path | None, pace: float) -> Workload:
+    rate = 2.0 * pace
+    return sources.find("azure-conv", limit=REQUESTS, rate=rate, cv=1.0, scale=SCALE, seed=seed)
 
 
-def _agents(seed: int, traces: Path | None) -> Workload:
+def _agents(seed: int, traces: Path | None, pace: float) -> Workload:
     file = "agents" if traces is None else str(traces / "agent_conversations.jsonl.gz")
     return sources.find(
         file,
         limit=REQUESTS,
-        rate=0.2,
+        rate=0.2 * pace,
         scale=SCALE,
         longest=4000,
-        longest_think_s=4.0,
+        longest_think_s=4.0 / pace,
         seed=seed,
     )
 
 
-WORKLOADS: dict[str, Callable[[int, Path | None], Workload]] = {
+WORKLOADS: dict[str, Callable[[int, Path | None, float], Workload]] = {
     "Azure conversations x 1/16": _azure,
     "agents x 1/16": _agents,
 }
@@ -104,6 +109,7 @@ def measured(seed: int, traces: Path | None = None) -> dict[str, Any]:
     """Run every configuration with every workload; a profile is made of each shape beforehand."""
     rows: list[dict[str, Any]] = []
     profiles: dict[str, Path] = {}
+    pace = 0.0
     with tempfile.TemporaryDirectory() as folder:
         for number, configuration in enumerate(CONFIGURATIONS):
             file = Path(folder) / f"{number}.toml"
@@ -115,8 +121,9 @@ def measured(seed: int, traces: Path | None = None) -> dict[str, Any]:
                     _spsctl("profile", "--config", file, "-o", profile, "--seconds", PROFILE_S)
                     profiles[configuration.shape] = profile
                 setup = asyncio.run(live_setup(cluster, profiles[configuration.shape]))
+                pace = pace or PASS_S / at(setup.profile.pass_s, PASS_ROWS)
                 for name, make in WORKLOADS.items():
-                    workload = make(seed, traces)
+                    workload = make(seed, traces, pace)
                     live, simulated = both(cluster, setup, workload, 100 * seed + number)
                     found = accuracy(live, simulated)
                     rows.append(
@@ -137,6 +144,7 @@ def measured(seed: int, traces: Path | None = None) -> dict[str, Any]:
         made = {shape: path.read_text(encoding="utf-8") for shape, path in profiles.items()}
     return {
         "rows": rows,
+        "pace": pace,
         "profiles": made,
         "ranking": {name: _ranking(rows, name) for name in WORKLOADS},
     }

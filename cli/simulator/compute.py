@@ -17,6 +17,7 @@ class Work:
         seconds: of one thread. threads: that compute it. speed: with all of them, as a multiple.
         shares_steps: whether the shard's decode steps run in its passes.
         shared_rows: rows in passes that other prompts of the shard share; 0: it shares none.
+        is_piece: whether nothing preempts it once it has begun.
         ended: called when it is done.
     """
 
@@ -29,6 +30,7 @@ class Work:
         speed: float = 1.0,
         shares_steps: bool = False,
         shared_rows: int = 0,
+        is_piece: bool = False,
     ) -> None:
         self.whole_s = self.left_s = seconds
         self.urgency = urgency
@@ -37,6 +39,8 @@ class Work:
         self.speed = speed
         self.shares_steps = shares_steps
         self.shared_rows = shared_rows
+        self.is_piece = is_piece
+        self.has_begun = False
         self.pace = 0.0
         """Seconds of its work done in a second."""
         self.started_s = 0.0
@@ -57,6 +61,11 @@ class Work:
         """Note that it is computed no more."""
         self.hold(False, now_s)
         self.stopped_s = now_s
+
+    @property
+    def claim(self) -> float:
+        """Its urgency, which nothing exceeds once a single piece has begun."""
+        return inf if self.is_piece and self.has_begun else self.urgency
 
     @property
     def done(self) -> float:
@@ -177,16 +186,16 @@ class Host:
 
     def _pace(self, unit: Unit, share: float) -> None:
         works = unit.works
-        most = max(work.urgency for work in works)
-        first = sum(work.urgency == most for work in works)
+        most = max(work.claim for work in works)
+        first = sum(work.claim == most for work in works)
         held = len(works) - first
+        held_share = LEAST_SHARE if held and most < inf else 0.0
         for work in works:
-            if work.urgency == most:
-                part = (1 - LEAST_SHARE * bool(held)) / first
-            else:
-                part = LEAST_SHARE / held
+            part = (1 - held_share) / first if work.claim == most else held_share / held
             work.pace = 0.0 if unit.is_dead else share * part * work.speed
-            work.hold(work.urgency < most, self._clock.now_s)
+            work.hold(work.claim < most, self._clock.now_s)
+        for work in works:
+            work.has_begun |= work.pace > 0
 
     def _end(self) -> None:
         self._timer = None

@@ -11,6 +11,7 @@ from sps2.cli.simulator.links import Flow, Link
 from sps2.cli.simulator.machines import Machines
 from sps2.cli.simulator.outcomes import Activity, Delay, Outcome
 from sps2.common.errors import Refused
+from sps2.common.messages.prefill import PIECE_ROWS
 from sps2.common.spans import pages_for
 from sps2.services.kvdir.directory import Directory
 from sps2.services.scheduler.cached_prefix import own_hashes, shared_hashes
@@ -178,7 +179,14 @@ class Job:
             shared = rank.rows if self._is_short(rank) else 0
             speed = 1 + profile.lent_gain * (threads - 1)
             work = Work(
-                seconds, self._urgency, self._part, threads, speed, plan.shares_steps, shared
+                seconds,
+                self._urgency,
+                self._part,
+                threads,
+                speed,
+                plan.shares_steps,
+                shared,
+                is_alone and not asked and rank.rows <= PIECE_ROWS,
             )
             self._works.append((unit, work))
             longest_s = max(longest_s, seconds / speed)

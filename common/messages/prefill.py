@@ -8,6 +8,10 @@ from sps2.common.spans import Span
 
 LEAST_SHARE = 1 / 8
 """Share of a shard's time that prefills get while more urgent ones hold them back."""
+PIECE_ROWS = 128
+"""Passes of up to this many rows are a single piece of arithmetic where no prompt of theirs
+exchanges anything: with so few, a thread's waking for every piece takes as long as the arithmetic.
+Prompts that arrive during such a pass wait for its end."""
 
 
 class Join(Stream[Done], frozen=True):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sps2.common.errors import Cancelled
+from sps2.common.messages.prefill import PIECE_ROWS
 from sps2.common.model.attend import Attend, inline
 from sps2.common.model.llama import Llama
 from sps2.services.prefill.compute_queue import Compute
@@ -27,13 +28,10 @@ Step = tuple[int, Tensor, Tensor, Tensor]
 AttendHere = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """The attention of a layer (layer, q, k, v), computed on the calling thread."""
 
-PIECE_ROWS = 128
-"""Passes of up to this many rows are a single piece of arithmetic where no prompt of theirs
-exchanges anything: with so few, a thread's waking for every piece takes as long as the arithmetic.
-"""
 FEW_ROWS = 256
-"""Largest batch of several prompts, in rows; up to here a linear layer costs about as much as for
-one row. Prompts that arrive during such a pass wait for its end."""
+"""Largest batch of several prompts, in rows; up to here a linear layer of a GPU costs about as much
+as for one row. On a CPU its cost grows from tens of rows on, so that prompts do not wait for such a
+pass unless it is a single piece."""
 
 
 class Passes:
@@ -118,7 +116,7 @@ class Passes:
         prompt. A rank does not: its urgency is the same on all shards.
         """
         for members in self._running:
-            if _rows(members) <= FEW_ROWS and any(each.urgency is own for each in members):
+            if _rows(members) <= PIECE_ROWS and any(each.urgency is own for each in members):
                 if any(each.is_rank for each in members):
                     break
                 return max(own(), _urgency(self._waiting))
@@ -155,7 +153,7 @@ class Passes:
         if first.shares_steps and not first.is_step and self._steps_alone():
             return True
         return not first.is_rank and not all(
-            _rows(running) > FEW_ROWS
+            _rows(running) > PIECE_ROWS
             and _urgency(running) < first.urgency()
             and not (first.is_step and _shares_steps(running))
             for running in self._running

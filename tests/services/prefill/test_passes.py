@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from sps2.common.messages.prefill import PIECE_ROWS
 from sps2.common.model.llama import Llama
 from sps2.common.model.local import LocalAttention
 from sps2.services.prefill.compute_queue import Compute
-from sps2.services.prefill.passes import PIECE_ROWS, AttendHere, Passes
+from sps2.services.prefill.passes import AttendHere, Passes
 from sps2.services.prefill.timeline import Timeline
 
 from ..world import oracle, tiny_model
@@ -406,3 +407,31 @@ async def test_an_urgent_prompt_does_not_wait_for_a_step_in_the_pass_of_a_long_o
     assert not long.done()
     gate.set()
     await asyncio.gather(long, step)
+
+
+@pytest.mark.parametrize("length", [PIECE_ROWS, PIECE_ROWS + 1])
+async def test_an_urgent_prompt_waits_only_for_passes_that_are_one_piece(length: int) -> None:
+    model, gate = tiny_model(), asyncio.Event()
+    rows, passes = counted(model), Passes(model, Compute(at_once))
+
+    class Gated(Attention):
+        async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            await gate.wait()
+            return await super().__call__(layer, q, k, v)
+
+    places, few = torch.arange(length), torch.arange(9)
+    gated = Gated(model, length)
+    long = asyncio.create_task(
+        passes.forward(ids_of(length), places, gated, Timeline(), places[:1])
+    )
+    while not rows:
+        await asyncio.sleep(0)
+    attend = Attention(model, 9)
+    urgent = asyncio.create_task(
+        passes.forward(ids_of(9), few, attend, Timeline(), few[-1:], urgency=lambda: 1.0)
+    )
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert urgent.done() == (length > PIECE_ROWS)
+    gate.set()
+    await asyncio.gather(long, urgent)
