@@ -22,6 +22,8 @@ from sps2.common import config
 MODEL = "smollm2-135m"
 PORT = 18300
 REQUESTS = 60
+TURNS = 40
+"""Requests of the agents' workload."""
 PROFILE_S = 120
 SCALE = 1 / 16
 PASS_ROWS, PASS_S = 64, 0.1
@@ -90,11 +92,11 @@ def _agents(seed: int, traces: Path | None, pace: float) -> Workload:
     file = "agents" if traces is None else str(traces / "agent_conversations.jsonl.gz")
     return sources.find(
         file,
-        limit=REQUESTS,
+        limit=TURNS,
         rate=0.2 * pace,
         scale=SCALE,
         longest=4000,
-        longest_think_s=4.0 / pace,
+        longest_think_s=4.0,
         seed=seed,
     )
 
@@ -124,12 +126,13 @@ def measured(seed: int, traces: Path | None = None) -> dict[str, Any]:
                 pace = pace or PASS_S / at(setup.profile.pass_s, PASS_ROWS)
                 for name, make in WORKLOADS.items():
                     workload = make(seed, traces, pace)
-                    live, simulated = both(cluster, setup, workload, 100 * seed + number)
+                    live, simulated, slower = both(cluster, setup, workload, 100 * seed + number)
                     found = accuracy(live, simulated)
                     rows.append(
                         {
                             "configuration": configuration.name,
                             "workload": name,
+                            "slower": slower,
                             "failed": sum(bool(each.error) for each in live.outcomes),
                             "figures": [_as_dict(each) for each in found],
                             "requests": [

@@ -187,8 +187,9 @@ def _live(found: Record, rest: str) -> str:
                 f"{_short(each['live'])} / {_short(each['simulated'])} ({each['error']:+.0%}, "
                 f"{each['low']:+.0%} to {each['high']:+.0%})"
             )
-        rows.append([row["configuration"], row["workload"], *texts, f"{worst:.1%}"])
-    heads = ("configuration", "workload", *LIVE, "largest error of bytes by kind")
+        slower = f"{row['slower']:.2f}" if "slower" in row else ""
+        rows.append([row["configuration"], row["workload"], *texts, f"{worst:.1%}", slower])
+    heads = ("configuration", "workload", *LIVE, "largest error of bytes by kind", "slowed by")
     ranks = [
         f"{name}: rank correlation of mean TTFT {each['spearman']:.2f}; the best live is "
         f"`{each['live'][0]}`, the best simulated `{each['simulated'][0]}`."

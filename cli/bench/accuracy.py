@@ -1,6 +1,7 @@
 """`spsctl bench accuracy`: how far the simulator is from the live cluster."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from sps2.cli import render
 from sps2.cli.simulation_options import LongestOption, ScaleOption, WorkloadOption
 from sps2.cli.simulator.accuracy import Accuracy, accuracy
 from sps2.cli.simulator.clusters import check_fits
-from sps2.cli.simulator.live import live_setup, run_live
+from sps2.cli.simulator.live import live_setup, run_live, slowness
 from sps2.cli.simulator.outcomes import Run
 from sps2.cli.simulator.setup import Setup
 from sps2.cli.simulator.simulation import Simulation
@@ -23,6 +24,9 @@ from sps2.cli.workload.requests import Workload
 from sps2.common import places
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid
+
+BEFORE, AFTER = 1_000_003, 2_000_003
+"""Added to the seed of prompts that are sent alone, before and after a run."""
 
 
 def measure(
@@ -58,31 +62,39 @@ def measure(
     )
     setup = asyncio.run(live_setup(cluster, path))
     check_fits(load, setup.model)
-    live, simulated = both(cluster, setup, load, seed)
+    live, simulated, slower = both(cluster, setup, load, seed)
     found = accuracy(live, simulated)
     render.show(_table(found))
     failed = sum(bool(each.error) for each in live.outcomes)
     print(f"\n{render.counted(len(load.turns), 'request')}, {failed} failed; {setup.summary}")
+    print(f"a prompt alone took {slower:.2f} times as long as profiled; so do simulated times")
     if as_json is not None:
         document = {
             "accuracy": found,
             "live": live.outcomes,
             "simulated": simulated.outcomes,
             "policy": live.policy,
+            "slower": slower,
         }
         as_json.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
         render.note(f"written to {as_json}")
 
 
-def both(cluster: Cluster, setup: Setup, workload: Workload, seed: int) -> tuple[Run, Run]:
-    """A workload on the live cluster, and simulated."""
+def both(cluster: Cluster, setup: Setup, workload: Workload, seed: int) -> tuple[Run, Run, float]:
+    """A workload on the live cluster, and simulated on a machine as fast as it is now.
+
+    The third value is how much longer a prompt alone took than the profile says, before and after.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=render.err, transient=True) as bars:
         task = bars.add_task("live", total=len(workload.turns))
+        before = asyncio.run(slowness(cluster, setup, seed + BEFORE))
         live = asyncio.run(
             run_live(cluster, setup, workload, seed, lambda n: bars.update(task, completed=n))
         )
-    return live, Simulation(setup).run(workload)
+        slower = (before + asyncio.run(slowness(cluster, setup, seed + AFTER))) / 2
+    now = replace(setup, profile=setup.profile.slowed(slower))
+    return live, Simulation(now).run(workload), slower
 
 
 def _table(found: list[Accuracy]) -> Table:

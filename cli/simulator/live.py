@@ -5,12 +5,14 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from math import inf
 from pathlib import Path
+from statistics import median
 
 from sps2.cli.bench.serve.backends import Prompt, Sdk
 from sps2.cli.bench.serve.jobs import Job
 from sps2.cli.bench.serve.load import Load, warm_up
 from sps2.cli.bench.serve.prompts import Prompts
 from sps2.cli.bench.serve.reply import Reply
+from sps2.cli.simulator.alone import Alone
 from sps2.cli.simulator.clusters import Wanted, configured
 from sps2.cli.simulator.outcomes import Outcome, Run
 from sps2.cli.simulator.setup import Setup
@@ -20,6 +22,8 @@ from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, Refused
 
 POLL_S = 0.25
+LONE, LONE_TOKENS = 8, 64
+"""Prompts that are sent one after another to see how fast a machine is, and their length."""
 FIELDS = {"temperature": 0, "ignore_eos": True}
 
 
@@ -58,6 +62,23 @@ async def run_live(
         finally:
             shown.cancel()
     return _run_of(load, setup, workload, seed)
+
+
+async def slowness(cluster: Cluster, setup: Setup, seed: int) -> float:
+    """How much longer an idle cluster takes now for a short prompt than its profile says.
+
+    The speed of a shared machine changes from minute to minute.
+    """
+    turn = Turn(0.0, LONE_TOKENS, 1)
+    async with AsyncClient(cluster.gateway_address, cluster.bus) as client:
+        prompts = Prompts(seed)
+        jobs = [Job(turn, _prompt(prompts, turn, 64, number)) for number in range(LONE)]
+        load = Load(jobs, Sdk(client, FIELDS), max_concurrency=1)
+        await load.run()
+    found = [reply.ttft_s for reply in load.replies if reply.stamps_s]
+    if not found:
+        raise Invalid(f"the cluster does not answer: {load.replies[0].error}")
+    return median(found) / Alone(setup)(LONE_TOKENS)
 
 
 async def live_setup(cluster: Cluster, profile: Path, model: str = "") -> Setup:

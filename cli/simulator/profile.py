@@ -99,6 +99,20 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         """Seconds in which a prefill waits for shards with keys of its prefix."""
         return self.remote_s if self.prefix_s is None else self.prefix_s
 
+    def slowed(self, factor: float) -> "Profile":
+        """The profile of a machine on which everything takes `factor` times as long."""
+
+        def slower(seconds: float | None) -> float | None:
+            return None if seconds is None else seconds * factor
+
+        names = ("launch_s", "pair_s", "share_s", "key_s", "remote_s", "prefix_s", "prefix_pair_s")
+        times = {name: slower(getattr(self, name)) for name in names}
+        curves = {
+            name: tuple((count, seconds * factor) for count, seconds in getattr(self, name))
+            for name in ("pass_s", "step_s")
+        }
+        return msgspec.structs.replace(self, **times, **curves)
+
     def decode_s(self, sequences: float, keys: float, is_spread: bool) -> float:
         """Seconds of one decode step of `sequences` sequences with `keys` keys on the shard that
         has most of them. is_spread: whether other shards have some."""

@@ -286,3 +286,13 @@ def test_a_file_that_is_no_profile_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(broken))
     with pytest.raises(Invalid, match="pass_s needs points with rising counts"):
         read_profile(path)
+
+
+def test_a_slower_machine_takes_longer_for_everything() -> None:
+    twice = TRUE.slowed(2.0)
+    for rows, pairs in ((1, 0.0), (100, 1e4), (3000, 4e6)):
+        assert twice.prefill_s(rows, pairs) == pytest.approx(2 * TRUE.prefill_s(rows, pairs))
+    assert twice.decode_s(3, 900.0, True) == pytest.approx(2 * TRUE.decode_s(3, 900.0, True))
+    assert twice.launch_s == pytest.approx(2 * TRUE.launch_s)
+    assert twice.waits_behind_s == pytest.approx(2 * TRUE.waits_behind_s)
+    assert twice.link_gbit == TRUE.link_gbit
