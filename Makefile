@@ -14,7 +14,7 @@ FAST := $(wildcard tests/test_*.py) tests/cli/keys tests/cli/trace tests/common/
 	tests/common/config tests/common/text tests/docs tests/services/gateway tests/services/kvdir tests/services/scheduler
 TYPED := cli common kernels services
 
-.PHONY: help setup demo test test-fast coverage lint format docs bench bench-links evaluate bench-gpu lock peers clean
+.PHONY: help setup demo test test-fast test-arm coverage lint format docs bench bench-links evaluate bench-gpu lock peers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -42,6 +42,9 @@ test: $(READY)  ## pull the test model and run all tests
 
 test-fast: $(READY)  ## run the tests that need no cluster and no model: under a minute
 	$(BIN)/python -m $(PYTEST) $(FAST) $(ARGS)
+
+test-arm: $(READY)  ## compile the CPU kernels for ARM and run their tests in qemu (Debian, root)
+	tests/acceptance/arm/run.sh $(ARGS)
 
 coverage: $(READY)  ## run all tests, and list the files with lines that no test runs
 	@$(BIN)/spsctl pull $(MODEL)

@@ -108,10 +108,10 @@ def _kernels() -> Finding:
         why = f" ({reason})" if (reason := native.unbuilt()) else ""
         detail = f"the C++ ones were not built{why}; {slower}: install g++, then sps2 again"
         return Finding("kernels", "warning", detail)
-    if "avx2" in machine.cpu_flags():
+    if {"avx2", "asimd"} & machine.cpu_flags():
         detail = f"the C++ ones were built by another compiler than g++; {slower}"
         return Finding("kernels", "warning", f"{detail}: install sps2 again with CXX=g++")
-    return Finding("kernels", "ok", f"the C++ ones are for x86-64 with AVX2; {slower}")
+    return Finding("kernels", "ok", f"the C++ ones are for x86-64 with AVX2 and 64-bit ARM; {slower}")
 
 
 def _processor(cluster: Cluster) -> Finding:

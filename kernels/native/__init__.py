@@ -1,11 +1,12 @@
 """The C++ kernels for CPUs.
 
-They are built if there is a compiler for x86-64 (setuptools, optional), and loaded by ctypes, so
-that one build works with every version of Python and torch. The instruction set is chosen at run
-time. Callers check `serves` first, and use torch if it is false.
+They are built if there is a compiler for x86-64 or 64-bit ARM (setuptools, optional), and loaded by
+ctypes, so that one build works with every version of Python and torch. The instruction set is
+chosen at run time. Callers check `serves` first, and use torch if it is false.
 """
 
 import ctypes
+import platform
 from collections.abc import Sequence
 from ctypes import Structure, byref, c_int, c_int64, c_void_p, sizeof
 from pathlib import Path
@@ -68,7 +69,8 @@ _library, unfit = _load()
 """The kernels; or why those that were found do not fit, "" if none were found."""
 built = _library is not None
 """Whether this installation has the kernels, whether or not the CPU supports them."""
-LEVELS = ("none", "avx2", "avx512", "avx512_bf16", "amx_bf16")
+IS_ARM = platform.machine() in ("aarch64", "arm64")
+LEVELS = ("none", "neon") if IS_ARM else ("none", "avx2", "avx512", "avx512_bf16", "amx_bf16")
 level = _library.sps2_level() if _library is not None else 0
 """The index in `LEVELS` of the instruction set in use."""
 

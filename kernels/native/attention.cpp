@@ -24,6 +24,8 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #ifdef __linux__
@@ -33,9 +35,9 @@
 #include <unistd.h>
 #endif
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if (defined(__x86_64__) || defined(__aarch64__)) && defined(__GNUC__) && !defined(__clang__)
 #define NATIVE 1
-#if defined(__linux__) && __GNUC__ >= 11  // older ones do not know AMX
+#if defined(__x86_64__) && defined(__linux__) && __GNUC__ >= 11  // older ones do not know AMX
 #define WITH_AMX 1
 #endif
 #include <pthread.h>
@@ -53,6 +55,15 @@ enum Type : int64_t { FLOAT32, BFLOAT16, INT8 };
 struct Run {
     int64_t row, position, tokens;
 };
+
+// Tells the core that a thread is waiting in a loop.
+inline void pause() {
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
 
 // Sizes in elements. Mirrored, as all that follow, by kernels/native/abi.py.
 struct Attention {
@@ -388,9 +399,7 @@ class Pool {
         do {
             for (int i = 0; i < 32; i++) {
                 if (ready()) return true;
-#ifdef NATIVE
-                _mm_pause();
-#endif
+                pause();
             }
         } while (std::chrono::steady_clock::now() < until);
         return ready();
@@ -452,7 +461,22 @@ int guarded(const Work& work) {
 
 }  // namespace
 
-#ifdef NATIVE
+#if NATIVE && defined(__aarch64__)
+namespace {
+namespace neon {
+constexpr int LANES = 8;
+constexpr bool PAIRS = false, TILES = false;
+#include "neon.inc"
+#include "tile.inc"
+#include "decode.inc"
+#include "quantize.inc"
+#include "rows.inc"
+#include "layer.inc"
+}  // namespace neon
+}  // namespace
+#endif
+
+#if NATIVE && defined(__x86_64__)
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")
 namespace {
@@ -584,9 +608,12 @@ bool may_use_amx() {
 
 extern "C" {
 
-// 0: no attention on this CPU; 1: AVX2; 2: AVX-512; 3: AVX-512 with bfloat16; 4: AMX too.
+// 0: no attention on this CPU. x86-64: 1: AVX2; 2: AVX-512; 3: AVX-512 with bfloat16; 4: AMX too.
+// ARM: 1: NEON.
 int sps2_level() {
-#ifdef NATIVE
+#if NATIVE && defined(__aarch64__)
+    return 1;
+#elif NATIVE
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw")) {
 #if WITH_AMX
@@ -618,11 +645,18 @@ int sps2_abi(int64_t* sizes, int room) {
 #else
 #define BODY(...) return (void)call, (void)level, 0;
 #endif
-#define BY_LEVEL(name) level >= 2 ? avx512::name(*call) : avx2::name(*call)
 #define TYPED(space, name) \
     (call->type == BFLOAT16 ? space::name<uint16_t>(*call) : space::name<float>(*call))
+#if defined(__aarch64__)
+#define BY_LEVEL(name) (void)level, neon::name(*call)
+#define BY_TYPE(name) (void)level, TYPED(neon, name)
+#define BY_PAIRS(type, paired, other) other
+#else
+#define BY_LEVEL(name) level >= 2 ? avx512::name(*call) : avx2::name(*call)
 #define BY_TYPE(name) level >= 2 ? TYPED(avx512, name) : TYPED(avx2, name)
-#define BY_PAIRS(type) (level >= 3 && (type) == BFLOAT16)
+#define BY_PAIRS(type, paired, other) \
+    (level >= 3 && (type) == BFLOAT16) ? avx512_bf16::paired(*call) : other
+#endif
 #if WITH_AMX
 #define BY_TILES(type, name) \
     if (level >= 4 && (type) == BFLOAT16) { \
@@ -635,22 +669,22 @@ int sps2_abi(int64_t* sizes, int room) {
 // `level` as above, at most what the CPU has. They return 0, or 1 if there was not enough memory.
 int sps2_attend(const Attention* call, int level) {
     BY_TILES(call->type, attend)
-    BODY(BY_PAIRS(call->type) ? avx512_bf16::attend(*call) : BY_LEVEL(attend))
+    BODY(BY_PAIRS(call->type, attend, BY_LEVEL(attend)))
 }
 int sps2_score(const Scoring* call, int level) {
     BY_TILES(call->of.type, score)
-    BODY(BY_PAIRS(call->of.type) ? avx512_bf16::score(*call) : BY_LEVEL(score))
+    BODY(BY_PAIRS(call->of.type, score, BY_LEVEL(score)))
 }
 int sps2_decode(const Decoding* call, int level) {
-    BODY(BY_PAIRS(call->type) ? avx512_bf16::decode(*call) : BY_LEVEL(decode))
+    BODY(BY_PAIRS(call->type, decode, BY_LEVEL(decode)))
 }
 int sps2_layer(const Layer* call, int level) {
     BY_TILES(call->type, run_layer<uint16_t>)
-    BODY(BY_PAIRS(call->type) ? avx512_bf16::run_layer<uint16_t>(*call) : BY_TYPE(run_layer))
+    BODY(BY_PAIRS(call->type, run_layer<uint16_t>, BY_TYPE(run_layer)))
 }
 int sps2_product(const FewRows* call, int level) {
     BY_TILES(call->type, run_product<uint16_t>)
-    BODY(BY_PAIRS(call->type) ? avx512_bf16::run_product<uint16_t>(*call) : BY_TYPE(run_product))
+    BODY(BY_PAIRS(call->type, run_product<uint16_t>, BY_TYPE(run_product)))
 }
 int sps2_pack(const Quantised* call, int level) { BODY(BY_LEVEL(pack)) }
 int sps2_unpack(const Quantised* call, int level) { BODY(BY_LEVEL(unpack)) }

@@ -79,7 +79,11 @@ def test_kernels_of_other_sources(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("flags", "verdict", "said"),
-    [({"avx2"}, "warning", "CXX=g++"), ({"asimd"}, "ok", "for x86-64 with AVX2")],
+    [
+        ({"avx2"}, "warning", "CXX=g++"),
+        ({"asimd"}, "warning", "CXX=g++"),
+        ({"vx"}, "ok", "for x86-64 with AVX2 and 64-bit ARM"),
+    ],
 )
 def test_kernels_of_no_use_here(
     flags: set[str], verdict: str, said: str, monkeypatch: pytest.MonkeyPatch
