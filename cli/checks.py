@@ -111,7 +111,8 @@ def _kernels() -> Finding:
     if {"avx2", "asimd"} & machine.cpu_flags():
         detail = f"the C++ ones were built by another compiler than g++; {slower}"
         return Finding("kernels", "warning", f"{detail}: install sps2 again with CXX=g++")
-    return Finding("kernels", "ok", f"the C++ ones are for x86-64 with AVX2 and 64-bit ARM; {slower}")
+    detail = f"the C++ ones are for x86-64 with AVX2 and 64-bit ARM; {slower}"
+    return Finding("kernels", "ok", detail)
 
 
 def _processor(cluster: Cluster) -> Finding:
