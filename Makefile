@@ -14,7 +14,7 @@ FAST := $(wildcard tests/test_*.py) tests/cli/keys tests/cli/trace tests/common/
 	tests/common/config tests/common/text tests/docs tests/services/gateway tests/services/kvdir tests/services/scheduler
 TYPED := cli common kernels services
 
-.PHONY: help setup demo test test-fast test-arm coverage lint format docs bench bench-links evaluate bench-gpu lock peers clean
+.PHONY: help setup demo test test-fast test-arm chaos chaos-ci coverage lint format docs bench bench-links evaluate bench-gpu lock peers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -45,6 +45,12 @@ test-fast: $(READY)  ## run the tests that need no cluster and no model: under a
 
 test-arm: $(READY)  ## compile the CPU kernels for ARM and run their tests in qemu (Debian, root)
 	tests/acceptance/arm/run.sh $(ARGS)
+
+chaos: $(READY)  ## break clusters on purpose, by 200 seeds: about an hour
+	$(BIN)/python -m tests.chaos.run --seeds 1-200 --table $(ARGS)
+
+chaos-ci: $(READY)  ## the same by 20 seeds: some minutes
+	$(BIN)/python -m tests.chaos.run --seeds 1-20 $(ARGS)
 
 coverage: $(READY)  ## run all tests, and list the files with lines that no test runs
 	@$(BIN)/spsctl pull $(MODEL)

@@ -43,10 +43,25 @@ class DataLoop:
         return await self.run(made())
 
     async def run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Run a coroutine on this loop and await it; cancelling the call cancels the coroutine."""
-        there = asyncio.run_coroutine_threadsafe(work, self._loop)
+        """Run a coroutine on this loop and await it; cancelling the call cancels the coroutine.
+
+        One that has not begun by then never begins: what the caller posts next comes after it.
+        """
+        is_cancelled = False
+
+        async def begun() -> Result:
+            if is_cancelled:
+                work.close()
+                raise asyncio.CancelledError
+            return await work
+
+        there = asyncio.run_coroutine_threadsafe(begun(), self._loop)
         there.add_done_callback(_look_at)
-        return await asyncio.wrap_future(there)
+        try:
+            return await asyncio.wrap_future(there)
+        except asyncio.CancelledError:
+            is_cancelled = True
+            raise
 
     def post(self, work: Callable[[], object]) -> None:
         """Call a function on this loop soon, without waiting."""

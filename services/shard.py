@@ -49,6 +49,9 @@ from sps2.services.tp_processes import Led, Loyalty, Team, connect, leading, mee
 
 Result = TypeVar("Result")
 
+AGAIN_S = 0.1
+"""Pause before a shard joins a service again that it has lost."""
+
 log = logging.getLogger(__name__)
 
 
@@ -154,7 +157,9 @@ class Membership:
             try:
                 await join()
             except PeerLost:
-                log.warning("the %s was lost; waiting for it", name)
+                if name not in self._missing:
+                    log.warning("the %s was lost; waiting for it", name)
+                await asyncio.sleep(AGAIN_S)  # it may be refused at once, as by a proxy before it
             except ServiceError as error:
                 why = f" ({error})"
                 if self._missing.get(name) != why:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from sps2.common.bus.peer import Peer
 from sps2.common.errors import PeerLost, Preempted, Refused, ServiceError
 from sps2.common.messages import (
+    Describe,
     Displaced,
     Finished,
     FirstToken,
@@ -32,7 +33,9 @@ from sps2.services.tasks import emitted_by, root_cause
 log = logging.getLogger(__name__)
 
 LOSSES = 2
-"""How often an answer may go on elsewhere after the loss of a shard."""
+"""How often an answer may go on after the loss of a shard, and as often after the scheduler's."""
+RESTART_S = 30.0
+"""How long a lost scheduler may take until it answers again."""
 
 T = TypeVar("T")
 
@@ -116,6 +119,7 @@ class Generation:
         scheduler: Peer,
         shards: Shards,
         patience_s: float = PATIENCE_S,
+        restart_s: float = RESTART_S,
         advanced: Callable[[Progress], None] = lambda progress: None,
         traceparent: str = "",
         placed: Callable[[], None] = lambda: None,
@@ -125,6 +129,7 @@ class Generation:
         self._scheduler = scheduler
         self._shards = shards
         self._patience_s = patience_s
+        self._restart_s = restart_s
         self._advanced = advanced
         self._traceparent = traceparent
         self._placed = placed
@@ -139,8 +144,9 @@ class Generation:
 
         Raises:
             Refused, Invalid: from the scheduler.
-            PeerLost: the scheduler was lost; or a shard was, before the first token or more than
-                `LOSSES` times. Otherwise the answer so far is submitted again with the prompt.
+            PeerLost: a shard was lost before the first token, the scheduler does not come back, or
+                one of them was lost more than `LOSSES` times. Otherwise the answer so far is
+                submitted again with the prompt.
         """
         async with aclosing(emitted_by(self._run)) as tokens:  # type: ignore[type-var]
             async for token in tokens:
@@ -148,7 +154,7 @@ class Generation:
                 yield token
 
     async def _run(self, emit: Callable[[Token], None]) -> None:
-        losses, preemptions, room_tokens, job = 0, 0, 0, self._job
+        losses, restarts, preemptions, room_tokens, job = 0, 0, 0, 0, self._job
         while True:
             try:
                 await self._live(job, emit)
@@ -158,17 +164,35 @@ class Generation:
                     return  # without its totals
                 if isinstance(end, Preempted):
                     preemptions, room_tokens = preemptions + 1, 2 * end.answer_tokens
+                elif end.peer in (self._scheduler.name, self._scheduler.address):
+                    restarts += 1
+                    if restarts > LOSSES or not await self._scheduler_is_back():
+                        raise
                 else:
                     losses += 1
-                    if not self._ids or end.peer == self._scheduler.name or losses > LOSSES:
+                    if not self._ids or losses > LOSSES:
                         raise
                 log.warning("%s: %s; goes on after %d tokens", job.request, end, len(self._ids))
-                job = self._rest(losses + preemptions, room_tokens)
+                job = self._rest(losses + restarts + preemptions, room_tokens)
+
+    async def _scheduler_is_back(self) -> bool:
+        """Wait until the scheduler answers again; false if it takes too long."""
+        try:
+            async with asyncio.timeout(self._restart_s):
+                while True:
+                    with suppress(PeerLost, Refused):  # it is gone, or about to go
+                        await self._scheduler.call(Describe())
+                        return True
+                    await asyncio.sleep(AGAIN_S)
+        except TimeoutError:
+            return False
 
     def _rest(self, number: int, room_tokens: int) -> Job:
         """The rest of the job, under a new name: shards may still know the old one."""
         job = self._job
         self._early.clear()
+        if not self._ids:
+            return replace(job, request=f"{job.request}.{number}")
         sampling = replace(
             job.sampling, answered=len(self._ids), prompt_logprobs=None, pooling=None
         )

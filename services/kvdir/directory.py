@@ -144,7 +144,8 @@ class Directory:
 
         Args:
             shared: cached pages, which stay cached as long as the lease.
-            restore: grant again a lease that was granted before the directory lost its memory.
+            restore: grant again a lease that was granted before the directory lost its memory, or
+                the link to its holder; it replaces the one that is here, if there is one.
             own: cached pages of its own, of a lease that is restored.
             from_disk: pages that its shards read from disk, each into a free page.
 
@@ -152,7 +153,7 @@ class Directory:
             Refused: a shard is absent, has too few free pages, or lacks a page to share.
             Invalid: the request holds a lease of this epoch already, or names no pages.
         """
-        if (request, epoch) in self._grants:
+        if (request, epoch) in self._grants and not restore:
             raise Invalid(f"request {request} holds a lease in epoch {epoch} already")
         if not placements or any(place.pages < (not place.shared) for place in placements):
             raise Invalid(f"a lease for {request} must name pages on at least one shard")
@@ -160,6 +161,7 @@ class Directory:
         there = (self.cache.disk.on(*each) for each in from_disk.items())
         if not restore and not (all(here) and all(there)):
             raise Refused("the cached prefix is not where it was")
+        self._drop(request, epoch)
         grant = Grant(placements, shared, dict(own), from_disk, restore)
         self._grants[request, epoch] = grant
         self._count(request, epoch, grant, 1)

@@ -22,7 +22,7 @@ from sps2.common.messages import (
     Room,
     Watch,
 )
-from sps2.services.kvdir.directory import Directory
+from sps2.services.kvdir.directory import Directory, Key
 
 
 class DirectoryService:
@@ -33,6 +33,9 @@ class DirectoryService:
         self._changed = asyncio.Event()
         self._announced: dict[str, Announce] = {}
         """The latest announcement of each shard: when its stream ends, the shard is gone."""
+        self._leased: dict[Key, Reserve] = {}
+        """The latest request for each lease, which ends with that stream: the loss of an earlier
+        one may be noticed late."""
         self._unused_s: dict[str, float] = {}
         """Shards that are to delete pages on disk; see `Evicted.unused_s`."""
 
@@ -90,13 +93,17 @@ class DirectoryService:
             request.own,
             request.from_disk,
         )
+        key = request.request, request.epoch
+        self._leased[key] = request
         self._notify()
         try:
             yield self._directory.room()
             await asyncio.Event().wait()
         finally:
-            self._directory.release(request.request, request.epoch)
-            self._notify()
+            if self._leased.get(key) is request:
+                del self._leased[key]
+                self._directory.release(*key)
+                self._notify()
 
     async def extend(self, request: Extend) -> Room:
         self._directory.extend(request.request, request.epoch, request.shard, request.pages)

@@ -151,7 +151,7 @@ class Core:
             case RoomSeen(room):
                 self.fleet.room = room
             case Submitted(work):
-                if len(self._queue) >= self._max_queue:
+                if len(self._queue) >= self._max_queue and not work.resumes:
                     waiting = counted(len(self._queue), "request")
                     error = Refused(f"the queue is full ({waiting} waiting); retry later")
                     return [Reject(work.request, error)]

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 COMMIT_S = 2.0
 """How long the directory may take to record cached pages once decoding has ended."""
-COMMIT_AGAIN_S = 0.2
+COMMIT_AGAIN_S = LEASE_AGAIN_S = 0.2
 
 
 Emit = Callable[[Placed | Progress | FirstToken | Finished], None]
@@ -353,6 +353,7 @@ class Job:
             except PeerLost:
                 if not leased.is_set():
                     raise Refused("the KV directory was lost; retry") from None
+                await asyncio.sleep(LEASE_AGAIN_S)
 
     async def _keep_hold(
         self, place: Placement, held: asyncio.Event, filled: asyncio.Event

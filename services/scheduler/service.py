@@ -76,6 +76,7 @@ BACKOFF_S = 0.05
 """Time before a request without a lease is planned again; doubles with every refusal."""
 LONGEST_BACKOFF_S = 2.0
 SHORTEST_TICK_S = 0.05
+WATCH_AGAIN_S = 0.2
 FIND_S = 2.0
 """How long the directory may take to look up cached pages."""
 
@@ -136,11 +137,10 @@ class SchedulerService:
                 async with self._directory.stream(Watch()) as rooms:
                     async for room in rooms:
                         self._handle(RoomSeen(room))
-            except PeerLost as lost:
-                log.warning("%s; waiting for it", lost)
             except ServiceError as error:
-                log.warning("watching the KV directory: %s", error)
-                await asyncio.sleep(self._config.bus.heartbeat_s)
+                log.warning("watching the KV directory: %s; again", error)
+                lost = isinstance(error, PeerLost)
+                await asyncio.sleep(WATCH_AGAIN_S if lost else self._config.bus.heartbeat_s)
 
     async def register(self, request: Register) -> AsyncGenerator[Done, None]:
         async with aclosing(self._members.register(request)) as accepted:

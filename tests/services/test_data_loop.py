@@ -33,3 +33,28 @@ async def test_a_stuck_loop_ends_the_process(monkeypatch: pytest.MonkeyPatch) ->
     finally:
         go_on.set()
         await loop.close()
+
+
+async def test_work_that_is_cancelled_before_it_begins_never_begins() -> None:
+    """Else it would take something after its caller has given it back."""
+    loop, go_on, taken = DataLoop(), threading.Event(), list[str]()
+    loop.start()
+
+    async def take() -> None:
+        taken.append("here")
+
+    async def taking() -> None:
+        try:
+            await loop.run(take())
+        finally:
+            loop.post(taken.clear)
+
+    loop.post(go_on.wait)
+    call = asyncio.create_task(taking())
+    await asyncio.sleep(0)
+    call.cancel()
+    await asyncio.wait({call})
+    go_on.set()
+    await loop.run(asyncio.sleep(0))
+    assert taken == []
+    await loop.close()

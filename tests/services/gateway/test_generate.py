@@ -1,7 +1,6 @@
 """A request against a scheduler and owners whose messages come early, late, twice or never."""
 
 import asyncio
-import socket
 import struct
 import time
 from contextlib import aclosing, asynccontextmanager
@@ -388,13 +387,3 @@ async def test_leaving_cancels():
             assert (await anext(tokens)).id == 10
         while not cast.cancelled:
             await asyncio.sleep(0.01)
-
-
-async def test_a_scheduler_that_cannot_be_reached_is_not_waited_for():
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        peer = Peer(f"tcp://127.0.0.1:{nobody.getsockname()[1]}", BUS, "scheduler")
-        record = Record(time.monotonic())
-        with pytest.raises(PeerLost, match="cannot be reached"):
-            await all_of(Generation(JOB, record, peer, Shards(BUS), 0.1))
-        await peer.close()

@@ -64,6 +64,18 @@ def test_a_restarted_directory_learns_from_inventories_and_restored_leases() -> 
     assert kv.room().free == {"a": 10}
 
 
+def test_a_lease_is_restored_while_the_one_before_is_still_there() -> None:
+    """The holder lost its link, and is quicker than whoever notices that here."""
+    kv = directory(a=10)
+    kv.reserve("r", 0, (place("a", 4),))
+    kv.commit("r", 0, {"a": (b"1", b"2")})
+    kv.reserve("r", 0, (place("a", 6),), restore=True, own={"a": (b"1", b"2")})
+    assert kv.room().free == {"a": 4}
+    assert [lease.placements for lease in kv.leases().leases] == [(place("a", 6),)]
+    kv.release("r", 0)
+    assert kv.room().free == {"a": 10}
+
+
 def test_what_stays_without_a_lease_over_two_reports_has_leaked() -> None:
     kv = directory(a=10)
     held = (Holding("r", 0, Span(0, 64), 4),)

@@ -186,6 +186,17 @@ def test_the_queue_is_bounded() -> None:
     assert isinstance(error, Refused)
 
 
+def test_an_answer_that_has_begun_is_queued_even_if_the_queue_is_full() -> None:
+    """Its client has the beginning, and cannot ask again for the rest."""
+    core = cluster(1, 1, max_queue=1)
+    launched(submit(core, "a", 60))
+    assert submit(core, "b", 60) == []
+    rest = Work("c.1", 60, 16, resumes=True)
+    assert core.handle(Submitted(rest), 0) == []
+    assert isinstance(rejected(submit(core, "d", 60)).error, Refused)
+    assert launched(core.handle(Prefilled("a"), 0)).request == "c.1"
+
+
 def test_a_returned_request_runs_again_first_in_a_new_epoch() -> None:
     core = cluster()
     submit(core, "a", 300)
