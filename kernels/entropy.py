@@ -124,13 +124,14 @@ def _count(symbols: Tensor, least: int, span: int) -> Tensor:
 
 
 def _encode(symbols: Tensor, which: Tensor, tables: Tensor) -> Tensor:
-    backend = native if native.serves(symbols) else rans
-    return backend.encode(symbols, which, tables)
+    if native.serves(symbols):
+        return native.encode(symbols, which, tables)
+    return rans.encode(symbols, which, tables)
 
 
 def _decode(data: Tensor, like: Tensor, which: Tensor, tables: Tensor) -> Tensor:
-    backend = native if native.serves(data) else rans
-    if not backend.decode(data.contiguous(), like, which, tables):
+    decode = native.decode if native.serves(data) else rans.decode
+    if not decode(data.contiguous(), like, which, tables):
         raise ValueError(
             f"{len(data)} bytes of entropy-coded data are damaged, or not of {like.numel()} symbols"
         )

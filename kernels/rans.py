@@ -113,6 +113,6 @@ class _Coder:
 
 def _give_up(states: Tensor, full: Tensor) -> Tensor:
     """Take the lower words from the states that are full."""
-    words = states[full] & 0xFFFF
+    words: Tensor = states[full] & 0xFFFF
     states[full] = states[full] >> 16
     return words

@@ -187,8 +187,15 @@ class Counted(Structure):
     ]
 
 
+class Halves(Structure):
+    _fields_ = [
+        ("count", c_int64),
+        *((name, c_void_p) for name in ("numbers", "exponents", "rest")),
+    ]
+
+
 STRUCTURES: tuple[type[Structure], ...] = (
     *(Run, Attention, Scoring, Decoding, Quantised, Merged, Product, Layer, FewRows, Restored),
-    *(Gated, Normed, Rotated, CodeTable, Coded, Counted),
+    *(Gated, Normed, Rotated, CodeTable, Coded, Counted, Halves),
 )
 """The structures in the order of `sps2_abi`."""

@@ -160,6 +160,14 @@ struct Counted {
     int32_t* counts;      // [channels, span]
 };
 
+// Numbers in bfloat16, as their exponents, and the rest: the mantissa with the sign below it.
+struct Halves {
+    int64_t count;
+    uint16_t* numbers;
+    uint8_t* exponents;
+    uint8_t* rest;
+};
+
 // A linear layer: weight [outputs, inputs], bias or null, in the model's dtype; or the weight in
 // blocks of 4 or 8 bits.
 struct Product {
@@ -499,6 +507,23 @@ void count(const Counted& call) {
         }
     }
 }
+
+void split(const Halves& call) {
+    const uint16_t* __restrict numbers = call.numbers;
+    uint8_t* __restrict exponents = call.exponents;
+    uint8_t* __restrict rest = call.rest;
+    for (long i = 0; i < call.count; i++) {
+        exponents[i] = uint8_t(numbers[i] >> 7);
+        rest[i] = uint8_t(numbers[i] << 1 | numbers[i] >> 15);
+    }
+}
+void join(const Halves& call) {
+    uint16_t* __restrict numbers = call.numbers;
+    const uint8_t* __restrict exponents = call.exponents;
+    const uint8_t* __restrict rest = call.rest;
+    for (long i = 0; i < call.count; i++)
+        numbers[i] = uint16_t(exponents[i] << 7 | rest[i] >> 1 | rest[i] << 15);
+}
 }  // namespace plain
 
 }  // namespace
@@ -661,7 +686,7 @@ int sps2_abi(int64_t* sizes, int room) {
         1, sizeof(Run), sizeof(Attention), sizeof(Scoring), sizeof(Decoding), sizeof(Quantised),
         sizeof(Merged), sizeof(Product), sizeof(Layer), sizeof(FewRows), sizeof(Restored),
         sizeof(Gated), sizeof(Normed), sizeof(Rotated), sizeof(CodeTable), sizeof(Coded),
-        sizeof(Counted),
+        sizeof(Counted), sizeof(Halves),
     };
     const int count = sizeof(all) / sizeof(*all);
     for (int i = 0; i < count && i < room; i++) sizes[i] = all[i];
@@ -741,4 +766,6 @@ int sps2_rans_count(const Counted* call, int) {
         call->width == 1 ? plain::count<uint8_t>(*call) : plain::count<int16_t>(*call);
     });
 }
+int sps2_split(const Halves* call, int) { return plain::split(*call), 0; }
+int sps2_join(const Halves* call, int) { return plain::join(*call), 0; }
 }

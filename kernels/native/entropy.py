@@ -1,5 +1,7 @@
 """Entropy coding in C++, on every CPU for which the kernels could be built."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,7 @@ def decode(data: Tensor, like: Tensor, which: Tensor, tables: Tensor) -> bool:
     """Decode `data` into `like` [channels, count]; whether it was a whole stream."""
     call = _coded(like, which, tables, data)
     native.invoke("sps2_rans_decode", call)
-    return call.size >= 0
+    return int(call.size) >= 0
 
 
 def count(symbols: Tensor, least: int, span: int) -> Tensor:
@@ -55,6 +57,35 @@ def count(symbols: Tensor, least: int, span: int) -> Tensor:
     )
     native.invoke("sps2_rans_count", call)
     return counts
+
+
+def split(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The exponents of contiguous bfloat16 numbers, and the rest: [numbers] uint8 each."""
+    check.typed("x", x, torch.bfloat16)
+    exponents, rest = (torch.empty(x.numel(), dtype=torch.uint8) for _ in range(2))
+    native.invoke("sps2_split", _halves(x, exponents, rest))
+    return exponents, rest
+
+
+def join(exponents: Tensor, rest: Tensor, shape: Sequence[int]) -> Tensor:
+    """Undo `split`."""
+    x = torch.empty(tuple(shape), dtype=torch.bfloat16)
+    for name, half in (("exponents", exponents), ("rest", rest)):
+        check.shaped(name, half, (x.numel(),))
+        check.typed(name, half, torch.uint8)
+    native.invoke("sps2_join", _halves(x, exponents, rest))
+    return x
+
+
+def _halves(x: Tensor, exponents: Tensor, rest: Tensor) -> abi.Halves:
+    if not all(each.is_contiguous() for each in (x, exponents, rest)):
+        raise ValueError("x, exponents and rest must be contiguous")
+    return abi.Halves(
+        count=x.numel(),
+        numbers=x.data_ptr(),
+        exponents=exponents.data_ptr(),
+        rest=rest.data_ptr(),
+    )
 
 
 def _coded(symbols: Tensor, which: Tensor, tables: Tensor, data: Tensor) -> abi.Coded:
