@@ -101,7 +101,7 @@ class _Coder:
         sizes, offsets, symbols = (slots & 0xFFF) + 1, slots >> 12 & 0xFFF, slots >> 24 & 0xFF
         states.copy_(sizes * (states >> 12) + offsets)
         words.refill(states)
-        values = (symbols + self._least) << self._shift
+        values: Tensor = (symbols + self._least) << self._shift
         if self._shift:
             values |= states & ((1 << self._shift) - 1)
             states >>= self._shift
