@@ -93,6 +93,16 @@ class Extension(Struct, frozen=True):
         Annotated[bool, Meta(description="false disables the overlap of transfers and compute")]
         | None
     ) = None
+    lossless: (
+        Annotated[
+            bool,
+            Meta(
+                description="whether bfloat16 tensors are packed losslessly on their way; the "
+                "cluster's `sharing.lossless` if absent"
+            ),
+        ]
+        | None
+    ) = None
     priority: (
         Annotated[
             int,

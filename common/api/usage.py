@@ -113,6 +113,12 @@ class Sps2Usage(Struct, frozen=True):
     deposit_bytes: Annotated[
         Bytes, Meta(description="bytes of keys and values from prefill to decode shards")
     ]
+    saved_bytes: Annotated[
+        Bytes,
+        Meta(
+            description="bytes that lossless packing saved: `prefill_bytes` would be larger by them"
+        ),
+    ]
     q_bytes: Annotated[
         Bytes, Meta(description="bytes of queries, from the owner to the other shards with KV")
     ]

@@ -369,6 +369,14 @@ class Sharing(Section, frozen=True):
             "auto: the model's"
         ),
     ] = "auto"
+    lossless: Annotated[
+        Literal["auto", "on", "off"],
+        Meta(
+            description="bfloat16 tensors of a prefill are packed losslessly on their way, to two "
+            "thirds of the bytes; auto: where `link_gbit` is below 1 and a shard packs fast enough "
+            "to gain"
+        ),
+    ] = "auto"
     pipelined: Annotated[
         bool, Meta(description="transfers beside arithmetic; false is there to be compared with")
     ] = True

@@ -112,3 +112,5 @@ class Deposited(Struct, frozen=True, tag=True):
     """All of a rank's KV is where it is kept, or on its way there."""
 
     deposit_bytes: int
+    saved_bytes: int = 0
+    """That lossless packing made of it."""

@@ -116,3 +116,5 @@ class Finished(Struct, frozen=True, tag=True):
     state_bytes: int
     deposit_bytes: int
     """Bytes of KV that other shards sent to those that keep it; 0 if it stayed where computed."""
+    deposit_saved_bytes: int = 0
+    """Bytes of these that lossless packing saved."""

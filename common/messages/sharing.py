@@ -44,6 +44,8 @@ class Scheme(Struct, frozen=True):
         kv_transfer_dtype: of keys and values between prefill shards; auto: the model's dtype.
         selection: of CSA.
         pipelined: transfers run beside arithmetic; without it, one after the other.
+        lossless: Gbit/s of the links, if bfloat16 tensors are packed losslessly where a shard finds
+            that faster on such links; 0: wherever it can; None: nowhere.
     """
 
     method: Method = "ring"
@@ -51,6 +53,7 @@ class Scheme(Struct, frozen=True):
     kv_transfer_dtype: KvTransferDtype = "auto"
     selection: Selection | None = None
     pipelined: bool = True
+    lossless: float | None = None
 
 
 class PrefillOptions(Struct, frozen=True):
@@ -62,6 +65,7 @@ class PrefillOptions(Struct, frozen=True):
     method: ExactMethod | None = None
     kv_transfer_dtype: KvTransferDtype | None = None
     pipelined: bool | None = None
+    lossless: bool | None = None
 
 
 class Exchanged(Struct, frozen=True):
@@ -73,6 +77,7 @@ class Exchanged(Struct, frozen=True):
     exchange_s: while a transfer was awaited or under way. hidden_s: of these, while computing.
     blocks, kept_blocks: that CSA could have moved to this rank, and moved; per KV head and layer.
     lost: by layer, the mean mass that held-out probes lost; empty but for CSA.
+    saved_bytes: that lossless packing made of what was sent.
     """
 
     sent_bytes: dict[str, int]
@@ -83,3 +88,4 @@ class Exchanged(Struct, frozen=True):
     blocks: int = 0
     kept_blocks: int = 0
     lost: tuple[float, ...] = ()
+    saved_bytes: int = 0

@@ -22,6 +22,7 @@ from sps2.kernels.state import Run, Scales, State
 FUNCTIONS = (
     *("attend", "score", "decode", "pack", "unpack"),
     *("layer", "product", "restore", "swiglu", "add_norm", "rotate", "merge"),
+    *("rans_encode", "rans_decode", "rans_count", "split", "join"),
 )
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 FLOATING = (torch.float32, torch.bfloat16)

@@ -1,6 +1,6 @@
 """The arguments of the C++ kernels: the structures of attention.cpp, field by field."""
 
-from ctypes import Structure, c_float, c_int64, c_void_p
+from ctypes import Structure, c_float, c_int32, c_int64, c_uint32, c_void_p
 
 VERSION = 1
 """Incremented, here and in attention.cpp, with a change that alters no structure's size."""
@@ -158,8 +158,44 @@ class Rotated(Structure):
     ]
 
 
+class CodeTable(Structure):
+    _fields_ = [
+        ("slots", c_uint32 * 4096),
+        ("ranges", c_uint32 * 256),
+        ("least", c_int32),
+        ("escape", c_uint32),
+        ("shift", c_int32),
+        ("unused", c_int32),
+    ]
+
+
+class Coded(Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("channels", "count", "width")),
+        *((name, c_void_p) for name in ("symbols", "which", "tables", "data")),
+        ("size", c_int64),
+    ]
+
+
+class Counted(Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("channels", "count", "width")),
+        ("symbols", c_void_p),
+        ("least", c_int64),
+        ("span", c_int64),
+        ("counts", c_void_p),
+    ]
+
+
+class Halves(Structure):
+    _fields_ = [
+        ("count", c_int64),
+        *((name, c_void_p) for name in ("numbers", "exponents", "rest")),
+    ]
+
+
 STRUCTURES: tuple[type[Structure], ...] = (
     *(Run, Attention, Scoring, Decoding, Quantised, Merged, Product, Layer, FewRows, Restored),
-    *(Gated, Normed, Rotated),
+    *(Gated, Normed, Rotated, CodeTable, Coded, Counted, Halves),
 )
 """The structures in the order of `sps2_abi`."""

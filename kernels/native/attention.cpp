@@ -142,6 +142,43 @@ struct Quantised {
     int64_t threads;
 };
 
+// How symbols are coded; a symbol is a value's upper bits, the `shift` lower ones are sent as they
+// are. The symbol `escape` (256: there is none) stands for every value that has no other.
+struct CodeTable {
+    uint32_t slots[4096];  // of a state's lower bits: frequency - 1, offset << 12, symbol << 24
+    uint32_t ranges[256];  // of a symbol: frequency - 1, first slot << 12
+    int32_t least;         // the value of symbol 0
+    uint32_t escape;
+    int32_t shift, unused;
+};
+
+// Encodes to the end of `data`, and sets `size` to the bytes used; or decodes all of `data`, and
+// sets `size` to -1 if it is no such stream.
+struct Coded {
+    int64_t channels, count, width;  // symbols of a channel; bytes of a symbol
+    void* symbols;                   // [channels, count] uint8 or int16
+    const uint8_t* which;            // [channels], of the tables
+    const CodeTable* tables;
+    uint8_t* data;
+    int64_t size;
+};
+
+// How often each of `span` values occurs in a channel; less is the first, more is the last.
+struct Counted {
+    int64_t channels, count, width;
+    const void* symbols;  // [channels, count]
+    int64_t least, span;
+    int32_t* counts;      // [channels, span]
+};
+
+// Numbers in bfloat16, as their exponents, and the rest: the mantissa with the sign below it.
+struct Halves {
+    int64_t count;
+    uint16_t* numbers;
+    uint8_t* exponents;
+    uint8_t* rest;
+};
+
 // A linear layer: weight [outputs, inputs], bias or null, in the model's dtype; or the weight in
 // blocks of 4 or 8 bits.
 struct Product {
@@ -459,6 +496,45 @@ int guarded(const Work& work) {
     }
 }
 
+namespace plain {
+#include "rans.inc"
+
+template <class Symbol>
+void count(const Counted& call) {
+    constexpr long COPIES = 4;  // equal neighbours would wait for each other's increment
+    std::vector<int32_t> counts(COPIES * call.span);
+    for (long c = 0; c < call.channels; c++) {
+        const Symbol* from = (const Symbol*)call.symbols + c * call.count;
+        std::fill(counts.begin(), counts.end(), 0);
+        for (long i = 0; i < call.count; i++) {
+            const long place = std::min<long>(std::max<long>(from[i] - call.least, 0), call.span - 1);
+            counts[i % COPIES * call.span + place]++;
+        }
+        for (long i = 0; i < call.span; i++) {
+            int32_t& sum = call.counts[c * call.span + i] = 0;
+            for (long copy = 0; copy < COPIES; copy++) sum += counts[copy * call.span + i];
+        }
+    }
+}
+
+void split(const Halves& call) {
+    const uint16_t* __restrict numbers = call.numbers;
+    uint8_t* __restrict exponents = call.exponents;
+    uint8_t* __restrict rest = call.rest;
+    for (long i = 0; i < call.count; i++) {
+        exponents[i] = uint8_t(numbers[i] >> 7);
+        rest[i] = uint8_t(numbers[i] << 1 | numbers[i] >> 15);
+    }
+}
+void join(const Halves& call) {
+    uint16_t* __restrict numbers = call.numbers;
+    const uint8_t* __restrict exponents = call.exponents;
+    const uint8_t* __restrict rest = call.rest;
+    for (long i = 0; i < call.count; i++)
+        numbers[i] = uint16_t(exponents[i] << 7 | rest[i] >> 1 | rest[i] << 15);
+}
+}  // namespace plain
+
 }  // namespace
 
 #if NATIVE && defined(__aarch64__)
@@ -570,6 +646,9 @@ static inline const float* factors_of(const float* weights, long, int, float*) {
 #include "tile.inc"
 #include "decode.inc"
 #include "quantize.inc"
+#define VECTORS 1
+#include "rans.inc"
+#undef VECTORS
 #include "rows.inc"
 #include "layer.inc"
 }  // namespace avx512
@@ -633,7 +712,8 @@ int sps2_abi(int64_t* sizes, int room) {
     const int64_t all[] = {
         1, sizeof(Run), sizeof(Attention), sizeof(Scoring), sizeof(Decoding), sizeof(Quantised),
         sizeof(Merged), sizeof(Product), sizeof(Layer), sizeof(FewRows), sizeof(Restored),
-        sizeof(Gated), sizeof(Normed), sizeof(Rotated),
+        sizeof(Gated), sizeof(Normed), sizeof(Rotated), sizeof(CodeTable), sizeof(Coded),
+        sizeof(Counted), sizeof(Halves),
     };
     const int count = sizeof(all) / sizeof(*all);
     for (int i = 0; i < count && i < room; i++) sizes[i] = all[i];
@@ -693,4 +773,33 @@ int sps2_restore(const Restored* call, int level) { BODY(BY_TYPE(restore)) }
 int sps2_swiglu(const Gated* call, int level) { BODY(BY_TYPE(swiglu)) }
 int sps2_rotate(const Rotated* call, int level) { BODY(BY_TYPE(rotate)) }
 int sps2_merge(const Merged* call, int level) { BODY(BY_TYPE(merge)) }
+
+// Of every CPU, also one that has none of the kernels above.
+int sps2_rans_encode(Coded* call, int level) {
+#ifdef NATIVE
+    if (level >= 2)
+        return call->width == 1 ? avx512::encode<uint8_t>(*call) : avx512::encode<int16_t>(*call), 0;
+#endif
+    (void)level;
+    return call->width == 1 ? plain::encode<uint8_t>(*call) : plain::encode<int16_t>(*call), 0;
+}
+int sps2_rans_decode(Coded* call, int level) {
+    bool whole;
+#ifdef NATIVE
+    if (level >= 2)
+        whole = call->width == 1 ? avx512::decode<uint8_t>(*call) : avx512::decode<int16_t>(*call);
+    else
+#endif
+        whole = call->width == 1 ? plain::decode<uint8_t>(*call) : plain::decode<int16_t>(*call);
+    (void)level;
+    if (!whole) call->size = -1;
+    return 0;
+}
+int sps2_rans_count(const Counted* call, int) {
+    return guarded([&] {
+        call->width == 1 ? plain::count<uint8_t>(*call) : plain::count<int16_t>(*call);
+    });
+}
+int sps2_split(const Halves* call, int) { return plain::split(*call), 0; }
+int sps2_join(const Halves* call, int) { return plain::join(*call), 0; }
 }

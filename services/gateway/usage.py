@@ -69,6 +69,10 @@ def _sps2(pairs: Sequence[tuple[Job, Record]], kv: int) -> Sps2Usage | None:
         exchange_s=exchange_s,
         hidden_fraction=sum(each.hidden_s for each in ranks) / exchange_s if exchange_s else 0.0,
         deposit_bytes=deposit,
+        saved_bytes=sum(each.saved_bytes for each in ranks)
+        + sum(each.deposit_saved_bytes for each in finished)
+        if is_known
+        else None,
         q_bytes=q_bytes,
         state_bytes=state_bytes,
         migration_pays_after=placed.migration_pays_after,

@@ -230,5 +230,10 @@ def _cuts_answer(request: CompletionRequest | ChatRequest) -> bool:
 
 def _options(given: Extension) -> PrefillOptions:
     return PrefillOptions(
-        given.sp_degree, given.attention, given.method, given.kv_transfer_dtype, given.pipelined
+        given.sp_degree,
+        given.attention,
+        given.method,
+        given.kv_transfer_dtype,
+        given.pipelined,
+        given.lossless,
     )

@@ -70,6 +70,8 @@ class Deposit:
                         self._pieces.append(Piece(peer, common.start, head, rows, heads))
             first += span.tokens
         self.sent_bytes = 0
+        self.saved_bytes = 0
+        """By lossless packing."""
 
     async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         await self._group.backlog.catch_up(layer)
@@ -87,11 +89,13 @@ class Deposit:
             self._group.backlog.add(task, layer, sum(part.nbytes for part in parts))
 
     async def _send(self, piece: Piece, layer: int, parts: tuple[Tensor, Tensor]) -> None:
+        carried, saved = await self._group.packed(layer, parts)
         await self._group.quiet()
         nbytes = await self._group.send_to(
-            (piece.peer,), "deposit", layer, piece.start, parts, head=piece.head
+            (piece.peer,), "deposit", layer, piece.start, carried, head=piece.head
         )
         self.sent_bytes += nbytes
+        self.saved_bytes += saved
 
 
 def owners(peers: Sequence[Peer], share: Share, kv_heads: int) -> list[tuple[str, int, slice]]:

@@ -5,14 +5,16 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
-from sps2.common.messages import Prefill
+from sps2.common.errors import Internal, Invalid
+from sps2.common.messages import ExactMethod, Prefill
 from sps2.common.model.attend import Run
 from sps2.common.model.config import ModelConfig
+from sps2.common.transport import lossless
 from sps2.common.transport.expected import Like, check_from, state_like
 from sps2.common.transport.frame import Purpose, frame_for
 from sps2.common.transport.inbox import Inbox
@@ -23,6 +25,9 @@ from sps2.services.prefill.methods.partial_attention import Rows, rows_of
 from sps2.services.prefill.timeline import Timeline
 
 Result = TypeVar("Result")
+
+EXACT = get_args(ExactMethod)
+"""Methods whose exchange is packed; the others have forms of their own for what they send."""
 
 
 class Attention(Protocol):
@@ -70,6 +75,10 @@ class Group:
         self.timeline = timeline or Timeline(plane.device)
         self.sent: Counter[Purpose] = Counter()
         """Bytes of payload sent to the group, by purpose."""
+        self.saved_bytes = 0
+        """Bytes that lossless packing saved of them."""
+        gbit = self.scheme.lossless
+        self._packs = gbit is not None and lossless.pays(gbit)
         self.key = (request.request, request.epoch)
         self._names = [member.peers[tp_rank].name for member in request.group]
         self._plane = plane
@@ -116,9 +125,20 @@ class Group:
     ) -> None:
         """Send the same tensors to several ranks."""
         names = [self._names[rank] for rank in ranks]
+        if self.scheme.method in EXACT:
+            tensors, saved = await self.packed(layer, tensors)
+            self.saved_bytes += saved * len(ranks)
         leaving = partial(self._on_its_way, layer)
         nbytes = await self.send_to(names, purpose, layer, at, tensors, leaving=leaving)
         self.sent[purpose] += nbytes
+
+    async def packed(self, layer: int, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], int]:
+        """Tensors as they are to be sent, packed losslessly if that pays; and the bytes saved."""
+        if not self._packs:
+            return tensors, 0
+        plain = await self.down(*tensors)
+        carried = await self.compute(partial(lossless.pack, plain), layer)
+        return carried, sum(each.nbytes for each in plain) - sum(each.nbytes for each in carried)
 
     async def send_to(
         self,
@@ -160,8 +180,14 @@ class Group:
             PeerLost: the rank is gone.
             Internal: the tensors do not match `wanted`.
         """
-        tensors = await self.recv_from(self._names[rank], purpose, layer, at)
-        check_from(self._names[rank], purpose, tensors, wanted)
+        name = self._names[rank]
+        tensors = await self.recv_from(name, purpose, layer, at)
+        if lossless.are_packed(tensors):
+            try:
+                tensors = await self.compute(partial(lossless.unpack, tensors, wanted), layer)
+            except Invalid as error:
+                raise Internal(f"a {purpose} frame from {name}: {error}") from error
+        check_from(name, purpose, tensors, wanted)
         return self.up(*tensors)
 
     async def recv_state(

@@ -156,7 +156,7 @@ async def run_prompt(
             prefilled(Prefilled(token, scored, took_s, exchanged(group, attend), part))
     except BaseExceptionGroup as failures:
         raise root_cause(failures) from failures
-    return Deposited(deposit.sent_bytes)
+    return Deposited(deposit.sent_bytes, deposit.saved_bytes)
 
 
 def exchanged(group: Group, attend: Attention) -> Exchanged:
@@ -172,6 +172,7 @@ def exchanged(group: Group, attend: Attention) -> Exchanged:
         blocks,
         kept,
         lost,
+        group.saved_bytes,
     )
 
 

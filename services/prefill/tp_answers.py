@@ -44,7 +44,9 @@ class Parts:
             case Deposited():
                 self._deposited.append(item)
                 if len(self._deposited) == self._processes:
-                    self._emit(Deposited(sum(part.deposit_bytes for part in self._deposited)))
+                    sent = sum(part.deposit_bytes for part in self._deposited)
+                    saved = sum(part.saved_bytes for part in self._deposited)
+                    self._emit(Deposited(sent, saved))
 
 
 class Followers:
@@ -92,6 +94,7 @@ def merged(parts: Sequence[Exchanged]) -> Exchanged:
         sent_bytes=dict(sent),
         blocks=sum(part.blocks for part in parts),
         kept_blocks=sum(part.kept_blocks for part in parts),
+        saved_bytes=sum(part.saved_bytes for part in parts),
         lost=tuple(
             sum(layer) / len(parts) for layer in zip(*(part.lost for part in parts), strict=True)
         ),

@@ -199,9 +199,12 @@ def _start(plan: Plan, urgency: float, view: View) -> str:
     threads = f" with {plan.threads} threads" if plan.threads > 1 else ""
     part = "" if plan.chunk.stop == plan.placements[-1].span.stop else f" with {_chunk(plan)}"
     slower = _left_out(plan, view)
+    gbit = plan.partition.scheme.lossless
+    packed = "" if gbit is None else "; what travels is packed losslessly"
+    packed += f" where that is faster than {gbit:g} Gbit/s" if gbit else ""
     return (
         f"started{part} on {', '.join(plan.group)}{threads}, urgency {urgency:.1f}{also}; "
-        f"tokens of KV: {kept}{slower}"
+        f"tokens of KV: {kept}{slower}{packed}"
     )
 
 
@@ -226,7 +229,9 @@ def _options(work: Work, chosen: Plan, view: View, core: Core) -> Iterator[Optio
     """The chosen plan, and what the planner would have made of other options."""
     shards = len(view.fleet.prefillers())
     degrees = {min(shards, 2**power) for power in range(DEGREES)} | {len(chosen.group)}
-    asked = PrefillOptions(kv_transfer_dtype=work.options.kv_transfer_dtype)
+    asked = PrefillOptions(
+        kv_transfer_dtype=work.options.kv_transfer_dtype, lossless=work.options.lossless
+    )
     variants = [
         msgspec.structs.replace(asked, sp_degree=degree, method=method)
         for degree in degrees

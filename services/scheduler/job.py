@@ -11,6 +11,7 @@ from sps2.common.messages import (
     Commit,
     Decode,
     Decoded,
+    Deposited,
     Expect,
     Filled,
     Finished,
@@ -160,7 +161,7 @@ class Job:
                     await prefill.deposited()
                     prefill.leave()
                     await gather_all(*(event.wait() for event in filled))
-                await self._decode(group, first, prefill.deposited_bytes, emit)
+                await self._decode(group, first, prefill.deposit, emit)
                 for keeper in reversed(keepers):
                     keeper.cancel()
         except BaseExceptionGroup as failures:
@@ -230,14 +231,14 @@ class Job:
         return first
 
     async def _decode(
-        self, group: asyncio.TaskGroup, first: Token, deposited: int, emit: Emit
+        self, group: asyncio.TaskGroup, first: Token, deposited: Deposited, emit: Emit
     ) -> None:
         submit, plan = self._submit, self._plan
         committing = asyncio.create_task(self._share())
         try:
             if first.finish is not None:
                 await asyncio.wait({committing}, timeout=COMMIT_S)
-                emit(Finished(1, 0, 0, deposited))
+                emit(Finished(1, 0, 0, deposited.deposit_bytes, deposited.saved_bytes))
                 return
             holders = tuple(self._contacts.planes(each.shard) for each in plan.placements[:-1])
             with self._trail.during("decode") as trail:
@@ -256,7 +257,8 @@ class Job:
             if decoded.hashes and committing.done():
                 with suppress(ServiceError):  # the owner reports them to the directory later
                     await self._commit({plan.owner: decoded.hashes})
-            emit(Finished(decoded.tokens, decoded.q_bytes, decoded.state_bytes, deposited))
+            sent = deposited.deposit_bytes, deposited.saved_bytes
+            emit(Finished(decoded.tokens, decoded.q_bytes, decoded.state_bytes, *sent))
         finally:
             await end(committing)
 

@@ -55,13 +55,13 @@ class JobPrefill:
         self._emit = emit
         self._eta = Eta(len(submit.prompt) // 4, cached, time.monotonic())
         self._joined: dict[str, asyncio.Task[None]] = {}
-        self._running: list[asyncio.Task[int]] = []
+        self._running: list[asyncio.Task[Deposited]] = []
         self.replies: list[Prefilled] = []
         """Of all ranks of all chunks so far."""
         self.prefill_s = 0.0
         """Seconds of the slowest rank of each chunk, added up."""
-        self.deposited_bytes = 0
-        """Of KV, sent to decode shards so far."""
+        self.deposit = Deposited(0)
+        """The KV sent to decode shards so far."""
         self.chunks: list[Plan] = []
         """The plans of the chunks so far."""
         self._exchanged: dict[str, Exchanged] = {}
@@ -102,7 +102,9 @@ class JobPrefill:
 
     async def deposited(self) -> None:
         """Wait until the KV of the chunk has left its ranks."""
-        self.deposited_bytes += sum(await gather_all(*self._running))
+        parts = [self.deposit, *await gather_all(*self._running)]
+        sent, saved = (part.deposit_bytes for part in parts), (part.saved_bytes for part in parts)
+        self.deposit = Deposited(sum(sent), sum(saved))
         self._running = []
 
     def leave(self) -> None:
@@ -112,8 +114,8 @@ class JobPrefill:
 
     async def _prefill(
         self, plan: Plan, rank: int, replied: asyncio.Future[Prefilled], trail: Trail
-    ) -> int:
-        """Run one rank's part; returns how many bytes of KV it sent to decode shards."""
+    ) -> Deposited:
+        """Run one rank's part; returns what it sent to decode shards."""
         submit, contacts, shard = self._submit, self._contacts, plan.group[rank]
         members = tuple(
             PrefillRank(contacts.planes(shard), spans)
@@ -152,8 +154,8 @@ class JobPrefill:
                         case Prefilled():
                             if not replied.done():  # nobody waits after another rank has failed
                                 replied.set_result(item)
-                        case Deposited(nbytes):
-                            return nbytes
+                        case Deposited():
+                            return item
         raise Internal(f"{shard} ended its part of request {submit.request} early")
 
     def _report(self, progress: Progress | None) -> None:
@@ -188,4 +190,5 @@ def both(one: Exchanged, other: Exchanged) -> Exchanged:
         one.blocks + other.blocks,
         one.kept_blocks + other.kept_blocks,
         lost if one.lost and other.lost else one.lost or other.lost,
+        one.saved_bytes + other.saved_bytes,
     )

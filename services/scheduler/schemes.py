@@ -38,6 +38,9 @@ SAME = 1.05
 """Ranks whose speeds differ by at most this factor count as equally fast."""
 EVEN = 1.01
 """Spans whose prediction is within this factor of evenly shared arithmetic are not improved."""
+FAST_GBIT = 1.0
+"""From such links on nothing is packed losslessly, unless asked for: it would save little more time
+than it takes, where transfers delay a prefill at all."""
 CHOICES = 1024
 """How many recent choices are kept: a request that waits is planned again and again."""
 EXACT: tuple[ExactMethod, ...] = ("gather", "ring", "ulysses", "usp", "pass_q")
@@ -233,6 +236,8 @@ class Schemes:
         ranks = len(partition.spans)
         tokens = sum(span.tokens for own in partition.spans for span in own)
         deposited = self._config.kv_bytes(self._itemsize) * tokens * (ranks - 1) / ranks
+        if partition.scheme.lossless is not None:
+            deposited *= traffic.PACKED
         exchanged = 2 * sum(partition.predicted_bytes.values()) / ranks / self._tp
         return (deposited + exchanged) / (self._sharing.link_gbit * 1.25e8)
 
@@ -301,7 +306,19 @@ class Schemes:
         options: PrefillOptions,
     ) -> Scheme:
         pipelined = self._sharing.pipelined if options.pipelined is None else options.pipelined
-        return Scheme(method, columns, kv_transfer_dtype, None, pipelined)
+        lossless = self._lossless(options)
+        return Scheme(method, columns, kv_transfer_dtype, None, pipelined, lossless)
+
+    def _lossless(self, options: PrefillOptions) -> float | None:
+        """`Scheme.lossless`: a shard knows how fast it packs, but not how fast its link is."""
+        chosen, gbit = self._sharing.lossless, self._sharing.link_gbit
+        if options.lossless is not None:
+            chosen = "on" if options.lossless else "off"
+        if self._itemsize != 2 or chosen == "off":
+            return None
+        if chosen == "on":
+            return 0.0
+        return gbit if gbit < FAST_GBIT else None
 
     def partition(
         self,

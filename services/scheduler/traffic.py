@@ -4,7 +4,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from sps2.common.errors import Invalid
 from sps2.common.messages import Scheme, Selection
@@ -18,6 +18,9 @@ COARSE_SHARE = 0.53
 """Bytes of a block in 4 bits, as a share of one in 8."""
 EXPECTED_KEPT = 0.6
 """Share of blocks that CSA is expected to send; the real one depends on the text."""
+PACKED = 11 / 16
+"""Bytes of bfloat16 tensors that are packed losslessly, as a share of the plain ones: a little more
+than they are, so that no part of a byte is left of any head."""
 EXPECTED_FINE = 0.3
 """Share of the sent blocks that are in 8 bits."""
 
@@ -53,7 +56,7 @@ def loads(
     """
     if len(spans) == 1:
         return Loads({}, 0.0)
-    sizes, tally = _Sizes(config, itemsize, scheme.kv_transfer_dtype), _Tally(len(spans))
+    sizes, tally = _Sizes.of(config, itemsize, scheme), _Tally(len(spans))
     match scheme.method:
         case "gather":
             _gather(sizes, spans, tally)
@@ -97,23 +100,36 @@ class _Tally:
 
 
 class _Sizes:
-    """Bytes of q, of keys and values, and of states, for a number of tokens."""
+    """Bytes of q, of keys and values, and of states, for a number of tokens.
 
-    def __init__(self, config: ModelConfig, itemsize: int, kv_transfer_dtype: str) -> None:
+    Args:
+        packed: share of the bytes of bfloat16 tensors that is left of them on their way.
+    """
+
+    def __init__(
+        self, config: ModelConfig, itemsize: int, kv_transfer_dtype: str, packed: float = 1.0
+    ) -> None:
         self.config = config
         self.itemsize = itemsize
         self._kv_transfer_dtype = kv_transfer_dtype
+        self._packed = packed
+
+    @classmethod
+    def of(cls, config: ModelConfig, itemsize: int, scheme: Scheme) -> Self:
+        """Of what is exchanged by a scheme."""
+        packed = PACKED if scheme.lossless is not None and scheme.method != "csa" else 1.0
+        return cls(config, itemsize, scheme.kv_transfer_dtype, packed)
 
     def kv(self, tokens: int, kv_heads: int) -> int:
         """Bytes of keys and values in one layer."""
         dim = self.config.head_dim
         if self._kv_transfer_dtype == "auto":
-            return tokens * kv_heads * 2 * dim * self.itemsize
+            return round(tokens * kv_heads * 2 * dim * self.itemsize * self._packed)
         blocks = -(-tokens // BLOCK)
         return blocks * kv_heads * (2 * BLOCK * dim + 4 * dim + 4 * BLOCK)
 
     def q(self, tokens: int, heads: int) -> int:
-        return tokens * heads * self.config.head_dim * self.itemsize
+        return round(tokens * heads * self.config.head_dim * self.itemsize * self._packed)
 
     def state(self, tokens: int, heads: int) -> int:
         return self.q(tokens, heads) + 4 * tokens * heads

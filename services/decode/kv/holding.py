@@ -16,6 +16,7 @@ from sps2.common.model.config import ModelConfig
 from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool, SequencePages
 from sps2.common.spans import Span, page_numbers, pages_for
+from sps2.common.transport import lossless
 from sps2.common.transport.expected import Like, check
 from sps2.common.transport.frame import Frame
 from sps2.common.transport.plane import Plane
@@ -166,6 +167,8 @@ class Holdings:
         self._restoring = Restoring(self.cached, disk, self._reserve, self._give_back)
         if disk is not None:
             disk.start(self.cached.page_of, self._notify_freed)
+        self._wanted = Like(dtype, (None, None, config.head_dim))
+        self._unpacking: set[asyncio.Task[None]] = set()
         plane.serve("deposit", self._on_deposit, self._held)
         plane.on_gone(self._on_gone)
 
@@ -242,18 +245,42 @@ class Holdings:
         return holding
 
     def _on_deposit(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
-        holding = self._held[frame.requests[0], frame.epochs[0]]
-        what = f"KV of request {frame.requests[0]} from {source}"
+        if lossless.are_packed(tensors):
+            task = asyncio.get_running_loop().create_task(self._unpack(source, frame, tensors))
+            self._unpacking.add(task)
+            task.add_done_callback(self._unpacking.discard)
+        else:
+            self._take(source, frame, tensors)
+
+    async def _unpack(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
+        """Take packed KV; it is unpacked on a thread, and decode steps go on meanwhile."""
         try:
-            check("KV", tensors, (Like(self.dtype, (None, None, self._config.head_dim)),) * 2)
+            unpacked = await asyncio.to_thread(lossless.unpack, tensors, (self._wanted,) * 2)
+        except Invalid as error:
+            self._fail(source, frame, error)
+        else:
+            self._take(source, frame, unpacked)
+
+    def _take(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
+        holding = self._held.get((frame.requests[0], frame.epochs[0]))
+        if holding is None:  # released while the KV was unpacked
+            return
+        try:
+            check("KV", tensors, (self._wanted,) * 2)
             k, v = tensors
             check("V", (v,), (Like(k.dtype, tuple(k.shape)),))
             holding.deposit(source, frame, *self._plane.device.up((k, v)))
         except Exception as error:  # whoever waits for the KV must learn of it
             end_if_poisoned(error)
-            known = isinstance(error, Invalid)
-            why = error if known else type(error).__name__
-            log.error("%s could not be kept: %s", what, why, exc_info=None if known else error)
+            self._fail(source, frame, error)
+
+    def _fail(self, source: str, frame: Frame, error: Exception) -> None:
+        """Have whoever waits for the KV learn why it cannot be kept."""
+        what = f"KV of request {frame.requests[0]} from {source}"
+        known = isinstance(error, Invalid)
+        why = error if known else type(error).__name__
+        log.error("%s could not be kept: %s", what, why, exc_info=None if known else error)
+        if holding := self._held.get((frame.requests[0], frame.epochs[0])):
             holding.fail(source, Internal(f"{what} could not be kept: {why}"))
 
     def keep(self, key: Key, layer: int, at: int, head: int, k: Tensor, v: Tensor) -> None:

@@ -34,7 +34,7 @@ def transfers(config: ModelConfig, itemsize: int, scheme: Scheme, spans: Spans) 
     """
     if len(spans) == 1:
         return []
-    sizes = _Sizes(config, itemsize, scheme.kv_transfer_dtype)
+    sizes = _Sizes.of(config, itemsize, scheme)
     by_method: dict[str, Callable[[], Iterator[Transfer]]] = {
         "ring": lambda: _usp(sizes, scheme.ulysses, spans),
         "ulysses": lambda: _usp(sizes, scheme.ulysses, spans),

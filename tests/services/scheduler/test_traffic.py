@@ -50,6 +50,7 @@ def one_by_one(
     st.integers(0, 3000),
     st.integers(0, 8),
     st.integers(1, 2),
+    st.sampled_from([None, 0.0]),
 )
 @settings(deadline=None)
 def test_loads_are_the_sums_of_transfers(
@@ -60,11 +61,13 @@ def test_loads_are_the_sums_of_transfers(
     more: int,
     eighths: int,
     processes: int,
+    lossless: float | None,
 ) -> None:
     columns = {"ulysses": min(ranks, 8), "usp": 2}.get(method, 1)
     ranks -= ranks % columns if method != "ulysses" else ranks - columns
     selection = Selection((0.1,) * 6, (0.2,) * 6, rounds=1 + more % 2) if method == "csa" else None
-    scheme, tokens = Scheme(method, columns, kv_transfer_dtype, selection), 2 * ranks + more
+    scheme = Scheme(method, columns, kv_transfer_dtype, selection, lossless=lossless)
+    tokens = 2 * ranks + more
     spans = zigzag(tokens, ranks // columns, columns)
     if method in IN_A_ROW:
         spans = consecutive(tokens, ranks, eighths / 1000)

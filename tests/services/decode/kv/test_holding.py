@@ -12,6 +12,7 @@ from sps2.common.model.pages import PagePool
 from sps2.common.spans import Span
 from sps2.common.transport.frame import frame_for
 from sps2.common.transport.plane import Plane
+from sps2.kernels.lossless import encode
 from sps2.services.decode.kv import holding
 from sps2.services.decode.kv.holding import Holdings
 
@@ -231,4 +232,51 @@ async def test_growth_without_room_is_refused_and_takes_nothing(
     holdings.release(("r", 0))
     with pytest.raises(Cancelled, match="not held"):
         await holdings.grow(("r", 0), 44)
+    assert pool.free_pages == 10
+
+
+async def test_packed_kv_is_unpacked_and_damage_fails_who_waits() -> None:
+    config = tiny_config()
+    pool = PagePool(config, 10, PAGE_TOKENS, torch.bfloat16)
+    here, there = Plane("here/1", "inproc"), Plane("there/1", "inproc")
+    await here.start()
+    await there.start()
+    there.introduce(here.peer)
+    holdings = Holdings(pool, here, config, Span(0, config.kv_heads), torch.bfloat16)
+    kv = torch.randn(2, 4, config.kv_heads, config.head_dim).bfloat16()
+    packed = tuple(map(encode, kv))
+    for request, carried in (("r", packed), ("s", (packed[0], packed[1][:-1]))):
+        asked = replace(hold(request, 0, 4), sources=(there.peer,))
+        held = await holdings.hold(asked)
+        for layer in range(config.layers):
+            frame = frame_for("deposit", (request,), (0,), layer, 0, carried)
+            await there.send(here.name, frame, carried)
+        await held.filled.wait()
+        if request == "r":
+            assert held.failed is None
+            assert held.kv_bytes == config.layers * sum(x.nbytes for x in packed)
+            first = held.pages.slot(0)
+            assert torch.equal(pool.layer(0)[0][first : first + 4], kv[0])
+        else:
+            assert isinstance(held.failed, Internal)
+            assert "could not be kept" in str(held.failed)
+    holdings.release(("r", 0))
+    holdings.release(("s", 0))
+    await here.close()
+    await there.close()
+
+
+async def test_a_request_may_end_while_its_kv_is_unpacked() -> None:
+    config = tiny_config()
+    pool = PagePool(config, 10, PAGE_TOKENS, torch.bfloat16)
+    here = Plane("here/1", "inproc")
+    holdings = Holdings(pool, here, config, Span(0, config.kv_heads), torch.bfloat16)
+    kv = torch.randn(2, 4, config.kv_heads, config.head_dim).bfloat16()
+    packed = tuple(map(encode, kv))
+    await holdings.hold(hold("r", 0, 4))
+    frame = frame_for("deposit", ("r",), (0,), 0, 0, packed)
+    taking = asyncio.create_task(holdings._unpack("there/1", frame, packed))
+    await asyncio.sleep(0)
+    holdings.release(("r", 0))
+    await taking
     assert pool.free_pages == 10
