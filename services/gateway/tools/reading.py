@@ -50,10 +50,6 @@ class Reading(msgspec.Struct, frozen=True):
         calls = Calls(FAMILIES[self.family].form, self._functions) if self.tools else Plain()
         return calls if tags is None else Thoughts(tags, calls, self.is_open)
 
-    def described(self) -> list[dict[str, Any]]:
-        """The tools as chat templates take them."""
-        return [described(tool) for tool in self.tools]
-
     def shown(self, tokenizer: Tokenizer) -> frozenset[int]:
         """The special tokens whose text a parser needs."""
         family = FAMILIES[self.family] if self.tools else None
