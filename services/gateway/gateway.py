@@ -26,9 +26,10 @@ from sps2.common.api import (
 )
 from sps2.common.api.embeddings import EmbeddingRequest, Embeddings
 from sps2.common.api.parsing import UNSUPPORTED
+from sps2.common.api.pins import PinPrompt
 from sps2.common.api.prompt_answers import PromptTokens
 from sps2.common.errors import Invalid
-from sps2.common.messages import Progress
+from sps2.common.messages import Pinned, Progress
 from sps2.common.text.tokens import Tokenizer
 from sps2.common.tracing import Trail
 from sps2.services.gateway.chat_writer import ChatWriter
@@ -269,6 +270,12 @@ class Gateway:
             exchange_bytes=sum(found.predicted_bytes.values()),
             waits_for=found.waits_for,
         )
+
+    async def pin(self, request: PinPrompt, name: str) -> Pinned:
+        """Keep the cached pages of a prompt on disk, or do so no longer."""
+        recall = self._turns.recall(_scope(request.asked, None))
+        job = await order_estimate(request.asked, name, self.served, self._tokenizer, recall)
+        return await self.running.pin(job, request.keep)
 
     async def count_tokens(self, request: ChatRequest, account: Account | None = None) -> int:
         """How many tokens the prompt of a chat has."""
