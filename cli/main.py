@@ -122,9 +122,11 @@ scheduler.command(cls=Command)(reported(recordings.record))
 scheduler.command(cls=Command)(reported(recordings.replay))
 app.add_typer(scheduler, name="scheduler")
 
-caches = typer.Typer(help="List and drop cached pages of KV.", no_args_is_help=True)
+caches = typer.Typer(help="List, drop and pin cached pages of KV.", no_args_is_help=True)
 caches.command("list", cls=Command)(reported(cache.show))
 caches.command(cls=Command)(reported(cache.drop))
+caches.command(cls=Command)(reported(cache.pin))
+caches.command(cls=Command)(reported(cache.unpin))
 app.add_typer(caches, name="cache")
 
 keys = typer.Typer(help="Make, list and revoke keys.", no_args_is_help=True)

@@ -21,11 +21,14 @@ from sps2.services.scheduler.events import (
     Grew,
     Joined,
     Lost,
+    ReadAhead,
+    ReadingAhead,
     Returned,
     RoomSeen,
     Shareable,
     Submitted,
 )
+from sps2.services.scheduler.lookups import AHEAD
 from sps2.services.scheduler.plan import Plan, Work
 
 WINDOW = 16
@@ -68,6 +71,8 @@ class DirectoryReplay:
         self._directory = Directory()
         self._leases: dict[str, _Lease] = {}
         self._works: dict[str, Work] = {}
+        self._ahead: dict[str, dict[str, tuple[bytes, ...]]] = {}
+        """Pages that are read for requests in the queue."""
         self._number = 0
         self._changes: deque[tuple[int, dict[str, int]]] = deque()
         """Recent changes of free pages, by number of entry."""
@@ -113,6 +118,14 @@ class DirectoryReplay:
                 self._works[work.request] = work
             case Found(request, cached):
                 self._adopt(request, cached)
+            case ReadingAhead(request, places, hashes):
+                self._ahead[request] = hashes
+                self._directory.reserve(request + AHEAD, 0, places, restore=True, from_disk=hashes)
+            case ReadAhead(request, cached):
+                hashes = self._ahead.pop(request, {})
+                if cached:
+                    self._directory.commit(request + AHEAD, 0, hashes)
+                self._directory.release(request + AHEAD, 0)
             case Granted(request, room):
                 self._reserve(request)
                 self._note(room)

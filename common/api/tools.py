@@ -67,10 +67,7 @@ class Function(Tolerant, frozen=True):
     ] = None
     strict: Annotated[
         bool | None,
-        Meta(
-            description="arguments follow the schema exactly; under `auto` this holds for models "
-            "whose calls begin with a mark of their own"
-        ),
+        Meta(description="arguments follow the schema exactly"),
     ] = None
 
 

@@ -1,6 +1,7 @@
 """Messages of decode shards, which hold KV and generate tokens."""
 
 from sps2.common.messages.base import Done, FinishReason, Request, Stream, Struct
+from sps2.common.messages.directory import Evicted
 from sps2.common.messages.fleet import Peer
 from sps2.common.messages.request import Sampling, Token
 from sps2.common.spans import Span
@@ -95,10 +96,9 @@ class Assist(Request[Done], frozen=True):
 
 
 class Evict(Request[Done], frozen=True):
-    """Leader of a decode shard to its followers: drop these cached pages; see `Evicted`."""
+    """Leader of a decode shard to its followers: drop cached pages, or pin them."""
 
-    hashes: tuple[bytes, ...]
-    unused_s: float | None = None
+    evicted: Evicted
 
 
 class Short(Struct, frozen=True, tag=True):

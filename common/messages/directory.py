@@ -34,6 +34,11 @@ class OnDisk(Struct, frozen=True):
     """Hashes of pages that are not there any more, or could not be read."""
     read_page_s: float = 0.0
     """Seconds that reading a page takes, as measured lately."""
+    pinned: tuple[bytes, ...] = ()
+    """Hashes of all pages that stay there, whether they have come already or not; with
+    `most_pinned`."""
+    most_pinned: int | None = None
+    """How many pages may be pinned; None in a report of changes."""
 
 
 class Announce(Stream["Evicted"], frozen=True):
@@ -56,6 +61,8 @@ class Evicted(Struct, frozen=True):
     hashes: tuple[bytes, ...]
     unused_s: float | None = None
     """If given, pages on disk that were not used for this many seconds are to be deleted."""
+    pins: dict[bytes, bool] = {}
+    """Pages that are to stay on disk from now on, or not any more."""
 
 
 class Report(Request[Done], frozen=True):
@@ -197,6 +204,26 @@ class Dropped(Struct, frozen=True):
     """How many pages each shard had to drop from memory."""
 
     pages: dict[str, int]
+
+
+class PinPages(Request["Pinned"], frozen=True):
+    """Scheduler to directory: keep cached pages of a prompt on disk, or do so no longer."""
+
+    hashes: tuple[bytes, ...]
+    """Of the prompt's pages, from its first on."""
+    keep: bool
+
+
+class UnpinAll(Request["Pinned"], frozen=True):
+    """Anyone to gateway, and gateway to directory: no page is to stay on disk any more."""
+
+
+class Pinned(Struct, frozen=True):
+    """How many pages each shard is to keep on disk, or not any more."""
+
+    pages: dict[str, int]
+    prompt_pages: int = 0
+    """Full pages of the prompt."""
 
 
 class ListLeases(Request[Leases], frozen=True):

@@ -1,7 +1,7 @@
 """Messages by which the gateway submits requests to the scheduler."""
 
 from sps2.common.messages.base import Request, Stream, Struct
-from sps2.common.messages.directory import Placement
+from sps2.common.messages.directory import Pinned, Placement
 from sps2.common.messages.request import Sampling, Token, TokenLogprobs
 from sps2.common.messages.sharing import Exchanged, PrefillOptions, Scheme, Setting
 
@@ -50,6 +50,13 @@ class Predict(Request[Predicted], frozen=True):
     """Gateway to scheduler: predict what would become of a request, without running it."""
 
     submit: Submit
+
+
+class Pin(Request[Pinned], frozen=True):
+    """Gateway to scheduler: keep the cached pages of a prompt on disk, or do so no longer."""
+
+    submit: Submit
+    keep: bool
 
 
 class Placed(Struct, frozen=True, tag=True):

@@ -89,7 +89,7 @@ class FollowerService:
         return Done()
 
     async def evict(self, request: Evict) -> Done:
-        self._data.post(lambda: self._holdings.evict(request.hashes, request.unused_s))
+        self._data.post(lambda: self._holdings.evict(request.evicted))
         return Done()
 
     async def assist(self, request: Assist) -> Done:

@@ -12,6 +12,7 @@ from sps2.services.decode.kv.holding import Holdings
 from sps2.services.tasks import gather_all
 
 NOTHING = OnDisk()
+NOTHING_EVICTED = Evicted(())
 
 
 class Reports:
@@ -70,11 +71,10 @@ class Reports:
             self._disk.reported(on_disk)
 
     async def evict(self, evicted: Evicted) -> None:
-        """Drop pages from the cache and from disk, in all processes of this shard."""
-        hashes, unused_s = evicted.hashes, evicted.unused_s
-        if hashes or unused_s is not None:
-            self._data.post(lambda: self._holdings.evict(hashes, unused_s))
-            evict = Evict(hashes, unused_s)
+        """Drop pages from the cache and from disk, or pin them, in all processes of this shard."""
+        if evicted != NOTHING_EVICTED:
+            self._data.post(lambda: self._holdings.evict(evicted))
+            evict = Evict(evicted)
             await gather_all(*(follower.call(evict) for follower in self._followers))
 
     async def doubt(self, request: Hold) -> None:

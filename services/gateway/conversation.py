@@ -1,21 +1,23 @@
 """The prompt of a chat: its messages, and what else the model's chat template is given."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 
-from sps2.common.api import ChatRequest, Message, Tokenize, ToolCall
+from sps2.common.api import ChatRequest, Message, Tokenize, Tool, ToolCall
 from sps2.common.errors import Invalid
 from sps2.common.text.chat_prompt import SAMPLED
 from sps2.common.text.sampled_turns import Sampled
 from sps2.common.text.tokens import Tokenizer
 from sps2.services.gateway.limits import BAD
-from sps2.services.gateway.threads import threaded
-from sps2.services.gateway.tools.reading import check_results
+from sps2.services.gateway.threads import HUGE_TEXT, threaded
+from sps2.services.gateway.tools.reading import check_results, described
 
 TURN_CHARS = 32
 """Estimated size of a conversation turn besides its content, in characters."""
+TOOL_CHARS = 1024
+"""Estimated size of a tool's description, in characters."""
 MOST_VARIABLES_BYTES = 64 << 10
 """Most bytes of `chat_template_kwargs` as JSON."""
 OWN = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
@@ -33,32 +35,55 @@ async def tokens_of_chat(
     tokenizer: Tokenizer,
     most: int,
     recall: Recall = forgotten,
-    tools: Sequence[dict[str, Any]] = (),
+    tools: Sequence[Tool] = (),
 ) -> tuple[int, ...]:
     """Token ids of a conversation, as the request wants it to end.
 
     Args:
-        recall: finds the tokens that were sampled for a message, if they are remembered.
-        tools: those that the model is shown, as templates take them.
+        recall: finds the tokens that were sampled for a message, if they are remembered. Long
+            conversations call it in a thread.
+        tools: those that the model is shown.
 
     Raises:
         Invalid: fields of the request contradict each other, or there are far more than `most`.
     """
-    variables = variables_of(request)
     messages = request.messages or []
-    continues = _continues(request, messages)
-    answers = not continues and request.add_generation_prompt is not False
-    check_results(messages)
-    turns = turns_of(messages, recall)
-    size = sum(TURN_CHARS + len(turn["content"]) for turn in turns)
-    size += sum(len(str(tool)) for tool in tools)
 
-    def chat() -> list[int]:
-        return tokenizer.chat(
-            turns, answers, most, tools, continue_final_message=continues, variables=variables
+    def chat() -> tuple[int, ...]:
+        variables = variables_of(request)
+        continues = _continues(request, messages)
+        check_results(messages)
+        ids = tokenizer.chat(
+            turns_of(messages, recall),
+            not continues and request.add_generation_prompt is not False,
+            most,
+            [described(tool) for tool in tools],
+            continue_final_message=continues,
+            variables=variables,
         )
+        return tuple(ids)
 
-    return tuple(await threaded(size, chat))
+    return await threaded(_chars(messages, tools), chat)
+
+
+def _chars(messages: Sequence[Message], tools: Sequence[Tool]) -> int:
+    """Estimated characters of a conversation; counted no further than matters to `threaded`."""
+    chars = TOOL_CHARS * len(tools)
+    for more in _lengths(messages):
+        if chars >= HUGE_TEXT:
+            break
+        chars += more
+    return chars
+
+
+def _lengths(messages: Sequence[Message]) -> Iterator[int]:
+    for message in messages:
+        parts = message.content or ()
+        yield TURN_CHARS + len(message.reasoning_content or "")
+        for part in (parts,) if isinstance(parts, str) else parts:
+            yield len(part) if isinstance(part, str) else TURN_CHARS + len(part.said)
+        for call in message.tool_calls or ():
+            yield TURN_CHARS + len(call.function.arguments)
 
 
 def check_no_chat(request: Tokenize) -> None:

@@ -1,11 +1,10 @@
 """The API itself, the same over HTTP and the bus: requests in, streams of chunks out."""
 
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
 from functools import partial
 
-from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from sps2.common.api import (
@@ -27,15 +26,15 @@ from sps2.common.api import (
 )
 from sps2.common.api.embeddings import EmbeddingRequest, Embeddings
 from sps2.common.api.parsing import UNSUPPORTED
+from sps2.common.api.pins import PinPrompt
 from sps2.common.api.prompt_answers import PromptTokens
-from sps2.common.api.usage import PromptTokensDetails, Usage
 from sps2.common.errors import Invalid
-from sps2.common.messages import Progress
+from sps2.common.messages import Pinned, Progress
 from sps2.common.text.tokens import Tokenizer
 from sps2.common.tracing import Trail
 from sps2.services.gateway.chat_writer import ChatWriter
 from sps2.services.gateway.completion_choices import CompletionWriter
-from sps2.services.gateway.conversation import check_no_chat, tokens_of_chat
+from sps2.services.gateway.conversation import TOOL_CHARS, check_no_chat, tokens_of_chat
 from sps2.services.gateway.correlation_ids import NOBODY, Caller
 from sps2.services.gateway.embeddings import (
     completion_of,
@@ -55,15 +54,16 @@ from sps2.services.gateway.running import Running
 from sps2.services.gateway.served_model import Served
 from sps2.services.gateway.slots import Slots
 from sps2.services.gateway.threads import threaded
-from sps2.services.gateway.tools.reading import check_tools, described
+from sps2.services.gateway.tools.reading import check_tools
 from sps2.services.gateway.turn_memory import Scope, TurnMemory
-from sps2.services.gateway.usage import cached_tokens, usage
+from sps2.services.gateway.usage import UsageSoFar, totals, usage
 from sps2.services.gateway.validate import (
     Order,
     choices_of,
     order_chat,
     order_completion,
     order_estimate,
+    prompt_of_chat,
 )
 
 COMPLETION = "cmpl-"
@@ -133,7 +133,7 @@ class Gateway:
                 system_fingerprint=self.served.fingerprint,
             )
             prompts = Prompts(order.jobs)
-            counted = _Counted(request, order, records)
+            counted = UsageSoFar(request, order, records)
             writer = CompletionWriter(request, order, records, self._tokenizer)
             with _spending(account, order, records):
                 pieces = self.running.pieces(name, order, records, trail)
@@ -148,7 +148,7 @@ class Gateway:
                             yield chunk(choices=[choice], usage=counted.usage())
             total = usage(order.prompts, order.jobs, records, self.served.kv_token_bytes)
             self.metrics.spent(total)
-            trail.annotate(**_totals(total))
+            trail.annotate(**totals(total))
             yield chunk(choices=[], usage=total)
 
     async def chat(
@@ -182,7 +182,7 @@ class Gateway:
                 system_fingerprint=self.served.fingerprint,
             )
             prompts = Prompts(order.jobs)
-            counted = _Counted(request, order, records)
+            counted = UsageSoFar(request, order, records)
             listener = self._turns.listener(request, scope, order.jobs)
             writer = ChatWriter(request, order.reading, vocabulary_of(request, self._tokenizer))
             begun: set[int] = set()
@@ -214,7 +214,7 @@ class Gateway:
                             yield chunk(choices=[choice], usage=counted.usage())
             total = usage(order.prompts, order.jobs, records, self.served.kv_token_bytes)
             self.metrics.spent(total)
-            trail.annotate(**_totals(total))
+            trail.annotate(**totals(total))
             yield chunk(choices=[], usage=total)
 
     async def embed(
@@ -247,7 +247,7 @@ class Gateway:
                         pass
             total = usage(order.prompts, order.jobs, records, self.served.kv_token_bytes)
             self.metrics.spent(total)
-            trail.annotate(**_totals(total))
+            trail.annotate(**totals(total))
             return await embeddings_of(request, self.served.model, records, total)
 
     async def estimate(
@@ -271,6 +271,20 @@ class Gateway:
             waits_for=found.waits_for,
         )
 
+    async def pin(self, request: PinPrompt, name: str) -> Pinned:
+        """Keep the cached pages of a prompt on disk, or do so no longer."""
+        recall = self._turns.recall(_scope(request.asked, None))
+        job = await order_estimate(request.asked, name, self.served, self._tokenizer, recall)
+        return await self.running.pin(job, request.keep)
+
+    async def count_tokens(self, request: ChatRequest, account: Account | None = None) -> int:
+        """How many tokens the prompt of a chat has."""
+        self.served.check_model(request.model)
+        most = TOKENIZED_CONTEXTS * self.served.max_context
+        recall = self._turns.recall(_scope(request, account))
+        prompt, _ = await prompt_of_chat(request, self.served, self._tokenizer, most, recall)
+        return len(prompt)
+
     async def tokenize(self, request: Tokenize) -> Tokens:
         """Token ids of a text or a conversation."""
         self.served.check_model(request.model)
@@ -287,9 +301,8 @@ class Gateway:
                     UNSUPPORTED,
                 )
             tools = request.tools or ()
-            check_tools(tools)
-            shown = [described(tool) for tool in tools]
-            ids = list(await tokens_of_chat(request, self._tokenizer, most, tools=shown))
+            await threaded(TOOL_CHARS * len(tools), lambda: check_tools(tools))
+            ids = list(await tokens_of_chat(request, self._tokenizer, most, tools=tools))
         else:
             check_no_chat(request)
             text = prompt or ""
@@ -363,36 +376,3 @@ def _spending(
     account: Account | None, order: Order, records: list[Record]
 ) -> AbstractContextManager[None]:
     return account.spending(order.prompts, order.jobs, records) if account else nullcontext()
-
-
-class _Counted:
-    """The usage so far, for each chunk; UNSET unless the request wants it."""
-
-    def __init__(
-        self, request: CompletionRequest | ChatRequest, order: Order, records: Sequence[Record]
-    ) -> None:
-        options = request.stream_options
-        self._wanted = bool(options and options.include_usage and options.continuous_usage_stats)
-        self._prompt_tokens = sum(map(len, order.prompts))
-        self._order = order
-        self._firsts = records[:: len(records) // len(order.prompts)]
-        self._made = 0
-
-    def add(self, index: int) -> None:
-        """Count a token of choice `index`."""
-        self._made += not self._order.jobs[index].silent
-
-    def usage(self) -> Usage | UnsetType:
-        if not self._wanted:
-            return UNSET
-        prompt, cached = self._prompt_tokens, PromptTokensDetails(cached_tokens(self._firsts))
-        return Usage(prompt, self._made, prompt + self._made, cached)
-
-
-def _totals(usage: Usage) -> dict[str, str | float]:
-    """The totals of a whole request, for its trace."""
-    totals: dict[str, str | float] = {
-        "prompt_tokens": usage.prompt_tokens,
-        "tokens": usage.completion_tokens,
-    }
-    return totals if usage.sps2 is None else totals | {"ttft_s": usage.sps2.ttft_ms / 1000}

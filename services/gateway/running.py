@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from sps2.common.api.answer_ids import name_in
 from sps2.common.bus.peer import Peer
 from sps2.common.errors import Cancelled, Invalid, ServiceError
-from sps2.common.messages import Predict, Predicted, Progress
+from sps2.common.messages import Pin, Pinned, Predict, Predicted, Progress
 from sps2.common.text.tokens import Detokenizer, Tokenizer
 from sps2.common.tracing import Trail
 from sps2.services.gateway.generate import Generation, Job, Record
@@ -90,6 +90,10 @@ class Running:
     async def predict(self, job: Job) -> Predicted:
         """What the scheduler predicts of a job, which is not run."""
         return await self._scheduler.call(Predict(job.submit()), PREDICT_S)
+
+    async def pin(self, job: Job, keep: bool) -> Pinned:
+        """Keep the cached pages of a job's prompt on disk, or do so no longer."""
+        return await self._scheduler.call(Pin(job.submit(), keep), PREDICT_S)
 
     def cancel(self, request: str) -> None:
         """End an answer by its id (`cmpl-..`, `chatcmpl-..`), or one of its scheduler requests.

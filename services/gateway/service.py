@@ -19,6 +19,7 @@ from sps2.common.api import (
     Tokens,
 )
 from sps2.common.api.answer_ids import NAME_CHARS
+from sps2.common.api.pins import PinPrompt
 from sps2.common.bus.peer import Peer
 from sps2.common.errors import Refused
 from sps2.common.messages import (
@@ -30,6 +31,7 @@ from sps2.common.messages import (
     Dropped,
     Info,
     ListTraces,
+    Pinned,
     Record,
     Recorded,
     SetDuty,
@@ -37,6 +39,7 @@ from sps2.common.messages import (
     ShowTrace,
     Trace,
     Traces,
+    UnpinAll,
 )
 from sps2.services.gateway.gateway import Gateway
 from sps2.services.gateway.monitoring.cluster import Observer
@@ -120,6 +123,12 @@ class GatewayService:
         return await self._scheduler.call(request)
 
     async def drop_cache(self, request: DropCache) -> Dropped:
+        return await self._directory.call(request)
+
+    async def pin_prompt(self, request: PinPrompt) -> Pinned:
+        return await self._gateway.pin(request, new_name())
+
+    async def unpin_all(self, request: UnpinAll) -> Pinned:
         return await self._directory.call(request)
 
     async def cancel_request(self, request: CancelRequest) -> Done:

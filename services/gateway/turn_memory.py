@@ -7,6 +7,7 @@ was sent: no text is kept. It is apart for each API key and `cache_salt`.
 
 import hashlib
 import json
+import threading
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -51,7 +52,10 @@ class _Turn(NamedTuple):
 
 
 class TurnMemory:
-    """The tokens of answers that may come back, within limits of number and bytes."""
+    """The tokens of answers that may come back, within limits of number and bytes.
+
+    Any thread may use it: long conversations are tokenised in threads.
+    """
 
     def __init__(
         self, tokenizer: Tokenizer, most_turns: int = MOST_TURNS, most_bytes: int = MOST_BYTES
@@ -61,6 +65,7 @@ class TurnMemory:
         self._most_bytes = most_bytes
         self._turns: OrderedDict[bytes, _Turn] = OrderedDict()
         self._bytes = 0
+        self._lock = threading.Lock()
 
     def recall(self, scope: Scope) -> Recall:
         """Finds what was sampled for messages of conversations of this scope."""
@@ -74,10 +79,11 @@ class TurnMemory:
             ]
             thoughts = message.reasoning_content or ""
             key = _key(scope, message.said, thoughts, calls)
-            turn = self._turns.get(key)
-            if turn is None:
-                return None
-            self._turns.move_to_end(key)
+            with self._lock:
+                turn = self._turns.get(key)
+                if turn is None:
+                    return None
+                self._turns.move_to_end(key)
             names = [each.name for each in calls]
             texts = (message.said, *filter(None, [thoughts, *names]))
             return Sampled(turn.ids, turn.opening, texts, len(texts) == 1)
@@ -90,13 +96,15 @@ class TurnMemory:
 
     def add(self, key: bytes, ids: Sequence[int], opening: str) -> None:
         """Remember the tokens of an answer; see `_key`."""
-        if (before := self._turns.pop(key, None)) is not None:
-            self._bytes -= _size(before)
-        turn = self._turns[key] = _Turn(array("i", ids), opening)
-        self._bytes += _size(turn)
-        while len(self._turns) > self._most_turns or self._bytes > self._most_bytes:
-            _, oldest = self._turns.popitem(last=False)
-            self._bytes -= _size(oldest)
+        turn = _Turn(array("i", ids), opening)
+        with self._lock:
+            if (before := self._turns.pop(key, None)) is not None:
+                self._bytes -= _size(before)
+            self._turns[key] = turn
+            self._bytes += _size(turn)
+            while len(self._turns) > self._most_turns or self._bytes > self._most_bytes:
+                _, oldest = self._turns.popitem(last=False)
+                self._bytes -= _size(oldest)
 
 
 @dataclass

@@ -3,9 +3,13 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from msgspec import UNSET, UnsetType
+
+from sps2.common.api import ChatRequest, CompletionRequest
 from sps2.common.api.usage import Part, PromptTokensDetails, Sps2Usage, Usage
 from sps2.common.messages import Placement
 from sps2.services.gateway.generate import Job, Record
+from sps2.services.gateway.validate import Order
 
 
 def usage(
@@ -28,6 +32,39 @@ def usage(
         PromptTokensDetails(cached_tokens(first_choices)),
         _sps2(pairs, kv),
     )
+
+
+class UsageSoFar:
+    """The usage so far, for each chunk; UNSET unless the request wants it."""
+
+    def __init__(
+        self, request: CompletionRequest | ChatRequest, order: Order, records: Sequence[Record]
+    ) -> None:
+        options = request.stream_options
+        self._wanted = bool(options and options.include_usage and options.continuous_usage_stats)
+        self._prompt_tokens = sum(map(len, order.prompts))
+        self._order = order
+        self._firsts = records[:: len(records) // len(order.prompts)]
+        self._made = 0
+
+    def add(self, index: int) -> None:
+        """Count a token of choice `index`."""
+        self._made += not self._order.jobs[index].silent
+
+    def usage(self) -> Usage | UnsetType:
+        if not self._wanted:
+            return UNSET
+        prompt, cached = self._prompt_tokens, PromptTokensDetails(cached_tokens(self._firsts))
+        return Usage(prompt, self._made, prompt + self._made, cached)
+
+
+def totals(usage: Usage) -> dict[str, str | float]:
+    """The totals of a whole request, for its trace."""
+    found: dict[str, str | float] = {
+        "prompt_tokens": usage.prompt_tokens,
+        "tokens": usage.completion_tokens,
+    }
+    return found if usage.sps2 is None else found | {"ttft_s": usage.sps2.ttft_ms / 1000}
 
 
 def _sps2(pairs: Sequence[tuple[Job, Record]], kv: int) -> Sps2Usage | None:

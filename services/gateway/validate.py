@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 
@@ -17,13 +18,14 @@ from sps2.common.errors import Invalid
 from sps2.common.messages import PrefillOptions, Sampling
 from sps2.common.text.tokens import Tokenizer
 from sps2.common.words import counted
-from sps2.services.gateway.conversation import Recall, forgotten, tokens_of_chat
+from sps2.services.gateway.conversation import TOOL_CHARS, Recall, forgotten, tokens_of_chat
 from sps2.services.gateway.generate import Job
 from sps2.services.gateway.grammars import checked, grammar_of
 from sps2.services.gateway.limits import BAD, Limit
 from sps2.services.gateway.prompts import check_prompt, prompts_of, tokens_of
 from sps2.services.gateway.sampling import sampling_of
 from sps2.services.gateway.served_model import Served
+from sps2.services.gateway.threads import threaded
 from sps2.services.gateway.tools.reading import Reading, reading_of
 
 DEFAULT_MAX_TOKENS = 16
@@ -90,7 +92,7 @@ async def order_chat(
     tokenizer: Tokenizer,
     recall: Recall = forgotten,
 ) -> Order:
-    """The jobs of an answer in a conversation; see `order_completion` and `tokens_of_chat`."""
+    """The jobs of an answer in a conversation; see `order_completion` and `prompt_of_chat`."""
     served.check_model(request.model)
     choices = _choices(request)
     if request.top_logprobs is not None and not request.logprobs:
@@ -108,9 +110,8 @@ async def order_chat(
     cut = request.truncate_prompt_tokens
     limit = Limit(served.max_context, max_tokens, default, "messages", cut, _cuts_answer(request))
 
-    reading = reading_of(request, served.tool_parser, served.reasoning_parser)
-    tools = reading.described()
-    prompt = limit.cut(await tokens_of_chat(request, tokenizer, limit.most, recall, tools))
+    prompt, reading = await prompt_of_chat(request, served, tokenizer, limit.most, recall)
+    prompt = limit.cut(prompt)
     reading = reading.opened_by(prompt, tokenizer)
     if (make := reading.grammar(sampling.grammar, tokenizer)) is not None:
         field = "tools" if reading.tools else "response_format"
@@ -119,6 +120,19 @@ async def order_chat(
     shown = reading.shown(tokenizer)
     jobs = _jobs(request, name, [prompt], choices, sampling, limit, shown)
     return Order((prompt,), (None,), jobs, reading)
+
+
+async def prompt_of_chat(
+    request: ChatRequest, served: Served, tokenizer: Tokenizer, most: int, recall: Recall
+) -> tuple[tuple[int, ...], Reading]:
+    """The prompt of a chat, before it is cut, and how its answers are read.
+
+    Raises:
+        Invalid: see `reading_of` and `tokens_of_chat`.
+    """
+    read = partial(reading_of, request, served.tool_parser, served.reasoning_parser)
+    reading = await threaded(TOOL_CHARS * len(request.tools or ()), read)
+    return await tokens_of_chat(request, tokenizer, most, recall, reading.tools), reading
 
 
 async def order_estimate(

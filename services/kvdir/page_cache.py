@@ -3,7 +3,9 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from sps2.common.errors import Invalid
 from sps2.common.messages import CachedRun
+from sps2.common.words import counted
 from sps2.services.kvdir.disk_tier import DiskTier
 
 
@@ -45,6 +47,35 @@ class PageCache:
             else:
                 runs.append(CachedRun(shard, 1, int(idle), read_page_s))
         return tuple(runs)
+
+    def pin(self, hashes: Sequence[bytes]) -> dict[str, list[bytes]]:
+        """Pin the cached pages of a prompt, from the first up to the first that is not cached.
+
+        Those that are in memory alone are on their way to the disk of their shard.
+
+        Returns:
+            The pages by shard.
+
+        Raises:
+            Invalid: no page is kept on disk, none is cached, or a shard would pin too many.
+        """
+        found: dict[str, list[bytes]] = {}
+        shard: str | None = ""
+        for page_hash in hashes:
+            shard = self.disk.shard_of(page_hash, shard or "") or self._shard.get(page_hash)
+            if shard is None or not self.disk.keeps(shard):
+                break
+            found.setdefault(shard, []).append(page_hash)
+        if not found and shard:
+            raise Invalid(f"{shard} keeps no pages on disk: see kv.disk_folder (--kv-disk)")
+        if not found:
+            pages = counted(len(hashes), "full page")
+            raise Invalid(
+                f"none of the {pages} of this prompt is cached: send it once as a request, and "
+                "then pin it"
+            )
+        self.disk.pin(found)
+        return found
 
     def on(self, shard: str, hashes: Iterable[bytes]) -> bool:
         """Whether the shard has all of these pages."""

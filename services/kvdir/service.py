@@ -1,7 +1,8 @@
 """The KV directory on the bus; leases and memberships live as long as their streams."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping
 
 from sps2.common.errors import Invalid
 from sps2.common.messages import (
@@ -17,9 +18,12 @@ from sps2.common.messages import (
     Leases,
     ListLeases,
     Lookup,
+    Pinned,
+    PinPages,
     Report,
     Reserve,
     Room,
+    UnpinAll,
     Watch,
 )
 from sps2.services.kvdir.directory import Directory, Key
@@ -38,6 +42,8 @@ class DirectoryService:
         one may be noticed late."""
         self._unused_s: dict[str, float] = {}
         """Shards that are to delete pages on disk; see `Evicted.unused_s`."""
+        self._pins: defaultdict[str, dict[bytes, bool]] = defaultdict(dict)
+        """Pages that shards are to keep on disk, or not any more."""
 
     async def announce(self, request: Announce) -> AsyncIterator[Evicted]:
         self._announced[request.shard] = request
@@ -56,10 +62,11 @@ class DirectoryService:
             while True:
                 changed = self._changed
                 unused_s = self._unused_s.pop(request.shard, None)
-                if evicted or unused_s is not None:
+                pins = self._pins.pop(request.shard, {})
+                if evicted or pins or unused_s is not None:
                     hashes = tuple(evicted)
                     evicted.clear()
-                    yield Evicted(hashes, unused_s)
+                    yield Evicted(hashes, unused_s, pins)
                 await changed.wait()
         finally:
             if self._announced[request.shard] is request:
@@ -132,6 +139,22 @@ class DirectoryService:
             self._unused_s[shard] = request.unused_s or 0.0
         self._notify()
         return Dropped(dropped)
+
+    async def pin_pages(self, request: PinPages) -> Pinned:
+        cache, hashes = self._directory.cache, request.hashes
+        found = cache.pin(hashes) if request.keep else cache.disk.unpin(hashes)
+        return self._told(found, request.keep, len(hashes))
+
+    async def unpin_all(self, request: UnpinAll) -> Pinned:
+        return self._told(self._directory.cache.disk.unpin(), False)
+
+    def _told(self, pages: Mapping[str, list[bytes]], keep: bool, prompt_pages: int = 0) -> Pinned:
+        """Tell shards what they are to keep on disk, or not any more."""
+        for shard, hashes in pages.items():
+            self._pins[shard] |= dict.fromkeys(hashes, keep)
+        self._notify()
+        counts = {shard: len(hashes) for shard, hashes in sorted(pages.items())}
+        return Pinned(counts, prompt_pages)
 
     async def list_leases(self, request: ListLeases) -> Leases:
         return self._directory.leases()

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from sps2.common.messages import CachedRun, Role, Room, Shard
+from sps2.common.messages import CachedRun, Placement, Role, Room, Shard
 from sps2.services.scheduler.plan import Work
 
 
@@ -48,6 +48,22 @@ class Found(_Event, frozen=True):
 
     request: str
     cached: tuple[CachedRun, ...]
+
+
+class ReadingAhead(_Event, frozen=True):
+    """Pages on disk of a request in the queue are read; their shards have a lease for that."""
+
+    request: str
+    placements: tuple[Placement, ...]
+    hashes: dict[str, tuple[bytes, ...]]
+    """Of the pages, by shard."""
+
+
+class ReadAhead(_Event, frozen=True):
+    """The reading is over, and so is its lease; `cached` says whether the pages are cached now."""
+
+    request: str
+    cached: bool
 
 
 class Granted(_Event, frozen=True):
@@ -139,6 +155,8 @@ Event = (
     | RoomSeen
     | Submitted
     | Found
+    | ReadingAhead
+    | ReadAhead
     | Granted
     | Progressed
     | Computed
@@ -166,7 +184,7 @@ CHANGES = (
     | Ended
 )
 """Events after which requests that wait may start."""
-STARTS_NONE = Granted | Progressed | Computed | Decoded | Grew
+STARTS_NONE = ReadingAhead | ReadAhead | Granted | Progressed | Computed | Decoded | Grew
 """Events after which no request that waits may start."""
 SHARD_CHANGES = Joined | Lost | Parted | Assigned | Chunked | Prefilled
 """Those after which requests that wait for shards may start; so they may when one leaves shards

@@ -8,6 +8,7 @@ import msgspec
 
 from sps2.common.errors import Invalid, ServiceError
 from sps2.common.messages import PrefillOptions, Setting
+from sps2.common.words import counted
 from sps2.services.scheduler.actions import Preempt
 from sps2.services.scheduler.core import Core
 from sps2.services.scheduler.decisions import Assign, Decision, Hold, NextChunk, Refuse, Start, Urge
@@ -19,6 +20,7 @@ from sps2.services.scheduler.events import (
     Found,
     Grew,
     Prefilled,
+    ReadingAhead,
     Returned,
     Starved,
     Submitted,
@@ -148,6 +150,9 @@ class _Account:
                 where = f", {on_disk} of them on disk" if on_disk else ""
                 known = f"the directory knows {pages} cached pages of its prompt{where}"
                 self._add(entry.at_s, known)
+            case ReadingAhead(_, _, hashes):
+                read = counted(sum(map(len, hashes.values())), "page")
+                self._add(entry.at_s, f"reads {read} from disk while it waits")
             case Returned(_, rest_s):
                 self._held = ""
                 why = "a shard was lost" if rest_s is None else "there was no room after all"

@@ -51,7 +51,6 @@ from sps2.services.scheduler.events import (
     Decoded,
     Ended,
     Event,
-    Found,
     Joined,
     Lost,
     Returned,
@@ -62,8 +61,10 @@ from sps2.services.scheduler.events import (
 from sps2.services.scheduler.fleet import Fleet
 from sps2.services.scheduler.job import Job
 from sps2.services.scheduler.job_listener import Listening
+from sps2.services.scheduler.lookups import FIND_S, Lookups
 from sps2.services.scheduler.members import Members
-from sps2.services.scheduler.plan import Plan
+from sps2.services.scheduler.pins import Pins
+from sps2.services.scheduler.plan import Plan, Work
 from sps2.services.scheduler.policies import POLICIES
 from sps2.services.scheduler.schemes import Schemes
 from sps2.services.scheduler.submissions import Submissions
@@ -77,8 +78,6 @@ BACKOFF_S = 0.05
 LONGEST_BACKOFF_S = 2.0
 SHORTEST_TICK_S = 0.05
 WATCH_AGAIN_S = 0.2
-FIND_S = 2.0
-"""How long the directory may take to look up cached pages."""
 
 Launched = tuple[int, Plan]
 Item = Placed | Displaced | Progress | FirstToken | Finished
@@ -118,6 +117,8 @@ class SchedulerService:
         )
         self.log = EventLog(self._core, config.scheduler, schemes)
         """Handles `Record`."""
+        self.pins = Pins(config, self._submissions, directory)
+        """Handles `Pin`."""
         self._tick: asyncio.TimerHandle | None = None
         self._replans = Counter[str]()
         self._launches: dict[str, asyncio.Future[Launched]] = {}
@@ -127,6 +128,8 @@ class SchedulerService:
             lambda shard: self._handle(Joined(shard)),
             lambda shard: self._handle(Lost(shard.id, shard.peer.name)),
         )
+        peers = self._members.peers
+        self._lookups = Lookups(directory, self._core, peers, self._handle)
         self._asking: set[asyncio.Task[None]] = set()
         """Calls that nobody waits for."""
 
@@ -246,7 +249,7 @@ class SchedulerService:
             max_tokens=work.max_tokens,
         )
         error = "cancelled"
-        launch = self._expect_launch(work.request)
+        launch = self._expect_launch(work)
         self._handle(Submitted(work))
         try:
             while True:
@@ -276,7 +279,7 @@ class SchedulerService:
                     error = ""
                     return
                 emit(Displaced(epoch))
-                launch = self._expect_launch(work.request)
+                launch = self._expect_launch(work)
                 self._handle(again)
         except ServiceError as failure:
             error = str(failure)
@@ -285,6 +288,7 @@ class SchedulerService:
             raise
         finally:
             self._launches.pop(work.request, None)
+            self._lookups.queued.pop(work.request, None)
             self._jobs.pop(work.request, None)
             self._handle(Ended(work.request))
             self._publish(work.request, "ended", **({"error": error} if error else {}))
@@ -340,16 +344,17 @@ class SchedulerService:
             except PeerLost as lost:
                 job.fail(lost)
 
-    def _expect_launch(self, request: str) -> asyncio.Future[Launched]:
+    def _expect_launch(self, work: Work) -> asyncio.Future[Launched]:
         launch: asyncio.Future[Launched] = asyncio.get_running_loop().create_future()
-        self._launches[request] = launch
+        self._launches[work.request] = launch
+        self._lookups.queued[work.request] = work
         return launch
 
     def _handle(self, event: Event) -> None:
         for action in self.log.handle(event, time.monotonic()):
             match action:
                 case Find():
-                    self._ask(self._find(action))
+                    self._ask(self._lookups.find(action))
                 case ChangeUrgency():
                     for shard in action.plan.group:
                         self._ask(self._urge(shard, action))
@@ -362,6 +367,7 @@ class SchedulerService:
                 case Launch(id) | Reject(id) if self._launches[id].done():
                     pass  # its caller has just ended; `Ended` follows
                 case Launch(id, epoch, plan):
+                    self._lookups.queued.pop(id, None)
                     self._launches[id].set_result((epoch, plan))
                 case Reject(id, error):
                     self._launches[id].set_exception(error)
@@ -381,14 +387,6 @@ class SchedulerService:
         task = asyncio.create_task(call)
         self._asking.add(task)
         task.add_done_callback(self._asking.discard)
-
-    async def _find(self, action: Find) -> None:
-        try:
-            cached = (await self._directory.call(Lookup(action.hashes), FIND_S)).runs
-        except ServiceError as error:
-            log.warning("request %s goes without the prefix cache: %s", action.request, error)
-            cached = ()
-        self._handle(Found(action.request, cached))
 
     async def _urge(self, shard: str, action: ChangeUrgency) -> None:
         if peer := self._members.peers.get(shard):

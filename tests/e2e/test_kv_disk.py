@@ -1,7 +1,9 @@
 """Real processes: KV on disk outlives memory and restarts, and no fault of it costs an answer."""
 
 import asyncio
+import json
 import re
+import subprocess
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -87,10 +89,11 @@ def test_a_second_turn_after_a_restart_reads_the_first(
         listed = spsctl("cache", "list").stdout
         rows = [re.split(r"  +", line) for line in listed.splitlines()]
         assert rows[0] == [
-            *("SHARD", "IN MEMORY", "HITS", "ON DISK", "SIZE", "HITS", "READ", "WRITTEN", "FAULTS")
+            *("SHARD", "IN MEMORY", "HITS", "ON DISK", "SIZE", "PINNED", "HITS", "READ"),
+            *("WRITTEN", "FAULTS"),
         ]
         assert {row[0] for row in rows[1:]} == {"mixed-0", "mixed-1"}
-        assert sum(int(row[5]) for row in rows[1:]) == FULL // PAGE
+        assert sum(int(row[6]) for row in rows[1:]) == FULL // PAGE
         recording = str(tmp_path / "recording")
         assert spsctl("scheduler", "record", recording, "--seconds", "0").returncode == 0
         replayed = spsctl("scheduler", "replay", recording)
@@ -195,6 +198,40 @@ def test_a_bound_is_kept_and_pages_can_be_dropped(up: Up, folder: Path) -> None:
         assert cached(turn(running, FIRST, "dropped")) == 0
         wrong = spsctl("cache", "drop", "--shard", "mixed-7")
         assert "no shard 'mixed-7' keeps KV; these do: mixed-0, mixed-1" in wrong.stderr
+
+
+def test_pinned_pages_outlive_others(up: Up, folder: Path, tmp_path: Path) -> None:
+    def pin(salt: str, command: str = "pin") -> "subprocess.CompletedProcess[str]":
+        body = tmp_path / f"{salt}.json"
+        body.write_text(json.dumps({"prompt": FIRST, "cache_salt": salt}))
+        return spsctl("cache", command, "--json", str(body))
+
+    def pages(done: "subprocess.CompletedProcess[str]", what: str) -> int:
+        assert done.returncode == 0, done.stderr
+        found = re.findall(f"^mixed-[01]: ([0-9]+) pages? {what}$", done.stdout, re.MULTILINE)
+        return sum(map(int, found))
+
+    small = {"disk_gib": 24 * 19_000 / 2**30}  # bytes of a file; half of them may be pinned
+    with up(kv=small) as running:
+        assert "none of the 10 full pages of this prompt is cached" in pin("turns").stderr
+        wanted = said(turn(running, FIRST))
+        assert pages(pin("turns"), "pinned") == FULL // PAGE
+        for number in range(8):
+            turn(running, FIRST, str(number))
+        refused = [pin(str(number)) for number in (5, 6, 7)]
+        said_so = "\n".join(each.stdout + each.stderr for each in refused)
+        assert re.search("pinned pages; it may have [0-9]+, half of its room", said_so), said_so
+    with up(kv=small) as running:
+        answer = turn(running, FIRST)
+        assert (said(answer), cached(answer)) == (wanted, FULL)
+        assert counters(running)["kv_disk_pinned"] >= FULL // PAGE
+        assert pages(pin("turns", "unpin"), "no longer pinned") == FULL // PAGE
+        assert "No page was pinned" in pin("turns", "unpin").stdout
+        assert spsctl("cache", "unpin", "--all").returncode == 0
+        assert "either FILE or --all" in spsctl("cache", "unpin").stderr
+        assert spsctl("cache", "pin", str(tmp_path / "missing")).returncode == 2
+    with up() as running:
+        assert counters(running)["kv_disk_pinned"] == 0
 
 
 def test_two_clusters_do_not_share_a_folder(up: Up, folder: Path) -> None:

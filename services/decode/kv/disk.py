@@ -140,9 +140,14 @@ class DiskPages:
         """Delete pages that were not used for so many seconds, soon. From any thread."""
         self._writer.submit(self._store.erase, unused_s)
 
+    def pin(self, pins: Mapping[bytes, bool]) -> None:
+        """Keep pages (true), or do so no longer, soon; see `PageStore.pin`. From any thread."""
+        self._writer.submit(self._store.pin, pins)
+
     def all(self) -> OnDisk:
         """What is on disk, for the directory; may be called from any thread."""
-        return OnDisk(self._store.hashes(), (), self._read_page_s)
+        store = self._store
+        return OnDisk(store.hashes(), (), self._read_page_s, store.pinned(), store.most_pinned)
 
     def news(self) -> OnDisk:
         """What came and went since the last report; may be called from any thread."""
@@ -162,6 +167,7 @@ class DiskPages:
         return {
             "kv_disk_pages": float(self._store.pages),
             "kv_disk_bytes": float(self._store.nbytes),
+            "kv_disk_pinned": float(len(self._store.pinned())),
             "kv_disk_hits": float(counts.get("hits", 0)),
             "kv_disk_read_bytes": float(counts.get("read", 0)),
             "kv_disk_written_bytes": float(counts.get("written", 0)),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sps2.common.errors import Cancelled, Internal, Invalid, PeerLost, Refused, ServiceError
-from sps2.common.messages import Expect, Hold
+from sps2.common.messages import Evicted, Expect, Hold
 from sps2.common.messages import Holding as Held
 from sps2.common.model.config import ModelConfig
 from sps2.common.model.llama import Llama
@@ -355,11 +355,13 @@ class Holdings:
         holding.pages.add(new)
         self.prepare()
 
-    def evict(self, hashes: Sequence[bytes], unused_s: float | None = None) -> None:
+    def evict(self, evicted: Evicted) -> None:
         """Drop pages from the cache; they are free once no request uses them. See `Evicted`."""
-        self.cached.drop(hashes)
-        if self._disk is not None and unused_s is not None:
-            self._disk.erase(unused_s)
+        self.cached.drop(evicted.hashes)
+        if self._disk is not None and evicted.pins:
+            self._disk.pin(evicted.pins)
+        if self._disk is not None and evicted.unused_s is not None:
+            self._disk.erase(evicted.unused_s)
         self._notify_freed()
 
     def release(self, key: Key) -> None:

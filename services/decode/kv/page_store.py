@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,10 @@ from sps2.services.decode.kv.page_file import HEADER_BYTES, Damaged, PageFormat
 log = logging.getLogger(__name__)
 
 SUFFIX, DRAFT = ".kv", ".new"
+PINS = "pinned"
+"""The file that lists the pinned pages, a hash on each line."""
+PINNED_SHARE = 0.5
+"""Of the bytes of a folder that pinned pages may take."""
 ROOM = 0.95
 """When the folder is full, files are deleted down to this share of its bound."""
 
@@ -28,7 +32,8 @@ class PageStore:
     """The page files of one process; all methods may be called from any thread.
 
     A disk that fails costs nothing but the pages: every error is counted and, the first time,
-    logged. The order of use survives in the files' times of modification.
+    logged. The order of use survives in the files' times of modification. Pages that are *pinned*
+    stay, however long they are not used.
 
     Args:
         folder: of this process alone; made if it is missing.
@@ -48,6 +53,8 @@ class PageStore:
         """When each page was used last, in nanoseconds since 1970."""
         self._changes: dict[bytes, bool] = {}
         """Pages that came (true) or went since the last report."""
+        self._pinned: dict[bytes, None] = {}
+        """Whether they are here already or not."""
         self._logged: set[str] = set()
         self.counters: Counter[str] = Counter()
         """Bytes `written` and `read`, pages that were found (`hits`), and faults by name."""
@@ -56,6 +63,7 @@ class PageStore:
         try:
             self._take_lock(self._lock)
             self._list()
+            self._pinned = self._pins()
         except BaseException:
             self.close()
             raise
@@ -81,6 +89,33 @@ class PageStore:
     def hashes(self) -> tuple[bytes, ...]:
         with self._guard:
             return tuple(self._used_ns)
+
+    @property
+    def most_pinned(self) -> int:
+        """How many pages may be pinned."""
+        return int(self._most * PINNED_SHARE) // self._form.file_bytes
+
+    def pinned(self) -> tuple[bytes, ...]:
+        """The pages that are pinned, some of which may not be here."""
+        with self._guard:
+            return tuple(self._pinned)
+
+    def pin(self, pins: Mapping[bytes, bool]) -> None:
+        """Pin pages (true) or unpin them; whoever asks heeds `most_pinned`."""
+        with self._guard:
+            for page_hash, keep in pins.items():
+                if keep:
+                    self._pinned[page_hash] = None
+                else:
+                    self._pinned.pop(page_hash, None)
+            lines = "".join(f"{page_hash.hex()}\n" for page_hash in self._pinned)
+        draft = self._folder / (PINS + DRAFT)
+        try:
+            draft.touch(0o600)
+            draft.write_text(lines, "ascii")
+            draft.replace(self._folder / PINS)
+        except OSError as error:
+            self._note("unwritable", "cannot keep the pins of %s: %s", self._folder, error)
 
     def changes(self) -> dict[bytes, bool]:
         """Pages that came (true) or went, and are not `reported` yet."""
@@ -168,10 +203,18 @@ class PageStore:
                 self._place(page_hash).unlink(missing_ok=True)
 
     def erase(self, unused_s: float) -> int:
-        """Delete the pages that were not used for so many seconds; returns how many."""
+        """Delete the pages that were not used for so many seconds, and are not pinned.
+
+        Returns:
+            How many.
+        """
         before_ns = time.time_ns() - int(unused_s * 1e9)
         with self._guard:
-            old = [each for each, used_ns in self._used_ns.items() if used_ns <= before_ns]
+            old = [
+                each
+                for each, used_ns in self._used_ns.items()
+                if used_ns <= before_ns and each not in self._pinned
+            ]
         self.lose(old)
         return len(old)
 
@@ -208,14 +251,33 @@ class PageStore:
                     found.append((about.st_mtime_ns, page_hash))
         self._used_ns = {page_hash: used_ns for used_ns, page_hash in sorted(found)}
 
+    def _pins(self) -> dict[bytes, None]:
+        """The pages that are pinned; no more than may be, if the folder has less room now."""
+        try:
+            lines = (self._folder / PINS).read_text("ascii").splitlines()
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            self._note("unreadable", "cannot read the pins of %s: %s", self._folder, error)
+            return {}
+        hashes = [page_hash for line in lines if (page_hash := _hash_of(line + SUFFIX))]
+        if len(hashes) > self.most_pinned:
+            log.warning(
+                "%s has room for %d of its %d pinned KV pages; the others are not pinned any more",
+                self._folder,
+                self.most_pinned,
+                len(hashes),
+            )
+        return dict.fromkeys(hashes[: self.most_pinned])
+
     def _shrink(self) -> None:
-        """Delete the least recently used pages if there are too many."""
+        """Delete the least recently used pages that are not pinned, if there are too many."""
         with self._guard:
             if self.nbytes <= self._most:
                 return
             most = int(self._most * ROOM) // self._form.file_bytes
-            by_use = sorted(self._used_ns, key=self._used_ns.__getitem__)
-            old = by_use[: len(by_use) - most]
+            by_use = sorted(self._used_ns.keys() - self._pinned, key=self._used_ns.__getitem__)
+            old = by_use[: max(0, len(self._used_ns) - most)]
         self.lose(old)
 
     def _place(self, page_hash: bytes) -> Path:

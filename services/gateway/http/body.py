@@ -21,10 +21,11 @@ VALUES_PER_TOKEN = 8
 
 
 class Body(Generic[T]):
-    """A decoded body, and its share of the memory for bodies."""
+    """A decoded body of `size` bytes, and its share of the memory for bodies."""
 
-    def __init__(self, value: T, release: Callable[[], None]) -> None:
+    def __init__(self, value: T, size: int, release: Callable[[], None]) -> None:
         self.value = value
+        self.size = size
         self.release = release
 
 
@@ -56,7 +57,8 @@ class Bodies:
         held = _Held(self._room)
         try:
             raw = await self._raw(request, held)
-            yield Body(await self._decoded(raw, kind), held.release)
+            size = sum(map(len, raw))
+            yield Body(await self._decoded(raw, kind), size, held.release)
         finally:
             held.release()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TypeVar
 
 from fastapi import Request
@@ -15,6 +16,7 @@ from sps2.services.gateway.http.problems import NotReady
 from sps2.services.gateway.http.request_id import caller_of, name_of
 from sps2.services.gateway.http.sse import KEEP_ALIVE_S
 from sps2.services.gateway.keys.quota import Account
+from sps2.services.gateway.threads import threaded
 
 Lowered = Callable[[ChatRequest], ChatRequest]
 """Gives a chat the low priority of a batch."""
@@ -83,11 +85,13 @@ class Door:
         """As `entered`; the body's value is what `translate` makes of it.
 
         Args:
-            translate: may raise Invalid, which is counted and traced too.
+            translate: may raise Invalid, which is counted and traced too. It runs in a thread if
+                the body is large.
         """
         async with AsyncExitStack() as stack:
             with self.gateway.entered(name_of(request), prefix, caller_of(request)):
                 body = await stack.enter_async_context(self.bodies.read(request, kind))
-                made = Body(translate(body.value), body.release)
+                value = await threaded(body.size, partial(translate, body.value))
+                made = Body(value, body.size, body.release)
                 await self.check_ready()
             yield made

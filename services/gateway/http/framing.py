@@ -20,8 +20,12 @@ class Framing:
 
     @property
     def still_here(self) -> bytes:
-        """What is sent in a pause; empty sends nothing."""
-        return b": still working\n\n"
+        """What is sent in a pause; empty sends nothing.
+
+        It is an event without data. A comment says more, but clients that strip what they receive
+        take the events after it for parts of the comment.
+        """
+        return b"\n\n"
 
     def written(self, value: object) -> bytes:
         """One object."""

@@ -271,6 +271,12 @@ FAMILIES: tuple[Family, ...] = (
     _one("sps2_kv_disk_pages", "gauge", "KV pages that a shard has on disk", "kv_disk_pages"),
     _one("sps2_kv_disk_bytes", "gauge", "Bytes of KV pages on a shard's disk", "kv_disk_bytes"),
     _one(
+        "sps2_kv_disk_pinned_pages",
+        "gauge",
+        "KV pages that stay on a shard's disk",
+        "kv_disk_pinned",
+    ),
+    _one(
         "sps2_kv_disk_hit_pages",
         "counter",
         "KV pages that a shard read from disk for requests",

@@ -1,15 +1,23 @@
 """The grammar of answers that call functions, in the form of the model's family."""
 
 import json
-import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
 
-from sps2.common.errors import Invalid
-from sps2.common.grammar import json_schema, lark
+from sps2.common.grammar import lark
 from sps2.services.gateway.tools.families import Written
+from sps2.services.gateway.tools.lark_parts import (
+    ANYTHING,
+    json_of,
+    literal,
+    no_thoughts,
+    regex_of,
+    start,
+    thoughts,
+)
 from sps2.services.gateway.tools.thoughts import Tags
 
 ANY = {"type": "object"}
@@ -41,6 +49,7 @@ class CallGrammar:
         self._functions = functions
         self._strict = strict
         self._special = special
+        self._literal = partial(literal, special=special)
         self._several = several and written.between is not None
 
     def required(self, tags: Tags | None, is_open: bool) -> str:
@@ -50,7 +59,7 @@ class CallGrammar:
             tags: of the model's thoughts, if it thinks.
             is_open: whether the answer begins within thoughts.
         """
-        return lark("\n".join([*_start("calls", tags, is_open), *self._all(tags, is_open)]))
+        return lark("\n".join([start("calls", tags, is_open), *self._all(tags, is_open)]))
 
     def with_answer(self, grammar: str, tags: Tags | None, is_open: bool) -> str:
         """An answer that follows another grammar, or calls if there are functions.
@@ -58,7 +67,7 @@ class CallGrammar:
         Arguments are those of `required`, and a grammar of one part.
         """
         what = "(calls | answer)" if self._functions else "answer"
-        rules = [*_start(what, tags, is_open), "answer: @answer", *self._all(tags, is_open)]
+        rules = [start(what, tags, is_open), "answer: @answer", *self._all(tags, is_open)]
         (answer,) = msgspec.json.decode(grammar)["grammars"]
         (whole,) = msgspec.json.decode(lark("\n".join(rules)))["grammars"]
         parts = [{"name": "main", **whole}, {**answer, "name": "answer"}]
@@ -73,27 +82,24 @@ class CallGrammar:
         def arguments(name: str, schema: Mapping[str, Any], strict: bool) -> str:
             return json_of(name, schema if strict else ANY, strict)
 
-        rules = [*self._thoughts(tags, is_open), *self._calls(opener, arguments)]
-        unthought = ""
-        if tags is not None and not is_open and tags.opening not in self._special:
-            unthought = f" & ~/\\s*{_regex(tags.opening)}(.|\\n)*/"  # else it could be either
+        rules = [*thoughts(tags, is_open, self._special), *self._calls(opener, arguments)]
+        unthought = no_thoughts(tags, is_open, self._special)
         if (index := self._special.get(opener)) is not None:
-            start = _start(f"(text <[{index}]> calls)* text", tags, is_open)
-            text = ["text: TEXT", f"TEXT: /(.|\\n)*/{unthought}"]
-            return lark("\n".join([*start, *text, *rules]))
-        mark = _regex(opener)
-        text = [
-            "head[lazy]: HEAD",
-            f"HEAD: /(.|\\n)*{mark}/{unthought}",
-            "tail: TAIL",
-            f"TAIL: /(.|\\n)*/ & ~/(.|\\n)*{mark}(.|\\n)*/{unthought}",
-        ]
-        start = _start("(head calls)* tail", tags, is_open)
-        return lark("\n".join([*start, *text, *rules]))
+            what = f"(text <[{index}]> calls)* text"
+            text = ["text: TEXT", f"TEXT: /{ANYTHING}/{unthought}"]
+        else:
+            what, mark = "(head calls)* tail", regex_of(opener)
+            text = [
+                "head[lazy]: HEAD",
+                f"HEAD: /{ANYTHING}{mark}/{unthought}",
+                "tail: TAIL",
+                f"TAIL: /{ANYTHING}/ & ~/{ANYTHING}{mark}{ANYTHING}/{unthought}",
+            ]
+        return lark("\n".join([start(what, tags, is_open), *text, *rules]))
 
     def _all(self, tags: Tags | None, is_open: bool) -> list[str]:
         calls = self._calls("", json_of) if self._functions else []
-        return [*self._thoughts(tags, is_open), *calls]
+        return [*thoughts(tags, is_open, self._special), *calls]
 
     def _calls(
         self, without: str, arguments: Callable[[str, Mapping[str, Any], bool], str]
@@ -120,48 +126,3 @@ class CallGrammar:
             rules.append(f"call_{number}: {begin} args_{number} {self._literal(written.after)}")
             rules.append(f"args_{number}: {arguments(name, schema, name in self._strict)}")
         return rules
-
-    def _thoughts(self, tags: Tags | None, is_open: bool) -> list[str]:
-        if tags is None:
-            return []
-        closing = self._special.get(tags.closing)
-        if closing is not None:
-            think = [f"think: /(.|\\n)*/ <[{closing}]>"]
-        else:
-            think = [f"think[lazy]: /(.|\\n)*{_regex(tags.closing)}/"]
-        opening = "" if is_open else self._literal(tags.opening)
-        return [f"thoughts: {opening} think /\\s*/", *think]
-
-    def _literal(self, text: str) -> str:
-        """A text in Lark; special tokens in it by their ids."""
-        if not text:
-            return ""
-        known = sorted((each for each in self._special if each in text), key=len, reverse=True)
-        parts = re.split(f"({'|'.join(map(re.escape, known))})", text) if known else [text]
-        return " ".join(
-            f"<[{self._special[part]}]>" if part in self._special else json.dumps(part)
-            for part in parts
-            if part
-        )
-
-
-def _start(what: str, tags: Tags | None, is_open: bool) -> list[str]:
-    if tags is None:
-        return [f"start: {what}"]
-    return [f"start: thoughts {what}" if is_open else f"start: thoughts? {what}"]
-
-
-def json_of(name: str, schema: Mapping[str, Any], strict: bool) -> str:
-    """The rule of a function's arguments.
-
-    Raises:
-        Invalid: the schema is not that of an object, or cannot be followed.
-    """
-    if schema.get("type", "object") != "object":
-        raise Invalid(f"the parameters of `{name}` are not those of an object")
-    text = json_schema({**schema, "type": "object"}, lenient=not strict)
-    return f"%json {json.dumps(msgspec.json.decode(text)['grammars'][0]['json_schema'])}"
-
-
-def _regex(text: str) -> str:
-    return re.escape(text).replace("/", "\\/")

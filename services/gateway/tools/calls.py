@@ -23,6 +23,8 @@ class Form(NamedTuple):
     """Whether calls may be in a list: `[..., ...]`."""
     separator: str = ""
     """Between calls, besides space."""
+    python: bool = False
+    """Whether calls may be written as Python's."""
 
 
 class Calls:

@@ -74,7 +74,9 @@ FAMILIES: dict[str, Family] = {
         Form(_object_or_name, (CALLS,), lists=True),
         Written('{"name": NAME, "arguments": ', "}", ", ", "[TOOL_CALLS][", "]"),
     ),
-    "pythonic": Family(Form(_object_or_python, (PYTHON,), bare="[{", lists=True), _PARAMETERS),
+    "pythonic": Family(
+        Form(_object_or_python, (PYTHON,), bare="[{", lists=True, python=True), _PARAMETERS
+    ),
     "json": Family(
         Form(_bare_object, bare="[{", lists=True), Written('{"name": NAME, "arguments": ', "}")
     ),

@@ -3,6 +3,8 @@
 import ast
 import json
 import re
+from collections.abc import Sequence
+from typing import Any
 
 from sps2.services.gateway.tools.events import Arguments, Called, Event
 from sps2.services.gateway.tools.reader import Functions, State
@@ -13,7 +15,10 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 
 
 class PythonCall:
-    """A `Reader` from the first letter of the name on; arguments are literals, by their names."""
+    """A `Reader` from the first letter of the name on; arguments are literals, by their names.
+
+    They are Python's, or JSON's.
+    """
 
     def __init__(self, functions: Functions) -> None:
         self.state: State = "open"
@@ -68,11 +73,31 @@ class PythonCall:
 
 def _arguments(text: str) -> str | None:
     """The arguments as JSON, of the text after `name(`; None if they are no literals by name."""
+    call = "f(" + text.replace("\r\n", "\n").replace("\r", "\n")
     try:
-        parsed = ast.parse(f"f({text}", mode="eval").body
+        parsed = ast.parse(call, mode="eval").body
         if not isinstance(parsed, ast.Call) or parsed.args:
             return None
-        values = {each.arg or "": ast.literal_eval(each.value) for each in parsed.keywords}
-        return None if "" in values else json.dumps(values, ensure_ascii=False, allow_nan=False)
+        lines = [line.encode() for line in call.split("\n")]
+        values = {each.arg or "": _value(each.value, lines) for each in parsed.keywords}
+        return None if "" in values else _json(values)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return None
+
+
+def _value(node: ast.expr, lines: Sequence[bytes]) -> Any:
+    """A value: JSON if it can be, for words and escapes of JSON are not those of Python."""
+    assert node.end_lineno is not None
+    found = [*lines[node.lineno - 1 : node.end_lineno]]
+    found[-1] = found[-1][: node.end_col_offset]
+    found[0] = found[0][node.col_offset :]
+    try:
+        return json.loads(b"\n".join(found))
+    except ValueError:
+        return ast.literal_eval(node)
+
+
+def _json(values: dict[str, Any]) -> str:
+    text = json.dumps(values, ensure_ascii=False, allow_nan=False)
+    # a lone surrogate cannot be sent but as an escape
+    return text if text.isprintable() else json.dumps(values, allow_nan=False)

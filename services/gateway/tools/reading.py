@@ -9,6 +9,7 @@ import msgspec
 from sps2.common.api import ChatRequest, Message, NamedTool, Tool
 from sps2.common.errors import Invalid
 from sps2.common.text.tokens import Tokenizer
+from sps2.services.gateway.tools.bare_calls import BareCalls
 from sps2.services.gateway.tools.call_grammar import CallGrammar
 from sps2.services.gateway.tools.calls import Calls
 from sps2.services.gateway.tools.events import Parser
@@ -50,10 +51,6 @@ class Reading(msgspec.Struct, frozen=True):
         calls = Calls(FAMILIES[self.family].form, self._functions) if self.tools else Plain()
         return calls if tags is None else Thoughts(tags, calls, self.is_open)
 
-    def described(self) -> list[dict[str, Any]]:
-        """The tools as chat templates take them."""
-        return [described(tool) for tool in self.tools]
-
     def shown(self, tokenizer: Tokenizer) -> frozenset[int]:
         """The special tokens whose text a parser needs."""
         family = FAMILIES[self.family] if self.tools else None
@@ -89,9 +86,12 @@ class Reading(msgspec.Struct, frozen=True):
             return lambda: rules.with_answer(answer, tags, self.is_open)
         begins = (written.first + written.before).startswith
         opener = next(filter(begins, family.form.openers), None)
-        if strict and opener is not None:
+        if not strict:
+            return None
+        if opener is not None:
             return lambda: rules.strict_when_called(opener, tags, self.is_open)
-        return None
+        bare = BareCalls(family.form, self._functions, strict, tokenizer.special, self.several)
+        return lambda: bare.grammar(tags, self.is_open)
 
     @property
     def _functions(self) -> Mapping[str, Mapping[str, Any]]:

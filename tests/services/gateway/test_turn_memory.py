@@ -236,5 +236,8 @@ async def test_other_protocols_bring_answers_back_too(door):
         assert call["type"] == "tool_use"
         result = {"type": "tool_result", "tool_use_id": call["id"], "content": "2"}
         answer = {"role": "assistant", "content": content}
-        _, prompt = await ask([user, answer, {"role": "user", "content": [result]}])
+        turns = [user, answer, {"role": "user", "content": [result]}]
+        _, prompt = await ask(turns)
         assert f"assistant:{called}\nuser:<tool_response>" in prompt
+        counted = await http.post("/v1/messages/count_tokens", json={"messages": turns})
+        assert counted.json() == {"input_tokens": len(prompt)}

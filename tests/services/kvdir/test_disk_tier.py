@@ -3,7 +3,17 @@
 import pytest
 
 from sps2.common.errors import Invalid, Refused
-from sps2.common.messages import CachedRun, DropCache, OnDisk, Placement
+from sps2.common.messages import (
+    Announce,
+    CachedRun,
+    DropCache,
+    Evicted,
+    OnDisk,
+    Pinned,
+    PinPages,
+    Placement,
+    UnpinAll,
+)
 from sps2.common.spans import Span
 from sps2.services.kvdir.directory import Directory
 from sps2.services.kvdir.service import DirectoryService
@@ -133,3 +143,61 @@ async def test_dropping_takes_idle_pages_and_those_on_disk() -> None:
     assert [len(evicted[shard]) for shard in "ab"] == [2, 3]
     assert kv.find(hashes_of("abc")) == (CachedRun("a", 1, 0),)
     assert kv.find(hashes_of("bbc")) == ()
+
+
+def keeping(kv: Directory, shard: str, text: str, most: int = 4, pinned: str = "") -> None:
+    """A shard announces itself with pages on disk."""
+    kept = OnDisk(hashes_of(text), (), READ_S, hashes_of(pinned), most)
+    kv.announce(shard, f"{shard}/2", 8, 1, (), (), kept)
+
+
+async def test_the_cached_pages_of_a_prompt_are_pinned() -> None:
+    kv, _ = directory(a=8, b=8)
+    service = DirectoryService(kv)
+    keeping(kv, "a", "abc")
+    keeping(kv, "b", "abcde", pinned="x")
+    names = hashes_of("abcdef")
+    assert await service.pin_pages(PinPages(names, True)) == Pinned({"a": 3, "b": 2}, 6)
+    assert (await service.pin_pages(PinPages(names, True))).pages == {"a": 3, "b": 2}, "once more"
+    kv.cache.disk.forget("a")
+    assert kv.find(names[:3]) == (CachedRun("a", 3, 0, READ_S),), "dropping leaves them"
+    assert await service.pin_pages(PinPages(names[:2], False)) == Pinned({"a": 2}, 2)
+    assert await service.unpin_all(UnpinAll()) == Pinned({"a": 1, "b": 3})
+    assert await service.unpin_all(UnpinAll()) == Pinned({})
+
+
+def test_too_many_pins_are_refused_as_a_whole() -> None:
+    kv, _ = directory(a=8, b=8)
+    keeping(kv, "a", "a")
+    keeping(kv, "b", "abcdefg", pinned="xy")
+    with pytest.raises(Invalid, match=r"b would have 6 pinned pages; it may have 4, .* has 2:"):
+        kv.cache.pin(hashes_of("abcde"))
+    assert kv.cache.disk.unpin(hashes_of("abcde")) == {}
+    assert kv.cache.pin(hashes_of("abc")) == {
+        "a": [*hashes_of("abc")[:1]],
+        "b": [*hashes_of("abc")[1:]],
+    }
+
+
+def test_what_is_not_cached_or_not_kept_cannot_be_pinned() -> None:
+    kv, _ = directory(a=8, b=8)
+    with pytest.raises(Invalid, match="none of the 2 full pages of this prompt is cached"):
+        kv.cache.pin(hashes_of("ab"))
+    cached(kv, "a", "ab")
+    with pytest.raises(Invalid, match="a keeps no pages on disk"):
+        kv.cache.pin(hashes_of("ab"))
+    keeping(kv, "b", "")
+    cached(kv, "b", "xy", "b/2")
+    assert kv.cache.pin(hashes_of("xy")) == {"b": [*hashes_of("xy")]}, "it is being written"
+
+
+async def test_shards_are_told_what_to_keep() -> None:
+    service = DirectoryService(Directory())
+    kept = OnDisk(hashes_of("abc"), (), READ_S, (), 4)
+    orders = service.announce(Announce("a", "a/1", 8, 1, (), (), kept))
+    assert await anext(orders) == Evicted(())
+    await service.pin_pages(PinPages(hashes_of("abc"), True))
+    await service.pin_pages(PinPages(hashes_of("ab"), False))
+    pins = dict.fromkeys(hashes_of("ab"), False) | {hashes_of("abc")[2]: True}
+    assert await anext(orders) == Evicted((), None, pins)
+    await orders.aclose()

@@ -1,5 +1,6 @@
 """Prompts whose beginning is on disks: it is read where that is predicted to be faster."""
 
+import pytest
 from msgspec.structs import replace
 
 from sps2.cli.simulator.replaying import DirectoryReplay
@@ -9,7 +10,16 @@ from sps2.common.spans import Span
 from sps2.services.scheduler.actions import Launch
 from sps2.services.scheduler.cached_prefix import hashes_from_disk, shared_hashes, usable
 from sps2.services.scheduler.event_log import Entry
-from sps2.services.scheduler.events import Ended, Event, Found, Granted, RoomSeen, Shareable
+from sps2.services.scheduler.events import (
+    Ended,
+    Event,
+    Found,
+    Granted,
+    ReadAhead,
+    ReadingAhead,
+    RoomSeen,
+    Shareable,
+)
 from sps2.services.scheduler.plan import Plan
 from sps2.services.scheduler.rules import broken_rule
 
@@ -114,3 +124,25 @@ def test_the_directory_of_a_replay_follows() -> None:
         follow(Ended(request))
     follow(RoomSeen(room(2, 64)))
     assert directory.finish().differing == []
+
+
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_the_directory_of_a_replay_reads_ahead(is_cached: bool) -> None:
+    core = cluster(sharing=Sharing(link_gbit=1e6))
+    directory = DirectoryReplay(core.state())
+    whole = room(2, 64)
+    less = Room({**whole.free, "decode-0": 58}, whole.total)
+    spans = (Span(0, 6 * PAGE),)
+    places = (Placement("decode-0", Span(6 * PAGE, 6 * PAGE), 0, spans, spans),)
+    names = {"decode-0": NAMES[:6]}
+    for event in (
+        ReadingAhead("r", places, names),
+        RoomSeen(less),
+        ReadAhead("r", is_cached),
+        RoomSeen(whole),
+    ):
+        assert not core.handle(event, 0)
+        directory.follow(Entry(0.0, event, ()))
+    assert directory.finish().differing == []
+    found = directory._directory.find(NAMES[:6])
+    assert found == ((CachedRun("decode-0", 6, 6),) if is_cached else ())

@@ -134,7 +134,7 @@ async def stage(
         )
         stack.push_async_callback(service.close)
         watching = asyncio.create_task(service.watch_room())
-        door = Server(service, BUS)
+        door = Server([service, service.pins], BUS)
         peer = Peer(await door.start("tcp://127.0.0.1:0"), BUS, "scheduler")
         stack.push_async_callback(door.close)
         stack.callback(watching.cancel)

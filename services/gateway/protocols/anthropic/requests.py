@@ -121,9 +121,7 @@ class Tool(Tolerant, frozen=True, kw_only=True):
     input_schema: Annotated[
         dict[str, Any] | None, Meta(description="JSON schema of its input, an object")
     ] = None
-    strict: Annotated[
-        bool | None, Meta(description="the input always follows the schema where a call is forced")
-    ] = None
+    strict: Annotated[bool | None, Meta(description="the input always follows the schema")] = None
     cache_control: Cached = None
     allowed_callers: Annotated[Any, only(["direct"], why=NO_SERVER_TOOLS)] = None
     defer_loading: Annotated[Any, ignored("the model is shown every tool")] = None

@@ -4,7 +4,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from sps2.common.api import ChatRequest, Tokenize
+from sps2.common.api import ChatRequest
 from sps2.services.gateway.http.authorization import account_of
 from sps2.services.gateway.http.door import Door
 from sps2.services.gateway.http.error_shapes import request_id
@@ -17,6 +17,7 @@ from sps2.services.gateway.protocols.anthropic.requests import CountTokensReques
 from sps2.services.gateway.protocols.anthropic.translate import chat_of, conversation
 from sps2.services.gateway.protocols.anthropic.writer import MessageWriter
 from sps2.services.gateway.protocols.renaming import renamed
+from sps2.services.gateway.threads import threaded
 
 PATH = "/v1/messages"
 PREFIX = "msg_"
@@ -70,18 +71,8 @@ def add(app: FastAPI, door: Door) -> None:
     )
     async def count_tokens(request: Request) -> Response:
         async with door.bodies.read(request, CountTokensRequest) as body:
-            chat = conversation(body.value)
-            tokens = await gateway.tokenize(
-                Tokenize(
-                    model=chat.model,
-                    messages=chat.messages,
-                    tools=chat.tools,
-                    chat_template_kwargs=chat.chat_template_kwargs,
-                    continue_final_message=chat.continue_final_message,
-                    add_generation_prompt=chat.add_generation_prompt,
-                )
-            )
-            return Json(TokenCount(tokens.count))
+            chat = await threaded(body.size, lambda: conversation(body.value))
+            return Json(TokenCount(await gateway.count_tokens(chat, account_of(request))))
 
 
 def _translated(request: MessagesRequest) -> tuple[MessagesRequest, ChatRequest]:

@@ -9,6 +9,7 @@ import msgspec
 from sps2.common.api import ChatRequest, CompletionRequest, EmbeddingRequest, check
 from sps2.common.api.requests import Prompt
 from sps2.common.errors import Invalid
+from sps2.services.gateway.protocols.ollama.open_calls import Call, OpenCalls
 from sps2.services.gateway.protocols.ollama.requests import (
     ChatBody,
     EmbedBody,
@@ -117,7 +118,7 @@ def _messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
     Calls without an id get one. A result without one is that of the first open call of its
     function, or of any function if it names none.
     """
-    open_calls: list[tuple[str, str]] = []
+    open_calls = OpenCalls()
     messages = []
     for place, turn in enumerate(turns):
         message: dict[str, Any] = {"role": turn.role, "content": turn.content or ""}
@@ -135,23 +136,18 @@ def _messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
                 for number, call in enumerate(turn.tool_calls)
             ]
             message["tool_calls"] = calls
-            open_calls += [(each["id"], each["function"]["name"]) for each in calls]  # type: ignore[index,misc]
+            open_calls.add(Call(each["id"], each["function"]["name"]) for each in calls)  # type: ignore[arg-type,index]
         if turn.role == "tool":
             message |= _result_of(turn, place, open_calls)
         messages.append(message)
     return messages
 
 
-def _result_of(turn: Turn, place: int, open_calls: list[tuple[str, str]]) -> dict[str, str]:
-    """Which call a turn of role `tool` answers; it is taken from `open_calls`."""
+def _result_of(turn: Turn, place: int, open_calls: OpenCalls) -> dict[str, str]:
+    """Which call a turn of role `tool` answers; it is closed."""
     function = turn.tool_name or turn.name
-    for call in open_calls:
-        identifier, name = call
-        if turn.tool_call_id == identifier or (
-            not turn.tool_call_id and function in (None, "", name)
-        ):
-            open_calls.remove(call)
-            return {"tool_call_id": identifier, "name": name}
+    if (call := open_calls.close(turn.tool_call_id or "", function or "")) is not None:
+        return {"tool_call_id": call.id, "name": call.name}
     if turn.tool_call_id:
         named = {"name": function} if function else {}
         return {"tool_call_id": turn.tool_call_id} | named

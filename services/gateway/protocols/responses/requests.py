@@ -33,7 +33,7 @@ class Tool(Tolerant, frozen=True, kw_only=True):
     ] = None
     strict: Annotated[
         bool | None,
-        Meta(description="arguments always follow the schema where a call is forced"),
+        Meta(description="arguments always follow the schema"),
     ] = None
     defer_loading: Annotated[Any, ignored("the model is shown every function")] = None
     output_schema: Annotated[Any, ignored("chat templates have no place for it")] = None

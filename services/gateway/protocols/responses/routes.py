@@ -26,6 +26,7 @@ from sps2.services.gateway.protocols.responses.requests import ResponsesRequest
 from sps2.services.gateway.protocols.responses.store import Responses, Stored
 from sps2.services.gateway.protocols.responses.translate import Asked, asked, begun
 from sps2.services.gateway.protocols.responses.writer import ResponseFraming, ResponseWriter
+from sps2.services.gateway.threads import threaded
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,9 @@ def add(app: FastAPI, door: Door, stored: Responses) -> None:
         body: bytes, name: str, account: Account | None, lowered: Lowered
     ) -> Response:
         owner = "" if account is None else account.name
-        told = asked(parse(body, ResponsesRequest), stored, owner)
+        told = await threaded(
+            len(body), lambda: asked(parse(body, ResponsesRequest), stored, owner)
+        )
         for field in ("stream", "background"):
             if getattr(told.request, field):
                 raise Invalid(

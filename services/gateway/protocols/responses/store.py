@@ -1,5 +1,6 @@
 """Keeps responses for a while, so that clients can ask for them and go on from them."""
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -30,6 +31,8 @@ class Stored(msgspec.Struct, frozen=True):
 class Responses:
     """Stored responses, each of one owner; the oldest make room for new ones.
 
+    Any thread may use them: large requests are translated in threads.
+
     Args:
         max_bytes: most bytes of all together, counted as JSON.
         kept_s: seconds for which a response is kept at most.
@@ -44,16 +47,18 @@ class Responses:
         self._clock = clock
         self._by_id: OrderedDict[str, _Kept] = OrderedDict()
         self._bytes = 0
+        self._lock = threading.RLock()
 
     def put(self, stored: Stored, owner: str) -> None:
         """Store a response, or replace it; one larger than the whole store is not kept."""
         response_id = stored.response.id
-        self._drop(response_id)
         size = len(msgspec.json.encode(stored))
         kept = _Kept(stored, owner, size, self._clock() + self._kept_s)
-        self._by_id[response_id] = kept
-        self._bytes += size
-        self._trim()
+        with self._lock:
+            self._drop(response_id)
+            self._by_id[response_id] = kept
+            self._bytes += size
+            self._trim()
 
     def get(self, response_id: str, owner: str, field: str | None = None) -> Stored:
         """A stored response.
@@ -64,8 +69,9 @@ class Responses:
         Raises:
             Invalid: there is none of that id, or it is another owner's.
         """
-        self._trim()
-        kept = self._by_id.get(response_id)
+        with self._lock:
+            self._trim()
+            kept = self._by_id.get(response_id)
         if kept is None or kept.owner != owner:
             raise Invalid(
                 f"no response {response_id[:80]!r} is stored here: responses are kept for "
@@ -77,10 +83,12 @@ class Responses:
 
     def items(self, owner: str) -> dict[str, Item]:
         """All items of an owner's responses by their ids; the latest of an id."""
-        self._trim()
+        with self._lock:
+            self._trim()
+            all_kept = [*self._by_id.values()]
         return {
             item.id: item
-            for kept in self._by_id.values()
+            for kept in all_kept
             if kept.owner == owner
             for item in kept.stored.conversation
             if item.id is not None
@@ -88,8 +96,9 @@ class Responses:
 
     def delete(self, response_id: str, owner: str) -> None:
         """Remove a response. Raises Invalid as `get` does."""
-        self.get(response_id, owner)
-        self._drop(response_id)
+        with self._lock:
+            self.get(response_id, owner)
+            self._drop(response_id)
 
     def _drop(self, response_id: str) -> None:
         kept = self._by_id.pop(response_id, None)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sps2.common.errors import Refused
-from sps2.common.messages import Hold
+from sps2.common.messages import Evicted, Hold
 from sps2.common.model.pages import PagePool
 from sps2.common.spans import Span
 from sps2.common.transport.plane import Plane
@@ -93,7 +93,7 @@ def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
     return len(one) == len(other) and all(map(torch.equal, one, other))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
 async def test_pages_come_back_after_a_restart_as_they_were(
     tmp_path: Path, dtype: torch.dtype
 ) -> None:
@@ -125,7 +125,7 @@ async def test_an_evicted_page_is_read_again_behind_pages_in_memory(tmp_path: Pa
     async with shard(tmp_path) as both:
         payloads = await both.serve("first", 3)
         await until(lambda: both.store.pages == 3)
-        both.holdings.evict(NAMES[2:3])
+        both.holdings.evict(Evicted(NAMES[2:3]))
         assert same(await both.again("second", 3, first=2), payloads)
         assert (both.store.counters["hits"], both.pool.free_pages) == (1, PAGES - 3 - 2)
         holding = both.holdings.get(("second", 0))
@@ -215,7 +215,7 @@ async def test_a_page_is_not_given_to_another_while_it_is_written(
         payloads = await one.serve("first", 4)
         monkeypatch.setattr(one.pool, "payload", slow)
         await begun.wait()
-        one.holdings.evict(NAMES[:4])
+        one.holdings.evict(Evicted(NAMES[:4]))
         assert one.pool.free_pages == PAGES - 4
         go.set()
         monkeypatch.undo()
@@ -247,6 +247,6 @@ async def test_of_a_prompt_the_last_page_goes_first_even_if_it_was_cached_later(
 async def test_a_page_that_was_evicted_before_its_turn_is_not_written(tmp_path: Path) -> None:
     async with shard(tmp_path) as one:
         await one.serve("first", 4)
-        one.holdings.evict(NAMES[1:4])  # the writer has not run yet
+        one.holdings.evict(Evicted(NAMES[1:4]))  # the writer has not run yet
     async with shard(tmp_path) as after:
         assert after.disk.all().hashes == NAMES[:1]

@@ -7,7 +7,7 @@ import torch
 from msgspec.structs import replace
 
 from sps2.common.errors import Cancelled, Internal, Invalid, PeerLost, Refused
-from sps2.common.messages import Hold
+from sps2.common.messages import Evicted, Hold
 from sps2.common.model.pages import PagePool
 from sps2.common.spans import Span
 from sps2.common.transport.frame import frame_for
@@ -48,7 +48,7 @@ async def test_named_pages_stay_and_are_shared(holdings: Holdings, pool: PagePoo
     second = await holdings.hold(hold("second", 20, 23, Span(0, 4), Span(8, 12)))
     assert second.pages.slot(1) == first.pages.slot(1)
     assert [run.start for run in second.pages.runs(23)] == [0, 8, 20]
-    holdings.evict(NAMES[:3])
+    holdings.evict(Evicted(NAMES[:3]))
     assert pool.free_pages == 7, "of three evicted pages two are in use"
     holdings.release(("second", 0))
     assert (pool.free_pages, holdings.cached.hashes(), holdings.cached.news()) == (10, (), ())
@@ -86,7 +86,7 @@ async def test_eviction_makes_room_for_who_waits(
     holdings.release(("a", 0))
     with pytest.raises(Refused, match="2 pages are free"):
         await holdings.hold(hold("b", 0, 12))
-    holdings.evict(NAMES[-1:])
+    holdings.evict(Evicted(NAMES[-1:]))
     assert len((await holdings.hold(hold("b", 0, 12))).own) == 3
 
 

@@ -199,3 +199,47 @@ def test_the_format_is_as_documented() -> None:
     FORM.check(NAMES[1], header, payload(1))
     with pytest.raises(Damaged, match="another page"):
         FORM.check(NAMES[2], header, payload(1))
+
+
+def test_pinned_pages_stay(store: PageStore, folder: Path) -> None:
+    size = PAYLOAD + HEADER_BYTES
+    fill(store, 10)
+    store.pin(dict.fromkeys(NAMES[:3], True))
+    store = again(store, folder, most=10 * size)
+    assert store.pinned() == NAMES[:3]
+    assert {each.stat().st_mode & 0o77 for each in folder.rglob("*")} == {0}
+    for number in range(10, 30):
+        store.write(NAMES[number], payload(number), number)
+    assert store.nbytes <= 10 * size
+    assert all(name in store for name in NAMES[:3])
+    assert store.erase(0) > 0
+    assert store.hashes() == NAMES[:3]
+    store.pin({NAMES[1]: False})
+    assert store.erase(0) == 1
+    assert store.hashes() == (NAMES[0], NAMES[2])
+    store.close()
+
+
+def test_pages_may_be_pinned_before_they_come(store: PageStore, folder: Path) -> None:
+    store.pin({NAMES[0]: True})
+    fill(store, 2)
+    store.lose(NAMES[:1])
+    assert NAMES[0] not in store
+    fill(store, 2)
+    assert store.erase(0) == 1
+    assert NAMES[0] in again(store, folder)
+
+
+def test_no_more_are_pinned_than_may_be(
+    store: PageStore, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.pin(dict.fromkeys(NAMES[:9], True))
+    less = again(store, folder, most=8 * (PAYLOAD + HEADER_BYTES))
+    assert (less.most_pinned, less.pinned()) == (4, NAMES[:4])
+    assert "room for 4 of its 9 pinned" in caplog.text
+    less.close()
+    (folder / "pinned").write_text("0123\nnothing\n" + NAMES[5].hex())
+    broken = PageStore(folder, FORM, MANY)
+    assert broken.pinned() == NAMES[5:6]
+    (folder / "pinned").write_bytes(b"\xff\xfe")
+    assert again(broken, folder).pinned() == ()

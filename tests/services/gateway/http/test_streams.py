@@ -29,7 +29,7 @@ async def test_a_silent_stream_is_kept_alive(http, door):
     async with http.stream("POST", COMPLETIONS, json={"prompt": "x", "stream": True}) as answer:
         assert answer.status_code == 200
         lines = answer.aiter_lines()
-        assert (await anext(lines)).startswith(": ")
+        assert await anext(lines) == ""
         door.play.gates["prefill"].set()
         rest = [line async for line in lines]
     assert "data: [DONE]" in rest

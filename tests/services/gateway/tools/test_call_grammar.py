@@ -1,80 +1,15 @@
 """Grammars of calls: what they allow is what the family's parser reads, and nothing else."""
 
-import json
-import shutil
-
 import pytest
 
-from sps2.common.api import ChatRequest, Message, NamedTool, Tool
+from sps2.common.api import NamedTool, Tool
 from sps2.common.api.tools import Function, FunctionReference
 from sps2.common.errors import Internal, Invalid
 from sps2.common.grammar import json_schema, regex
-from sps2.common.text.tokens import Tokenizer
-from sps2.services.gateway.tools.events import Arguments, Called, Text, Thought, merged
+from sps2.services.gateway.tools.events import Arguments, Called, Text, Thought
 from sps2.services.gateway.tools.families import FAMILIES
-from sps2.services.gateway.tools.reading import reading_of
 
-SCHEMA = {
-    "type": "object",
-    "properties": {"city": {"type": "string"}},
-    "required": ["city"],
-    "additionalProperties": False,
-}
-WEATHER = Tool(function=Function("weather", parameters=SCHEMA))
-CLOCK = Tool(function=Function("clock"))
-STRICT = Tool(function=Function("weather", parameters=SCHEMA, strict=True))
-OSLO = '{"city": "Oslo"}'
-ROME = '{"place": "Rome"}'
-
-WRITTEN = {
-    "hermes": '<tool_call>\n{{"name": "weather", "arguments": {}}}\n</tool_call>',
-    "qwen3_coder": '<tool_call>\n{{"name": "weather", "arguments": {}}}\n</tool_call>',
-    "llama3": '{{"name": "weather", "parameters": {}}}',
-    "mistral": '[TOOL_CALLS][{{"name": "weather", "arguments": {}}}]',
-    "pythonic": '{{"name": "weather", "parameters": {}}}',
-    "json": '{{"name": "weather", "arguments": {}}}',
-}
-
-
-@pytest.fixture(scope="module")
-def tokenizer(folder):
-    return Tokenizer(folder)
-
-
-@pytest.fixture(scope="module")
-def special(folder, tmp_path_factory):
-    """A tokeniser in which what begins calls and thoughts are special tokens."""
-    path = tmp_path_factory.mktemp("special") / "tiny"
-    shutil.copytree(folder, path)
-    table = json.loads((path / "tokenizer.json").read_text("utf-8"))
-    for place, text in enumerate(["[TOOL_CALLS]", "[ARGS]", "[THINK]", "[/THINK]"]):
-        token = {**table["added_tokens"][0], "id": 258 + place, "content": text}
-        table["added_tokens"].append(token)
-    (path / "tokenizer.json").write_text(json.dumps(table), encoding="utf-8")
-    config = json.loads((path / "config.json").read_text("utf-8"))
-    (path / "config.json").write_text(json.dumps(config | {"vocab_size": 262}), encoding="utf-8")
-    return Tokenizer(path)
-
-
-def reading(family="hermes", thoughts="none", **given):
-    request = ChatRequest(messages=[Message("user", "hi")], **given)
-    return reading_of(request, family, thoughts)
-
-
-def follows(grammar, text, tokenizer):
-    """Whether `text` follows the grammar, and may end there."""
-    try:
-        matcher = tokenizer.grammars.matcher(grammar, tokenizer.encode(text, False))
-        if not matcher.ended:
-            matcher.advance(tokenizer.eos_ids[0])
-    except Internal:
-        return False
-    return True
-
-
-def read(reading, text):
-    parser = reading.parser()
-    return merged(parser.add(text) + parser.close())
+from .strict import CLOCK, OSLO, ROME, STRICT, WEATHER, WRITTEN, follows, read, reading
 
 
 def test_there_is_one_for_each_family():
@@ -159,7 +94,6 @@ def test_strict_functions_are_called_right_or_not_at_all(tokenizer, family):
     assert not follows(within, f"Hm.</think>{WRITTEN[family].format(ROME)}", tokenizer)
     assert not follows(thinking, f"{thought}{WRITTEN[family].format(ROME)}", tokenizer)
     assert reading(family, tools=[WEATHER]).grammar("", tokenizer) is None
-    assert reading("llama3", tools=[STRICT]).grammar("", tokenizer) is None  # nothing begins a call
 
 
 def test_special_tokens_are_tokens(special):

@@ -6,6 +6,7 @@ from typing import Any
 
 import anthropic
 import httpx
+import msgspec
 import pytest
 from anthropic import AsyncAnthropic
 
@@ -118,6 +119,17 @@ async def test_goes_on_from_an_answer_that_was_begun(client, door):
 async def test_counts_tokens(client):
     counted = await client.messages.count_tokens(model="tiny", messages=HI, system="Be brief.")
     assert counted.input_tokens == len("system:Be brief.\nuser:Hi\nassistant:")
+
+
+@pytest.mark.parametrize("choice", [{"type": "none"}, {"type": "tool", "name": "f"}])
+async def test_counts_the_tools_that_the_model_is_shown(client, door, choice):
+    tools = [{"name": name, "input_schema": {"type": "object"}} for name in ("f", "g")]
+    asked = {"model": "tiny", "messages": HI, "tools": tools, "tool_choice": choice}
+    served = door.parts.gateway.served
+    door.parts.gateway.served = msgspec.structs.replace(served, max_context=2000)
+    counted = await client.messages.count_tokens(**asked)
+    answer = await client.messages.create(max_tokens=50, **asked)
+    assert counted.input_tokens == answer.usage.input_tokens
 
 
 def told(caught: Any) -> Any:

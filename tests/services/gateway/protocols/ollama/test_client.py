@@ -9,7 +9,7 @@ import pytest
 
 from sps2.common.errors import Invalid
 
-from ..conftest import opened
+from ...conftest import opened
 
 CHAT = "/api/chat"
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'

@@ -1,0 +1,85 @@
+"""OpenAI's client, with files."""
+
+import httpx
+import openai
+import pytest
+
+from .asked import client_of
+
+
+async def test_keeps_files(client):
+    file = await client.files.create(
+        file=("../in.jsonl", b"hello"),
+        purpose="batch",
+        expires_after={"anchor": "created_at", "seconds": 3600},
+    )
+    assert (file.bytes, file.purpose, file.filename) == (5, "batch", "in.jsonl")
+    assert file.expires_at == file.created_at + 3600
+    assert await client.files.retrieve(file.id) == file
+    assert (await client.files.content(file.id)).content == b"hello"
+    other = await client.files.create(file=("b", b""), purpose="batch")
+    assert [each.id for each in (await client.files.list()).data] == [other.id, file.id]
+    ascending = await client.files.list(order="asc", limit=1)
+    assert [each.id for each in ascending.data] == [file.id]
+    assert [each.id for each in (await client.files.list(purpose="batch_output")).data] == []
+    assert (await client.files.delete(file.id)).deleted
+    with pytest.raises(openai.NotFoundError, match="there is no file"):
+        await client.files.retrieve(file.id)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"data": {"purpose": "batch"}}, "file"),
+        ({"files": {"file": b"x"}}, "purpose"),
+        ({"files": {"file": b"x"}, "data": {"purpose": "fine-tune"}}, "purpose"),
+        ({"files": {"file": b"x"}, "data": {"purpose": "batch", "colour": "red"}}, "colour"),
+        (
+            {
+                "files": {"file": b"x"},
+                "data": {"purpose": "batch", "expires_after[seconds]": "5"},
+            },
+            "seconds",
+        ),
+    ],
+)
+async def test_what_is_wrong_with_a_form_is_named(door, fields, field):
+    fields.setdefault("files", {"other": b""})
+    async with httpx.AsyncClient(base_url=door.url, timeout=60) as http:
+        refused = await http.post("/v1/files", **fields)
+        assert refused.status_code == 400, refused.text
+        assert refused.json()["error"]["param"] == field
+        json_instead = await http.post("/v1/files", json={"purpose": "batch"})
+        assert json_instead.status_code == 415
+        form = {"content-type": "multipart/form-data; boundary=x"}
+        broken = await http.post("/v1/files", content=b"nothing", headers=form)
+        assert broken.status_code == 400
+
+
+async def test_files_have_limits(open_door):
+    async with open_door(files_bytes=40_000) as door, client_of(door) as client:
+        with pytest.raises(openai.APIStatusError) as large:
+            await client.files.create(file=("a", b"x" * 10_001), purpose="batch")
+        assert large.value.status_code == 413
+
+        async def more_than_it_says():
+            yield b"--x\r\nContent-Disposition: form-data; name=file; filename=a\r\n\r\n"
+            for _ in range(100):
+                yield b"x" * 4096
+
+        headers = {"content-type": "multipart/form-data; boundary=x"}
+        async with httpx.AsyncClient(base_url=door.url, timeout=60) as http:
+            refused = await http.post("/v1/files", content=more_than_it_says(), headers=headers)
+        assert refused.status_code == 413
+        assert not (await client.files.list()).data
+
+        kept = [await client.files.create(file=("a", b"x" * 9_999), purpose="batch")]
+        for _ in range((40_000 - 9_999) // 4096):  # a small file takes a page of disk
+            kept.append(await client.files.create(file=("a", b"x"), purpose="batch"))
+        with pytest.raises(openai.RateLimitError, match="files fill"):
+            await client.files.create(file=("a", b"x"), purpose="batch")
+        await client.files.delete(kept[0].id)
+        await client.files.create(file=("a", b"x" * 9_000), purpose="batch")
+    async with open_door(files_bytes=0) as door, client_of(door) as client:
+        with pytest.raises(openai.BadRequestError, match="files_bytes"):
+            await client.files.create(file=("a", b"x"), purpose="batch")
