@@ -31,7 +31,7 @@ from sps2.common.messages import (
     Role,
     Shard,
 )
-from sps2.common.model.config import read
+from sps2.common.model.config import block_types, read
 from sps2.common.model.llama import Llama
 from sps2.common.model.share import Share, share_of
 from sps2.common.model.weights import load as load_model
@@ -308,6 +308,8 @@ async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterat
     weights = str(model.dtype).removeprefix("torch.")
     if cluster.quantize != "none":
         weights = f"{cluster.quantize}, else {weights}"
+    elif forms := sorted(set(block_types(folder).values())):
+        weights = f"{', '.join(forms)}, else {weights}"
     kernels = native.LEVELS[native.level]
     if native.unfit:
         log.warning("%s; torch does their work, slower: see `spsctl doctor`", native.unfit)

@@ -46,6 +46,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"hidden_size": 72, "num_attention_heads": 9, "num_key_value_heads": 3}
         | {"tie_word_embeddings": True, "rope_parameters": {"rope_theta": 1e5}},
     ),
+    "wide": (  # enough inputs for blocks of 256
+        "LlamaConfig",
+        {"hidden_size": 256, "intermediate_size": 512, "initializer_range": 0.15},
+    ),
     "long": ("LlamaConfig", {"max_position_embeddings": 8192, "tie_word_embeddings": True}),
     "mistral": ("MistralConfig", {"sliding_window": 24, "head_dim": 32}),
     "qwen2": ("Qwen2Config", {"rms_norm_eps": 1e-5}),

@@ -23,6 +23,9 @@ MOST_LAYERS = 1024
 
 DTYPES = ("bfloat16", "float16", "float32")
 
+BLOCKS = "sps2-blocks"
+"""The `quant_method` of weights in blocks, as a GGUF file is converted to."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rope:
@@ -119,9 +122,32 @@ def read_json(path: Path) -> dict[str, Any]:
     return table
 
 
+def block_types(folder: Path) -> dict[str, str]:
+    """The tensors that `folder` has in blocks, with the names of their forms.
+
+    Raises:
+        Invalid: config.json is missing or broken.
+    """
+    path = folder / "config.json"
+    given = read_json(path).get("quantization_config") or {}
+    if not isinstance(given, dict) or given.get("quant_method") != BLOCKS:
+        return {}
+    types = given.get("types")
+    if not isinstance(types, dict) or not all(isinstance(each, str) for each in types.values()):
+        raise Invalid(f"{path}: quantization_config has no types of {BLOCKS}")
+    return types
+
+
+def stored_as(folder: Path, config: ModelConfig) -> str:
+    """What most weights in `folder` are stored as: a form of blocks, or a dtype."""
+    types = list(block_types(folder).values())
+    return max(types, key=types.count) if types else config.dtype or "float32"
+
+
 def _parse(table: dict[str, Any], path: Path) -> ModelConfig:
     family = _family(table, path)
-    _refuse_unsupported(table, path)
+    _refuse_quantised(table, path)
+    _refuse_activation(table, path)
     heads = table["num_attention_heads"]
     default_head_dim = 128 if family == "qwen3" else table["hidden_size"] // heads
     bias = bool(table.get("attention_bias", False)) and family in ("llama", "qwen3")
@@ -168,14 +194,19 @@ def _family(table: dict[str, Any], path: Path) -> str:
     raise Invalid(f"{path}: {what} is not supported; supported are {', '.join(FAMILIES)}")
 
 
-def _refuse_unsupported(table: dict[str, Any], path: Path) -> None:
+def _refuse_quantised(table: dict[str, Any], path: Path) -> None:
     if table.get("quantization_config"):
         given = table["quantization_config"]
         kind = given.get("quant_method", "unknown") if isinstance(given, dict) else given
+        if kind == BLOCKS:
+            return
         raise Invalid(
             f"{path}: quantised weights ({kind}) are not supported; take the model in "
-            f"{', '.join(DTYPES)}, or a .gguf file, which `spsctl pull` converts"
+            f"{', '.join(DTYPES)}, or a .gguf file (`spsctl pull`)"
         )
+
+
+def _refuse_activation(table: dict[str, Any], path: Path) -> None:
     activation = table.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise Invalid(f"{path}: hidden_act {activation!r} is not supported; supported is silu")

@@ -10,10 +10,7 @@ from torch import Tensor
 from sps2.kernels.blocks import has_onednn, linear
 from sps2.kernels.native import layer as native
 from sps2.kernels.native.layer import Weight, Weights
-from sps2.kernels.weight_quantize import BESIDE, QuantisedWeight
-
-PIECE = 1 << 22
-"""Maximum of quantised weights that are dequantised at a time."""
+from sps2.kernels.weight_forms import BESIDE, PIECE, QuantisedWeight
 
 
 class Linear:
@@ -34,6 +31,13 @@ class Linear:
         """As `one`, in float32: the sums are not rounded to the dtype of x."""
         ((weight, bias),) = self.weights
         return _wide(x, weight, bias)
+
+
+def embedded(ids: Tensor, weight: Weight) -> Tensor:
+    """Rows of an embedding [vocab, hidden]: ids [n] int64 -> [n, hidden] float32."""
+    if isinstance(weight, QuantisedWeight):
+        return weight.take(ids, torch.float32)
+    return F.embedding(ids, weight).float()
 
 
 def _product(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:

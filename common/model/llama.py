@@ -6,20 +6,20 @@ from functools import partial
 from types import MappingProxyType
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sps2.common.model.attend import Attend, Run, inline
 from sps2.common.model.collectives import Collectives, Turn
 from sps2.common.model.config import ModelConfig
 from sps2.common.model.graph_steps import MOST_ROWS, Record, Recorded
-from sps2.common.model.linear import Linear
+from sps2.common.model.linear import Linear, embedded
 from sps2.common.model.rope import Rotary
 from sps2.common.model.share import WHOLE, Share
 from sps2.kernels.native import MOST_DIM
 from sps2.kernels.native import layer as native
+from sps2.kernels.native.layer import Weight
 from sps2.kernels.rows import add_norm, rotate, swiglu
-from sps2.kernels.weight_quantize import QuantisedWeight
+from sps2.kernels.weight_forms import QuantisedWeight
 
 QKV = tuple[Tensor, ...]
 """q, k and v; empty after the last layer."""
@@ -84,17 +84,16 @@ class Llama:
             tensors: all weights but those in `quantised`.
             collectives: connects one share of a model to the others (as Megatron, arXiv
                 1909.08053). `config` and weights are then those of the share.
-            quantised: weights of products; also of a head that is tied to the embedding, which
-                itself stays in `tensors`.
+            quantised: weights of products and the embedding, as far as they are quantised; also of
+                a head that is tied to an embedding in `tensors`.
         """
         self.config = config
         self._collectives = collectives
-        self._embedding = tensors[EMBEDDING]
+        self._embedding = quantised.get(EMBEDDING) or tensors[EMBEDDING]
         self._final_norm = tensors[FINAL_NORM]
         head = quantised.get(HEAD) or tensors.get(HEAD)
         if head is None:
-            start, stop = self.share.of(config.vocab_size)
-            head = self._embedding[start:stop]
+            head = _rows(self._embedding, *self.share.of(config.vocab_size))
         self._head = Linear([head], [None])
         self._rotary = Rotary(config.rope, config.head_dim)
         self._layers = [_layer(tensors, quantised, index) for index in range(config.layers)]
@@ -105,11 +104,11 @@ class Llama:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of weights, activations, keys and values."""
-        return self._embedding.dtype
+        return self._final_norm.dtype
 
     @property
     def device(self) -> torch.device:
-        return self._embedding.device
+        return self._final_norm.device
 
     @property
     def share(self) -> Share:
@@ -183,7 +182,7 @@ class Llama:
     def record(self, how: Record) -> None:
         """Record steps of few rows, to be replayed from now on: on GPUs, as CUDA graphs."""
         config = self.config
-        row = self._embedding.new_empty(config.heads, config.head_dim)
+        row = self._final_norm.new_empty(config.heads, config.head_dim)
         following = [*self._layers[1:], None]
         pieces = [
             partial(self._advance, *each) for each in zip(self._layers, following, strict=True)
@@ -194,7 +193,7 @@ class Llama:
         self, layers: native.Layers, ids: Tensor, positions: Tensor, attend: Attend, run: Run
     ) -> Tensor:
         """`forward` for a few tokens: the C++ kernels compute everything between two attentions."""
-        x = F.embedding(ids, self._embedding).float()
+        x = embedded(ids, self._embedding)
         table = self._rotary.table(positions, self.dtype)
         qkv = await run(partial(layers.queries, 0, x, None, table))
         for index in range(1, self.config.layers):
@@ -212,7 +211,7 @@ class Llama:
         """
         most, layers = self._most_rows, self._native_for(self._most_rows)
         blocks = [slice(first, first + most) for first in range(0, len(ids), most)]
-        x = self._embedding.new_empty(len(ids), self.config.hidden_size, dtype=torch.float32)
+        x = self._final_norm.new_empty(len(ids), self.config.hidden_size, dtype=torch.float32)
         tables: list[Table] = []
         qkv: QKV = ()
 
@@ -226,7 +225,7 @@ class Llama:
             if layers is None:
                 x[rows], table, computed = self._begin(ids[rows], positions[rows])
             else:
-                x[rows] = F.embedding(ids[rows], self._embedding)
+                x[rows] = embedded(ids[rows], self._embedding)
                 table = self._rotary.table(positions[rows], self.dtype)
                 computed = layers.queries(0, x[rows], None, table)
             tables.append(table)
@@ -301,7 +300,7 @@ class Llama:
         return None if self.share.rank else logits
 
     def _begin(self, ids: Tensor, positions: Tensor) -> tuple[Tensor, Table, QKV]:
-        x = F.embedding(ids, self._embedding).float()
+        x = embedded(ids, self._embedding)
         table = self._rotary.table(positions, self.dtype)
         return x, table, self._project(self._layers[0], x, table)
 
@@ -369,6 +368,10 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     for index in range(config.layers):
         found |= {f"model.layers.{index}.{NAMES[part]}": shape for part, shape in parts.items()}
     return found
+
+
+def _rows(weight: Weight, start: int, stop: int) -> Weight:
+    return weight.rows(start, stop) if isinstance(weight, QuantisedWeight) else weight[start:stop]
 
 
 def _layer(

@@ -7,9 +7,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from sps2.common.errors import Invalid
 from sps2.common.model.config import ModelConfig
@@ -17,8 +17,10 @@ from sps2.common.model.llama import EMBEDDING, HEAD, shapes
 from sps2.common.model.share import COLUMNS, GROUP, ROWS, SIDE, Quantize, Share
 from sps2.common.models import fingerprint, weight_files
 from sps2.common.models.file_lock import alone
-from sps2.kernels import weight_quantize as kernel
-from sps2.kernels.weight_quantize import Bits, QuantisedWeight, quantise
+from sps2.kernels import weight_forms as kernel
+from sps2.kernels.native.layer import Weight
+from sps2.kernels.weight_forms import QuantisedWeight
+from sps2.kernels.weight_quantize import MADE, Bits, quantise
 
 FOLDER = "quantised"
 """A sub-folder of the model's, since other programs load every weights file of a model's folder."""
@@ -34,14 +36,14 @@ log = logging.getLogger(__name__)
 
 
 def load(
-    folder: Path, config: ModelConfig, stored: Mapping[str, Tensor], how: Quantize
+    folder: Path, config: ModelConfig, stored: Mapping[str, Weight], how: Quantize
 ) -> dict[str, QuantisedWeight]:
     """The quantised weights of all products by name, `HEAD` included.
 
     The first process writes the file, which takes seconds per 100 million weights; others wait.
 
     Args:
-        stored: the checkpoint's tensors; the embedding is not quantised.
+        stored: the checkpoint's weights; the embedding is not quantised.
 
     Raises:
         Invalid: the file cannot be written or read, or a weight does not fit float16.
@@ -56,7 +58,7 @@ def load(
                     _make(path, config, stored, how)
         with safe_open(path, framework="pt") as file:
             return {
-                name: QuantisedWeight(file.get_tensor(name), rows)
+                name: QuantisedWeight(file.get_tensor(name), rows, MADE[BITS[how][name == HEAD]])
                 for name, (rows, _) in _products(config).items()
             }
     except SafetensorError as error:
@@ -68,22 +70,29 @@ def load(
         ) from error
 
 
-def part_of(weight: QuantisedWeight, name: str, share: Share) -> QuantisedWeight:
-    """A share's part of a weight: a view if it is split by rows, a copy if by columns."""
+def part_of(weight: QuantisedWeight, name: str, share: Share) -> QuantisedWeight | None:
+    """A share's part of a weight: a view if it is split by rows, a copy if by columns.
+
+    Returns:
+        The part; None if the share begins or ends within a block.
+    """
     layer = name.split(".")[-2]
+    rows, columns = (share.of(whole) for whole in weight.shape)
     if share.size > 1 and layer in ROWS:
-        return weight.rows(*share.of(weight.shape[0]))
+        return weight.rows(*rows) if weight.divides_rows(*rows) else None
     if share.size > 1 and layer in COLUMNS:
-        return weight.columns(*share.of(weight.shape[1]))
+        return weight.columns(*columns) if weight.divides_columns(*columns) else None
     return weight
 
 
-def _make(path: Path, config: ModelConfig, stored: Mapping[str, Tensor], how: Quantize) -> None:
+def _make(path: Path, config: ModelConfig, stored: Mapping[str, Weight], how: Quantize) -> None:
     start = time.monotonic()
     log.info("quantising the weights to %s, once: %s", how, path)
     made = {}
     for name in _products(config):
         weight = stored[EMBEDDING] if name == HEAD and config.tied else stored[name]
+        if isinstance(weight, QuantisedWeight):
+            weight = weight.restored(torch.float32)
         try:
             made[name] = quantise(weight, BITS[how][name == HEAD]).blocks
         except ValueError as error:

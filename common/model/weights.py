@@ -1,6 +1,7 @@
 """Loads weights from safetensors, memory-mapped, so that processes share the memory."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from torch import Tensor
 from sps2.common.errors import Invalid
 from sps2.common.model import quantised
 from sps2.common.model.collectives import Collectives
-from sps2.common.model.config import DTYPES, ModelConfig, read
-from sps2.common.model.llama import EMBEDDING, HEAD, Llama, shapes
+from sps2.common.model.config import DTYPES, ModelConfig, block_types, read
+from sps2.common.model.llama import EMBEDDING, FINAL_NORM, HEAD, Llama, shapes
 from sps2.common.model.share import (
     COLUMNS,
     ROWS,
@@ -24,6 +25,7 @@ from sps2.common.model.share import (
 )
 from sps2.common.models import weight_files
 from sps2.kernels.native.layer import serves
+from sps2.kernels.weight_forms import BESIDE, FORMS, QuantisedWeight
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +40,14 @@ def load(
 ) -> Llama:
     """Load the model in a Hugging Face folder, or one share of it.
 
-    On the CPU, weights that keep the file's dtype stay mapped; others are converted copies.
+    On the CPU, weights that keep the file's dtype or blocks stay mapped; others are converted
+    copies.
 
     Args:
         dtype: "bfloat16", "float16" or "float32"; "auto" is the checkpoint's.
         quantize: "int8" or "int4" for the weights of layers and head, which are kept beside the
-            model. If the C++ kernels do not support them, they are dequantised to `dtype`.
+            model; "none" leaves them as they are stored. Where the C++ kernels do not support
+            quantised weights, they are dequantised to `dtype`.
         collectives: of a share; then only its part of the file is read.
 
     Raises:
@@ -54,28 +58,35 @@ def load(
     stored = _read_all(folder)
     config = _settled(config, stored, folder)
     expected = shapes(config)
-    _check(stored, expected, folder)
+    kept = _in_blocks(folder, stored, expected)
+    _check(stored, {name: expected[name] for name in expected if name not in kept}, folder)
 
-    name = (config.dtype or _name(stored[EMBEDDING].dtype)) if dtype == "auto" else dtype
+    name = (config.dtype or _name(stored[FINAL_NORM].dtype)) if dtype == "auto" else dtype
     if name not in DTYPES:
         raise Invalid(f"dtype {name!r} is not supported; supported are {', '.join(DTYPES)}")
     wanted: torch.dtype = getattr(torch, name)
     share = WHOLE if collectives is None else collectives.share
-    levels = {}
     if quantize != "none":
         require_quantisable(config, quantize, share.size)
-        made = quantised.load(folder, config, stored, quantize)
-        levels = {key: quantised.part_of(made[key], key, share) for key in made}
-    tensors = {}
-    for key in expected:
-        part = stored.pop(key)
-        if key not in levels:
-            tensors[key] = part_of(part, key, share).to(device, wanted).requires_grad_(False)
-    if torch.device(device).type != "cpu" or not serves(wanted, *levels.values()):
-        for key, level in levels.items():
-            tensors[key] = level.restored(wanted).contiguous().to(device)
-        levels = {}
-    return Llama(share_of(config, share.size), tensors, collectives, levels)
+        kept |= quantised.load(folder, config, {**stored, **kept}, quantize)
+    if share.size > 1 and config.tied and EMBEDDING in kept:
+        kept.setdefault(HEAD, kept[EMBEDDING])  # which is split, and the embedding is not
+    tensors = {
+        key: part_of(stored.pop(key), key, share).to(device, wanted).requires_grad_(False)
+        for key in expected
+        if key not in kept
+    }
+    levels = {key: quantised.part_of(weight, key, share) for key, weight in kept.items()}
+    whole = torch.device(device).type == "cpu" and serves(wanted, *kept.values())
+    served = {key: level for key, level in levels.items() if whole and level is not None}
+    for key in kept.keys() - served.keys():
+        part = part_of(kept[key].restored(wanted), key, share)
+        tensors[key] = part.contiguous().to(device)
+    if len(served) < len(kept):
+        why = "a share ends within a block" if whole else "no kernel multiplies from blocks here"
+        lost = len(kept) - len(served)
+        log.info("%d of %d weights become %s: %s", lost, len(kept), name, why)
+    return Llama(share_of(config, share.size), tensors, collectives, served)
 
 
 def part_of(tensor: Tensor, name: str, share: Share) -> Tensor:
@@ -103,6 +114,26 @@ def _read_all(folder: Path) -> dict[str, Tensor]:
         except (SafetensorError, OSError, ValueError) as error:
             raise Invalid(f"{path} is not a sound safetensors file: {error}") from error
     return tensors
+
+
+def _in_blocks(
+    folder: Path, stored: dict[str, Tensor], expected: Mapping[str, tuple[int, ...]]
+) -> dict[str, QuantisedWeight]:
+    """Take the weights that are in blocks out of `stored`."""
+    found = {}
+    for name, kind in block_types(folder).items():
+        form, blocks, shape = FORMS.get(kind), stored.pop(name, None), expected.get(name, ())
+        if form is None:
+            raise Invalid(f"{folder}: {name} is in blocks of {kind!r}, which are not supported")
+        if blocks is None or len(shape) != 2:
+            raise Invalid(f"{folder}: config.json names {name} as in blocks, and there is none")
+        outputs, inputs = shape
+        wanted = [-(-outputs // BESIDE), inputs // form.inputs, form.size]
+        if list(blocks.shape) != wanted or blocks.dtype != torch.uint8 or inputs % form.inputs:
+            found_shape = f"{_name(blocks.dtype)} {list(blocks.shape)}"
+            raise Invalid(f"{folder}: {name} is {found_shape}; blocks of {kind} are uint8 {wanted}")
+        found[name] = QuantisedWeight(blocks, outputs, form)
+    return found
 
 
 def _settled(config: ModelConfig, stored: dict[str, Tensor], folder: Path) -> ModelConfig:

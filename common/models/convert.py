@@ -1,23 +1,19 @@
 """Converts a GGUF file to a Hugging Face folder: configuration, weights, tokeniser."""
 
-import errno
 import json
 import math
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import gguf
 import numpy as np
-import torch
 
 from sps2.common.errors import Invalid
-from sps2.common.model.config import read
+from sps2.common.model.config import BLOCKS, read
 from sps2.common.model.llama import shapes
-from sps2.common.models import Progress, gguf_tokens
+from sps2.common.models import Progress, gguf_tokens, gguf_weights
+from sps2.common.models.gguf_files import GgufModel, open_model
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -25,27 +21,6 @@ ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
-
-_SAFETENSORS_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
-_TENSORS = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_GLOBAL_TENSORS = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-
 
 _SAMPLING = {
     "temp": "temperature",
@@ -62,29 +37,38 @@ def convert(
     folder: Path,
     progress: Progress,
     sampling: Mapping[str, float] = MappingProxyType({}),
+    *,
+    keep_blocks: bool = True,
 ) -> None:
     """Convert `source` (.gguf) into the existing empty `folder`.
 
     Args:
+        source: a file, or any part of a model in several files that are beside it.
         sampling: the makers' recommendations, by the names of generation_config.json, for what
             the file does not have.
+        keep_blocks: quantised weights stay at their bits, if the kernels multiply from their
+            blocks; else they become numbers, as other programs read them.
 
     Raises:
-        Invalid: the file is broken or a part of several, or its architecture, rope scaling or
+        Invalid: the file is broken, a part is missing, or its architecture, rope scaling or
             tokeniser is unsupported.
         OSError: the folder cannot be written.
     """
-    reader = _open(source)
+    model = open_model(source)
     try:
-        fields = {name: field.contents() for name, field in reader.fields.items()}
-        config = _config(fields, reader)
+        _require_supported(model)
+        fields = model.fields
+        kept = gguf_weights.kept_types(model.tensors) if keep_blocks else {}
+        config = _config(model) | _quantisation(kept)
         tokenizer = gguf_tokens.build(fields)
         _write_tokenizer(folder, fields, config, tokenizer)
         drawn = {**sampling, **_sampling(fields)}
         how = {"do_sample": True} if drawn else {}
         _write_json(folder / "generation_config.json", _special_ids(fields) | how | drawn)
         _write_json(folder / "config.json", config)
-        _write_weights(folder / "model.safetensors", config, reader, progress)
+        expected = shapes(read(folder))
+        path = folder / "model.safetensors"
+        gguf_weights.write(path, config, model.tensors, kept, expected, progress)
     except Invalid as error:
         raise Invalid(f"{source}: {error}") from error
     except KeyError as error:
@@ -93,55 +77,32 @@ def convert(
         raise Invalid(f"{source} cannot be converted: {error}") from error
 
 
-class _Reader(gguf.GGUFReader):  # type: ignore[misc]
-    """The library's reader, but reading past the end fails instead of giving short arrays."""
-
-    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
-        end = int(offset) + np.dtype(dtype).itemsize * int(count)
-        if end > self.data.size:
-            raise ValueError(f"it ends at byte {self.data.size}, byte {end} is needed")
-        return super()._get(offset, dtype, count, override_order)
-
-
-def _open(source: Path) -> Any:
-    try:
-        reader = _Reader(source)
-        if "split.count" in reader.fields:
-            part, parts = (int(reader.fields[f"split.{n}"].contents()) for n in ("no", "count"))
-        else:
-            part, parts = 0, 1
-        if parts > 1:
-            raise Invalid(
-                f"{source} is part {part + 1} of {parts} of a model; join all parts to one file "
-                "(`llama-gguf-split --merge` of llama.cpp does it) and give that"
-            )
-        architecture = reader.fields["general.architecture"].contents()
-    except Invalid:
-        raise
-    except OSError as error:
-        raise Invalid(f"cannot read {source}: {error.strerror}") from error
-    except Exception as error:  # on garbage the reader raises anything
-        raise Invalid(f"{source} is not a sound GGUF file: {error}") from error
+def _require_supported(model: GgufModel) -> None:
+    architecture = model.fields["general.architecture"]
     if architecture not in ARCHITECTURES:
         raise Invalid(
-            f"{source}: architecture {architecture!r} is not supported; "
+            f"architecture {architecture!r} is not supported; "
             f"supported are {', '.join(ARCHITECTURES)}"
         )
-    return reader
 
 
-def _config(fields: dict[str, Any], reader: Any) -> dict[str, Any]:
+def _quantisation(kept: Mapping[str, str]) -> dict[str, Any]:
+    return {"quantization_config": {"quant_method": BLOCKS, "types": dict(kept)}} if kept else {}
+
+
+def _config(model: GgufModel) -> dict[str, Any]:
+    fields, tensors = model
     kind = fields["general.architecture"]
     own = {name.removeprefix(f"{kind}."): value for name, value in fields.items()}
     if own.get("expert_count"):
         raise Invalid(f"a mixture of {own['expert_count']} experts ({kind}) is not supported")
     heads = own["attention.head_count"]
     hidden = own["embedding_length"]
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
     head_dim = own.get("attention.key_length") or own.get("rope.dimension_count")
     rope = _rope(own, tensors)
+    window = own.get("attention.sliding_window") if kind in ("llama", "mistral") else None
     config = {
-        "architectures": [ARCHITECTURES[kind]],
+        "architectures": [ARCHITECTURES["mistral" if window else kind]],
         "model_type": kind,
         "vocab_size": int(tensors["token_embd.weight"].shape[1]),
         "hidden_size": hidden,
@@ -160,8 +121,8 @@ def _config(fields: dict[str, Any], reader: Any) -> dict[str, Any]:
         "mlp_bias": "blk.0.ffn_up.bias" in tensors,
         "dtype": _dtype_name(tensors["blk.0.attn_q.weight"].tensor_type.name),
     }
-    if kind == "mistral":
-        config["sliding_window"] = own.get("attention.sliding_window")
+    if window or kind == "mistral":
+        config["sliding_window"] = window
     if kind == "llama" and "blk.0.attn_q.bias" in tensors and not config["attention_bias"]:
         raise Invalid("a llama model with biases on q, k, v only is not supported")
     return config | _special_ids(fields)
@@ -254,56 +215,6 @@ def _write_tokenizer(
     if "tokenizer.chat_template" in fields:
         table["chat_template"] = fields["tokenizer.chat_template"]
     _write_json(folder / "tokenizer_config.json", table)
-
-
-def _write_weights(path: Path, config: dict[str, Any], reader: Any, progress: Progress) -> None:
-    """Write a safetensors file, tensor by tensor, its data 64-byte aligned for bf16 gemv."""
-    dtype: torch.dtype = getattr(torch, config["dtype"])
-    stored = [tensor for tensor in reader.tensors if tensor.name != "rope_freqs.weight"]
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    total = 0
-    for tensor in stored:
-        shape = [int(size) for size in reversed(tensor.shape)]
-        size = math.prod(shape) * dtype.itemsize
-        place = {"dtype": _SAFETENSORS_NAMES[dtype], "shape": shape}
-        header[_name(tensor.name)] = place | {"data_offsets": [total, total + size]}
-        total += size
-    header |= {name: header[name] for name in shapes(read(path.parent))}  # KeyError: lacking
-    if shutil.disk_usage(path.parent).free < total:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-    text = json.dumps(header).encode()
-    text += b" " * (-(len(text) + 8) % 64)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in stored:
-            values = torch.from_numpy(_values(tensor, config)).to(dtype)
-            file.write(values.view(torch.uint8).numpy().data)
-            progress("converting", file.tell() - len(text) - 8, total)
-
-
-def _values(stored: Any, config: dict[str, Any]) -> np.ndarray[Any, Any]:
-    values = np.array(gguf.dequantize(stored.data, stored.tensor_type))
-    kind = stored.name.split(".")[-2]
-    if config["model_type"] == "llama" and kind in ("attn_q", "attn_k"):
-        name = "num_attention_heads" if kind == "attn_q" else "num_key_value_heads"
-        values = np.ascontiguousarray(_unpermute(values, config[name]))
-    return values
-
-
-def _name(stored: str) -> str:
-    if stored in _GLOBAL_TENSORS:
-        return _GLOBAL_TENSORS[stored]
-    block, _, rest = stored.removeprefix("blk.").partition(".")
-    part, _, kind = rest.rpartition(".")
-    if not stored.startswith("blk.") or part not in _TENSORS:
-        raise Invalid(f"tensor {stored!r} of the GGUF file is not known")
-    return f"model.layers.{block}.{_TENSORS[part]}.{kind}"
-
-
-def _unpermute(values: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
-    """Reorder rows from GGUF's interleaved rotary pairs to halves: [heads * head_dim, ..]."""
-    pairs = values.reshape(heads, values.shape[0] // heads // 2, 2, *values.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(values.shape)
 
 
 def _write_json(path: Path, table: dict[str, Any]) -> None:

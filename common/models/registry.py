@@ -5,12 +5,12 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sps2.common import places
 from sps2.common.errors import Invalid
 from sps2.common.model.config import ModelConfig, read, read_json
-from sps2.common.models import digests
+from sps2.common.models import digests, gguf_names
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage in words, how much of it is done, and its total (0: unknown)."""
@@ -19,14 +19,25 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 _ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 _STORED = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-_HUB = re.compile(r"hf:(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+_HUB = re.compile(
+    r"hf:(?P<name>[\w.-]+/[\w.-]+)(?::(?P<kind>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?"
+)
+
+
+class HubModel(NamedTuple):
+    """What an `hf:` reference names. kind: a quantisation of GGUF files, such as Q4_K_M."""
+
+    name: str
+    kind: str | None
+    revision: str | None
 
 
 def locate(ref: str, home: Path | None = None) -> Path:
     """The folder of a pulled or local model; nothing is downloaded.
 
     Args:
-        ref: as given to `spsctl pull`: a known name, `hf:ORG/NAME`, a folder, or a .gguf file.
+        ref: as given to `spsctl pull`: a known name, `hf:ORG/NAME[:QUANTISATION]`, a folder, or a
+            .gguf file.
 
     Raises:
         Invalid: the model is not here; the message says how to get it.
@@ -44,14 +55,14 @@ def model_id(ref: str) -> str:
     """The name that clients use: ORG/NAME of the hub, or the name of a folder or file."""
     if ref.startswith("hf:"):
         return ref.removeprefix("hf:").partition("@")[0]
-    return Path(ref).expanduser().resolve().name.removesuffix(".gguf") if "/" in ref else ref
+    return gguf_names.stem(Path(ref).expanduser().resolve().name) if "/" in ref else ref
 
 
 def can_be_pulled(ref: str) -> bool:
     """Whether `spsctl pull` can get a model."""
     from sps2.common.models.pull import KNOWN
 
-    return ref in KNOWN or ref.startswith("hf:") or ref.endswith(".gguf")
+    return ref in KNOWN or ref.startswith("hf:") or _gguf(ref) is not None
 
 
 def _how_to_get(ref: str) -> str:
@@ -69,12 +80,13 @@ def folder_of(ref: str, home: Path | None = None) -> Path:
     """The folder for a model of `spsctl pull`. Raises Invalid if `ref` cannot name a model."""
     root = (home or places.cache()) / "models"
     if hub := parse_hub(ref):
-        name, revision = hub
-        return root / (name + (f"@{revision}" if revision else "")).replace("/", "--")
-    if ref.endswith(".gguf"):
-        return root / _name_of_file(Path(ref).expanduser().resolve())
+        kind = f"+{hub.kind.upper()}" if hub.kind else ""
+        revision = f"@{hub.revision}" if hub.revision else ""
+        return root / f"{hub.name}{kind}{revision}".replace("/", "--")
+    if source := _gguf(ref):
+        return root / _name_of_file(source.resolve())
     if Path(ref).expanduser().is_dir():
-        raise Invalid(f"{ref} is a folder without config.json, so not a model")
+        raise Invalid(f"{ref} is a folder without config.json or a .gguf file, so not a model")
     if not re.fullmatch(r"\w[\w.@-]*", ref):
         raise Invalid(
             f"{ref!r} names no model: give a known name (smollm2-135m), hf:ORG/NAME, "
@@ -95,17 +107,23 @@ def _ref_of(name: str) -> str:
     model, at, revision = name.partition("@")
     if "--" not in model:
         return name
-    return f"hf:{model.replace('--', '/', 1)}{at}{revision.replace('--', '/')}"
+    model = model.replace("--", "/", 1).replace("+", ":")
+    return f"hf:{model}{at}{revision.replace('--', '/')}"
 
 
-def parse_hub(ref: str) -> tuple[str, str | None] | None:
-    """(ORG/NAME, revision) of an `hf:` reference, None for others. Invalid if it is malformed."""
+def parse_hub(ref: str) -> HubModel | None:
+    """The parts of an `hf:` reference, None for others. Raises Invalid if it is malformed."""
     if not ref.startswith("hf:"):
         return None
     match = _HUB.fullmatch(ref)
     if match is None or ".." in ref:
-        raise Invalid(f"{ref!r} is not of the form hf:ORG/NAME or hf:ORG/NAME@REVISION")
-    return match["name"], match["revision"]
+        raise Invalid(f"{ref!r} is not of the form hf:ORG/NAME[:QUANTISATION][@REVISION]")
+    return HubModel(match["name"], match["kind"], match["revision"])
+
+
+def _gguf(ref: str) -> Path | None:
+    """The GGUF file that a reference names, the first of several parts; None for others."""
+    return gguf_names.source(Path(ref).expanduser())
 
 
 def validate(folder: Path) -> None:
@@ -191,13 +209,15 @@ def _stored_dtype(folder: Path) -> str:
 
 
 def _name_of_file(path: Path) -> str:
-    """A folder name for a converted file, different after the file has changed."""
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise Invalid(f"cannot read {path}: {error.strerror}") from error
-    identity = hashlib.sha256(f"{path}:{stat.st_size}:{stat.st_mtime_ns}".encode())
-    return f"{path.stem}-{identity.hexdigest()[:8]}"
+    """A folder name for a converted file and its other parts, different after a change."""
+    identity = hashlib.sha256()
+    for part in gguf_names.parts(path):
+        try:
+            stat = part.stat()
+        except OSError as error:
+            raise Invalid(f"cannot read {part}: {error.strerror}") from error
+        identity.update(f"{part}:{stat.st_size}:{stat.st_mtime_ns}".encode())
+    return f"{gguf_names.stem(path.name)}-{identity.hexdigest()[:8]}"
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from ctypes import Structure, c_float, c_int32, c_int64, c_uint32, c_void_p
 
-VERSION = 1
+VERSION = 2
 """Incremented, here and in attention.cpp, with a change that alters no structure's size."""
 
 
@@ -87,7 +87,7 @@ class Merged(Structure):
 
 
 class Product(Structure):
-    _fields_ = [("weight", c_void_p), ("bias", c_void_p), ("outputs", c_int64), ("bits", c_int64)]
+    _fields_ = [("weight", c_void_p), ("bias", c_void_p), ("outputs", c_int64), ("form", c_int64)]
 
 
 class Layer(Structure):
@@ -118,7 +118,7 @@ class FewRows(Structure):
 
 class Restored(Structure):
     _fields_ = [
-        *((name, c_int64) for name in ("type", "bits", "blocks", "inputs", "threads")),
+        *((name, c_int64) for name in ("type", "form", "blocks", "inputs", "threads")),
         ("weight", c_void_p),
         ("out", c_void_p),
     ]

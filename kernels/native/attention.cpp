@@ -180,17 +180,17 @@ struct Halves {
 };
 
 // A linear layer: weight [outputs, inputs], bias or null, in the model's dtype; or the weight in
-// blocks of 4 or 8 bits.
+// blocks.
 struct Product {
     const void* weight;
     const void* bias;
     int64_t outputs;
-    int64_t bits;  // 0: the model's dtype
+    int64_t form;  // of the blocks, 0: the model's dtype
 };
 
 // The numbers of a weight in blocks, in the model's dtype.
 struct Restored {
-    int64_t type, bits, blocks, inputs, threads;
+    int64_t type, form, blocks, inputs, threads;
     const void* weight;  // [blocks of outputs, blocks of inputs, bytes]
     void* out;           // [inputs, outputs of all blocks]
 };
@@ -710,7 +710,7 @@ int sps2_level() {
 // is incremented with a change that alters no size.
 int sps2_abi(int64_t* sizes, int room) {
     const int64_t all[] = {
-        1, sizeof(Run), sizeof(Attention), sizeof(Scoring), sizeof(Decoding), sizeof(Quantised),
+        2, sizeof(Run), sizeof(Attention), sizeof(Scoring), sizeof(Decoding), sizeof(Quantised),
         sizeof(Merged), sizeof(Product), sizeof(Layer), sizeof(FewRows), sizeof(Restored),
         sizeof(Gated), sizeof(Normed), sizeof(Rotated), sizeof(CodeTable), sizeof(Coded),
         sizeof(Counted), sizeof(Halves),

@@ -10,7 +10,7 @@ from torch import Tensor
 from sps2.kernels import check, native
 from sps2.kernels.native import abi
 from sps2.kernels.native import weights as blocks
-from sps2.kernels.weight_quantize import QuantisedWeight
+from sps2.kernels.weight_forms import QuantisedWeight
 
 MOST_ROWS = 16
 """With more rows, torch's matrix product is faster in general."""
@@ -189,7 +189,8 @@ class Layers:
 def _product(weights: Weights) -> abi.Product:
     weight, bias = weights
     if isinstance(weight, QuantisedWeight):
-        return abi.Product(weight.blocks.data_ptr(), _address(bias), weight.outputs, weight.bits)
+        number = weight.form.number
+        return abi.Product(weight.blocks.data_ptr(), _address(bias), weight.outputs, number)
     return abi.Product(weight.data_ptr(), _address(bias), len(weight), 0)
 
 

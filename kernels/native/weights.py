@@ -1,4 +1,6 @@
-"""Dequantises weights in 4 and 8 bits, in C++; `layer` has products with them."""
+"""Dequantises weights in blocks, in C++; `layer` has products with them."""
+
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -6,12 +8,28 @@ from torch import Tensor
 from sps2.kernels import check, native
 from sps2.kernels.native import abi
 
-GROUP, BESIDE, HEADER = 32, 16, 64
-"""Inputs and outputs of a block, and its bytes before the codes, as in weights.inc."""
+GROUP, BESIDE = 32, 16
+"""Inputs and outputs whose codes lie together, as in weights.inc."""
 
 
-def block_bytes(bits: int) -> int:
-    return HEADER + GROUP * BESIDE * bits // 8
+class Form(Protocol):
+    """What the kernel asks of a `weight_forms.Form`."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def inputs(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+
+
+class Blocks(Protocol):
+    """What the kernel asks of a `weight_forms.QuantisedWeight`."""
+
+    @property
+    def blocks(self) -> Tensor: ...
+    @property
+    def form(self) -> Form: ...
 
 
 def serves(blocks: Tensor, dtype: torch.dtype) -> bool:
@@ -20,20 +38,21 @@ def serves(blocks: Tensor, dtype: torch.dtype) -> bool:
     return native.level > 0 and cpu and dtype in native.FLOATING
 
 
-def restore(blocks: Tensor, dtype: torch.dtype) -> Tensor:
-    """Dequantise blocks of a `QuantisedWeight`: [inputs, outputs of all blocks]."""
-    across, groups, size = blocks.shape
-    check.typed("blocks", blocks, torch.uint8)
-    if size not in (block_bytes(4), block_bytes(8)) or not blocks.is_contiguous():
-        raise ValueError(f"blocks have {size} bytes, or do not lie one after the other")
-    out = torch.empty(groups * GROUP, across * BESIDE, dtype=dtype)
+def restore(weight: Blocks, dtype: torch.dtype) -> Tensor:
+    """Dequantise a weight: [inputs, outputs of all blocks]."""
+    across, down, size = weight.blocks.shape
+    form = weight.form
+    check.typed("blocks", weight.blocks, torch.uint8)
+    if size != form.size or not weight.blocks.is_contiguous():
+        raise ValueError(f"blocks have {size} bytes, not {form.size} one after the other")
+    out = torch.empty(down * form.inputs, across * BESIDE, dtype=dtype)
     call = abi.Restored(
         type=native.TYPES[dtype],
-        bits=4 if size == block_bytes(4) else 8,
+        form=form.number,
         blocks=across,
-        inputs=groups * GROUP,
+        inputs=down * form.inputs,
         threads=torch.get_num_threads(),
-        weight=blocks.data_ptr(),
+        weight=weight.blocks.data_ptr(),
         out=out.data_ptr(),
     )
     native.invoke("sps2_restore", call)

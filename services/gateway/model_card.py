@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 
 from sps2.common.errors import Invalid
-from sps2.common.model.config import ModelConfig
+from sps2.common.model.config import ModelConfig, block_types, stored_as
 from sps2.common.models import weight_files
 from sps2.common.text.tokens import Tokenizer
 
@@ -37,7 +37,7 @@ def card_of(
         template = tokenizer.template.source
     except Invalid:
         template = ""
-    stored = config.dtype or "float32" if dtype == "auto" else dtype
+    stored = stored_as(folder, config) if dtype == "auto" or block_types(folder) else dtype
     return Card(
         family=config.family,
         parameters=parameters_of(config),

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from sps2.common.model.config import read
 
+from ..gguf_blocks import random_blocks
+
 WriteGguf = Callable[..., Path]
 ON_BOTH_LOOPS = ("test_rpc.py", "test_telemetry.py", "test_curve.py")
 
@@ -34,9 +36,17 @@ def write_gguf() -> WriteGguf:
 
 
 def _write(
-    source: Path, path: Path, architecture: str, extra: Callable[[Any], object] = lambda w: None
+    source: Path,
+    path: Path,
+    architecture: str,
+    extra: Callable[[Any], object] = lambda w: None,
+    kind_of: Callable[[str], str | None] = lambda name: None,
 ) -> Path:
-    """`extra` adds to the writer what the plain file lacks, or what should not be there."""
+    """`extra` adds to the writer what the plain file lacks, or what should not be there.
+
+    `kind_of` gives the type of a weight by its name in the file, None for float32. Types that
+    the package gguf cannot make get random blocks.
+    """
     config = read(source)
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(config.max_context)
@@ -68,12 +78,25 @@ def _write(
         if architecture == "llama" and ".k_proj" in name:
             values = interleave(values, config.kv_heads)
         stem, _, kind = name.rpartition(".")
-        writer.add_tensor(f"{names.get_name(stem)}.{kind}", values)
+        stored = f"{names.get_name(stem)}.{kind}"
+        quantised = kind_of(stored) if values.ndim == 2 else None
+        if quantised is None:
+            writer.add_tensor(stored, values)
+        else:
+            raw_type = gguf.GGMLQuantizationType[quantised]
+            writer.add_tensor(stored, _quantised(values, quantised), raw_dtype=raw_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _quantised(values: np.ndarray[Any, Any], kind: str) -> np.ndarray[Any, Any]:
+    try:
+        return np.array(gguf.quantize(values, gguf.GGMLQuantizationType[kind]))
+    except NotImplementedError:
+        return random_blocks(kind, *values.shape, spread=float(values.std()))
 
 
 def interleave(values: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:

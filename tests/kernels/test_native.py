@@ -17,6 +17,7 @@ from sps2.kernels.native import abi
 from sps2.kernels.native import layer as layers
 from sps2.kernels.native import rows as row_kernels
 from sps2.kernels.native import weights as weight_kernels
+from sps2.kernels.weight_forms import FORMS, QuantisedWeight
 from sps2.kernels.weight_quantize import quantise
 
 pytestmark = pytest.mark.skipif(not native.level, reason="there are no C++ kernels")
@@ -124,7 +125,9 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "rotate": (lambda: row_kernels.rotate(q(), q(3, 1, 32), q(4, 1, 32)), "has shape"),
     "restore": (
-        lambda: weight_kernels.restore(torch.zeros(1, 1, 99, dtype=torch.uint8), q().dtype),
+        lambda: weight_kernels.restore(
+            QuantisedWeight(torch.zeros(1, 1, 99, dtype=torch.uint8), 16, FORMS["Q4_0"]), q().dtype
+        ),
         "99 bytes",
     ),
 }

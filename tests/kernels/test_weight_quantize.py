@@ -5,7 +5,8 @@ import torch
 
 from sps2.kernels import native
 from sps2.kernels.native import layer
-from sps2.kernels.weight_quantize import BESIDE, GROUP, Bits, QuantisedWeight, quantise
+from sps2.kernels.weight_forms import BESIDE, GROUP, QuantisedWeight
+from sps2.kernels.weight_quantize import Bits, quantise
 
 SHAPES = [(16, 32), (48, 96), (1, 32), (37, 64), (200, 160), (64, 576)]
 

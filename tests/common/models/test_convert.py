@@ -119,7 +119,7 @@ def test_a_part_of_several_is_refused_as_such(
             writer.kv_data[0].pop("general.architecture")
 
     source = write_gguf(checkpoint("llama2"), tmp_path / "m.gguf", "llama", split)
-    with pytest.raises(Invalid, match=rf"m\.gguf is part {part + 1} of 2 of a model"):
+    with pytest.raises(Invalid, match=rf"m\.gguf is part {part + 1} of 2 of a model; name all"):
         convert(source, target, silent)
     assert list(target.iterdir()) == []
 

@@ -15,7 +15,9 @@ from sps2.common.models import (
     folder_of,
     item_bytes,
     locate,
+    model_id,
     parse_hub,
+    pulled,
     validate,
 )
 
@@ -44,14 +46,46 @@ def test_local_folders_are_themselves(checkpoint: Checkpoint, tmp_path: Path) ->
 
 
 def test_hub_references(tmp_path: Path) -> None:
-    assert parse_hub("hf:Qwen/Qwen3-0.6B") == ("Qwen/Qwen3-0.6B", None)
-    assert parse_hub("hf:a/b@refs/pr-1") == ("a/b", "refs/pr-1")
+    assert parse_hub("hf:Qwen/Qwen3-0.6B") == ("Qwen/Qwen3-0.6B", None, None)
+    assert parse_hub("hf:a/b@refs/pr-1") == ("a/b", None, "refs/pr-1")
+    assert parse_hub("hf:a/b:Q4_K_M") == ("a/b", "Q4_K_M", None)
+    assert parse_hub("hf:a/b:UD-Q4_K_XL@v1") == ("a/b", "UD-Q4_K_XL", "v1")
     assert parse_hub("smollm2-135m") is None
     assert folder_of("hf:a/b@v1", tmp_path) == tmp_path / "models" / "a--b@v1"
     assert folder_of("hf:a/b@refs/1", tmp_path) == tmp_path / "models" / "a--b@refs--1"
-    for ref in ("hf:", "hf:name", "hf:a/b/c", "hf:../..", "hf:a/..", "hf:a/b@", "hf:a/b@../x"):
+    assert folder_of("hf:a/b:q4_k_m@v1", tmp_path) == tmp_path / "models" / "a--b+Q4_K_M@v1"
+    for ref in (
+        *("hf:", "hf:name", "hf:a/b/c", "hf:../..", "hf:a/..", "hf:a/b@", "hf:a/b@../x"),
+        *("hf:a/b:", "hf:a/b:x/y", "hf:a/b@v1:Q4_0"),
+    ):
         with pytest.raises(Invalid, match="hf:ORG/NAME"):
             folder_of(ref, tmp_path)
+
+
+def test_pulled_models_have_their_references(tmp_path: Path) -> None:
+    refs = ["hf:a/b", "hf:a/b:Q4_K_M", "hf:a/b:Q8_0@refs/pr-1"]
+    for ref in refs:
+        folder_of(ref, tmp_path).mkdir(parents=True)
+    assert sorted(pulled(tmp_path)) == refs
+    assert [folder_of(ref, tmp_path) for ref in refs] == [pulled(tmp_path)[ref] for ref in refs]
+    assert model_id("hf:a/b:Q8_0@refs/pr-1") == "a/b:Q8_0"
+
+
+def test_parts_and_their_folder_are_one_model(tmp_path: Path) -> None:
+    parts = [tmp_path / f"m-Q8_0-0000{part}-of-00002.gguf" for part in (1, 2)]
+    parts[0].write_bytes(b"1")
+    with pytest.raises(Invalid, match=r"lacks m-Q8_0-00002-of-00002\.gguf, of 2 parts"):
+        folder_of(str(parts[0]), tmp_path)
+    parts[1].write_bytes(b"2")
+    folder = folder_of(str(tmp_path), tmp_path)
+    assert folder.name.startswith("m-Q8_0-")
+    assert {folder_of(str(part), tmp_path) for part in parts} == {folder}
+    assert model_id(str(parts[1])) == "m-Q8_0"
+    parts[1].write_bytes(b"33")
+    assert folder_of(str(tmp_path), tmp_path) != folder
+    (tmp_path / "other.gguf").touch()
+    with pytest.raises(Invalid, match=r"several models; give .*m-Q8_0-00001.*, other\.gguf"):
+        folder_of(str(tmp_path), tmp_path)
 
 
 def test_converted_files_follow_their_contents(tmp_path: Path) -> None:
