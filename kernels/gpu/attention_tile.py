@@ -1,4 +1,4 @@
-"""The steps of a tile of queries that `flash` and `sparse` share: its start, and a tile of keys."""
+"""The steps of a tile of queries of `flash`: its start, and a tile of keys."""
 
 import triton
 import triton.language as tl

@@ -136,24 +136,8 @@ def _decode(
     GROUP: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
-    piece_of(
-        tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64),
-        Q, K, V, K_SCALE, V_SCALE, SEGMENTS, PIECES, MEMBERS, OUT, LSE,
-        q_row, q_head, k_row, k_head, v_row, v_head, ks_row, ks_head, vs_row, vs_head,
-        scale, heads, GROUP, DIM, PADDED, ROWS, KEYS, SCALED,
-    )  # fmt: skip
-
-
-@triton.jit
-def piece_of(
-    piece, kv_head,
-    Q, K, V, K_SCALE, V_SCALE, SEGMENTS, PIECES, MEMBERS, OUT, LSE,
-    q_row, q_head, k_row, k_head, v_row, v_head, ks_row, ks_head, vs_row, vs_head,
-    scale, heads,
-    GROUP: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr, SCALED: tl.constexpr,
-):  # fmt: skip
     """Attend to a piece of keys of a KV head, for all rows that see it; ROWS are their heads."""
+    piece, kv_head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     entry = PIECES + piece * 4
     dims = tl.arange(0, PADDED)
     place = tl.arange(0, ROWS)

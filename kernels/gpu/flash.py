@@ -153,28 +153,9 @@ def _flash(
     ROWS: tl.constexpr, KEYS: tl.constexpr,
     WINDOWED: tl.constexpr, SCALED: tl.constexpr, FRESH: tl.constexpr,
 ):  # fmt: skip
-    # the last tiles see most keys: they go first
-    tile_of(
-        tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64),
-        Q, K, V, K_SCALE, V_SCALE, TILES, AT, RUNS, OUT, LSE,
-        q_row, q_head, k_row, k_head, v_row, v_head,
-        ks_row, ks_head, vs_row, vs_head, out_row, out_head, lse_row, lse_head,
-        scale, window, GROUP, DIM, PADDED, ROWS, KEYS, WINDOWED, SCALED, FRESH,
-    )  # fmt: skip
-
-
-@triton.jit
-def tile_of(
-    tile, head,
-    Q, K, V, K_SCALE, V_SCALE, TILES, AT, RUNS, OUT, LSE,
-    q_row, q_head, k_row, k_head, v_row, v_head,
-    ks_row, ks_head, vs_row, vs_head, out_row, out_head, lse_row, lse_head,
-    scale, window,
-    GROUP: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr,
-    WINDOWED: tl.constexpr, SCALED: tl.constexpr, FRESH: tl.constexpr,
-):  # fmt: skip
     """Compute one tile of rows of one head over all its keys."""
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the last tiles see most keys: they go first
+    head = tl.program_id(1).to(tl.int64)
     entry = TILES + tile * 4
     kv_head = head // GROUP
     rows = tl.load(entry) + tl.arange(0, ROWS)

@@ -33,9 +33,6 @@ OLDER = {
 EXACT = Tile(32, 32, 4, 2)
 """The tile for float32, which tensor cores do not multiply."""
 
-HYBRID = {128: (64, 64, 3), 256: (64, 64, 2), 512: (64, 32, 2), 1024: (16, 16, 1)}
-"""Rows, keys and stages of prompts beside decoding, by bytes of a padded row."""
-
 
 def power(number: int, least: int = 16) -> int:
     """The next power of two, at least `least`, which products need."""
@@ -64,24 +61,6 @@ def decode(dim: int, dtype: torch.dtype, device: torch.device, group: int, keys:
     best = Tile(16, max(16, min(64, (32 << 10) // width)), 4, 3 if width <= 512 else 2)
     best = _measured("decode", dim, dtype, device) or best
     return best._replace(rows=power(group), keys=min(best.keys, power(keys)))
-
-
-class Hybrid(NamedTuple):
-    """The tiles of one hybrid launch, with the same warps and stages."""
-
-    prompt: Tile
-    decoding: Tile
-
-
-def hybrid(dim: int, dtype: torch.dtype, device: torch.device, group: int) -> Hybrid:
-    """Tiles so small that several programs of each kind fit on a multiprocessor.
-
-    Args:
-        group: heads that share a KV head; with few, several rows of one tile may share keys.
-    """
-    rows, keys, stages = HYBRID[max(128, power(dim) * dtype.itemsize)]
-    best = _measured("pod", dim, dtype, device) or Tile(rows, keys, 4, stages)
-    return Hybrid(best, best._replace(rows=power(group)))
 
 
 def shared(dim: int, dtype: torch.dtype) -> int:

@@ -21,10 +21,8 @@ from sps2.kernels.gpu import (
     kv_quantize,
     merge,
     packed,
-    pod,
     rows,
     sample,
-    sparse,
 )
 
 DTYPE = torch.bfloat16
@@ -54,14 +52,11 @@ def launch_all() -> None:
     flash.attend(q, k, k, [(runs, runs)], scale)
     paged = PagedRows([[Run(0, 0, 256)]], [255])
     decode.attend(q[:1], k.to(torch.int8), k.to(torch.int8), paged, scale, None, (K8, K8))
-    pod.attend(pod.Prompts(q, k, k, [(runs, runs)]), pod.Decoding(q[:1], k, k, paged), scale)
     csa_scores.score(q, k, scale, torch.arange(256))
     which = torch.ones(2, 4, dtype=torch.bool)
     made, _ = kv_quantize.pack_all_on_device(k, k, which, 8)
     kv_quantize.unpack(made, DTYPE)
     packed.attend(q, made, torch.tensor([0, 4, 8]), scale)
-    mask = torch.ones(2, 4, 4, dtype=torch.bool)
-    sparse.attend(q, k, k, mask, runs, 0, scale)
     state = State(torch.empty(16, 4, 128), torch.empty(16, 4))
     merge.merge_many([state, state])
     x = torch.empty(16, 1024, dtype=DTYPE)
