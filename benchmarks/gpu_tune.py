@@ -59,7 +59,7 @@ def _works(dim: int, device: torch.device) -> Iterator[tuple[str, Tile, Callable
     )
     yield (
         "decode",
-        tiles.decode(dim, DTYPE, device, group, CONTEXT),
+        tiles.decode(dim, DTYPE, device, group),
         lambda tile: decode.attend(ask, k_pool, v_pool, rows, scale, tile=tile._replace(rows=few)),
     )
 
