@@ -13,9 +13,7 @@ benchmarks/results/.
 - CSA: a last rank of four with 32K of 128K tokens attends to what it was sent of the 96K before:
   scores of probes, packing of the kept blocks, attention to them. Ideal is dense attention to those
   96K, times the share that is kept.
-- Sparse: 64K tokens with a plain mask of blocks; ideal as for CSA.
 - Relay: rows behind a prefix in common, read once for all, and for each.
-- Pod: a prompt and as many decoding rows as take as long, in one launch and in two.
 - Model: prefill and steps of decoding (as a CUDA graph) of a random model of 8B, beside
   transformers where it is installed, with sdpa and a static cache.
 - Small operations: the next tokens, keys into pages, beside torch's operations.

@@ -1,4 +1,4 @@
-"""Attention of batches on a device beside its definition: decoding, shared prefixes, both kinds."""
+"""Attention of batches on a device beside its definition: decoding, shared prefixes."""
 
 from collections.abc import Iterator
 
@@ -7,13 +7,11 @@ from gpu_compare import LIMIT, Check, definition, eight_bits, of_state, short, t
 from torch import Tensor
 
 from sps2.kernels import PagedRows, Run, State, paged_attention
-from sps2.kernels.gpu import pod
 
 
 def run(device: torch.device) -> Iterator[Check]:
     yield from _decode(device)
     yield from _relay(device)
-    yield from _pod(device)
 
 
 def _decode(device: torch.device) -> Iterator[Check]:
@@ -68,27 +66,6 @@ def _relay(device: torch.device) -> Iterator[Check]:
             got = paged_attention(q, k, v, PagedRows(runs, positions))
             want = _all_decoded(q, (k, v), runs, positions)
             yield f"relay {dim} {short(dtype)}", of_state(got, want), limit
-
-
-def _pod(device: torch.device) -> Iterator[Check]:
-    """A prompt and a batch, most of it with a shared prefix, in one launch; also alone."""
-    runs, positions, slots = _sharing(20, 1500, 70)
-    for dim in (64, 80, 96, 128, 256):
-        for dtype, limit in LIMIT.items():
-            for tokens, rows in ((700, 20), (700, 0), (0, 20)):
-                ask, k_pool, v_pool = tensors(rows, slots, dim, dtype, device)
-                q, k, v = tensors(tokens, 900, dim, dtype, device)
-                keys = [Run(0, 0, 900)]
-                prompts = pod.Prompts(q, k, v, [([Run(0, 900 - tokens, tokens)], keys)])
-                batch = PagedRows(runs[:rows], positions[:rows])
-                made = pod.attend(prompts, pod.Decoding(ask, k_pool, v_pool, batch), dim**-0.5)
-                at = torch.arange(900 - tokens, 900)
-                wanted = (
-                    definition(q, k[:900], v[:900], at, torch.arange(900)),
-                    _all_decoded(ask, (k_pool, v_pool), runs[:rows], positions[:rows]),
-                )
-                worst = max(of_state(*each) for each in zip(made, wanted, strict=True))
-                yield f"pod {dim} {short(dtype)} {tokens} {rows}", worst, limit
 
 
 def _all_decoded(

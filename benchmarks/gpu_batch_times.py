@@ -1,29 +1,23 @@
-"""How fast the GPU takes batches: shared prefixes, prompts beside decoding, the next tokens."""
+"""How fast the GPU takes batches: shared prefixes, the next tokens."""
 
 import torch
 from gpu_timing import DIM, HEADS, KV_HEADS, Row, milliseconds, random, show
 
-from sps2.kernels import PagedRows, Run, attention, paged_attention
+from sps2.kernels import PagedRows, Run, paged_attention
 from sps2.kernels.append import append
 from sps2.kernels.contracts import Choices
-from sps2.kernels.gpu import pod
 from sps2.kernels.kv_quantize import quantise_rows
 from sps2.kernels.rows import rotate
 from sps2.kernels.sample import sample, truncate
 
 PREFIX, OWN = 8 << 10, 512
 BATCHES = (4, 16, 64)
-PROMPTS = (2 << 10, 8 << 10)
-CONTEXT = 8 << 10
-MOST_ROWS = 256
 VOCAB = 128256
 
 
 def run(device: torch.device) -> dict[str, list[Row]]:
     found = {"relay": [relay(batch, device) for batch in BATCHES]}
     show(f"Decode behind {PREFIX} keys in common, {OWN} of their own, us per layer", found["relay"])
-    found["pod"] = [hybrid(tokens, device) for tokens in PROMPTS]
-    show(f"A prompt beside decoding at {CONTEXT} keys, ms per layer", found["pod"])
     found["small"] = [drawn(1, device), drawn(64, device), appended(64, device)]
     show("Small operations, us", found["small"])
     return found
@@ -46,48 +40,6 @@ def relay(batch: int, device: torch.device) -> Row:
         "together": round(together * 1e3, 1),
         "ratio": round(one_by_one / together, 2),
         "ratio of keys read": round(shared.keys / shared.keys_read, 2),
-    }
-
-
-def hybrid(tokens: int, device: torch.device) -> Row:
-    """A prompt, and as many decoding rows as take about as long: in two launches, and in one."""
-    q = random(HEADS, tokens, DIM, device=device).transpose(0, 1)
-    k, v = random(2, KV_HEADS, tokens, DIM, device=device).transpose(1, 2)
-    prompt = [Run(0, 0, tokens)]
-    keys, values = random(2, KV_HEADS, MOST_ROWS * CONTEXT, DIM, device=device).transpose(1, 2)
-    ask = random(MOST_ROWS, HEADS, DIM, device=device)
-
-    def batch(count: int) -> PagedRows:
-        runs = [[Run(row * CONTEXT, 0, CONTEXT)] for row in range(count)]
-        return PagedRows(runs, [CONTEXT - 1] * count)
-
-    def prefill() -> None:
-        attention(q, k, v, queries=prompt, keys=prompt)
-
-    whole = batch(MOST_ROWS)
-    all_rows = milliseconds(lambda: paged_attention(ask, keys, values, whole))
-    first = milliseconds(prefill)
-    count = min(MOST_ROWS, max(1, round(MOST_ROWS * first / all_rows)))
-    rows, asked = batch(count), ask[:count]
-
-    def serial() -> None:
-        prefill()
-        paged_attention(asked, keys, values, rows)
-
-    def together() -> None:
-        prompts = pod.Prompts(q, k, v, [(prompt, prompt)])
-        pod.attend(prompts, pod.Decoding(asked, keys, values, rows), DIM**-0.5)
-
-    second = milliseconds(lambda: paged_attention(asked, keys, values, rows))
-    apart, one = milliseconds(serial), milliseconds(together)
-    return {
-        "prompt": tokens,
-        "rows": count,
-        "prefill": round(first, 3),
-        "decode": round(second, 3),
-        "serial": round(apart, 3),
-        "pod": round(one, 3),
-        "ratio": round(apart / one, 2),
     }
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from sps2.kernels import Run, State, attention
 from sps2.kernels.contracts import BLOCK, Bits
 from sps2.kernels.csa_scores import score
-from sps2.kernels.gpu import packed, sparse
+from sps2.kernels.gpu import packed
 from sps2.kernels.gpu.kv_quantize import pack_all_on_device
 from sps2.kernels.kv_quantize import blocks_of, pack, unpack
 
@@ -32,7 +32,6 @@ def run(device: torch.device) -> Iterator[Check]:
     yield from _attention(device)
     yield from gpu_batch_checks.run(device)
     yield from _csa(device)
-    yield from _sparse(device)
     yield from gpu_row_checks.run(device)
 
 
@@ -100,21 +99,3 @@ def _to_blocks(q: Tensor, k: Tensor, v: Tensor, counts: list[int]) -> State:
         at, places = torch.zeros(len(q)), torch.zeros(len(keys))
         states.append(definition(mine, keys, values, at, places))
     return State(*(torch.cat(each, 1) for each in zip(*states, strict=True)))
-
-
-def _sparse(device: torch.device) -> Iterator[Check]:
-    """A mask and what it leaves out add up to everything."""
-    queries = [Run(0, 500, 300), Run(300, 900, 233)]
-    at = torch.cat([torch.arange(run.start, run.start + run.tokens) for run in queries])
-    for dim in (64, 80, 96, 128, 256):
-        for dtype, limit in LIMIT.items():
-            for window in (None, 170):
-                q, k, v = tensors(533, 1000, dim, dtype, device)
-                k, v = k[:1000], v[:1000]
-                mask = torch.rand(KV_HEADS, -(-533 // BLOCK), -(-1000 // BLOCK)).to(device) < 0.5
-                state = None
-                for part in (mask, ~mask):
-                    state = sparse.attend(q, k, v, part, queries, 50, dim**-0.5, window, state)
-                assert state is not None
-                want = definition(q, k, v, at, 50 + torch.arange(1000), window)
-                yield f"sparse {dim} {short(dtype)} {window}", of_state(state, want), limit

@@ -11,7 +11,6 @@ from sps2.kernels import PagedRows, Run, attention, paged_attention
 from sps2.kernels.contracts import BLOCK
 from sps2.kernels.csa_scores import Scores, choose_probes, importance, score
 from sps2.kernels.gpu import packed
-from sps2.kernels.gpu import sparse as masked
 from sps2.kernels.gpu.kv_quantize import pack_all_on_device
 
 LENGTHS = (8 << 10, 32 << 10, 128 << 10)
@@ -20,7 +19,6 @@ CONTEXT = 32 << 10
 KEPT = (0.1, 0.2, 0.4)
 PROMPT, RANKS = 128 << 10, 4
 PROBES, SUFFIX = 4, 64
-MASKED = 64 << 10
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 
 
@@ -33,8 +31,6 @@ def run(device: torch.device) -> dict[str, list[Row]]:
     show(f"Decode at {CONTEXT} keys, of {bandwidth:.0f} GB/s", found["decode"])
     found["csa"] = csa(device)
     show(f"CSA, the last of {RANKS} ranks at {PROMPT} tokens, ms", found["csa"])
-    found["sparse"] = [sparse(kept, device) for kept in KEPT]
-    show(f"Prefill of {MASKED} tokens with a mask of blocks, ms", found["sparse"])
     return found | gpu_batch_times.run(device)
 
 
@@ -100,24 +96,6 @@ def decode(batch: int, bandwidth: float, device: torch.device) -> Row:
         "us per layer": round(each * 1e3, 1),
         "GB/s": round(read),
         "of a copy": round(read / bandwidth, 3),
-    }
-
-
-def sparse(kept: float, device: torch.device) -> Row:
-    """A prompt's attention to a random share of the blocks before it; listing them included."""
-    q = random(HEADS, MASKED, DIM, device=device).transpose(0, 1)
-    k, v = random(2, KV_HEADS, MASKED, DIM, device=device).transpose(1, 2)
-    runs, blocks = [Run(0, 0, MASKED)], MASKED // BLOCK
-    mask = torch.rand(KV_HEADS, blocks, blocks, device=device) < kept
-    mask |= torch.eye(blocks, dtype=torch.bool, device=device)
-    share = float(mask.tril().sum() / torch.ones_like(mask).tril().sum())
-    dense = milliseconds(lambda: attention(q, k, v, queries=runs, keys=runs))
-    ours = milliseconds(lambda: masked.attend(q, k, v, mask, runs, 0, DIM**-0.5))
-    return {
-        "kept": round(share, 3),
-        "dense": round(dense, 2),
-        "masked": round(ours, 2),
-        "of ideal": round(dense * share / ours, 3),
     }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from sps2.kernels import PagedRows, Run
-from sps2.kernels.gpu import decode, flash, pod, tiles, tuned
+from sps2.kernels.gpu import decode, flash, tiles, tuned
 from sps2.kernels.gpu.tiles import Tile
 
 DIMS = (64, 128, 256)
@@ -51,13 +51,6 @@ def _works(dim: int, device: torch.device) -> Iterator[tuple[str, Tile, Callable
         [[Run(row * CONTEXT, 0, CONTEXT)] for row in range(BATCH)], [CONTEXT - 1] * BATCH
     )
     few = tiles.power(group)
-    prompts = pod.Prompts(q, k, v, [(runs, runs)])
-    decoding = pod.Decoding(ask, k_pool, v_pool, rows)
-
-    def both(tile: Tile) -> object:
-        return pod.attend(
-            prompts, decoding, scale, tile=tiles.Hybrid(tile, tile._replace(rows=few))
-        )
 
     yield (
         "flash",
@@ -66,14 +59,13 @@ def _works(dim: int, device: torch.device) -> Iterator[tuple[str, Tile, Callable
     )
     yield (
         "decode",
-        tiles.decode(dim, DTYPE, device, group, CONTEXT),
+        tiles.decode(dim, DTYPE, device, group),
         lambda tile: decode.attend(ask, k_pool, v_pool, rows, scale, tile=tile._replace(rows=few)),
     )
-    yield "pod", tiles.hybrid(dim, DTYPE, device, group).prompt, both
 
 
 def _candidates(kernel: str) -> Iterator[Tile]:
-    rows = {"flash": (64, 128), "decode": (16,), "pod": (64, 128)}[kernel]
+    rows = {"flash": (64, 128), "decode": (16,)}[kernel]
     for tile in product(rows, (32, 64, 128), (4, 8), (1, 2, 3, 4)):
         yield Tile(*tile)
 

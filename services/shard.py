@@ -304,6 +304,10 @@ async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterat
     model = load_model(
         folder, cluster.dtype, device.place, cluster.quantize, collectives=team.collectives
     )
+    if device.place.type == "cuda":
+        from sps2.services.gpu_start import warm_up  # Triton may not be installed
+
+        warm_up(model, cluster.kv.dtype == "int8")
     backend, reason = choose(cluster.transport)
     weights = str(model.dtype).removeprefix("torch.")
     if cluster.quantize != "none":

@@ -22,7 +22,11 @@ Op = Callable[[], Tensor]
 CPU = torch.device("cpu")
 
 TIMEOUT_S = 1800.0
-"""Timeout of one collective. It is for hung processes: the loss of one is noticed at once."""
+"""Timeout of one collective. It is for hung processes: gloo notices the loss of one at once. With
+NCCL the others wait on the GPU, until the leader's heartbeats are missed."""
+LAG = 8
+"""Sums of a GPU after which the stop flag of a sum is read: reading it at once would make the host
+wait for every sum."""
 
 
 class Collectives:
@@ -48,6 +52,7 @@ class Collectives:
     ) -> None:
         self.share = share
         self.device = device
+        self.lag = LAG if device.type == "cuda" else 0
         self._broken = broken
         self._group = _group(share, store, host, device)
         self._lock = threading.Lock()
@@ -93,9 +98,9 @@ class Collectives:
                 self._turns.popleft()
         return future
 
-    def sum(self, x: Tensor) -> None:
-        """Replace x by its sum over all processes."""
-        self._group.allreduce([x]).wait()
+    def sum(self, *tensors: Tensor) -> None:
+        """Replace tensors of one dtype by their sums over all processes."""
+        self._group.allreduce_coalesced(list(tensors)).wait()
 
     def gather(self, x: Tensor) -> list[Tensor]:
         """The tensors of all processes by rank, at rank 0; empty at others."""
@@ -128,9 +133,10 @@ class Turn:
 
     Used on one event loop.
 
-    A process that cannot go on sends a stop flag in its next collective. The others read it there
-    and stop as well, so that all are in step at the next turn. The flag is an extra number at the
-    end of a sum, or a sum of its own before a gather.
+    A process that cannot go on sends a stop flag with its next collectives. All read the flags at
+    the same places and stop there, so that all are in step at the next turn: `lag` sums later, but
+    before a gather, and before the last result of the turn. The flag is summed beside a sum, or
+    alone before a gather. What a sum returned after a flag that is not read yet is of no use.
     """
 
     def __init__(
@@ -144,16 +150,18 @@ class Turn:
         self._zeros = zeros
         self._stopped = False
         """Whether any process has stopped the turn; used on the thread only."""
+        self._unread: deque[Callable[[], bool]] = deque()
+        """Flags of the last sums; used on the thread only."""
 
     async def sum(self, x: Tensor) -> Tensor:
-        """The sum over all processes.
+        """The sum over all processes, in the memory of x.
 
         Raises:
             Cancelled: the turn was stopped, here or elsewhere.
         """
         if not self.sums:
             raise Cancelled("the turn is over")
-        op = partial(self._sum, x)
+        op = partial(self._sum, x, ends=self.sums == 1 and not self.gathers)
         made = self._collectives.submit(self, op, sums=self.sums - 1, gathers=self.gathers)
         return await asyncio.wrap_future(made)
 
@@ -171,10 +179,8 @@ class Turn:
 
     def stop(self) -> None:
         """Give up the remaining collectives, if there are any."""
-        if self.sums:
-            self._collectives.submit(self, lambda: self._sum(self._zeros(), stop=True))
-        elif self.gathers:
-            self._collectives.submit(self, lambda: self._agree(stop=True))
+        if self.sums or self.gathers:
+            self._collectives.submit(self, partial(self._stop, self.sums, self.gathers))
 
     def __enter__(self) -> "Turn":
         return self
@@ -184,11 +190,13 @@ class Turn:
 
     # --- on the thread ---
 
-    def _sum(self, x: Tensor, stop: bool = False) -> Tensor:
-        carried = torch.cat((x.flatten(), x.new_full((1,), float(stop))))
-        self._make(lambda: self._collectives.sum(carried))
-        self._heed(carried[-1])
-        return carried[:-1].view(x.shape)
+    def _sum(self, x: Tensor, stop: bool = False, ends: bool = False) -> Tensor:
+        """Args: ends: whether the turn ends here."""
+        flag = x.new_full((1,), float(stop))
+        self._make(lambda: self._collectives.sum(x, flag))
+        self._unread.append(_read_later(flag))
+        self._heed(0 if ends else self._collectives.lag)
+        return x
 
     def _gather(self, x: Tensor) -> Tensor:
         self._agree()
@@ -197,25 +205,56 @@ class Turn:
         return torch.cat(parts, -1) if parts else x
 
     def _agree(self, stop: bool = False) -> Tensor:
-        word = torch.tensor([float(stop)], device=self._collectives.device)
-        self._make(lambda: self._collectives.sum(word))
-        self._heed(word[0])
-        return word
+        flag = torch.tensor([float(stop)], device=self._collectives.device)
+        self._make(lambda: self._collectives.sum(flag))
+        self._unread.append(_read_later(flag))
+        self._heed(0)
+        return flag
+
+    def _stop(self, sums: int, gathers: int) -> Tensor:
+        """Take part with stop flags until the others have read one."""
+        for left in reversed(range(sums)):
+            self._sum(self._zeros(), stop=True, ends=not left and not gathers)
+        return self._agree(stop=True)
 
     def _make(self, collective: Callable[[], Any]) -> None:
         if self._stopped:  # while this one waited; the others do not run it any more
             raise Cancelled("another process of this shard stopped")
         collective()
 
-    def _heed(self, word: Tensor) -> None:
-        if word:
-            self._stopped = True
-            raise Cancelled("another process of this shard stopped")
+    def _heed(self, unread: int) -> None:
+        """Read flags until so many are left.
+
+        Raises:
+            Cancelled: one is set.
+        """
+        while len(self._unread) > unread:
+            if self._unread.popleft()():
+                self._stopped = True
+                raise Cancelled("another process of this shard stopped")
+
+
+def _read_later(flag: Tensor) -> Callable[[], bool]:
+    """Copy a flag to the host; returns a function that waits for the copy alone, and reads it."""
+    if flag.device.type != "cuda":
+        return lambda: bool(flag)
+    here = torch.empty(1, dtype=flag.dtype, pin_memory=True)
+    here.copy_(flag, non_blocking=True)
+    arrived = torch.cuda.Event(blocking=True)
+    arrived.record()
+
+    def read() -> bool:
+        arrived.synchronize()
+        return bool(here)
+
+    return read
 
 
 def _group(share: Share, store: dist.Store, host: str, device: torch.device) -> Any:
     if device.type == "cuda":
-        return dist.ProcessGroupNCCL(store, *share, dist.ProcessGroupNCCL.Options())
+        wanted = dist.ProcessGroupNCCL.Options()
+        wanted._timeout = timedelta(seconds=TIMEOUT_S)
+        return dist.ProcessGroupNCCL(store, *share, wanted)
     options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._timeout = timedelta(seconds=TIMEOUT_S)
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]

@@ -42,3 +42,10 @@ def serves(x: Tensor) -> bool:
 def upload(x: Tensor, device: torch.device) -> Tensor:
     """Copy a small tensor from the host to `device`, without waiting for the device."""
     return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+
+
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; 1 elsewhere."""
+    if device.type != "cuda":
+        return 1
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)

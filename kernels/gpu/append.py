@@ -70,7 +70,7 @@ def append(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["heads", "ks_head", "vs_head"])
 def _append(
     K, V, COSINES, SINES, SLOTS, K_POOL, V_POOL, K_SCALE, V_SCALE,
     k_row, k_head, v_row, v_head, kp_row, kp_head, vp_row, vp_head,

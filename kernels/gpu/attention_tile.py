@@ -1,4 +1,4 @@
-"""The steps of a tile of queries that `flash` and `sparse` share: its start, and a tile of keys."""
+"""The steps of a tile of queries of `flash`: its start, and a tile of keys."""
 
 import triton
 import triton.language as tl
@@ -7,17 +7,11 @@ from sps2.kernels.gpu.softmax import LOG2E, operand, product, weigh
 
 
 @triton.jit
-def begin(OUT, LSE, inside, live, ROWS: tl.constexpr, PADDED: tl.constexpr, FRESH: tl.constexpr):
-    """Output, peak and weight at the start: of an empty state, or of a given one."""
-    if FRESH:
-        out = tl.zeros([ROWS, PADDED], dtype=tl.float32)
-        weight = tl.zeros([ROWS], dtype=tl.float32)
-        peak = weight - float("inf")
-    else:
-        out = tl.load(OUT, mask=inside, other=0.0)
-        peak = tl.load(LSE, mask=live, other=float("-inf")) * LOG2E
-        weight = tl.where(peak > float("-inf"), 1.0, 0.0)
-    return out, peak, weight
+def begin(OUT, LSE, inside, live):
+    """Output, peak and weight of the state so far; empty where `inside` and `live` are False."""
+    out = tl.load(OUT, mask=inside, other=0.0)
+    peak = tl.load(LSE, mask=live, other=float("-inf")) * LOG2E
+    return out, peak, tl.where(peak > float("-inf"), 1.0, 0.0)
 
 
 @triton.jit

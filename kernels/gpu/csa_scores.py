@@ -33,9 +33,10 @@ def score(q: Tensor, k: Tensor, scale: float, positions: Tensor | None) -> tuple
     rows, blocks = probes * group, -(-tokens // BLOCK)
     lse = torch.empty(kv_heads, blocks, rows, device=q.device)
     if rows and blocks:
-        tile = tiles.prefill(dim, q.dtype, q.device, rows, BLOCK)
+        tile = tile_of(q, group)
         grid = triton.cdiv(rows, tile.rows), triton.cdiv(blocks, PORTION), kv_heads
-        with torch.cuda.device_of(q):
+
+        def launch(tile: tiles.Tile) -> None:
             _score[grid](
                 *(q, k, q if positions is None else positions, lse),
                 *(*q.stride()[:2], *k.stride()[:2]),
@@ -50,13 +51,21 @@ def score(q: Tensor, k: Tensor, scale: float, positions: Tensor | None) -> tuple
                 num_warps=tile.warps,
                 num_stages=tile.stages,
             )
+
+        with torch.cuda.device_of(q):
+            tiles.launch(("scores", dim, q.dtype), tile, launch)
     if not blocks:
         return lse.mT, torch.zeros(kv_heads, rows, device=q.device)
     peak = lse.amax(1).clamp_(min=torch.finfo(torch.float32).min)
     return lse.sub_(peak[:, None]).exp_().mT, peak
 
 
-@triton.jit
+def tile_of(q: Tensor, group: int) -> tiles.Tile:
+    """The tile for these probes, whose `group` heads are its rows."""
+    return tiles.prefill(q.shape[2], q.dtype, q.device, len(q) * group)
+
+
+@triton.jit(do_not_specialize=["rows", "tokens", "blocks"])
 def _score(
     Q, K, AT, LSE,
     q_row, q_head, k_row, k_head,

@@ -68,7 +68,8 @@ def attend(
     kv_heads = k_pool.shape[1]
     k_scale, v_scale = (k_pool, v_pool) if scales is None else scales
     for pieces, tile in work.launches:
-        with torch.cuda.device_of(q):
+
+        def launch(tile: Tile, pieces: Tensor = pieces) -> None:
             _decode[len(pieces), kv_heads](
                 *(q, k_pool, v_pool, k_scale, v_scale),
                 *(work.segments, pieces, work.members, *work.state),
@@ -84,6 +85,9 @@ def attend(
                 num_warps=tile.warps,
                 num_stages=tile.stages,
             )
+
+        with torch.cuda.device_of(q):
+            tiles.launch(("decode", dim, q.dtype, scales is None), tile, launch)
     return merge_pieces(work.state, work.offsets)
 
 
@@ -110,14 +114,14 @@ def prepare(
         raise ValueError(f"rows has {len(rows.at)} rows, q {len(q)}")
     heads, dim = q.shape[1:]
     group = heads // k_pool.shape[1]
-    together = (tiles.shared(dim, q.dtype) if tile is None else tile.rows) // group
-    key = (len(k_pool), window, k_pool.shape[1], q.device, least, max(1, together))
+    most = together(dim, q.dtype, group) if tile is None else max(1, tile.rows // group)
+    key = (len(k_pool), window, k_pool.shape[1], q.device, least, most)
     plans = _plans.setdefault(rows, {})
     if key not in plans:
         plans[key] = cut(rows, *key)
     plan = plans[key]
     launches = [
-        (table, tile or tiles.decode(dim, q.dtype, q.device, group * most, plan.longest))
+        (table, tile or tiles.decode(dim, q.dtype, q.device, group * most))
         for table, most in ((plan.alone, 1), (plan.shared, plan.most))
         if len(table)
     ]
@@ -128,7 +132,12 @@ def prepare(
     return Work(launches, plan.segments, plan.members, plan.offsets, State(made, lse))
 
 
-@triton.jit
+def together(dim: int, dtype: torch.dtype, group: int) -> int:
+    """Maximum of rows of a piece, of `group` heads each."""
+    return max(1, tiles.shared(dim, dtype) // group)
+
+
+@triton.jit(do_not_specialize=["heads", "ks_head", "vs_head"])
 def _decode(
     Q, K, V, K_SCALE, V_SCALE, SEGMENTS, PIECES, MEMBERS, OUT, LSE,
     q_row, q_head, k_row, k_head, v_row, v_head, ks_row, ks_head, vs_row, vs_head,
@@ -136,24 +145,8 @@ def _decode(
     GROUP: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
-    piece_of(
-        tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64),
-        Q, K, V, K_SCALE, V_SCALE, SEGMENTS, PIECES, MEMBERS, OUT, LSE,
-        q_row, q_head, k_row, k_head, v_row, v_head, ks_row, ks_head, vs_row, vs_head,
-        scale, heads, GROUP, DIM, PADDED, ROWS, KEYS, SCALED,
-    )  # fmt: skip
-
-
-@triton.jit
-def piece_of(
-    piece, kv_head,
-    Q, K, V, K_SCALE, V_SCALE, SEGMENTS, PIECES, MEMBERS, OUT, LSE,
-    q_row, q_head, k_row, k_head, v_row, v_head, ks_row, ks_head, vs_row, vs_head,
-    scale, heads,
-    GROUP: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr, SCALED: tl.constexpr,
-):  # fmt: skip
     """Attend to a piece of keys of a KV head, for all rows that see it; ROWS are their heads."""
+    piece, kv_head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     entry = PIECES + piece * 4
     dims = tl.arange(0, PADDED)
     place = tl.arange(0, ROWS)

@@ -119,7 +119,7 @@ def _edges(low, high, BITS: tl.constexpr):
     return low, step.to(tl.float16).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _pack(
     K, V, WHICH, ENDS, KEYS, K_SCALE, VALUES, V_SCALE,
     k_row, k_head, v_row, v_head, tokens,

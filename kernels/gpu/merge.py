@@ -46,6 +46,13 @@ def merge_many(states: Sequence[State]) -> State:
     return made
 
 
+def merge_into(state: State, more: State) -> State:
+    """Replace a float32 state by the merge with another one, and return it."""
+    for to, made in zip(state, merge_many([state, more]), strict=True):
+        to.copy_(made)
+    return state
+
+
 def merge_pieces(pieces: State, offsets: Tensor) -> State:
     """Merge the pieces from `offsets[r]` to `offsets[r + 1]` into row r.
 
@@ -66,7 +73,7 @@ def merge_pieces(pieces: State, offsets: Tensor) -> State:
     return made
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _merge(
     OUT, LSE, MORE, MORE_LSE, MADE, MADE_LSE, rows,
     ROWS: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
@@ -88,7 +95,7 @@ def _merge(
     tl.store(MADE_LSE + row, lse, mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["heads"])
 def _merge_pieces(
     OUT, LSE, OFFSETS, MADE, MADE_LSE, heads,
     PIECES: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,

@@ -41,41 +41,48 @@ def attend(
     divides = kv_heads > 0 and heads % kv_heads == 0
     if not divides:
         raise ValueError(f"offsets has {kv_heads} KV heads, which do not divide {heads}")
-    fresh = state is None
-    if state is None:
-        made = torch.empty(n, heads, dim, device=q.device), torch.empty(n, heads, device=q.device)
-        state = State(*made)
-    else:
+    if state is not None:
         check.state(q, state)
+    onto = state or State(
+        torch.empty(n, heads, dim, device=q.device), torch.empty(n, heads, device=q.device)
+    )
     if not n:
-        return state
+        return onto
 
-    tile = tiles.prefill(dim, q.dtype, q.device, n, BLOCK)
-    with torch.cuda.device_of(q):
+    tile = tile_of(q)
+
+    def launch(tile: tiles.Tile) -> None:
         _packed[triton.cdiv(n, tile.rows), heads](
-            *(q, *packed, offsets, *state),
-            *(*q.stride()[:2], *state.out.stride()[:2], *state.lse.stride()),
-            *(n, scale),
+            *(q, *packed, offsets, *onto),
+            *(*q.stride()[:2], *onto.out.stride()[:2], *onto.lse.stride()),
+            *(n, scale, int(state is not None)),
             GROUP=heads // kv_heads,
             HALF=dim // 2,
             PADDED=tiles.power(dim // 2),
             ROWS=tile.rows,
             TOKENS=BLOCK,
             BITS=bits,
-            FRESH=fresh,
             num_warps=tile.warps,
             num_stages=tile.stages,
         )
-    return state
+
+    with torch.cuda.device_of(q):
+        tiles.launch(("packed", dim, q.dtype, bits), tile, launch)
+    return onto
 
 
-@triton.jit
+def tile_of(q: Tensor) -> tiles.Tile:
+    """The tile for these queries."""
+    return tiles.prefill(q.shape[2], q.dtype, q.device, len(q))
+
+
+@triton.jit(do_not_specialize=["LSE", "n", "more", "lse_row", "lse_head"])
 def _packed(
     Q, KEYS, K_SCALE, VALUES, V_SCALE, OFFSETS, OUT, LSE,
     q_row, q_head, out_row, out_head, lse_row, lse_head,
-    n, scale,
+    n, scale, more,
     GROUP: tl.constexpr, HALF: tl.constexpr, PADDED: tl.constexpr,
-    ROWS: tl.constexpr, TOKENS: tl.constexpr, BITS: tl.constexpr, FRESH: tl.constexpr,
+    ROWS: tl.constexpr, TOKENS: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(1).to(tl.int64)
     kv_head = head // GROUP
@@ -91,16 +98,12 @@ def _packed(
 
     into = OUT + head * out_head + far[:, None] * out_row + half[None, :]
     lse_at = LSE + head * lse_head + far * lse_row
-    if FRESH:
-        out_a = tl.zeros([ROWS, PADDED], dtype=tl.float32)
-        out_b = tl.zeros([ROWS, PADDED], dtype=tl.float32)
-        weight = tl.zeros([ROWS], dtype=tl.float32)
-        peak = weight - float("inf")
-    else:
-        out_a = tl.load(into, mask=inside, other=0.0)
-        out_b = tl.load(into + HALF, mask=inside, other=0.0)
-        peak = tl.load(lse_at, mask=live, other=float("-inf")) * LOG2E
-        weight = tl.where(peak > float("-inf"), 1.0, 0.0)
+    known = row < n * more
+    again = known[:, None] & (half < HALF)[None, :]
+    out_a = tl.load(into, mask=again, other=0.0)
+    out_b = tl.load(into + HALF, mask=again, other=0.0)
+    peak = tl.load(lse_at, mask=known, other=float("-inf")) * LOG2E
+    weight = tl.where(peak > float("-inf"), 1.0, 0.0)
 
     width: tl.constexpr = HALF * BITS // 4
     first = tl.load(OFFSETS + kv_head).to(tl.int32)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sps2.kernels.gpu import upload
+from sps2.kernels.gpu import processors, upload
 from sps2.kernels.relay import PagedRows, Part
 
 WAVES = 16
@@ -25,7 +25,6 @@ class Pieces(NamedTuple):
         pieces of one row, and of several.
     members: [members, 2] row, and the index of its state over the piece.
     offsets: [rows + 1] the first state of each row.
-    longest: keys of the longest segment.
     most: maximum of members of a piece.
     """
 
@@ -34,7 +33,6 @@ class Pieces(NamedTuple):
     shared: Tensor
     members: Tensor
     offsets: Tensor
-    longest: int
     most: int
 
 
@@ -73,7 +71,7 @@ def cut(
     begin, base = length.cumsum(0) - length, total.cumsum(0) - total
     users = torch.tensor([len(part.rows) for part in parts], dtype=torch.int64)
     units = -(-users // together)
-    fair = -(-int((total * units).sum()) * kv_heads // (WAVES * _processors(device)))
+    fair = -(-int((total * units).sum()) * kv_heads // (WAVES * processors(device)))
     size = (users.clamp(max=min(8, together)) * least).clamp(min=fair)
     split = -(-total // size)
     of = torch.repeat_interleave(torch.arange(len(parts)), split)
@@ -124,7 +122,6 @@ def _tables(
         shared=put(torch.tensor(shared).view(-1, 4)),
         members=put(torch.stack((row, places), 1)),
         offsets=put(offsets),
-        longest=int(segments[:, 1].max()) if len(segments) else 1,
         most=max((entry[1] for entry in shared), default=1),
     )
 
@@ -133,9 +130,3 @@ def _at(parts: list[Part], rows: PagedRows, of: Callable[[Iterable[int]], int]) 
     """`of` (min or max) over the positions of each part's rows."""
     found = [of(rows.positions[row] for row in part.rows) for part in parts]
     return torch.tensor(found, dtype=torch.int64)
-
-
-def _processors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 1
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -1,10 +1,21 @@
-"""Tile sizes of attention programs: from a fixed table, or measured on this machine."""
+"""Tile sizes of attention programs: from a fixed table, or measured on this machine.
 
+The table has a column for devices with much shared memory per program (A100 and RTX have little
+more than half of what H100 and B200 have, whatever their compute capability says). If a tile does
+not fit after all, `launch` takes the next smaller one.
+"""
+
+import logging
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import torch
+from triton.runtime import driver
+from triton.runtime.errors import OutOfResources
 
 from sps2.kernels.gpu import tuned
+
+log = logging.getLogger(__name__)
 
 
 class Tile(NamedTuple):
@@ -15,26 +26,33 @@ class Tile(NamedTuple):
     warps: int
     stages: int
 
+    def smaller(self) -> "Tile | None":
+        """A tile with the same rows that needs less shared memory; None if there is none."""
+        if self.stages > 1:
+            return self._replace(stages=self.stages - 1)
+        return self._replace(keys=self.keys // 2) if self.keys > 16 else None
 
-HOPPER = {
+
+ROOMY = {
     128: Tile(128, 128, 8, 3),
     256: Tile(128, 128, 8, 2),
     512: Tile(128, 64, 8, 2),
     1024: Tile(32, 32, 4, 1),
 }
 """Tiles by bytes of a padded row of queries."""
-OLDER = {
+NARROW = {
     128: Tile(128, 64, 4, 2),
     256: Tile(64, 64, 4, 2),
     512: Tile(64, 32, 4, 1),
     1024: Tile(16, 16, 4, 1),
 }
-"""Tiles for devices with less than 160 KB of shared memory."""
+"""Tiles for devices with less shared memory than `MUCH_BYTES`."""
+MUCH_BYTES = 200 << 10
 EXACT = Tile(32, 32, 4, 2)
 """The tile for float32, which tensor cores do not multiply."""
 
-HYBRID = {128: (64, 64, 3), 256: (64, 64, 2), 512: (64, 32, 2), 1024: (16, 16, 1)}
-"""Rows, keys and stages of prompts beside decoding, by bytes of a padded row."""
+_fitting: dict[tuple[Hashable, Tile], Tile] = {}
+"""What fits in place of a tile that did not."""
 
 
 def power(number: int, least: int = 16) -> int:
@@ -42,46 +60,26 @@ def power(number: int, least: int = 16) -> int:
     return max(least, 1 << (number - 1).bit_length()) if number > 0 else least
 
 
-def prefill(
-    dim: int, dtype: torch.dtype, device: torch.device, rows: int = 128, keys: int = 128
-) -> Tile:
-    """The tile for many rows and many keys, no larger than these need."""
+def prefill(dim: int, dtype: torch.dtype, device: torch.device, rows: int = 128) -> Tile:
+    """The tile for many keys and this number of rows, with no more rows than these need."""
     width = max(128, power(dim) * dtype.itemsize)
     if dtype == torch.float32:
-        best = EXACT if width <= 512 else OLDER[1024]
+        best = EXACT if width <= 512 else NARROW[1024]
     else:
-        best = (HOPPER if _roomy(device) else OLDER)[width]
+        best = (ROOMY if shared_bytes(device) >= MUCH_BYTES else NARROW)[width]
     best = _measured("flash", dim, dtype, device) or best
-    least = 16 if rows <= 16 else 64
-    rows = min(best.rows, power(rows, min(least, best.rows)))
-    warps = min(best.warps, max(4, rows // 16))
-    return Tile(rows, min(best.keys, power(keys)), warps, best.stages)
+    rows = min(best.rows, 16 if rows <= 16 else 64 if rows <= 64 else best.rows)
+    return best._replace(rows=rows, warps=min(best.warps, max(4, rows // 16)))
 
 
-def decode(dim: int, dtype: torch.dtype, device: torch.device, group: int, keys: int) -> Tile:
+def decode(dim: int, dtype: torch.dtype, device: torch.device, group: int) -> Tile:
     """The tile for a few rows that share a KV head."""
     width = power(dim) * dtype.itemsize
-    best = Tile(16, max(16, min(64, (32 << 10) // width)), 4, 3 if width <= 512 else 2)
+    keys = max(16, min(64, (32 << 10) // width))
+    room = (shared_bytes(device) - (16 << 10)) // (2 * keys * width)
+    best = Tile(16, keys, 4, max(1, min(room, 3 if width <= 512 else 2)))
     best = _measured("decode", dim, dtype, device) or best
-    return best._replace(rows=power(group), keys=min(best.keys, power(keys)))
-
-
-class Hybrid(NamedTuple):
-    """The tiles of one hybrid launch, with the same warps and stages."""
-
-    prompt: Tile
-    decoding: Tile
-
-
-def hybrid(dim: int, dtype: torch.dtype, device: torch.device, group: int) -> Hybrid:
-    """Tiles so small that several programs of each kind fit on a multiprocessor.
-
-    Args:
-        group: heads that share a KV head; with few, several rows of one tile may share keys.
-    """
-    rows, keys, stages = HYBRID[max(128, power(dim) * dtype.itemsize)]
-    best = _measured("pod", dim, dtype, device) or Tile(rows, keys, 4, stages)
-    return Hybrid(best, best._replace(rows=power(group)))
+    return best._replace(rows=power(group))
 
 
 def shared(dim: int, dtype: torch.dtype) -> int:
@@ -89,11 +87,36 @@ def shared(dim: int, dtype: torch.dtype) -> int:
     return max(16, min(64, (16 << 10) // (power(dim) * dtype.itemsize)))
 
 
+def launch(kernel: Hashable, tile: Tile, work: Callable[[Tile], object]) -> None:
+    """Launch `work` with a tile, or with the largest smaller one that fits this device.
+
+    Args:
+        kernel: what the tile is for; what did not fit it once is not tried again.
+
+    Raises:
+        OutOfResources: no tile fits.
+    """
+    fitting: Tile | None = _fitting.get((kernel, tile), tile)
+    while fitting is not None:
+        try:
+            work(fitting)
+        except OutOfResources as error:
+            smaller = fitting.smaller()
+            if smaller is None:
+                raise
+            log.warning("tile %s of %s does not fit this GPU: %s", tuple(fitting), kernel, error)
+            fitting = _fitting[kernel, tile] = smaller
+        else:
+            return
+
+
+def shared_bytes(device: torch.device) -> int:
+    """Shared memory that one program can have, as Triton's driver reports it."""
+    if device.type != "cuda":
+        return MUCH_BYTES
+    return int(driver.active.utils.get_device_properties(device.index or 0)["max_shared_mem"])
+
+
 def _measured(kernel: str, dim: int, dtype: torch.dtype, device: torch.device) -> Tile | None:
     found = tuned.table(tuned.kind(device)).get(tuned.shape(kernel, power(dim), dtype.itemsize))
     return None if found is None else Tile(*found)
-
-
-def _roomy(device: torch.device) -> bool:
-    """Whether the device has Hopper's amount of shared memory."""
-    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] >= 9

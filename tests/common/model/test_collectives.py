@@ -17,12 +17,19 @@ Result = TypeVar("Result")
 SHAPE = (3, 4)
 
 
-def in_threads(size: int, work: Callable[[Collectives], Awaitable[Result]]) -> list[Result]:
-    """What `work` returns in each of `size` processes, which are threads with loops here."""
+def in_threads(
+    size: int, work: Callable[[Collectives], Awaitable[Result]], lag: int = 0
+) -> list[Result]:
+    """What `work` returns in each of `size` processes, which are threads with loops here.
+
+    Args:
+        lag: sums after which stop flags are read, as on GPUs.
+    """
     store = dist.HashStore()
 
     def run(rank: int) -> Result:
         collectives = Collectives(Share(rank, size), store)
+        collectives.lag = lag
 
         async def all_of_it() -> Result:
             async with asyncio.timeout(60):
@@ -46,7 +53,8 @@ def test_sums_and_gathers(dtype: torch.dtype) -> None:
     async def work(collectives: Collectives) -> tuple[torch.Tensor, torch.Tensor, int]:
         mine = ones(collectives).to(dtype)
         with collectives.turn(1, 1, SHAPE, dtype) as turn:
-            return await turn.sum(mine), await turn.gather(mine), collectives.share.rank
+            total = await turn.sum(mine.clone())
+            return total, await turn.gather(mine), collectives.share.rank
 
     for total, joined, rank in in_threads(3, work):
         assert total.dtype == dtype
@@ -70,7 +78,7 @@ def test_one_that_stops_stops_all_and_the_next_turn_is_in_step(made: int, who: i
     async def some(turn: Turn, x: torch.Tensor, count: int) -> int:
         for index in range(count):
             try:
-                await (turn.sum(x) if index < 2 else turn.gather(x))
+                await (turn.sum(x.clone()) if index < 2 else turn.gather(x))
             except Cancelled:
                 return index
         return count
@@ -89,7 +97,42 @@ def test_one_that_stops_stops_all_and_the_next_turn_is_in_step(made: int, who: i
         assert torch.equal(total, torch.full(SHAPE, 3.0))
 
 
-def test_both_may_stop_at_different_places_and_while_they_wait() -> None:
+@pytest.mark.parametrize("lag", [1, 3, 9])
+@pytest.mark.parametrize("gathers", [0, 1])
+@pytest.mark.parametrize("made", [0, 1, 4, 5])
+def test_flags_that_are_read_later_stop_all_before_the_last_result(
+    lag: int, gathers: int, made: int
+) -> None:
+    """One makes `made` of five sums; the others stop `lag` sums later, or at the turn's end."""
+
+    async def work(collectives: Collectives) -> tuple[int, torch.Tensor]:
+        x, count = ones(collectives), 0
+        first = collectives.turn(5, gathers, SHAPE, x.dtype)
+        second = collectives.turn(1, 0, SHAPE, x.dtype)
+        with first:
+            try:
+                for _ in range(made if collectives.share.rank == 1 else 5):
+                    await first.sum(x.clone())
+                    count += 1
+                if collectives.share.rank != 1 and gathers:
+                    await first.gather(x)
+                    count += 1
+            except Cancelled:
+                pass
+        with second:
+            return count, await second.sum(x)
+
+    (came, total), (_, other) = in_threads(2, work, lag)
+    assert torch.equal(total, torch.full(SHAPE, 3.0))
+    assert torch.equal(other, total)
+    if made < 5:
+        assert came == min(made + lag, 5 if gathers else 4)
+    else:  # nothing was stopped but the gather, if there is one
+        assert came == 5
+
+
+@pytest.mark.parametrize("lag", [0, 2])
+def test_both_may_stop_at_different_places_and_while_they_wait(lag: int) -> None:
     async def work(collectives: Collectives) -> torch.Tensor:
         x = ones(collectives)
         for _ in range(50):
@@ -103,13 +146,13 @@ def test_both_may_stop_at_different_places_and_while_they_wait() -> None:
         with collectives.turn(1, 0, SHAPE, x.dtype) as last:
             return await last.sum(x)
 
-    for total in in_threads(2, work):
+    for total in in_threads(2, work, lag):
         assert torch.equal(total, torch.full(SHAPE, 3.0))
 
 
 async def _all(turn: Turn, x: torch.Tensor) -> None:
     for _ in range(5):
-        await turn.sum(x)
+        await turn.sum(x.clone())
     await turn.gather(x)
 
 

@@ -117,7 +117,7 @@ def test_a_plan_is_made_once_and_covers_every_key_once() -> None:
     assert offsets.tolist() == [0, 4, 4, 5]
     assert made.members[:, 0].tolist() == [0, 0, 0, 0, 2]
     assert len(made.shared) == 0
-    assert made.longest < 300
+    assert int(segments[:, 1].max()) < 300
 
     q, pool = torch.randn(3, 2, 16), torch.randn(1600, 1, 16)
     first = decode.attend(q, pool, pool, rows, 0.25)

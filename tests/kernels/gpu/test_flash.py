@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from triton.runtime.interpreter import GridExecutor
 
 from sps2.kernels import Run, State, empty_state
 from sps2.kernels.gpu import flash
@@ -60,6 +61,7 @@ def definition(
     window=st.one_of(st.none(), st.integers(1, 40)),
     dtype=st.sampled_from(DTYPES),
     held=st.booleans(),
+    pieces=st.sampled_from([None, 3]),
     size=st.sampled_from([1.0, 12.0]),
     seed=st.integers(0, 1000),
 )
@@ -76,10 +78,11 @@ def test_runs_that_lie_anywhere(
     window: int | None,
     dtype: torch.dtype,
     held: bool,
+    pieces: int | None,
     size: float,
     seed: int,
 ) -> None:
-    """Keys in two calls that share a state; large scores; rows that see nothing."""
+    """Keys in two calls that share a state; large scores; rows that see nothing; split keys."""
     torch.manual_seed(seed)
     queries, keys = runs_of(asked, start, gap, [0, 1, 2]), runs_of(given_, 5, 3, order)
     q = (torch.randn(sum(asked), kv_heads * group, dim) * size).to(dtype)
@@ -87,7 +90,9 @@ def test_runs_that_lie_anywhere(
     k, v = pool
     scale, state = dim**-0.5, empty_state(*q.shape) if held else None
     for part in (keys[:1], keys[1:]):
-        state = flash.attend(q, k, v, [(queries, part)], scale, window, state, tile=SMALL)
+        state = flash.attend(
+            q, k, v, [(queries, part)], scale, window, state, tile=SMALL, pieces=pieces
+        )
     assert state is not None
     near_state(state, definition(q, k, v, queries, keys, window=window), dtype, size)
 
@@ -129,6 +134,47 @@ def test_keys_in_eight_bits(dtype: torch.dtype) -> None:
     parts = [Run(0, 20, 20)], [Run(25, 0, 25), Run(0, 25, 25)]
     got = flash.attend(q, *pool, [parts], 80**-0.5, scales=(scales[0], scales[1]), tile=SMALL)
     near_state(got, definition(q, k, v, *parts), dtype)
+
+
+def test_few_queries_fill_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their heads are packed into one tile, and their keys are split; a given state is kept."""
+    torch.manual_seed(0)
+    launched: list[tuple[int, ...]] = []
+    launch = GridExecutor.__call__
+
+    def seen(self: Any, *args: Any, **kwargs: Any) -> None:
+        if self.fn.__name__ == "_flash":
+            launched.append((*self.grid, kwargs["PACK"]))
+        launch(self, *args, **kwargs)
+
+    monkeypatch.setattr(GridExecutor, "__call__", seen)
+    monkeypatch.setattr(flash, "processors", lambda device: 8)
+    monkeypatch.setattr(flash, "LEAST", 50)
+    q, k, v = torch.randn(5, 8, 16), torch.randn(300, 2, 16), torch.randn(300, 2, 16)
+    queries, keys = [Run(0, 290, 5)], [Run(0, 0, 300)]
+    state = empty_state(5, 8, 16)
+    assert flash.attend(q, k, v, [(queries, keys)], 0.25, state=state) is state
+    near_state(state, definition(q, k, v, queries, keys), q.dtype)
+    assert launched == [(6, 2, 4)]  # 300 keys are at most 6 pieces of 50; 2 KV heads
+
+    few = [Run(0, 0, 60)]  # too few keys to split
+    near_state(
+        flash.attend(q, k, v, [(queries, few)], 0.25),
+        definition(q, k, v, queries, few),
+        q.dtype,
+    )
+    assert launched[1:] == [(1, 2, 4)]
+
+
+def test_the_pieces_of_a_tile_are_what_it_sees() -> None:
+    at = torch.tensor([50, 61])
+    runs = [Run(100, 0, 40), Run(0, 40, 60)]
+    found = flash._split(runs, at, 30, 3)
+    assert [run for piece in found for run in piece] == [
+        Run(121, 21, 13), Run(134, 34, 6), Run(0, 40, 8), Run(8, 48, 14)
+    ]  # fmt: skip
+    assert [sum(run.tokens for run in piece) for piece in found] == [13, 14, 14]
+    assert flash._split([Run(0, 70, 5)], at, None, 2) == [[], []]
 
 
 def test_what_lies_beyond_the_keys_is_not_read() -> None:

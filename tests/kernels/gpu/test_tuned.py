@@ -31,16 +31,13 @@ def test_a_measured_tile_is_taken_for_its_shape_alone() -> None:
     tuned.keep(HERE, {tuned.shape("flash", 128, 2): (64, 32, 4, 3)})
     assert tiles.prefill(128, torch.bfloat16, CPU) == Tile(64, 32, 4, 3)
     assert tiles.prefill(96, torch.float16, CPU) == Tile(64, 32, 4, 3)
-    assert tiles.prefill(128, torch.bfloat16, CPU, 10, 20) == Tile(16, 32, 4, 3)
+    assert tiles.prefill(128, torch.bfloat16, CPU, 10) == Tile(16, 32, 4, 3)
     assert tiles.prefill(64, torch.bfloat16, CPU) == usual
 
 
 def test_decoding_keeps_the_rows_it_has() -> None:
     tuned.keep(HERE, {tuned.shape("decode", 128, 2): (16, 128, 8, 4)})
-    assert tiles.decode(128, torch.bfloat16, CPU, 20, 5000) == Tile(32, 128, 8, 4)
-    tuned.keep(HERE, {tuned.shape("pod", 128, 2): (128, 64, 8, 2)})
-    made = tiles.hybrid(128, torch.bfloat16, CPU, 4)
-    assert made == tiles.Hybrid(Tile(128, 64, 8, 2), Tile(16, 64, 8, 2))
+    assert tiles.decode(128, torch.bfloat16, CPU, 20) == Tile(32, 128, 8, 4)
 
 
 def test_what_is_of_others_stays(file: Path) -> None:
