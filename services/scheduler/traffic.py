@@ -245,7 +245,7 @@ def _csa(
     kept = [sizes.kv(_tokens(each), config.kv_heads) * EXPECTED_KEPT for each in spans]
     kept = [each * (EXPECTED_FINE + (1 - EXPECTED_FINE) * COARSE_SHARE) for each in kept]
     rows = [_tokens(each) * selection.probes / 128 for each in spans]
-    probes = [each * config.heads * (config.head_dim + 2 + 2) for each in rows]
+    probes = [each * config.heads * (config.head_dim / 2 + 1 + 2) for each in rows]
     sums = [each * config.heads * 2 * (selection.rounds > 1) for each in rows]
     kept, probes, sums = (
         [config.layers * each * processes for each in by_rank] for by_rank in (kept, probes, sums)

@@ -24,7 +24,8 @@ from sps2.kernels.csa_scores import (
     lost,
     score,
 )
-from sps2.kernels.kv_quantize import blocks_of, pack, quantise_rows, restore_rows
+from sps2.kernels.kv_quantize import blocks_of, pack
+from sps2.kernels.rotated_rows import quantise_rotated, restore_rotated
 from sps2.services.prefill.group import Group
 from sps2.services.prefill.methods.codec import packed_like
 from sps2.services.prefill.methods.gather import Gather
@@ -130,7 +131,7 @@ class Csa:
         def probe() -> tuple[tuple[Tensor, Tensor], Tensor]:
             rows = q[probes.rows]
             own = score(rows, k, group.config.scale, probes.rows)
-            return quantise_rows(rows), own.lse
+            return quantise_rotated(rows), own.lse
 
         rows, lse = await group.compute(probe, layer)
         carried = rows if self._selection.rounds > 1 else (*rows, lse.half())
@@ -167,15 +168,18 @@ class Csa:
 
     async def _serve(self, layer: int, consumer: int, k: Tensor, v: Tensor) -> None:
         group = self._group
-        probes, heads = len(self._probes[consumer].rows), group.config.heads
-        lse = Like(torch.float16, (probes, heads))
-        wanted: tuple[Like, ...] = (Like(torch.int8, (*lse.shape, group.config.head_dim)), lse)
+        rows_by_head = len(self._probes[consumer].rows), group.config.heads
+        lse = Like(torch.float16, rows_by_head)
+        wanted: tuple[Like, ...] = (
+            Like(torch.uint8, (*rows_by_head, group.config.head_dim // 2)),
+            Like(torch.uint8, rows_by_head),
+        )
         if self._selection.rounds == 1:
             wanted += (lse,)
         rows, scale, *sums = await group.recv(consumer, "probe", layer, PROBES, wanted)
 
         def scored() -> Scores:
-            return score(restore_rows(rows, scale, k.dtype), k, group.config.scale)
+            return score(restore_rotated(rows, scale, k.dtype), k, group.config.scale)
 
         def chosen(scores: Scores, total: Tensor) -> tuple[Kept, list[Blocks]]:
             kept = self._chosen(layer, scores, total, self._probes[consumer])

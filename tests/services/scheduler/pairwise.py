@@ -117,7 +117,7 @@ def _csa(sizes: _Sizes, spans: Spans, selection: Selection | None) -> Iterator[T
     for owner in range(len(spans)):
         for consumer in range(owner + 1, len(spans)):
             rows = _tokens(spans[consumer]) * selection.probes / 128
-            probe = rows * config.heads * (config.head_dim + 2 + 2)
+            probe = rows * config.heads * (config.head_dim / 2 + 1 + 2)
             sums = rows * config.heads * 2
             kept = sizes.kv(_tokens(spans[owner]), config.kv_heads) * EXPECTED_KEPT
             kept *= EXPECTED_FINE + (1 - EXPECTED_FINE) * COARSE_SHARE

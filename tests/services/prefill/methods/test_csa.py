@@ -6,6 +6,7 @@ import torch
 from sps2.common.messages import Scheme, Selection
 from sps2.common.spans import Span, consecutive
 from sps2.kernels.contracts import BLOCK
+from sps2.kernels.csa_scores import choose_probes
 from sps2.services.prefill.methods.csa import Csa
 
 from ...world import greedy, oracle, tiny_model, world
@@ -55,6 +56,15 @@ async def test_attention_is_exact_over_what_was_kept(
     torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
     (first,) = spans[0]
     assert not hidden[:, first.stop :, :BLOCK].any(), "the prompt's first block is always there"
+
+
+async def test_probes_take_half_a_byte_a_number() -> None:
+    shape = config(6, 2, dim=64)
+    spans = consecutive(1500, 2, 0.0, BLOCK)
+    scheme = Scheme("csa", selection=selection(1, 0.01, rounds=1))
+    _, _, groups = await attended(shape, spans, scheme, *random_qkv(1500, shape, 1))
+    probes = choose_probes(spans[1][0].tokens, 4, 64).rows
+    assert groups[1].sent["probe"] == len(probes) * 6 * (64 // 2 + 1 + 2)
 
 
 async def test_two_rounds_keep_no_more_than_one() -> None:
