@@ -44,6 +44,15 @@ from sps2.common.messages.directory import (
     Watch,
 )
 from sps2.common.messages.fleet import Follower, Lead, Peer, Register, Shard
+from sps2.common.messages.joining import (
+    Admission,
+    JoinCluster,
+    LeaveCluster,
+    ModelFile,
+    Piece,
+    ReadModel,
+    Retire,
+)
 from sps2.common.messages.prefill import (
     Advanced,
     Deposited,
@@ -107,6 +116,7 @@ from sps2.common.messages.tracing import (
 )
 
 __all__ = [
+    "Admission",
     "Advanced",
     "Announce",
     "Assist",
@@ -148,17 +158,21 @@ __all__ = [
     "Info",
     "Item",
     "Join",
+    "JoinCluster",
     "KvTransferDtype",
     "Lead",
     "Lease",
     "Leases",
+    "LeaveCluster",
     "Link",
     "ListLeases",
     "ListTraces",
     "Lookup",
     "Method",
+    "ModelFile",
     "OnDisk",
     "Peer",
+    "Piece",
     "Placed",
     "Placement",
     "Pooling",
@@ -169,6 +183,7 @@ __all__ = [
     "PrefillRank",
     "Prefilled",
     "Progress",
+    "ReadModel",
     "Recall",
     "Recalled",
     "Record",
@@ -179,6 +194,7 @@ __all__ = [
     "Request",
     "RequestStatus",
     "Reserve",
+    "Retire",
     "Role",
     "Room",
     "Sampling",

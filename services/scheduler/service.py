@@ -65,6 +65,7 @@ from sps2.services.scheduler.job_listener import Listening
 from sps2.services.scheduler.members import Members
 from sps2.services.scheduler.plan import Plan
 from sps2.services.scheduler.policies import POLICIES
+from sps2.services.scheduler.retirement import Retirement
 from sps2.services.scheduler.schemes import Schemes
 from sps2.services.scheduler.submissions import Submissions
 from sps2.services.tasks import emitted_by
@@ -117,6 +118,7 @@ class SchedulerService:
         )
         self.log = EventLog(self._core, config.scheduler, schemes)
         """Handles `Record`."""
+        self.retirement = Retirement(self._core, self._handle)
         self._tick: asyncio.TimerHandle | None = None
         self._replans = Counter[str]()
         self._launches: dict[str, asyncio.Future[Launched]] = {}
@@ -193,9 +195,8 @@ class SchedulerService:
 
     def waiting_for(self) -> str:
         """What is missing of the configured shards, in words; empty when all are present."""
-        return "; ".join(
-            filter(None, [self._core.fleet.waiting_for(), *self._members.unfit.values()])
-        )
+        parts = self._core.fleet.waiting_for(), *self._members.unfit.values()
+        return "; ".join(filter(None, parts))
 
     def obstacle(self) -> str:
         """What is missing to serve requests, in words; empty when nothing is."""
