@@ -70,6 +70,13 @@ def test_one_that_joined_and_was_lost_is_shown_but_not_waited_for() -> None:
     assert states(core) == {"mixed-0": "ready", "mixed-1": "ready"}
 
 
+def test_an_answer_goes_on_after_the_loss_of_shards_that_it_asked_for() -> None:
+    core = mixed(present=2)
+    core.handle(Lost("mixed-1", "mixed-1/0"), 0)
+    work = Work("r", 60, 16, PrefillOptions(sp_degree=2), resumes=True)
+    assert launched(core.handle(Submitted(work), 0)).plan.group == ("mixed-0",)
+
+
 def test_a_configured_one_is_waited_for_even_if_another_joined() -> None:
     core = mixed(present=2)
     core.handle(Lost("mixed-0", "mixed-0/0"), 0)
