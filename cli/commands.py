@@ -42,15 +42,18 @@ class Command:
 
 def commands(cluster: Cluster, folder: RunFolder) -> dict[str, Command]:
     """The commands of all services of a cluster, by name."""
-    hosts = folder.hosts()
+    hosts, joined = folder.hosts(), folder.joined()
     if hosts is not None:
         return _on_hosts(cluster, hosts)
+    names = service_names(cluster) if joined is None else joined.shards
+    here = () if joined is None else joined.shards
+    bind = () if joined is None else ("--host", joined.host)
     return {
         name: Command(
-            (sys.executable, *start_of(name, folder.config)),
+            (sys.executable, *start_of(name, folder.config, here), *bind),
             environment(name, cluster.shard_threads) | _chosen() | places.inherited(),
         )
-        for name in service_names(cluster)
+        for name in names
     }
 
 

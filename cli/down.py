@@ -1,6 +1,6 @@
 """`spsctl down`: stops a cluster, whoever started it."""
 
-from sps2.cli import launch, render, runs
+from sps2.cli import render, runs, supervisor_process
 from sps2.cli.target import NameOption
 
 
@@ -11,5 +11,5 @@ def down(name: NameOption = None) -> None:
         return
     folder = runs.choose(None) if name is None else runs.named(name)
     with render.err.status(f"stopping {folder.name}"):
-        was_up = launch.stop(folder)
+        was_up = supervisor_process.stop(folder)
     render.out.print(f"{folder.name} is stopped" if was_up else f"{folder.name} is not up")

@@ -1,14 +1,9 @@
 """Launches a cluster: starts its supervisor, and watches its services until all are ready."""
 
 import asyncio
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
@@ -16,8 +11,7 @@ from sps2.cli import ports, remote
 from sps2.cli.hosts import Hosts
 from sps2.cli.runs import RunFolder
 from sps2.cli.services import service_names
-from sps2.cli.supervise import FAR_GRACE_S
-from sps2.common import places
+from sps2.cli.supervisor_process import SupervisorProcess
 from sps2.common.bus.peer import Peer
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, Refused, ServiceError
@@ -27,7 +21,6 @@ POLL_S = 0.1
 SAID = re.compile(r"\d{4}-\d\d-\d\d [\d:.]+ [A-Z]+ +\S+ [\w.]+: (.*)")
 """A line of a service's log; the group is the message after time, level and names."""
 SERVER = "to serve on this machine: pip install 'sps2[server]'"
-STOP_S = FAR_GRACE_S + 5.0
 
 
 class ServiceDied(ServiceError):
@@ -78,7 +71,7 @@ class Launch:
         self.folder = RunFolder(cluster.name)
         self._detach = detach
         self._since_s = 0.0
-        self._supervisor: subprocess.Popen[bytes] | None = None
+        self._supervisor = SupervisorProcess(self.folder)
         places = hosts.places(cluster) if hosts else {}
         self.progress = Progress(
             {name: Started(places[name].name if places else "") for name in service_names(cluster)}
@@ -102,18 +95,8 @@ class Launch:
         else:
             self.warnings = remote.check(self.cluster, self.hosts)
         self.folder.prepare(self.cluster, self.hosts)
-        argv = [sys.executable, "-m", "sps2.cli.supervise", self.cluster.name]
-        with self.folder.open_log("supervisor") as output:
-            self._since_s = time.monotonic()
-            self._supervisor = subprocess.Popen(
-                [*argv, *([] if self._detach else ["--attached"])],
-                stdin=subprocess.DEVNULL if self._detach else subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                cwd=self.folder.path,
-                env=os.environ | places.inherited(),
-                start_new_session=True,  # Ctrl-C in a terminal must not reach it
-            )
+        self._since_s = time.monotonic()
+        self._supervisor.start(self._detach)
 
     async def until_ready(
         self, timeout_s: float, on_change: Callable[[Progress], None] = lambda _: None
@@ -129,7 +112,7 @@ class Launch:
             "gateway": cluster.gateway_address,
             "scheduler": cluster.scheduler_address,
             "kvdir": cluster.kvdir_address,
-        }
+        } | ({"joining": cluster.joining_address} if cluster.joining.port else {})
         peers = {name: Peer(address, cluster.bus, name) for name, address in doors.items()}
         try:
             async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as group:
@@ -152,23 +135,15 @@ class Launch:
     @property
     def is_up(self) -> bool:
         """Whether the supervisor is running."""
-        return self._supervisor is not None and self._supervisor.poll() is None
+        return self._supervisor.is_up
+
+    def restarts(self) -> Iterator[str]:
+        """Which services died since the last call, and how, in words."""
+        return self._supervisor.restarts()
 
     def stop(self) -> None:
         """End all processes of the cluster; returns when they have ended."""
-        supervisor = self._supervisor
-        if supervisor is None:
-            return
-        if supervisor.poll() is None:
-            supervisor.send_signal(signal.SIGTERM)
-            try:
-                supervisor.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                _kill(self.folder)
-                supervisor.kill()
-                supervisor.wait()
-        if supervisor.stdin is not None:
-            supervisor.stdin.close()
+        self._supervisor.stop()
 
     async def _guard(self, on_change: Callable[[Progress], None]) -> None:
         while True:
@@ -229,33 +204,3 @@ class Launch:
         started.rss_bytes = rss_bytes or started.rss_bytes
         if state in ("ready", "waiting") and started.up_after_s is None:
             started.up_after_s = time.monotonic() - self._since_s
-
-
-def stop(folder: RunFolder) -> bool:
-    """Stop a cluster, whoever started it; returns False if it was not up."""
-    if not folder.is_up():
-        return False
-    deadline_s = time.monotonic() + STOP_S
-    while folder.is_up():
-        state = folder.state()
-        if state is not None and state.supervisor:
-            if time.monotonic() > deadline_s:
-                _kill(folder)
-            else:
-                _signal(state.supervisor, signal.SIGTERM)
-        time.sleep(POLL_S)
-    return True
-
-
-def _kill(folder: RunFolder) -> None:
-    """Kill supervisor and services, as a last resort."""
-    state = folder.state()
-    if state is not None and state.supervisor:
-        for pid in (state.supervisor, *(child.pid for child in state.services.values())):
-            _signal(pid, signal.SIGKILL)
-
-
-def _signal(pid: int, number: signal.Signals) -> None:
-    if pid:
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)

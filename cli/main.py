@@ -19,6 +19,7 @@ from sps2.cli import (
     down,
     duty,
     explain,
+    invitation,
     logs,
     models,
     plan,
@@ -32,6 +33,7 @@ from sps2.cli import (
 )
 from sps2.cli.bench import accuracy, quality
 from sps2.cli.bench.serve.command import serve
+from sps2.cli.join.command import join
 from sps2.cli.keys import api, client, folder
 from sps2.cli.launch import SERVER
 from sps2.cli.top.command import top
@@ -93,6 +95,8 @@ for command in (
     models.models,
     models.rm,
     up.up,
+    invitation.invite,
+    join,
     down.down,
     status.status,
     top,

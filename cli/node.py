@@ -7,7 +7,6 @@ prints as JSON what would keep the ordered services from running here.
 
 import argparse
 import asyncio
-import fcntl
 import os
 import signal
 import socket
@@ -17,7 +16,6 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO
 
 import msgspec
 from msgspec.structs import replace
@@ -29,6 +27,7 @@ from sps2.common import keys, machine, models
 from sps2.common.config import Cluster
 from sps2.common.config import text as config_text
 from sps2.common.errors import Invalid, Refused, ServiceError
+from sps2.common.models.file_lock import locked
 
 MAX_ORDER_BYTES = 64 << 20
 """Largest order, which contains the cluster's API keys, of a few hundred bytes each."""
@@ -205,7 +204,7 @@ async def _alone(lock: Path) -> AsyncIterator[None]:
     """
     with lock.open("a+", encoding="utf-8") as file:
         since_s = time.monotonic()
-        while not _locked(file):
+        while not locked(file):
             if time.monotonic() - since_s > TAKEOVER_S:
                 raise Refused(f"an earlier {lock.stem} does not end; see {lock}")
             file.seek(0)
@@ -216,14 +215,6 @@ async def _alone(lock: Path) -> AsyncIterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
-
-
-def _locked(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 async def _until_silent(heard: asyncio.StreamReader, stop: asyncio.Event) -> None:

@@ -18,6 +18,8 @@ from sps2.common.messages import Role
 
 PORTS = 16
 """Fixed ports of a cluster of up to ten shards; all others are any free ports."""
+JOINING_PORTS, JOINING_OFFSET = 3, 13
+"""The ports where machines join, and where they begin behind the HTTP port unless configured."""
 APART = 101
 """Distance between the places where processes with consecutive ids begin to search."""
 
@@ -39,6 +41,11 @@ def uses(cluster: Cluster) -> list[Use]:
         Use("kvdir.bus_port", cluster.kvdir.bus_port, "kvdir"),
         Use("telemetry.publish_port", cluster.telemetry.publish_port, "scheduler"),
         Use("telemetry.subscribe_port", cluster.telemetry.subscribe_port, "scheduler"),
+        *(
+            Use("joining.port", cluster.joining.port + offset, "joining")
+            for offset in range(JOINING_PORTS)
+            if cluster.joining.port
+        ),
         *(
             Use("meeting_port", cluster.meeting_port_of(role, index), f"{role}-{index}")
             for role in get_args(Role)

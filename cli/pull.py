@@ -1,5 +1,7 @@
 """`spsctl pull`: makes a model available, with a progress bar."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -52,6 +54,13 @@ def obtained(ref: str) -> Path:
 
 def fetched(ref: str) -> Path:
     """Pull a model, with a progress bar on stderr; returns its folder."""
+    with shown() as progress:
+        return puller.pull(ref, progress)
+
+
+@contextmanager
+def shown() -> Iterator[models.Progress]:
+    """A progress bar on stderr for each stage of what is reported within the block."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -70,4 +79,4 @@ def fetched(ref: str) -> Path:
                 tasks[stage] = bars.add_task(stage)
             bars.update(tasks[stage], completed=done, total=total or None)  # type: ignore[arg-type]
 
-        return puller.pull(ref, show)
+        yield show

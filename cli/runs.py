@@ -35,6 +35,15 @@ class State(msgspec.Struct):
     services: dict[str, Child] = {}
 
 
+class Joined(msgspec.Struct, frozen=True):
+    """The shards that run here for a cluster that was started on another machine."""
+
+    shards: tuple[str, ...]
+    """Names of their processes."""
+    host: str
+    """The address of this machine, which they bind."""
+
+
 class RunFolder:
     """The folder `run/NAME/` in the folder for runs.
 
@@ -48,21 +57,25 @@ class RunFolder:
         self.config = self.path / "cluster.toml"
         self.logs = self.path / "logs"
         self._hosts = self.path / "hosts.json"
+        self._joined = self.path / "joined.json"
         self._state = self.path / "state.json"
         self._lock = self.path / "lock"
 
-    def prepare(self, cluster: Cluster, hosts: Hosts | None = None) -> None:
+    def prepare(
+        self, cluster: Cluster, hosts: Hosts | None = None, joined: Joined | None = None
+    ) -> None:
         """Write the configuration in force, and rename the logs of the last run."""
         self.logs.mkdir(parents=True, exist_ok=True)
         for log in self.logs.glob("*.log"):
             log.replace(log.with_suffix(".log.old"))
         self._state.unlink(missing_ok=True)
         self.config.write_text(
-            config_text.dump(cluster, "Written by `spsctl up`: what is in force."), encoding="utf-8"
+            config_text.dump(cluster, "Written by `spsctl`: what is in force."), encoding="utf-8"
         )
-        self._hosts.unlink(missing_ok=True)
-        if hosts is not None:
-            self._hosts.write_bytes(msgspec.json.encode(hosts))
+        for path, value in ((self._hosts, hosts), (self._joined, joined)):
+            path.unlink(missing_ok=True)
+            if value is not None:
+                path.write_bytes(msgspec.json.encode(value))
 
     def cluster(self) -> Cluster:
         """The configuration of the last `up`. Raises Invalid if there is none."""
@@ -72,6 +85,13 @@ class RunFolder:
         """The host list of the last `up`; None if all services run here."""
         try:
             return msgspec.json.decode(self._hosts.read_bytes(), type=Hosts)
+        except FileNotFoundError:
+            return None
+
+    def joined(self) -> Joined | None:
+        """What the last `spsctl join` runs here; None if the cluster was started here."""
+        try:
+            return msgspec.json.decode(self._joined.read_bytes(), type=Joined)
         except FileNotFoundError:
             return None
 

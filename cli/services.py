@@ -9,7 +9,8 @@ from sps2.common.config import Cluster
 
 def service_names(cluster: Cluster) -> list[str]:
     """The names of all processes of a cluster."""
-    return ["gateway", "scheduler", "kvdir", *cluster.shard_names()]
+    joining = ["joining"] if cluster.joining.port else []
+    return ["gateway", "scheduler", "kvdir", *joining, *cluster.shard_names()]
 
 
 def units(services: Iterable[str]) -> list[list[str]]:

@@ -3,22 +3,19 @@
 `launch.py` starts the cluster and waits until it is ready.
 """
 
-import asyncio
 import signal
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import typer
-from rich.live import Live
-from rich.table import Table
 
-from sps2.cli import addresses, render
+from sps2.cli import addresses, invitation, render, starting
 from sps2.cli.effective import effective
 from sps2.cli.hosts import load
-from sps2.cli.launch import Launch, Progress, ServiceDied
+from sps2.cli.launch import Launch, ServiceDied
 from sps2.cli.pull import obtained
 from sps2.common.config import Cluster, DeviceName, Dtype, Quantize, Transport, is_loopback
 from sps2.common.config.sections import AccessLog, Policy
@@ -111,6 +108,14 @@ def up(
         Text,
         typer.Option(envvar="SPS2_CLUSTER", help="Name of the cluster; several can be up at once."),
     ] = None,
+    invite: Annotated[
+        bool,
+        typer.Option(
+            "--invite",
+            help="Let other machines join: prints a code for `spsctl join`. Makes keys and "
+            "chooses an address, unless --keys and --host do.",
+        ),
+    ] = False,
     detach: Annotated[
         bool,
         typer.Option(
@@ -132,6 +137,10 @@ def up(
             f"{hosts} says how many shards there are and where: leave out --prefill, --decode, "
             "--mixed and --host"
         )
+    layout: dict[str, Any] = {"prefill": prefill, "decode": decode, "mixed": mixed}
+    layout |= {"host": host, "keys": keys}
+    if invite:
+        layout |= invitation.settings(config, places, layout, port)
     cluster = effective(
         config,
         places,
@@ -143,9 +152,6 @@ def up(
         disk_gib=kv_disk_gib,
         model=model,
         served_model_name=served_model_name or None,
-        prefill=prefill,
-        decode=decode,
-        mixed=mixed,
         device=device,
         dtype=dtype,
         quantize=quantize,
@@ -153,20 +159,23 @@ def up(
         tp=tp,
         decode_tp=decode_tp,
         threads=threads,
-        host=host,
-        keys=keys,
         port=port,
         name=name,
+        **layout,
     )
     launch = Launch(cluster, detach, places)
     launch.start()
     for warning in launch.warnings:
         render.note(f"warning: {warning}", "yellow")
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, starting.interrupt)
     keep = False
     try:
-        status = _watch(launch, timeout)
+        status = starting.shown(
+            lambda on_change: launch.until_ready(timeout, on_change), launch.progress
+        )
         _welcome(cluster, status, launch.progress.ready_after_s or 0.0, detach)
+        if invite:
+            invitation.show(cluster)
         keep = detach
         if not detach:
             _stay(launch)
@@ -180,47 +189,6 @@ def up(
             render.err.print(f"stopping {cluster.name} ...")
             launch.stop()
             render.err.print(f"{cluster.name} is stopped")
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-def _watch(launch: Launch, timeout_s: float) -> ClusterStatus:
-    console = render.out
-    if not console.is_terminal:
-        status = asyncio.run(launch.until_ready(timeout_s))
-        render.show(_table(launch.progress))
-        return status
-    with Live(console=console, refresh_per_second=8) as live:
-        return asyncio.run(
-            launch.until_ready(timeout_s, lambda progress: live.update(_table(progress)))
-        )
-
-
-def _table(progress: Progress) -> Table:
-    hosts = any(started.host for started in progress.services.values())
-    last = "HOST" if hosts else ">PID"
-    notes = [] if progress.ready_after_s is not None else ["NOTE"]
-    table = render.table("SERVICE", "STATE", ">UP AFTER", ">MEMORY", last, *notes)
-    for name, started in progress.services.items():
-        after_s = started.up_after_s
-        table.add_row(
-            name,
-            render.state(started.state),
-            "" if after_s is None else f"{after_s:.1f} s",
-            render.size(started.rss_bytes) if started.rss_bytes else "",
-            started.host if hosts else str(started.pid or ""),
-            *([started.note] if notes else []),
-        )
-    if progress.ready_after_s is not None:
-        total = sum(started.rss_bytes for started in progress.services.values())
-        ready = f"{progress.ready_after_s:.1f} s"
-        table.add_section()
-        table.add_row("cluster", render.state("ready"), ready, render.size(total), style="bold")
-    elif progress.waiting_for:
-        table.caption = f"waits for {progress.waiting_for}"
-    return table
 
 
 def _welcome(cluster: Cluster, status: ClusterStatus, ready_s: float, detached: bool) -> None:
@@ -287,18 +255,10 @@ def _shards(cluster: Cluster) -> str:
 
 def _stay(launch: Launch) -> None:
     """Wait until Ctrl-C, or until the cluster is stopped otherwise; report restarts meanwhile."""
-    reported: dict[str, int] = {}
     try:
         while launch.is_up:
-            state = launch.folder.state()
-            for name, child in state.services.items() if state else ():
-                if child.exits > reported.get(name, 0):
-                    reported[name] = child.exits
-                    render.err.print(
-                        f"{name} {child.last_exit}; it is started again (spsctl logs {name})",
-                        style="yellow",
-                        markup=False,
-                    )
+            for line in launch.restarts():
+                render.note(line, "yellow")
             time.sleep(0.3)
     except KeyboardInterrupt:
         return

@@ -13,7 +13,7 @@ SETUP = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools
 FOLDERS = {name: ROOT / folder for name, folder in SETUP["package-dir"].items()}
 ORDER = ["sps2.kernels", "sps2.common", "sps2.services", "sps2.cli"]
 """Each package imports itself and those before it."""
-SERVICES = ["mixed", "decode", "gateway", "kvdir", "prefill", "scheduler"]
+SERVICES = ["mixed", "decode", "gateway", "joining", "kvdir", "prefill", "scheduler"]
 MADE_OF = {"mixed": ["decode", "prefill"]}
 """A shard that does both is made of the services that do either."""
 SOURCES = sorted(path for folder in FOLDERS.values() for path in folder.rglob("*.py"))
@@ -27,6 +27,7 @@ TORCH_FREE = [
     "sps2.common.bus.telemetry",
     "sps2.common.text.tokens",
     "sps2.services.gateway.__main__",
+    "sps2.services.joining.__main__",
     "sps2.services.kvdir.__main__",
     "sps2.services.scheduler.__main__",
 ]

@@ -14,10 +14,12 @@ from sps2.common import keys
 from sps2.common.config import Bus
 from sps2.common.errors import Invalid
 from sps2.common.keys import Clients, Key
+from sps2.common.keys.invites import Invites
 from sps2.common.keys.reload import Reloaded
 
-Audience = Literal["services", "clients"]
-"""Who may connect to a socket: services of the cluster, or its clients as well."""
+Audience = Literal["services", "clients", "invited"]
+"""Who may connect to a socket: services of the cluster; its clients as well; or, beside services,
+machines that were invited, even if their invitation is over, so that they can be told."""
 
 ZAP_ADDRESS = "inproc://zeromq.zap.01"
 BROKEN = (zmq.Event.HANDSHAKE_FAILED_PROTOCOL, zmq.Event.HANDSHAKE_FAILED_NO_DETAIL)
@@ -59,6 +61,7 @@ class Authenticator:
         self._key = keys.cluster_key(bus)
         if self._key is not None:
             self._clients = Reloaded(keys.beside(bus, keys.CLIENTS), Clients, {})
+            self._invites = Reloaded(keys.beside(bus, keys.INVITES), Invites, {})
 
     def attend(self, context: zmq.Context[Any]) -> None:
         """Authenticate for `context`, which must not have listening sockets yet."""
@@ -97,11 +100,18 @@ class Authenticator:
     def takes(self, user: str, audience: str) -> bool:
         """Whether the public key `user` belongs to `audience`."""
         assert self._key is not None
-        return user == self._key.public or (audience == "clients" and user in self.clients())
+        if user == self._key.public:
+            return True
+        admitted = {"clients": self.clients, "invited": self.invited}.get(audience)
+        return admitted is not None and user in admitted()
 
     def clients(self) -> frozenset[str]:
         """Public keys of the clients that may connect now."""
         return frozenset(client.public for client in self._clients.now().values())
+
+    def invited(self) -> frozenset[str]:
+        """Public keys of the machines that were invited lately."""
+        return frozenset(invite.public for invite in self._invites.now().values())
 
     def admits(self, frames: Sequence[zmq.Frame], audience: Audience) -> bool:
         """Whether the sender of a message may still send.

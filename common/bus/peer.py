@@ -88,6 +88,11 @@ class Peer:
         """Number of calls in work, those that wait for a connection included."""
         return self._calls
 
+    @property
+    def is_turned_away(self) -> bool:
+        """Whether the service refuses this side's key."""
+        return isinstance(self._refusal, Invalid)
+
     async def call(self, request: Request[R], deadline_s: float | None = None) -> R:
         """Send a request and wait for the reply. Cancelling the caller's task cancels the handler.
 

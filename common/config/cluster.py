@@ -16,6 +16,7 @@ from sps2.common.config.sections import (
     Bus,
     Directory,
     Gateway,
+    Joining,
     Kv,
     Log,
     NotNegative,
@@ -36,6 +37,7 @@ __all__ = [
     "Cluster",
     "Directory",
     "Gateway",
+    "Joining",
     "Kv",
     "Log",
     "Scheduler",
@@ -167,6 +169,7 @@ class Cluster(Section, frozen=True):
     scheduler: Scheduler = Scheduler()
     sharing: Sharing = Sharing()
     kvdir: Directory = Directory()
+    joining: Joining = Joining()
     telemetry: Telemetry = Telemetry()
     tracing: Tracing = Tracing()
     log: Log = Log()
@@ -253,9 +256,9 @@ class Cluster(Section, frozen=True):
             )
 
     def host_of(self, service: str) -> str:
-        """The host of "gateway", "scheduler" or "kvdir": its own, or else the cluster's."""
-        section: Gateway | Scheduler | Directory = getattr(self, service)
-        return section.host or self.host
+        """The host of a service that is no shard: its own, or else the cluster's."""
+        host: str = getattr(getattr(self, service), "host", "")
+        return host or self.host
 
     def at(self, host: str) -> "Cluster":
         """A copy whose gateway is reached at `host`."""
@@ -277,6 +280,11 @@ class Cluster(Section, frozen=True):
     @property
     def kvdir_address(self) -> str:
         return f"tcp://{self.host_of('kvdir')}:{self.kvdir.bus_port}"
+
+    @property
+    def joining_address(self) -> str:
+        """Where machines that joined are served; the third port of `joining`."""
+        return f"tcp://{self.host_of('joining')}:{self.joining.port + 2}"
 
     @property
     def publish_address(self) -> str:

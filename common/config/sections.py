@@ -241,6 +241,14 @@ class Directory(Section, frozen=True):
     bus_port: Annotated[Port, Meta(description="ZeroMQ port")] = 8003
 
 
+class Joining(Section, frozen=True):
+    """Where other machines join the cluster, with a code of `spsctl invite`."""
+
+    port: Annotated[
+        int, Meta(ge=0, le=65533, description="first of three ports; 0: no machine can join")
+    ] = 0
+
+
 class Telemetry(Section, frozen=True):
     """Where heartbeats and events of all services meet (in the scheduler's process)."""
 

@@ -18,6 +18,7 @@ from sps2.common.errors import Invalid
 CLUSTER = "cluster.key"
 CLIENTS = "clients.json"
 API_KEYS = "api.json"
+INVITES = "invites.json"
 
 Text = Annotated[str, Meta(pattern=r"^[\x21-\x7e]{40}$")]
 """A CURVE key in Z85."""

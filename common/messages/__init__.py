@@ -47,6 +47,15 @@ from sps2.common.messages.directory import (
     Watch,
 )
 from sps2.common.messages.fleet import Follower, Lead, Peer, Register, Shard
+from sps2.common.messages.joining import (
+    Admission,
+    JoinCluster,
+    LeaveCluster,
+    ModelFile,
+    Piece,
+    ReadModel,
+    Retire,
+)
 from sps2.common.messages.prefill import (
     Advanced,
     Deposited,
@@ -111,6 +120,7 @@ from sps2.common.messages.tracing import (
 )
 
 __all__ = [
+    "Admission",
     "Advanced",
     "Announce",
     "Assist",
@@ -152,20 +162,24 @@ __all__ = [
     "Info",
     "Item",
     "Join",
+    "JoinCluster",
     "KvTransferDtype",
     "Lead",
     "Lease",
     "Leases",
+    "LeaveCluster",
     "Link",
     "ListLeases",
     "ListTraces",
     "Lookup",
     "Method",
+    "ModelFile",
     "OnDisk",
     "Peer",
     "Pin",
     "PinPages",
     "Pinned",
+    "Piece",
     "Placed",
     "Placement",
     "Pooling",
@@ -176,6 +190,7 @@ __all__ = [
     "PrefillRank",
     "Prefilled",
     "Progress",
+    "ReadModel",
     "Recall",
     "Recalled",
     "Record",
@@ -186,6 +201,7 @@ __all__ = [
     "Request",
     "RequestStatus",
     "Reserve",
+    "Retire",
     "Role",
     "Room",
     "Sampling",

@@ -112,7 +112,15 @@ class Parts:
         self._federation = Federation(cluster.bus)
         self.metrics.registry.register(self._federation)
         about.missing, about.counters = self.readiness.waiting_for, self.metrics.gauges
-        observer = Observer(cluster, served.model, self._scheduler, self._directory, self._shards)
+        self._joining = Peer(cluster.joining_address, cluster.bus, "joining", self._context)
+        observer = Observer(
+            cluster,
+            served.model,
+            self._scheduler,
+            self._directory,
+            self._joining if cluster.joining.port else None,
+            self._shards,
+        )
         self._service = GatewayService(
             self.gateway,
             self.readiness,
@@ -174,7 +182,7 @@ class Parts:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.batches.close()
             await server.close()
-            for peer in (self._scheduler, self._directory, self._shards):
+            for peer in (self._scheduler, self._directory, self._joining, self._shards):
                 await peer.close()
             self._context.destroy(linger=0)
 

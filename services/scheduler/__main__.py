@@ -25,7 +25,10 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
             cluster, _schemes(cluster), model, directory, telemetry, about.traces
         )
         about.missing, about.counters = service.obstacle, service.counters
-        server = Server([service, service.log, service.pins, about, about.traces], cluster.bus)
+        server = Server(
+            [service, service.log, service.pins, service.retirement, about, about.traces],
+            cluster.bus,
+        )
         await server.start(about.listen_at(cluster.scheduler.bus_port))
         about.started = True
         watching = asyncio.create_task(service.watch_room())

@@ -50,6 +50,7 @@ from sps2.services.scheduler.events import (
     Parted,
     Prefilled,
     Progressed,
+    Retired,
     Returned,
     RoomSeen,
     Shareable,
@@ -148,6 +149,8 @@ class Core:
                 self.fleet.part(one, other, now_s + APART_S)
             case Assigned(shard_id, duty):
                 self.fleet.assign(shard_id, duty)
+            case Retired(shard_id):
+                self.fleet.retire(shard_id)
             case RoomSeen(room):
                 self.fleet.room = room
             case Submitted(work):
@@ -192,8 +195,7 @@ class Core:
                 self._prefilling.pop(id, None)
                 if (plan := request.plan) is not None:
                     if request.is_alone and plan.is_first:
-                        took_s = now_s - request.launched_s
-                        self.costs.learn_prefill(plan.predicted_s, took_s)
+                        self.costs.learn_prefill(plan.predicted_s, now_s - request.launched_s)
                     occupancy.leave_group(self.fleet, request)
             case Decoded(id, tokens):
                 self.costs.learn_answer(self._requests[id].work.caller, tokens)
@@ -259,10 +261,8 @@ class Core:
                     continue
                 if not self._queue:
                     break
-                concerned = view.considered
-                if concerned is None or concerned not in self._queue:
-                    concerned = self._queue[0]
-                actions.append(self._reject(concerned, failure))
+                blamed = next((id for id in self._queue if id == view.considered), self._queue[0])
+                actions.append(self._reject(blamed, failure))
         for id in list(self._queue):
             if late := overdue(self._requests[id], self.fleet, self._patience_s, now_s):
                 actions.append(self._reject(id, late))

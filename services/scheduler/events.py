@@ -35,6 +35,12 @@ class Assigned(_Event, frozen=True):
     duty: Role
 
 
+class Retired(_Event, frozen=True):
+    """A shard is about to leave: it gets no new work."""
+
+    shard: str
+
+
 class RoomSeen(_Event, frozen=True):
     room: Room
 
@@ -152,6 +158,7 @@ Event = (
     | Lost
     | Parted
     | Assigned
+    | Retired
     | RoomSeen
     | Submitted
     | Found

@@ -2,75 +2,26 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import MappingProxyType
-
-import msgspec
 
 from sps2.common.errors import Invalid
 from sps2.common.messages import Role, Room, Shard, ShardStatus
 from sps2.common.words import counted
+from sps2.services.scheduler.fleet_state import FleetState, Member
 from sps2.services.scheduler.shard_secrets import without_tokens
-from sps2.services.scheduler.speeds import Speeds, SpeedsState
+from sps2.services.scheduler.speeds import Speeds
+
+__all__ = ["ROLES", "Fleet", "FleetState", "Member"]
 
 ROLES: tuple[Role, ...] = ("prefill", "decode", "mixed")
 
 
-@dataclass
-class Member:
-    """One shard that is present, and the requests that it works for now."""
-
-    shard: Shard
-    prefilled: dict[str, int] = field(default_factory=dict)
-    """Requests whose prefill it takes part in, each with how many tokens are to be computed."""
-    held: set[str] = field(default_factory=set)
-    """Requests with KV on this shard, or with pages for it."""
-    owned: set[str] = field(default_factory=set)
-    """Requests that it decodes as their owner."""
-    given: int = 0
-    """How many prefills it has taken part in."""
-
-    @property
-    def requests(self) -> set[str]:
-        return self.prefilled.keys() | self.held
-
-    @property
-    def is_idle(self) -> bool:
-        return not self.prefilled and not self.held
-
-    def leave(self, request: str) -> None:
-        """Remove a request."""
-        self.prefilled.pop(request, None)
-        for each in (self.held, self.owned):
-            each.discard(request)
-
-    def could_take(self, tokens: int, pass_tokens: int) -> bool:
-        """Whether a prompt could share passes with those that it prefills: all must be short.
-
-        A shard of several processes prefills one prompt after the other.
-        """
-        counts = [*self.prefilled.values(), tokens]
-        short = max(counts) <= pass_tokens // 8
-        return short and sum(counts) <= pass_tokens and not self.shard.followers
-
-
-class FleetState(msgspec.Struct, frozen=True):
-    """All that a fleet knows, as data; see `Fleet`."""
-
-    expected: dict[Role, int]
-    duties: dict[str, Role]
-    members: tuple[Member, ...]
-    lost: tuple[Shard, ...]
-    room: Room
-    changes: int
-    shard_changes: int
-    promised: dict[str, dict[str, int]]
-    apart: tuple[tuple[str, str, float], ...]
-    speeds: SpeedsState
-
-
 class Fleet:
     """Members and lost shards by id, and the directory's room with the pages not leased yet.
+
+    Shards whose numbers are beyond the configured ones have joined: they are expected as long as
+    they are there.
 
     Args:
         prefill, decode, mixed: how many shards of each role are configured. A cluster has prefill
@@ -92,6 +43,8 @@ class Fleet:
         """The role of the shards that keep KV."""
         self.members: dict[str, Member] = {}
         self.lost: dict[str, Shard] = {}
+        self.leaving: set[str] = set()
+        """Members that finish what they have, and get no new work."""
         self.room = Room({}, {})
         self.changes = 0
         """Counts what may let waiting requests start: see `View.consider`."""
@@ -129,6 +82,7 @@ class Fleet:
             self._promised,
             tuple((min(pair), max(pair), until_s) for pair, until_s in self._apart.items()),
             self.speeds.state(),
+            tuple(sorted(self.leaving)),
         )
 
     @classmethod
@@ -139,6 +93,7 @@ class Fleet:
         fleet.members = {member.shard.id: member for member in state.members}
         fleet.lost = {shard.id: shard for shard in state.lost}
         fleet.room, fleet.speeds = state.room, Speeds(state.speeds)
+        fleet.leaving = {*state.leaving}
         fleet.changes, fleet.shard_changes = state.changes, state.shard_changes
         for request, pages in state.promised.items():
             fleet.promise(request, pages)
@@ -153,6 +108,7 @@ class Fleet:
     def join(self, shard: Shard) -> None:
         self._reunite(shard.id)
         self.speeds.forget(shard.id)
+        self.leaving.discard(shard.id)
         self.members[shard.id] = Member(shard)
         self.lost.pop(shard.id, None)
         self._index()
@@ -162,11 +118,25 @@ class Fleet:
         member = self.members.get(shard_id)
         if member is None or member.shard.peer.name != peer:
             return False
-        self.lost[shard_id] = self.members.pop(shard_id).shard
+        gone = self.members.pop(shard_id).shard
+        if shard_id in self.leaving:
+            self.leaving.remove(shard_id)
+        else:
+            self.lost[shard_id] = gone
         self._reunite(shard_id)
         self.speeds.forget(shard_id)
         self._index()
         return True
+
+    def retire(self, shard_id: str) -> None:
+        """Give a shard no new work from now on; when it ends, it is not lost but gone.
+
+        One that is lost is forgotten.
+        """
+        self.lost.pop(shard_id, None)
+        if shard_id in self.members:
+            self.leaving.add(shard_id)
+            self._index()
 
     def part(self, one: str, other: str, until_s: float) -> None:
         """Record that two processes, by their data-plane names, cannot reach each other."""
@@ -218,11 +188,13 @@ class Fleet:
         self._roles, self._hosts = {}, {}
         self._prefillers, self._keepers = [], []
         for id, member in sorted(self.members.items()):
+            self._hosts.setdefault(member.shard.host, []).append(member)
+            if id in self.leaving:
+                continue
             duty = self.duty(id)
             self._prefillers += [member] * (duty != "decode")
             self._keepers += [member] * (duty != "prefill")
             self._roles.setdefault(member.shard.role, []).append(member)
-            self._hosts.setdefault(member.shard.host, []).append(member)
         self._prefillers = self._prefillers or self.of("mixed")
         self._keepers = self._keepers or self.of("mixed")
         pages = [member.shard.page_tokens for member in self._keepers]
@@ -293,19 +265,25 @@ class Fleet:
         return any(member.shard.id == shard_id for member in self._keepers)
 
     def of(self, role: Role) -> list[Member]:
-        """The members of a role, sorted by id; only for reading."""
+        """The members of a role that are not leaving, sorted by id; only for reading."""
         return self._roles.get(role, [])
 
     def keeps_all(self) -> bool:
         """Whether all shards that are to keep KV are present, with their pages known."""
         known = [each for each in self.keepers() if each.shard.id in self.room.total]
         prefill = sum(duty == "prefill" for duty in self._duties.values())
-        return len(known) >= self.expected[self.keeping] - prefill
+        return len(known) >= self._wanted(self.keeping) - prefill
 
     def most_prefillers(self) -> int:
         """How many shards prefill when all are present."""
         decode = sum(duty == "decode" for duty in self._duties.values())
-        return self.expected[self.prefilling] - decode
+        return self._wanted(self.prefilling) - decode
+
+    def _wanted(self, role: Role) -> int:
+        """How many shards of a role are to be there: those configured, and those that joined."""
+        configured = self.expected[role]
+        joined = sum(_number(each.shard.id) >= configured for each in self.of(role))
+        return configured + joined
 
     def answer_room(self, prompt_tokens: int, shards: int | None, parts: int = 1) -> int:
         """Most tokens of an answer without `max_tokens`; 0 while no pool is known.
@@ -346,7 +324,7 @@ class Fleet:
         roles = [role for role, expected in self.expected.items() if expected]
         return {
             **{f"{role}_shards": float(len(self.of(role))) for role in roles},
-            **{f"{role}_shards_expected": float(self.expected[role]) for role in roles},
+            **{f"{role}_shards_expected": float(self._wanted(role)) for role in roles},
         }
 
     def statuses(self) -> tuple[ShardStatus, ...]:
@@ -385,9 +363,9 @@ class Fleet:
     def waiting_for(self) -> str:
         """What is missing, in words; empty when every shard is present."""
         missing = [
-            f"{expected - len(self.of(role))} of {counted(expected, f'{role} shard')}"
-            for role, expected in self.expected.items()
-            if len(self.of(role)) < expected
+            f"{wanted - len(self.of(role))} of {counted(wanted, f'{role} shard')}"
+            for role in self.expected
+            if len(self.of(role)) < (wanted := self._wanted(role))
         ]
         unknown = [
             member.shard.id for member in self.keepers() if member.shard.id not in self.room.total
@@ -395,3 +373,9 @@ class Fleet:
         if unknown:
             missing.append(f"pages of {', '.join(unknown)} in the KV directory")
         return "; ".join(missing)
+
+
+def _number(shard_id: str) -> int:
+    """The number in a shard's id."""
+    number = shard_id.rpartition("-")[2]
+    return int(number) if number.isdecimal() else 0

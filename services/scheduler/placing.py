@@ -193,6 +193,8 @@ class Placing:
         """
         shards = fleet.most_prefillers()
         forced = work.options.sp_degree
+        if forced is not None and forced > shards and work.resumes:
+            forced = None  # those that began the answer have left: it goes on without them
         if forced is not None and forced > shards:
             raise Invalid(
                 f"sp_degree {forced} is more than the cluster's "

@@ -18,8 +18,9 @@ def broken_rule(plan: Plan, work: Work, fleet: Fleet, after: Plan | None = None)
     if after is not None:
         del does[1:]  # they have its KV already
     for shards, members, role in does:
-        here = [member.shard.id for member in members]
-        if not shards or len({*shards}) < len(shards) or not {*shards} <= {*here}:
+        here = {member.shard.id for member in members}
+        here |= fleet.leaving if after is not None else set()
+        if not shards or len({*shards}) < len(shards) or not {*shards} <= here:
             return f"[{', '.join(shards)}] are not different {role} shards that are present"
     if pairs := fleet.pairs_apart({*plan.group, *keepers}):
         return f"{' and '.join(sorted(pairs[0]))} cannot reach each other"

@@ -66,6 +66,7 @@ from sps2.services.scheduler.members import Members
 from sps2.services.scheduler.pins import Pins
 from sps2.services.scheduler.plan import Plan, Work
 from sps2.services.scheduler.policies import POLICIES
+from sps2.services.scheduler.retirement import Retirement
 from sps2.services.scheduler.schemes import Schemes
 from sps2.services.scheduler.submissions import Submissions
 from sps2.services.tasks import emitted_by
@@ -119,6 +120,7 @@ class SchedulerService:
         """Handles `Record`."""
         self.pins = Pins(config, self._submissions, directory)
         """Handles `Pin`."""
+        self.retirement = Retirement(self._core, self._handle)
         self._tick: asyncio.TimerHandle | None = None
         self._replans = Counter[str]()
         self._launches: dict[str, asyncio.Future[Launched]] = {}
@@ -196,9 +198,8 @@ class SchedulerService:
 
     def waiting_for(self) -> str:
         """What is missing of the configured shards, in words; empty when all are present."""
-        return "; ".join(
-            filter(None, [self._core.fleet.waiting_for(), *self._members.unfit.values()])
-        )
+        parts = self._core.fleet.waiting_for(), *self._members.unfit.values()
+        return "; ".join(filter(None, parts))
 
     def obstacle(self) -> str:
         """What is missing to serve requests, in words; empty when nothing is."""

@@ -31,27 +31,34 @@ class Observer:
 
     Args:
         config: where the gateway itself can be reached.
+        joining: the service where machines join; None if the cluster has none.
         model: the id of the served model.
     """
 
     def __init__(
-        self, config: Cluster, model: str, scheduler: Peer, directory: Peer, shards: Shards
+        self,
+        config: Cluster,
+        model: str,
+        scheduler: Peer,
+        directory: Peer,
+        joining: Peer | None,
+        shards: Shards,
     ) -> None:
         self._config = config
         self._model = model
         self._scheduler = scheduler
         self._directory = directory
         self._shards = shards
+        self._named = {"scheduler": scheduler, "kvdir": directory}
+        if joining is not None:
+            self._named["joining"] = joining
 
     async def status(self, own: Info) -> ClusterStatus:
         """Query all services; those without an answer are lost. `own` describes the gateway."""
         async with asyncio.TaskGroup() as group:
             fleet_call = group.create_task(self._fleet())
             leases_call = group.create_task(self._leases())
-            named = [
-                group.create_task(_describe("scheduler", self._scheduler)),
-                group.create_task(_describe("kvdir", self._directory)),
-            ]
+            named = [group.create_task(_describe(name, peer)) for name, peer in self._named.items()]
             fleet, leases = await fleet_call, await leases_call
             named += [
                 group.create_task(self._describe_shard(process, address))

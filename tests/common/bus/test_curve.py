@@ -4,15 +4,21 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
+from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from sps2.common import keys
 from sps2.common.bus.curve import Audience
 from sps2.common.bus.peer import Peer, Server
 from sps2.common.bus.telemetry import Heartbeat, Hub, Publisher, Subscriber
 from sps2.common.config import Bus
 from sps2.common.errors import Invalid, PeerLost
+from sps2.common.keys import Key
+from sps2.common.keys.invites import Invitations
+from sps2.common.keys.join_code import pair_of
 from sps2.common.keys.keyring import Keyring
 
 from ...waiting import until
@@ -258,3 +264,40 @@ async def _drained(events: Subscriber, publisher: Publisher) -> None:
             return
         except TimeoutError:
             continue
+
+
+async def test_the_invited_reach_what_is_for_them_alone_even_if_it_is_too_late(
+    some: Keys, tmp_path: Path
+) -> None:
+    """Too late: a handler says so; a code that nobody made does not get as far."""
+    invitations = Invitations(some.ring.folder)
+    codes = {
+        "valid": invitations.add(timedelta(hours=1), 1)[1],
+        "expired": invitations.add(timedelta(0), 1)[1],
+        "unknown": b"never made",
+    }
+    buses = {}
+    for name, secret in codes.items():
+        public, own = pair_of(secret)
+        cluster = keys.read(some.ring.cluster).public
+        path = tmp_path / f"{name}.key"
+        keys.write_private(path, msgspec.json.encode(Key("client", name, public, own, cluster)))
+        buses[name] = Bus(keys=str(path))
+    async with open_to("invited", some.cluster) as (_, server):
+        for bus in (buses["valid"], buses["expired"], some.cluster):
+            async with reached(server.address, bus) as peer:
+                assert await peer.call(Echo("let me in")) == Text("let me in")
+                assert not peer.is_turned_away
+        for bus in (buses["unknown"], some.alice):
+            async with reached(server.address, bus) as peer:
+                with pytest.raises(Invalid, match="does not take the key"):
+                    await peer.call(Echo("let me in"))
+                assert peer.is_turned_away
+    audiences: tuple[Audience, ...] = ("services", "clients")
+    for audience in audiences:
+        async with (
+            open_to(audience, some.cluster) as (_, server),
+            reached(server.address, buses["valid"]) as peer,
+        ):
+            with pytest.raises(Invalid, match="does not take the key"):
+                await peer.call(Echo("let me in"))

@@ -1,0 +1,1 @@
+"""`spsctl join`: this machine's shards become a part of a cluster that runs elsewhere."""
