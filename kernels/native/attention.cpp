@@ -776,7 +776,7 @@ int sps2_merge(const Merged* call, int level) { BODY(BY_TYPE(merge)) }
 
 // Of every CPU, also one that has none of the kernels above.
 int sps2_rans_encode(Coded* call, int level) {
-#ifdef NATIVE
+#if NATIVE && defined(__x86_64__)
     if (level >= 2)
         return call->width == 1 ? avx512::encode<uint8_t>(*call) : avx512::encode<int16_t>(*call), 0;
 #endif
@@ -785,7 +785,7 @@ int sps2_rans_encode(Coded* call, int level) {
 }
 int sps2_rans_decode(Coded* call, int level) {
     bool whole;
-#ifdef NATIVE
+#if NATIVE && defined(__x86_64__)
     if (level >= 2)
         whole = call->width == 1 ? avx512::decode<uint8_t>(*call) : avx512::decode<int16_t>(*call);
     else
