@@ -6,9 +6,11 @@ Every shard gets a host of this machine's making: a network namespace whose link
 in both directions. One more host has the gateway, the scheduler and the KV directory, and all
 services are the real ones. Requests go through the HTTP API; what they took is what `usage.sps2`
 says. In each repeat all methods run in turn on one prompt, so that whatever else the machine does
-hits all; every repeat has a prompt of its own. A ratio is to the exact ring that transfers and
-computes serially. The table is printed as Markdown, and written with all samples as JSON under
-benchmarks/results/; "cores taken" says how many worked for other processes meanwhile.
+hits all; every repeat has a prompt of its own. A ratio is to the baseline: the exact ring that
+transfers and computes serially, unless `--baseline` says otherwise. An answer has two tokens: the
+second waits for the KV that goes to decode shards. The table is printed as Markdown, and written
+with all samples as JSON under benchmarks/results/; "cores taken" says how many worked for other
+processes meanwhile.
 
 It needs Linux, root (or the capabilities SYS_ADMIN and NET_ADMIN) and iproute2, and removes all
 that it made however it ends. Hosts share this machine's cores: TTFT falls with the SP degree only
@@ -45,6 +47,8 @@ CASES: dict[str, dict[str, object]] = {
     BASELINE: {"method": "ring", "pipelined": False},
     "ring": {"method": "ring"},
     "gather": {"method": "gather"},
+    "gather-lossless": {"method": "gather", "lossless": True},
+    "gather-auto": {"method": "gather", "lossless": None},
     "gather-int8": {"method": "gather", "kv_transfer_dtype": "int8"},
     "ulysses": {"method": "ulysses"},
     "usp": {"method": "usp"},
@@ -53,6 +57,7 @@ CASES: dict[str, dict[str, object]] = {
     "fast": {"attention": "fast"},
 }
 """The `sps2` object of a request, but for its SP degree; exact and plain unless it says more."""
+PLAIN = {"lossless": False}
 WARM_UP_TOKENS = 512
 
 
@@ -69,7 +74,7 @@ async def measure(options: argparse.Namespace, samples: list[Sample]) -> None:
                 await up.ready()
                 print("warm-up", flush=True)
                 for case in _cases(options):
-                    wanted = CASES[case] | {"sp_degree": cluster.prefill}
+                    wanted = PLAIN | CASES[case] | {"sp_degree": cluster.prefill}
                     await _ask(up, text[:WARM_UP_TOKENS], wanted)
                 for tokens, degree in itertools.product(options.tokens, options.degrees):
                     setting = Setting(rate, tokens, degree)
@@ -104,15 +109,16 @@ async def _repeats(
         start = number * setting.tokens % (len(text) - setting.tokens)
         prompt = text[start : start + setting.tokens]
         for case in _cases(options):
-            wanted = CASES[case] | {"sp_degree": setting.sp_degree}
+            wanted = PLAIN | CASES[case] | {"sp_degree": setting.sp_degree}
             since_s, busy, ours = time.monotonic(), busy_s(), up.cpu_s()
             usage, refusal = await _ask(up, prompt, wanted)
             took_s, others = time.monotonic() - since_s, busy_s() - busy - (up.cpu_s() - ours)
-            yield Sample(setting, case, number, usage, refusal, max(0.0, others) / took_s)
+            cores = max(0.0, others) / took_s
+            yield Sample(setting, case, number, usage, refusal, cores, took_s)
 
 
 def _cases(options: argparse.Namespace) -> list[str]:
-    return list(dict.fromkeys([BASELINE, *options.methods]))
+    return list(dict.fromkeys([options.baseline, *options.methods]))
 
 
 async def _ask(
@@ -147,8 +153,9 @@ def _options() -> argparse.Namespace:
         choices=CASES,
         default=list(CASES),
         metavar="METHOD",
-        help=f"of {', '.join(CASES)}; the first always runs",
+        help=f"of {', '.join(CASES)}; the baseline always runs",
     )
+    parser.add_argument("--baseline", choices=CASES, default=BASELINE, metavar="METHOD")
     parser.add_argument("--repeats", type=int, default=3, help="of which medians are taken")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--decode", type=int, default=2, help="decode shards")
@@ -169,7 +176,7 @@ def main() -> None:
         problem = str(error) or "the cluster was not ready in time"
     except asyncio.CancelledError:
         problem = "interrupted"
-    if found := rows(samples, BASELINE):
+    if found := rows(samples, options.baseline):
         print(table(found))
         print(f"written to {write(samples, found, vars(options))}")
     if problem:

@@ -35,6 +35,8 @@ class Sample:
     refusal: str
     other_cores: float
     """How many cores worked for somebody else meanwhile, on average."""
+    answer_s: float
+    """Seconds to the end of the answer."""
 
     def __str__(self) -> str:
         if self.usage is None:
@@ -52,6 +54,9 @@ class Row:
     ttft_s: float
     ratio: float
     """To the baseline's TTFT: the median of the ratios within each repeat."""
+    answer_s: float
+    answer_ratio: float
+    """To the baseline's."""
     exchange_bytes: float
     predicted_exchange_bytes: float
     hidden_fraction: float
@@ -62,12 +67,14 @@ class Row:
 def rows(samples: Sequence[Sample], baseline: str) -> list[Row]:
     """One for each setting and case that was served, in the order in which they were begun."""
     bases: dict[tuple[Setting, int], Sps2Usage] = {}
+    answers: dict[tuple[Setting, int], float] = {}
     cases: dict[tuple[Setting, str], list[tuple[Sample, Sps2Usage]]] = {}
     for sample in samples:
         if sample.usage:
             cases.setdefault((sample.setting, sample.case), []).append((sample, sample.usage))
             if sample.case == baseline:
                 bases[sample.setting, sample.repeat] = sample.usage
+                answers[sample.setting, sample.repeat] = sample.answer_s
     return [
         Row(
             setting,
@@ -77,6 +84,8 @@ def rows(samples: Sequence[Sample], baseline: str) -> list[Row]:
             median(
                 usage.ttft_ms / bases[setting, sample.repeat].ttft_ms for sample, usage in served
             ),
+            median(sample.answer_s for sample, _ in served),
+            median(sample.answer_s / answers[setting, sample.repeat] for sample, _ in served),
             median(usage.exchange_bytes for _, usage in served),
             median(usage.predicted_exchange_bytes for _, usage in served),
             median(usage.hidden_fraction for _, usage in served),
@@ -96,6 +105,8 @@ def table(found: Sequence[Row]) -> str:
         "method",
         "TTFT",
         "ratio",
+        "answer",
+        "ratio",
         "exchanged",
         "predicted",
         "hidden",
@@ -112,6 +123,8 @@ def table(found: Sequence[Row]) -> str:
             row.case,
             f"{row.ttft_s:.2f} s",
             f"{row.ratio:.2f}",
+            f"{row.answer_s:.2f} s",
+            f"{row.answer_ratio:.2f}",
             f"{row.exchange_bytes / 1e6:.1f} MB",
             f"{row.predicted_exchange_bytes / 1e6:.1f} MB",
             f"{row.hidden_fraction:.0%}",

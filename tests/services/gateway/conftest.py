@@ -197,7 +197,7 @@ class TestScheduler:
                 prompt_logprobs = (None, *[TokenLogprobs(-0.5, ((65, -0.25),), 2)] * (prompt - 1))
             ranks = (
                 Exchanged({"kv": 60}, 2.0, 1.0, 1.0, 0.5),
-                Exchanged({"kv": 40}, 1.0, 0.5, 1.0, 0.5),
+                Exchanged({"kv": 40}, 1.0, 0.5, 1.0, 0.5, saved_bytes=20),
             )
             first = tokens[request.sampling.answered]
             sums = struct.pack("<2f", 3, 0), struct.pack("<2f", 0, 4)
@@ -207,7 +207,7 @@ class TestScheduler:
                 await done.wait()
             await play.stage("finish")
             play.finished.append(request.request)
-            yield Finished(len(tokens), 30, 12, 1000)
+            yield Finished(len(tokens), 30, 12, 1000, 500)
         finally:
             if request.request not in play.finished:
                 play.cancelled.append(request.request)

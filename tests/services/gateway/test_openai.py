@@ -56,6 +56,7 @@ async def test_tells_what_it_took(client):
         "exchange_s": 2.0,
         "hidden_fraction": 0.5,
         "deposit_bytes": 1000,
+        "saved_bytes": 520,
         "q_bytes": 30,
         "state_bytes": 12,
         "migration_pays_after": None,

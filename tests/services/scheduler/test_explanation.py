@@ -4,7 +4,7 @@ import pytest
 
 from sps2.common.config import Scheduler, Sharing
 from sps2.common.errors import Invalid
-from sps2.common.messages import CachedRun
+from sps2.common.messages import CachedRun, PrefillOptions
 from sps2.services.scheduler.core import Core
 from sps2.services.scheduler.event_log import EventLog
 from sps2.services.scheduler.events import (
@@ -88,6 +88,15 @@ def test_the_options_of_a_start() -> None:
     assert alone.nbytes == 0
     assert alone.seconds == pytest.approx(SCHEMES.alone_s(1000))
     assert chosen.seconds < 0.6 * alone.seconds
+
+
+def test_lossless_packing_is_named() -> None:
+    work = Work("r", 1000, 16, options=PrefillOptions(lossless=True))
+    plain, packed = (explained([(0.0, Submitted(each))])[0] for each in (Work("r", 1000, 16), work))
+    assert "packed losslessly" not in plain.steps[-1].what
+    assert "; what travels is packed losslessly" in packed.steps[-1].what
+    (nbytes,) = {step.nbytes for step in packed.steps[-1].options if step.chosen}
+    assert nbytes < plain.steps[-1].options[0].nbytes
 
 
 def test_who_is_computed_beside_it_is_named() -> None:

@@ -12,6 +12,7 @@ from sps2.common.messages import PrefillOptions, Selection
 from sps2.common.page_hashes import root
 from sps2.services.scheduler.csa_thresholds import FILE, Calibration, load
 from sps2.services.scheduler.schemes import CLOSE, EXACT, Schemes
+from sps2.services.scheduler.traffic import PACKED, loads
 
 from .test_core import CONFIG
 
@@ -102,6 +103,28 @@ def test_a_calibration_is_used_and_one_of_another_model_refused(tmp_path: Path):
     (tmp_path / FILE).write_bytes(b"{")
     with pytest.raises(Invalid, match="not a calibration"):
         load(tmp_path, "this")
+
+
+@pytest.mark.parametrize(
+    ("setting", "asked", "gbit", "lossless"),
+    [
+        ("auto", None, 0.1, 0.1),
+        ("auto", None, 1.0, None),
+        ("on", None, 10.0, 0.0),
+        ("off", None, 0.1, None),
+        ("auto", True, 10.0, 0.0),
+        ("on", False, 0.1, None),
+    ],
+)
+def test_bfloat16_is_packed_on_slow_links_or_as_asked(setting, asked, gbit, lossless):
+    sharing = Sharing(lossless=setting, link_gbit=gbit)
+    options = PrefillOptions(method="gather", lossless=asked)
+    chosen = [Schemes(CONFIG, size, sharing).choose(2048, 2, options) for size in (2, 4)]
+    assert [each.scheme.lossless for each in chosen] == [lossless, None]
+    plain = msgspec.structs.replace(chosen[0].scheme, lossless=None)
+    nbytes = loads(CONFIG, 2, plain, chosen[0].spans).by_purpose["kv"]
+    share = 1 if lossless is None else PACKED
+    assert chosen[0].predicted_bytes["kv"] == share * nbytes
 
 
 def test_pages_of_another_setting_have_other_names():
