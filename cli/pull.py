@@ -27,7 +27,8 @@ def pull(
     ref: Annotated[
         str | None,
         typer.Argument(
-            help="smollm2-135m, hf:ORG/NAME[@REVISION], a folder, or a .gguf file.", metavar="REF"
+            help="smollm2-135m, hf:ORG/NAME[:QUANTISATION][@REVISION], a folder, or a .gguf file.",
+            metavar="REF",
         ),
     ] = None,
     config: Annotated[

@@ -24,7 +24,7 @@ PIECE = 1 << 24
 """Weights that are converted at a time."""
 
 _SAFETENSORS_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
-_NUMBERS = ("F64", "F32", "F16", "BF16")
+_NUMBERS = {"F64", "F32", "F16", "BF16"}
 _FREQUENCIES = "rope_freqs.weight"
 _TENSORS = {
     "attn_norm": "input_layernorm",
@@ -52,15 +52,19 @@ def kept_types(tensors: Mapping[str, Any]) -> dict[str, str]:
     """The weights that stay in blocks, by their names in checkpoints, with their types.
 
     There are none without the C++ kernels: numbers are then quicker to start with, and processes
-    share them.
+    share them. A line in the log names the types that become numbers.
     """
-    if not native.level:
-        return {}
-    return {
-        _name(name): tensor.tensor_type.name
-        for name, tensor in tensors.items()
-        if gguf_blocks.is_kept(tensor.tensor_type.name) and len(tensor.shape) == 2
+    types = {name: tensor.tensor_type.name for name, tensor in tensors.items()}
+    kept = {
+        name: kind
+        for name, kind in types.items()
+        if native.level and gguf_blocks.is_kept(kind) and len(tensors[name].shape) == 2
     }
+    others = sorted({types[name] for name in types.keys() - kept.keys()} - _NUMBERS)
+    if others:
+        why = "have no kernel" if native.level else "need the C++ kernels"
+        log.warning("weights in %s %s: they become numbers", ", ".join(others), why)
+    return {_name(name): kind for name, kind in kept.items()}
 
 
 def write(
@@ -88,7 +92,6 @@ def write(
     stored = {_name(name): each for name, each in tensors.items() if name != _FREQUENCIES}
     for name in expected:
         stored[name]
-    _report_converted(stored, kept, config["dtype"])
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     total = 0
     order = sorted(stored, key=lambda name: name not in kept)  # blocks are multiples of 32 bytes
@@ -110,14 +113,6 @@ def write(
                     values = torch.from_numpy(_values(part, stored[name])).to(dtype)
                     file.write(values.view(torch.uint8).numpy().data)
             progress("converting", file.tell() - len(text) - 8, total)
-
-
-def _report_converted(stored: Mapping[str, Any], kept: Mapping[str, str], dtype: str) -> None:
-    lost = [each.tensor_type.name for name, each in stored.items() if name not in kept]
-    kinds = sorted({kind for kind in lost if kind not in _NUMBERS})
-    if kinds:
-        why = "have no kernel" if native.level else "need the C++ kernels"
-        log.warning("weights in %s %s: they become %s", ", ".join(kinds), why, dtype)
 
 
 def _place(tensor: Any, kind: str | None, dtype: torch.dtype) -> tuple[dict[str, Any], int]:

@@ -208,14 +208,14 @@ def test_where_there_is_no_kernel_numbers_are_stored(
     assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {
         torch.bfloat16
     }
-    assert "Q4_K, Q5_K, Q6_K, Q8_0 need the C++ kernels: they become bfloat16" in caplog.text
+    assert "Q4_K, Q5_K, Q6_K, Q8_0 need the C++ kernels: they become numbers" in caplog.text
 
 
 def test_types_without_a_kernel_become_numbers(
     converted: Converted, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = converted(lambda name: "TQ2_0" if "ffn_up" in name else "Q8_0")
-    assert "weights in TQ2_0 have no kernel: they become bfloat16" in caplog.text
+    assert "weights in TQ2_0 have no kernel: they become numbers" in caplog.text
     stored = load_file(folder / "model.safetensors")
     assert stored["model.layers.0.mlp.up_proj.weight"].dtype == torch.bfloat16
     load(folder)
