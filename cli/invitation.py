@@ -89,11 +89,12 @@ def settings(
             f"{host} is no address that others could ask for: give --host one of this machine's "
             f"({', '.join(addresses.reachable()) or 'it has none'})"
         )
+    beside = base.gateway.port + ports.JOINING_OFFSET
     return {
         **counts,
         "host": host,
         "keys": base.bus.keys or _made_keys(base.name),
-        "joining": {"port": base.joining.port or base.gateway.port + ports.JOINING_OFFSET},
+        "joining": {"first_port": base.joining.first_port or beside},
     }
 
 
@@ -103,7 +104,7 @@ def show(cluster: Cluster, lifetime: timedelta = LIFETIME, joins: int = JOINS) -
     assert key is not None
     name, secret = _invitations(cluster).add(lifetime, joins)
     host = address_of(cluster.host_of("joining"))
-    code = encode(JoinCode(host, cluster.joining.port, secret, fingerprint(key.public)))
+    code = encode(JoinCode(host, cluster.joining.first_port, secret, fingerprint(key.public)))
     until = (datetime.now(UTC) + lifetime).astimezone()
     render.out.print(f"\n  spsctl join {code}\n", style="bold", markup=False, soft_wrap=True)
     machines = render.counted(joins, "machine")
@@ -148,10 +149,10 @@ def _require_open(cluster: Cluster, config: Path | None) -> None:
             f"this machine has joined {cluster.name} itself: codes are made on the machine where "
             "`spsctl up` runs"
         )
-    if not cluster.joining.port:
+    if not cluster.joining.first_port:
         raise Invalid(
             f"no machine can join {cluster.name}: start it with `spsctl up --invite`, or with a "
-            "`port` in [joining], keys, and a host that others reach"
+            "`first_port` in [joining], keys, and a host that others reach"
         )
 
 

@@ -112,7 +112,7 @@ class Launch:
             "gateway": cluster.gateway_address,
             "scheduler": cluster.scheduler_address,
             "kvdir": cluster.kvdir_address,
-        } | ({"joining": cluster.joining_address} if cluster.joining.port else {})
+        } | ({"joining": cluster.joining_address} if cluster.joining.first_port else {})
         peers = {name: Peer(address, cluster.bus, name) for name, address in doors.items()}
         try:
             async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as group:

@@ -42,9 +42,9 @@ def uses(cluster: Cluster) -> list[Use]:
         Use("telemetry.publish_port", cluster.telemetry.publish_port, "scheduler"),
         Use("telemetry.subscribe_port", cluster.telemetry.subscribe_port, "scheduler"),
         *(
-            Use("joining.port", cluster.joining.port + offset, "joining")
+            Use("joining.first_port", cluster.joining.first_port + offset, "joining")
             for offset in range(JOINING_PORTS)
-            if cluster.joining.port
+            if cluster.joining.first_port
         ),
         *(
             Use("meeting_port", cluster.meeting_port_of(role, index), f"{role}-{index}")

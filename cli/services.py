@@ -9,7 +9,7 @@ from sps2.common.config import Cluster
 
 def service_names(cluster: Cluster) -> list[str]:
     """The names of all processes of a cluster."""
-    joining = ["joining"] if cluster.joining.port else []
+    joining = ["joining"] if cluster.joining.first_port else []
     return ["gateway", "scheduler", "kvdir", *joining, *cluster.shard_names()]
 
 

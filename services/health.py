@@ -53,8 +53,8 @@ def address(cluster: Cluster, service: str, host: str | None) -> str:
         "scheduler": cluster.scheduler.bus_port,
         "kvdir": cluster.kvdir.bus_port,
     }
-    if cluster.joining.port:
-        ports["joining"] = cluster.joining.port + 2
+    if cluster.joining.first_port:
+        ports["joining"] = cluster.joining.first_port + 2
     if service not in ports:
         raise Invalid(f"there is no service {service!r}; there are {', '.join(ports)} and shards")
     return f"tcp://{address_of(host or cluster.host_of(service))}:{ports[service]}"

@@ -85,7 +85,7 @@ class Part:
         self.size = max(0, _size(self.path))
         self._digest = hashlib.sha256()
 
-    def open(self) -> None:
+    def begin(self) -> None:
         """Go on behind what has come already, which is read for the digest."""
         with self.path.open("ab+") as file:
             file.seek(0)
@@ -98,7 +98,7 @@ class Part:
         self._digest.update(data)
         self.size += len(data)
 
-    def close(self) -> None:
+    def finish(self) -> None:
         """Raises Invalid if the file does not have its digest."""
         if self._digest.hexdigest() != self.file.digest:
             self.path.unlink()
@@ -130,13 +130,13 @@ async def _fill(parts: Sequence[Part], cluster: Cluster, progress: models.Progre
     total = sum(part.file.size for part in parts)
     try:
         for part in parts:
-            part.open()
+            part.begin()
             async with aclosing(_pieces(peer, part.file, part.size)) as pieces:
                 async for data in pieces:
                     part.add(data)
                     done = sum(part.size for part in parts)
                     progress("the model, from the cluster", done, total)
-            part.close()
+            part.finish()
     finally:
         await peer.close()
 

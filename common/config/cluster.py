@@ -284,7 +284,7 @@ class Cluster(Section, frozen=True):
     @property
     def joining_address(self) -> str:
         """Where machines that joined are served; the third port of `joining`."""
-        return f"tcp://{self.host_of('joining')}:{self.joining.port + 2}"
+        return f"tcp://{self.host_of('joining')}:{self.joining.first_port + 2}"
 
     @property
     def publish_address(self) -> str:

@@ -244,9 +244,7 @@ class Directory(Section, frozen=True):
 class Joining(Section, frozen=True):
     """Where other machines join the cluster, with a code of `spsctl invite`."""
 
-    port: Annotated[
-        int, Meta(ge=0, le=65533, description="first of three ports; 0: no machine can join")
-    ] = 0
+    first_port: Annotated[int, Meta(ge=0, le=65533, description="of three; 0: none can join")] = 0
 
 
 class Telemetry(Section, frozen=True):

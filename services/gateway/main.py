@@ -118,7 +118,7 @@ class Parts:
             served.model,
             self._scheduler,
             self._directory,
-            self._joining if cluster.joining.port else None,
+            self._joining if cluster.joining.first_port else None,
             self._shards,
         )
         self._service = GatewayService(

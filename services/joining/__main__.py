@@ -30,7 +30,7 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
         audience="invited",
     )
     joined = Server([JoinedService(scheduler, files, numbers), about], cluster.bus)
-    port = cluster.joining.port
+    port = cluster.joining.first_port
     async with sending_heartbeats(about, cluster):
         await invited.start(about.listen_at(port + 1))
         await joined.start(about.listen_at(port + 2))

@@ -34,12 +34,12 @@ def test_with_nothing_said_all_is_chosen_and_keys_are_made(
         "mixed": 1,
         "host": "192.168.1.17",
         "keys": str(tmp_path / "keys"),
-        "joining": {"port": 8013},
+        "joining": {"first_port": 8013},
     }
     assert (tmp_path / "keys" / "cluster.key").exists()
     assert "--host takes 10.0.0.5" in capsys.readouterr().err
     cluster = config.load(None, **made)
-    assert (cluster.mixed, cluster.prefill, cluster.joining.port) == (1, 0, 8013)
+    assert (cluster.mixed, cluster.prefill, cluster.joining.first_port) == (1, 0, 8013)
 
 
 def test_keys_that_are_there_are_kept(tmp_path: Path) -> None:
@@ -50,13 +50,17 @@ def test_keys_that_are_there_are_kept(tmp_path: Path) -> None:
 
 def test_what_is_said_stays(tmp_path: Path) -> None:
     file = tmp_path / "cluster.toml"
-    file.write_text('prefill = 2\nhost = "10.0.0.5"\n[joining]\nport = 7000\n')
+    file.write_text('prefill = 2\nhost = "10.0.0.5"\n[joining]\nfirst_port = 7000\n')
     Keyring(tmp_path / "mine").make("mine")
     made = invitation.settings(file, None, NONE | {"keys": str(tmp_path / "mine")}, 9000)
-    assert made == {"host": "10.0.0.5", "keys": str(tmp_path / "mine"), "joining": {"port": 7000}}
+    assert made == {
+        "host": "10.0.0.5",
+        "keys": str(tmp_path / "mine"),
+        "joining": {"first_port": 7000},
+    }
     flags = NONE | {"decode": 2, "host": "127.0.0.1"}
     made = invitation.settings(None, None, flags, 9000)
-    assert (made["host"], made["joining"]) == ("127.0.0.1", {"port": 9013})
+    assert (made["host"], made["joining"]) == ("127.0.0.1", {"first_port": 9013})
     assert "mixed" not in made
 
 
@@ -85,7 +89,7 @@ def test_the_printed_code_leads_to_this_cluster(
 ) -> None:
     key = Keyring(tmp_path / "keys").make("here")
     cluster = Cluster(
-        host="10.0.0.5", joining=Joining(port=8013), bus=Bus(keys=str(tmp_path / "keys"))
+        host="10.0.0.5", joining=Joining(first_port=8013), bus=Bus(keys=str(tmp_path / "keys"))
     )
     invitation.show(cluster, joins=1)
     printed = capsys.readouterr().out

@@ -51,7 +51,7 @@ class House:
         key = keys.cluster_key(self.cluster.bus)
         assert key is not None
         _, secret = self.invitations.add(lifetime, joins)
-        port = self.cluster.joining.port
+        port = self.cluster.joining.first_port
         return JoinCode("127.0.0.1", port, secret, fingerprint(key.public))
 
     @asynccontextmanager
@@ -87,7 +87,7 @@ def make_house(folder: Path, model: Path, **more: Any) -> House:
             mixed=2,
             bus=Bus(keys=str(folder)),
             scheduler=Section(bus_port=port),
-            joining=Joining(port=port + 1),
+            joining=Joining(first_port=port + 1),
             **more,
         )
     )

@@ -181,6 +181,6 @@ def test_the_configuration_here_is_the_clusters_but_for_this_machine(
     shards = ("mixed-3", "mixed-5")
     own = here.configured(house.cluster, "mine", tmp_path, shards, None, 3)
     assert (own.name, own.model, own.threads, own.mixed) == ("mine", str(tmp_path), 3, 6)
-    assert (own.joining.port, own.device) == (0, house.cluster.device)
+    assert (own.joining.first_port, own.device) == (0, house.cluster.device)
     assert own.gateway_address == house.cluster.gateway_address
     assert {*shards} <= {*own.shard_names()}
