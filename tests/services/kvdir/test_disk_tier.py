@@ -194,10 +194,12 @@ def test_what_is_not_cached_or_not_kept_cannot_be_pinned() -> None:
 async def test_shards_are_told_what_to_keep() -> None:
     service = DirectoryService(Directory())
     kept = OnDisk(hashes_of("abc"), (), READ_S, (), 4)
-    orders = service.announce(Announce("a", "a/1", 8, 1, (), (), kept))
-    assert await anext(orders) == Evicted(())
-    await service.pin_pages(PinPages(hashes_of("abc"), True))
-    await service.pin_pages(PinPages(hashes_of("ab"), False))
+    told = []
+    async for order in service.announce(Announce("a", "a/1", 8, 1, (), (), kept)):
+        told.append(order)
+        if len(told) == 2:
+            break
+        await service.pin_pages(PinPages(hashes_of("abc"), True))
+        await service.pin_pages(PinPages(hashes_of("ab"), False))
     pins = dict.fromkeys(hashes_of("ab"), False) | {hashes_of("abc")[2]: True}
-    assert await anext(orders) == Evicted((), None, pins)
-    await orders.aclose()
+    assert told == [Evicted(()), Evicted((), None, pins)]

@@ -42,7 +42,7 @@ BODIES = {
 @contextmanager
 def entered_here():
     """Counts how often each function of the gateway and its API is entered in this thread."""
-    entered = Counter()
+    entered = Counter[str]()
 
     def seen(frame, event, argument):
         code = frame.f_code
