@@ -51,7 +51,7 @@ def drawn(rows: int, device: torch.device) -> Row:
         torch.full((rows,), 0.01, device=device),
         torch.full((rows,), 50, dtype=torch.int32, device=device),
         torch.full((rows,), 0.9, device=device),
-        torch.arange(rows, device=device),
+        torch.rand(rows, dtype=torch.float64, device=device),
     )
 
     def sorting() -> None:

@@ -85,7 +85,7 @@ def _sample(device: torch.device) -> Iterator[Check]:
             torch.full((rows,), min_p),
             torch.full((rows,), top_k, dtype=torch.int32),
             torch.full((rows,), top_p),
-            torch.randint(0, 1 << 56, (rows,)),
+            torch.rand(rows, dtype=torch.float64),
         )
         got = sample(logits.to(device), Choices(*(each.to(device) for each in choices)))
         unlike = (got.cpu() != sample(logits, choices)).float().mean()
