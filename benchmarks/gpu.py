@@ -1,41 +1,52 @@
-"""Checks every GPU kernel against its definition on this machine's GPU, then times the large ones.
+"""Checks every GPU kernel against its definition on this machine's GPU, then times them.
 
-    python benchmarks/gpu.py [--check] [--seed 0]
+    python benchmarks/gpu.py [--check] [--stages checks prefill ...] [--limit 60] [--seed 0]
 
 Needs an NVIDIA GPU (Ampere or newer), torch and Triton, and nothing else: `sps2` need not be
-installed. Finds the fastest tiles of this GPU first and keeps them in $SPS2_HOME/tiles.json, where
-the kernels look for them. Prints tables in Markdown and writes all figures as JSON under
-benchmarks/results/.
+installed. It runs in stages of about a minute, the most valuable ones first, and writes the record
+under benchmarks/results/ after each, so that little time on a GPU is of use too. A stage begins no
+new row after `--limit` seconds, and compiles what it needs within them. Stages, in order:
 
-- Prefill: causal attention in bfloat16, 32 heads with 8 for keys, of 128, beside the best of
+- checks: every kernel, in bfloat16 with head dims of 128 and 64.
+- start: what a shard of Llama 3 8B does before it serves: launching every kernel once.
+- prefill: causal attention in bfloat16, 32 heads with 8 for keys, of 128, beside the best of
   torch's own backends (flash, cuDNN).
-- Decode: one query per request over 32K keys each, as a share of the bandwidth of a plain copy.
-- CSA: a last rank of four with 32K of 128K tokens attends to what it was sent of the 96K before:
+- decode: one query per request over 32K keys each, as a share of the bandwidth of a plain copy.
+- model: steps of decoding (as a CUDA graph) and prefill of a random model of 8B.
+- few: few new tokens behind 128K keys, which are split, or not.
+- csa: a last rank of four with 32K of 128K tokens attends to what it was sent of the 96K before:
   scores of probes, packing of the kept blocks, attention to them. Ideal is dense attention to those
   96K, times the share that is kept.
-- Relay: rows behind a prefix in common, read once for all, and for each.
-- Model: prefill and steps of decoding (as a CUDA graph) of a random model of 8B, beside
-  transformers where it is installed, with sdpa and a static cache.
-- Small operations: the next tokens, keys into pages, beside torch's operations.
+- relay: rows behind a prefix in common, read once for all, and for each.
+- small: the next tokens, keys into pages, beside torch's operations.
+- others: the checks of other head dims and dtypes.
+- tiles: the fastest tiles of this GPU, kept in $SPS2_HOME/tiles.json, where the kernels look.
+- peer: the model beside transformers, where it is installed, with sdpa and a static cache.
 
-Times are medians by CUDA events.
+Times are medians by CUDA events. The exit code is 1 if a check fails, or was left out.
 """
 
 import argparse
 import datetime
-import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
+if TYPE_CHECKING:
+    from gpu_stages import Stage
+
 ROOT = Path(__file__).resolve().parent.parent
+CHECKS = ("checks", "others")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare only, time nothing")
+    parser.add_argument("--stages", nargs="+", default=[], help="only these")
+    parser.add_argument("--limit", type=float, default=60.0, help="seconds of a stage")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
@@ -46,46 +57,58 @@ def main() -> None:
 
     if why := gpu.missing():
         sys.exit(f"bench-gpu needs an NVIDIA GPU, Ampere or newer, and Triton; here: {why}.")
-    import gpu_checks
-    import gpu_model
-    import gpu_times
-    import gpu_tune
+    import triton
+    from gpu_stages import run
 
     torch.manual_seed(options.seed)
-    device = torch.device("cuda")
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n")
-    wrong = 0
-    errors = {}
-    for name, error, limit in gpu_checks.run(device):
-        fine = error <= limit
-        wrong += not fine
-        errors[name] = error
-        verdict = "ok   " if fine else "WRONG"
-        print(f"{verdict} {name}: error {error:.1e}, limit {limit:.0e}", flush=True)
-    print(f"\n{len(errors) - wrong} of {len(errors)} checks passed\n", flush=True)
-    if not options.check:
-        tuned = gpu_tune.run(device)
-        _write(errors, {"tiles": tuned}, gpu_times.run(device) | gpu_model.run(device))
-    if wrong:
-        sys.exit(f"{wrong} kernels differ from their definitions.")
-
-
-def _write(errors: dict[str, float], tuned: dict[str, object], times: Mapping[str, object]) -> None:
-    import triton
-
-    record = {
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
+    chosen = CHECKS if options.check else options.stages
+    stages = [each for each in _stages() if not chosen or each.name in chosen]
+    record: dict[str, object] = {
         "date": datetime.date.today().isoformat(),
         "command": " ".join(["python", "benchmarks/gpu.py", *sys.argv[1:]]),
         "device": torch.cuda.get_device_name(),
         "torch": str(torch.__version__),
         "triton": str(triton.__version__),
-        "errors": errors,
-        **tuned,
-        **times,
     }
     path = ROOT / "benchmarks" / "results" / f"{record['date']}-gpu.json"
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    found, unfinished = run(stages, record, path, options.limit)
     print(f"\nwritten to {path.relative_to(ROOT)}")
+    wrong = [row["check"] for name in CHECKS for row in found.get(name, []) if not row["right"]]
+    if wrong:
+        sys.exit(f"{len(wrong)} kernels differ from their definitions: {wrong}")
+    if left := [name for name in CHECKS if name in unfinished]:
+        sys.exit(f"not all was checked: {left}")
+
+
+def _stages() -> "list[Stage]":
+    import gpu_batch_times
+    import gpu_checks
+    import gpu_compare
+    import gpu_model
+    import gpu_times
+    import gpu_tune
+    from gpu_stages import Stage
+    from gpu_timing import Row
+
+    device = torch.device("cuda")
+
+    def checks(shapes: gpu_compare.Shapes) -> Iterator[Row]:
+        for name, error, limit in gpu_checks.run(device, shapes):
+            right = error <= limit
+            yield {"check": name, "error": f"{error:.1e}", "limit": limit, "right": right}
+
+    prefill, few, decode, csa = gpu_times.stages(device)
+    model, peer = gpu_model.stages(device)
+    return [
+        Stage("checks", "Kernels beside their definitions", lambda: checks(gpu_compare.USUAL)),
+        Stage("start", "Every kernel of a shard once", lambda: gpu_model.start(device)),
+        *(prefill, decode, model, few, csa),
+        *gpu_batch_times.stages(device),
+        Stage("others", "The other shapes", lambda: checks(gpu_compare.OTHERS)),
+        Stage("tiles", "Tiles", lambda: gpu_tune.rows(device)),
+        peer,
+    ]
 
 
 if __name__ == "__main__":

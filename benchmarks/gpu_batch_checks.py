@@ -3,23 +3,22 @@
 from collections.abc import Iterator
 
 import torch
-from gpu_compare import LIMIT, Check, definition, eight_bits, of_state, short, tensors
+from gpu_compare import LIMIT, Check, Shapes, definition, eight_bits, of_state, short, tensors
 from torch import Tensor
 
 from sps2.kernels import PagedRows, Run, State, paged_attention
 
 
-def run(device: torch.device) -> Iterator[Check]:
-    yield from _decode(device)
-    yield from _relay(device)
+def run(device: torch.device, shapes: Shapes) -> Iterator[Check]:
+    yield from _decode(device, shapes)
+    yield from _relay(device, shapes)
 
 
-def _decode(device: torch.device) -> Iterator[Check]:
+def _decode(device: torch.device, shapes: Shapes) -> Iterator[Check]:
     lengths = [3000, 0, 1, 700]
     for page in (16, 64):
-        for dim in (64, 80, 128, 256):
-            for dtype in (*LIMIT, torch.int8):
-                compute = torch.bfloat16 if dtype == torch.int8 else dtype
+        for dim, compute in shapes:
+            for dtype in (compute, torch.int8) if compute == torch.bfloat16 else (compute,):
                 pages = [-(-length // page) for length in lengths]
                 order = torch.randperm(sum(pages)).tolist()
                 q, k, v = tensors(len(lengths), sum(pages) * page, dim, compute, device)
@@ -58,14 +57,14 @@ def _sharing(rows: int, common: int, own: int) -> tuple[list[list[Run]], list[in
     return runs, [common + own - row - 1 for row in range(rows)], common + rows * own
 
 
-def _relay(device: torch.device) -> Iterator[Check]:
+def _relay(device: torch.device, shapes: Shapes) -> Iterator[Check]:
     runs, positions, slots = _sharing(20, 1500, 70)
-    for dim in (64, 80, 96, 128, 256):
-        for dtype, limit in LIMIT.items():
-            q, k, v = tensors(len(runs), slots, dim, dtype, device)
-            got = paged_attention(q, k, v, PagedRows(runs, positions))
-            want = _all_decoded(q, (k, v), runs, positions)
-            yield f"relay {dim} {short(dtype)}", of_state(got, want), limit
+    for dim, dtype in shapes:
+        limit = LIMIT[dtype]
+        q, k, v = tensors(len(runs), slots, dim, dtype, device)
+        got = paged_attention(q, k, v, PagedRows(runs, positions))
+        want = _all_decoded(q, (k, v), runs, positions)
+        yield f"relay {dim} {short(dtype)}", of_state(got, want), limit
 
 
 def _all_decoded(

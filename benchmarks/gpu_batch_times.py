@@ -1,7 +1,10 @@
 """How fast the GPU takes batches: shared prefixes, the next tokens."""
 
+from collections.abc import Iterator
+
 import torch
-from gpu_timing import DIM, HEADS, KV_HEADS, Row, milliseconds, random, show
+from gpu_stages import Stage
+from gpu_timing import DIM, HEADS, KV_HEADS, Row, milliseconds, random
 
 from sps2.kernels import PagedRows, Run, paged_attention
 from sps2.kernels.append import append
@@ -15,12 +18,19 @@ BATCHES = (4, 16, 64)
 VOCAB = 128256
 
 
-def run(device: torch.device) -> dict[str, list[Row]]:
-    found = {"relay": [relay(batch, device) for batch in BATCHES]}
-    show(f"Decode behind {PREFIX} keys in common, {OWN} of their own, us per layer", found["relay"])
-    found["small"] = [drawn(1, device), drawn(64, device), appended(64, device)]
-    show("Small operations, us", found["small"])
-    return found
+def stages(device: torch.device) -> list[Stage]:
+    """Shared prefixes, and what lies between products."""
+
+    def small() -> Iterator[Row]:
+        yield drawn(1, device)
+        yield drawn(64, device)
+        yield appended(64, device)
+
+    title = f"Decode behind {PREFIX} keys in common, {OWN} of their own, us per layer"
+    return [
+        Stage("relay", title, lambda: (relay(batch, device) for batch in BATCHES)),
+        Stage("small", "Small operations, us", small),
+    ]
 
 
 def relay(batch: int, device: torch.device) -> Row:
@@ -51,7 +61,7 @@ def drawn(rows: int, device: torch.device) -> Row:
         torch.full((rows,), 0.01, device=device),
         torch.full((rows,), 50, dtype=torch.int32, device=device),
         torch.full((rows,), 0.9, device=device),
-        torch.arange(rows, device=device),
+        torch.rand(rows, dtype=torch.float64, device=device),
     )
 
     def sorting() -> None:

@@ -1,5 +1,7 @@
 """What the checks of the GPU kernels have in common: inputs, definitions, errors."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,16 @@ Check = tuple[str, float, float]
 """What, its error relative to the whole, and the limit."""
 LIMIT = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 HEADS, KV_HEADS = 8, 2
+
+Shapes = Sequence[tuple[int, torch.dtype]]
+"""Head dims and dtypes."""
+USUAL: Shapes = [(128, torch.bfloat16), (64, torch.bfloat16)]
+OTHERS: Shapes = [
+    (dim, dtype)
+    for dim in (128, 64, 80, 96, 256)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32)
+    if (dim, dtype) not in USUAL
+]
 
 
 def error_of(got: Tensor, want: Tensor) -> float:

@@ -5,17 +5,19 @@ graph, which is captured once for a batch and a length.
 """
 
 import gc
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import torch
-from gpu_timing import DTYPE, Row, milliseconds, show
+from gpu_stages import Stage
+from gpu_timing import DTYPE, Row, milliseconds
 from torch import Tensor
 
 from sps2.common.model.config import ModelConfig, Rope
 from sps2.common.model.llama import Llama, shapes
 from sps2.common.model.pages import PagePool
 from sps2.kernels import PagedRows, Run, attention, paged_attention
+from sps2.kernels.gpu import launches
 from sps2.kernels.gpu.graphs import Graphs
 
 LLAMA_8B = ModelConfig(
@@ -38,24 +40,39 @@ STEPS = ((1, 8 << 10), (16, 8 << 10), (64, 2 << 10))
 """Rows of a batch, and keys of each."""
 
 
-def run(device: torch.device) -> dict[str, list[Row]]:
-    weights, theirs = _weights(LLAMA_8B, device)
+def stages(device: torch.device) -> list[Stage]:
+    """A whole model: alone, steps of decoding first; then beside transformers."""
+    return [
+        Stage("model", "A model of 8B, ms", lambda: _measured(device, beside=False)),
+        Stage("peer", "A model of 8B beside transformers", lambda: _measured(device, beside=True)),
+    ]
+
+
+def start(device: torch.device) -> Iterator[Row]:
+    """Seconds that the kernels of a shard take at its start: compiled, and then at hand."""
+    shape = launches.Model(32, 8, 128, 4096, 14336, DTYPE)
+    for when in ("first", "again"):
+        count, took_s = launches.launch_all(shape, device)
+        yield {"when": when, "launches": count, "s": round(took_s, 2)}
+
+
+def _measured(device: torch.device, beside: bool) -> Iterator[Row]:
+    theirs = _transformers(LLAMA_8B, device) if beside else None
+    if beside and theirs is None:
+        return
+    weights = _random(LLAMA_8B, device) if theirs is None else dict(theirs.state_dict())
     model = Llama(LLAMA_8B, weights)
-    found: dict[str, list[Row]] = {"model": []}
     if theirs is not None:
-        found["agreement"] = [agreement(model, theirs, 1000, device)]
-        show("Logits beside those of transformers", found["agreement"])
-    for tokens in PROMPTS:
-        ours = milliseconds(prefill(model, tokens, device), 5)
-        found["model"].append(_beside(f"prefill {tokens}", ours, _prefill(theirs, tokens, device)))
-        _free()
+        yield agreement(model, theirs, 1000, device)
     for rows, keys in STEPS:
         ours = milliseconds(Graphs(device)(decoding(model, rows, keys, device)))
         other = _decoding(theirs, rows, keys, device)
-        found["model"].append(_beside(f"step of {rows} rows at {keys}", ours, other))
+        yield _beside(f"step of {rows} rows at {keys}", ours, other)
         _free()
-    show("A model of 8B, ms", found["model"])
-    return found
+    for tokens in PROMPTS:
+        ours = milliseconds(prefill(model, tokens, device), 5)
+        yield _beside(f"prefill {tokens}", ours, _prefill(theirs, tokens, device))
+        _free()
 
 
 class Paged:
@@ -108,19 +125,26 @@ def agreement(model: Llama, theirs: Any, tokens: int, device: torch.device) -> R
         other = theirs(ids[None]).logits[0].float()
     error = float((ours - other).norm() / other.norm())
     same = float((ours.argmax(-1) == other.argmax(-1)).float().mean())
-    return {"tokens": tokens, "relative difference": round(error, 5), "same best": round(same, 4)}
+    return {
+        "what": f"logits of {tokens} tokens",
+        "relative difference": round(error, 5),
+        "same best": round(same, 4),
+    }
 
 
-def _weights(config: ModelConfig, device: torch.device) -> tuple[dict[str, Tensor], Any]:
-    """Those of a model of transformers, which shares them, if it is installed."""
+def _random(config: ModelConfig, device: torch.device) -> dict[str, Tensor]:
+    return {
+        name: (torch.randn(shape, device=device) * 0.02).to(DTYPE).requires_grad_(False)
+        for name, shape in shapes(config).items()
+    }
+
+
+def _transformers(config: ModelConfig, device: torch.device) -> Any:
+    """The model of transformers with random weights; None where it is not installed."""
     try:
         from transformers import LlamaConfig, LlamaForCausalLM
     except ImportError:
-        print("transformers is not installed: nothing to compare the whole model with")
-        return {
-            name: (torch.randn(shape, device=device) * 0.02).to(DTYPE).requires_grad_(False)
-            for name, shape in shapes(config).items()
-        }, None
+        return None
     shape = LlamaConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
@@ -142,7 +166,7 @@ def _weights(config: ModelConfig, device: torch.device) -> tuple[dict[str, Tenso
             theirs = LlamaForCausalLM(shape).eval().requires_grad_(False)
     finally:
         torch.set_default_dtype(before)
-    return dict(theirs.state_dict()), theirs
+    return theirs
 
 
 def _prefill(theirs: Any, tokens: int, device: torch.device) -> float | None:

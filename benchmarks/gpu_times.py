@@ -1,8 +1,11 @@
 """How fast the large GPU kernels are, beside torch's own and beside the device's bandwidth."""
 
-import gpu_batch_times
+from collections.abc import Iterator
+from functools import partial
+
 import torch
-from gpu_timing import DIM, DTYPE, HEADS, KV_HEADS, Row, milliseconds, random, show
+from gpu_stages import Stage
+from gpu_timing import DIM, DTYPE, HEADS, KV_HEADS, Row, milliseconds, random
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
@@ -10,11 +13,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from sps2.kernels import PagedRows, Run, attention, paged_attention
 from sps2.kernels.contracts import BLOCK
 from sps2.kernels.csa_scores import Scores, choose_probes, importance, score
-from sps2.kernels.gpu import packed
+from sps2.kernels.gpu import flash, packed
 from sps2.kernels.gpu.kv_quantize import pack_all_on_device
 
 LENGTHS = (8 << 10, 32 << 10, 128 << 10)
 BATCHES = (1, 16, 64)
+FEW = (1, 32, 256)
 CONTEXT = 32 << 10
 KEPT = (0.1, 0.2, 0.4)
 PROMPT, RANKS = 128 << 10, 4
@@ -22,16 +26,31 @@ PROBES, SUFFIX = 4, 64
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 
 
-def run(device: torch.device) -> dict[str, list[Row]]:
-    """Measure and print everything."""
-    found = {"prefill": [prefill(tokens, device) for tokens in LENGTHS]}
-    show("Prefill, TFLOP/s", found["prefill"])
-    bandwidth = copy_bandwidth(device)
-    found["decode"] = [decode(batch, bandwidth, device) for batch in BATCHES]
-    show(f"Decode at {CONTEXT} keys, of {bandwidth:.0f} GB/s", found["decode"])
-    found["csa"] = csa(device)
-    show(f"CSA, the last of {RANKS} ranks at {PROMPT} tokens, ms", found["csa"])
-    return found | gpu_batch_times.run(device)
+def stages(device: torch.device) -> list[Stage]:
+    """Attention of prompts and of decoding, then CSA."""
+
+    def decoding() -> Iterator[Row]:
+        bandwidth = copy_bandwidth(device)
+        yield from (decode(batch, bandwidth, device) for batch in BATCHES)
+
+    return [
+        Stage("prefill", "Prefill, TFLOP/s", lambda: (prefill(n, device) for n in LENGTHS)),
+        Stage("few", "Few new tokens behind many keys, us per layer", lambda: _few(device)),
+        Stage("decode", f"Decode at {CONTEXT} keys each", decoding),
+        Stage("csa", f"CSA, the last of {RANKS} ranks at {PROMPT} tokens, ms", lambda: csa(device)),
+    ]
+
+
+def _few(device: torch.device) -> Iterator[Row]:
+    """The next turn of a conversation, whose keys are split, and not split."""
+    k, v = random(2, KV_HEADS, PROMPT, DIM, device=device).transpose(1, 2)
+    for tokens in FEW:
+        q = random(tokens, HEADS, DIM, device=device)
+        part = [Run(0, PROMPT - tokens, tokens)], [Run(0, 0, PROMPT)]
+        usual = partial(flash.attend, q, k, v, [part], DIM**-0.5)
+        took = {"split": milliseconds(usual), "whole": milliseconds(partial(usual, pieces=1))}
+        us = {name: round(each * 1e3, 1) for name, each in took.items()}
+        yield {"tokens": tokens, **us, "ratio": round(took["whole"] / took["split"], 2)}
 
 
 def prefill(tokens: int, device: torch.device) -> Row:
@@ -99,7 +118,7 @@ def decode(batch: int, bandwidth: float, device: torch.device) -> Row:
     }
 
 
-def csa(device: torch.device) -> list[Row]:
+def csa(device: torch.device) -> Iterator[Row]:
     """What a layer costs the last rank and the owners before it, on one device."""
     own = PROMPT // RANKS
     past = PROMPT - own
@@ -123,18 +142,14 @@ def csa(device: torch.device) -> list[Row]:
         offsets = torch.cat((none, ends.view(KV_HEADS, -1)[:, -1]))
         packed.attend(q, made, offsets, scale)
 
-    found: list[Row] = []
     for kept in KEPT:
         selecting = milliseconds(lambda kept=kept: select(kept))  # type: ignore[misc]
         ours = milliseconds(lambda kept=kept: whole(kept))  # type: ignore[misc]
         share = round(kept * (past // BLOCK)) / (past // BLOCK)
-        found.append(
-            {
-                "kept": kept,
-                "dense": round(dense, 2),
-                "selection": round(selecting, 2),
-                "all": round(ours, 2),
-                "of ideal": round(dense * share / ours, 3),
-            }
-        )
-    return found
+        yield {
+            "kept": kept,
+            "dense": round(dense, 2),
+            "selection": round(selecting, 2),
+            "all": round(ours, 2),
+            "of ideal": round(dense * share / ours, 3),
+        }

@@ -31,7 +31,11 @@ def milliseconds(work: Callable[[], object], repeat: int = 15) -> float:
 
 
 def show(title: str, rows: list[Row]) -> None:
-    """Print a table in Markdown."""
-    print(f"\n{title}\n\n| {' | '.join(rows[0])} |\n|{'---|' * len(rows[0])}")
+    """Print a table in Markdown; rows with other columns begin another one."""
+    print(f"\n{title}")
+    columns: list[str] = []
     for row in rows:
+        if list(row) != columns:
+            columns = list(row)
+            print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
         print(f"| {' | '.join(str(value) for value in row.values())} |", flush=True)

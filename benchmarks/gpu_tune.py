@@ -4,10 +4,11 @@ Only the default shape class of a model family is measured: bfloat16, head dims 
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 
 import torch
-from gpu_timing import DTYPE, milliseconds
+from gpu_timing import DTYPE, Row, milliseconds
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
@@ -15,26 +16,29 @@ from sps2.kernels import PagedRows, Run
 from sps2.kernels.gpu import decode, flash, tiles, tuned
 from sps2.kernels.gpu.tiles import Tile
 
-DIMS = (64, 128, 256)
+DIMS = (128, 64, 256)
 TOKENS, BATCH, CONTEXT = 8 << 10, 32, 8 << 10
 HEADS, KV_HEADS = 32, 8
 GAIN = 1.02
 """A tile must be this many times as fast as the table's: less is noise."""
 
 
-def run(device: torch.device) -> dict[str, Tile]:
-    """Measure, print, and write the file; what is better than the table."""
+def rows(device: torch.device) -> Iterator[Row]:
+    """Measure; what is better than the table is kept at once."""
     kind = tuned.kind(device)
     assert kind is not None
-    best: dict[str, Tile] = {}
     for dim in DIMS:
         for kernel, usual, work in _works(dim, device):
-            found = _fastest(f"{kernel} {dim}", usual, work, kernel)
-            if found is not None:
-                best[tuned.shape(kernel, tiles.power(dim), DTYPE.itemsize)] = found
-    tuned.keep(kind, best)
-    print(f"\n{len(best)} tiles are better than the table: {tuned.path()}", flush=True)
-    return best
+            limit = milliseconds(partial(work, usual), 7)
+            best, took = _fastest(limit, work, kernel)
+            if best is not None:
+                tuned.keep(kind, {tuned.shape(kernel, tiles.power(dim), DTYPE.itemsize): best})
+            yield {
+                "kernel": kernel,
+                "dim": dim,
+                "table": f"{tuple(usual)} {limit:.3f} ms",
+                "best": "" if best is None else f"{tuple(best)} {took:.3f} ms",
+            }
 
 
 def _works(dim: int, device: torch.device) -> Iterator[tuple[str, Tile, Callable[[Tile], object]]]:
@@ -70,9 +74,10 @@ def _candidates(kernel: str) -> Iterator[Tile]:
         yield Tile(*tile)
 
 
-def _fastest(name: str, usual: Tile, work: Callable[[Tile], object], kernel: str) -> Tile | None:
-    """None: no other is faster than the usual one."""
-    limit = milliseconds(lambda: work(usual), 7)
+def _fastest(
+    limit: float, work: Callable[[Tile], object], kernel: str
+) -> tuple[Tile | None, float]:
+    """The fastest tile and its time; None if no other is faster than the usual one's `limit`."""
     best, least = None, limit / GAIN
     for tile in _candidates(kernel):
         try:
@@ -81,6 +86,4 @@ def _fastest(name: str, usual: Tile, work: Callable[[Tile], object], kernel: str
             continue
         if took < least:
             best, least = tile, took
-    gain = "" if best is None else f", {tuple(best)}: {least:.3f} ms"
-    print(f"{name}: {tuple(usual)}: {limit:.3f} ms{gain}", flush=True)
-    return best
+    return best, least

@@ -31,11 +31,11 @@ class Choices(NamedTuple):
     min_p: [rows] float32, relative to the most likely token; 0 keeps all.
     top_k: [rows] int32; 0 keeps all.
     top_p: [rows] float32; 1 keeps all.
-    seeds: [rows] int64, from the request's seed and the token's number.
+    draws: [rows] float64 from 0 to less than 1, which token of those that are kept.
     """
 
     temperature: Tensor
     min_p: Tensor
     top_k: Tensor
     top_p: Tensor
-    seeds: Tensor
+    draws: Tensor

@@ -1,4 +1,4 @@
-"""Samples the next token of each row of a batch: truncation, and a draw by seed."""
+"""Samples the next token of each row of a batch: truncation, and one draw."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,6 @@ from torch import Tensor
 from sps2.kernels import gpu
 from sps2.kernels.contracts import Choices
 
-WORD = 0xFFFFFFFF
 MARGIN = 1e-5
 """Far more than the rounding error of a sum of float32 shares."""
 
@@ -44,10 +43,10 @@ def _nucleus(shares: Tensor, top_p: float) -> Tensor:
 
 
 def sample(logits: Tensor, choices: Choices) -> Tensor:
-    """Draw a token of each row, [rows] int64; the same for the same logits, choices and seed.
+    """Draw a token of each row, [rows] int64; the same for the same logits and choices.
 
-    Steps: temperature, `truncate`, then the first of independent exponential clocks whose rates are
-    the probabilities. On a GPU, `top_p` keeps all of equally likely tokens, or none.
+    `drawn` is the definition. GPUs sum probabilities in float32, the CPU in float64: a draw at
+    whose very place one token ends and the next begins can differ.
 
     Args:
         logits: [rows, vocab] float32.
@@ -56,35 +55,26 @@ def sample(logits: Tensor, choices: Choices) -> Tensor:
         from sps2.kernels.gpu import sample as fused
 
         return fused.sample(logits, choices)
-    tokens = torch.empty(len(logits), dtype=torch.int64)
-    clocks = torch.arange(logits.shape[1])
-    for row, (temperature, min_p, top_k, top_p, seed) in enumerate(
-        zip(*(each.tolist() for each in choices), strict=True)
-    ):
-        scores = logits[row]
-        if temperature > 0:
-            scores = truncate(scores / temperature, min_p, top_k, top_p)
-            scores = scores - uniform(seed, clocks).log_().neg_().log_()
-        tokens[row] = scores.argmax()
-    return tokens
+    rows = zip(logits, *(each.tolist() for each in choices), strict=True)
+    return torch.tensor([drawn(*row) for row in rows], dtype=torch.int64)
 
 
-def uniform(seed: int, counters: Tensor) -> Tensor:
-    """Random numbers in (0, 1) by Philox 4x32-10 (Random123, SC 2011), equal to Triton's."""
-    a, b, c, d = counters, *torch.zeros(3, len(counters), dtype=torch.int64)
-    low, high = seed & WORD, seed >> 32 & WORD
-    for _ in range(10):
-        a, c, b, d = (
-            _high(0xCD9E8D57, c) ^ b ^ low,
-            _high(0xD2511F53, a) ^ d ^ high,
-            0xCD9E8D57 * c & WORD,
-            0xD2511F53 * a & WORD,
-        )
-        low, high = low + 0x9E3779B9 & WORD, high + 0xBB67AE85 & WORD
-    folded = torch.where(a > WORD >> 1, WORD - a, a)
-    return (folded.float() * 4.6566127342e-10).clamp_(min=1e-10)
+def drawn(
+    logits: Tensor, temperature: float, min_p: float, top_k: int, top_p: float, draw: float
+) -> int:
+    """The token that a number `draw` from 0 to less than 1 stands for.
 
+    Tokens that are not excluded lie side by side in the order of their ids, each as wide as its
+    probability; the token is that at the place `draw` of the whole width.
 
-def _high(a: int, b: Tensor) -> Tensor:
-    """The upper half of the product of two words."""
-    return a * (b >> 16) + (a * (b & 0xFFFF) >> 16) >> 16
+    Args:
+        logits: [vocab], of which the largest is finite.
+        temperature: 0 takes the most likely token, the lowest of equals.
+    """
+    best = int(logits.argmax())
+    if temperature == 0:
+        return best
+    heat = max(temperature, torch.finfo(logits.dtype).tiny)
+    scores = (logits - logits[best]) / heat  # finite whatever the temperature
+    ends = truncate(scores, min_p, top_k, top_p).softmax(-1).cumsum(-1, dtype=torch.float64)
+    return int(torch.searchsorted(ends, ends[-1] * draw, right=True))

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from sps2.common.model.attend import Attend
 
-SIZES = (1, 2, 4, 8, 16, 32, 64)
-"""Numbers of rows that are recorded; others use the next larger one."""
+SIZES = (1, 4, 16, 64, 256)
+"""Numbers of rows that are recorded; others use the next larger one. Few, as each is recorded for
+every layer; rows that nobody has cost little where a step takes as long as reading the weights."""
 MOST_ROWS = SIZES[-1]
 
 Begin = Callable[[Tensor, Tensor], tuple[Tensor, Any, tuple[Tensor, ...]]]
@@ -39,7 +40,8 @@ class Recorded:
     def __init__(
         self, begin: Begin, advance: Sequence[Advance], attended: Tensor, record: Record
     ) -> None:
-        self._sizes = {size: _Size(begin, advance, attended, size, record) for size in SIZES}
+        large_first = reversed(SIZES)  # so that the smaller ones fit into the same memory
+        self._sizes = {size: _Size(begin, advance, attended, size, record) for size in large_first}
 
     async def step(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """As `Llama.step`. One step at a time, since all steps use the same memory."""

@@ -12,8 +12,12 @@ from sps2.common.grammar import Matcher
 from sps2.common.messages import FinishReason, Sampling, Token, TokenLogprobs
 from sps2.common.model.banned import Banned
 from sps2.common.model.token_counts import Tally
-from sps2.kernels.sample import truncate
+from sps2.kernels import gpu
+from sps2.kernels.contracts import Choices
+from sps2.kernels.sample import drawn, sample
 
+KINDS = (torch.float32, torch.float32, torch.int32, torch.float32, torch.float64)
+"""Of the columns of `Choices`."""
 NO_NUMBER = -1
 """Stands for the most likely token of a row that has none."""
 
@@ -47,7 +51,7 @@ class Sampler:
         self._said = Tally(answer) if counts else None
         bans = bool(sampling.allowed_token_ids or sampling.bad_words)
         self._banned = Banned(sampling, answer) if bans else None
-        self.greedy = sampling.temperature == 0 and not (
+        unchanged = not (
             repeats
             or counts
             or bans
@@ -55,9 +59,11 @@ class Sampler:
             or sampling.min_tokens
             or sampling.grammar
         )
+        self.greedy = sampling.temperature == 0 and unchanged
         """Whether each token is simply the most likely one."""
-        self.plain = self.greedy and sampling.logprobs is None
-        """Whether tokens are greedy and no log-probabilities are requested."""
+        self.plain = unchanged and sampling.logprobs is None
+        """Whether tokens depend on the model's logits alone, and none are to be returned: they are
+        drawn where the logits are."""
 
     def seen(self, token: int) -> None:
         """Count a token of the answer for the penalties, the bans and the grammar."""
@@ -84,8 +90,14 @@ class Sampler:
         if best == NO_NUMBER:
             require_numbers(int(most_likely(logits)))
             raise Invalid("no token is left to draw: all are banned", None, "invalid_value")
-        token = best if self._sampling.temperature == 0 else self._draw(scores, best, index)
-        return self.accept(token, logits, index)
+        return self.accept(drawn(scores, *self.choice(index)), logits, index)
+
+    def choice(self, index: int) -> tuple[float, float, int, float, float]:
+        """The row of `Choices` for token number `index`."""
+        sampling = self._sampling
+        digest = hashlib.blake2b(f"{sampling.seed}/{index}".encode(), digest_size=8).digest()
+        draw = (int.from_bytes(digest, "little") >> 11) / 2**53
+        return sampling.temperature, sampling.min_p, sampling.top_k, sampling.top_p, draw
 
     def accept(self, token: int, logits: Tensor | None, index: int) -> Token:
         """Make `token` number `index` of the answer. `logits` may be None if `plain`.
@@ -129,29 +141,48 @@ class Sampler:
             self._matcher.ban(scores.numpy())
         return scores
 
-    def _draw(self, scores: Tensor, best: int, index: int) -> int:
-        sampling = self._sampling
-        heat = max(sampling.temperature, torch.finfo(scores.dtype).tiny)
-        scores = (scores - scores[best]) / heat  # finite whatever the temperature
-        scores = truncate(scores, sampling.min_p, sampling.top_k, sampling.top_p)
-        # The first of independent exponential clocks with these rates rings with their odds.
-        digest = hashlib.blake2b(f"{sampling.seed}/{index}".encode(), digest_size=7).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
-        clocks = torch.empty_like(scores).exponential_(generator=generator)
-        return int((scores.softmax(-1) / clocks).argmax())
 
+def needed(
+    samplers: Sequence[Sampler], logits: Tensor, indices: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """The tokens of rows with plain samplers, and what `draw` needs of the others.
 
-def needed(samplers: Sequence[Sampler], logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The part of `logits`, [rows, vocab] on any device, that `draw` needs.
+    Args:
+        logits: [rows, vocab] on any device.
+        indices: numbers of the tokens in their answers.
 
     Returns:
-        The most likely tokens of all rows if any sampler is greedy, with `NO_NUMBER` for rows
-        without one; and the logits of the rows whose samplers are not plain.
+        Tokens of all rows, drawn or the most likely ones, with `NO_NUMBER` for rows without one;
+        and the logits of the rows whose samplers are not plain.
     """
-    greedy = any(each.greedy for each in samplers)
-    rows = [row for row, each in enumerate(samplers) if not each.plain]
-    best = most_likely(logits) if greedy else torch.empty(0, dtype=torch.int64)
-    return best, logits if len(rows) == len(samplers) else logits[rows]
+    tokens = most_likely(logits)
+    random = [row for row, each in enumerate(samplers) if each.plain and not each.greedy]
+    if random:
+        about = zip(*(samplers[row].choice(indices[row]) for row in random), strict=True)
+        choices = Choices(
+            *(
+                gpu.upload(torch.tensor(column, dtype=dtype), logits.device)
+                for column, dtype in zip(about, KINDS, strict=True)
+            )
+        )
+        here = _rows(random, len(samplers), logits.device)
+        found = sample(_of(logits, here), choices)
+        if here is None:
+            tokens = torch.where(tokens == NO_NUMBER, tokens, found)
+        else:
+            best = tokens[here]
+            tokens[here] = torch.where(best == NO_NUMBER, best, found)
+    others = [row for row, each in enumerate(samplers) if not each.plain]
+    return tokens, _of(logits, _rows(others, len(samplers), logits.device))
+
+
+def _rows(rows: Sequence[int], count: int, device: torch.device) -> Tensor | None:
+    """Rows as an index on the device; None for all."""
+    return None if len(rows) == count else gpu.upload(torch.tensor(rows, dtype=torch.int64), device)
+
+
+def _of(x: Tensor, rows: Tensor | None) -> Tensor:
+    return x if rows is None else x[rows]
 
 
 def draw(
@@ -161,13 +192,13 @@ def draw(
 
     If a sampler raises, its row has the error, so that it does not affect other requests.
     """
-    likely = best.tolist() or indices
+    likely = best.tolist()
     rows = iter(scores)
     tokens: list[Token | Exception] = []
     for each, token, index in zip(samplers, likely, indices, strict=True):
         row = None if each.plain else next(rows)
         try:
-            if each.greedy or row is None:
+            if row is None or each.greedy:
                 tokens.append(each.accept(token, row, index))
             else:
                 tokens.append(each.next(row, index))

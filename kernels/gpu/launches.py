@@ -15,8 +15,18 @@ import torch
 import triton
 from torch import Tensor
 
-from sps2.kernels.contracts import BLOCK, Bits
-from sps2.kernels.gpu import append, csa_scores, decode, flash, kv_quantize, merge, packed, rows
+from sps2.kernels.contracts import BLOCK, Bits, Choices
+from sps2.kernels.gpu import (
+    append,
+    csa_scores,
+    decode,
+    flash,
+    kv_quantize,
+    merge,
+    packed,
+    rows,
+    sample,
+)
 from sps2.kernels.gpu.tiles import Tile
 from sps2.kernels.relay import LEAST, PagedRows
 from sps2.kernels.state import Run, Scales, State
@@ -159,6 +169,9 @@ def _layers(model: Model, device: torch.device) -> Iterator[Launch]:
     pool, scales = _pool(model, device, 64)
     slots = torch.arange(2, device=device)
     yield partial(append.append, k, k, pool, pool, slots, scales)
+    one = torch.ones(1, device=device)
+    choices = Choices(one, one, one.int(), one, one.double())
+    yield partial(sample.sample, torch.zeros(1, 8, device=device), choices)
 
 
 def _csa(model: Model, device: torch.device) -> Iterator[Launch]:

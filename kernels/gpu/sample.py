@@ -24,7 +24,7 @@ def sample(logits: Tensor, choices: Choices) -> Tensor:
     rows, vocab = logits.shape
     if vocab == 0:
         raise ValueError("logits has no tokens")
-    kinds = (torch.float32, torch.float32, torch.int32, torch.float32, torch.int64)
+    kinds = (torch.float32, torch.float32, torch.int32, torch.float32, torch.float64)
     for (name, x), kind in zip(choices._asdict().items(), kinds, strict=True):
         check.shaped(f"choices.{name}", x, (rows,))
         check.typed(f"choices.{name}", x, kind)
@@ -40,56 +40,91 @@ def sample(logits: Tensor, choices: Choices) -> Tensor:
     return tokens
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["logits_row", "vocab"])
 def _sample(
-    LOGITS, TEMPERATURE, MIN_P, TOP_K, TOP_P, SEEDS, TOKENS,
+    LOGITS, TEMPERATURE, MIN_P, TOP_K, TOP_P, DRAWS, TOKENS,
     logits_row, vocab, CHUNK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     LOGITS += row * logits_row
     temperature = tl.load(TEMPERATURE + row)
-    random = temperature > 0
-    heat = tl.where(random, temperature, 1.0)
-    peak = float("-inf")
+    peak, best = float("-inf"), 0
     for first in range(0, vocab, CHUNK):
-        scores = _scores(LOGITS, first, vocab, heat, CHUNK)
-        peak = tl.maximum(peak, tl.max(scores, 0))
-
-    floor = tl.full([1], 0, tl.uint32)
-    if random:
-        min_p, top_k, top_p = tl.load(MIN_P + row), tl.load(TOP_K + row), tl.load(TOP_P + row)
-        if (top_k > 0) & (top_k < vocab):
-            most = top_k.to(tl.float32)
-            floor = _least(LOGITS, vocab, heat, peak, min_p, floor, most, False, CHUNK)
-        if top_p < 1:
-            mass = _above(LOGITS, vocab, heat, peak, min_p, floor, floor, True, CHUNK)
-            most = tl.maximum(top_p * tl.sum(mass, 0), 1e-30)  # the best always
-            floor = _least(LOGITS, vocab, heat, peak, min_p, floor, most, True, CHUNK)
-    else:
-        min_p = 0.0
-
-    best, token = float("-inf"), 0
-    seed = tl.load(SEEDS + row)
-    for first in range(0, vocab, CHUNK):
-        scores = _scores(LOGITS, first, vocab, heat, CHUNK)
-        kept = (_ordered(scores) >= floor) & (tl.exp(scores - peak) >= min_p)
         at = first + tl.arange(0, CHUNK)
-        if random:
-            clock = tl.maximum(tl.rand(seed, at), 1e-10)
-            scores -= tl.log(-tl.log(clock))
-        scores = tl.where(kept & (at < vocab), scores, float("-inf"))
-        here = tl.max(scores, 0)
-        if here > best:
-            best = here
-            token = tl.min(tl.where(scores == here, at, vocab), 0)
+        logits = tl.load(LOGITS + at, mask=at < vocab, other=float("-inf"))
+        here = tl.max(logits, 0)
+        if here > peak:
+            peak = here
+            best = tl.min(tl.where(logits == here, at, vocab), 0)
+    token = best
+    if temperature > 0:
+        token = _drawn(
+            LOGITS, vocab, temperature, peak,
+            tl.load(MIN_P + row), tl.load(TOP_K + row), tl.load(TOP_P + row),
+            tl.load(DRAWS + row), best, CHUNK,
+        )  # fmt: skip
     tl.store(TOKENS + row, token)
 
 
 @triton.jit
-def _scores(LOGITS, first, vocab, heat, CHUNK: tl.constexpr):
+def _drawn(LOGITS, vocab, heat, peak, min_p, top_k, top_p, draw, best, CHUNK: tl.constexpr):
+    floor = tl.full([1], 0, tl.uint32)
+    ties = tl.full([1], 0.0, tl.float32) + vocab
+    if (top_k > 0) & (top_k < vocab):
+        most = top_k.to(tl.float32)
+        floor = _least(LOGITS, vocab, heat, peak, min_p, floor, most, False, CHUNK)
+    if top_p < 1:
+        mass = _above(LOGITS, vocab, heat, peak, min_p, floor, floor, True, CHUNK)
+        most = tl.maximum(top_p * tl.sum(mass, 0), 1e-30)  # the best always
+        floor = _least(LOGITS, vocab, heat, peak, min_p, floor, most, True, CHUNK)
+        # of the least likely ones, which are equally likely, only the first are needed
+        more = _above(LOGITS, vocab, heat, peak, min_p, floor, floor + 1, True, CHUNK)
+        each = tl.exp(_score_of(floor))
+        ties = tl.ceil((most - more) / tl.maximum(each, 1e-30) * 0.999999)
+
+    total = tl.zeros([1], dtype=tl.float32)
+    before = tl.zeros([1], dtype=tl.float32)
+    for first in range(0, vocab, CHUNK):
+        weight, equal = _kept(LOGITS, first, vocab, heat, peak, min_p, floor, ties, before, CHUNK)
+        total += tl.sum(weight, 0)
+        before += equal
+
+    goal = (total.to(tl.float64) * draw).to(tl.float32)
+    token, last = vocab, best
+    before = tl.zeros([1], dtype=tl.float32)
+    passed = tl.zeros([1], dtype=tl.float32)
+    for first in range(0, vocab, CHUNK):
+        weight, equal = _kept(LOGITS, first, vocab, heat, peak, min_p, floor, ties, before, CHUNK)
+        at = first + tl.arange(0, CHUNK)
+        ends = passed + tl.cumsum(weight, 0)
+        token = tl.minimum(token, tl.min(tl.where((ends > goal) & (weight > 0), at, vocab), 0))
+        last = tl.where(tl.sum(weight, 0) > 0, tl.max(tl.where(weight > 0, at, 0), 0), last)
+        passed += tl.sum(weight, 0)
+        before += equal
+    return tl.where(token < vocab, token, last)  # by rounding, none may reach the goal
+
+
+@triton.jit
+def _kept(LOGITS, first, vocab, heat, peak, min_p, floor, ties, before, CHUNK: tl.constexpr):
+    """Weights of a chunk's tokens, 0 of excluded ones; and how many have the lowest kept score.
+
+    before: how many of these the chunks before have; `ties` of all are kept.
+    """
+    scores = _scores(LOGITS, first, vocab, heat, peak, CHUNK)
+    weight = tl.exp(scores)
+    place = _ordered(scores)
+    there = (first + tl.arange(0, CHUNK) < vocab) & (weight >= min_p)
+    equal = tl.where(there & (place == floor), 1.0, 0.0)
+    number = before + tl.cumsum(equal, 0)
+    kept = there & ((place > floor) | ((place == floor) & (number <= ties)))
+    return tl.where(kept, weight, 0.0), tl.sum(equal, 0)
+
+
+@triton.jit
+def _scores(LOGITS, first, vocab, heat, peak, CHUNK: tl.constexpr):
     at = first + tl.arange(0, CHUNK)
     logits = tl.load(LOGITS + at, mask=at < vocab, other=float("-inf"))
-    return tl.div_rn(logits, tl.full([CHUNK], 1.0, tl.float32) * heat)
+    return tl.div_rn(logits - peak, tl.full([CHUNK], 1.0, tl.float32) * heat)
 
 
 @triton.jit
@@ -100,12 +135,19 @@ def _ordered(x):
 
 
 @triton.jit
+def _score_of(place):
+    """The float that `_ordered` made an unsigned integer of."""
+    bits = tl.where(place >> 31 != 0, place & 0x7FFFFFFF, ~place)
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def _above(LOGITS, vocab, heat, peak, min_p, floor, trial, MASS: tl.constexpr, CHUNK: tl.constexpr):
     """[1]: the number, or with MASS the weight, of kept tokens at or above `trial`."""
     total = tl.zeros([1], dtype=tl.float32)
     for first in range(0, vocab, CHUNK):
-        scores = _scores(LOGITS, first, vocab, heat, CHUNK)
-        weight = tl.exp(scores - peak)
+        scores = _scores(LOGITS, first, vocab, heat, peak, CHUNK)
+        weight = tl.exp(scores)
         place = _ordered(scores)
         kept = (place >= trial) & (place >= floor) & (weight >= min_p)
         kept &= first + tl.arange(0, CHUNK) < vocab

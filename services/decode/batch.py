@@ -156,7 +156,7 @@ class Batch:
     async def _draw(self, batch: Sequence[Owned], logits: Tensor) -> None:
         indices = [each.last.index + 1 for each in batch]
         samplers = [each.sampler for each in batch]
-        best, scores = await self._exchange.device.down(needed(samplers, logits))
+        best, scores = await self._exchange.device.down(needed(samplers, logits, indices))
         drawn = draw(samplers, best, scores, indices)
 
         emitted, now_s = [], time.monotonic()

@@ -33,7 +33,6 @@ class SplitAttention:
         self._exchange = exchange
         self._batch = batch
         self._positions = [each.position for each in batch]
-        (self._slots,) = exchange.device.up([torch.tensor([each.slot for each in batch])])
         runs = [each.holding.pages.runs(each.position + 1) for each in batch]
         self._rows = PagedRows(runs, self._positions)
         pool.counters.update(decode_keys=self._rows.keys, decode_keys_read=self._rows.keys_read)
@@ -44,6 +43,11 @@ class SplitAttention:
         self._questions = [
             (rows, self._question(holder, rows, step)) for holder, rows in remote.items()
         ]
+        slots = torch.tensor([each.slot for each in batch])
+        self._slots, *self._indices = exchange.device.up(
+            [slots, *(torch.tensor(rows) for rows, _ in self._questions)]
+        )
+        """Of all rows; and the rows of each question, as lists would make a GPU wait in a layer."""
 
     async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if not self._questions:
@@ -52,7 +56,7 @@ class SplitAttention:
             return self._attend(layer, q).out.to(q.dtype)
 
         with self._exchange.asking(layer, [question for _, question in self._questions]) as answers:
-            for rows, question in self._questions:
+            for (_, question), rows in zip(self._questions, self._indices, strict=True):
                 await self._exchange.ask(question, layer, self._of(q, rows))
             self._pool.put(layer, self._slots, k, v)
             mine = self._attend(layer, q)
@@ -68,14 +72,14 @@ class SplitAttention:
         keys = [self._batch[row].holding.key for row in rows]
         return Question.about(holder, keys, [self._positions[row] for row in rows], step)
 
-    def _of(self, q: Tensor, rows: list[int]) -> Tensor:
+    def _of(self, q: Tensor, rows: Tensor) -> Tensor:
         return q if len(rows) == len(self._batch) else q[rows]
 
     def _merged(self, mine: State, theirs: Sequence[State]) -> State:
         if all(len(rows) == len(self._batch) for rows, _ in self._questions):
             return merge_many([mine, *theirs])
         out, lse = mine
-        for (rows, _), state in zip(self._questions, theirs, strict=True):
+        for rows, state in zip(self._indices, theirs, strict=True):
             out[rows], lse[rows] = merge(State(out[rows], lse[rows]), state)
         return mine
 

@@ -21,7 +21,7 @@ def models(checkpoint: Callable[[str], Path]) -> tuple[Llama, Llama]:
     return plain, recorded
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 5, 16, 33, 64, 65])
+@pytest.mark.parametrize("rows", [1, 3, 16, 65, 256, 257])
 async def test_it_is_the_same_step(models: tuple[Llama, Llama], rows: int) -> None:
     for seed in range(2):
         ids = torch.randint(0, 384, (rows,), generator=torch.Generator().manual_seed(seed))

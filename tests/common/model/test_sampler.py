@@ -181,8 +181,24 @@ def test_a_batch_draws_what_its_rows_draw() -> None:
     together, alone = ([sampler(**each) for each in options] for _ in range(2))
     for index, row in enumerate(rows):
         expected = [each.next(row[at], index) for at, each in enumerate(alone)]
-        assert draw(together, *needed(together, row), [index] * len(options)) == expected
-    assert draw([], *needed([], rows[0, :0]), []) == []
+        indices = [index] * len(options)
+        assert draw(together, *needed(together, row, indices), indices) == expected
+    assert draw([], *needed([], rows[0, :0], []), []) == []
+
+
+def test_only_rows_that_need_their_logits_get_them() -> None:
+    """Tokens by temperature and truncation alone are drawn where the logits are."""
+    options: list[dict[str, Any]] = [
+        {},
+        {"temperature": 0.8, "top_p": 0.9},
+        {"temperature": 0.8, "presence_penalty": 1.0},
+        {"temperature": 0.8, "logprobs": 1},
+    ]
+    samplers = [sampler(**each) for each in options]
+    rows = torch.randn(4, VOCAB, generator=torch.Generator().manual_seed(0))
+    tokens, kept = needed(samplers, rows, [7] * 4)
+    assert torch.equal(kept, rows[2:])
+    assert tokens[1] == sampler(**options[1]).next(rows[1], 7).id
 
 
 def test_prompt_logprobs() -> None:
@@ -233,7 +249,7 @@ def test_logits_that_are_no_numbers_end_their_row_alone(
 ) -> None:
     good = logits((3, 2.0))
     samplers = [sampler(), sampler(temperature=temperature, logprobs=logprobs), sampler()]
-    drawn = draw(samplers, *needed(samplers, torch.stack([good, row, good])), [0, 0, 0])
+    drawn = draw(samplers, *needed(samplers, torch.stack([good, row, good]), [0] * 3), [0] * 3)
     assert isinstance(drawn[0], Token)
     assert isinstance(drawn[2], Token)
     assert drawn[0].id == drawn[2].id == 3
@@ -276,7 +292,7 @@ def test_of_equals_the_lowest_id_is_first_everywhere() -> None:
     for options in ({}, {"logprobs": 4}, {"presence_penalty": 1.0}):
         chooser = sampler(**options)
         assert chooser.next(row, 0).id == 70
-        (token,) = draw([sampler(**options)], *needed([chooser], row[None]), [0])
+        (token,) = draw([sampler(**options)], *needed([chooser], row[None], [0]), [0])
         assert isinstance(token, Token)
         assert token.id == 70
     for count in range(6):

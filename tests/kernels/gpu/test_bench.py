@@ -1,15 +1,50 @@
 """`make bench-gpu` works from the source tree alone, and says so where there is no GPU."""
 
+import json
 import os
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 ROOT = Path(__file__).parents[3]
+
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+
+def test_every_stage_is_written_when_it_ends(tmp_path: Path) -> None:
+    """Also if one fails, or takes too long."""
+    import gpu_stages
+
+    record = tmp_path / "record.json"
+
+    def seen() -> Iterator[dict[str, object]]:
+        yield json.loads(record.read_text())
+
+    def failing() -> Iterator[dict[str, object]]:
+        yield {"one": 1}
+        raise ValueError("no")
+
+    stages = [
+        gpu_stages.Stage("first", "", lambda: iter([{"a": 1}, {"a": 2}])),
+        gpu_stages.Stage("second", "", failing),
+        gpu_stages.Stage("third", "", seen),
+    ]
+    gpu_stages.run(stages, {"device": "none"}, record, 60)
+    written = json.loads(record.read_text())
+    assert written["first"] == [{"a": 1}, {"a": 2}]
+    assert written["second"] == [{"one": 1}]
+    assert written["unfinished"] == {"second": "ValueError: no"}
+    assert written["third"][0]["first"] == written["first"]
+
+    found, unfinished = gpu_stages.run(stages[:1], {}, record, 0)
+    assert found == {"first": [{"a": 1}]}
+    assert "stopped after 1 rows" in unfinished["first"]
 
 
 def bare(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -30,7 +30,7 @@ def choices(
         torch.full((rows,), min_p),
         torch.full((rows,), top_k, dtype=torch.int32),
         torch.full((rows,), top_p),
-        torch.arange(rows) * 0x1234567890AB + seed,
+        torch.rand(rows, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)),
     )
 
 
@@ -58,6 +58,7 @@ def test_it_draws_what_the_definition_draws(
     seed: int,
 ) -> None:
     torch.manual_seed(seed)
+    seed %= 2**31
     logits = torch.randn(rows, vocab) * size
     if hidden and vocab > 1:
         logits[:, vocab // 2] = -torch.inf
@@ -74,11 +75,14 @@ def test_every_token_that_is_kept_comes_and_no_other() -> None:
     assert set(sample(logits.expand(30, -1).contiguous(), made).tolist()) == set(kept)
 
 
-def test_tokens_that_are_equally_likely_are_kept_together() -> None:
-    logits = torch.tensor([1.0, 3.0, 1.0, 3.0, 1.0]).repeat(12, 1)
-    for made in (choices(12, top_k=1), choices(12, top_p=0.1)):
-        assert set(sample(logits, made).tolist()) == {1, 3}
-    assert set(sample(logits, choices(12, temperature=0.0)).tolist()) == {1}
+def test_of_equally_likely_tokens_top_p_keeps_the_first() -> None:
+    logits = torch.tensor([1.0, 3.0, 1.0, 3.0, 1.0]).repeat(6, 1)
+    assert set(sample(logits, choices(6, top_k=1)).tolist()) == {1, 3}
+    assert set(sample(logits, choices(6, top_p=0.1)).tolist()) == {1}
+    assert set(sample(logits, choices(6, top_p=0.6)).tolist()) == {1, 3}
+    assert set(sample(logits, choices(6, temperature=0.0)).tolist()) == {1}
+    made = choices(2, top_p=0.5)._replace(draws=torch.tensor([0.5, 0.9999999], dtype=torch.float64))
+    assert sample(torch.zeros(2, 200), made).tolist() == [50, 99]  # over several chunks
 
 
 def test_bad_input_is_named() -> None:
@@ -87,7 +91,7 @@ def test_bad_input_is_named() -> None:
         ("logits is bfloat16", (logits.bfloat16(), made)),
         ("logits has no tokens", (logits[:, :0], made)),
         ("choices.top_k is int64", (logits, made._replace(top_k=made.top_k.long()))),
-        ("choices.seeds has shape", (logits, made._replace(seeds=made.seeds[:1]))),
+        ("choices.draws has shape", (logits, made._replace(draws=made.draws[:1]))),
     ):
         with pytest.raises(ValueError, match=named.replace(".", r"\.")):
             sample(*arguments)

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "acceptance"))
 from gpu_compile import Absent
 
 from sps2.kernels import PagedRows, Run, State
-from sps2.kernels.contracts import BLOCK
+from sps2.kernels.contracts import BLOCK, Choices
 from sps2.kernels.gpu import (
     append,
     csa_scores,
@@ -28,6 +28,7 @@ from sps2.kernels.gpu import (
     merge,
     packed,
     rows,
+    sample,
 )
 
 CPU = torch.device("cpu")
@@ -81,6 +82,10 @@ def random_work(model: launches.Model, dice: random.Random) -> None:
     rows.rotate(q, table)
     if model.normed:
         rows.add_norm(q.flatten(0, 1), None, weight[:dim], 1e-5)
+    vocab = dice.randint(2, 900)
+    one = torch.ones(n)
+    choices = Choices(one, one, one.int(), one, one.double())
+    sample.sample(torch.empty(n, vocab), choices)
     if model.windowed != (True,):
         csa_scores.score(q, k, scale, dice.choice((None, torch.arange(n))))
         which = torch.ones(kv_heads, -(-m // BLOCK), dtype=torch.bool)

@@ -59,6 +59,18 @@ async def test_prompts_are_answered_as_on_the_host(scheme: Scheme) -> None:
     assert answers[0] == answers[1]
 
 
+async def test_tokens_are_drawn_there() -> None:
+    """By temperature and truncation, without bringing the logits to the host."""
+    answers = []
+    options = Sampling(max_tokens=4, seed=5, temperature=0.8, top_k=40, top_p=0.9)
+    for device in (HOST, TwinDevice()):
+        async with world(tiny_model(device=device), 1, 1, device=device) as shards:
+            _, tokens = await shards.run("r", prompt(20), options)
+            answers.append([token.id for token in tokens])
+    assert answers[0] == answers[1]
+    assert len(answers[0]) == 4
+
+
 async def test_prefixes_lie_there_and_all_sampling_works() -> None:
     """Over sockets, with pages of 8 bits, recorded steps, log-probabilities, and real draws."""
     ids = prompt(40)
