@@ -1,7 +1,8 @@
 """The model: any Llama-family decoder, with attention passed in."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 
@@ -99,7 +100,8 @@ class Llama:
         self._layers = [_layer(tensors, quantised, index) for index in range(config.layers)]
         self._native = self._fused()
         self._recorded: Recorded | None = None
-        self._most_rows = MOST_ROWS_AT_ONCE[self.device.type == "cuda"]
+        self.most_rows = MOST_ROWS_AT_ONCE[self.device.type == "cuda"]
+        """How many tokens pass through a layer at once."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -114,6 +116,14 @@ class Llama:
     def share(self) -> Share:
         """The share of the whole model that this is."""
         return WHOLE if self._collectives is None else self._collectives.share
+
+    def shallow(self, layers: int) -> "Llama":
+        """A model of the first layers, which shares their weights, and needs no other process."""
+        few, layers = copy(self), min(layers, self.config.layers)
+        few.config = replace(self.config, layers=layers, windows=self.config.windows[:layers])
+        few._layers, few._collectives, few._recorded = self._layers[:layers], None, None
+        few._native = few._fused()
+        return few
 
     def turn(self, rows: int, gathers: int) -> Turn | None:
         """Reserve the collectives of a share's forward of `rows` tokens, and of `gathers` `scores`.
@@ -148,7 +158,7 @@ class Llama:
         Returns:
             [rows or tokens, hidden_size], after the final norm.
         """
-        if turn is None and len(ids) > self._most_rows:
+        if turn is None and len(ids) > self.most_rows:
             return await self._many(ids, positions, attend, run, selected)
         if turn is None and (layers := self._native_for(len(ids))):
             hidden = await self._few(layers, ids, positions, attend, run)
@@ -209,7 +219,7 @@ class Llama:
 
         Other work of the same thread can run between two blocks.
         """
-        most, layers = self._most_rows, self._native_for(self._most_rows)
+        most, layers = self.most_rows, self._native_for(self.most_rows)
         blocks = [slice(first, first + most) for first in range(0, len(ids), most)]
         x = self._final_norm.new_empty(len(ids), self.config.hidden_size, dtype=torch.float32)
         tables: list[Table] = []
