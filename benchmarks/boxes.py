@@ -181,7 +181,7 @@ def _cluster(options: argparse.Namespace, case: Case) -> Cluster:
         threads=1,
         transport="tcp",
         kv={
-            "pool_tokens": 4 * max(*(options.tokens or case.tokens), WARM_UP_TOKENS),
+            "pool_tokens": 4 * longest,
             "prefix_cache": False,
         },
     )

@@ -43,8 +43,8 @@ def _make(path: Path, share: float) -> None:
     period_us = max(PERIOD_US, round(LEAST_US / share))
     try:
         path.mkdir()
-        (path / "cpu.cfs_period_us").write_text(str(period_us))
-        (path / "cpu.cfs_quota_us").write_text(str(round(share * period_us)))
+        (path / "cpu.cfs_period_us").write_text(str(period_us), "ascii")
+        (path / "cpu.cfs_quota_us").write_text(str(round(share * period_us)), "ascii")
     except OSError as error:
         raise Unavailable(
             f"processor time cannot be limited, which needs root and control groups of version 1 "

@@ -101,7 +101,6 @@ class Llama:
         self._native = self._fused()
         self._recorded: Recorded | None = None
         self.most_rows = MOST_ROWS_AT_ONCE[self.device.type == "cuda"]
-        """How many tokens pass through a layer at once."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -126,11 +125,8 @@ class Llama:
         return few
 
     def turn(self, rows: int, gathers: int) -> Turn | None:
-        """Reserve the collectives of a share's forward of `rows` tokens, and of `gathers` `scores`.
-
-        Returns:
-            The turn; None if this is a whole model.
-        """
+        """Reserve the collectives of a share's forward of `rows` tokens, and of `gathers` `scores`;
+        None if this is a whole model."""
         if self._collectives is None:
             return None
         shape = (rows, self.config.hidden_size)
@@ -181,10 +177,8 @@ class Llama:
     async def step(
         self, ids: Tensor, positions: Tensor, attend: Attend, turn: Turn | None = None
     ) -> Tensor:
-        """`forward` of a decode step for all rows; replays the recorded step if there is one.
-
-        The next step overwrites the arguments of `attend`.
-        """
+        """`forward` of a decode step for all rows; replays the recorded step if there is one. The
+        next step overwrites the arguments of `attend`."""
         if self._recorded is None or turn is not None or len(ids) > MOST_ROWS:
             return await self.forward(ids, positions, attend, turn=turn)
         return await self._recorded.step(ids, positions, attend)

@@ -10,8 +10,8 @@ from sps2.common.model.attend import Run
 from sps2.common.model.llama import Llama
 
 LAYERS = 2
-FIRST_ROWS = 64
-LONG_S = 0.01
+FIRST_ROWS = 32
+LONG_S = 0.05
 """Rows are doubled until a run takes so long, or until they are as many as pass at once."""
 WHOLE_S = 0.25
 """How long runs are repeated: longer than the periods in which a host limits a container's time."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from sps2.common.errors import Invalid
 from sps2.common.messages import PrefillOptions
 from sps2.services.scheduler.hardware import WORST, Hardware, Wire
-from sps2.services.scheduler.keeping import TIERS
+from sps2.services.scheduler.keeping import LINK_OCTAVES, TIERS
 from sps2.services.scheduler.schemes import Schemes
 from sps2.services.scheduler.speeds import Pace
 
@@ -179,11 +179,18 @@ def _strict(worst: Wire) -> tuple[float, float]:
 
 
 def _by_links(paces: tuple[Pace, ...]) -> Iterator[tuple[Wire, tuple[Pace, ...]]]:
-    """All shards; without those with the slowest links; and so on, likewise for latency."""
-    rates = sorted({pace.wire.rate for pace in paces})
-    lags = sorted({pace.wire.lag for pace in paces}, reverse=True)
+    """All shards; without those with the slowest links; and so on, likewise for latency.
+
+    Links within a factor of 2 to the power of `LINK_OCTAVES` are left out together.
+    """
+    rates, lags = dict[int, float](), dict[int, float]()
+    for pace in paces:
+        rate, lag = pace.wire
+        tiers = round(log2(rate) / LINK_OCTAVES), round(log2(lag) / LINK_OCTAVES)
+        rates[tiers[0]] = min(rate, rates.get(tiers[0], rate))
+        lags[tiers[1]] = max(lag, lags.get(tiers[1], lag))
     seen = set[tuple[Pace, ...]]()
-    for worst in starmap(Wire, product(rates, lags)):
+    for worst in starmap(Wire, product(sorted(rates.values()), sorted(lags.values())[::-1])):
         members = tuple(pace for pace in paces if pace.wire.is_within(worst))
         if members and members not in seen:
             seen.add(members)

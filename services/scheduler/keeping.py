@@ -13,7 +13,7 @@ from sps2.services.scheduler.hardware import Wire
 from sps2.services.scheduler.plan import Work
 
 LINK_OCTAVES = 2
-"""Links count as about equally good for KV within so many factors of 2."""
+"""Links count as about equally good within so many factors of 2."""
 TIERS = 4
 """Shards count as about equally fast within a factor of 2 to the power of one over this."""
 

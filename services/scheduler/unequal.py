@@ -24,7 +24,7 @@ def paces_of(fleet: Fleet, tokens: int) -> list[tuple[Member, Pace]]:
     for member in fleet.prefillers():
         shard = member.shard.id
         pace = fleet.speeds.pace(shard, speeds.get(shard, 1.0), tokens)
-        found.append((member, pace._replace(wire=wires.get(shard, Wire()))))
+        found.append((member, Pace(pace.speed, pace.drag, wires.get(shard, Wire()))))
     return sorted(found, key=lambda each: each[1].order)
 
 

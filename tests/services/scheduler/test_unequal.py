@@ -85,7 +85,7 @@ class Boxes:
     def do(self, event: Event) -> list[Action]:
         """Handle an event; shards that are to measure do so at once."""
         actions = self.log.handle(event, self.now_s)
-        rest = [each for each in actions if not isinstance(each, Probe)]
+        rest: list[Action] = [each for each in actions if not isinstance(each, Probe)]
         for probe in actions:
             if isinstance(probe, Probe):
                 self.probes.append(probe)
