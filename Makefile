@@ -14,7 +14,7 @@ FAST := $(wildcard tests/test_*.py) tests/cli/keys tests/cli/trace tests/common/
 	tests/common/config tests/common/text tests/docs tests/services/gateway tests/services/kvdir tests/services/scheduler
 TYPED := cli common kernels services
 
-.PHONY: help setup demo test test-fast test-arm chaos chaos-ci coverage lint format docs bench bench-links evaluate bench-gpu lock peers clean
+.PHONY: help setup demo test test-fast test-arm chaos chaos-ci coverage lint format docs bench bench-links bench-boxes evaluate bench-gpu lock peers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -83,6 +83,10 @@ bench: $(READY)  ## compare with vLLM, llama.cpp and transformers here
 bench-links: $(READY)  ## compare prefill methods over slow links (Linux, root)
 	@$(BIN)/spsctl pull $(MODEL)
 	$(BIN)/python benchmarks/links.py $(ARGS)
+
+bench-boxes: $(READY)  ## boxes that are not alike: slow processors, slow links (Linux, root)
+	@$(BIN)/spsctl pull $(MODEL)
+	$(BIN)/python benchmarks/boxes.py $(ARGS)
 
 evaluate: $(READY)  ## compare policies on simulated GPUs, and the simulator with a live cluster
 	@$(BIN)/spsctl pull $(MODEL)

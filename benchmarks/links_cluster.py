@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 
 import httpx
 import msgspec
@@ -37,14 +38,22 @@ def host_names(prefill: int, decode: int) -> list[str]:
     return [CONTROL, *(name for name in services if "-" in name)]
 
 
-def placed(cluster: Cluster, folder: RunFolder, hosts: Mapping[str, Host]) -> dict[str, Command]:
-    """The command of every service, on its host."""
+def placed(
+    cluster: Cluster,
+    folder: RunFolder,
+    hosts: Mapping[str, Host],
+    cgroups: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Command]:
+    """The command of every service, on its host, and in its control group if it has one."""
     made = {}
     for name, command in commands(cluster, folder).items():
         host = hosts.get(name)
         argv = (*command.argv, "--host", host.address) if host else command.argv
         namespace = (host or hosts[CONTROL]).namespace
-        made[name] = Command(("ip", "netns", "exec", namespace, *argv), command.environment)
+        argv = ("ip", "netns", "exec", namespace, *argv)
+        if name in cgroups:
+            argv = ("sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', cgroups[name], *argv)
+        made[name] = Command(argv, command.environment)
     return made
 
 
@@ -101,7 +110,9 @@ class Spread:
 
 
 @asynccontextmanager
-async def spread(cluster: Cluster, hosts: Mapping[str, Host]) -> AsyncIterator[Spread]:
+async def spread(
+    cluster: Cluster, hosts: Mapping[str, Host], cgroups: Mapping[str, str] = MappingProxyType({})
+) -> AsyncIterator[Spread]:
     """Start a cluster on its hosts, with keys. The caller must be on the network of `CONTROL`'s.
 
     Its run folder is a temporary one: nothing is left of it, and `spsctl` does not see it.
@@ -116,7 +127,7 @@ async def spread(cluster: Cluster, hosts: Mapping[str, Host]) -> AsyncIterator[S
         folder.prepare(cluster)
         stop = asyncio.Event()
         with folder.owned():
-            supervisor = Supervisor(folder, placed(cluster, folder, hosts), GRACE_S)
+            supervisor = Supervisor(folder, placed(cluster, folder, hosts, cgroups), GRACE_S)
             running = asyncio.create_task(supervisor.run(stop))
             try:
                 async with httpx.AsyncClient(

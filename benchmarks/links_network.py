@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,11 +64,12 @@ class Network:
             _run(f"{inside} link set dev {DEVICE} up")
             _run(f"{outside} link set dev {name} master bridge0 up")
 
-    def shape(self, mbit_s: int) -> None:
-        """Give every link this rate, both ways; 0 takes the limit away."""
+    def shape(self, mbit_s: int, names: Collection[str] = ()) -> None:
+        """Give links this rate, both ways: those of some hosts, or all. 0 takes the limit away."""
         burst = max(LEAST_BURST_BYTES, round(BURST_S * mbit_s * 1e6 / 8))
         limit = f"tbf rate {mbit_s}mbit burst {burst} latency {QUEUE_MS}ms"
-        for name, host in self.hosts.items():
+        for name in names or self.hosts:
+            host = self.hosts[name]
             for namespace, device in ((host.namespace, DEVICE), (self._switch, name)):
                 queue = limit if mbit_s else "noqueue"
                 _run(f"tc -n {namespace} qdisc replace dev {device} root {queue}")

@@ -28,6 +28,7 @@ from sps2.common.errors import Invalid, Refused
 from sps2.common.messages import ClusterStatus
 from sps2.common.model.config import ModelConfig, read
 from sps2.common.models import fingerprint, item_bytes, locate, weight_files
+from sps2.services.scheduler.hardware import UNKNOWN, Known, hardware_of
 from sps2.services.scheduler.schemes import Schemes
 
 WORDS = (
@@ -168,10 +169,12 @@ def target_of(
             "`spsctl status`"
         )
     duties = [shard.duty or shard.role for shard in status.shards]
+    schemes = Schemes(shape, itemsize, cluster.sharing, cluster.attention, None, cluster.tp)
+    schemes.adapt(_known(status))
     keepers = [shard for shard in status.shards if shard.pages]
     pool = min(shard.pages for shard in keepers) * cluster.kv.page_tokens
     return Target(
-        schemes=Schemes(shape, itemsize, cluster.sharing, cluster.attention, None, cluster.tp),
+        schemes=schemes,
         ids=(),
         longest=min(longest, pool) - MARGIN_TOKENS,
         prefillers=sum(duty != "decode" for duty in duties),
@@ -194,6 +197,7 @@ def made_from(
     prompts, other_prompts = split(found.prompts, lambda each: (len(each.shares), each.is_shared))
     steps, other_steps = split(found.steps, lambda each: (each.is_spread, each.busy))
     fitted = fit(prompts, steps, most_cores(cluster, status), found.behind)
+    hardware = hardware_of(cluster.sharing, _known(status))
     blank = Profile(
         name=f"{status.model} on {machine_of(cluster, status)}, measured",
         model=status.model,
@@ -209,8 +213,8 @@ def made_from(
         step_s=((1, 0.0),),
         key_s=0.0,
         remote_s=0.0,
-        link_gbit=cluster.sharing.link_gbit,
-        link_latency_s=fitted.remote_s / (2 * shape.layers) or cluster.sharing.link_latency_s,
+        link_gbit=hardware.link_gbit,
+        link_latency_s=fitted.remote_s / (2 * shape.layers) or hardware.link_latency_s,
     )
     made = fitted.put_into(blank)
     hides = fitted.link_gbit is None
@@ -225,6 +229,12 @@ def made_from(
     if found.exchanged:
         checks["bytes"] = checked([(each.predicted, each.sent) for each in found.exchanged], seed)
     return msgspec.structs.replace(made, margin=margin, checks=checks)
+
+
+def _known(status: ClusterStatus) -> Known:
+    """What the cluster has measured of its shards and links."""
+    rates = status.rates
+    return Known(rates.gflops, rates.link_gbit, rates.link_latency_s) if rates else UNKNOWN
 
 
 def _sources(fitted: Fitted, found: Measured) -> dict[str, str]:
@@ -244,12 +254,12 @@ def _sources(fitted: Fitted, found: Measured) -> dict[str, str]:
         "remote_s": steps if is_spread else "not measured: no KV was spread over decode shards",
         "link_gbit": how
         if fitted.link_gbit
-        else "the cluster's configuration: computing hid all transfers",
+        else "the scheduler's probes, or the configuration: computing hid all transfers",
         "prefix_s": behind if fitted.prefix_s is not None else "not measured: as remote_s",
         "prefix_pair_s": behind if fitted.prefix_pair_s is not None else "not measured: as pair_s",
         "link_latency_s": "remote_s, by two hops of each layer"
         if fitted.remote_s
-        else "the cluster's configuration",
+        else "the scheduler's probes, or the configuration",
         "cores": f"{how}; how much slower several at once are"
         if any(not each.is_alone for each in found.prompts)
         else "cores of the machine, by the threads of a shard",

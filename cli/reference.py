@@ -2,7 +2,16 @@
 
 import inspect
 
-from msgspec.inspect import BoolType, FloatType, IntType, Type, VarTupleType
+from msgspec.inspect import (
+    BoolType,
+    FloatType,
+    IntType,
+    LiteralType,
+    Metadata,
+    Type,
+    UnionType,
+    VarTupleType,
+)
 
 from sps2.cli.effective import KEYS
 from sps2.cli.up import up
@@ -70,6 +79,12 @@ def _row(key: Key, flag: str) -> str:
 
 
 def _kind(kind: Type) -> str:
+    if isinstance(kind, UnionType):
+        return " or ".join(map(_kind, kind.types))
+    if isinstance(kind, Metadata):
+        return _kind(kind.type)
+    if isinstance(kind, LiteralType):
+        return ", ".join(f"`{each}`" for each in kind.values)
     if isinstance(kind, VarTupleType):
         return "list of texts"
     if isinstance(kind, BoolType):

@@ -81,6 +81,18 @@ def show(cluster: Cluster, found: ClusterStatus, children: dict[str, Child]) -> 
     if found.shards:
         render.out.print()
         render.show(_shards(found, cluster.kv.page_tokens))
+    for shard in found.shards:
+        if shard.left_out:
+            said = f"{shard.id} is left out: {shard.left_out}"
+            render.out.print(said, style="yellow", markup=False, soft_wrap=True)
+    if rates := found.rates:
+        render.out.print(
+            f"predictions take {rates.gflops:.3g} GFLOP/s of the fastest shard, and links of "
+            f"{rates.link_gbit:.2g} Gbit/s and {1000 * rates.link_latency_s:.2g} ms",
+            style="dim",
+            markup=False,
+            soft_wrap=True,
+        )
     if found.requests:
         render.out.print()
         render.show(_requests(found, narrow=render.width() < NARROW))
@@ -119,6 +131,7 @@ def _shards(found: ClusterStatus, page_tokens: int) -> Table:
     assigned = any(shard.duty not in (shard.role, None) for shard in found.shards)
     duty = ["DUTY"] if assigned else []
     uneven = any(shard.speed is not None for shard in found.shards)
+    linked = any(shard.link is not None for shard in found.shards)
     columns = (
         *duty,
         "STATE",
@@ -127,6 +140,7 @@ def _shards(found: ClusterStatus, page_tokens: int) -> Table:
         ">FREE",
         ">REQUESTS",
         *([">SPEED"] if uneven else []),
+        *([">LINK"] if linked else []),
     )
     table = render.table("SHARD", *columns)
     for shard in found.shards:
@@ -135,9 +149,14 @@ def _shards(found: ClusterStatus, page_tokens: int) -> Table:
         requests = str(len(shard.requests) or "")
         duty = [shard.duty or shard.role] if assigned else []
         state = render.state(shard.state)
-        speed = ["" if shard.speed is None else f"{shard.speed:.2f}"] if uneven else []
-        table.add_row(shard.id, *duty, state, shard.transport, *tokens, requests, *speed)
+        speed = [_share(shard.speed)] if uneven else []
+        link = [_share(shard.link)] if linked else []
+        table.add_row(shard.id, *duty, state, shard.transport, *tokens, requests, *speed, *link)
     return table
+
+
+def _share(share: float | None) -> str:
+    return "" if share is None else f"{share:.2f}" if share >= 0.1 else f"{share:.1g}"
 
 
 def _requests(found: ClusterStatus, narrow: bool) -> Table:

@@ -38,12 +38,14 @@ from sps2.common.model.weights import load as load_model
 from sps2.common.models import locate
 from sps2.common.text.tokens import Tokenizer
 from sps2.common.transport import choose
+from sps2.common.transport.ping import Pings
 from sps2.common.transport.plane import Plane
 from sps2.common.vital import vital
 from sps2.kernels import native
 from sps2.services import memory
 from sps2.services.compatibility import greet
 from sps2.services.data_loop import DataLoop
+from sps2.services.measuring import MeasuringService
 from sps2.services.run import About, sending_heartbeats
 from sps2.services.tp_processes import Led, Loyalty, Team, connect, leading, meet
 
@@ -251,10 +253,19 @@ class ReadyShard:
         pages: int = 0,
         page_tokens: int = 0,
         inventory: Inventory | None = None,
+        own_gflops: Callable[[], Coroutine[Any, Any, float]] | None = None,
     ) -> AsyncIterator[None]:
-        """Serve `services` on the bus and be a member of the cluster while the context is open."""
-        bus = self.cluster.bus
-        server = Server([*services, self.about, self.about.traces], bus)
+        """Serve `services` on the bus and be a member of the cluster while the context is open.
+
+        Args:
+            own_gflops: measures, on the data loop, how fast the shard computes prompts.
+        """
+        bus, gflops = self.cluster.bus, 0.0
+        if own_gflops is not None and self.cluster.sharing.gflops == "measured":
+            gflops = await self.data.run(own_gflops())
+            log.info("computes %.3g GFLOP/s", gflops)
+        measuring = MeasuringService(Pings(self.plane), self.data, own_gflops)
+        server = Server([*services, measuring, self.about, self.about.traces], bus)
         address = await server.start(self.about.listen_at())
         followers = tuple(Follower(each.bus.address, each.plane) for each in led)
         peer = self.plane.peer
@@ -269,6 +280,7 @@ class ReadyShard:
             followers,
             torch.get_num_threads(),
             1 if self.model.device.type == "cuda" else machine.cores(),
+            gflops,
         )
         scheduler = Peer(self.cluster.scheduler_address, bus, name="scheduler")
         directory = Peer(self.cluster.kvdir_address, bus, name="kvdir")

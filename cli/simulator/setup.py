@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from sps2.cli.simulator.profile import Profile
+from sps2.cli.simulator.sharing import sharing_of
 from sps2.common.config import Cluster
 from sps2.common.messages import Follower, Peer, Role, Shard
 from sps2.common.model.config import ModelConfig
@@ -27,9 +30,18 @@ class Setup:
     pages: int
 
     def schemes(self) -> Schemes:
-        """How prefill groups may work together, as the scheduler knows it."""
-        config = self.config
-        return Schemes(self.model, self.itemsize, config.sharing, config.attention, None, config.tp)
+        """How prefill groups may work together, as the scheduler knows it.
+
+        What the cluster would measure is as the profile says.
+        """
+        config, measured = self.config, sharing_of(self.profile, self.model)
+        rates = {
+            name: getattr(measured, name)
+            for name in ("gflops", "link_gbit", "link_latency_s")
+            if getattr(config.sharing, name) == "measured"
+        }
+        sharing = replace(config.sharing, **rates)
+        return Schemes(self.model, self.itemsize, sharing, config.attention, None, config.tp)
 
     def shards(self) -> Iterator[Shard]:
         """The shards as they first join."""

@@ -36,11 +36,7 @@ def sharing_of(profile: Profile, model: ModelConfig) -> Sharing:
             least_s += third
     row_s = (least_s + most_s) / 2
     heads = model.heads * model.head_dim
-    products = (
-        2 * model.hidden_size * (heads + model.kv_heads * model.head_dim)
-        + 3 * model.hidden_size * model.intermediate_size
-    )
-    rate = 2 * products * model.layers / max(row_s, 1e-12)
+    rate = 2 * model.products / max(row_s, 1e-12)
     pair_flops = 4 * heads * model.layers
     attention = pair_flops / (rate * profile.pair_s) if profile.pair_s else FASTEST
     waits_s = profile.share_s / (2 * model.layers)

@@ -184,6 +184,7 @@ class Monitor:
             _sum(each.flow("received") for each in others),
             _sum(each.flow("sent") for each in others),
             _hidden(pulse),
+            status.left_out if status else "",
         )
 
     def _links(self, now_s: float) -> tuple[Link, ...]:

@@ -72,7 +72,7 @@ def totals(totals: Totals, width: int) -> list[Text]:
 
 
 def shards(shown: Sequence[Shard], width: int) -> list[Text]:
-    """A row per shard."""
+    """A row per shard, and below them why shards are left out."""
     names = max([8, *(len(each.id) for each in shown)])
     fixed = [Column("SHARD", min(names, 14)), Column("ROLE", 7), Column("STATE", 8)]
     counts = [
@@ -88,7 +88,12 @@ def shards(shown: Sequence[Shard], width: int) -> list[Text]:
     size = min(max(BAR, spare // 2), 24)
     bars = [Column("BUSY", size + 5), Column("KV", size + 5)]
     columns = [*fixed, *bars, *counts]
-    return [head(columns), *(line(columns, _shard(each, size)[: len(columns)]) for each in shown)]
+    rows = [line(columns, _shard(each, size)[: len(columns)]) for each in shown]
+    slow = [f" {each.id} is left out: {each.left_out}" for each in shown if each.left_out]
+    notes = [Text(each, style="yellow", no_wrap=True, overflow="ellipsis") for each in slow]
+    for note in notes:
+        note.truncate(width, overflow="ellipsis")
+    return [head(columns), *rows, *notes]
 
 
 def _shard(shard: Shard, size: int) -> list[Cell]:

@@ -64,6 +64,8 @@ class Shard(Struct, frozen=True):
     in_bytes_s: float | None = None
     out_bytes_s: float | None = None
     hidden: float | None = None
+    left_out: str = ""
+    """Why the last prompt that could have used it did not, in words."""
 
 
 class Link(Struct, frozen=True):

@@ -5,7 +5,16 @@ import re
 from collections.abc import Sequence
 
 import msgspec
-from msgspec.inspect import Field, LiteralType, Metadata, StructType, Type, VarTupleType
+from msgspec.inspect import (
+    Field,
+    FloatType,
+    LiteralType,
+    Metadata,
+    StructType,
+    Type,
+    UnionType,
+    VarTupleType,
+)
 
 from sps2.common.validation import in_words
 
@@ -25,13 +34,21 @@ def explained(error: msgspec.ValidationError, kind: type[msgspec.Struct]) -> str
             return f"there is no key `{full}`; did you mean {' or '.join(elsewhere)}?"
         return f"there is no key `{full}`{_instead(unknown[1], keys)}"
     if bad := re.fullmatch(r"Invalid enum value (.+)", what):
-        value, found = bad[1].strip("'"), _at(kind, names)
-        choices = list(map(str, found.values)) if isinstance(found, LiteralType) else []
+        value, choices = bad[1].strip("'"), _choices(_at(kind, names))
         return f"`{where}` cannot be {bad[1]}{_instead(value, choices)}"
     if not where:
         return what
     said = in_words(what, _form(kind, names))
     return f"`{where}` {said}" if said != what else f"`{where}`: {what}"
+
+
+def _choices(kind: Type) -> list[str]:
+    """The texts that a key may have, and in words what else."""
+    if isinstance(kind, UnionType):
+        return [choice for each in kind.types for choice in _choices(_bare(each))]
+    if isinstance(kind, FloatType):
+        return ["a number"]
+    return list(map(str, kind.values)) if isinstance(kind, LiteralType) else []
 
 
 def _instead(word: str, choices: Sequence[str]) -> str:

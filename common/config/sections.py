@@ -25,6 +25,7 @@ Policy = Literal[
 ]
 Duty = Literal["prefill", "decode"]
 AccessLog = Literal["all", "refused", "none"]
+Measured = Literal["measured"]
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -387,14 +388,24 @@ class Sharing(Section, frozen=True):
         bool, Meta(description="transfers beside arithmetic; false is there to be compared with")
     ] = True
     link_gbit: Annotated[
-        float, Meta(gt=0, description="Gbit/s of one shard's link, each way, for predictions")
-    ] = 10.0
+        Annotated[float, Meta(gt=0)] | Measured,
+        Meta(
+            description="Gbit/s of a shard's link, each way, for predictions; `measured`: by "
+            "small probes, and by what prefills move"
+        ),
+    ] = "measured"
     link_latency_s: Annotated[
-        float, Meta(ge=0, description="seconds from shard to shard, for predictions")
-    ] = 0.0002
+        Annotated[float, Meta(ge=0)] | Measured,
+        Meta(description="seconds from shard to shard, for predictions; `measured`: by probes"),
+    ] = "measured"
     gflops: Annotated[
-        float, Meta(gt=0, description="GFLOP/s of one shard's matrix products, for predictions")
-    ] = 300.0
+        Annotated[float, Meta(gt=0)] | Measured,
+        Meta(
+            description="GFLOP/s of the fastest shard's matrix products, for predictions; "
+            "`measured`: each shard measures its own when it starts and now and then, and "
+            "prefills correct that"
+        ),
+    ] = "measured"
     attention_rate: Annotated[
         float, Meta(gt=0, description="speed of attention against that, for predictions")
     ] = 0.75

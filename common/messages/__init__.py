@@ -46,7 +46,7 @@ from sps2.common.messages.directory import (
     UnpinAll,
     Watch,
 )
-from sps2.common.messages.fleet import Follower, Lead, Peer, Register, Shard
+from sps2.common.messages.fleet import Follower, Lead, Measure, Measures, Peer, Register, Shard
 from sps2.common.messages.joining import (
     Admission,
     JoinCluster,
@@ -63,6 +63,7 @@ from sps2.common.messages.prefill import (
     Prefill,
     Prefilled,
     PrefillRank,
+    Received,
     Source,
     Target,
     Urge,
@@ -98,6 +99,7 @@ from sps2.common.messages.status import (
     Greeted,
     Info,
     Link,
+    Rates,
     Record,
     Recorded,
     RequestStatus,
@@ -172,6 +174,8 @@ __all__ = [
     "ListLeases",
     "ListTraces",
     "Lookup",
+    "Measure",
+    "Measures",
     "Method",
     "ModelFile",
     "OnDisk",
@@ -190,9 +194,11 @@ __all__ = [
     "PrefillRank",
     "Prefilled",
     "Progress",
+    "Rates",
     "ReadModel",
     "Recall",
     "Recalled",
+    "Received",
     "Record",
     "Recorded",
     "Register",

@@ -1,6 +1,6 @@
 """Messages by which shards announce themselves."""
 
-from sps2.common.messages.base import Done, Role, Stream, Struct
+from sps2.common.messages.base import Done, Request, Role, Stream, Struct
 
 
 class Peer(Struct, frozen=True):
@@ -43,6 +43,8 @@ class Shard(Struct, frozen=True):
     """Compute threads of one process."""
     cores: int = 1
     """Cores that one process may use; those of its machine are shared with other shards."""
+    gflops: float = 0.0
+    """GFLOP/s of the model's matrix products, as it measured when it started; 0: it did not."""
 
     @property
     def host(self) -> str:
@@ -63,3 +65,25 @@ class Register(Stream[Done], frozen=True):
     """Shard to scheduler: the shard is a member while this is open. One item: accepted."""
 
     shard: Shard
+
+
+class Measures(Struct, frozen=True):
+    """What a shard has measured: its own GFLOP/s (0: not asked for), and the way to a partner.
+
+    sent_gbit, received_gbit: Gbit/s to and from it. latency_s: seconds, one way.
+    """
+
+    gflops: float
+    sent_gbit: float
+    received_gbit: float
+    latency_s: float
+
+
+class Measure(Request[Measures], frozen=True):
+    """Scheduler to shard: measure the way to a partner, and your own rate if `computes`.
+
+    PeerLost if the partner does not answer.
+    """
+
+    partner: Peer
+    computes: bool

@@ -95,6 +95,17 @@ class Advanced(Struct, frozen=True, tag=True):
     tokens: int
 
 
+class Received(Struct, frozen=True):
+    """Bytes of large frames that a process has received from a peer, and the seconds they took.
+
+    A time in which frames of several peers came at once counts in equal parts for each.
+    """
+
+    peer: str
+    nbytes: int
+    seconds: float
+
+
 class Prefilled(Struct, frozen=True, tag=True):
     """`token` is set by the rank that computed the prompt's last position, and None from others."""
 
@@ -106,6 +117,8 @@ class Prefilled(Struct, frozen=True, tag=True):
     pooled: bytes = b""
     """Little-endian float32, as `Sampling.pooling` says: the sum of the hidden states of the rank's
     spans, or that of the prompt's last position; empty from ranks without any."""
+    received: tuple[Received, ...] = ()
+    """By the process meanwhile, by peer."""
 
 
 class Deposited(Struct, frozen=True, tag=True):

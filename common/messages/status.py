@@ -91,6 +91,10 @@ class ShardStatus(Struct, frozen=True):
     """What it is used for: its role, unless it is a mixed shard with another duty."""
     speed: float | None = None
     """How fast it computes prompts, relative to the fastest; None if all are about as fast."""
+    link: float | None = None
+    """The rate of its link, relative to the best; None if all are about as good."""
+    left_out: str = ""
+    """Why the last prompt that could have used it did not, in words; empty if it is used."""
 
 
 class SetDuty(Request[Done], frozen=True):
@@ -101,6 +105,18 @@ class SetDuty(Request[Done], frozen=True):
     duty: Role
 
 
+class Rates(Struct, frozen=True):
+    """What the scheduler predicts with: configured, measured, or usual where nothing is known yet.
+
+    gflops: GFLOP/s of the fastest shard's matrix products. link_gbit, link_latency_s: Gbit/s each
+    way, and seconds one way, of the best link.
+    """
+
+    gflops: float
+    link_gbit: float
+    link_latency_s: float
+
+
 class FleetStatus(Struct, frozen=True):
     shards: tuple[ShardStatus, ...]
     requests: tuple[RequestStatus, ...]
@@ -108,6 +124,7 @@ class FleetStatus(Struct, frozen=True):
     """What is missing, in words; empty if every shard is there."""
     serving: bool = False
     """Whether prompts can be prefilled and decoded, even if on fewer shards than configured."""
+    rates: Rates | None = None
 
 
 class ShowFleet(Request[FleetStatus], frozen=True):
@@ -143,6 +160,7 @@ class ClusterStatus(Struct, frozen=True):
     quantize: str = "none"
     missing: str = ""
     """What is missing although requests are accepted, for example "1 of 2 decode shards"."""
+    rates: Rates | None = None
 
 
 class ShowCluster(Request[ClusterStatus], frozen=True):

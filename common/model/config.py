@@ -77,6 +77,12 @@ class ModelConfig:
         return self.windows[layer]
 
     @property
+    def products(self) -> int:
+        """Multiplications of all layers' matrix products, for one token."""
+        own = self.head_dim * (2 * self.heads + 2 * self.kv_heads) + 3 * self.intermediate_size
+        return self.hidden_size * own * self.layers
+
+    @property
     def scale(self) -> float:
         """The factor of attention scores."""
         return float(self.head_dim**-0.5)

@@ -1,7 +1,8 @@
 """The model: any Llama-family decoder, with attention passed in."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 
@@ -99,7 +100,7 @@ class Llama:
         self._layers = [_layer(tensors, quantised, index) for index in range(config.layers)]
         self._native = self._fused()
         self._recorded: Recorded | None = None
-        self._most_rows = MOST_ROWS_AT_ONCE[self.device.type == "cuda"]
+        self.most_rows = MOST_ROWS_AT_ONCE[self.device.type == "cuda"]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -115,12 +116,17 @@ class Llama:
         """The share of the whole model that this is."""
         return WHOLE if self._collectives is None else self._collectives.share
 
-    def turn(self, rows: int, gathers: int) -> Turn | None:
-        """Reserve the collectives of a share's forward of `rows` tokens, and of `gathers` `scores`.
+    def shallow(self, layers: int) -> "Llama":
+        """A model of the first layers, which shares their weights, and needs no other process."""
+        few, layers = copy(self), min(layers, self.config.layers)
+        few.config = replace(self.config, layers=layers, windows=self.config.windows[:layers])
+        few._layers, few._collectives, few._recorded = self._layers[:layers], None, None
+        few._native = few._fused()
+        return few
 
-        Returns:
-            The turn; None if this is a whole model.
-        """
+    def turn(self, rows: int, gathers: int) -> Turn | None:
+        """Reserve the collectives of a share's forward of `rows` tokens, and of `gathers` `scores`;
+        None if this is a whole model."""
         if self._collectives is None:
             return None
         shape = (rows, self.config.hidden_size)
@@ -148,7 +154,7 @@ class Llama:
         Returns:
             [rows or tokens, hidden_size], after the final norm.
         """
-        if turn is None and len(ids) > self._most_rows:
+        if turn is None and len(ids) > self.most_rows:
             return await self._many(ids, positions, attend, run, selected)
         if turn is None and (layers := self._native_for(len(ids))):
             hidden = await self._few(layers, ids, positions, attend, run)
@@ -171,10 +177,8 @@ class Llama:
     async def step(
         self, ids: Tensor, positions: Tensor, attend: Attend, turn: Turn | None = None
     ) -> Tensor:
-        """`forward` of a decode step for all rows; replays the recorded step if there is one.
-
-        The next step overwrites the arguments of `attend`.
-        """
+        """`forward` of a decode step for all rows; replays the recorded step if there is one. The
+        next step overwrites the arguments of `attend`."""
         if self._recorded is None or turn is not None or len(ids) > MOST_ROWS:
             return await self.forward(ids, positions, attend, turn=turn)
         return await self._recorded.step(ids, positions, attend)
@@ -209,7 +213,7 @@ class Llama:
 
         Other work of the same thread can run between two blocks.
         """
-        most, layers = self._most_rows, self._native_for(self._most_rows)
+        most, layers = self.most_rows, self._native_for(self.most_rows)
         blocks = [slice(first, first + most) for first in range(0, len(ids), most)]
         x = self._final_norm.new_empty(len(ids), self.config.hidden_size, dtype=torch.float32)
         tables: list[Table] = []

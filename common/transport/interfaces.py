@@ -10,6 +10,7 @@ from sps2.common import messages
 from sps2.common.errors import Invalid, PeerLost
 from sps2.common.transport.credit import Consumed
 from sps2.common.transport.frame import Frame
+from sps2.common.transport.meter import Meter
 
 
 class Stale(Invalid):
@@ -54,6 +55,8 @@ class Sink(Protocol):
     name: str
     token: bytes
     counters: Counter[str]
+    meter: Meter
+    """Backends with links of limited rate call its `begin` for each frame that comes."""
 
     def admit(self, peer: messages.Peer, generation: int) -> None:
         """A peer that was introduced wants to open its link to this plane.

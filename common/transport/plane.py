@@ -20,6 +20,7 @@ from sps2.common.transport.frame import Frame, Purpose
 from sps2.common.transport.frame_handlers import Deliver, FrameHandlers, Request
 from sps2.common.transport.inbox import Inbox, Tensors
 from sps2.common.transport.interfaces import Behind, Link, Stale
+from sps2.common.transport.meter import Meter
 from sps2.common.transport.once import Once, retrieve
 from sps2.common.transport.peer_state import PeerState
 from sps2.common.transport.proof import new_token
@@ -67,6 +68,8 @@ class Plane:
         "accept_errors", "handler_errors", "peers_lost", "ucx_rescues"."""
         self.links: dict[str, Counter[str]] = {}
         """Counters by peer: "sent" and "received" bytes, "frames_sent", "frames_received"."""
+        self.meter = Meter()
+        """How long large frames of peers take to arrive."""
         self._backend = make_backend(backend, self)
         self._peers: dict[str, PeerState] = {}
         self._handlers = FrameHandlers()
@@ -297,6 +300,7 @@ class Plane:
     def deliver(
         self, source: str, frame: Frame, tensors: Tensors | None, nbytes: int, consumed: Consumed
     ) -> None:
+        self.meter.end(source)
         self.counters[f"{frame.purpose}_received"] += nbytes
         self._count(source, "received", nbytes)
         if tensors is None or not (take := self._handlers.find(frame)):
@@ -317,6 +321,7 @@ class Plane:
         established = known.is_linked
         known.lose(PeerLost(peer, f"{peer} is gone: {reason}"))
         self._backend.drop(peer)
+        self.meter.drop(peer)
         self._handlers.lose(peer, known.gone)
         self._forget_oldest()
         callbacks = list(self._on_gone)

@@ -123,6 +123,7 @@ class TcpReceiver(asyncio.BufferedProtocol):
         self._frame = frames.decode(unread[PREFIX.size : size])
         self._start += size
         self._nbytes = size + self._frame.nbytes + 1
+        self._sink.meter.begin(self._peer, self._nbytes)
         if self._sink.wants(self._frame):
             self._tensors = frames.allocate(self._frame)
             self._targets = [view for t in reversed(self._tensors) if (view := frames.as_bytes(t))]

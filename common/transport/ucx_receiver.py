@@ -141,6 +141,7 @@ class UcxReceiver:
             start = PREFIX.size + length
             frame = frames.decode(memory[PREFIX.size : start])
             self._nbytes = start + frame.nbytes
+            self._sink.meter.begin(self._peer, self._nbytes)
             tensors = frames.allocate(frame) if self._sink.wants(frame) else None
             if kind == CHUNKED:
                 self._frame, self._tensors = frame, tensors

@@ -25,7 +25,8 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
         prefill = PrefillService(*parts, shard.data, pages=decode, traces=traces, grammars=grammars)
         decode.share(prefill.passes)
         services: list[Counting] = [prefill, decode]
-        async with shard.member(services, (), pool.pages, pool.page_tokens, decode.reports):
+        pages = pool.pages, pool.page_tokens
+        async with shard.member(services, (), *pages, decode.reports, prefill.own_gflops):
             await stop.wait()
         prefill.close()
         await decode.close()

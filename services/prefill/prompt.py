@@ -11,7 +11,14 @@ from torch import Tensor
 
 from sps2.common.device import Device
 from sps2.common.grammar import Grammars
-from sps2.common.messages import Deposited, Exchanged, Prefill, Prefilled, TokenLogprobs
+from sps2.common.messages import (
+    Deposited,
+    Exchanged,
+    Prefill,
+    Prefilled,
+    Received,
+    TokenLogprobs,
+)
 from sps2.common.model.attend import Run
 from sps2.common.model.collectives import Turn
 from sps2.common.model.llama import Llama
@@ -75,7 +82,7 @@ async def run_prompt(
         PeerLost: a member of the group or a decode shard is gone.
         Invalid: the model or the spans do not allow the requested method.
     """
-    started = time.monotonic()
+    started, before = time.monotonic(), plane.meter.totals()
     computed: list[tuple[int, Tensor, Tensor]] = []
     spans = request.group[request.rank].spans
     prompt = torch.frombuffer(bytearray(request.prompt), dtype=torch.int32).long()
@@ -153,7 +160,8 @@ async def run_prompt(
                     pooling = request.sampling.pooling
                     part = await pooled(pooling, hidden, draws, plane.device, compute)
             took_s = time.monotonic() - started
-            prefilled(Prefilled(token, scored, took_s, exchanged(group, attend), part))
+            came = tuple(itertools.starmap(_received, plane.meter.since(before).items()))
+            prefilled(Prefilled(token, scored, took_s, exchanged(group, attend), part, came))
     except BaseExceptionGroup as failures:
         raise root_cause(failures) from failures
     return Deposited(deposit.sent_bytes, deposit.saved_bytes)
@@ -174,6 +182,10 @@ def exchanged(group: Group, attend: Attention) -> Exchanged:
         lost,
         group.saved_bytes,
     )
+
+
+def _received(peer: str, came: tuple[int, float]) -> Received:
+    return Received(peer, *came)
 
 
 def _scored_rows(request: Prefill, positions: Tensor, tokens: int) -> Tensor:

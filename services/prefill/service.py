@@ -1,6 +1,7 @@
 """A prefill shard on the bus."""
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
 from sps2.common.errors import Invalid, PeerLost
@@ -15,6 +16,7 @@ from sps2.services.data_loop import DataLoop
 from sps2.services.prefill.compute_queue import Compute, Thread
 from sps2.services.prefill.layers import layers
 from sps2.services.prefill.local_pages import NO_PAGES, LocalPages
+from sps2.services.prefill.own_rate import own_gflops
 from sps2.services.prefill.passes import Passes
 from sps2.services.prefill.progress import Progress, Tally
 from sps2.services.prefill.prompt import run_prompt, turn_of
@@ -97,6 +99,11 @@ class PrefillService:
         if not self._followers.peers:  # their processes run prefills in the order of their turns
             self._data.post(lambda: self._urge(request))
         return Done()
+
+    async def own_gflops(self) -> float:
+        """Measure how fast this shard computes; on the data loop. Prefills go first."""
+        with self._compute.prefill(lambda: -math.inf) as run:
+            return await own_gflops(self._model, self._plane.device, run)
 
     def counters(self) -> dict[str, float]:
         """For heartbeats: requests joined now; tokens, exchange and CPU seconds so far."""

@@ -61,4 +61,12 @@ class Preempt(_Action, frozen=True):
     request: str
 
 
-Action = Find | Launch | Proceed | Fail | Reject | ChangeUrgency | Preempt
+class Probe(_Action, frozen=True):
+    """Have a shard measure its way to a partner, and its own rate if `computes`."""
+
+    shard: str
+    partner: str
+    computes: bool
+
+
+Action = Find | Launch | Proceed | Fail | Reject | ChangeUrgency | Preempt | Probe

@@ -13,10 +13,12 @@ from dataclasses import replace
 from sps2.common.errors import Invalid
 from sps2.common.spans import Span, pages_for
 from sps2.services.scheduler.fleet import Fleet
+from sps2.services.scheduler.hardware import Wire
 from sps2.services.scheduler.placing import Ahead
 from sps2.services.scheduler.plan import Plan, Wait, Work
 from sps2.services.scheduler.schemes import Schemes
 from sps2.services.scheduler.traffic import PrefixQuery
+from sps2.services.scheduler.unequal import least_rate
 
 SHARED_S = 0.25
 """Decode steps run in passes of prompts that are predicted to take up to this long, so that no
@@ -25,7 +27,8 @@ length, if they have `LEAST_TOKENS`."""
 LEAST_TOKENS = 512
 """Shorter chunks would read the model's weights for too little arithmetic."""
 SLOW = 0.5
-"""A shard that is no faster than this, relative to the fastest, joins no prompt between chunks."""
+"""A shard that is no faster than this, relative to the fastest, joins no prompt between chunks; nor
+does one whose link is no better."""
 SLACK = 1.1
 """A chunk counts as that short up to this factor: it is cut at a page."""
 Budget = Callable[[Fleet, Sequence[str]], int]
@@ -75,13 +78,16 @@ class Chunks:
             stop = self._stop(plan, work, plan.group, start, fleet)
             chunk = self._chunk(plan, work, plan.group, Span(start, stop), fleet)
             return self._shared(chunk, fleet)
-        speeds = fleet.relative_speeds()
+        speeds, wires = fleet.relative_speeds(), fleet.relative_wires()
         able = {
             member.shard.id: before
             for member in fleet.prefillers()
             if (before := ahead(member)) is not None
             and not fleet.pairs_apart({member.shard.id, *keepers})
-            and (member.shard.id in plan.group or speeds.get(member.shard.id, 1.0) > SLOW)
+            and (
+                member.shard.id in plan.group
+                or speeds.get(member.shard.id, 1.0) * wires.get(member.shard.id, Wire()).rate > SLOW
+            )
         }
         order = sorted(
             able, key=lambda shard: (shard not in plan.group, shard not in keepers, able[shard])
@@ -121,8 +127,10 @@ class Chunks:
     def _chunk(
         self, plan: Plan, work: Work, group: Sequence[str], chunk: Span, fleet: Fleet
     ) -> Plan:
-        speeds = fleet.speeds_of(group)
-        partition = self._schemes.choose(chunk.tokens, len(group), work.options, speeds=speeds)
+        speeds, wires = fleet.speeds_of(group), fleet.wires_of(group)
+        partition = self._schemes.choose(
+            chunk.tokens, len(group), work.options, speeds=speeds, wires=wires
+        )
         partition = partition.after(chunk.start)
         group = tuple(group[: len(partition.spans)])
         if kept := plan.before(chunk.start):
@@ -132,7 +140,8 @@ class Chunks:
                 for shard, theirs in kept.items()
                 if shard != rank
             ]
-            partition = self._schemes.behind(partition, chunk.start, queries, len(kept))
+            rate = least_rate(fleet, [*group, *kept])
+            partition = self._schemes.behind(partition, chunk.start, queries, len(kept), rate)
         left, threads = work.prompt_tokens - chunk.stop, plan.threads if len(group) == 1 else 0
         return replace(
             plan,

@@ -2,8 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Callable
 
 from sps2.common.errors import Internal, Invalid, Refused, ServiceError
 from sps2.common.messages import CachedRun, RequestStatus
@@ -36,6 +35,7 @@ from sps2.services.scheduler.events import (
     CHANGES,
     SHARD_CHANGES,
     STARTS_NONE,
+    TEACHES,
     Assigned,
     Chunked,
     Computed,
@@ -47,6 +47,7 @@ from sps2.services.scheduler.events import (
     Grew,
     Joined,
     Lost,
+    Measured,
     Parted,
     Prefilled,
     Progressed,
@@ -59,26 +60,16 @@ from sps2.services.scheduler.events import (
 )
 from sps2.services.scheduler.fleet import Fleet
 from sps2.services.scheduler.lateness import overdue
-from sps2.services.scheduler.learning import learn_speeds
+from sps2.services.scheduler.learning import learn, learn_measures
+from sps2.services.scheduler.left_out import note
 from sps2.services.scheduler.plan import Work
+from sps2.services.scheduler.probing import next_at, next_probe
 from sps2.services.scheduler.request import Request, gives_way
 from sps2.services.scheduler.rules import broken_rule
 from sps2.services.scheduler.unreachable import APART_S
-from sps2.services.scheduler.view import Forecast, Planner, View
+from sps2.services.scheduler.view import Forecast, Policy, View
 
 log = logging.getLogger(__name__)
-
-
-class Policy(Planner, Protocol):
-    """Decides when and where requests run."""
-
-    def decide(self, view: View) -> Iterable[Decision]:
-        """What to do now; called after every event.
-
-        Each decision is carried out as soon as it is yielded, and `view` shows its effect. A policy
-        keeps nothing between events, has no clock and does no I/O, so that a replay decides alike.
-        """
-        ...
 
 
 class Core:
@@ -134,9 +125,13 @@ class Core:
         self._queue = deque(state.queue)
         self._prefilling = {id: self._requests[id] for id in state.prefilling}
         self._callers = Callers(state.turns, (each.work.caller for each in state.requests))
+        self.policy.placing.adapt(self.fleet)
 
     def handle(self, event: Event, now_s: float) -> list[Action]:
         """Apply one event; the caller carries out the returned actions in their order."""
+        return [*self._apply(event, now_s), *next_probe(self.fleet, event, now_s)]
+
+    def _apply(self, event: Event, now_s: float) -> list[Action]:
         self.fleet.reunite(now_s)
         self.fleet.changes += isinstance(event, CHANGES)
         self.fleet.shard_changes += isinstance(event, SHARD_CHANGES)
@@ -171,8 +166,10 @@ class Core:
             case Progressed(id, tokens):
                 self._requests[id].computed = tokens
                 self._progressed.append(self._requests[id])
-            case Computed(id, seconds):
-                learn_speeds(self.fleet, self._requests.get(id), seconds, now_s)
+            case Computed(id):
+                learn(self.fleet, self._requests.get(id), event, now_s)
+            case Measured():
+                learn_measures(self.fleet, event, now_s)
             case Chunked(id):
                 request = self._requests[id]
                 request.awaits_chunk = True
@@ -208,12 +205,14 @@ class Core:
                 self._doubt_cached()
             case Ended(id):
                 self._end(id)
+        if isinstance(event, TEACHES):
+            self.policy.placing.adapt(self.fleet)
         return self._decide(now_s, not isinstance(event, STARTS_NONE))
 
     def wakes_at(self) -> float | None:
         """The time at which the next `Tick` is due; None if none is."""
         apart_s = self.fleet.apart_until_s() if self._queue else None
-        times = [] if apart_s is None else [apart_s]
+        times = [at_s for at_s in (apart_s, next_at(self.fleet)) if at_s is not None]
         for id in self._queue:
             times += self._requests[id].wakes_at(self._patience_s)
         return min(times, default=None)
@@ -303,6 +302,7 @@ class Core:
                 request.plan, request.urgency, request.stage = plan, urgency, "reserving"
                 request.wait = request.absent_since_s = None
                 request.launched_s, self._prefilling[id] = now_s, request
+                note(plan.group, self.fleet)
                 occupancy.enter(self.fleet, request, self._requests)
                 return [Launch(id, request.epoch, plan, urgency)]
             case NextChunk(id, plan, urgency):

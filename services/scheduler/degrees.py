@@ -1,11 +1,15 @@
-"""How many shards are worth using for one prompt."""
+"""How many shards are worth using for one prompt, and behind which links."""
 
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import product, starmap
 from math import exp, inf, log2
+from typing import NamedTuple
 
 from sps2.common.errors import Invalid
 from sps2.common.messages import PrefillOptions
-from sps2.services.scheduler.keeping import TIERS
+from sps2.services.scheduler.hardware import WORST, Hardware, Wire
+from sps2.services.scheduler.keeping import LINK_OCTAVES, TIERS
 from sps2.services.scheduler.schemes import Schemes
 from sps2.services.scheduler.speeds import Pace
 
@@ -23,6 +27,13 @@ GAIN = 1.05
 best number: what a slow one gains must be worth what a part costs besides its arithmetic."""
 KEPT = 4096
 """How many recent degrees are kept."""
+
+
+class Choice(NamedTuple):
+    """How many shards to use. Those whose link is worse than `worst` are left out."""
+
+    degree: int
+    worst: Wire = WORST
 
 
 class Degrees:
@@ -48,7 +59,8 @@ class Degrees:
         gathers: bool = False,
         paces: tuple[Pace, ...] = (),
         idle_paces: tuple[Pace, ...] = (),
-    ) -> int:
+        deposits: bool = False,
+    ) -> Choice:
         """The degree for a prompt.
 
         Args:
@@ -56,17 +68,35 @@ class Degrees:
             most: shards that it may use.
             idle: of these, those that prefill nothing.
             gathers: whether one of them keeps all KV, so that the others send it theirs.
-            paces: of the shards, the fastest first; empty if all are alike. Then the best degree
-                is that of the fastest ones: slower shards are left out where that is faster.
+            paces: of all shards, the fastest first; empty if all are alike. Then the best degree
+                is that of the fastest ones among those with good links: shards that are slower, or
+                have slower links, are left out where that is faster.
             idle_paces: of those that prefill nothing.
+            deposits: whether others keep the KV, so that all send it theirs.
         """
         if most < 2 or tokens < 2 or options.method is not None:
-            return most
+            return Choice(most)
         octave = tokens.bit_length() - 1
         unit = max(1, (1 << octave) // STEPS)
-        idle = min(most, idle)
-        rounded = tokens // unit * unit
-        return self._chosen(rounded, most, idle, options, gathers, paces[:most], idle_paces[:idle])
+        rounded, idle = tokens // unit * unit, min(most, idle)
+        hardware = self._schemes.hardware
+        return self._chosen(
+            rounded, most, idle, options, gathers, paces, idle_paces, deposits, hardware
+        )
+
+    def behind(
+        self, tokens: int, degree: int, options: PrefillOptions, paces: tuple[Pace, ...]
+    ) -> Choice:
+        """The links for a prompt that has to have this degree: those with which it ends soonest."""
+        found = [
+            (self._seconds(tokens, group, options, False, False), *_strict(worst))
+            for worst, members in _by_links(paces)
+            if len(group := members[:degree]) == degree
+        ]
+        if not found:
+            return Choice(degree)
+        _, rate, lag = min(found)
+        return Choice(degree, Wire(-rate, lag))
 
     def _choose(
         self,
@@ -77,60 +107,102 @@ class Degrees:
         gathers: bool,
         paces: tuple[Pace, ...],
         idle_paces: tuple[Pace, ...],
-    ) -> int:
+        deposits: bool,
+        hardware: Hardware,
+    ) -> Choice:
         alone_s = self._schemes.alone_s(tokens)
-        seconds: dict[tuple[int, tuple[Pace, ...]], float] = {}
+        seconds: dict[tuple[Pace, ...], float] = {}
 
-        def takes_s(degree: int, fast: tuple[Pace, ...]) -> float:
-            key = degree, fast[:degree]
-            if key not in seconds:
-                seconds[key] = self._seconds(tokens, degree, options, gathers, fast[:degree])
-            return seconds[key]
+        def takes_s(group: tuple[Pace, ...]) -> float:
+            if group not in seconds:
+                seconds[group] = self._seconds(tokens, group, options, gathers, deposits)
+            return seconds[group]
 
-        def within(limit: int, efficiency: float, fast: tuple[Pace, ...]) -> list[int]:
-            """Degrees up to a limit that use their shards so well."""
-            return [
-                degree
-                for degree in _candidates(limit, fast)
-                if degree == 1
-                or alone_s >= efficiency * _power(degree, fast) * takes_s(degree, fast)
-            ]
+        def is_used(group: tuple[Pace, ...], efficiency: float, least_s: float = 0.0) -> bool:
+            """Whether a group's time goes into arithmetic to this share, with so much for each."""
+            power = sum(pace.speed for pace in group)
+            if len(group) == 1:
+                return True
+            return alone_s >= power * max(efficiency * takes_s(group), least_s)
 
+        alike = (Pace(1.0),) * most
+        unbusy = idle_paces if paces else alike[: max(1, idle)]
         filled = [
-            degree
-            for degree in within(most, EFFICIENT, paces)
-            if alone_s >= _power(degree, paces) * LEAST_S
+            each for each in _groups(paces or alike, most) if is_used(each[1], EFFICIENT, LEAST_S)
         ]
-        spared = within(idle, SPARE, idle_paces)
+        spared = [each for each in _groups(unbusy, idle) if is_used(each[1], SPARE)]
         if not paces:
-            soonest = min(spared, key=lambda degree: (takes_s(degree, ()), -degree))
-            return max([soonest, *filled])
+            soonest = min((group for _, group in spared), key=lambda g: (takes_s(g), -len(g)))
+            return Choice(max([len(soonest), *(len(group) for _, group in filled)]))
 
-        def fewest(degrees: list[int], fast: tuple[Pace, ...]) -> int:
-            least_s = min((takes_s(degree, fast) for degree in degrees), default=0.0)
-            return next((each for each in degrees if takes_s(each, fast) <= GAIN * least_s), 1)
+        def fewest(found: list[tuple[Wire, tuple[Pace, ...]]]) -> Choice:
+            enough = GAIN * min(takes_s(group) for _, group in found)
+            quick = [
+                (len(group), takes_s(group), *_strict(worst))
+                for worst, group in found
+                if takes_s(group) <= enough
+            ]
+            degree, _, rate, lag = min(quick)
+            return Choice(degree, Wire(-rate, lag))
 
-        return max(fewest(spared, idle_paces), fewest(filled, paces))
+        choices = [fewest(found) for found in (spared, filled) if found]
+        return max(choices, key=lambda choice: choice.degree)
 
     def _seconds(
         self,
         tokens: int,
-        degree: int,
+        group: tuple[Pace, ...],
         options: PrefillOptions,
         gathers: bool,
-        paces: tuple[Pace, ...],
+        deposits: bool,
     ) -> float:
-        schemes = self._schemes
-        if degree == 1:
-            return schemes.alone_s(tokens) / (paces[0].speed if paces else 1.0)
-        speeds = tuple(pace.speed for pace in reversed(paces))
+        """Predicted seconds of a group, the fastest shard first."""
+        schemes, degree = self._schemes, len(group)
+        speeds = tuple(pace.speed for pace in reversed(group))
+        wires = tuple(pace.wire for pace in reversed(group))
+        wires = () if {*wires} == {Wire()} else wires
         try:
-            partition = schemes.choose(tokens, degree, options, speeds=speeds)
+            partition = schemes.choose(tokens, degree, options, speeds=speeds, wires=wires)
         except Invalid:  # a configured method that needs another degree
             return inf
-        gathered_s = schemes.gathered_s(partition) if gathers else 0.0
-        drag = exp(max(pace.drag for pace in paces)) if paces else 1.0
-        return max(partition.predicted_s, gathered_s) * drag
+        seconds = partition.predicted_s
+        if gathers and degree > 1:
+            seconds = max(seconds, schemes.gathered_s(partition, wires))
+        if deposits:
+            seconds = max(seconds, schemes.deposited_s(partition, wires))
+        return seconds * (exp(max(pace.drag for pace in group)) if degree > 1 else 1.0)
+
+
+def _strict(worst: Wire) -> tuple[float, float]:
+    """A sort key: of limits by which the same group is found, the narrowest comes first."""
+    return -worst.rate, worst.lag
+
+
+def _by_links(paces: tuple[Pace, ...]) -> Iterator[tuple[Wire, tuple[Pace, ...]]]:
+    """All shards; without those with the slowest links; and so on, likewise for latency.
+
+    Links within a factor of 2 to the power of `LINK_OCTAVES` are left out together.
+    """
+    rates, lags = dict[int, float](), dict[int, float]()
+    for pace in paces:
+        rate, lag = pace.wire
+        tiers = round(log2(rate) / LINK_OCTAVES), round(log2(lag) / LINK_OCTAVES)
+        rates[tiers[0]] = min(rate, rates.get(tiers[0], rate))
+        lags[tiers[1]] = max(lag, lags.get(tiers[1], lag))
+    seen = set[tuple[Pace, ...]]()
+    for worst in starmap(Wire, product(sorted(rates.values()), sorted(lags.values())[::-1])):
+        members = tuple(pace for pace in paces if pace.wire.is_within(worst))
+        if members and members not in seen:
+            seen.add(members)
+            yield worst, members
+
+
+def _groups(paces: tuple[Pace, ...], most: int) -> Iterator[tuple[Wire, tuple[Pace, ...]]]:
+    """Groups to compare, each with its worst link: the fastest of those with good links."""
+    for worst, members in _by_links(paces):
+        limit = min(most, len(members))
+        for degree in _candidates(limit, members):
+            yield worst, members[:degree]
 
 
 def _candidates(limit: int, paces: tuple[Pace, ...]) -> list[int]:
@@ -140,13 +212,8 @@ def _candidates(limit: int, paces: tuple[Pace, ...]) -> list[int]:
     while degree > 1:
         found.add(degree)
         degree //= 2
-    if paces:
+    if len({*paces}) > 1:
         found |= {degree for degree in (limit - 1, limit - 2) if degree > 1}
         tiers = [round(TIERS * log2(pace.speed)) for pace in paces[:limit]]
         found |= {n for n in range(2, limit) if tiers[n] < tiers[n - 1]}
     return sorted(found)
-
-
-def _power(degree: int, paces: tuple[Pace, ...]) -> float:
-    """What so many of the fastest shards compute together, in shards of the configured rate."""
-    return sum(pace.speed for pace in paces[:degree]) if paces else degree

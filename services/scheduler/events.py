@@ -2,7 +2,7 @@
 
 import msgspec
 
-from sps2.common.messages import CachedRun, Placement, Role, Room, Shard
+from sps2.common.messages import CachedRun, Measures, Placement, Role, Room, Shard
 from sps2.services.scheduler.plan import Work
 
 
@@ -39,6 +39,14 @@ class Retired(_Event, frozen=True):
     """A shard is about to leave: it gets no new work."""
 
     shard: str
+
+
+class Measured(_Event, frozen=True):
+    """A shard has measured itself, and its way to a partner; None: it could not."""
+
+    shard: str
+    partner: str
+    measures: Measures | None
 
 
 class RoomSeen(_Event, frozen=True):
@@ -86,14 +94,25 @@ class Progressed(_Event, frozen=True):
     tokens: int
 
 
+class Moved(msgspec.Struct, frozen=True):
+    """Bytes of large frames from one shard to another; see `messages.Received`."""
+
+    source: str
+    target: str
+    nbytes: int
+    seconds: float
+
+
 class Computed(_Event, frozen=True):
     """The ranks of a request's group have computed a chunk.
 
     seconds: of arithmetic by rank, in wall-clock time; waiting for other ranks is not in it.
+    moved: what they received meanwhile.
     """
 
     request: str
     seconds: tuple[float, ...]
+    moved: tuple[Moved, ...] = ()
 
 
 class Chunked(_Event, frozen=True):
@@ -159,6 +178,7 @@ Event = (
     | Parted
     | Assigned
     | Retired
+    | Measured
     | RoomSeen
     | Submitted
     | Found
@@ -191,8 +211,12 @@ CHANGES = (
     | Ended
 )
 """Events after which requests that wait may start."""
-STARTS_NONE = ReadingAhead | ReadAhead | Granted | Progressed | Computed | Decoded | Grew
+STARTS_NONE = ReadingAhead | ReadAhead | Granted | Measured | Progressed | Computed | Decoded | Grew
 """Events after which no request that waits may start."""
 SHARD_CHANGES = Joined | Lost | Parted | Assigned | Chunked | Prefilled
 """Those after which requests that wait for shards may start; so they may when one leaves shards
 that prefill."""
+TEACHES = Joined | Lost | Assigned | Retired | Computed | Measured
+"""Those from which it may be learned how fast the shards that prefill are, and their links."""
+FREES = TEACHES | Ended | Tick
+"""Those after which a shard may be due to measure itself, and have nothing else to do."""

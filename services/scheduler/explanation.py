@@ -25,10 +25,10 @@ from sps2.services.scheduler.events import (
     Starved,
     Submitted,
 )
+from sps2.services.scheduler.left_out import left_out
 from sps2.services.scheduler.plan import Plan, Work
 from sps2.services.scheduler.replay import Recording
 from sps2.services.scheduler.schemes import EXACT
-from sps2.services.scheduler.speeds import ALIKE
 from sps2.services.scheduler.view import View
 
 DEGREES = 6
@@ -206,7 +206,7 @@ def _start(plan: Plan, urgency: float, view: View) -> str:
     slower = _left_out(plan, view)
     gbit = plan.partition.scheme.lossless
     packed = "" if gbit is None else "; what travels is packed losslessly"
-    packed += f" where that is faster than {gbit:g} Gbit/s" if gbit else ""
+    packed += f" where that is faster than {gbit:.2g} Gbit/s" if gbit else ""
     return (
         f"started{part} on {', '.join(plan.group)}{threads}, urgency {urgency:.1f}{also}; "
         f"tokens of KV: {kept}{slower}{packed}"
@@ -215,15 +215,8 @@ def _start(plan: Plan, urgency: float, view: View) -> str:
 
 def _left_out(plan: Plan, view: View) -> str:
     """Which shards that prefill nothing are not in a plan because they are slow, in words."""
-    speeds = view.fleet.relative_speeds()
-    slowest = min(speeds.get(shard, 1.0) for shard in plan.group)
-    slow = [
-        f"{member.shard.id} ({speeds[member.shard.id]:.2f} of the fastest)"
-        for member in view.fleet.prefillers()
-        if speeds and not member.prefilled and member.shard.id not in plan.group
-        if ALIKE * speeds[member.shard.id] <= slowest
-    ]
-    return f"; left out as slower: {', '.join(slow)}" if slow else ""
+    slow = [f"{shard} ({why})" for shard, why in left_out(plan.group, view.fleet).items()]
+    return f"; left out: {', '.join(slow)}" if slow else ""
 
 
 def _chunk(plan: Plan) -> str:

@@ -6,9 +6,12 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from sps2.common.errors import Invalid
-from sps2.common.messages import Role, Room, Shard, ShardStatus
+from sps2.common.messages import Role, Room, Shard
 from sps2.common.words import counted
 from sps2.services.scheduler.fleet_state import FleetState, Member
+from sps2.services.scheduler.hardware import UNKNOWN, Known, Wire
+from sps2.services.scheduler.links import Links
+from sps2.services.scheduler.measuring import NOTHING, Measuring, Probing
 from sps2.services.scheduler.shard_secrets import without_tokens
 from sps2.services.scheduler.speeds import Speeds
 
@@ -27,6 +30,7 @@ class Fleet:
         prefill, decode, mixed: how many shards of each role are configured. A cluster has prefill
             and decode shards, or mixed ones.
         duties: of mixed shards that are to do only one of the two, by id.
+        measures: what shards measure of themselves and of their links.
     """
 
     def __init__(
@@ -35,6 +39,7 @@ class Fleet:
         decode: int = 0,
         mixed: int = 0,
         duties: Mapping[str, Role] = MappingProxyType({}),
+        measures: Measuring = NOTHING,
     ) -> None:
         self.expected: dict[Role, int] = {"prefill": prefill, "decode": decode, "mixed": mixed}
         self.prefilling: Role = "mixed" if mixed else "prefill"
@@ -52,6 +57,10 @@ class Fleet:
         """As `changes`, for requests that wait for shards."""
         self.speeds = Speeds()
         """How fast shards are, as far as it was learned; its time is that of the last event."""
+        self.links = Links()
+        """How good their links are."""
+        self.measures = measures
+        self.probing = Probing({})
         self.page_tokens = 1
         """Tokens of a page on the shards that keep KV."""
         self._duties = dict(duties)
@@ -83,17 +92,22 @@ class Fleet:
             tuple((min(pair), max(pair), until_s) for pair, until_s in self._apart.items()),
             self.speeds.state(),
             tuple(sorted(self.leaving)),
+            self.measures,
+            self.links.state(),
+            [*self.links.doubted],
+            self.probing,
         )
 
     @classmethod
     def restored(cls, state: FleetState) -> "Fleet":
         """The fleet that had this state, which it takes over."""
         prefill, decode, mixed = (state.expected[role] for role in ROLES)
-        fleet = cls(prefill, decode, mixed, state.duties)
+        fleet = cls(prefill, decode, mixed, state.duties, state.measures)
         fleet.members = {member.shard.id: member for member in state.members}
         fleet.lost = {shard.id: shard for shard in state.lost}
         fleet.room, fleet.speeds = state.room, Speeds(state.speeds)
         fleet.leaving = {*state.leaving}
+        fleet.links, fleet.probing = Links(state.paths, state.doubted), state.probing
         fleet.changes, fleet.shard_changes = state.changes, state.shard_changes
         for request, pages in state.promised.items():
             fleet.promise(request, pages)
@@ -106,9 +120,12 @@ class Fleet:
         return self.shard_changes if cause == "shards" else self.changes
 
     def join(self, shard: Shard) -> None:
-        self._reunite(shard.id)
-        self.speeds.forget(shard.id)
+        self._forget(shard.id)
         self.leaving.discard(shard.id)
+        if shard.gflops and self.measures.speeds:
+            self.speeds.claim(shard.id, shard.gflops, self.speeds.now_s)
+        if any(self.measures):
+            self.probing.due_s[shard.id] = self.speeds.now_s
         self.members[shard.id] = Member(shard)
         self.lost.pop(shard.id, None)
         self._index()
@@ -123,8 +140,7 @@ class Fleet:
             self.leaving.remove(shard_id)
         else:
             self.lost[shard_id] = gone
-        self._reunite(shard_id)
-        self.speeds.forget(shard_id)
+        self._forget(shard_id)
         self._index()
         return True
 
@@ -200,8 +216,11 @@ class Fleet:
         pages = [member.shard.page_tokens for member in self._keepers]
         self.page_tokens = max(pages, default=1)
 
-    def _reunite(self, shard_id: str) -> None:
-        """Forget lost links of a shard that joins anew or is gone."""
+    def _forget(self, shard_id: str) -> None:
+        """Forget what was learned of a shard that joins anew or is gone."""
+        self.speeds.forget(shard_id)
+        self.links.forget(shard_id)
+        self.probing.due_s.pop(shard_id, None)
         self._apart = {pair: until for pair, until in self._apart.items() if shard_id not in pair}
 
     @property
@@ -250,6 +269,24 @@ class Fleet:
         They are rounded, and depend on the time: see `Speeds`.
         """
         return self.speeds.relative(member.shard.id for member in self._prefillers)
+
+    def relative_wires(self) -> dict[str, Wire]:
+        """The link of each member relative to the best; empty if all are alike."""
+        return self.links.relative(tuple(self.members)) if self.measures.links else {}
+
+    def wires_of(self, group: Sequence[str]) -> tuple[Wire, ...]:
+        """The `relative_wires` of a group by rank; empty if all of these are alike."""
+        wires = self.relative_wires()
+        found = tuple(wires.get(shard, Wire()) for shard in group)
+        return () if {*found} == {Wire()} else found
+
+    def known(self) -> Known:
+        """What was measured of the fastest shard and of the best link."""
+        if not any(self.measures):
+            return UNKNOWN
+        prefillers = [member.shard.id for member in self._prefillers]
+        rate = self.speeds.fastest_gflops(prefillers) if self.measures.speeds else None
+        return Known(rate, *self.links.best(self.members))
 
     def speeds_of(self, group: Sequence[str]) -> tuple[float, ...]:
         """The `relative_speeds` of a group by rank; empty if all shards are alike."""
@@ -326,34 +363,6 @@ class Fleet:
             **{f"{role}_shards": float(len(self.of(role))) for role in roles},
             **{f"{role}_shards_expected": float(self._wanted(role)) for role in roles},
         }
-
-    def statuses(self) -> tuple[ShardStatus, ...]:
-        """The status of every shard, lost ones included, by id."""
-        speeds = self.relative_speeds()
-        here = [
-            ShardStatus(
-                shard.id,
-                shard.role,
-                "busy" if member.requests else "ready",
-                shard.pid,
-                shard.address,
-                shard.peer.name,
-                shard.peer.address.partition(":")[0],
-                shard.pages,
-                self.room.free.get(shard.id, 0),
-                tuple(sorted(member.requests)),
-                tuple(follower.address for follower in shard.followers),
-                self.duty(shard.id),
-                speeds.get(shard.id),
-            )
-            for member in self.members.values()
-            for shard in (member.shard,)
-        ]
-        gone = [
-            ShardStatus(shard.id, shard.role, "lost", shard.pid, duty=self.duty(shard.id))
-            for shard in self.lost.values()
-        ]
-        return tuple(sorted(here + gone, key=lambda status: status.id))
 
     def serving(self) -> bool:
         """Whether requests can run, even if on fewer shards than configured."""

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import msgspec
 
 from sps2.common.messages import Role, Room, Shard
+from sps2.services.scheduler.links import Path
+from sps2.services.scheduler.measuring import Measuring, Probing
 from sps2.services.scheduler.speeds import SpeedsState
 
 
@@ -21,6 +23,8 @@ class Member:
     """Requests that it decodes as their owner."""
     given: int = 0
     """How many prefills it has taken part in."""
+    left_out: str = ""
+    """Why the last prompt that could have used it did not, in words."""
 
     @property
     def requests(self) -> set[str]:
@@ -59,4 +63,8 @@ class FleetState(msgspec.Struct, frozen=True):
     promised: dict[str, dict[str, int]]
     apart: tuple[tuple[str, str, float], ...]
     speeds: SpeedsState
-    leaving: tuple[str, ...] = ()
+    leaving: tuple[str, ...]
+    measures: Measuring
+    paths: dict[str, dict[str, Path]]
+    doubted: list[str]
+    probing: Probing

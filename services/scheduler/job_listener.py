@@ -12,6 +12,7 @@ from sps2.services.scheduler.events import (
     Event,
     Granted,
     Grew,
+    Moved,
     Parted,
     Prefilled,
     Progressed,
@@ -33,7 +34,7 @@ class Listener(Protocol):
 
     def granted(self, room: Room) -> None: ...
     def advanced(self, progress: Progress) -> None: ...
-    def computed(self, seconds: tuple[float, ...]) -> None: ...
+    def computed(self, seconds: tuple[float, ...], moved: tuple[Moved, ...]) -> None: ...
     def chunked(self) -> None: ...
     def prefilled(self, exchanged: Sequence[Exchanged]) -> None: ...
     def shareable(self) -> None: ...
@@ -71,8 +72,8 @@ class Listening:
         self._handle(Progressed(self._request, progress.processed - progress.cached))
         self._publish(self._request, "prefill", processed=progress.processed)
 
-    def computed(self, seconds: tuple[float, ...]) -> None:
-        self._handle(Computed(self._request, seconds))
+    def computed(self, seconds: tuple[float, ...], moved: tuple[Moved, ...]) -> None:
+        self._handle(Computed(self._request, seconds, moved))
 
     def chunked(self) -> None:
         self._handle(Chunked(self._request))

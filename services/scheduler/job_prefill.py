@@ -20,6 +20,7 @@ from sps2.common.messages import (
 )
 from sps2.common.tracing import Trail
 from sps2.services.scheduler.contacts import Contacts
+from sps2.services.scheduler.events import Moved
 from sps2.services.scheduler.job_listener import Listener
 from sps2.services.scheduler.plan import Plan
 from sps2.services.scheduler.prefill_progress import Eta
@@ -93,7 +94,8 @@ class JobPrefill:
         if plan.chunk.stop < len(self._submit.prompt) // 4:
             self._report(self._eta.finish(plan.chunk.stop, time.monotonic()))
         self.chunks.append(plan)
-        self._listener.computed(tuple(reply.exchanged.compute_s for reply in replies))
+        seconds = tuple(reply.exchanged.compute_s for reply in replies)
+        self._listener.computed(seconds, self._moved(plan, replies))
         self.replies += replies
         self.prefill_s += max(reply.prefill_s for reply in replies)
         for shard, reply in zip(plan.group, replies, strict=True):
@@ -157,6 +159,18 @@ class JobPrefill:
                         case Deposited():
                             return item
         raise Internal(f"{shard} ended its part of request {submit.request} early")
+
+    def _moved(self, plan: Plan, replies: Sequence[Prefilled]) -> tuple[Moved, ...]:
+        """What the ranks of a chunk received, by the shards that it came from."""
+        senders = {
+            each.name: shard for shard in plan.shards for each in self._contacts.planes(shard)
+        }
+        return tuple(
+            Moved(senders[each.peer], target, each.nbytes, each.seconds)
+            for target, reply in zip(plan.group, replies, strict=True)
+            for each in reply.received
+            if each.peer in senders
+        )
 
     def _report(self, progress: Progress | None) -> None:
         if progress is not None:

@@ -7,9 +7,13 @@ from functools import partial
 from sps2.common.messages import Placement
 from sps2.common.spans import Span, paged_split, pages_for
 from sps2.services.scheduler.cached_prefix import Prefix
-from sps2.services.scheduler.fleet import Fleet, Member
+from sps2.services.scheduler.fleet import Fleet
+from sps2.services.scheduler.fleet_state import Member
+from sps2.services.scheduler.hardware import Wire
 from sps2.services.scheduler.plan import Work
 
+LINK_OCTAVES = 2
+"""Links count as about equally good within so many factors of 2."""
 TIERS = 4
 """Shards count as about equally fast within a factor of 2 to the power of one over this."""
 
@@ -64,6 +68,22 @@ def quick_first(
     return quick
 
 
+def good_links_first(
+    wires: Mapping[str, Wire], key: Callable[[tuple[Member, int]], tuple[int, int]]
+) -> Callable[[tuple[Member, int]], tuple[int, int, int]]:
+    """A sort key that has better links first, and orders about equally good ones by `key`.
+
+    Args:
+        wires: relative to the best; empty if all are alike.
+    """
+
+    def good(each: tuple[Member, int]) -> tuple[int, int, int]:
+        wire = wires.get(each[0].shard.id, Wire())
+        return (round(math.log2(wire.lag / wire.rate) / LINK_OCTAVES), *key(each))
+
+    return good
+
+
 def pools_of(fleet: Fleet) -> list[tuple[Member, int]]:
     """Members that keep KV, with all their pages."""
     total = fleet.room.total
@@ -87,20 +107,25 @@ def has_room(work: Work, prefix: Prefix, free: list[tuple[Member, int]]) -> bool
 
 
 def fit(
-    work: Work, prefix: Prefix, free: list[tuple[Member, int]], holders: int
+    work: Work,
+    prefix: Prefix,
+    free: list[tuple[Member, int]],
+    holders: int,
+    wires: Mapping[str, Wire],
 ) -> tuple[Placement, ...] | None:
     """Placements on the `holders` preferred members, in proportion to the room of each.
 
-    The owner's room is what the answer leaves. None if the room is too small.
+    Members with slow links come last: all KV moves there. The owner's room is what the answer
+    leaves. None if the room is too small.
     """
     page_tokens, first = prefix.page_tokens, prefix.tokens
     tokens = work.prompt_tokens - first
     last = (tokens - 1) % page_tokens + 1
-    most = sorted(free, key=partial(preference, prefix))[:holders]
+    most = sorted(free, key=good_links_first(wires, partial(preference, prefix)))[:holders]
     able = [each for each in most if beside_answer(work, prefix, each) >= last]
     if not able:
         return None
-    owner = min(able, key=partial(burden, prefix))
+    owner = min(able, key=good_links_first(wires, partial(burden, prefix)))
     most.remove(owner)
     own_pages = (beside_answer(work, prefix, owner) - last) // page_tokens + 1
     rooms = [max(0, pages) for _, pages in most] + [own_pages]

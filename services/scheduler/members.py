@@ -67,6 +67,11 @@ class Members:
             log.warning("%s was lost (%s)", shard.id, shard.peer.name)
             self._leave(shard.id)
 
+    def shard(self, id: str) -> Shard | None:
+        """A shard that is registered."""
+        shard, _ = self._registered.get(id, (None, None))
+        return shard
+
     async def close(self) -> None:
         """Disconnect from all shards."""
         for peer in self.peers.values():

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping
 
 from sps2.common.messages import RequestStatus
-from sps2.services.scheduler.fleet import Fleet, Member
+from sps2.services.scheduler.fleet import Fleet
+from sps2.services.scheduler.fleet_state import Member
 from sps2.services.scheduler.plan import Plan
 from sps2.services.scheduler.request import Request, held_back_by
 

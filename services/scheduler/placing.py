@@ -10,8 +10,9 @@ from sps2.common.messages import CachedRun, Placement
 from sps2.common.spans import Span, fits, pages_for
 from sps2.common.words import counted
 from sps2.services.scheduler.cached_prefix import Prefix, usable
-from sps2.services.scheduler.degrees import Degrees
-from sps2.services.scheduler.fleet import Fleet, Member
+from sps2.services.scheduler.degrees import Choice, Degrees
+from sps2.services.scheduler.fleet import Fleet
+from sps2.services.scheduler.fleet_state import Member
 from sps2.services.scheduler.keeping import (
     beside_answer,
     burden,
@@ -25,6 +26,7 @@ from sps2.services.scheduler.keeping import (
 from sps2.services.scheduler.plan import Plan, Wait, Work
 from sps2.services.scheduler.schemes import Capacity, Partition, Schemes
 from sps2.services.scheduler.traffic import PrefixQuery
+from sps2.services.scheduler.unequal import least_rate, paces_of, pass_cost, slow_first, well_linked
 from sps2.services.scheduler.unreachable import connected
 
 Ahead = Callable[[Member], float | None]
@@ -53,6 +55,10 @@ class Placing:
         self._schemes = schemes
         self._degrees = Degrees(schemes)
         self._shrinks = shrinks
+
+    def adapt(self, fleet: Fleet) -> None:
+        """Predict with what was measured of a fleet."""
+        self._schemes.adapt(fleet.known())
 
     def plan(
         self, work: Work, cached: Sequence[CachedRun], fleet: Fleet, ahead: Ahead = idle
@@ -90,20 +96,20 @@ class Placing:
 
     def _separate(self, work: Work, prefix: Prefix, fleet: Fleet, ahead: Ahead) -> Plan | Wait:
         tokens = work.prompt_tokens - prefix.tokens
-        wanted = self.degree(work, tokens, fleet)
-        if absent := _absent(wanted, work, fleet):
+        choice = self.choice(work, tokens, fleet)
+        if absent := _absent(choice.degree, work, fleet):
             return absent
         pools = pools_of(fleet)
         if not has_room(grown(work), Prefix((), prefix.page_tokens), pools):
             return _too_large(work, pools, fleet)
-        group = self._group(tokens, wanted, fleet, ahead)
+        group = self._group(tokens, choice, fleet, ahead)
         if group is None:
             return Wait("shards")
         placements = self._place(work, prefix, fleet, group)
         if placements is None:
             return Wait("room")
-        speeds = fleet.speeds_of(group)
-        partition = self._schemes.choose(tokens, len(group), work.options, speeds=speeds)
+        paces = fleet.speeds_of(group), fleet.wires_of(group)
+        partition = self._schemes.choose(tokens, len(group), work.options, None, *paces)
         return self._planned(
             work, group[: len(partition.spans)], partition, placements, prefix, fleet
         )
@@ -126,7 +132,10 @@ class Placing:
                 for shard, theirs in prefix.spans.items()
                 if shard != rank
             ]
-            partition = self._schemes.behind(partition, prefix.tokens, queries, len(prefix.spans))
+            rate = least_rate(fleet, [*group, *prefix.spans])
+            partition = self._schemes.behind(
+                partition, prefix.tokens, queries, len(prefix.spans), rate
+            )
         alone = len(group) == 1 and work.options.sp_degree is None
         threads = _threads(fleet.members[group[0]], fleet) if alone else 0
         held = [
@@ -135,8 +144,9 @@ class Placing:
         pays_after = self._schemes.migration_pays_after(held)
         return Plan(tuple(group), partition, tuple(placements), pays_after, prefix, threads)
 
-    def _group(self, tokens: int, wanted: int, fleet: Fleet, ahead: Ahead) -> list[str] | None:
-        members, speeds = fleet.prefillers(), fleet.relative_speeds()
+    def _group(self, tokens: int, choice: Choice, fleet: Fleet, ahead: Ahead) -> list[str] | None:
+        wanted, speeds = choice.degree, fleet.relative_speeds()
+        members = well_linked(choice, fleet, fleet.prefillers(), lambda each: each)
         able = self._able(tokens, members, ahead, speeds)
         if wanted == 1 and (not able or ahead(able[0])):
             able = self._joinable(tokens, members, speeds) or able
@@ -168,7 +178,7 @@ class Placing:
         """Members busy with short prompts that `tokens` tokens can join, the least busy first."""
         most = self._settings.pass_tokens
         able = [member for member in members if member.could_take(tokens, most)]
-        return sorted(able, key=lambda each: _pass_cost(0, each, speeds))
+        return sorted(able, key=lambda each: pass_cost(0, each, speeds))
 
     def _quicker(
         self,
@@ -181,12 +191,14 @@ class Placing:
         already, than the fastest that is free."""
         if not speeds:
             return []
-        least = min((_pass_cost(tokens, each, speeds) for each in free), default=0.0)
+        least = min((pass_cost(tokens, each, speeds) for each in free), default=0.0)
         joinable = self._joinable(tokens, members, speeds)
-        return [each for each in joinable if _pass_cost(tokens, each, speeds) < least]
+        return [each for each in joinable if pass_cost(tokens, each, speeds) < least]
 
-    def degree(self, work: Work, tokens: int, fleet: Fleet) -> int:
-        """How many shards are to prefill `tokens` tokens; may be more than are present.
+    def choice(self, work: Work, tokens: int, fleet: Fleet) -> Choice:
+        """How many shards are to prefill `tokens` tokens, and behind which links.
+
+        They may be more than are present.
 
         Raises:
             Invalid: the request wants more than there can be.
@@ -202,22 +214,18 @@ class Placing:
                 "sps2.sp_degree",
                 "invalid_value",
             )
+        quick = paces_of(fleet, tokens)
+        every = tuple(pace for _, pace in quick)
         if forced is not None:
-            return forced
+            return self._degrees.behind(tokens, forced, work.options, every)
         present = fleet.prefillers()
         most = min(len(present), pages_for(tokens, self._settings.prefill_span_tokens))
         idle = sum(not member.prefilled for member in present)
+        free = tuple(pace for member, pace in quick if not member.prefilled)
         gathers = fleet.in_place and tokens <= self._settings.decode_span_tokens
-        speeds = fleet.relative_speeds()
-        if not speeds:
-            return self._degrees.best(tokens, most, idle, work.options, gathers)
-        paces = {
-            id: fleet.speeds.pace(id, speeds[id], tokens) for id in (m.shard.id for m in present)
-        }
-        quick = sorted(present, key=lambda each: paces[each.shard.id].order)
-        every = tuple(paces[each.shard.id] for each in quick)
-        free = tuple(paces[each.shard.id] for each in quick if not each.prefilled)
-        return self._degrees.best(tokens, most, idle, work.options, gathers, every, free)
+        return self._degrees.best(
+            tokens, most, idle, work.options, gathers, every, free, not fleet.in_place
+        )
 
     def _place(
         self, work: Work, prefix: Prefix, fleet: Fleet, group: Sequence[str]
@@ -231,17 +239,18 @@ class Placing:
             among = [each for each in free if each[0].shard.id in group]
             free = among if has_room(work, prefix, among) else free
         for holders in range(max(1, min(wanted, len(free))), len(free) + 1):
-            if found := fit(work, prefix, free, holders):
+            if found := fit(work, prefix, free, holders, fleet.relative_wires()):
                 return found
         return None
 
     def _in_place(self, work: Work, prefix: Prefix, fleet: Fleet, ahead: Ahead) -> Plan | Wait:
         tokens = work.prompt_tokens - prefix.tokens
-        wanted = self.degree(work, tokens, fleet)
+        choice = self.choice(work, tokens, fleet)
+        wanted, speeds = choice.degree, fleet.relative_speeds()
         if absent := _absent(wanted, work, fleet):
             return absent
-        speeds = fleet.relative_speeds()
         roomy = [each for each in room_of(prefix, fleet) if each[1] > 0]
+        roomy = well_linked(choice, fleet, roomy, lambda each: each[0])
         if work.options.sp_degree is None:  # a shard can be full for a long time
             wanted = max(1, min(wanted, len(roomy)))
         free = [each for each in roomy if ahead(each[0]) is not None]
@@ -266,7 +275,12 @@ class Placing:
         group = [member.shard.id for member, _ in ranks]
         capacity = Capacity(tuple(room for _, room in ranks), prefix.page_tokens)
         partition = self._schemes.choose(
-            tokens, max(wanted, len(group)), work.options, capacity, fleet.speeds_of(group)
+            tokens,
+            max(wanted, len(group)),
+            work.options,
+            capacity,
+            fleet.speeds_of(group),
+            fleet.wires_of(group),
         )
         kept = {shard: own for shard, (own,) in zip(group, partition.spans, strict=True)}
         if alone:
@@ -301,7 +315,7 @@ class Placing:
         owner = min(able, key=quick_first(speeds, partial(burden, prefix)))
         others = sorted(free, key=quick_first(speeds, partial(preference, prefix)))
         others.remove(owner)
-        taken = _slow_first(others[: degree - 1], speeds)
+        taken = slow_first(others[: degree - 1], speeds)
         return [(member, tokens) for member, _ in (*taken, owner)]
 
     def _ranks(
@@ -323,7 +337,7 @@ class Placing:
             if degree > len(free):
                 break
             best = sorted(free, key=quick_first(speeds, partial(preference, prefix)))[:degree]
-            kept = [(each, pages * page_tokens) for each, pages in _slow_first(best, speeds)]
+            kept = [(each, pages * page_tokens) for each, pages in slow_first(best, speeds)]
             able = [each for each in best if beside_answer(work, prefix, each) >= last]
             if not able:
                 continue
@@ -346,20 +360,6 @@ def _threads(member: Member, fleet: Fleet) -> int:
         return shard.threads
     lent = sum(each.shard.threads for each in here if each.shard.role == shard.role)
     return max(shard.threads, min(lent, shard.cores))
-
-
-def _pass_cost(tokens: int, member: Member, speeds: Mapping[str, float]) -> float:
-    """How long a pass of a member takes with so many more tokens, in tokens at full speed."""
-    return (sum(member.prefilled.values()) + tokens) / speeds.get(member.shard.id, 1.0)
-
-
-def _slow_first(
-    members: list[tuple[Member, int]], speeds: Mapping[str, float]
-) -> list[tuple[Member, int]]:
-    """Ranks in order: later ones receive more keys, which takes a slow shard longer too."""
-    if not speeds:
-        return members
-    return sorted(members, key=lambda each: speeds.get(each[0].shard.id, 1.0))
 
 
 def _named(rooms: list[tuple[Member, int]]) -> list[tuple[str, int]]:

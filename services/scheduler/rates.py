@@ -1,13 +1,14 @@
-"""Predicted seconds of prefills, from the configured rates of arithmetic and links."""
+"""Predicted seconds of prefills, from the rates of arithmetic and links."""
 
 import math
 from collections.abc import Sequence
 from functools import partial
+from operator import truediv
 
-from sps2.common.config import Sharing
 from sps2.common.messages import Scheme
 from sps2.common.model.config import ModelConfig
 from sps2.common.spans import Span
+from sps2.services.scheduler.hardware import Hardware, Wire
 from sps2.services.scheduler.traffic import Spans
 
 IN_A_ROW = ("gather", "csa")
@@ -20,19 +21,19 @@ attention's: docs/csa.md."""
 class Rates:
     """How long a model's arithmetic and its transfers take.
 
-    A shard of speed 1 computes at the rate of the configuration.
+    A shard of speed 1 computes at the rate of the hardware, and has its link.
+
+    Args:
+        attention_rate: speed of attention against that of matrix products.
     """
 
-    def __init__(self, config: ModelConfig, sharing: Sharing) -> None:
+    def __init__(self, config: ModelConfig, hardware: Hardware, attention_rate: float) -> None:
         self._config = config
-        self._sharing = sharing
-        hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
-        heads, kv_heads = config.heads, config.kv_heads
-        products = hidden * dim * (2 * heads + 2 * kv_heads) + 3 * hidden * inner
-        rate = sharing.gflops * 1e9
-        self.token_s = 2 * products * config.layers / rate
+        self._hardware = hardware
+        rate = hardware.gflops * 1e9
+        self.token_s = 2 * config.products / rate
         """Seconds of a token, without its attention."""
-        self.pair_s = 4 * heads * dim * config.layers / (rate * sharing.attention_rate)
+        self.pair_s = 4 * config.heads * config.head_dim * config.layers / (rate * attention_rate)
         """Seconds of the attention of one query to one key."""
 
     def alone_s(self, tokens: int, cached: int = 0) -> float:
@@ -45,12 +46,23 @@ class Rates:
         root = math.sqrt(linear_s * linear_s + 2 * self.pair_s * seconds)
         return int(2 * seconds / (root + linear_s))
 
-    def waits(self, scheme: Scheme, ranks: int) -> float:
+    def waits(self, scheme: Scheme, ranks: int, wires: Sequence[Wire] = ()) -> float:
         """Seconds in which ranks wait for each other, however their spans are."""
         if ranks == 1:
             return 0.0
         steps = 2 if scheme.method in IN_A_ROW else _steps(scheme, ranks)
-        return self._config.layers * steps * self._sharing.link_latency_s
+        lag = max((wire.lag for wire in wires), default=1.0)
+        return self._config.layers * steps * self._hardware.link_latency_s * lag
+
+    def moving_s(self, by_rank: Sequence[float], wires: Sequence[Wire] = ()) -> float:
+        """Seconds of the link that is busy the longest.
+
+        Args:
+            by_rank: bytes over the link of each rank.
+            wires: of the ranks; empty if all are alike.
+        """
+        relative = map(truediv, by_rank, (wire.rate for wire in wires)) if wires else iter(by_rank)
+        return max(relative) / (self._hardware.link_gbit * 1.25e8)
 
     def linear_s(self, spans: Spans) -> list[float]:
         """Seconds of each rank's arithmetic but attention."""
@@ -72,20 +84,24 @@ class Rates:
         share = -(-heads // scheme.ulysses) * scheme.ulysses / heads
         return [sum(attention) / len(spans) * share] * len(spans)
 
-    def own_s(self, scheme: Scheme, spans: Spans, heads: int) -> tuple[float, ...]:
-        """Seconds of each rank's arithmetic; empty if they depend on the text, as CSA's do."""
+    def own_gflop(self, scheme: Scheme, spans: Spans, heads: int) -> tuple[float, ...]:
+        """Each rank's arithmetic, in GFLOP; empty if it depends on the text, as CSA's does.
+
+        Attention counts as the products that take as long.
+        """
         if scheme.method == "csa":
             return ()
         parts = zip(self.linear_s(spans), self.attention_s(scheme, spans, heads), strict=True)
-        return tuple(map(sum, parts))
+        return tuple(self._hardware.gflops * sum(each) for each in parts)
 
     def seconds(
         self,
         scheme: Scheme,
         spans: Spans,
-        busiest: float,
+        by_rank: Sequence[float],
         heads: int,
         speeds: Sequence[float] = (),
+        wires: Sequence[Wire] = (),
     ) -> float:
         """The predicted seconds of a prefill: arithmetic, and the transfers that it cannot hide.
 
@@ -94,10 +110,11 @@ class Rates:
         the first.
 
         Args:
-            busiest: bytes over the busiest link.
-            speeds: of the ranks; empty if all have the configured one.
+            by_rank: bytes over the link of each rank.
+            speeds: of the ranks; empty if all are as fast as the hardware.
+            wires: of the ranks; empty if all have its link.
         """
-        ranks, waits = len(spans), self.waits(scheme, len(spans))
+        ranks, waits = len(spans), self.waits(scheme, len(spans), wires)
         linear, attention = self.linear_s(spans), self.attention_s(scheme, spans, heads)
         if speeds:
             linear, attention = (
@@ -106,7 +123,7 @@ class Rates:
             )
         if ranks == 1:
             return linear[0] + attention[0]
-        moving = busiest / (self._sharing.link_gbit * 1.25e8)
+        moving = self.moving_s(by_rank, wires)
         if scheme.method in IN_A_ROW:
             busy = max(map(sum, zip(linear, attention, strict=True)))
             return busy + moving + waits if not scheme.pipelined else max(busy, moving) + waits

@@ -22,6 +22,7 @@ from sps2.common.model.share import share_of
 from sps2.common.spans import Span, consecutive, fits, within, zigzag
 from sps2.services.scheduler import traffic
 from sps2.services.scheduler.csa_thresholds import Calibration, Sparse, selection
+from sps2.services.scheduler.hardware import Hardware, Known, Wire, hardware_of, lossless_on
 from sps2.services.scheduler.rates import IN_A_ROW, Rates
 
 SHORT = 4096
@@ -38,9 +39,6 @@ SAME = 1.05
 """Ranks whose speeds differ by at most this factor count as equally fast."""
 EVEN = 1.01
 """Spans whose prediction is within this factor of evenly shared arithmetic are not improved."""
-FAST_GBIT = 1.0
-"""From such links on nothing is packed losslessly, unless asked for: it would save little more time
-than it takes, where transfers delay a prefill at all."""
 CHOICES = 1024
 """How many recent choices are kept: a request that waits is planned again and again."""
 EXACT: tuple[ExactMethod, ...] = ("gather", "ring", "ulysses", "usp", "pass_q")
@@ -59,8 +57,8 @@ class Capacity(NamedTuple):
 class Partition(NamedTuple):
     """A scheme with the spans of each rank, and its predicted cost.
 
-    predicted_bytes: by purpose. predicted_s: seconds of the prefill. own_s: of these, for the
-    arithmetic of each rank if it had the configured rate; empty if that is uncertain.
+    predicted_bytes: by purpose. predicted_s: seconds of the prefill. own_gflop: the arithmetic of
+    each rank, in GFLOP; empty if that is uncertain.
     """
 
     attention: Setting
@@ -68,7 +66,7 @@ class Partition(NamedTuple):
     spans: tuple[tuple[Span, ...], ...]
     predicted_bytes: dict[str, int]
     predicted_s: float
-    own_s: tuple[float, ...] = ()
+    own_gflop: tuple[float, ...] = ()
 
     def after(self, tokens: int) -> "Partition":
         """The same partition, for tokens that follow a prefix of `tokens` tokens."""
@@ -122,10 +120,21 @@ class Schemes:
         self._sharing = sharing
         self._attention = attention
         self._calibration = calibration
-        self._rates = Rates(config, sharing)
         self._chosen = lru_cache(CHOICES)(self._choose)
+        self._take(hardware_of(sharing))
+
+    def adapt(self, known: Known) -> None:
+        """Predict from now on with what was measured, as far as nothing else is configured."""
+        if (hardware := hardware_of(self._sharing, known)) != self.hardware:
+            self._take(hardware)
+
+    def _take(self, hardware: Hardware) -> None:
+        self.hardware = hardware
+        """The shards and links that predictions are for."""
+        self._rates = Rates(self.inputs.config, hardware, self._sharing.attention_rate)
         self.alone_s = self._rates.alone_s
         self.tokens_within = self._rates.tokens_within
+        self._chosen.cache_clear()
 
     def degree(self, tokens: int, ranks: int, page_tokens: int = 1) -> int:
         """How many of `ranks` shards share a prompt: each gets at least a page, or two tokens."""
@@ -138,6 +147,7 @@ class Schemes:
         options: PrefillOptions,
         capacity: Capacity | None = None,
         speeds: tuple[float, ...] = (),
+        wires: tuple[Wire, ...] = (),
     ) -> Partition:
         """How `ranks` shards, or fewer if the prompt is short, prefill `tokens` tokens.
 
@@ -146,15 +156,16 @@ class Schemes:
         Args:
             capacity: if given, ranks keep the KV that they compute, each has one span, and the
                 prompt must fit; it has the room of `degree` ranks.
-            speeds: of the shards, 1 being the configured rate; empty if all have that. If the
+            speeds: of the shards, 1 being that of the hardware; empty if all have that. If the
                 prompt is too short for all, the first ones share it.
+            wires: of the shards; empty if all have the hardware's link.
 
         Raises:
             Invalid: the options contradict each other, or cannot be satisfied.
         """
         if speeds and max(speeds) <= SAME * min(speeds):
             speeds = (max(speeds),) * len(speeds) if max(speeds) * SAME < 1 else ()
-        return self._chosen(tokens, ranks, options, capacity, speeds)
+        return self._chosen(tokens, ranks, options, capacity, speeds, wires)
 
     def _choose(
         self,
@@ -163,6 +174,7 @@ class Schemes:
         options: PrefillOptions,
         capacity: Capacity | None,
         speeds: tuple[float, ...],
+        wires: tuple[Wire, ...],
     ) -> Partition:
         attention, kv_transfer_dtype = self.computed(options)
         if attention != "exact" and options.method is not None:
@@ -174,18 +186,20 @@ class Schemes:
             )
         requested = ranks
         ranks = self.degree(tokens, requested, capacity.page_tokens if capacity else 1)
-        speeds = speeds[:ranks]
+        speeds, wires = speeds[:ranks], wires[:ranks]
         if attention != "exact":
             scheme = self._sparse(tokens, ranks, attention, kv_transfer_dtype, options, capacity)
-            found_one = self.partition(scheme, tokens, ranks, capacity, speeds)
+            found_one = self.partition(scheme, tokens, ranks, capacity, speeds, wires)
             return found_one._replace(attention=attention)
         forced = "gather" if ranks < max(2, requested) else options.method or self._sharing.method
         if forced != "auto":
-            return self._cheapest(forced, tokens, ranks, options, capacity, speeds)
+            return self._cheapest(forced, tokens, ranks, options, capacity, speeds, wires)
         found = []
         for method in EXACT:
             try:
-                found.append(self._cheapest(method, tokens, ranks, options, capacity, speeds))
+                found.append(
+                    self._cheapest(method, tokens, ranks, options, capacity, speeds, wires)
+                )
             except Invalid:
                 continue
             if found[0].predicted_s <= CLOSE * self.alone_s(tokens) / (sum(speeds) or ranks):
@@ -207,6 +221,7 @@ class Schemes:
         cached: int,
         queries: Sequence[traffic.PrefixQuery],
         holders: int,
+        rate: float = 1.0,
     ) -> Partition:
         """The partition with the predicted cost of its attention to a cached prefix.
 
@@ -215,14 +230,14 @@ class Schemes:
         Args:
             queries: those that ranks send to other shards.
             holders: how many shards have the prefix.
+            rate: the least of the `Wire.rate`s of all of them.
         """
         moved = traffic.prefix_transfers(self._config, self._itemsize, queries)
         ranks = len(partition.spans)
         tokens = sum(span.tokens for own in partition.spans for span in own)
         answers_s = self._rates.pair_s * tokens * cached / holders
-        moving_s = max(moved.values(), default=0) / (
-            min(ranks, holders) * self._sharing.link_gbit * 1.25e8
-        )
+        busiest = max(moved.values(), default=0) / min(ranks, holders) / rate
+        moving_s = self._rates.moving_s((busiest,))
         hidden_s = self._rates.pair_s * tokens**2 / 2 / ranks if partition.scheme.pipelined else 0.0
         added_s = max(0.0, answers_s - hidden_s) + moving_s
         return partition._replace(
@@ -231,7 +246,7 @@ class Schemes:
             predicted_s=partition.predicted_s + added_s,
         )
 
-    def gathered_s(self, partition: Partition) -> float:
+    def gathered_s(self, partition: Partition, wires: Sequence[Wire] = ()) -> float:
         """Seconds on the link of a rank to which the others also send all their KV, to keep it."""
         ranks = len(partition.spans)
         tokens = sum(span.tokens for own in partition.spans for span in own)
@@ -239,7 +254,17 @@ class Schemes:
         if partition.scheme.lossless is not None:
             deposited *= traffic.PACKED
         exchanged = 2 * sum(partition.predicted_bytes.values()) / ranks / self._tp
-        return (deposited + exchanged) / (self._sharing.link_gbit * 1.25e8)
+        each = deposited / max(1, ranks - 1) + exchanged
+        by_rank = [each] * (ranks - 1) + [deposited + exchanged]
+        return self._rates.moving_s(by_rank, wires)
+
+    def deposited_s(self, partition: Partition, wires: Sequence[Wire] = ()) -> float:
+        """Seconds on the busiest link of ranks that send all their KV to other shards."""
+        token_bytes = self._config.kv_bytes(self._itemsize)
+        if partition.scheme.lossless is not None:
+            token_bytes = round(token_bytes * traffic.PACKED)
+        kept = [token_bytes * sum(span.tokens for span in own) for own in partition.spans]
+        return self._rates.moving_s(kept, wires)
 
     def migration_pays_after(self, held: Sequence[int]) -> int | None:
         """See `traffic.migration_pays_after`."""
@@ -272,6 +297,7 @@ class Schemes:
         options: PrefillOptions,
         capacity: Capacity | None,
         speeds: tuple[float, ...],
+        wires: tuple[Wire, ...],
     ) -> Partition:
         """The cheapest division into rows and columns, if the method has a choice."""
         if capacity is not None and method in TWO_SPANS:
@@ -294,8 +320,10 @@ class Schemes:
                 )
             columns = [each for each in columns if each <= self._config.heads] or columns[:1]
         kv_transfer_dtype = self.computed(options).kv_transfer_dtype
-        schemes = [self._scheme(method, each, kv_transfer_dtype, options) for each in columns]
-        found = [self.partition(each, tokens, ranks, capacity, speeds) for each in schemes]
+        schemes = [
+            self._scheme(method, each, kv_transfer_dtype, options, wires) for each in columns
+        ]
+        found = [self.partition(each, tokens, ranks, capacity, speeds, wires) for each in schemes]
         return min(found, key=lambda each: each.predicted_s)
 
     def _scheme(
@@ -304,21 +332,12 @@ class Schemes:
         columns: int,
         kv_transfer_dtype: KvTransferDtype,
         options: PrefillOptions,
+        wires: Sequence[Wire] = (),
     ) -> Scheme:
         pipelined = self._sharing.pipelined if options.pipelined is None else options.pipelined
-        lossless = self._lossless(options)
+        gbit = self.hardware.link_gbit * min((wire.rate for wire in wires), default=1.0)
+        lossless = lossless_on(gbit, self._sharing, options, self._itemsize)
         return Scheme(method, columns, kv_transfer_dtype, None, pipelined, lossless)
-
-    def _lossless(self, options: PrefillOptions) -> float | None:
-        """`Scheme.lossless`: a shard knows how fast it packs, but not how fast its link is."""
-        chosen, gbit = self._sharing.lossless, self._sharing.link_gbit
-        if options.lossless is not None:
-            chosen = "on" if options.lossless else "off"
-        if self._itemsize != 2 or chosen == "off":
-            return None
-        if chosen == "on":
-            return 0.0
-        return gbit if gbit < FAST_GBIT else None
 
     def partition(
         self,
@@ -327,6 +346,7 @@ class Schemes:
         ranks: int,
         capacity: Capacity | None = None,
         speeds: tuple[float, ...] = (),
+        wires: tuple[Wire, ...] = (),
     ) -> Partition:
         """The fastest partition of `tokens` tokens among `ranks` ranks that work by a scheme.
 
@@ -338,10 +358,10 @@ class Schemes:
         even_s = self.alone_s(tokens) / (sum(speeds) or ranks)
         for spans in self._spans(scheme, tokens, ranks, capacity, speeds):
             moved = traffic.loads(self._config, self._itemsize, scheme, spans, self._tp)
-            seconds = rates.seconds(scheme, spans, moved.busiest, heads, speeds)
-            own_s = rates.own_s(scheme, spans, heads)
-            found.append(Partition("exact", scheme, tuple(spans), moved.by_purpose, seconds, own_s))
-            if seconds <= EVEN * even_s + rates.waits(scheme, ranks):
+            seconds = rates.seconds(scheme, spans, moved.by_rank, heads, speeds, wires)
+            own = rates.own_gflop(scheme, spans, heads)
+            found.append(Partition("exact", scheme, tuple(spans), moved.by_purpose, seconds, own))
+            if seconds <= EVEN * even_s + rates.waits(scheme, ranks, wires):
                 break
         return min(found, key=lambda each: each.predicted_s)
 

@@ -4,9 +4,8 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, suppress
-from typing import Any
 
 from sps2.common.bus.peer import Peer
 from sps2.common.bus.telemetry import Publisher, RequestEvent
@@ -24,12 +23,12 @@ from sps2.common.messages import (
     Predict,
     Predicted,
     Progress,
+    Rates,
     Register,
     SetDuty,
     Shard,
     ShowFleet,
     Submit,
-    Urge,
     Watch,
 )
 from sps2.common.page_hashes import PromptHashes
@@ -40,11 +39,13 @@ from sps2.services.scheduler.actions import (
     Find,
     Launch,
     Preempt,
+    Probe,
     Proceed,
     Reject,
 )
 from sps2.services.scheduler.contacts import Contacts
 from sps2.services.scheduler.core import Core
+from sps2.services.scheduler.errands import FIND_S, Errands
 from sps2.services.scheduler.event_log import EventLog
 from sps2.services.scheduler.events import (
     Assigned,
@@ -59,9 +60,11 @@ from sps2.services.scheduler.events import (
     Tick,
 )
 from sps2.services.scheduler.fleet import Fleet
+from sps2.services.scheduler.fleet_status import statuses
 from sps2.services.scheduler.job import Job
 from sps2.services.scheduler.job_listener import Listening
-from sps2.services.scheduler.lookups import FIND_S, Lookups
+from sps2.services.scheduler.lookups import Lookups
+from sps2.services.scheduler.measuring import measuring_for
 from sps2.services.scheduler.members import Members
 from sps2.services.scheduler.pins import Pins
 from sps2.services.scheduler.plan import Plan, Work
@@ -106,13 +109,20 @@ class SchedulerService:
         traces: Recorder = FORGETFUL,
     ) -> None:
         self._config = config
+        self._schemes = schemes
         self._submissions = Submissions(config, schemes, model)
         self._directory = directory
         self._telemetry = telemetry
         self._traces = traces
         self._core = Core(
             POLICIES[config.scheduler.policy](config.scheduler, schemes),
-            Fleet(config.prefill, config.decode, config.mixed, config.scheduler.duties),
+            Fleet(
+                config.prefill,
+                config.decode,
+                config.mixed,
+                config.scheduler.duties,
+                measuring_for(config.sharing),
+            ),
             config.scheduler.max_queue,
             config.scheduler.patience_s,
         )
@@ -132,8 +142,7 @@ class SchedulerService:
         )
         peers = self._members.peers
         self._lookups = Lookups(directory, self._core, peers, self._handle)
-        self._asking: set[asyncio.Task[None]] = set()
-        """Calls that nobody waits for."""
+        self._errands = Errands(self._lookups, self._members, self._handle)
 
     async def watch_room(self) -> None:
         """Keep the directory's room up to date while the service runs."""
@@ -190,10 +199,11 @@ class SchedulerService:
 
     async def show_fleet(self, request: ShowFleet) -> FleetStatus:
         return FleetStatus(
-            self._core.fleet.statuses(),
+            statuses(self._core.fleet),
             self._core.requests(time.monotonic()),
             self.waiting_for(),
             self._core.fleet.serving(),
+            Rates(*self._schemes.hardware),
         )
 
     def waiting_for(self) -> str:
@@ -221,8 +231,7 @@ class SchedulerService:
     async def close(self) -> None:
         if self._tick is not None:
             self._tick.cancel()
-        for task in self._asking:
-            task.cancel()
+        self._errands.close()
         await self._members.close()
 
     async def _run(self, submit: Submit, emit: Emit) -> None:
@@ -354,11 +363,8 @@ class SchedulerService:
     def _handle(self, event: Event) -> None:
         for action in self.log.handle(event, time.monotonic()):
             match action:
-                case Find():
-                    self._ask(self._lookups.find(action))
-                case ChangeUrgency():
-                    for shard in action.plan.group:
-                        self._ask(self._urge(shard, action))
+                case Find() | ChangeUrgency() | Probe():
+                    self._errands.run(action)
                 case Proceed():
                     self._proceed(action)
                 case Fail(id, error):
@@ -382,17 +388,6 @@ class SchedulerService:
         if (at_s := self._core.wakes_at()) is not None:
             wait_s = max(SHORTEST_TICK_S, at_s - time.monotonic())
             self._tick = asyncio.get_running_loop().call_later(wait_s, self._handle, Tick())
-
-    def _ask(self, call: Coroutine[Any, Any, None]) -> None:
-        """Make a call without waiting for its end."""
-        task = asyncio.create_task(call)
-        self._asking.add(task)
-        task.add_done_callback(self._asking.discard)
-
-    async def _urge(self, shard: str, action: ChangeUrgency) -> None:
-        if peer := self._members.peers.get(shard):
-            with suppress(ServiceError):  # whoever is lost computes nothing
-                await peer.call(Urge(action.request, action.epoch, action.urgency))
 
     def _publish(self, request: str, stage: str, **detail: str | float) -> None:
         self._telemetry.publish(RequestEvent(request, stage, time.time(), detail))

@@ -1,13 +1,21 @@
-"""How fast each shard really computes, relative to the others: learned from its prefills."""
+"""How fast each shard computes: measured by itself, and learned from its prefills."""
 
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from sps2.services.scheduler.hardware import Wire
+
 ALIKE = 1.25
 """Shards whose speeds differ by no more than this factor count as equally fast."""
 STEPS = 16
 """Relative speeds are rounded to 2 to the power of one over this, so that plans can be kept."""
+BASE_STEPS = 4
+"""The rate of the fastest shard is rounded to 2 to the power of one over this."""
+BELIEVED = 1.5
+"""What a shard measures of itself is right if it differs from what was learned by this at most."""
+LONG_ROWS = 256
+"""Parts with so many rows show what a shard can compute; shorter ones take longer per row."""
 LEAST_ROWS = 8
 """A part with fewer rows says nothing about a shard: it waits for memory, not for arithmetic."""
 LEAST_S = 0.02
@@ -32,7 +40,7 @@ MOST = math.log(16)
 class Part(NamedTuple):
     """What one shard computed of a prompt.
 
-    rows: tokens. rate: its natural logarithm, relative to `sharing.gflops`. weight: up to 1.
+    rows: tokens. rate: the natural logarithm of its GFLOP/s. weight: up to 1.
     """
 
     shard: str
@@ -44,8 +52,8 @@ class Part(NamedTuple):
 class Learned(NamedTuple):
     """What is known of a shard.
 
-    log: natural logarithm of its speed; only differences mean something. seen: measurements, the
-    older ones counting less. at_s: when it was last measured.
+    log: natural logarithm of its GFLOP/s, but for what is `Usual`. seen: prefills, the older ones
+    counting less. at_s: when it was last measured.
     """
 
     log: float
@@ -54,7 +62,8 @@ class Learned(NamedTuple):
 
 
 class Usual(NamedTuple):
-    """The usual rate of parts of one length, and how many were measured."""
+    """The usual rate of parts of one length, as the logarithm of its ratio to that of the shard
+    that computes them, and how many were measured."""
 
     rate: float
     seen: int
@@ -71,10 +80,11 @@ class Drag(NamedTuple):
 
 
 class Pace(NamedTuple):
-    """What is predicted of a shard: its relative speed, and the `Drag` of a group with it."""
+    """What is predicted of a shard: its relative speed, the `Drag` of a group with it, its link."""
 
     speed: float
     drag: float = 0.0
+    wire: Wire = Wire()
 
     @property
     def order(self) -> tuple[float, float]:
@@ -86,11 +96,13 @@ class SpeedsState(NamedTuple):
     """All that `Speeds` has learned, as data.
 
     usual: by length, see `_length`. drags: of prompts of several shards, by shard and length.
+    claims: the logarithm of the GFLOP/s that each shard measured itself.
     """
 
     shards: dict[str, Learned]
     usual: dict[int, Usual]
     drags: dict[str, dict[int, Drag]]
+    claims: dict[str, float]
 
 
 class Speeds:
@@ -99,24 +111,54 @@ class Speeds:
     The formulas are wrong by a factor that depends on the length of a part and is the same for all
     shards. So the ranks of a group are compared with each other, and a shard that computes alone
     with what is usual for such a length.
+
+    What a shard measures itself is where learning begins. Later only its changes count: a shard
+    that measures too much, or too little, is not believed again.
     """
 
     def __init__(self, state: SpeedsState | None = None) -> None:
         self._shards = dict(state.shards) if state else {}
         self._usual = dict(state.usual) if state else {}
         self._drags = {shard: dict(own) for shard, own in state.drags.items()} if state else {}
+        self._claims = dict(state.claims) if state else {}
         self.now_s = 0.0
         """The time for which speeds are asked."""
 
     def state(self) -> SpeedsState:
         """A copy of all that it knows."""
         drags = {shard: dict(own) for shard, own in self._drags.items()}
-        return SpeedsState(dict(self._shards), dict(self._usual), drags)
+        return SpeedsState(dict(self._shards), dict(self._usual), drags, dict(self._claims))
 
     def forget(self, shard: str) -> None:
         """A shard has left, or begins a new life: nothing is known of it."""
-        self._shards.pop(shard, None)
-        self._drags.pop(shard, None)
+        for known in (self._shards, self._drags, self._claims):
+            known.pop(shard, None)
+
+    def claim(self, shard: str, gflops: float, now_s: float) -> None:
+        """A shard has measured its own rate, while it did nothing else."""
+        self.now_s, log = now_s, math.log(gflops)
+        before, known = self._claims.get(shard), self._shards.get(shard)
+        self._claims[shard] = log
+        if known is None or before is None:
+            self._shards[shard] = Learned(log, 0.0, now_s)
+            return
+        moved = known.log + log - before
+        behind = max(each.log for each in self._shards.values()) - moved
+        claimed = max(self._claims.values()) - log
+        is_right = abs(behind - claimed) <= math.log(BELIEVED)
+        self._shards[shard] = known._replace(log=moved, at_s=now_s if is_right else known.at_s)
+
+    def fastest_gflops(self, shards: Iterable[str]) -> float | None:
+        """The rate of the fastest shard, for long parts; None if nothing is known."""
+        logs = [self._log(shard) for shard in shards if shard in self._shards]
+        if not logs:
+            return None
+        long = [each for length, each in self._usual.items() if length >= _length(LONG_ROWS)]
+        if not long and not self._claims:
+            return None
+        seen = sum(each.seen for each in long)
+        usual = sum(each.rate * each.seen for each in long) / seen if seen else 0.0
+        return float(2 ** (round((max(logs) + usual) / math.log(2) * BASE_STEPS) / BASE_STEPS))
 
     def pace(self, shard: str, speed: float, tokens: int) -> Pace:
         """What is predicted of a shard in a group that computes so many tokens.
@@ -137,7 +179,8 @@ class Speeds:
         """A group has computed a prompt; what it took longer is put down to its slowest shard.
 
         Args:
-            took_s: from the launch on. computing_s: of these, the longest arithmetic of a shard.
+            took_s: from the launch on. computing_s: of these, the longest arithmetic of a shard, or
+                the longest transfer if that is longer.
         """
         slowest = min(shards, key=lambda shard: (self._log(shard), shard))
         own, length = self._drags.setdefault(slowest, {}), _length(tokens)
@@ -206,19 +249,17 @@ class Speeds:
         return part.weight * max(LATER, FIRST / (1 + self._count(part.shard) / 2))
 
 
-def part_of(
-    shard: str, rows: int, predicted_s: float, took_s: float, busy: bool = False
-) -> Part | None:
+def part_of(shard: str, rows: int, gflop: float, took_s: float, busy: bool = False) -> Part | None:
     """What a part says about its shard; None if that is too little.
 
     Args:
-        predicted_s: seconds of its arithmetic by the formulas. took_s: wall-clock seconds.
+        gflop: its arithmetic by the formulas. took_s: wall-clock seconds.
         busy: whether the shard worked for other requests meanwhile, which counts less.
     """
-    if rows < LEAST_ROWS or took_s < LEAST_S or predicted_s <= 0:
+    if rows < LEAST_ROWS or took_s < LEAST_S or gflop <= 0:
         return None
     weight = next((less for most, less in SHORT_ROWS if rows < most), 1.0)
-    return Part(shard, rows, math.log(predicted_s / took_s), weight * (0.25 if busy else 1.0))
+    return Part(shard, rows, math.log(gflop / took_s), weight * (0.25 if busy else 1.0))
 
 
 def _length(rows: int) -> int:

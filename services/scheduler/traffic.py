@@ -37,11 +37,11 @@ class PrefixQuery(NamedTuple):
 class Loads(NamedTuple):
     """What the ranks of a group send each other in one prefill, over all layers, in bytes.
 
-    busiest: over the busiest direction of the busiest rank's link.
+    by_rank: over the busier direction of each rank's link.
     """
 
     by_purpose: dict[str, int]
-    busiest: float
+    by_rank: tuple[float, ...]
 
 
 def loads(
@@ -55,7 +55,7 @@ def loads(
         processes: processes of a shard; each sends the same number of bytes.
     """
     if len(spans) == 1:
-        return Loads({}, 0.0)
+        return Loads({}, (0.0,))
     sizes, tally = _Sizes.of(config, itemsize, scheme), _Tally(len(spans))
     match scheme.method:
         case "gather":
@@ -96,7 +96,9 @@ class _Tally:
 
     def loads(self, factor: int) -> Loads:
         purposes = {each: nbytes * factor for each, nbytes in self.purposes.items()}
-        return Loads(purposes, max(*self.out, *self.into) * factor)
+        return Loads(
+            purposes, tuple(max(each) * factor for each in zip(self.out, self.into, strict=True))
+        )
 
 
 class _Sizes:

@@ -1,6 +1,6 @@
 """What a policy may read: the queue, what runs, the shards and the clock."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heapreplace
 from typing import Protocol
@@ -10,8 +10,9 @@ from sps2.common.messages import CachedRun
 from sps2.services.scheduler.cached_prefix import usable
 from sps2.services.scheduler.chunks import Chunks
 from sps2.services.scheduler.costs import Costs
-from sps2.services.scheduler.decisions import Hold, LookUp, NextChunk, Refuse, Start
-from sps2.services.scheduler.fleet import Fleet, Member
+from sps2.services.scheduler.decisions import Decision, Hold, LookUp, NextChunk, Refuse, Start
+from sps2.services.scheduler.fleet import Fleet
+from sps2.services.scheduler.fleet_state import Member
 from sps2.services.scheduler.lateness import too_late
 from sps2.services.scheduler.placing import Ahead, Placing, idle
 from sps2.services.scheduler.plan import Plan, Wait
@@ -242,3 +243,15 @@ class View:
         ttft_s = self.now_s - request.submitted_s + found.queue_s + found.prefill_s
         if ttft_s > most_s:
             raise too_late(f"is predicted after {1000 * ttft_s:.0f} ms", most_s, found.queue_s)
+
+
+class Policy(Planner, Protocol):
+    """Decides when and where requests run."""
+
+    def decide(self, view: View) -> Iterable[Decision]:
+        """What to do now; called after every event.
+
+        Each decision is carried out as soon as it is yielded, and `view` shows its effect. A policy
+        keeps nothing between events, has no clock and does no I/O, so that a replay decides alike.
+        """
+        ...

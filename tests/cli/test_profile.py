@@ -31,6 +31,7 @@ from sps2.cli.simulator.probes import Bytes
 from sps2.cli.simulator.profile import Profile, at, read_profile
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, Refused
+from sps2.services.scheduler.hardware import USUAL
 
 from .acted import acted
 from .played import shown
@@ -201,7 +202,7 @@ def test_a_profile_is_checked_with_points_that_it_was_not_fitted_to() -> None:
     assert made.checks["bytes"].error == 0.0
     assert made.margin > 0.0
     assert made.fingerprint == "f00"
-    assert made.link_gbit == cluster.sharing.link_gbit
+    assert made.link_gbit == USUAL.link_gbit
     assert made.link_latency_s == pytest.approx(made.remote_s / 60)
     assert {"launch_s", "pass_s", "pair_s", "share_s", "step_s", "key_s", "remote_s"} <= {
         *made.sources

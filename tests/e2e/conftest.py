@@ -40,7 +40,7 @@ def launch(
         folder = Path(shutil.copytree(checkpoint(family), served))
         flags = {
             "scheduler": {"prefill_span_tokens": 16, "decode_span_tokens": 64},
-            "sharing": {"gflops": 1.0, "link_latency_s": 0.0},
+            "sharing": {"gflops": 1.0, "link_gbit": 10.0, "link_latency_s": 0.0},
             "dtype": "float32",
             "threads": 1,
             **({} if "mixed" in more else {"prefill": 2, "decode": 2}),

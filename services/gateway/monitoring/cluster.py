@@ -81,6 +81,7 @@ class Observer:
             leases=leases.leases,
             leaked_pages=leases.leaked_pages,
             links=tuple(link for _, links in described for link in links),
+            rates=fleet.rates,
         )
 
     async def _fleet(self) -> FleetStatus:

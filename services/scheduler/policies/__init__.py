@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 from sps2.common.config import Scheduler
-from sps2.services.scheduler.core import Policy
 from sps2.services.scheduler.policies.distserve import DistServe
 from sps2.services.scheduler.policies.fcfs import Fcfs
 from sps2.services.scheduler.policies.lars import Lars
@@ -15,6 +14,7 @@ from sps2.services.scheduler.policies.sjf import Sjf
 from sps2.services.scheduler.policies.splitwise import Splitwise
 from sps2.services.scheduler.policies.sps2 import Sps2
 from sps2.services.scheduler.schemes import Schemes
+from sps2.services.scheduler.view import Policy
 
 POLICIES: dict[str, Callable[[Scheduler, Schemes], Policy]] = {
     "sps2": Sps2,

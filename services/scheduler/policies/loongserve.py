@@ -14,7 +14,9 @@ from msgspec.structs import replace
 from sps2.common.config import Scheduler
 from sps2.common.errors import Invalid
 from sps2.services.scheduler.decisions import Decision
-from sps2.services.scheduler.fleet import Fleet, Member
+from sps2.services.scheduler.degrees import Choice
+from sps2.services.scheduler.fleet import Fleet
+from sps2.services.scheduler.fleet_state import Member
 from sps2.services.scheduler.placing import Placing
 from sps2.services.scheduler.plan import Work
 from sps2.services.scheduler.policies.fcfs import Fcfs
@@ -121,9 +123,10 @@ class _Elastic(Placing):
         super().__init__(replace(settings, decode_span_tokens=maxsize), schemes, shrinks=True)
         self.degrees: dict[str, int] = {}
 
-    def degree(self, work: Work, tokens: int, fleet: Fleet) -> int:
-        usual = super().degree(work, tokens, fleet)
-        return work.options.sp_degree or self.degrees.get(work.request, usual)
+    def choice(self, work: Work, tokens: int, fleet: Fleet) -> Choice:
+        usual = super().choice(work, tokens, fleet)
+        degree = work.options.sp_degree or self.degrees.get(work.request, usual.degree)
+        return usual._replace(degree=degree)
 
 
 def _owned(member: Member) -> int:

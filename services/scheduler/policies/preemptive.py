@@ -8,7 +8,7 @@ from functools import partial
 from sps2.common.config import Scheduler
 from sps2.services.scheduler.chunks import Chunks, each
 from sps2.services.scheduler.decisions import Decision, Hold, LookUp, Start, Urge
-from sps2.services.scheduler.fleet import Member
+from sps2.services.scheduler.fleet_state import Member
 from sps2.services.scheduler.placing import Ahead, Placing
 from sps2.services.scheduler.policies.fcfs import LOOKAHEAD, OVERTAKINGS
 from sps2.services.scheduler.request import Request

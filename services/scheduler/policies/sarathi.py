@@ -9,7 +9,8 @@ from sys import maxsize
 from sps2.common.config import Scheduler
 from sps2.services.scheduler.chunks import Chunks
 from sps2.services.scheduler.decisions import Decision, Hold, LookUp
-from sps2.services.scheduler.fleet import Fleet, Member
+from sps2.services.scheduler.fleet import Fleet
+from sps2.services.scheduler.fleet_state import Member
 from sps2.services.scheduler.placing import Ahead
 from sps2.services.scheduler.policies.distserve import on_one_shard
 from sps2.services.scheduler.policies.fcfs import Fcfs

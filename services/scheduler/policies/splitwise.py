@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from sps2.common.config import Scheduler
 from sps2.services.scheduler.decisions import Assign, Decision
-from sps2.services.scheduler.fleet import Member
+from sps2.services.scheduler.fleet_state import Member
 from sps2.services.scheduler.policies.distserve import on_one_shard
 from sps2.services.scheduler.policies.fcfs import Fcfs
 from sps2.services.scheduler.schemes import Schemes

@@ -147,3 +147,17 @@ def test_a_prefill_that_is_held_back_is_paused_and_its_detail_says_by_whom() -> 
     assert any("waits for" in row and "b2, which is more urgent" in row for row in rows)
     monitor.take(status(running("decode")), 3.5)
     assert not any("waits for" in row for row in shown(monitor.picture(3.5), opened, 100, 40))
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_it_says_which_shard_is_left_out(width: int, height: int) -> None:
+    picture = busy()
+    why = "its link has 9.8 Mbit/s, 0.001 of the best"
+    slow = [
+        structs.replace(each, left_out=why) if each.id == "prefill-1" else each
+        for each in picture.shards
+    ]
+    rows = shown(structs.replace(picture, shards=tuple(slow)), Controls(), width, height)
+    assert any("prefill-1 is left out: its link has 9.8 Mbit/s" in row for row in rows)
+    assert len(rows) == height
+    assert max(map(len, rows)) <= width

@@ -19,6 +19,8 @@ from sps2.common.errors import Invalid
         ("[gateway]\nmodel = 'x'", "there is no key `gateway.model`; did you mean model?"),
         ("attention = 'none'", "`attention` cannot be 'none'; there are balanced, exact, fast ("),
         ("[sharing]\nmethod = 'rings'", "`sharing.method` cannot be 'rings'; did you mean ring?"),
+        ("[sharing]\ngflops = 'x'", "`sharing.gflops` cannot be 'x'; there are a number, measured"),
+        ("[sharing]\ngflops = 0", "`sharing.gflops` must be more than 0 ("),
         ("prefill = -1", "`prefill` must be at least 0 ("),
         ("[gateway]\nport = 'x'", "`gateway.port` must be a whole number, not text ("),
         ("prefill = 1.5", "`prefill` must be a whole number, not a number with a fraction ("),

@@ -122,7 +122,7 @@ async def test_blocks_of_rows_are_as_the_whole(
     rows = None if asked is None else torch.tensor(asked, dtype=torch.int64)
     found = []
     for most in (1000, 16):
-        model._most_rows = most
+        model.most_rows = most
         attend = LocalAttention(model.config, positions)
         found.append(await model.forward(prompt(40), positions, attend, selected=rows))
     torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)

@@ -33,8 +33,8 @@ PROFILE = Profile(
     step_s=((1, TOKEN_S),),
     key_s=PAIR_S,
     remote_s=0.0,
-    link_gbit=SHARING.link_gbit,
-    link_latency_s=SHARING.link_latency_s,
+    link_gbit=SCHEMES.hardware.link_gbit,
+    link_latency_s=SCHEMES.hardware.link_latency_s,
 )
 
 

@@ -10,7 +10,7 @@ from sps2.common.messages import CachedRun, PrefillOptions, Room
 from sps2.common.spans import Span
 from sps2.services.scheduler.actions import Action, Fail, Find, Launch, Proceed
 from sps2.services.scheduler.chunks import SHARED_S
-from sps2.services.scheduler.core import Core, Policy
+from sps2.services.scheduler.core import Core
 from sps2.services.scheduler.decisions import Decision, NextChunk
 from sps2.services.scheduler.events import (
     Assigned,
@@ -32,6 +32,7 @@ from sps2.services.scheduler.policies import POLICIES
 from sps2.services.scheduler.policies.fcfs import Fcfs
 from sps2.services.scheduler.policies.sps2 import Sps2
 from sps2.services.scheduler.schemes import Schemes
+from sps2.services.scheduler.view import Policy
 
 from .test_core import CONFIG, PAGE, SHARING, room, shard
 

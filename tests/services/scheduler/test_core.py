@@ -19,6 +19,7 @@ from sps2.services.scheduler.events import (
     Submitted,
 )
 from sps2.services.scheduler.fleet import Fleet
+from sps2.services.scheduler.fleet_status import statuses
 from sps2.services.scheduler.plan import Work
 from sps2.services.scheduler.policies.fcfs import Fcfs
 from sps2.services.scheduler.schemes import Schemes
@@ -210,11 +211,9 @@ def test_a_loss_of_an_older_life_is_no_loss() -> None:
     core = cluster()
     core.handle(Joined(shard("prefill", 0, life=1)), 0)
     core.handle(Lost("prefill-0", "prefill-0/0"), 0)
-    assert {status.state for status in core.fleet.statuses()} == {"ready"}
+    assert {status.state for status in statuses(core.fleet)} == {"ready"}
     core.handle(Lost("prefill-0", "prefill-0/1"), 0)
-    assert [status.id for status in core.fleet.statuses() if status.state == "lost"] == [
-        "prefill-0"
-    ]
+    assert [status.id for status in statuses(core.fleet) if status.state == "lost"] == ["prefill-0"]
     assert "1 of 2 prefill" in core.fleet.waiting_for()
 
 

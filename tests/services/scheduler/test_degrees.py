@@ -27,7 +27,7 @@ FAST = Sharing(gflops=5e5, link_gbit=3600.0, link_latency_s=1e-5)
 
 def best(tokens: int, idle: int, sharing: Sharing = FAST, **more: object) -> int:
     schemes = Schemes(LARGE, 2, sharing)
-    return Degrees(schemes).best(tokens, 8, idle, NOTHING, **more)  # type: ignore[arg-type]
+    return Degrees(schemes).best(tokens, 8, idle, NOTHING, **more).degree  # type: ignore[arg-type]
 
 
 def test_an_idle_cluster_shares_a_prompt_among_all() -> None:
@@ -70,6 +70,6 @@ def test_one_keeper_of_all_kv_needs_its_link_for_that_too() -> None:
 
 def test_who_asks_for_a_method_gets_all_shards() -> None:
     degrees = Degrees(Schemes(CONFIG, 2, Sharing()))
-    assert degrees.best(64, 4, 0, PrefillOptions(method="ring")) == 4
-    assert degrees.best(64, 4, 4, NOTHING) == 1
-    assert degrees.best(1, 4, 4, NOTHING) == 4
+    assert degrees.best(64, 4, 0, PrefillOptions(method="ring")).degree == 4
+    assert degrees.best(64, 4, 4, NOTHING).degree == 1
+    assert degrees.best(1, 4, 4, NOTHING).degree == 4

@@ -11,6 +11,7 @@ from sps2.services.scheduler.core import Core
 from sps2.services.scheduler.decisions import Assign, Decision
 from sps2.services.scheduler.events import Assigned, Found, Joined, Lost, RoomSeen, Submitted, Tick
 from sps2.services.scheduler.fleet import Fleet
+from sps2.services.scheduler.fleet_status import statuses
 from sps2.services.scheduler.plan import Work
 from sps2.services.scheduler.policies.fcfs import Fcfs
 from sps2.services.scheduler.schemes import Schemes
@@ -44,8 +45,8 @@ def test_a_shard_that_only_prefills_keeps_nothing() -> None:
     for request in ("r", "s", "t"):
         plan = launched(submit(core, request, 60)).plan
         assert {place.shard for place in plan.placements} <= {"mixed-1", "mixed-2"}
-    statuses = {status.id: status.duty for status in core.fleet.statuses()}
-    assert statuses == {"mixed-0": "prefill", "mixed-1": "mixed", "mixed-2": "mixed"}
+    duties = {status.id: status.duty for status in statuses(core.fleet)}
+    assert duties == {"mixed-0": "prefill", "mixed-1": "mixed", "mixed-2": "mixed"}
 
 
 def test_a_shard_that_only_decodes_prefills_nothing() -> None:
@@ -96,7 +97,7 @@ def test_a_shard_that_returns_has_its_duty_again() -> None:
     core = mixed()
     core.handle(Assigned("mixed-0", "prefill"), 0)
     core.handle(Lost("mixed-0", "mixed-0/0"), 0)
-    assert core.fleet.statuses()[0].duty == "prefill"
+    assert statuses(core.fleet)[0].duty == "prefill"
     core.handle(Joined(shard("mixed", 0, 64, life=1)), 0)
     assert [member.shard.id for member in core.fleet.keepers()] == ["mixed-1", "mixed-2"]
     core.handle(Assigned("mixed-0", "mixed"), 0)

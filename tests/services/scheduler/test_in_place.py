@@ -28,6 +28,7 @@ from sps2.services.scheduler.events import (
     Submitted,
 )
 from sps2.services.scheduler.fleet import Fleet
+from sps2.services.scheduler.fleet_status import statuses
 from sps2.services.scheduler.placing import Placing
 from sps2.services.scheduler.plan import Plan, Work
 from sps2.services.scheduler.policies.fcfs import Fcfs
@@ -229,11 +230,11 @@ def test_a_shard_prefills_one_prompt_at_a_time_beside_what_it_decodes() -> None:
     assert submit(core, "b", 100) == []
     core.handle(Granted("a", room(50)), 0)
     assert [action.request for action in core.handle(Prefilled("a"), 0)] == ["b"]
-    (status,) = core.fleet.statuses()
+    (status,) = statuses(core.fleet)
     assert (status.role, status.state, status.requests) == ("mixed", "busy", ("a", "b"))
     core.handle(Ended("a"), 0)
     core.handle(Ended("b"), 0)
-    assert core.fleet.statuses()[0].state == "ready"
+    assert statuses(core.fleet)[0].state == "ready"
 
 
 def test_waiting_ends_when_pages_come_free_and_is_not_begun_in_vain() -> None:
@@ -338,4 +339,4 @@ def test_pages_are_never_promised_twice_and_everything_runs(
         ended += 1
     assert ended == len(sizes)
     assert not core.requests(0)
-    assert {status.state for status in core.fleet.statuses()} == {"ready"}
+    assert {status.state for status in statuses(core.fleet)} == {"ready"}

@@ -27,6 +27,7 @@ from sps2.services.scheduler.events import (
 )
 from sps2.services.scheduler.explanation import explain
 from sps2.services.scheduler.fleet import Fleet
+from sps2.services.scheduler.fleet_status import statuses
 from sps2.services.scheduler.plan import Plan, Work
 from sps2.services.scheduler.policies import POLICIES
 from sps2.services.scheduler.replay import Recording
@@ -152,7 +153,7 @@ def test_what_a_slow_shard_costs_besides_its_arithmetic_is_learned_too() -> None
     degrees = Degrees(Schemes(LARGE, 2, FAST))
     for drag, wanted in ((0.0, 2), (0.1, 2), (1.0, 1)):
         paces = Pace(1.0), Pace(0.5, drag)
-        assert degrees.best(30_000, 2, 2, NOTHING, False, paces, paces) == wanted
+        assert degrees.best(30_000, 2, 2, NOTHING, False, paces, paces).degree == wanted
     speeds.now_s = 10 * DRIFT_S
     assert speeds.pace("b", 0.2, 1000).drag == 0
 
@@ -203,7 +204,7 @@ def test_no_subset_is_faster(tokens: int, fast: list[float]) -> None:
     ordered = tuple(sorted(fast, reverse=True))
     shards = len(ordered)
     paces = tuple(map(Pace, ordered))
-    degree = Degrees(schemes).best(tokens, shards, shards, NOTHING, False, paces, paces)
+    degree = Degrees(schemes).best(tokens, shards, shards, NOTHING, False, paces, paces).degree
     taken_s = schemes.choose(tokens, degree, NOTHING, None, ordered[:degree]).predicted_s
     for number in range(1, shards + 1):
         for subset in combinations(ordered, number):
@@ -217,7 +218,7 @@ def test_a_shard_that_does_not_help_is_left_out() -> None:
 
     def best(tokens: int, *fast: float) -> int:
         paces = tuple(map(Pace, fast))
-        return degrees.best(tokens, len(fast), len(fast), NOTHING, False, paces, paces)
+        return degrees.best(tokens, len(fast), len(fast), NOTHING, False, paces, paces).degree
 
     assert best(30_000, 1.0, 1.0, 0.5) == 3
     assert best(30_000, 1.0, 1.0, 0.001) == 2
@@ -255,8 +256,8 @@ def run(
     plan = action.plan
     log.handle(Granted(request, log._core.fleet.room), now_s)
     seconds = tuple(
-        own_s / real[int(name.split("-")[1])] * 1000 + 0.01
-        for name, own_s in zip(plan.group, plan.partition.own_s, strict=True)
+        gflop / real[int(name.split("-")[1])] * 100 + 0.01
+        for name, gflop in zip(plan.group, plan.partition.own_gflop, strict=True)
     )
     for event in (Computed(request, seconds), Prefilled(request), Ended(request)):
         log.handle(event, now_s)
@@ -278,18 +279,18 @@ def test_plans_follow_what_prefills_took(mixed: bool) -> None:
     for number in range(4):
         run(log, real, f"r{number}", 1500)
     last = run(log, real, "last", 1500)
-    own_s = dict(zip(last.group, last.partition.own_s, strict=True))
-    assert own_s.get(f"{name}-0", 0.0) < 0.4 * min(own_s[f"{name}-1"], own_s[f"{name}-2"])
+    work = dict(zip(last.group, last.partition.own_gflop, strict=True))
+    assert work.get(f"{name}-0", 0.0) < 0.4 * min(work[f"{name}-1"], work[f"{name}-2"])
     assert run(log, real, "short", 60).group[0] != f"{name}-0"
     assert f"{name}-0" not in run(log, real, "two", 600, sp=2).group
-    speeds = {status.id: status.speed for status in core.fleet.statuses()}
+    speeds = {status.id: status.speed for status in statuses(core.fleet)}
     assert speeds[f"{name}-0"] == pytest.approx(0.25, rel=0.3)
     assert speeds[f"{name}-1"] == pytest.approx(1, rel=ALIKE - 1)
     (told,) = explain(Recording(log.lines(), "log"), "short")
-    assert any(f"left out as slower: {name}-0 (0." in step.what for step in told.steps)
+    assert any(f"left out: {name}-0 (it computes at 0." in step.what for step in told.steps)
     core.handle(Lost(f"{name}-0", f"{name}-0/0"), 0)
     core.handle(Joined(shard("mixed" if mixed else "prefill", 0, 256 * mixed, life=1)), 0)
-    assert all(status.speed is None for status in core.fleet.statuses())
+    assert all(status.speed is None for status in statuses(core.fleet))
 
 
 def test_nothing_is_learned_of_shards_that_compute_something_else_too() -> None:
