@@ -8,13 +8,16 @@ from sps2.common.config import Sharing
 from sps2.common.messages import Scheme
 from sps2.common.model.config import ModelConfig
 from sps2.common.spans import Span
-from sps2.services.scheduler.traffic import Spans
+from sps2.services.scheduler.traffic import EXPECTED_KEPT, Spans
 
 IN_A_ROW = ("gather", "csa")
 """Methods whose ranks have one span each, in order of rank."""
 EXPECTED_WORK = 0.65
 """CSA's expected work on earlier ranks' keys, the choice of blocks included, as a share of exact
 attention's: docs/csa.md."""
+
+CODED_A_SECOND = 100e6
+"""Numbers that a shard codes in a second, or restores, as CSA's coded blocks: docs/csa.md."""
 
 
 class Rates:
@@ -72,6 +75,18 @@ class Rates:
         share = -(-heads // scheme.ulysses) * scheme.ulysses / heads
         return [sum(attention) / len(spans) * share] * len(spans)
 
+    def coding_s(self, scheme: Scheme, spans: Spans) -> list[float]:
+        """Seconds in which each rank codes the blocks that it sends and restores those it gets."""
+        if scheme.selection is None or scheme.selection.steps is None:
+            return [0.0] * len(spans)
+        config = self._config
+        tokens = [sum(span.tokens for span in own) for own in spans]
+        a_token = EXPECTED_KEPT * config.layers * config.kv_heads * 2 * config.head_dim
+        return [
+            a_token * (each * (len(spans) - 1 - rank) + sum(tokens[:rank])) / CODED_A_SECOND
+            for rank, each in enumerate(tokens)
+        ]
+
     def own_s(self, scheme: Scheme, spans: Spans, heads: int) -> tuple[float, ...]:
         """Seconds of each rank's arithmetic; empty if they depend on the text, as CSA's do."""
         if scheme.method == "csa":
@@ -108,7 +123,8 @@ class Rates:
             return linear[0] + attention[0]
         moving = busiest / (self._sharing.link_gbit * 1.25e8)
         if scheme.method in IN_A_ROW:
-            busy = max(map(sum, zip(linear, attention, strict=True)))
+            coding = self.coding_s(scheme, spans)
+            busy = max(map(sum, zip(linear, attention, coding, strict=True)))
             return busy + moving + waits if not scheme.pipelined else max(busy, moving) + waits
         busy = max(attention)
         hidden = min(busy, moving * (1 - 1 / _steps(scheme, ranks))) if scheme.pipelined else 0.0

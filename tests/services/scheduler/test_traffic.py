@@ -63,8 +63,12 @@ def test_loads_are_the_sums_of_transfers(
 ) -> None:
     columns = {"ulysses": min(ranks, 8), "usp": 2}.get(method, 1)
     ranks -= ranks % columns if method != "ulysses" else ranks - columns
-    selection = Selection((0.1,) * 6, (0.2,) * 6, rounds=1 + more % 2) if method == "csa" else None
-    scheme, tokens = Scheme(method, columns, kv_transfer_dtype, selection), 2 * ranks + more
+    steps = (0.1, 1.0) if kv_transfer_dtype == "int8" else None
+    selection = Selection((0.1,) * 6, (0.2,) * 6, steps, rounds=1 + more % 2)
+    scheme, tokens = (
+        Scheme(method, columns, kv_transfer_dtype, selection if method == "csa" else None),
+        2 * ranks + more,
+    )
     spans = zigzag(tokens, ranks // columns, columns)
     if method in IN_A_ROW:
         spans = consecutive(tokens, ranks, eighths / 1000)
