@@ -57,7 +57,7 @@ def calibrate(
 
             for setting, selection in thresholds.calibrate(llama, ids, degree, report).items():
                 found[setting][str(degree)] = selection
-    made = Calibration(fingerprint(folder), found)  # type: ignore[arg-type]
+    made = Calibration(fingerprint(folder), found, "relative")  # type: ignore[arg-type]
     path = folder / FILE
     path.write_bytes(msgspec.json.format(msgspec.json.encode(made)) + b"\n")
     render.out.print(_table(made))

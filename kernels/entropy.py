@@ -101,6 +101,39 @@ def decode_channels(data: Tensor, channels: int, count: int) -> Tensor:
     return _decode(data[channels:], like, which, static_tables())
 
 
+def encode_rows(codes: Tensor, which: Tensor) -> Tensor:
+    """Code int16 numbers [rows, count], row r by static table `which[r]` (uint8): [bytes] uint8.
+
+    The data do not say which tables were used.
+    """
+    check.typed("codes", codes, torch.int16)
+    check.shaped("codes", codes, (None, None))
+    return _encode(codes.contiguous(), which, static_tables())
+
+
+def decode_rows(data: Tensor, which: Tensor, count: int) -> Tensor:
+    """Undo `encode_rows`: [rows, count] int16.
+
+    Raises:
+        ValueError: the data are damaged, or have another number of codes; or there is no such
+            table.
+    """
+    check.typed("data", data, torch.uint8)
+    check.shaped("data", data, (None,))
+    like = torch.empty(len(which), count, dtype=torch.int16)
+    return _decode(data, like, which, static_tables())
+
+
+def histograms(codes: Tensor, least: int, span: int) -> Tensor:
+    """How often the values from `least` on occur in each row of int16 codes: [rows, span] int32.
+
+    The first counts what is less, too, and the last what is more.
+    """
+    check.typed("codes", codes, torch.int16)
+    check.shaped("codes", codes, (None, None))
+    return _count(codes.contiguous(), least, span)
+
+
 def _cheapest(codes: Tensor) -> Tensor:
     """The index of the static table that needs the fewest bits for each channel: uint8."""
     if not codes.numel():

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Spans = Literal["scheduler", "even"]
-DEFAULT_SETTINGS = "exact,int8,balanced,fast,csa:drop=.002,hire:budget=.3,strided:budget=.25,star"
+DEFAULT_SETTINGS = "exact,int8,balanced,fast,csa:drop=.25,hire:budget=.3,strided:budget=.25,star"
 
 
 def quality(

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 from sps2.common.errors import Invalid
 from sps2.common.messages import Scheme, Selection
-from sps2.services.scheduler.csa_thresholds import Calibration, Sparse, selection
+from sps2.services.scheduler.csa_thresholds import Calibration, Sparse, coded, selection
 from sps2.services.scheduler.schemes import SHORT
 
 Options = Mapping[str, str]
@@ -15,7 +15,7 @@ EXACT = Scheme("gather")
 
 
 def split(settings: str) -> list[str]:
-    """Split a list of settings, for example `int8,csa:drop=.002,fine=.01,star`."""
+    """Split a list of settings, for example `int8,csa:drop=.25,fine=2,star`."""
     found: list[str] = []
     for piece in filter(None, settings.split(",")):
         if "=" in piece and ":" not in piece and found:
@@ -41,7 +41,7 @@ def scheme_of(
     ranks: int = 4,
     calibration: Calibration | None = None,
 ) -> Scheme:
-    """The scheme of a setting, for example `int8`, `csa:drop=.002,fine=.01` or `balanced`.
+    """The scheme of a setting, for example `int8`, `csa:drop=.25,fine=2` or `balanced`.
 
     Raises:
         Invalid: the setting or option is unknown; the message lists the known ones.
@@ -74,30 +74,49 @@ def _named(name: Sparse) -> Callable[[Options, Case], Scheme]:
     """The scheme of a request with attention `name`: see `services/scheduler/schemes.py`."""
 
     def make(options: Options, case: Case) -> Scheme:
-        _only(options)
+        _only(options, "form")
+        form = options.get("form", "coded")
+        if form not in ("coded", "packed"):
+            raise ValueError("form must be coded, as over slow links, or packed")
         if case.tokens <= SHORT:
             return Scheme("gather", kv_transfer_dtype="int8")
         chosen = selection(name, case.layers, case.ranks, case.calibration)
+        if form == "coded":
+            chosen = coded(chosen, name)
         return Scheme("csa", kv_transfer_dtype="int8", selection=chosen)
 
     return make
 
 
 def _csa(options: Options, case: Case) -> Scheme:
-    _only(options, "drop", "fine", "probes", "suffix", "rounds", "heldout", "kv_transfer_dtype")
-    drop = float(options.get("drop", 0.002))
+    _only(
+        *(options, "drop", "fine", "steps", "probes", "suffix", "rounds", "heldout"),
+        "kv_transfer_dtype",
+    )
+    drop = float(options.get("drop", 0.25))
     rounds = int(options.get("rounds", 1))
     if rounds not in (1, 2):
         raise ValueError("rounds must be 1 or 2")
     selection = Selection(
         (drop,) * case.layers,
         (float(options.get("fine", 0)),) * case.layers,
+        _steps(options),
         probes=int(options.get("probes", 4)),
         suffix=int(options.get("suffix", 64)),
         rounds=1 if rounds == 1 else 2,
         held_out=float(options.get("heldout", 0.05)),
     )
     return Scheme("csa", kv_transfer_dtype=_kv_transfer_dtype(options), selection=selection)
+
+
+def _steps(options: Options) -> tuple[float, float] | None:
+    """Those of keys and values, for example of `steps=.14/1`."""
+    if "steps" not in options:
+        return None
+    keys, slash, values = options["steps"].partition("/")
+    if not slash or float(keys) <= 0 or float(values) <= 0:
+        raise ValueError("steps are those of keys and of values, for example .14/1")
+    return float(keys), float(values)
 
 
 def _hire(options: Options, case: Case) -> Scheme:

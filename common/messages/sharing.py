@@ -16,14 +16,18 @@ class Selection(Struct, frozen=True):
     """The KV blocks that CSA moves from the rank that has them (owner) to later ranks (consumers).
 
     An owner sends a block to a consumer and KV head if its importance is at least `drop`. The
-    importance is the share of attention that the consumer's probes give it. Blocks below `fine`
-    are sent in 4 bits.
+    importance is the share of attention that the consumer's probes give it, in units of the share
+    that it would have if all tokens got the same.
     """
 
     drop: tuple[float, ...]
     """Threshold of each layer."""
     fine: tuple[float, ...]
-    """Threshold of each layer."""
+    """Threshold of each layer: blocks below it are sent in 4 bits, others in 8."""
+    steps: tuple[float, float] | None = None
+    """Of keys, in nats of a score, and of values, in sizes of their token: blocks are rounded to
+    multiples of these, finer ones the more important they are, and entropy-coded. None: blocks are
+    sent in 4 and 8 bits."""
     probes: int = 4
     """Query rows of 128 that are probed."""
     suffix: int = 64
@@ -31,7 +35,8 @@ class Selection(Struct, frozen=True):
     rounds: Literal[1, 2] = 1
     """1: an owner normalises over its own and the consumer's keys; 2: over all that probes see."""
     held_out: float = 0.05
-    """Mean mass that held-out probes may lose before a KV head fetches everything."""
+    """Mean mass that held-out probes may lose, to all owners together, before a KV head fetches
+    everything."""
     budget: float | None = None
     """HiRE's selector instead of `drop`: each owner sends this share of its blocks, best first."""
 

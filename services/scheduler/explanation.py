@@ -7,7 +7,7 @@ from typing import NamedTuple, get_args
 import msgspec
 
 from sps2.common.errors import Invalid, ServiceError
-from sps2.common.messages import PrefillOptions, Setting
+from sps2.common.messages import PrefillOptions, Scheme, Setting
 from sps2.common.words import counted
 from sps2.services.scheduler.actions import Preempt
 from sps2.services.scheduler.core import Core
@@ -235,9 +235,11 @@ def _options(work: Work, chosen: Plan, view: View, core: Core) -> Iterator[Optio
         for degree in degrees
         for method in (EXACT if degree > 1 else (None,))
     ] + [
-        msgspec.structs.replace(asked, sp_degree=degree, attention=attention)
+        PrefillOptions(sp_degree=degree, attention=attention, kv_transfer_dtype=dtype)
         for degree in degrees - {1}
         for attention in get_args(Setting)
+        for dtype in (asked.kv_transfer_dtype, "int8")
+        if attention != "exact" or dtype == asked.kv_transfer_dtype
     ]
     cached = view.cached(work.request)
     plans = [chosen]
@@ -260,12 +262,19 @@ def _options(work: Work, chosen: Plan, view: View, core: Core) -> Iterator[Optio
     yield from sorted(others, key=lambda option: option.seconds)
 
 
+def _method(scheme: Scheme) -> str:
+    """The method, and for CSA whether its blocks were to be packed or entropy-coded."""
+    if scheme.method != "csa" or scheme.selection is None:
+        return scheme.method
+    return f"csa, {'packed' if scheme.selection.steps is None else 'coded'}"
+
+
 def _option(plan: Plan, core: Core, chosen: bool) -> Option:
     partition = plan.partition
     return Option(
         len(plan.group),
         partition.attention,
-        partition.scheme.method if len(plan.group) > 1 else "",
+        _method(partition.scheme) if len(plan.group) > 1 else "",
         plan.prefix.tokens,
         core.costs.first_token_s(plan.predicted_s),
         sum(partition.predicted_bytes.values()),

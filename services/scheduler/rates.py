@@ -9,13 +9,16 @@ from sps2.common.messages import Scheme
 from sps2.common.model.config import ModelConfig
 from sps2.common.spans import Span
 from sps2.services.scheduler.hardware import Hardware, Wire
-from sps2.services.scheduler.traffic import Spans
+from sps2.services.scheduler.traffic import EXPECTED_KEPT, Spans
 
 IN_A_ROW = ("gather", "csa")
 """Methods whose ranks have one span each, in order of rank."""
 EXPECTED_WORK = 0.65
 """CSA's expected work on earlier ranks' keys, the choice of blocks included, as a share of exact
 attention's: docs/csa.md."""
+
+CODED_A_SECOND = 100e6
+"""Numbers that a shard codes in a second, or restores, as CSA's coded blocks: docs/csa.md."""
 
 
 class Rates:
@@ -84,6 +87,18 @@ class Rates:
         share = -(-heads // scheme.ulysses) * scheme.ulysses / heads
         return [sum(attention) / len(spans) * share] * len(spans)
 
+    def coding_s(self, scheme: Scheme, spans: Spans) -> list[float]:
+        """Seconds in which each rank codes the blocks that it sends and restores those it gets."""
+        if scheme.selection is None or scheme.selection.steps is None:
+            return [0.0] * len(spans)
+        config = self._config
+        tokens = [sum(span.tokens for span in own) for own in spans]
+        a_token = EXPECTED_KEPT * config.layers * config.kv_heads * 2 * config.head_dim
+        return [
+            a_token * (each * (len(spans) - 1 - rank) + sum(tokens[:rank])) / CODED_A_SECOND
+            for rank, each in enumerate(tokens)
+        ]
+
     def own_gflop(self, scheme: Scheme, spans: Spans, heads: int) -> tuple[float, ...]:
         """Each rank's arithmetic, in GFLOP; empty if it depends on the text, as CSA's does.
 
@@ -125,7 +140,8 @@ class Rates:
             return linear[0] + attention[0]
         moving = self.moving_s(by_rank, wires)
         if scheme.method in IN_A_ROW:
-            busy = max(map(sum, zip(linear, attention, strict=True)))
+            coding = self.coding_s(scheme, spans)
+            busy = max(map(sum, zip(linear, attention, coding, strict=True)))
             return busy + moving + waits if not scheme.pipelined else max(busy, moving) + waits
         busy = max(attention)
         hidden = min(busy, moving * (1 - 1 / _steps(scheme, ranks))) if scheme.pipelined else 0.0

@@ -21,7 +21,7 @@ from sps2.common.model.config import ModelConfig
 from sps2.common.model.share import share_of
 from sps2.common.spans import Span, consecutive, fits, within, zigzag
 from sps2.services.scheduler import traffic
-from sps2.services.scheduler.csa_thresholds import Calibration, Sparse, selection
+from sps2.services.scheduler.csa_thresholds import Calibration, Sparse, coded, selection
 from sps2.services.scheduler.hardware import Hardware, Known, Wire, hardware_of, lossless_on
 from sps2.services.scheduler.rates import IN_A_ROW, Rates
 
@@ -188,9 +188,10 @@ class Schemes:
         ranks = self.degree(tokens, requested, capacity.page_tokens if capacity else 1)
         speeds, wires = speeds[:ranks], wires[:ranks]
         if attention != "exact":
-            scheme = self._sparse(tokens, ranks, attention, kv_transfer_dtype, options, capacity)
-            found_one = self.partition(scheme, tokens, ranks, capacity, speeds, wires)
-            return found_one._replace(attention=attention)
+            forms = self._sparse(tokens, ranks, attention, kv_transfer_dtype, options, capacity)
+            ways = [self.partition(each, tokens, ranks, capacity, speeds, wires) for each in forms]
+            soonest = min(ways, key=lambda each: each.predicted_s)
+            return soonest._replace(attention=attention)
         forced = "gather" if ranks < max(2, requested) else options.method or self._sharing.method
         if forced != "auto":
             return self._cheapest(forced, tokens, ranks, options, capacity, speeds, wires)
@@ -278,16 +279,23 @@ class Schemes:
         kv_transfer_dtype: KvTransferDtype,
         options: PrefillOptions,
         capacity: Capacity | None,
-    ) -> Scheme:
+    ) -> list[Scheme]:
+        """The schemes that a sparse setting may use: CSA with packed blocks, and with coded ones.
+
+        Coded blocks are half as large, and take time to code: over slow links they come sooner.
+        """
         scheme = self._scheme("gather", 1, kv_transfer_dtype, options)
         block = _block(capacity)
         in_blocks = tokens >= 2 * ranks * block
         if capacity is not None:
             in_blocks = in_blocks and fits(tokens, capacity.room, block)
-        if tokens > SHORT and ranks > 1 and in_blocks:
-            chosen = selection(attention, self._config.layers, ranks, self._calibration)
-            scheme = msgspec.structs.replace(scheme, method="csa", selection=chosen)
-        return scheme
+        if tokens <= SHORT or ranks == 1 or not in_blocks:
+            return [scheme]
+        chosen = selection(attention, self._config.layers, ranks, self._calibration)
+        packed = msgspec.structs.replace(scheme, method="csa", selection=chosen)
+        if options.kv_transfer_dtype is not None:
+            return [packed]
+        return [packed, msgspec.structs.replace(packed, selection=coded(chosen, attention))]
 
     def _cheapest(
         self,

@@ -22,7 +22,9 @@ PACKED = 11 / 16
 """Bytes of bfloat16 tensors that are packed losslessly, as a share of the plain ones: a little more
 than they are, so that no part of a byte is left of any head."""
 EXPECTED_FINE = 0.3
-"""Share of the sent blocks that are in 8 bits."""
+"""Share of the sent blocks that are in 8 bits, if they are packed."""
+EXPECTED_BITS = 2.0
+"""Bits of a number of the sent blocks, if they are coded."""
 
 Spans = Sequence[tuple[Span, ...]]
 
@@ -244,8 +246,7 @@ def _csa(
 ) -> None:
     config, ranks = sizes.config, len(spans)
     selection = selection or Selection((), ())
-    kept = [sizes.kv(_tokens(each), config.kv_heads) * EXPECTED_KEPT for each in spans]
-    kept = [each * (EXPECTED_FINE + (1 - EXPECTED_FINE) * COARSE_SHARE) for each in kept]
+    kept = [_blocks(sizes, _tokens(each), selection) for each in spans]
     rows = [_tokens(each) * selection.probes / 128 for each in spans]
     probes = [each * config.heads * (config.head_dim / 2 + 1 + 2) for each in rows]
     sums = [each * config.heads * 2 * (selection.rounds > 1) for each in rows]
@@ -258,6 +259,16 @@ def _csa(
         tally.into[rank] += sum(kept[:rank]) + sums[rank] * rank + sum(probes[rank + 1 :])
         tally.purposes["kv"] += round(kept[rank]) * later
         tally.purposes["probe"] += (round(probes[rank]) + round(sums[rank])) * rank
+
+
+def _blocks(sizes: _Sizes, tokens: int, selection: Selection) -> float:
+    """Expected bytes of the blocks of `tokens` tokens that CSA sends to one rank, in one layer."""
+    config = sizes.config
+    if selection.steps is not None:
+        numbers = tokens * config.kv_heads * 2 * config.head_dim
+        return EXPECTED_KEPT * numbers * EXPECTED_BITS / 8
+    whole = sizes.kv(tokens, config.kv_heads) * EXPECTED_KEPT
+    return whole * (EXPECTED_FINE + (1 - EXPECTED_FINE) * COARSE_SHARE)
 
 
 def _tokens(spans: tuple[Span, ...]) -> int:

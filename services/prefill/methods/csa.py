@@ -4,8 +4,9 @@ They choose by sample queries (probes) from later ranks.
 """
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,10 +14,9 @@ from torch import Tensor
 from sps2.common.errors import Invalid
 from sps2.common.transport.expected import Like, check_from
 from sps2.kernels import State
-from sps2.kernels.contracts import BLOCK, Packed
+from sps2.kernels.contracts import BLOCK
 from sps2.kernels.csa_scores import (
     Blocks,
-    Plain,
     Probes,
     Scores,
     choose_probes,
@@ -24,16 +24,15 @@ from sps2.kernels.csa_scores import (
     lost,
     score,
 )
-from sps2.kernels.kv_quantize import blocks_of, pack
 from sps2.kernels.rotated_rows import quantise_rotated, restore_rotated
 from sps2.services.prefill.group import Group
-from sps2.services.prefill.methods.codec import packed_like
+from sps2.services.prefill.methods.csa_coded import CodedForm
+from sps2.services.prefill.methods.csa_packed import PackedForm
 from sps2.services.prefill.methods.gather import Gather
 from sps2.services.prefill.methods.partial_attention import Seen, by_heads
 from sps2.services.tasks import gather_all
 
-DROPPED, COARSE, FINE = range(3)
-"""How a block is sent: not at all, in 4 bits, in 8 bits (or in the model's dtype)."""
+Made = TypeVar("Made")
 
 PROBES, SUMS, TOTALS = range(3)
 """`at` of the three kinds of probe frames."""
@@ -42,12 +41,42 @@ PROBES, SUMS, TOTALS = range(3)
 class Kept(NamedTuple):
     """What one owner sent.
 
-    levels: [kv_heads, blocks] uint8, how each block was sent.
+    levels: [kv_heads, blocks] uint8: 0 of a dropped block, else larger the finer it was sent.
     lost: [kv_heads] float32, the mean mass of dropped blocks in held-out probes.
     """
 
     levels: Tensor
     lost: Tensor
+
+
+class Form(Protocol[Made]):
+    """How chosen blocks travel. Importance is in units of that of uniform attention."""
+
+    def levels(self, layer: int, kept: Tensor, worth: Tensor) -> Tensor:
+        """How finely blocks are sent, [kv_heads, blocks] uint8; 0 where `kept` is false.
+
+        Args:
+            worth: [kv_heads, blocks], the blocks' importance.
+        """
+        ...
+
+    def sender(self, k: Tensor, v: Tensor) -> Callable[[Tensor, Tensor], Made]:
+        """A function of levels and probes, called for each consumer of these keys and values."""
+        ...
+
+    async def carried(self, layer: int, made: Made, levels: Tensor) -> tuple[Tensor, ...]:
+        """The tensors of a frame, on the host, of what a sender made; `levels` too is there."""
+        ...
+
+    def like(self, levels: Tensor, dtype: torch.dtype) -> tuple[Like, ...]:
+        """Shapes and dtypes of these tensors."""
+        ...
+
+    async def blocks(
+        self, layer: int, owner: int, levels: Tensor, carried: tuple[Tensor, ...], probes: Tensor
+    ) -> list[list[Blocks]]:
+        """The blocks of each KV head from the tensors that an owner sent, in any order."""
+        ...
 
 
 class Csa:
@@ -69,6 +98,7 @@ class Csa:
         self._group = group
         self._selection = selection
         self._whole = Gather(group)
+        self._form: Form[Any] = PackedForm(group) if selection.steps is None else CodedForm(group)
         spans = [span for rows in group.rows for span, _ in rows]
         if len(spans) != group.ranks or any(span.tokens % BLOCK for span in spans[:-1]):
             raise Invalid(f"csa needs spans that follow each other, in multiples of {BLOCK}")
@@ -81,6 +111,14 @@ class Csa:
             for rank, count in enumerate(tokens)
         ]
         """The probes of each rank as a consumer."""
+        self._seen = [span.stop - spans[0].start for span in spans]
+        """How many of the group's tokens each rank sees."""
+        own = spans[group.rank].tokens
+        self._limits = [
+            selection.held_out * own / max(1, span.start - spans[0].start) for span in spans
+        ]
+        """What held-out probes of each consumer may lose here: all owners together share a limit in
+        proportion to their tokens, since none knows what the others drop."""
         self.kept: dict[tuple[int, int], Kept] = {}
         """What this rank received, by layer and owner."""
 
@@ -89,8 +127,9 @@ class Csa:
         if group.config.window(layer) is not None:
             return await self._whole(layer, q, k, v)
 
+        make = self._form.sender(k, v)
         for consumer in range(group.rank + 1, group.ranks):
-            group.background(layer, (k, v), self._serve(layer, consumer, k, v))
+            group.background(layer, (k, v), self._serve(layer, consumer, k, make))
         size = group.config.heads // group.config.kv_heads
         seen = [
             Seen(q[:, head * size : (head + 1) * size], group.mine, group.config.scale, None)
@@ -110,7 +149,7 @@ class Csa:
     def selected(self) -> tuple[int, int, tuple[float, ...]]:
         """How many blocks owners chose from, how many were sent, and mean lost mass by layer."""
         blocks = sum(kept.levels.numel() for kept in self.kept.values())
-        came = sum(int((kept.levels > DROPPED).sum()) for kept in self.kept.values())
+        came = sum(int((kept.levels > 0).sum()) for kept in self.kept.values())
         lost = []
         for layer in range(self._group.config.layers):
             gone = [kept.lost for (of, _), kept in self.kept.items() if of == layer]
@@ -128,12 +167,13 @@ class Csa:
         owners = range(group.rank)
         probes = self._probes[group.rank]
 
-        def probe() -> tuple[tuple[Tensor, Tensor], Tensor]:
+        def probe() -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
             rows = q[probes.rows]
             own = score(rows, k, group.config.scale, probes.rows)
-            return quantise_rotated(rows), own.lse
+            sent = quantise_rotated(rows)
+            return sent, restore_rotated(*sent, q.dtype), own.lse
 
-        rows, lse = await group.compute(probe, layer)
+        rows, as_sent, lse = await group.compute(probe, layer)
         carried = rows if self._selection.rounds > 1 else (*rows, lse.half())
         await group.send_all(owners, "probe", layer, PROBES, carried)
         if self._selection.rounds > 1:
@@ -145,28 +185,29 @@ class Csa:
                 lse = torch.logaddexp(lse, there.float())
             total = lse.half()
             await group.send_all(owners, "probe", layer, TOTALS, (total,))
-        came = await gather_all(*(self._take(layer, of, k.dtype) for of in owners))
+        came = await gather_all(*(self._take(layer, of, as_sent) for of in owners))
         for each, *pieces in zip(seen, *came, strict=True):
             blocks = [block for piece in pieces for block in piece]
             await group.compute(partial(each.attend_blocks, blocks), layer)
 
-    async def _take(self, layer: int, owner: int, dtype: torch.dtype) -> list[list[Blocks]]:
+    async def _take(self, layer: int, owner: int, probes: Tensor) -> list[list[Blocks]]:
         """Receive the blocks that an owner sends, by KV head."""
         group, name = self._group, self._group.name_of(owner)
-        kv_heads, dim = group.config.kv_heads, group.config.head_dim
+        kv_heads = group.config.kv_heads
         came = await group.recv_from(name, "kv", layer, 0)
         blocks = -(-group.tokens(owner) // BLOCK)
         heading = Like(torch.uint8, (kv_heads, blocks)), Like(torch.float32, (kv_heads,))
         check_from(name, "kv", came[:2], heading)
         levels, gone, *carried = came
-        wanted = _carried_like(*_counts(levels), dim, dtype, group.scheme.kv_transfer_dtype)
-        check_from(name, "kv", carried, wanted)
+        check_from(name, "kv", carried, self._form.like(levels, probes.dtype))
         self.kept[layer, owner] = Kept(levels, gone)
-        return _by_head(levels, list(group.up(*carried)))
+        return await self._form.blocks(layer, owner, levels, tuple(carried), probes)
 
     # --- as owner ---
 
-    async def _serve(self, layer: int, consumer: int, k: Tensor, v: Tensor) -> None:
+    async def _serve(
+        self, layer: int, consumer: int, k: Tensor, make: Callable[[Tensor, Tensor], Any]
+    ) -> None:
         group = self._group
         rows_by_head = len(self._probes[consumer].rows), group.config.heads
         lse = Like(torch.float16, rows_by_head)
@@ -176,35 +217,36 @@ class Csa:
         )
         if self._selection.rounds == 1:
             wanted += (lse,)
-        rows, scale, *sums = await group.recv(consumer, "probe", layer, PROBES, wanted)
+        rows, size, *sums = await group.recv(consumer, "probe", layer, PROBES, wanted)
 
-        def scored() -> Scores:
-            return score(restore_rotated(rows, scale, k.dtype), k, group.config.scale)
+        def scored() -> tuple[Tensor, Scores]:
+            probes = restore_rotated(rows, size, k.dtype)
+            return probes, score(probes, k, group.config.scale)
 
-        def chosen(scores: Scores, total: Tensor) -> tuple[Kept, list[Blocks]]:
-            kept = self._chosen(layer, scores, total, self._probes[consumer])
-            return kept, _packed(kept.levels, k, v, group.scheme.kv_transfer_dtype)
+        def chosen(probes: Tensor, scores: Scores, total: Tensor) -> tuple[Kept, Any]:
+            kept = self._chosen(layer, consumer, scores, total)
+            return kept, make(kept.levels, probes)
 
-        def at_once() -> tuple[Kept, list[Blocks]]:
-            scores = scored()
-            return chosen(scores, torch.logaddexp(sums[0].float(), scores.lse))
+        def at_once() -> tuple[Kept, Any]:
+            probes, scores = scored()
+            return chosen(probes, scores, torch.logaddexp(sums[0].float(), scores.lse))
 
         if sums:
-            kept, packed = await group.compute(at_once, layer)
+            kept, made = await group.compute(at_once, layer)
         else:
-            scores = await group.compute(scored, layer)
+            probes, scores = await group.compute(scored, layer)
             await group.send(consumer, "probe", layer, SUMS, (scores.lse.half(),))
             (total,) = await group.recv(consumer, "probe", layer, TOTALS, (lse,))
-            kept, packed = await group.compute(partial(chosen, scores, total.float()), layer)
+            work = partial(chosen, probes, scores, total.float())
+            kept, made = await group.compute(work, layer)
         levels, gone = await group.down(*kept)
-        blocks = [_first(each, count) for each, count in zip(packed, _counts(levels), strict=False)]
-        carried = _joined([type(each)(*await group.down(*each)) for each in blocks])
+        carried = await self._form.carried(layer, made, levels)
         await group.send(consumer, "kv", layer, 0, (levels, gone, *carried))
 
-    def _chosen(self, layer: int, scores: Scores, total: Tensor, probes: Probes) -> Kept:
-        selection = self._selection
+    def _chosen(self, layer: int, consumer: int, scores: Scores, total: Tensor) -> Kept:
+        selection, probes = self._selection, self._probes[consumer]
         mass = scores.mass(total)
-        worth = importance(mass, probes.segments)
+        worth = importance(mass, probes.segments) * (self._seen[consumer] / BLOCK)
         if selection.budget is not None:
             kept = _best(worth, selection.budget)
         else:
@@ -212,15 +254,10 @@ class Csa:
         if not self._group.rank:
             kept[:, 0] = True
         gone = lost(mass, kept, probes.held_out)
-        bad = gone > selection.held_out
+        bad = gone > self._limits[consumer]
         kept |= bad[:, None]
         gone.masked_fill_(bad, 0)
-
-        levels = kept.to(torch.uint8)
-        levels[kept & (worth >= selection.fine[layer])] = FINE
-        if self._group.scheme.kv_transfer_dtype == "auto":
-            levels[kept] = FINE
-        return Kept(levels, gone)
+        return Kept(self._form.levels(layer, kept, worth), gone)
 
 
 def _best(worth: Tensor, share: float) -> Tensor:
@@ -230,71 +267,5 @@ def _best(worth: Tensor, share: float) -> Tensor:
     return torch.zeros_like(worth, dtype=torch.bool).scatter_(1, chosen, True)
 
 
-def _packed(levels: Tensor, k: Tensor, v: Tensor, kv_transfer_dtype: str) -> list[Blocks]:
-    """The fine blocks, then the coarse blocks if there can be any, ordered by KV head."""
-    if kv_transfer_dtype == "auto":
-        return [Plain(blocks_of(k)[levels == FINE], blocks_of(v)[levels == FINE])]
-    return [
-        pack(k, v, levels == FINE, roomy=True),
-        pack(k, v, levels == COARSE, 4, roomy=True),
-    ]
-
-
-def _counts(levels: Tensor) -> tuple[int, int]:
-    """How many blocks are fine, and how many coarse."""
-    return int((levels == FINE).sum()), int((levels == COARSE).sum())
-
-
-def _first(blocks: Blocks, count: int) -> Blocks:
-    return type(blocks)(*(tensor[:count] for tensor in blocks))
-
-
-def _joined(blocks: list[Blocks]) -> tuple[Tensor, ...]:
-    """The tensors of a frame; the scales of fine and coarse blocks are joined."""
-    match blocks:
-        case [Packed() as fine, Packed() as coarse] if len(coarse.k):
-            scales = (torch.cat(pair) for pair in zip(fine[1::2], coarse[1::2], strict=True))
-            return fine.k, fine.v, coarse.k, coarse.v, *scales
-    return tuple(blocks[0])
-
-
-def _carried_like(
-    fine: int, coarse: int, dim: int, dtype: torch.dtype, kv_transfer_dtype: str
-) -> tuple[Like, ...]:
-    """Shapes and dtypes of the tensors that carry these blocks; see `_joined`."""
-    if kv_transfer_dtype == "auto":
-        return (Like(dtype, (fine, BLOCK, dim)),) * 2
-    if not coarse:
-        return packed_like(fine, dim)
-    (numbers, *_), (_, k_scale, _, v_scale) = (
-        packed_like(fine, dim),
-        packed_like(fine + coarse, dim),
-    )
-    small = Like(torch.uint8, (coarse, BLOCK, dim // 2))
-    return numbers, numbers, small, small, k_scale, v_scale
-
-
 def _like(tensor: Tensor) -> Like:
     return Like(tensor.dtype, tuple(tensor.shape))
-
-
-def _by_head(levels: Tensor, carried: list[Tensor]) -> list[list[Blocks]]:
-    """The received blocks by KV head, in no particular order."""
-    wholes: list[tuple[Tensor, Blocks]]
-    if len(carried) == 2:
-        wholes = [(levels == FINE, Plain(*carried))]
-    elif len(carried) == 4:
-        wholes = [(levels == FINE, Packed(*carried))]
-    else:
-        k, v, small_k, small_v, k_scale, v_scale = carried
-        fine = Packed(k, k_scale[: len(k)], v, v_scale[: len(k)])
-        small = Packed(small_k, k_scale[len(k) :], small_v, v_scale[len(k) :])
-        wholes = [(levels == FINE, fine), (levels == COARSE, small)]
-    found: list[list[Blocks]] = [[] for _ in levels]
-    for mask, whole in wholes:
-        counts = mask.sum(1).tolist()
-        parts = zip(*(tensor.split(counts) for tensor in whole), strict=True)
-        for head, (count, part) in enumerate(zip(counts, parts, strict=True)):
-            if count:
-                found[head].append(type(whole)(*part))
-    return found

@@ -93,7 +93,7 @@ def report() -> Report:
     found = (Found(0.5, 9, 9, 8),)
     pooled = [
         Measured(setting, 8000, 4, "", quality, quality, traffic, (), 9, 3, 0.0123, 1, 2, found)
-        for setting in ("exact", "csa:drop=.002,fine=.01", "strided:budget=.25")
+        for setting in ("exact", "csa:drop=.25,fine=2", "strided:budget=.25")
     ]
     return Report("0", "tiny", "float32", ("a", "b"), (), tuple(pooled))
 
@@ -105,7 +105,7 @@ def test_tables_fit_the_terminal(width: int) -> None:
         console.print(block)
     assert isinstance(console.file, StringIO)
     lines = console.file.getvalue().splitlines()
-    settings = ("exact", "csa:drop=.002,fine=.01", "strided:budget=.25")
+    settings = ("exact", "csa:drop=.25,fine=2", "strided:budget=.25")
     rows = [line for line in lines if line.startswith(settings)]
     assert len(rows) == (3 if width == 120 else 6)
     text = " ".join(rows)

@@ -4,11 +4,12 @@ import pytest
 
 from sps2.cli.bench.settings import EXACT, SETTINGS, scheme_of, split
 from sps2.common.errors import Invalid
+from sps2.services.scheduler.csa_thresholds import STEPS
 
 
 def test_a_list_may_have_options_with_commas() -> None:
-    settings = "exact,csa:drop=.002,fine=.01,hire:budget=.3,star"
-    assert split(settings) == ["exact", "csa:drop=.002,fine=.01", "hire:budget=.3", "star"]
+    settings = "exact,csa:drop=.25,fine=2,hire:budget=.3,star"
+    assert split(settings) == ["exact", "csa:drop=.25,fine=2", "hire:budget=.3", "star"]
 
 
 METHODS = {"exact": "gather", "int8": "gather", "balanced": "csa", "fast": "csa", "hire": "csa"}
@@ -41,12 +42,32 @@ def test_options() -> None:
 
 def test_balanced_is_what_a_request_gets() -> None:
     assert scheme_of("balanced", 3, tokens=4096).method == "gather"
-    assert scheme_of("balanced", 3, tokens=8000).method == "csa"
+    coded = scheme_of("balanced", 3, tokens=8000)
+    packed = scheme_of("balanced:form=packed", 3, tokens=8000)
+    assert coded.method == packed.method == "csa"
+    assert coded.selection is not None
+    assert coded.selection.steps == STEPS["balanced"]
+    assert packed.selection is not None
+    assert packed.selection.steps is None
+    given = scheme_of("csa:steps=.1/2", 3).selection
+    assert given is not None
+    assert given.steps == (0.1, 2.0)
 
 
 @pytest.mark.parametrize(
     "setting",
-    ["none", "int8:x=1", "csa:drop", "csa:drop=x", "csa:rounds=3", "csa:kv_transfer_dtype=int4"],
+    [
+        *(
+            "none",
+            "int8:x=1",
+            "csa:drop",
+            "csa:drop=x",
+            "csa:rounds=3",
+            "csa:steps=.1",
+            "fast:form=x",
+        ),
+        *("csa:steps=0/1", "csa:kv_transfer_dtype=int4"),
+    ],
 )
 def test_a_wrong_setting(setting: str) -> None:
     with pytest.raises(Invalid, match=setting.partition(":")[0]):

@@ -45,6 +45,7 @@ def test_the_host_is_another_place() -> None:
         Scheme(
             "csa", kv_transfer_dtype="int8", selection=Selection((0.0,) * 3, (0.4,) * 3, rounds=2)
         ),
+        Scheme("csa", 1, "int8", Selection((0.0,) * 3, (), (0.05, 0.3))),
     ],
     ids=lambda scheme: f"{scheme.method}-{scheme.kv_transfer_dtype}",
 )

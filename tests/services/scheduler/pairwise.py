@@ -9,6 +9,7 @@ from sps2.common.model.config import ModelConfig
 from sps2.common.spans import Span, even_split
 from sps2.services.scheduler.traffic import (
     COARSE_SHARE,
+    EXPECTED_BITS,
     EXPECTED_FINE,
     EXPECTED_KEPT,
     Spans,
@@ -119,8 +120,13 @@ def _csa(sizes: _Sizes, spans: Spans, selection: Selection | None) -> Iterator[T
             rows = _tokens(spans[consumer]) * selection.probes / 128
             probe = rows * config.heads * (config.head_dim / 2 + 1 + 2)
             sums = rows * config.heads * 2
-            kept = sizes.kv(_tokens(spans[owner]), config.kv_heads) * EXPECTED_KEPT
-            kept *= EXPECTED_FINE + (1 - EXPECTED_FINE) * COARSE_SHARE
+            tokens = _tokens(spans[owner])
+            if selection.steps is None:
+                kept = sizes.kv(tokens, config.kv_heads) * EXPECTED_KEPT
+                kept *= EXPECTED_FINE + (1 - EXPECTED_FINE) * COARSE_SHARE
+            else:
+                kept = tokens * EXPECTED_KEPT * 2 * config.kv_heads * config.head_dim
+                kept *= EXPECTED_BITS / 8
             yield Transfer(consumer, owner, "probe", config.layers * probe)
             if selection.rounds > 1:
                 yield Transfer(owner, consumer, "probe", config.layers * sums)

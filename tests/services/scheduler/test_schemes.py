@@ -8,11 +8,20 @@ import pytest
 
 from sps2.common.config import Sharing
 from sps2.common.errors import Invalid
-from sps2.common.messages import PrefillOptions, Selection
+from sps2.common.messages import PrefillOptions, Scheme, Selection
 from sps2.common.page_hashes import root
-from sps2.services.scheduler.csa_thresholds import FILE, Calibration, load
+from sps2.common.spans import Span
+from sps2.services.scheduler.csa_thresholds import (
+    CODED_OVER_PACKED,
+    FILE,
+    STEPS,
+    Calibration,
+    load,
+)
+from sps2.services.scheduler.hardware import hardware_of
+from sps2.services.scheduler.rates import CODED_A_SECOND, Rates
 from sps2.services.scheduler.schemes import CLOSE, EXACT, Schemes
-from sps2.services.scheduler.traffic import PACKED, loads
+from sps2.services.scheduler.traffic import EXPECTED_KEPT, PACKED, loads
 
 from .test_core import CONFIG
 
@@ -89,10 +98,41 @@ def test_sparse_settings_select_in_long_prompts_only():
     assert sum(faster.drop) > sum(long.scheme.selection.drop)
 
 
+@pytest.mark.parametrize("setting", ["balanced", "fast"])
+def test_slow_links_take_coded_blocks_and_fast_links_packed_ones(setting):
+    def chosen(link_gbit, **options):
+        chooser = schemes(WIDE, setting, link_gbit=link_gbit)
+        return chooser.choose(8192, 4, PrefillOptions(**options))
+
+    slow, fast = chosen(0.05), chosen(100.0)
+    packed = chosen(0.05, kv_transfer_dtype="int8")
+    assert slow.scheme.selection.steps == STEPS[setting]
+    assert fast.scheme.selection.steps is packed.scheme.selection.steps is None
+    assert slow.predicted_bytes["kv"] < 0.8 * packed.predicted_bytes["kv"]
+    assert slow.predicted_s < packed.predicted_s
+    drops = zip(slow.scheme.selection.drop, fast.scheme.selection.drop, strict=True)
+    assert all(few == pytest.approx(CODED_OVER_PACKED[setting] * more) for few, more in drops)
+
+
+def test_coding_takes_time_that_transfers_do_not_hide():
+    """On a link of no cost, coded blocks would only be later."""
+    sharing = Sharing(link_gbit=1e6)
+    rates = Rates(WIDE, hardware_of(sharing), sharing.attention_rate)
+    spans = [(Span(0, 4096),), (Span(4096, 8192),)]
+    scheme = Scheme("csa", 1, "int8", Selection((0.2,) * 4, (0.2,) * 4))
+    coded = msgspec.structs.replace(
+        scheme, selection=msgspec.structs.replace(scheme.selection, steps=(0.1, 1.0))
+    )
+    numbers = EXPECTED_KEPT * 4096 * WIDE.layers * WIDE.kv_heads * 2 * WIDE.head_dim
+    more = rates.seconds(coded, spans, [0, 0], 32) - rates.seconds(scheme, spans, [0, 0], 32)
+    assert more == pytest.approx(numbers / CODED_A_SECOND)
+
+
 def test_a_calibration_is_used_and_one_of_another_model_refused(tmp_path: Path):
     assert load(tmp_path, "this") is None
     selection = Selection((0.5,) * 3, (0.6,) * 3)
-    made = Calibration("this", {"fast": {"2": selection, "8": Selection((0.7,) * 3, (0.8,) * 3)}})
+    other = Selection((0.7,) * 3, (0.8,) * 3)
+    made = Calibration("this", {"fast": {"2": selection, "8": other}}, "relative")
     (tmp_path / FILE).write_bytes(msgspec.json.encode(made))
     found = load(tmp_path, "this")
     assert found == made
@@ -100,9 +140,12 @@ def test_a_calibration_is_used_and_one_of_another_model_refused(tmp_path: Path):
     assert partition.scheme.selection == selection
     with pytest.raises(Invalid, match="another model"):
         load(tmp_path, "that")
-    (tmp_path / FILE).write_bytes(b"{")
-    with pytest.raises(Invalid, match="not a calibration"):
-        load(tmp_path, "this")
+    old = msgspec.to_builtins(made)
+    del old["thresholds"]
+    for damaged in (b"{", msgspec.json.encode(old)):
+        (tmp_path / FILE).write_bytes(damaged)
+        with pytest.raises(Invalid, match="not a calibration"):
+            load(tmp_path, "this")
 
 
 @pytest.mark.parametrize(

@@ -65,8 +65,10 @@ def test_loads_are_the_sums_of_transfers(
 ) -> None:
     columns = {"ulysses": min(ranks, 8), "usp": 2}.get(method, 1)
     ranks -= ranks % columns if method != "ulysses" else ranks - columns
-    selection = Selection((0.1,) * 6, (0.2,) * 6, rounds=1 + more % 2) if method == "csa" else None
-    scheme = Scheme(method, columns, kv_transfer_dtype, selection, lossless=lossless)
+    steps = (0.1, 1.0) if kv_transfer_dtype == "int8" else None
+    selection = Selection((0.1,) * 6, (0.2,) * 6, steps, rounds=1 + more % 2)
+    of_csa = selection if method == "csa" else None
+    scheme = Scheme(method, columns, kv_transfer_dtype, of_csa, lossless=lossless)
     tokens = 2 * ranks + more
     spans = zigzag(tokens, ranks // columns, columns)
     if method in IN_A_ROW:

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from sps2.common.errors import Internal
 from sps2.common.messages import Scheme, Selection
 from sps2.common.spans import Span, consecutive
 from sps2.kernels.contracts import BLOCK
 from sps2.kernels.csa_scores import choose_probes
+from sps2.services.prefill.methods import csa_coded
 from sps2.services.prefill.methods.csa import Csa
 
 from ...world import greedy, oracle, tiny_model, world
@@ -34,9 +36,9 @@ async def test_threshold_zero_is_exact(ranks: int, pipelined: bool, rounds: int)
 
 
 CASES = [
-    selection(1, 0.08, held_out=1.0, rounds=2),
-    selection(1, 0.1, held_out=1.0, rounds=1),
-    selection(1, 0.08, held_out=0.3, rounds=2),
+    selection(1, 1.2, held_out=1.0, rounds=2),
+    selection(1, 1.5, held_out=1.0, rounds=1),
+    selection(1, 1.2, held_out=0.3, rounds=2),
     selection(1, 0.0, held_out=1.0, budget=0.3),
 ]
 
@@ -73,7 +75,7 @@ async def test_two_rounds_keep_no_more_than_one() -> None:
     q, k, v = random_qkv(1500, shape, 1)
     counts = []
     for rounds in (1, 2):
-        scheme = Scheme("csa", selection=selection(1, 0.08, held_out=1.0, rounds=rounds))
+        scheme = Scheme("csa", selection=selection(1, 2, held_out=1.0, rounds=rounds))
         _, attends, _ = await attended(shape, spans, scheme, q, k, v)
         counts.append(kept_set(spans, attends, 2)[1])
     assert counts[1] < counts[0]
@@ -96,6 +98,66 @@ async def test_quantised_blocks_are_near_and_small() -> None:
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[1] < 0.28 * sizes[0]  # of float32
     assert sizes[3] < 0.16 * sizes[0]
+
+
+STEPS = 0.02, 0.1
+"""Finer than any setting has, so that what is left is close to exact."""
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
+async def test_coded_blocks_are_those_that_were_kept(heads: tuple[int, int], rounds: int) -> None:
+    shape = config(*heads, dim=16)
+    spans = consecutive(1500, 4, 0.0, BLOCK)
+    q, k, v = random_qkv(1500, shape, 1)
+    chosen = selection(1, 1.6, held_out=1.0, steps=STEPS, rounds=rounds)
+    out, attends, _ = await attended(shape, spans, Scheme("csa", 1, "int8", chosen), q, k, v)
+    hidden, kept, blocks = kept_set(spans, attends, shape.kv_heads)
+    assert 0 < kept < blocks
+    exact = reference(q, k, v, hidden=hidden)
+    assert float((out - exact).norm() / exact.norm()) < 0.03
+
+
+async def test_coded_blocks_are_nearer_and_smaller_than_those_in_4_bits() -> None:
+    shape = config(6, 2, dim=64)
+    spans = consecutive(1500, 4, 0.0, BLOCK)
+    q, k, v = random_qkv(1500, shape, 1)
+    errors, sizes = [], []
+    for steps in ((0.05, 0.3), (0.2, 1.2), None):
+        chosen = selection(1, 0.2, fine=9, held_out=1.0, steps=steps)
+        scheme = Scheme("csa", kv_transfer_dtype="int8", selection=chosen)
+        out, attends, groups = await attended(shape, spans, scheme, q, k, v)
+        exact = reference(q, k, v, hidden=kept_set(spans, attends, 2)[0])
+        errors.append(float((out - exact).norm() / exact.norm()))
+        sizes.append(sum(group.sent["kv"] for group in groups))
+    assert errors[0] < errors[1] < errors[2] < 0.3
+    assert sizes[1] < sizes[2] < sizes[0]
+
+
+async def test_important_blocks_are_coded_more_finely() -> None:
+    shape = config(4, 2, dim=16)
+    spans = consecutive(1500, 2, 0.0, BLOCK)
+    q, k, v = random_qkv(1500, shape, 1)
+    k[640:700] *= 1.5
+    chosen = selection(1, 0.9, held_out=1.0, steps=(0.2, 1.0))
+    _, attends, _ = await attended(shape, spans, Scheme("csa", 1, "int8", chosen), q, k, v)
+    consumer = attends[1]
+    assert isinstance(consumer, Csa)
+    levels = consumer.kept[0, 0].levels
+    assert levels.argmax(1).tolist() == [10, 10]
+    assert levels.amin(1).tolist() == [1, 1]
+
+
+async def test_a_damaged_stream_is_an_error_that_names_its_sender(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shape = config(4, 2, dim=16)
+    spans = consecutive(1500, 2, 0.0, BLOCK)
+    scheme = Scheme("csa", 1, "int8", selection(1, 0.3, steps=(0.2, 1.0)))
+    whole = csa_coded.write
+    monkeypatch.setattr(csa_coded, "write", lambda *given: (whole(*given)[0], whole(*given)[1][4:]))
+    with pytest.raises(Internal, match="damaged keys and values came from rank-0"):
+        await attended(shape, spans, scheme, *random_qkv(1500, shape, 1))
 
 
 async def test_windowed_layers_exchange_everything_they_see() -> None:
