@@ -45,7 +45,7 @@ from sps2.services.scheduler.actions import (
 )
 from sps2.services.scheduler.contacts import Contacts
 from sps2.services.scheduler.core import Core
-from sps2.services.scheduler.errands import FIND_S, Errands
+from sps2.services.scheduler.errands import Errands
 from sps2.services.scheduler.event_log import EventLog
 from sps2.services.scheduler.events import (
     Assigned,

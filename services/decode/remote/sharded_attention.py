@@ -61,8 +61,8 @@ class SplitAttention:
             self._pool.put(layer, self._slots, k, v)
             mine = self._attend(layer, q)
             theirs = await answers()
-        for (rows, _), state in zip(self._questions, theirs, strict=True):
-            for row in rows:
+        for (asked, _), state in zip(self._questions, theirs, strict=True):
+            for row in asked:
                 self._batch[row].count_exchange(
                     q[0].nbytes, state.out[0].nbytes + state.lse[0].nbytes
                 )
