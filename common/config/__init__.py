@@ -23,10 +23,10 @@ from sps2.common.config.sections import (
     Positive,
     Scheduler,
     Section,
-    Sharing,
     Telemetry,
     Tracing,
 )
+from sps2.common.config.sharing import Sharing
 
 __all__ = [
     "ENVIRONMENT",

@@ -24,10 +24,10 @@ from sps2.common.config.sections import (
     Positive,
     Scheduler,
     Section,
-    Sharing,
     Telemetry,
     Tracing,
 )
+from sps2.common.config.sharing import Sharing
 from sps2.common.errors import Invalid
 from sps2.common.messages import Role, Setting
 
