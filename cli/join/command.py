@@ -10,12 +10,13 @@ from typing import Annotated
 
 import typer
 
-from sps2.cli import render, starting
+from sps2.cli import ports, render, starting
 from sps2.cli.join import entrance, here, model
 from sps2.cli.join.here import Here
 from sps2.cli.launch import ServiceDied
 from sps2.cli.pull import shown
 from sps2.common.config import DeviceName
+from sps2.common.errors import Invalid
 from sps2.common.keys import join_code
 from sps2.common.messages import Admission, JoinCluster
 from sps2.services.compatibility import apart
@@ -62,6 +63,8 @@ def join(
     finish what they do, or, after a second Ctrl-C, leave it to others.
     """
     signal.signal(signal.SIGTERM, starting.interrupt)
+    if host is not None and not ports.is_own(host):
+        raise Invalid(f"{host} is not an address of this machine (--host)")
     code = join_code.decode(text or _asked())
     found = entrance.find(code)
     with here.claimed(name or found.hello.name) as folder:

@@ -15,6 +15,7 @@ from sps2.common.keys import (
     API_KEYS,
     CLIENTS,
     CLUSTER,
+    INVITES,
     ApiKey,
     ApiKeys,
     Client,
@@ -65,7 +66,8 @@ class Keyring:
             require_private_folder(self.folder)
             key = _pair("cluster", name)
             write_private(self.cluster, _json(key))
-            self.listed.unlink(missing_ok=True)
+            for path in (self.listed, self.folder / INVITES):
+                path.unlink(missing_ok=True)
             return key
 
     def clients(self) -> Clients:

@@ -14,6 +14,8 @@ from sps2.common.keys.files import Text
 
 SEND_S = 5.0
 MAX_BYTES = 4096
+CONNECTIONS = 64
+"""At once; more are closed unheard."""
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +40,18 @@ async def listen(host: str, port: int, hello: Hello) -> asyncio.Server:
         Invalid: the port cannot be bound.
     """
     line = msgspec.json.encode(hello) + b"\n"
+    there = 0
 
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, TimeoutError):
-            async with asyncio.timeout(SEND_S):
-                writer.write(line)
-                await writer.drain()
-                await reader.read(1)  # until they have it: a close now could overtake the line
+        nonlocal there
+        if there < CONNECTIONS:
+            there += 1
+            with suppress(OSError, TimeoutError):
+                async with asyncio.timeout(SEND_S):
+                    writer.write(line)
+                    await writer.drain()
+                    await reader.read(1)  # until they have it: a close could overtake the line
+            there -= 1
         writer.close()
 
     try:

@@ -160,6 +160,13 @@ def test_a_mistyped_code_is_refused_where_it_is_typed(house: House) -> None:
     assert f"typing error in its 12th group, {wrong[-4:]}" in done.stderr
 
 
+def test_an_address_of_another_machine_is_refused(house: House) -> None:
+    code = code_in(house.up.output)
+    done = spsctl(house.folder / "fourth", "join", code, "--host", "192.0.2.1")
+    assert done.returncode == 1
+    assert "192.0.2.1 is not an address of this machine" in done.stderr
+
+
 def test_a_role_that_the_cluster_has_not_is_refused(house: House) -> None:
     done = spsctl(house.folder / "fourth", "join", code_in(house.up.output), "--prefill", "1")
     assert done.returncode == 1
