@@ -50,7 +50,7 @@ def timed_s(model: Llama, rows: int) -> float:
 
 def memory() -> int:
     """The proportional set size of this process in bytes: shared memory counts once."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    lines = Path("/proc/self/smaps_rollup").read_text("utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) << 10
 
 
@@ -60,7 +60,7 @@ def taken(name: str) -> int:
         [sys.executable, __file__, "--alone", name],
         env=os.environ,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=True,
     )
     return int(done.stdout)
@@ -92,9 +92,12 @@ def main() -> None:
             ratios = sorted(a / b for a, b in zip(times[options.models[0]], each, strict=True))
             spread = f"{ratios[len(ratios) // 10]:.2f} to {ratios[-1 - len(ratios) // 10]:.2f}"
             found = median(each)
-            print(f"{rows:5} rows {found * 1e3:9.2f} ms {first / found:5.2f} ({spread})  {name}")
+            print(
+                f"{rows:5} rows {found * 1e3:9.2f} ms {first / found:5.2f} ({spread})  {name}",
+                flush=True,
+            )
     for name in models:
-        print(f"memory {taken(name) / 2**20:8.0f} MiB  {name}")
+        print(f"memory {taken(name) / 2**20:8.0f} MiB  {name}", flush=True)
     return None
 
 
