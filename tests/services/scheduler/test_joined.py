@@ -21,6 +21,7 @@ from sps2.services.scheduler.events import (
     Submitted,
 )
 from sps2.services.scheduler.fleet import Fleet
+from sps2.services.scheduler.fleet_status import statuses
 from sps2.services.scheduler.plan import Work
 from sps2.services.scheduler.policies.fcfs import Fcfs
 from sps2.services.scheduler.policies.sps2 import Sps2
@@ -47,7 +48,7 @@ def join(core: Core, index: int) -> None:
 
 
 def states(core: Core) -> dict[str, str]:
-    return {status.id: status.state for status in core.fleet.statuses()}
+    return {status.id: status.state for status in statuses(core.fleet)}
 
 
 def test_shards_that_join_are_used_and_counted() -> None:
