@@ -34,12 +34,14 @@ class Setup:
 
         What the cluster would measure is as the profile says.
         """
-        config, measured = self.config, sharing_of(self.profile, self.model)
+        config, profiled = self.config, sharing_of(self.profile, self.model)
         rates = {
-            name: getattr(measured, name)
+            name: getattr(profiled, name)
             for name in ("gflops", "link_gbit", "link_latency_s")
             if getattr(config.sharing, name) == "measured"
         }
+        if "gflops" in rates:
+            rates["attention_rate"] = profiled.attention_rate
         sharing = replace(config.sharing, **rates)
         return Schemes(self.model, self.itemsize, sharing, config.attention, None, config.tp)
 

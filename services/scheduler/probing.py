@@ -53,7 +53,8 @@ def schedule(fleet: Fleet, shard: str, now_s: float) -> None:
     is_slow = speed <= SLOW or _wire(fleet, shard) != Wire()
     due_s = fleet.probing.due_s
     if shard in due_s:
-        fleet.members[shard].left_out *= is_slow
+        if not is_slow:
+            fleet.members[shard].left_out = ""
         due_s[shard] = now_s + (SLOW_AGAIN_S if is_slow else AGAIN_S)
     if shard in fleet.links.doubted:
         fleet.links.doubted.remove(shard)

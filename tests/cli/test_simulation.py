@@ -79,6 +79,14 @@ def alone(made: Setup, prompt: int, answer: int = 1) -> Outcome:
     return run(made, [Turn(0.0, prompt, answer)]).outcomes[0]
 
 
+def test_what_a_cluster_would_measure_is_as_the_profile_says() -> None:
+    made = setup(1, 1)
+    assert made.schemes().hardware[:2] == (0.02, PROFILE.link_gbit)
+    measured = with_fields(made, config=replace(made.config, sharing=Sharing()))
+    took_s = measured.schemes().alone_s(8000)
+    assert took_s == pytest.approx(PROFILE.prefill_s(8000, 8000**2 / 2), rel=0.1)
+
+
 def mixture(seed: int, count: int = 40, sharing: bool = True) -> list[Turn]:
     draw, at_s, turns = random.Random(seed), 0.0, []
     for number in range(count):
