@@ -16,7 +16,7 @@ from sps2.services.gateway.http.problems import NotReady
 from sps2.services.gateway.http.request_id import caller_of, name_of
 from sps2.services.gateway.http.sse import KEEP_ALIVE_S
 from sps2.services.gateway.keys.quota import Account
-from sps2.services.gateway.threads import threaded
+from sps2.services.gateway.threads import LONG_TEXT, threaded
 
 Lowered = Callable[[ChatRequest], ChatRequest]
 """Gives a chat the low priority of a batch."""
@@ -80,18 +80,25 @@ class Door:
 
     @asynccontextmanager
     async def translated(
-        self, request: Request, prefix: str, kind: type[T], translate: Callable[[T], R]
+        self,
+        request: Request,
+        prefix: str,
+        kind: type[T],
+        translate: Callable[[T], R],
+        aside: bool = False,
     ) -> AsyncIterator[Body[R]]:
         """As `entered`; the body's value is what `translate` makes of it.
 
         Args:
             translate: may raise Invalid, which is counted and traced too. It runs in a thread if
                 the body is large.
+            aside: whether it does so in any case: a small body may refer to much.
         """
         async with AsyncExitStack() as stack:
             with self.gateway.entered(name_of(request), prefix, caller_of(request)):
                 body = await stack.enter_async_context(self.bodies.read(request, kind))
-                value = await threaded(body.size, partial(translate, body.value))
+                size = max(body.size, LONG_TEXT) if aside else body.size
+                value = await threaded(size, partial(translate, body.value))
                 made = Body(value, body.size, body.release)
                 await self.check_ready()
             yield made

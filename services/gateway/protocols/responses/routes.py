@@ -26,7 +26,6 @@ from sps2.services.gateway.protocols.responses.requests import ResponsesRequest
 from sps2.services.gateway.protocols.responses.store import Responses, Stored
 from sps2.services.gateway.protocols.responses.translate import Asked, asked, begun
 from sps2.services.gateway.protocols.responses.writer import ResponseFraming, ResponseWriter
-from sps2.services.gateway.threads import threaded
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +59,8 @@ def add(app: FastAPI, door: Door, stored: Responses) -> None:
         async def run(scope: Scope, receive: Receive, send: Send) -> None:
             name, owner = name_of(request), _owner(request)
             translate = partial(asked, stored=stored, owner=owner)
-            async with door.translated(request, PREFIX, ResponsesRequest, translate) as body:
+            kind = ResponsesRequest
+            async with door.translated(request, PREFIX, kind, translate, aside=True) as body:
                 told = body.value
                 first = begun(told.request, f"{PREFIX}{name}", gateway.served.model)
                 writer = ResponseWriter(first, _keeping(stored, told, owner))
@@ -92,9 +92,7 @@ def add(app: FastAPI, door: Door, stored: Responses) -> None:
         body: bytes, name: str, account: Account | None, lowered: Lowered
     ) -> Response:
         owner = "" if account is None else account.name
-        told = await threaded(
-            len(body), lambda: asked(parse(body, ResponsesRequest), stored, owner)
-        )
+        told = await asyncio.to_thread(lambda: asked(parse(body, ResponsesRequest), stored, owner))
         for field in ("stream", "background"):
             if getattr(told.request, field):
                 raise Invalid(

@@ -5,6 +5,7 @@ from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from sps2.common import api
@@ -65,4 +66,16 @@ async def test_the_loop_does_little_for_many_parts(http, door, path, body):
     if answer.status_code == 400:
         assert "context" in answer.text or "tokens" in answer.text
     assert entered  # its own functions are seen
+    assert max(entered.values()) < MANY // 2, entered.most_common(5)
+
+
+async def test_the_loop_does_little_for_a_long_conversation_that_is_stored(http, door):
+    served = door.parts.gateway.served
+    door.parts.gateway.served = msgspec.structs.replace(served, max_context=100 * MANY)
+    first = await http.post("/v1/responses", json={"input": TURNS})
+    assert first.status_code == 200, first.text
+    with entered_here() as entered:
+        body = {"previous_response_id": first.json()["id"], "input": "b"}
+        second = await http.post("/v1/responses", json=body)
+    assert second.status_code == 200, second.text
     assert max(entered.values()) < MANY // 2, entered.most_common(5)
