@@ -17,8 +17,8 @@ Result = TypeVar("Result")
 PULSE_S = 5.0
 """Time between two checks whether the loop still runs."""
 STUCK_S = 60.0
-"""A loop that has not run for this long is stuck. Long steps take a second; a GPU's kernels are
-compiled at their first use."""
+"""A loop that has not run for this long is stuck. Long steps take a second, as does compiling a
+kernel of a GPU."""
 
 
 class DataLoop:

@@ -8,6 +8,7 @@ Sources: flash-decoding, as in FlashInfer (arXiv 2501.01005), section 3; RelayAt
 2402.14808).
 """
 
+from collections.abc import Hashable
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -27,23 +28,17 @@ from sps2.kernels.relay import PagedRows
 from sps2.kernels.state import Scales, State
 
 
-class Work(NamedTuple):
-    """The launches of `piece_of`, and their results.
+class Plan(NamedTuple):
+    """How the batch is cut for queries and a pool of one form, made once for all layers.
 
     launches: tables of pieces, each with its tile.
-    members: [states, 2] int32, row, and its index in `state`.
-    state: [states, heads, dim]; row r has those from `offsets[r]` to `offsets[r + 1]`.
     """
 
+    pieces: Pieces
     launches: list[tuple[Tensor, Tile]]
-    segments: Tensor
-    members: Tensor
-    offsets: Tensor
-    state: State
 
 
-_Key = tuple[int, int | None, int, torch.device, int, int]
-_plans: WeakKeyDictionary[PagedRows, dict[_Key, Pieces]] = WeakKeyDictionary()
+_plans: WeakKeyDictionary[PagedRows, dict[Hashable, Plan]] = WeakKeyDictionary()
 
 
 def attend(
@@ -61,18 +56,28 @@ def attend(
 
     Args:
         least: minimum of keys of a piece.
-        tile: instead of the table's.
+        tile: for all pieces; None: the table's, for pieces of one row and for shared ones.
     """
-    work = prepare(q, k_pool, v_pool, rows, scale, window, scales, least, tile)
+    forms = map(check.form, (q, k_pool, v_pool, *(scales or ())))
+    key = (*forms, scale, window, least, tile)
+    plans = _plans.setdefault(rows, {})
+    if key not in plans:
+        plans[key] = _plan(q, k_pool, v_pool, rows, scale, window, scales, least, tile)
+    plan = plans[key]
     heads, dim = q.shape[1:]
-    kv_heads = k_pool.shape[1]
+    kv_heads, members = k_pool.shape[1], len(plan.pieces.members)
     k_scale, v_scale = (k_pool, v_pool) if scales is None else scales
-    for pieces, tile in work.launches:
+    state = State(
+        torch.empty(members, heads, dim, device=q.device),
+        torch.empty(members, heads, device=q.device),
+    )
+
+    for pieces, fitting in plan.launches:
 
         def launch(tile: Tile, pieces: Tensor = pieces) -> None:
             _decode[len(pieces), kv_heads](
                 *(q, k_pool, v_pool, k_scale, v_scale),
-                *(work.segments, pieces, work.members, *work.state),
+                *(plan.pieces.segments, pieces, plan.pieces.members, *state),
                 *strides(q, k_pool, v_pool, k_scale, v_scale),
                 scale,
                 heads,
@@ -87,11 +92,11 @@ def attend(
             )
 
         with torch.cuda.device_of(q):
-            tiles.launch(("decode", dim, q.dtype, scales is None), tile, launch)
-    return merge_pieces(work.state, work.offsets)
+            tiles.launch(("decode", dim, q.dtype, scales is None), fitting, launch)
+    return merge_pieces(state, plan.pieces.offsets)
 
 
-def prepare(
+def _plan(
     q: Tensor,
     k_pool: Tensor,
     v_pool: Tensor,
@@ -99,37 +104,28 @@ def prepare(
     scale: float,
     window: int | None,
     scales: Scales | None,
-    least: int = LEAST,
-    tile: Tile | None = None,
-) -> Work:
-    """Check the arguments, and cut the keys into pieces.
-
-    Args:
-        tile: for all pieces; None: the table's, for pieces of one row and for shared ones.
-    """
+    least: int,
+    tile: Tile | None,
+) -> Plan:
+    """Check the arguments, and cut the keys into pieces."""
     check.queries(q, scale)
     check.keys(q, k_pool, v_pool, scales)
     check.window(window)
     if len(rows.at) != len(q):
         raise ValueError(f"rows has {len(rows.at)} rows, q {len(q)}")
     heads, dim = q.shape[1:]
-    group = heads // k_pool.shape[1]
+    slots, kv_heads, _ = k_pool.shape
+    group = heads // kv_heads
     most = together(dim, q.dtype, group) if tile is None else max(1, tile.rows // group)
-    key = (len(k_pool), window, k_pool.shape[1], q.device, least, most)
-    plans = _plans.setdefault(rows, {})
-    if key not in plans:
-        plans[key] = cut(rows, *key)
-    plan = plans[key]
+    pieces = cut(rows, slots, window, kv_heads, q.device, least, most)
+    if tile is not None:
+        return Plan(pieces, [(torch.cat((pieces.shared, pieces.alone)), tile)])
     launches = [
-        (table, tile or tiles.decode(dim, q.dtype, q.device, group * most))
-        for table, most in ((plan.alone, 1), (plan.shared, plan.most))
+        (table, tiles.decode(dim, q.dtype, q.device, group * members))
+        for table, members in ((pieces.alone, 1), (pieces.shared, pieces.most))
         if len(table)
     ]
-    if tile is not None:
-        launches = [(torch.cat((plan.shared, plan.alone)), tile)]
-    made = torch.empty(len(plan.members), heads, dim, device=q.device)
-    lse = torch.empty(len(plan.members), heads, device=q.device)
-    return Work(launches, plan.segments, plan.members, plan.offsets, State(made, lse))
+    return Plan(pieces, launches)
 
 
 def together(dim: int, dtype: torch.dtype, group: int) -> int:

@@ -56,8 +56,8 @@ class SplitAttention:
             return self._attend(layer, q).out.to(q.dtype)
 
         with self._exchange.asking(layer, [question for _, question in self._questions]) as answers:
-            for (_, question), rows in zip(self._questions, self._indices, strict=True):
-                await self._exchange.ask(question, layer, self._of(q, rows))
+            for (_, question), index in zip(self._questions, self._indices, strict=True):
+                await self._exchange.ask(question, layer, self._of(q, index))
             self._pool.put(layer, self._slots, k, v)
             mine = self._attend(layer, q)
             theirs = await answers()
