@@ -22,9 +22,9 @@ from .cluster import SHAPES, ProxiedCluster, copied, described, left_behind, tem
 from .table import table
 
 STREAMS = 6
-HANGS_S = 100.0
+HANGS_S = 200.0
 """A stream that has not ended by then hangs."""
-IDLE_S = 60.0
+IDLE_S = 180.0
 SLOW_S = 5.0
 """A cluster that comes to rest later says what it waited for."""
 STARTS_S = 300.0
