@@ -63,7 +63,7 @@ from sps2.services.scheduler.fleet import Fleet
 from sps2.services.scheduler.fleet_status import statuses
 from sps2.services.scheduler.job import Job
 from sps2.services.scheduler.job_listener import Listening
-from sps2.services.scheduler.lookups import Lookups
+from sps2.services.scheduler.lookups import FIND_S, Lookups
 from sps2.services.scheduler.measuring import measuring_for
 from sps2.services.scheduler.members import Members
 from sps2.services.scheduler.pins import Pins
