@@ -77,6 +77,15 @@ async def emitted_by(
             task.exception()
 
 
+async def within(seconds: float, waiting: Awaitable[Any], late: ServiceError) -> None:
+    """Await something; after so many seconds raise `late` instead."""
+    try:
+        async with asyncio.timeout(seconds):
+            await waiting
+    except TimeoutError:
+        raise late from None
+
+
 async def gather_all(*awaitables: Awaitable[Item]) -> list[Item]:
     """Like `asyncio.gather`, but the first failure cancels the rest and is raised by itself."""
     try:

@@ -36,14 +36,15 @@ from sps2.services.scheduler.job_listener import Listener
 from sps2.services.scheduler.job_prefill import JobPrefill
 from sps2.services.scheduler.plan import Plan
 from sps2.services.scheduler.prompt_logprobs import prompt_logprobs
-from sps2.services.tasks import end, gather_all, root_cause
+from sps2.services.tasks import end, gather_all, root_cause, within
 
 log = logging.getLogger(__name__)
 
+LEASE_S = 60.0
+"""How long the directory may be away before a request without a lease fails."""
 COMMIT_S = 2.0
 """How long the directory may take to record cached pages once decoding has ended."""
 COMMIT_AGAIN_S = LEASE_AGAIN_S = 0.2
-
 
 Emit = Callable[[Placed | Progress | FirstToken | Finished], None]
 
@@ -112,7 +113,7 @@ class Job:
 
         Raises:
             Refused: the directory or a shard had no room after all.
-            PeerLost: a shard was lost meanwhile.
+            PeerLost: a shard was lost meanwhile, or the directory is.
             Preempted: see `preempt`.
         """
         trail, plan = self._trail, self._plan
@@ -123,8 +124,10 @@ class Job:
                     group.create_task(self._keep_lease(leased)),
                     group.create_task(self._end_if_stopped()),
                 ]
+                name = self._directory.name
+                late = PeerLost(name, f"the KV directory has not answered for {LEASE_S:g} s")
                 with trail.during("lease"):
-                    await leased.wait()
+                    await within(LEASE_S, leased.wait(), late)
                 places = plan.placements
                 held = [asyncio.Event() for _ in places]
                 filled = [asyncio.Event() for _ in places]

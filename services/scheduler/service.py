@@ -280,7 +280,7 @@ class SchedulerService:
                     rest_s = min(LONGEST_BACKOFF_S, BACKOFF_S * 2**refusals)
                     again, refusals = Returned(work.request, rest_s), refusals + 1
                 except PeerLost as lost:
-                    if answering or replans == REPLANS:
+                    if answering or replans == REPLANS or lost.peer == self._directory.name:
                         raise
                     again, replans = Returned(work.request), replans + 1
                     self._replans["lost"] += 1

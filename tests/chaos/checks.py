@@ -3,6 +3,7 @@
 import asyncio
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from sps2.common.errors import ServiceError
@@ -27,17 +28,25 @@ async def marks(cluster: ProxiedCluster) -> Marks:
     return Marks({pid: descriptors(pid) for pid in pids})
 
 
-async def idle(cluster: ProxiedCluster, within_s: float) -> list[str]:
-    """Wait until the cluster is ready and nothing is held; returns what is still wrong then."""
-    until_s = time.monotonic() + within_s
-    wrong = ["the cluster never answered"]
-    while time.monotonic() < until_s:
+@dataclass
+class Settled:
+    """How a cluster came to rest: `wrong` is what never came right, `last` what came right last."""
+
+    wrong: list[str]
+    last: list[str]
+    took_s: float
+
+
+async def idle(cluster: ProxiedCluster, within_s: float) -> Settled:
+    """Wait until the cluster is ready and nothing is held."""
+    since_s = time.monotonic()
+    last = wrong = ["the cluster never answered"]
+    while wrong and time.monotonic() < since_s + within_s:
         with suppress(ServiceError, TimeoutError):
-            wrong = busy(await cluster.status())
-            if not wrong:
-                return []
-        await asyncio.sleep(0.1)
-    return wrong
+            last, wrong = wrong, busy(await cluster.status())
+            if wrong:
+                await asyncio.sleep(0.1)
+    return Settled(wrong, last, time.monotonic() - since_s)
 
 
 def busy(status: ClusterStatus) -> list[str]:

@@ -132,23 +132,38 @@ class ProxiedCluster:
         return wrapped
 
 
-def described(folder: Path, model: Path, **flags: Any) -> Cluster:
-    """The configuration of a cluster for chaos: small pages, quick heartbeats, fixed ports."""
-    port = ports.free_base()
-    chosen = {
+SHAPES: dict[str, dict[str, Any]] = {
+    "apart": {"prefill": 2, "decode": 3},
+    "mixed": {"mixed": 3},
+    "chunks": {
         "prefill": 2,
         "decode": 3,
+        "scheduler": {"prefill_span_tokens": 16, "decode_span_tokens": 64, "chunk_tokens": 64},
+    },
+    "crowded": {
+        "prefill": 2,
+        "decode": 2,
+        "kv": {"page_tokens": 16, "pool_tokens": 576, "growth_tokens": 16},
+    },
+    "forgetful": {"prefill": 2, "decode": 3, "kv": {"page_tokens": 16, "prefix_cache": False}},
+}
+"""Kinds of clusters: `crowded` preempts answers, `forgetful` caches nothing."""
+
+
+def described(folder: Path, model: Path, shape: str = "apart") -> Cluster:
+    """The configuration of a cluster for chaos: small pages, fixed ports, pages on disk."""
+    port = ports.free_base()
+    usual = {
         "dtype": "float32",
         "threads": 1,
         "transport": "tcp",
         "scheduler": {"prefill_span_tokens": 16, "decode_span_tokens": 64},
         "sharing": {"gflops": 1.0, "link_latency_s": 0.0},
         "kv": {"page_tokens": 16, "pool_tokens": 2048, "disk_folder": str(folder / "disk")},
-        "bus": {"heartbeat_s": 1.0},
         "name": f"chaos-{port}",
         "shard_port": port + FIXED_PORTS,
     }
-    return config.load(port=port, model=str(model), **(chosen | flags))
+    return config.load(port=port, model=str(model), **(usual | SHAPES[shape]))
 
 
 def left_behind(before: set[Path]) -> list[str]:

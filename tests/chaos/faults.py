@@ -33,12 +33,12 @@ class Fault:
         return f"after {self.after_s:.2f} s: {self.kind} {self.target}{source}{lasts}"
 
 
-def drawn(number: int, services: Sequence[str], kinds: Sequence[str]) -> list[Fault]:
-    """One to three faults, of the seed of this number."""
+def drawn(number: int, services: Sequence[str], kinds: Sequence[str], most: int = 3) -> list[Fault]:
+    """The faults of the seed of this number: one, or up to `most`."""
     seed = random.Random(f"faults {number}")
     shards = [name for name in services if name not in SERVICES]
     faults = []
-    for _ in range(seed.choice((1, 1, 2, 3))):
+    for _ in range(seed.randint(1, most)):
         kind = seed.choice(kinds)
         after_s, lasts_s = 0.3 + 2.5 * seed.random(), seed.choice(SECONDS)
         if kind == "kill":

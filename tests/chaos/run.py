@@ -18,13 +18,15 @@ from pathlib import Path
 
 from ..checkpoints import write_checkpoint
 from . import checks, faults, load
-from .cluster import ProxiedCluster, copied, described, left_behind, temporary
+from .cluster import SHAPES, ProxiedCluster, copied, described, left_behind, temporary
 from .table import table
 
 STREAMS = 6
-HANGS_S = 100.0
+HANGS_S = 200.0
 """A stream that has not ended by then hangs."""
-IDLE_S = 60.0
+IDLE_S = 180.0
+SLOW_S = 5.0
+"""A cluster that comes to rest later says what it waited for."""
 STARTS_S = 300.0
 BANK = 16
 
@@ -39,13 +41,18 @@ class Result:
     wrong: list[str] = field(default_factory=list)
     since_s: float = field(default_factory=time.monotonic)
     took_s: float = 0.0
+    slow: str = ""
+    """What took long to come to rest."""
 
     def lines(self) -> list[str]:
         ends = Counter(each.end for each in self.seen)
         told = ", ".join(f"{count} {end}" for end, count in sorted(ends.items()))
+        slowest_s = max((each.took_s for each in self.seen), default=0.0)
         return [
-            f"seed {self.seed}: {'WRONG' if self.wrong else 'well'} in {self.took_s:.1f} s: {told}",
+            f"seed {self.seed}: {'WRONG' if self.wrong else 'well'} in {self.took_s:.1f} s, "
+            f"the slowest stream in {slowest_s:.1f} s: {told}",
             *(f"    {fault}" for fault in self.faults),
+            *([f"    {self.slow}"] if self.slow else []),
             *(
                 f"    {each.end}: {each.message} ({len(each.tokens)} of {each.plan.tokens} tokens, "
                 f"prompt {len(each.plan.known.prompt)}, {each.plan.way}, after {each.took_s:.1f} s)"
@@ -56,12 +63,28 @@ class Result:
         ]
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What is broken, and how."""
+
+    kinds: Sequence[str] = faults.KINDS
+    most: int = 3
+    """Faults of one seed."""
+    shape: str = "apart"
+
+    def __str__(self) -> str:
+        return f"--kinds {','.join(self.kinds)} --most {self.most} --shape {self.shape}"
+
+
+USUAL = Choice()
+
+
 async def one(
-    seed: int, cluster: ProxiedCluster, bank: Sequence[load.Known], kinds: Sequence[str]
+    seed: int, cluster: ProxiedCluster, bank: Sequence[load.Known], choice: Choice
 ) -> Result:
     """Run one seed on a cluster that is idle."""
     plans = load.drawn(seed, bank, STREAMS)
-    result = Result(seed, faults.drawn(seed, cluster.services, kinds))
+    result = Result(seed, faults.drawn(seed, cluster.services, choice.kinds, choice.most))
     before, result.since_s = await checks.marks(cluster), time.monotonic()
     address, url = cluster.cluster.gateway_address, cluster.cluster.http_url
     clients = [asyncio.create_task(load.run(plan, address, url)) for plan in plans]
@@ -86,24 +109,27 @@ async def one(
         result.seen.append(seen)
         if seen.wrong:
             result.wrong.append(f"{seen.wrong}{seen.end}: {seen.message}")
-    result.wrong += await checks.idle(cluster, IDLE_S)
+    settled = await checks.idle(cluster, IDLE_S)
+    result.wrong += settled.wrong
+    if settled.took_s > SLOW_S:
+        result.slow = f"at rest after {settled.took_s:.1f} s; the last was: {settled.last[0]}"
     result.wrong += await checks.grown(cluster, before)
     result.took_s = time.monotonic() - result.since_s
     return result
 
 
 async def many(
-    seeds: Sequence[int], model: Path, kinds: Sequence[str], folder: Path
+    seeds: Sequence[int], model: Path, folder: Path, choice: Choice = USUAL
 ) -> list[Result]:
     """Run seeds one after the other on one cluster; stops at the first that goes wrong."""
     before = temporary()
-    cluster = ProxiedCluster(folder, described(folder, model))
+    cluster = ProxiedCluster(folder, described(folder, model, choice.shape))
     results: list[Result] = []
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(cluster.running())
         bank = await _prepared(cluster)
         for seed in seeds:
-            result = await one(seed, cluster, bank, kinds)
+            result = await one(seed, cluster, bank, choice)
             results.append(result)
             print("\n".join(result.lines()), flush=True)
             if result.wrong:
@@ -148,9 +174,11 @@ def main() -> int:
         "--apart", type=int, default=25, help="seeds on one cluster, then a new one"
     )
     parser.add_argument("--model", type=Path, help="a checkpoint, instead of a tiny random one")
+    parser.add_argument("--most", type=int, default=3, help="faults of one seed")
+    parser.add_argument("--shape", choices=SHAPES, default="apart", help="of the cluster")
     parser.add_argument("--table", action="store_true", help="print what clients saw, as Markdown")
     arguments = parser.parse_args()
-    kinds = arguments.kinds.split(",")
+    choice = Choice(arguments.kinds.split(","), arguments.most, arguments.shape)
     done: list[Result] = []
     seeds = list(arguments.seeds)
     with tempfile.TemporaryDirectory(prefix="chaos") as named:
@@ -161,14 +189,14 @@ def main() -> int:
             folder = Path(tempfile.mkdtemp(dir=named))
             os.environ["SPS2_HOME"] = str(folder)
             served = copied(model, folder)
-            results = asyncio.run(many(seeds[: arguments.apart], served, kinds, folder))
+            results = asyncio.run(many(seeds[: arguments.apart], served, folder, choice))
             done += results
             seeds = seeds[len(results) :]
     wrong = [result.seed for result in done if result.wrong]
     if arguments.table:
         print("\n".join(table([(each.since_s, each.faults, each.seen) for each in done])))
     for seed in wrong:
-        print(f"to repeat it: python -m tests.chaos.run --seeds {seed} --kinds {arguments.kinds}")
+        print(f"to repeat it: python -m tests.chaos.run --seeds {seed} {choice}")
     print(f"{len(arguments.seeds) - len(wrong)} of {len(arguments.seeds)} seeds went well")
     return 1 if wrong else 0
 

@@ -106,7 +106,7 @@ def _do(world: World, number: int, trace: tuple[str, ...]) -> None:
         raise Violation(repr(error), list(trace)) from error
 
 
-def _wrong(world: World) -> Any:
+def _wrong(world: World) -> Iterator[str]:
     """What is wrong with a state, in words."""
     core, directory = world.core, world.directory
     for shard, pool in directory._pools.items():
@@ -121,9 +121,9 @@ def _wrong(world: World) -> Any:
         stray = sum(held for key, held in pool.holdings.items() if key not in directory._grants)
         if stray != pool.stray:
             yield f"{stray} pages of {shard} are stray, and {pool.stray} counted"
-    for pool in world.pools.values():
-        if pool.free < 0:
-            yield f"{pool.id} holds {pool.pages - pool.free} of {pool.pages} pages: one twice"
+    for there in world.pools.values():
+        if there.free < 0:
+            yield f"{there.id} holds {there.pages - there.free} of {there.pages} pages: one twice"
     queued = {id for id, request in core._requests.items() if request.plan is None}
     if queued != {*core._queue} or len(queued) != len(core._queue):
         yield f"{sorted(queued)} have no plan, and {sorted(core._queue)} are queued"
@@ -134,7 +134,7 @@ def _wrong(world: World) -> Any:
                 yield f"{id} works for {request}, which does not run there"
 
 
-def _left(world: World) -> Any:
+def _left(world: World) -> Iterator[str]:
     """What is left when all requests have ended, in words."""
     core, directory = world.core, world.directory
     if core._requests or core._prefilling or any(core.fleet._taken.values()):

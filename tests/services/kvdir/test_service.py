@@ -1,6 +1,6 @@
 """The directory's streams, when a holder is back before its loss is noticed."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from sps2.common.messages import Reserve, Room
 from sps2.services.kvdir.directory import Directory
@@ -9,8 +9,9 @@ from sps2.services.kvdir.service import DirectoryService
 from .test_directory import place
 
 
-async def begun(service: DirectoryService, reserve: Reserve) -> AsyncIterator[Room]:
+async def begun(service: DirectoryService, reserve: Reserve) -> AsyncGenerator[Room, None]:
     stream = service.reserve(reserve)
+    assert isinstance(stream, AsyncGenerator)
     await anext(stream)
     return stream
 

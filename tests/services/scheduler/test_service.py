@@ -32,6 +32,7 @@ from sps2.common.messages import (
     Prefill,
     Prefilled,
     Register,
+    Reserve,
     Sampling,
     Shard,
     Short,
@@ -41,6 +42,7 @@ from sps2.common.messages import (
 from sps2.common.messages.directory import Room
 from sps2.services.kvdir.directory import Directory
 from sps2.services.kvdir.service import DirectoryService
+from sps2.services.scheduler import job
 from sps2.services.scheduler.events import Joined
 from sps2.services.scheduler.schemes import Schemes
 from sps2.services.scheduler.service import SchedulerService
@@ -188,6 +190,20 @@ async def finished(peer: Peer, request: Submit) -> Finished:
             if isinstance(item, Finished):
                 return item
     raise AssertionError("it ended without totals")
+
+
+async def test_a_directory_that_stays_away_ends_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What answers is a process that stands still."""
+    monkeypatch.setattr(job, "LEASE_S", 0.3)
+
+    class Still(Play):
+        async def reserve(self, request: Reserve) -> AsyncIterator[Room]:
+            await forever()
+            yield Room({}, {})
+
+    async with stage(Still()) as peer:
+        with pytest.raises(PeerLost, match=r"the KV directory has not answered for 0\.3 s"):
+            await finished(peer, submit("a"))
 
 
 async def test_decoding_does_not_wait_for_the_directory() -> None:
