@@ -25,7 +25,7 @@ def cluster(launch: Launch) -> Iterator[Running]:
 
 @pytest.mark.parametrize("method", ["gather", "ring", "pass_q"])
 def test_answers_and_what_was_sent(cluster: Running, method: str) -> None:
-    found: dict[bool | None, tuple[list[int], Sps2Usage]] = {}
+    found: dict[bool | None, tuple[list[str], Sps2Usage]] = {}
     with Client(cluster.bus) as client:
         for lossless in (False, True, None):
             wanted = {"method": method, "sp_degree": 2, "pipelined": False, "lossless": lossless}

@@ -67,7 +67,7 @@ def test_a_batch_of_greedy_and_guided_rows_mixes_none(sampler, ids):
     free = Sampler(Sampling(max_tokens=50, seed=1, temperature=0.0), torch.tensor([1]))
     logits = torch.stack([row((letter, 9.0), (three, 2.0))] * 2)
     samplers = [free, sampler(DIGITS)]
-    tokens = draw(samplers, *needed(samplers, logits), [0, 0])
+    tokens = draw(samplers, *needed(samplers, logits, [0, 0]), [0, 0])
     assert [token.id for token in tokens] == [letter, three]
 
 

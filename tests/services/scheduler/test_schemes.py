@@ -121,7 +121,7 @@ def test_coding_takes_time_that_transfers_do_not_hide():
     spans = [(Span(0, 4096),), (Span(4096, 8192),)]
     scheme = Scheme("csa", 1, "int8", Selection((0.2,) * 4, (0.2,) * 4))
     coded = msgspec.structs.replace(
-        scheme, selection=msgspec.structs.replace(scheme.selection, steps=(0.1, 1.0))
+        scheme, selection=Selection((0.2,) * 4, (0.2,) * 4, steps=(0.1, 1.0))
     )
     numbers = EXPECTED_KEPT * 4096 * WIDE.layers * WIDE.kv_heads * 2 * WIDE.head_dim
     more = rates.seconds(coded, spans, [0, 0], 32) - rates.seconds(scheme, spans, [0, 0], 32)

@@ -6,6 +6,7 @@ import torch
 from sps2.common.errors import Internal
 from sps2.common.messages import Scheme, Selection
 from sps2.common.spans import Span, consecutive
+from sps2.kernels import coded_streams
 from sps2.kernels.contracts import BLOCK
 from sps2.kernels.csa_scores import choose_probes
 from sps2.services.prefill.methods import csa_coded
@@ -154,7 +155,7 @@ async def test_a_damaged_stream_is_an_error_that_names_its_sender(
     shape = config(4, 2, dim=16)
     spans = consecutive(1500, 2, 0.0, BLOCK)
     scheme = Scheme("csa", 1, "int8", selection(1, 0.3, steps=(0.2, 1.0)))
-    whole = csa_coded.write
+    whole = coded_streams.write
     monkeypatch.setattr(csa_coded, "write", lambda *given: (whole(*given)[0], whole(*given)[1][4:]))
     with pytest.raises(Internal, match="damaged keys and values came from rank-0"):
         await attended(shape, spans, scheme, *random_qkv(1500, shape, 1))
