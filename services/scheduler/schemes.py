@@ -251,9 +251,8 @@ class Schemes:
         """Seconds on the link of a rank to which the others also send all their KV, to keep it."""
         ranks = len(partition.spans)
         tokens = sum(span.tokens for own in partition.spans for span in own)
-        deposited = self._config.kv_bytes(self._itemsize) * tokens * (ranks - 1) / ranks
-        if partition.scheme.lossless is not None:
-            deposited *= traffic.PACKED
+        token_bytes = traffic.deposit_bytes(self._config, self._itemsize, partition.scheme)
+        deposited = token_bytes * tokens * (ranks - 1) / ranks
         exchanged = 2 * sum(partition.predicted_bytes.values()) / ranks / self._tp
         each = deposited / max(1, ranks - 1) + exchanged
         by_rank = [each] * (ranks - 1) + [deposited + exchanged]
@@ -261,9 +260,7 @@ class Schemes:
 
     def deposited_s(self, partition: Partition, wires: Sequence[Wire] = ()) -> float:
         """Seconds on the busiest link of ranks that send all their KV to other shards."""
-        token_bytes = self._config.kv_bytes(self._itemsize)
-        if partition.scheme.lossless is not None:
-            token_bytes = round(token_bytes * traffic.PACKED)
+        token_bytes = traffic.deposit_bytes(self._config, self._itemsize, partition.scheme)
         kept = [token_bytes * sum(span.tokens for span in own) for own in partition.spans]
         return self._rates.moving_s(kept, wires)
 
@@ -315,18 +312,7 @@ class Schemes:
                 "sps2.method",
                 "invalid_value",
             )
-        columns: Sequence[int] = [1]
-        if method == "ulysses":
-            columns = [ranks]
-        elif method == "usp":
-            columns = [each for each in range(2, ranks) if ranks % each == 0]
-            if not columns:
-                raise Invalid(
-                    f"usp needs an sp_degree that is a product, as 4, 6 or 8; {ranks} is not",
-                    "sps2.sp_degree",
-                    "invalid_value",
-                )
-            columns = [each for each in columns if each <= self._config.heads] or columns[:1]
+        columns = traffic.columns_for(self._config, method, ranks)
         kv_transfer_dtype = self.computed(options).kv_transfer_dtype
         schemes = [
             self._scheme(method, each, kv_transfer_dtype, options, wires) for each in columns

@@ -7,7 +7,7 @@ from itertools import accumulate
 from typing import NamedTuple, Self
 
 from sps2.common.errors import Invalid
-from sps2.common.messages import Scheme, Selection
+from sps2.common.messages import Method, Scheme, Selection
 from sps2.common.model.config import ModelConfig
 from sps2.common.spans import Span, even_split
 from sps2.common.words import counted
@@ -289,6 +289,31 @@ def migration_pays_after(config: ModelConfig, itemsize: int, held: Sequence[int]
     sizes = _Sizes(config, itemsize, "auto")
     step = len(held) * (sizes.q(1, config.heads) + sizes.state(1, config.heads))
     return -(-sum(sizes.kv(tokens, config.kv_heads) for tokens in held) // step)
+
+
+def deposit_bytes(config: ModelConfig, itemsize: int, scheme: Scheme) -> float:
+    """Bytes of a token's keys and values on their way to the shard that keeps them."""
+    return config.kv_bytes(itemsize) * (1.0 if scheme.lossless is None else PACKED)
+
+
+def columns_for(config: ModelConfig, method: Method, ranks: int) -> list[int]:
+    """Into how many columns a method can divide `ranks` ranks; see `Scheme.ulysses`.
+
+    Raises:
+        Invalid: they cannot be divided into rows and columns.
+    """
+    if method == "ulysses":
+        return [ranks]
+    if method != "usp":
+        return [1]
+    columns = [each for each in range(2, ranks) if ranks % each == 0]
+    if not columns:
+        raise Invalid(
+            f"usp needs an sp_degree that is a product, as 4, 6 or 8; {ranks} is not",
+            "sps2.sp_degree",
+            "invalid_value",
+        )
+    return [each for each in columns if each <= config.heads] or columns[:1]
 
 
 def check_degree(config: ModelConfig, scheme: Scheme, ranks: int) -> None:
