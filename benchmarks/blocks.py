@@ -1,11 +1,12 @@
 """How fast models with weights in different forms compute, and the memory they take.
 
-    python benchmarks/blocks.py FOLDER FOLDER[:int4] ... [--rows 1 4 16 512] [--repeat 15]
+    python benchmarks/blocks.py FOLDER FOLDER[:int4] ... [--rows 1 4 16 512] [--repeat 15] [--cpu]
 
 The folders are those of `spsctl pull`; `:int8` or `:int4` makes weights of them as `--quantize`
 does. Timed are all layers and the head, attention left out, of 1 to 16 rows as in decode steps, and
 of more as in prefill. All models are in one process and take turns, so that whatever else the
 machine does hits all. Printed are medians in ms, and how many times as fast each is as the first.
+`--cpu` takes one thread and its CPU time instead of elapsed time, for machines that others use too.
 Memory is the growth of the proportional set size of a process that loads one model and computes a
 prefill and a step with it.
 """
@@ -16,6 +17,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import get_args
@@ -39,13 +41,13 @@ def loaded(name: str) -> Llama:
     return load(Path(name))
 
 
-def timed_s(model: Llama, rows: int) -> float:
+def timed_s(model: Llama, rows: int, clock: Callable[[], float] = time.perf_counter) -> float:
     """Of one pass of `rows` tokens; the head computes at most 16 rows, as in decode."""
     ids = torch.arange(rows) * 37 % model.config.vocab_size
-    start = time.perf_counter()
+    start = clock()
     hidden = asyncio.run(model.forward(ids, torch.arange(rows), without_attention))
     model.logits(hidden[:16] if rows <= 16 else hidden[-1:])
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def memory() -> int:
@@ -72,9 +74,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 512])
     parser.add_argument("--repeat", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1 if options.cpu else options.threads)
+    clock = time.thread_time if options.cpu else time.perf_counter
     if options.alone:
         before = memory()
         model = loaded(options.alone)
@@ -86,7 +90,7 @@ def main() -> None:
         times: dict[str, list[float]] = {name: [] for name in models}
         for _ in range(options.repeat):
             for name, model in models.items():
-                times[name].append(timed_s(model, rows))
+                times[name].append(timed_s(model, rows, clock))
         first = median(times[options.models[0]])
         for name, each in times.items():
             ratios = sorted(a / b for a, b in zip(times[options.models[0]], each, strict=True))
