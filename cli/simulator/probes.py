@@ -16,7 +16,8 @@ from sps2.common.api.answer_ids import name_in
 from sps2.common.api.usage import Sps2Usage
 from sps2.common.errors import Refused
 from sps2.common.messages import ClusterStatus, PrefillOptions, RequestStatus
-from sps2.services.scheduler.schemes import Capacity, Partition, Schemes
+from sps2.services.scheduler.partition import Capacity, Partition
+from sps2.services.scheduler.schemes import Schemes
 
 POLL_S = 0.05
 QUIET_S = 20.0

@@ -209,10 +209,8 @@ class Llama:
     async def _many(
         self, ids: Tensor, positions: Tensor, attend: Attend, run: Run, selected: Tensor | None
     ) -> Tensor:
-        """`forward` for many tokens, in blocks: temporaries do not grow with the tokens.
-
-        Other work of the same thread can run between two blocks.
-        """
+        """`forward` for many tokens, in blocks: temporaries do not grow with the tokens, and other
+        work of the same thread can run between two blocks."""
         most, layers = self.most_rows, self._native_for(self.most_rows)
         blocks = [slice(first, first + most) for first in range(0, len(ids), most)]
         x = self._final_norm.new_empty(len(ids), self.config.hidden_size, dtype=torch.float32)
@@ -288,10 +286,8 @@ class Llama:
         return native.Layers(weights, self._final_norm, heads, kv_heads, dim, config.norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits of the next token. hidden: [tokens, hidden_size] -> [tokens, vocab] float32.
-
-        A share returns those of its part of the vocabulary.
-        """
+        """Logits of the next token. hidden: [tokens, hidden_size] -> [tokens, vocab] float32, or of
+        a share its part of the vocabulary."""
         return self._head.wide(hidden)
 
     async def scores(

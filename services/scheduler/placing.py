@@ -23,8 +23,9 @@ from sps2.services.scheduler.keeping import (
     quick_first,
     room_of,
 )
+from sps2.services.scheduler.partition import Capacity, Partition
 from sps2.services.scheduler.plan import Plan, Wait, Work
-from sps2.services.scheduler.schemes import Capacity, Partition, Schemes
+from sps2.services.scheduler.schemes import Schemes
 from sps2.services.scheduler.traffic import PrefixQuery
 from sps2.services.scheduler.unequal import least_rate, paces_of, pass_cost, slow_first, well_linked
 from sps2.services.scheduler.unreachable import connected

@@ -6,7 +6,7 @@ from typing import Literal
 from sps2.common.messages import Placement, PrefillOptions
 from sps2.common.spans import Span
 from sps2.services.scheduler.cached_prefix import Prefix
-from sps2.services.scheduler.schemes import Partition
+from sps2.services.scheduler.partition import Partition
 
 NOTHING = PrefillOptions()
 

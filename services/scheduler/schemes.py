@@ -23,6 +23,7 @@ from sps2.common.spans import Span, consecutive, fits, within, zigzag
 from sps2.services.scheduler import traffic
 from sps2.services.scheduler.csa_thresholds import Calibration, Sparse, coded, selection
 from sps2.services.scheduler.hardware import Hardware, Known, Wire, hardware_of, lossless_on
+from sps2.services.scheduler.partition import Capacity, Partition
 from sps2.services.scheduler.rates import IN_A_ROW, Rates
 
 SHORT = 4096
@@ -42,38 +43,6 @@ EVEN = 1.01
 CHOICES = 1024
 """How many recent choices are kept: a request that waits is planned again and again."""
 EXACT: tuple[ExactMethod, ...] = ("gather", "ring", "ulysses", "usp", "pass_q")
-
-
-class Capacity(NamedTuple):
-    """How much KV ranks can keep that have one span each and keep what they compute.
-
-    room: tokens of prompt that each rank can keep. page_tokens: spans begin at its multiples.
-    """
-
-    room: tuple[int, ...]
-    page_tokens: int
-
-
-class Partition(NamedTuple):
-    """A scheme with the spans of each rank, and its predicted cost.
-
-    predicted_bytes: by purpose. predicted_s: seconds of the prefill. own_gflop: the arithmetic of
-    each rank, in GFLOP; empty if that is uncertain.
-    """
-
-    attention: Setting
-    scheme: Scheme
-    spans: tuple[tuple[Span, ...], ...]
-    predicted_bytes: dict[str, int]
-    predicted_s: float
-    own_gflop: tuple[float, ...] = ()
-
-    def after(self, tokens: int) -> "Partition":
-        """The same partition, for tokens that follow a prefix of `tokens` tokens."""
-        spans = tuple(
-            tuple(Span(start + tokens, stop + tokens) for start, stop in own) for own in self.spans
-        )
-        return self._replace(spans=spans)
 
 
 class Computed(NamedTuple):

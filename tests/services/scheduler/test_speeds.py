@@ -28,10 +28,11 @@ from sps2.services.scheduler.events import (
 from sps2.services.scheduler.explanation import explain
 from sps2.services.scheduler.fleet import Fleet
 from sps2.services.scheduler.fleet_status import statuses
+from sps2.services.scheduler.partition import Capacity
 from sps2.services.scheduler.plan import Plan, Work
 from sps2.services.scheduler.policies import POLICIES
 from sps2.services.scheduler.replay import Recording
-from sps2.services.scheduler.schemes import Capacity, Schemes
+from sps2.services.scheduler.schemes import Schemes
 from sps2.services.scheduler.speeds import ALIKE, DRIFT_S, Pace, Speeds, SpeedsState, part_of
 
 from .test_core import CONFIG, PAGE, SHARING, room, shard
