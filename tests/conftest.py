@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # read when Triton is loaded: its kernels run on CPU tensors, in its interpreter
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
-LONGEST = ("gpu", "test_tensor_parallel.py", "test_up.py", "e2e")
+LONGEST = ("gpu", "chaos", "test_tensor_parallel.py", "test_up.py", "e2e")
 
 
 def pytest_report_header() -> list[str]:
