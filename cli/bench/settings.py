@@ -93,7 +93,7 @@ def _csa(options: Options, case: Case) -> Scheme:
         *(options, "drop", "fine", "steps", "probes", "suffix", "rounds", "heldout"),
         "kv_transfer_dtype",
     )
-    drop = float(options.get("drop", 0.25))
+    drop = float(options.get("drop", 0.2))
     rounds = int(options.get("rounds", 1))
     if rounds not in (1, 2):
         raise ValueError("rounds must be 1 or 2")

@@ -14,7 +14,7 @@ from sps2.services.scheduler.csa_thresholds import LIMITS, Sparse, dropping
 from sps2.services.scheduler.schemes import SHORT
 
 BANDS = 6
-CANDIDATES = (0.25, 0.5, 1.0, 2.0)
+CANDIDATES = (0.2, 0.4, 0.8, 1.6)
 
 
 class Tried(NamedTuple):

@@ -14,7 +14,7 @@ Sparse = Literal["balanced", "fast"]
 FILE = "attention.json"
 """In a model's folder, written by `spsctl calibrate`; replaces the shipped thresholds."""
 
-DROP: dict[Sparse, float] = {"balanced": 0.25, "fast": 0.625}
+DROP: dict[Sparse, float] = {"balanced": 0.2, "fast": 0.5}
 """Blocks of less importance, in units of that of uniform attention, are not sent: docs/csa.md."""
 DEPTH = (3.0, 1.0, 2.0, 0.5, 1.0, 2.0)
 """Factors of `DROP` for each sixth of the layers: in trials on SmolLM2-135M the first layers hardly
@@ -23,9 +23,9 @@ FINE_OVER_DROP: dict[Sparse, float] = {"balanced": 8.0, "fast": 2.0}
 """A block is sent in 8 bits if its importance is at least this multiple of `DROP`, or of the mean
 that a calibration found; other blocks in 4. `balanced` saves bytes, `fast` drops more and sends the
 rest finer."""
-STEPS: dict[Sparse, tuple[float, float]] = {"balanced": (0.14, 1.0), "fast": (0.2, 1.4)}
+STEPS: dict[Sparse, tuple[float, float]] = {"balanced": (0.12, 0.85), "fast": (0.2, 1.4)}
 """Steps of coded blocks: `Selection.steps`."""
-CODED_OVER_PACKED: dict[Sparse, float] = {"balanced": 1.0, "fast": 0.6}
+CODED_OVER_PACKED: dict[Sparse, float] = {"balanced": 1.0, "fast": 0.625}
 """Coded blocks are dropped below this multiple of the threshold of packed ones: `fast` saves time
 with packed blocks, which are for fast links, and bytes with coded ones."""
 HELD_OUT: dict[Sparse, float] = {"balanced": 0.15, "fast": 0.3}

@@ -23,7 +23,7 @@ PACKED = 11 / 16
 than they are, so that no part of a byte is left of any head."""
 EXPECTED_FINE = 0.3
 """Share of the sent blocks that are in 8 bits, if they are packed."""
-EXPECTED_BITS = 2.0
+EXPECTED_BITS = 2.5
 """Bits of a number of the sent blocks, if they are coded."""
 
 Spans = Sequence[tuple[Span, ...]]

@@ -83,7 +83,7 @@ async def test_every_method_merges_the_prefix(scheme: Scheme, window: int | None
 async def test_csa_behind_a_prefix_drops_only_blocks_of_the_rest() -> None:
     model, prompt = tiny_model(), prompt_of(120)
     second = prompt[:77] + prompt_of(330, 2)
-    chosen = Selection((0.5,) * 3, (0.5,) * 3, held_out=1)
+    chosen = Selection((2.0,) * 3, (2.0,) * 3, held_out=1)
     scheme = Scheme("csa", selection=chosen)
     found, blocks = [], []
     for decode in (1, 3):

@@ -73,7 +73,7 @@ async def test_sixty_four_tokens_at_many_degrees(method: ExactMethod, degree: in
 
 async def test_what_csa_keeps_does_not_depend_on_how_heads_are_shared_out() -> None:
     prompt = torch.randint(96, (400,), generator=torch.Generator().manual_seed(2)).tolist()
-    scheme = Scheme("csa", selection=Selection((0.4,) * 3, (0.4,) * 3, held_out=1))
+    scheme = Scheme("csa", selection=Selection((2.0,) * 3, (2.0,) * 3, held_out=1))
     scored, blocks = [], []
     for tp in (1, 2, 3):
         async with teams(CONFIG, TENSORS, (4, tp), (1, 1)) as cluster:

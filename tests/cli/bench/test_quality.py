@@ -12,7 +12,7 @@ from sps2.cli.bench.results import Found, Measured, Quality, Report, Traffic
 from sps2.cli.bench.table import tables_of
 from sps2.cli.main import app
 
-SETTINGS = "exact,int8,csa:drop=.3,fine=.1,heldout=1,star"
+SETTINGS = "exact,int8,csa:drop=4,fine=2,heldout=1,star"
 
 
 @pytest.fixture
