@@ -51,6 +51,7 @@ def _learn_links(fleet: Fleet, moved: Sequence[Moved], longest_s: float, now_s: 
     so its link counts as that much faster.
     """
     slow = []
+    moved = [each for each in moved if {each.source, each.target} <= fleet.members.keys()]
     for each in moved:
         others = sum(other.source == each.source for other in moved)
         gbit = others * each.nbytes * 8e-9 / max(each.seconds, 1e-6)

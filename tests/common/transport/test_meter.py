@@ -1,6 +1,12 @@
 """The rate of incoming frames."""
 
+import torch
+
+from sps2.common.transport.backends import BackendName
+from sps2.common.transport.frame import frame_for
 from sps2.common.transport.meter import LEAST_BYTES, Meter
+
+from .conftest import MakePlanes
 
 LARGE = 10 * LEAST_BYTES
 
@@ -74,3 +80,24 @@ def test_a_frame_that_never_ends_does_not_count() -> None:
     clock.now_s += 1.0
     found.end("b")
     assert found.since(before) == {"b": (LARGE, 1.0)}
+
+
+async def test_a_plane_measures_large_frames(make_planes: MakePlanes, backend: BackendName) -> None:
+    one, other = await make_planes()
+    with other.open("r", 0) as inbox:
+        sent = torch.zeros(LARGE, dtype=torch.uint8)
+        for number in range(2):
+            await one.send(other.name, frame_for("kv", ("r",), (0,), 0, number, (sent,)), [sent])
+            await inbox.recv("kv", 0, number, one.name)
+        await one.send(other.name, frame_for("kv", ("r",), (0,), 1, 0, (sent[:9],)), [sent[:9]])
+        await inbox.recv("kv", 1, 0, one.name)
+    found = other.meter.totals()
+    if backend == "inproc":  # nothing comes, it is there
+        assert found == {}
+        return
+    nbytes, seconds = found[one.name]
+    assert 2 * LARGE < nbytes < 2.1 * LARGE
+    assert seconds > 0
+    assert one.meter.totals() == {}
+    other.forget(one.name)
+    assert other.meter.totals() == {}

@@ -13,7 +13,8 @@ from sps2.common.errors import Invalid
 from sps2.common.messages import KvTransferDtype, Method, PrefillOptions, Scheme, Selection
 from sps2.common.model.config import ModelConfig
 from sps2.common.spans import consecutive, zigzag
-from sps2.services.scheduler import schemes, traffic
+from sps2.services.scheduler import traffic
+from sps2.services.scheduler.partition import Partition
 from sps2.services.scheduler.rates import IN_A_ROW
 from sps2.services.scheduler.schemes import EXACT, Schemes
 
@@ -113,8 +114,8 @@ def test_choices_are_those_of_the_transfers(
     if isinstance(wanted, str):
         assert found == wanted
         return
-    assert isinstance(found, schemes.Partition)
-    assert isinstance(wanted, schemes.Partition)
+    assert isinstance(found, Partition)
+    assert isinstance(wanted, Partition)
     assert found.predicted_s == pytest.approx(wanted.predicted_s, rel=1e-9)
     assert found._replace(predicted_s=0.0, predicted_bytes={}) == wanted._replace(
         predicted_s=0.0, predicted_bytes={}

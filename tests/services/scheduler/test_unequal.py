@@ -316,3 +316,13 @@ def test_kv_goes_to_decode_shards_with_good_links() -> None:
         boxes.do(Measured("decode-1", other, Measures(0.0, 1e-4, 1e-4, LATENCY_S)))
     kept: Sequence[str] = [place.shard for place in boxes.run("a", 60).placements]
     assert kept == ["decode-0"]
+
+
+def test_what_a_shard_moved_that_is_gone_since_says_nothing() -> None:
+    boxes = Boxes([2.0] * 3, [10.0] * 3)
+    boxes.do(Lost("mixed-1", "mixed-1/0"))
+    boxes.do(Computed("gone", (1.0, 1.0), (Moved("mixed-1", "mixed-0", 1 << 20, 9.0),)))
+    assert boxes.core.fleet.links.of("mixed-1") is None
+    assert boxes.core.fleet.relative_wires() == {}
+    boxes.wait(AGAIN_S + 1)
+    boxes.replays()
