@@ -6,7 +6,8 @@ from typing import Literal
 
 from sps2.common.errors import PeerLost
 
-Found = Literal["service", "HTTP", "else", "nobody"]
+Found = Literal["service", "HTTP", "else", "mute", "nobody"]
+"""`mute` accepts and says nothing, as what forwards to a service that is away."""
 
 WAIT_S = 1.0
 ZMTP = b"\xff"
@@ -32,6 +33,8 @@ async def knock(address: str) -> Found:
         writer.close()
     if said.startswith(ZMTP):
         return "service"
+    if not said:
+        return "mute"
     return "HTTP" if said.startswith(b"HTTP/") else "else"
 
 
@@ -54,6 +57,12 @@ def stranger(address: str, name: str, found: Found) -> PeerLost | None:
             name,
             f"{address} speaks HTTP, so it is not the bus of a {name}: the HTTP API has a port of "
             "its own (8000, where the bus has 8001, unless the configuration says otherwise)",
+        )
+    if found == "mute":
+        return PeerLost(
+            name,
+            f"what answers at {address} says nothing: the {name} behind it is away, or it is not "
+            f"the bus of a {name}: see the port",
         )
     if found == "else":
         return PeerLost(name, f"what answers at {address} is not the bus of a {name}: see the port")
@@ -80,7 +89,7 @@ async def _heard(reader: asyncio.StreamReader) -> bytes:
     except TimeoutError:
         return b""
     except OSError:
-        return b"?"
+        return b""
 
 
 def _parts(address: str) -> tuple[str, int]:

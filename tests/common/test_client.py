@@ -246,12 +246,23 @@ async def answer_in_http(reader, writer):
     writer.close()
 
 
+async def answer_in_smtp(reader, writer):
+    writer.write(b"220 mail.example ESMTP")
+    await reader.read(100)
+    writer.close()
+
+
 async def hang_up(reader, writer):
     writer.close()
 
 
 @pytest.mark.parametrize(
-    ("there", "said"), [(answer_in_http, "speaks HTTP"), (hang_up, "not the bus of a gateway")]
+    ("there", "said"),
+    [
+        (answer_in_http, "speaks HTTP"),
+        (answer_in_smtp, "answers at .* is not the bus of a gateway"),
+        (hang_up, "the gateway behind it is away, or it is not the bus of a gateway"),
+    ],
 )
 async def test_the_port_of_something_else(there, said):
     server = await asyncio.start_server(there, "127.0.0.1", 0)
