@@ -76,16 +76,11 @@ def log_later_ones() -> None:
 
 def launches(model: Model, device: torch.device) -> Iterator[Launch]:
     """All launches, with small tensors on `device`."""
-    yield from attention(model, device)
+    yield from prompts(model, device)
+    yield from decoding(model, device)
     yield from _merges(model, device)
     yield from _layers(model, device)
     yield from _csa(model, device)
-
-
-def attention(model: Model, device: torch.device) -> Iterator[Launch]:
-    """Of prompts and of decode batches."""
-    yield from _prompts(model, device)
-    yield from _decoding(model, device)
 
 
 def _random(model: Model, device: torch.device, n: int, heads: int) -> Tensor:
@@ -111,7 +106,8 @@ def _counts(tile_of: Callable[[int], object], most: int = 256) -> Iterator[int]:
         count *= 2
 
 
-def _prompts(model: Model, device: torch.device) -> Iterator[Launch]:
+def prompts(model: Model, device: torch.device) -> Iterator[Launch]:
+    """Attention of prompts, the largest tiles last."""
     group = model.heads // model.kv_heads
     keys: list[tuple[Tensor, Scales | None]] = [(_random(model, device, 64, model.kv_heads), None)]
     if model.eight_bits:
@@ -129,8 +125,8 @@ def _prompts(model: Model, device: torch.device) -> Iterator[Launch]:
                 yield partial(flash.attend, q, k, k, parts, *about, scales=scales)
 
 
-def _decoding(model: Model, device: torch.device) -> Iterator[Launch]:
-    """Rows that share a prefix, one more than before fits a tile; each has a key of its own."""
+def decoding(model: Model, device: torch.device) -> Iterator[Launch]:
+    """Of rows that share a prefix and have a key each of their own, the largest tiles last."""
     group = model.heads // model.kv_heads
     most = decode.together(model.dim, model.dtype, group)
     k, scales = _pool(model, device, LEAST + 2 * most)

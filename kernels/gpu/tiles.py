@@ -35,14 +35,15 @@ class Tile(NamedTuple):
 
 ROOMY = {
     128: Tile(128, 128, 8, 3),
-    256: Tile(128, 128, 8, 2),
+    256: Tile(128, 64, 8, 3),
     512: Tile(128, 64, 8, 2),
     1024: Tile(32, 32, 4, 1),
 }
-"""Tiles by bytes of a padded row of queries."""
+"""Tiles by bytes of a padded row of queries. Those of 256 bytes (head dim 128) are the largest that
+compile with few or no registers spilled to memory; see docs/gpu.md."""
 NARROW = {
     128: Tile(128, 64, 4, 2),
-    256: Tile(64, 64, 4, 2),
+    256: Tile(64, 64, 8, 2),
     512: Tile(64, 32, 4, 1),
     1024: Tile(16, 16, 4, 1),
 }
@@ -69,7 +70,7 @@ def prefill(dim: int, dtype: torch.dtype, device: torch.device, rows: int = 128)
         best = (ROOMY if shared_bytes(device) >= MUCH_BYTES else NARROW)[width]
     best = _measured("flash", dim, dtype, device) or best
     rows = min(best.rows, 16 if rows <= 16 else 64 if rows <= 64 else best.rows)
-    return best._replace(rows=rows, warps=min(best.warps, max(4, rows // 16)))
+    return best._replace(rows=rows, warps=min(best.warps, max(4, rows // 8)))
 
 
 def decode(dim: int, dtype: torch.dtype, device: torch.device, group: int) -> Tile:

@@ -5,7 +5,8 @@
 Prints registers, spilled bytes and shared memory of the launches of a shard of Llama 3 8B, by
 compute capability. Exit code 1 if a tile needs more shared memory than the GPU has for a program.
 
---tiles: only the attention kernels, for head dims of 64, 128 and 256, and not down to machine code.
+--tiles: only the largest tiles of attention, for head dims of 64, 128 and 256, and not down to
+machine code.
 --write: puts the table into docs/gpu.md.
 """
 
@@ -116,15 +117,16 @@ def _compiled(name: str, kernel: Any, options: dict[str, Any], log: str) -> Comp
 
 
 def attention(capability: int) -> list[Compiled]:
-    """The tiles of attention, as far as their shared memory is known."""
+    """The largest tiles of attention, as far as their shared memory is known."""
     whole = CUDABackend.make_cubin
     CUDABackend.make_cubin = lambda *_: b""
     try:
         with compiling(capability) as listed:
             for dim in (64, 128, 256):
                 model = Model(8, 2, dim, 64, 64, torch.bfloat16)
-                for launch in launches.attention(model, CPU):
-                    launch()
+                for kind in (launches.prompts, launches.decoding):
+                    *_, largest = kind(model, CPU)
+                    largest()
     finally:
         CUDABackend.make_cubin = whole
     return listed
@@ -159,7 +161,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     by_target, wrong = {}, 0
-    for target in options.targets:
+    for target in sorted(options.targets):
         with tempfile.TemporaryDirectory() as empty:
             triton.knobs.cache.dir = empty  # ptxas tells of registers only when it runs
             listed = attention(target) if options.tiles else everything(target)
