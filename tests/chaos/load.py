@@ -15,7 +15,7 @@ from sps2.common.client import AsyncClient
 from sps2.common.errors import ServiceError
 
 LENGTHS = (3, 17, 40, 90, 150, 230, 330, 400)
-ANSWER_TOKENS = 96
+ANSWER_TOKENS = 48
 GAP = 1e-3
 """Least distance of the best two log-probabilities where greedy tokens are compared: the order of
 additions, which differs from plan to plan, changes less."""

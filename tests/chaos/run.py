@@ -21,7 +21,7 @@ from . import checks, faults, load
 from .cluster import SHAPES, ProxiedCluster, copied, described, left_behind, temporary
 from .table import table
 
-STREAMS = 12
+STREAMS = 6
 HANGS_S = 200.0
 """A stream that has not ended by then hangs."""
 IDLE_S = 180.0
