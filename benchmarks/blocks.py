@@ -7,8 +7,8 @@ does. Timed are all layers and the head, attention left out, of 1 to 16 rows as 
 of more as in prefill. All models are in one process and take turns, so that whatever else the
 machine does hits all. Printed are medians in ms, and how many times as fast each is as the first.
 `--cpu` takes one thread and its CPU time instead of elapsed time, for machines that others use too.
-Memory is the growth of the proportional set size of a process that loads one model and computes a
-prefill and a step with it.
+Memory is the growth of the resident set of a process that loads one model and computes a prefill
+and a step with it, mapped weights included.
 """
 
 import argparse
@@ -51,9 +51,9 @@ def timed_s(model: Llama, rows: int, clock: Callable[[], float] = time.perf_coun
 
 
 def memory() -> int:
-    """The proportional set size of this process in bytes: shared memory counts once."""
+    """The resident set of this process in bytes."""
     lines = Path("/proc/self/smaps_rollup").read_text("utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) << 10
+    return next(int(line.split()[1]) for line in lines if line.startswith("Rss:")) << 10
 
 
 def taken(name: str) -> int:
