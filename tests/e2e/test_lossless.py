@@ -40,10 +40,10 @@ def test_answers_and_what_was_sent(cluster: Running, method: str) -> None:
             assert answer.usage.sps2 is not None
             found[lossless] = said(answer), answer.usage.sps2
     plain, packed, by_rate = found.values()
-    assert plain[0] == packed[0] == by_rate[0]
-    for _, usage in (packed, by_rate):
+    for text, usage in (packed, by_rate):
         assert usage.saved_bytes
-        if method != "gather":  # its spans follow the predicted bytes
+        if method != "gather":  # its spans follow the predicted bytes, and the shards' speeds
+            assert text == plain[0]
             assert usage.prefill_bytes + usage.saved_bytes == plain[1].prefill_bytes
         assert usage.prefill_bytes < 0.8 * plain[1].prefill_bytes
         assert usage.deposit_bytes < 0.8 * plain[1].deposit_bytes

@@ -18,7 +18,8 @@ PYTHON = ["README.md", "docs/sdk.md"]
 ELSEWHERE = {
     r"\bmake\b": "the Makefile's targets are run by whoever runs the tests",
     r"spsctl top($|\s+(-n|--json|--config)| *#)": "it ends with a key; `top --once` is run",
-    r"hf:|FOLDER|model\.gguf": "it needs a model that is not here",
+    r"hf:|FOLDER|model\S*\.gguf": "it needs a model that is not here",
+    r"--invite|spsctl join": "it needs another machine; test_join.py has one",
     r"10\.0\.0\.1|cluster\.toml": "it needs an address that is not here",
     r"spsctl down": "the cluster is needed until the last command",
 }
