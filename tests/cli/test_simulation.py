@@ -346,9 +346,11 @@ def test_time_goes_on_however_late_it_is() -> None:
 
 
 def test_a_slow_link_slows_decoding_with_keys_elsewhere() -> None:
-    spread = {"decode_span_tokens": 64}
+    config = replace(
+        setup(decode_span_tokens=64).config, sharing=Sharing(gflops=0.02, link_gbit=10.0)
+    )  # both divide the prompt alike
     fast, slow = (
-        alone(setup(profile=replace(PROFILE, link_gbit=gbit), **spread), 512, 20)
+        alone(with_fields(setup(profile=replace(PROFILE, link_gbit=gbit)), config=config), 512, 20)
         for gbit in (100.0, 1e-3)
     )
     assert fast.tbt_s is not None
