@@ -189,12 +189,12 @@ class Host:
         most = max(work.claim for work in works)
         first = sum(work.claim == most for work in works)
         held = len(works) - first
-        held_share = LEAST_SHARE if held and most < inf else 0.0
+        held_share = LEAST_SHARE if held else 0.0  # live, after the piece that runs
         for work in works:
             part = (1 - held_share) / first if work.claim == most else held_share / held
             work.pace = 0.0 if unit.is_dead else share * part * work.speed
             work.hold(work.claim < most, self._clock.now_s)
-        for work in works:
+        for work in [work for work in works if work.claim == most]:
             work.has_begun |= work.pace > 0
 
     def _end(self) -> None:
