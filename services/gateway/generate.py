@@ -44,6 +44,8 @@ PATIENCE_S = 4.0
 take to follow the last token."""
 AGAIN_S = 0.1
 """Pause between two attempts to follow an owner."""
+LATE_S = 1.0
+"""How long the tokens before a failure may take to follow the scheduler's word of it."""
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -246,6 +248,12 @@ class Generation:
         except TimeoutError:
             if not self._is_complete:
                 raise
+        except (PeerLost, Preempted):
+            raise  # the answer goes on elsewhere
+        except ServiceError:
+            if follower is not None:
+                await asyncio.wait({follower}, timeout=LATE_S)
+            raise
         finally:
             self._clock = None
 

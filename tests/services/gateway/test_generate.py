@@ -9,7 +9,7 @@ import pytest
 
 from sps2.common.bus.peer import Peer, Server
 from sps2.common.config import Bus
-from sps2.common.errors import Cancelled, PeerLost, Preempted
+from sps2.common.errors import Cancelled, Internal, PeerLost, Preempted
 from sps2.common.messages import (
     Displaced,
     Finished,
@@ -182,6 +182,30 @@ async def test_the_schedulers_error_counts():
     async with stage(cast) as (generation, _, _):
         with pytest.raises(PeerLost, match="prefill-3"):
             await all_of(generation)
+
+
+async def test_tokens_before_a_failure_come_before_it():
+    """The scheduler's word of it overtakes them: they come from another service."""
+    cast, told = Cast(), asyncio.Event()
+
+    async def script(request):
+        yield placed(cast.owner)
+        yield first()
+        told.set()
+        raise Internal("broken")
+
+    async def tokens(request):
+        await told.wait()
+        await asyncio.sleep(0.1)
+        yield Token(1, 11)
+        yield Token(2, 12)
+        raise Cancelled("released")
+
+    cast.script, cast.tokens = script, tokens
+    async with stage(cast) as (generation, record, _):
+        with pytest.raises(Internal, match="broken"):
+            await all_of(generation)
+    assert record.tokens == 3
 
 
 @pytest.mark.parametrize("told_by", ["scheduler", "owner"])
