@@ -22,11 +22,15 @@ from sps2.kernels.contracts import BLOCK
 STEPS = Steps(0.01, 0.05)
 PARTS = 6
 """Tensors of a frame with coded keys and values."""
+LEAST = 1e-6
+"""The smallest weight of a channel; float16 has it, too."""
 LAST_QUERIES = 64
 """Rows whose queries stand for those to come."""
 
 
-def pack(k: Tensor, v: Tensor, q: Tensor, start: int, config: ModelConfig) -> list[Tensor]:
+def pack(
+    k: Tensor, v: Tensor, q: Tensor, start: int, config: ModelConfig, steps: Steps = STEPS
+) -> list[Tensor]:
     """The tensors that carry keys and values, [tokens, kv_heads, dim] each, on the CPU.
 
     Args:
@@ -36,14 +40,18 @@ def pack(k: Tensor, v: Tensor, q: Tensor, start: int, config: ModelConfig) -> li
     tokens, kv_heads, dim = k.shape
     of = scaled(k, v, _table(config.rope, dim, start, tokens), 0 if start else BLOCK)
     kept, levels, heads = _all(kv_heads, tokens)
-    weight = query_weight(q[-LAST_QUERIES:], kv_heads, config.scale).half()
-    codes = to_codes(of, kept, levels, weight.float(), STEPS)
+    weight = query_weight(q[-LAST_QUERIES:], kv_heads, config.scale).clamp_(min=LEAST).half()
+    codes = to_codes(of, kept, levels, weight.float(), steps)
     tables, data = write(codes, heads, levels, kv_heads)
     return [torch.tensor([tokens], dtype=torch.int32), of.mean, of.middle, weight, tables, data]
 
 
 def unpack(
-    tensors: Sequence[Tensor], start: int, config: ModelConfig, dtype: torch.dtype
+    tensors: Sequence[Tensor],
+    start: int,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    steps: Steps = STEPS,
 ) -> tuple[Tensor, ...]:
     """Undo `pack`, exact to half a step, or lossless packing.
 
@@ -64,7 +72,7 @@ def unpack(
     except ValueError as error:
         raise Invalid(str(error)) from error
     table = _table(config.rope, dim, start, kept.shape[1] * BLOCK)
-    both = from_codes(codes, kept, levels, weight.float(), STEPS, Offsets(mean, middle), table)
+    both = from_codes(codes, kept, levels, weight.float(), steps, Offsets(mean, middle), table)
     k, v = (x.view(kv_heads, -1, dim)[:, :tokens].transpose(0, 1).to(dtype) for x in both)
     return k, v
 
