@@ -49,8 +49,8 @@ def test_scores_and_values_are_near(tokens: int, start: int) -> None:
     assert float(((values.float() - v.float()).abs() / size[..., None]).mean()) < 0.03
     if tokens >= 64:
         sent, plain = (sum(each.nbytes for each in some) for some in (carried, (k, v)))
-        assert sent < 0.5 * plain
-        assert sent < 0.8 * sum(each.nbytes for each in lossless.pack((k, v)))
+        assert sent < 0.55 * plain
+        assert sent < 0.85 * sum(each.nbytes for each in lossless.pack((k, v)))
 
 
 @pytest.mark.parametrize("part", range(coded_kv.PARTS))
@@ -96,4 +96,4 @@ async def test_shards_keep_nearly_the_same_kv_in_fewer_bytes(
             kept.append(torch.cat([x.flatten() for x in parts]))
     assert float((kept[0] - kept[1]).norm() / kept[1].norm()) < 0.1
     assert not torch.equal(*kept)
-    assert sent[0] < 0.5 * sent[1]
+    assert sent[0] < 0.6 * sent[1]
