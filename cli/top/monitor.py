@@ -168,10 +168,15 @@ class Monitor:
             if shard_of(process) == name and (each := self._lives(process, now_s))
         ]
         works = any(pulse.gauge(each) for each in ("owned", "held", "prefilling"))
+        state: str = pulse.last.state
+        if state == "ready" and works:
+            state = "busy"
+        if status and status.state in ("draining", "drained") and pulse.last.state == "ready":
+            state = status.state
         return Shard(
             name,
             role,
-            "busy" if works and pulse.last.state == "ready" else pulse.last.state,
+            state,
             pulse.last.pid,
             address,
             None if (busy := pulse.rate("busy_s")) is None else min(1.0, busy),
