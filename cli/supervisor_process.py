@@ -56,7 +56,7 @@ class SupervisorProcess:
         if process is None:
             return
         if process.poll() is None:
-            process.sendsend_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGTERM)
             try:
                 process.wait(STOP_S)
             except subprocess.TimeoutExpired:

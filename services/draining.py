@@ -51,6 +51,6 @@ async def retire(shard: str, cluster: Cluster, finish_s: float | None = None) ->
             async for unfinished in items:
                 log.info("%s ends; it has %d requests", shard, len(unfinished.requests))
     except (ServiceError, TimeoutError) as error:
-        log.warning("%s ends with what it has: %s", shard, error or "it is late")
+        log.warning("%s ends with what it has: %s", shard, str(error) or "it is late")
     finally:
         await scheduler.close()

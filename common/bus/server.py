@@ -86,17 +86,18 @@ class Server:
         return self.address
 
     async def close(self) -> None:
-        """Stop listening, notify the callers, cancel all handlers, wait until they have ended."""
+        """Notify the callers, stop listening, cancel all handlers, wait until they have ended."""
         if self._closing or not self.address:
             return
         self._closing = True
+        clients = list(self._clients.values())
+        for client in clients:
+            self._send(client.name, Kind.GOODBYE)
         self._listener.unbind()
         tasks = set()
-        for client in list(self._clients.values()):
-            self._send(client.name, Kind.GOODBYE)
-            for call in client.calls.values():
-                call.cancel(None)
-                tasks.add(call.task)
+        for call in [call for client in clients for call in client.calls.values()]:
+            call.cancel(None)
+            tasks.add(call.task)
         await asyncio.gather(*(task for task in tasks if task), return_exceptions=True)
         await self._listener.unbound()
         self._runner.cancel()
