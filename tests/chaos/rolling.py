@@ -67,16 +67,18 @@ def failed(seen: Sequence[load.Seen]) -> list[str]:
     ]
 
 
-def _told(seen: Sequence[load.Seen]) -> str:
-    first_s = [each.times_s[1] - each.times_s[0] for each in seen]
-    pauses_s = [
-        max(b - a for a, b in zip(each.times_s[1:], each.times_s[2:], strict=False))
+def _told(seen: Sequence[load.Seen], since_s: float) -> str:
+    """What became of the streams: waits for the first token and pauses, in median and at most."""
+    firsts = [(each.times_s[1] - each.times_s[0], each.times_s[1]) for each in seen]
+    pauses = [
+        max((b - a, b) for a, b in zip(each.times_s[1:], each.times_s[2:], strict=False))
         for each in seen
         if len(each.times_s) > 3
     ]
     parts = [f"{len(seen)} streams: {dict(Counter(each.end for each in seen))}"]
-    for what, times_s in (("first token after", first_s), ("longest pause", pauses_s)):
-        parts.append(f"{what} {statistics.median(times_s):.2f} s (median), {max(times_s):.2f} s")
+    for what, found in (("first token after", firsts), ("longest pause", pauses)):
+        (most_s, at_s), usual_s = max(found), statistics.median(each_s for each_s, _ in found)
+        parts.append(f"{what} {usual_s:.2f} s, at most {most_s:.2f} s (until {at_s - since_s:.1f})")
     return "; ".join(parts)
 
 
@@ -89,7 +91,7 @@ async def _run(cluster: config.Cluster, rate: float, services: Sequence[str]) ->
         address, url, bank, 1 / rate, lambda: spsctl("restart", *services)
     )
     print(output, end="")
-    print(f"{time.monotonic() - since_s:.1f} s; {_told(seen)}")
+    print(f"{time.monotonic() - since_s:.1f} s; {_told(seen, since_s)}")
     print("\n".join(failed(seen)))
     return status or bool(failed(seen))
 
@@ -100,6 +102,9 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=4.0, help="streams a second")
     parser.add_argument("--prefill", type=int, default=2)
     parser.add_argument("--decode", type=int, default=3)
+    parser.add_argument(
+        "--drain-s", type=float, default=20.0, help="after which a shard hands its answers over"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="rolling") as named:
         os.environ["SPS2_HOME"] = named
@@ -114,7 +119,11 @@ def main() -> int:
             transport="tcp",
             prefill=arguments.prefill,
             decode=arguments.decode,
-            scheduler={"prefill_span_tokens": 16, "decode_span_tokens": 64},
+            scheduler={
+                "prefill_span_tokens": 16,
+                "decode_span_tokens": 64,
+                "drain_s": arguments.drain_s,
+            },
             sharing={"gflops": 1.0, "link_latency_s": 0.0},
             kv={"page_tokens": 16, "pool_tokens": 8192},
         ):

@@ -234,10 +234,11 @@ async def test_a_server_that_closes_is_lost_by_the_name_that_its_callers_know() 
         peer = Peer(server.address, PATIENT, "scheduler")
         async with background(peer.call(Hang("a"))) as call:
             await until(lambda: service.started)
-            async with background(server.close()):
+            async with background(server.close()) as closing:
                 with pytest.raises(PeerLost, match="scheduler was lost") as caught:
                     await call
                 service.may_end.set()
+                await closing
         assert caught.value.peer == "scheduler"
         await peer.close()
 
