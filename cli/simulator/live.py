@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from math import inf
 from pathlib import Path
 from statistics import median
+from uuid import uuid4
 
 from sps2.cli.bench.serve.backends import Prompt, Sdk
 from sps2.cli.bench.serve.jobs import Job
@@ -24,7 +25,6 @@ from sps2.common.errors import Invalid, Refused
 POLL_S = 0.25
 LONE, LONE_TOKENS = 8, 64
 """Prompts that are sent one after another to see how fast a machine is, and their length."""
-FIELDS = {"temperature": 0, "ignore_eos": True}
 
 
 async def run_live(
@@ -38,7 +38,7 @@ async def run_live(
 
     Args:
         setup: as which the cluster is simulated.
-        seed: of the prompts' tokens: a cluster has those of an earlier run in its prefix cache.
+        seed: of the prompts' tokens.
         report: called now and then with how many requests have ended.
 
     Raises:
@@ -51,7 +51,7 @@ async def run_live(
         prompts = Prompts(seed)
         numbered = enumerate(workload.turns)
         jobs = [Job(turn, _prompt(prompts, turn, workload.block_tokens, n)) for n, turn in numbered]
-        backend = Sdk(client, FIELDS)
+        backend = Sdk(client, _fields())
         warm = Job(Turn(0.0, 64, 4), _prompt(prompts, Turn(0.0, 64, 4), 64, len(jobs)))
         if error := await warm_up(backend, warm, 2, None):
             raise Invalid(f"the cluster does not answer: {error}")
@@ -64,16 +64,16 @@ async def run_live(
     return _run_of(load, setup, workload, seed)
 
 
-async def slowness(cluster: Cluster, setup: Setup, seed: int) -> float:
+async def slowness(cluster: Cluster, setup: Setup) -> float:
     """How much longer an idle cluster takes now for a short prompt than its profile says.
 
     The speed of a shared machine changes from minute to minute.
     """
     turn = Turn(0.0, LONE_TOKENS, 1)
     async with AsyncClient(cluster.gateway_address, cluster.bus) as client:
-        prompts = Prompts(seed)
+        prompts = Prompts()
         jobs = [Job(turn, _prompt(prompts, turn, 64, number)) for number in range(LONE)]
-        load = Load(jobs, Sdk(client, FIELDS), max_concurrency=1)
+        load = Load(jobs, Sdk(client, _fields()), max_concurrency=1)
         await load.run()
     found = [reply.ttft_s for reply in load.replies if reply.stamps_s]
     if not found:
@@ -92,6 +92,11 @@ async def live_setup(cluster: Cluster, profile: Path, model: str = "") -> Setup:
     made = configured(Wanted(model or cluster.model, profile=profile), cluster)
     pages = min((shard.pages for shard in status.shards if shard.pages), default=0)
     return dataclasses.replace(made, pages=pages)
+
+
+def _fields() -> dict[str, object]:
+    """Of all requests of a run, which find nothing cached that an earlier run left."""
+    return {"temperature": 0, "ignore_eos": True, "cache_salt": uuid4().hex}
 
 
 def _prompt(

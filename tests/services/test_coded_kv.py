@@ -9,6 +9,7 @@ from sps2.common.messages import Scheme, Selection
 from sps2.common.model.config import ModelConfig
 from sps2.common.model.rope import Rotary
 from sps2.common.transport import lossless
+from sps2.kernels.contracts import BLOCK
 from sps2.services import coded_kv
 from sps2.services.prefill.deposit import Deposit
 from sps2.services.tasks import gather_all
@@ -48,9 +49,12 @@ def test_scores_and_values_are_near(tokens: int, start: int) -> None:
     size = v.float().norm(dim=-1) / 8
     assert float(((values.float() - v.float()).abs() / size[..., None]).mean()) < 0.03
     if tokens >= 64:
-        sent, plain = (sum(each.nbytes for each in some) for some in (carried, (k, v)))
-        assert sent < 0.5 * plain
-        assert sent < 0.8 * sum(each.nbytes for each in lossless.pack((k, v)))
+        padded = -(-tokens // BLOCK) * BLOCK / tokens
+        sent, plain, packed = (
+            sum(each.nbytes for each in some) for some in (carried, (k, v), lossless.pack((k, v)))
+        )
+        assert sent < 0.5 * plain * padded
+        assert sent < 0.75 * packed * padded
 
 
 @pytest.mark.parametrize("part", range(coded_kv.PARTS))
@@ -96,4 +100,4 @@ async def test_shards_keep_nearly_the_same_kv_in_fewer_bytes(
             kept.append(torch.cat([x.flatten() for x in parts]))
     assert float((kept[0] - kept[1]).norm() / kept[1].norm()) < 0.1
     assert not torch.equal(*kept)
-    assert sent[0] < 0.5 * sent[1]
+    assert sent[0] < 0.6 * sent[1]
