@@ -28,7 +28,7 @@ from sps2.services.gateway.model_card import card_of
 from sps2.services.gateway.monitoring.cluster import Observer
 from sps2.services.gateway.monitoring.export import Export, sender
 from sps2.services.gateway.monitoring.federation import Federation
-from sps2.services.gateway.monitoring.readiness import Readiness
+from sps2.services.gateway.monitoring.readiness import AWAY_S, Readiness
 from sps2.services.gateway.monitoring.request_metrics import Build, Metrics
 from sps2.services.gateway.monitoring.traces import AnswerTraces
 from sps2.services.gateway.protocols.batches.runner import Batches
@@ -70,10 +70,16 @@ class Parts:
     Args:
         folder: the model's folder.
         keep_alive_s: silence on a stream after which a comment is sent.
+        away_s: see `Readiness`.
     """
 
     def __init__(
-        self, cluster: Cluster, about: About, folder: Path, keep_alive_s: float = KEEP_ALIVE_S
+        self,
+        cluster: Cluster,
+        about: About,
+        folder: Path,
+        keep_alive_s: float = KEEP_ALIVE_S,
+        away_s: float = AWAY_S,
     ) -> None:
         tokenizer = Tokenizer(folder)
         self.grammars = tokenizer.grammars  # before anybody waits for them
@@ -107,7 +113,7 @@ class Parts:
             self.metrics,
             self._traces,
         )
-        self.readiness = Readiness(self._scheduler, cluster.bus)
+        self.readiness = Readiness(self._scheduler, cluster.bus, away_s)
         self.metrics.ready.set_function(lambda: float(self.readiness.serves))
         self._federation = Federation(cluster.bus)
         self.metrics.registry.register(self._federation)
@@ -141,6 +147,7 @@ class Parts:
         self.app = application(
             self.gateway,
             self.readiness.obstacle,
+            self.readiness.now,
             self.readiness.missing,
             version=version("sps2"),
             bodies=Bodies(

@@ -298,8 +298,12 @@ class Door:
 
 
 @asynccontextmanager
-async def opened(folder: Path, **sections: object) -> AsyncIterator[Door]:
-    """The whole set-up; `sections` change the cluster's configuration."""
+async def opened(folder: Path, away_s: float = 0.0, **sections: object) -> AsyncIterator[Door]:
+    """The whole set-up; `sections` change the cluster's configuration.
+
+    Args:
+        away_s: see `Readiness`.
+    """
     play = Play()
     scheduler = TestScheduler(play)
     keyed: Bus = sections.get("bus", BUS)  # type: ignore[assignment]
@@ -320,7 +324,7 @@ async def opened(folder: Path, **sections: object) -> AsyncIterator[Door]:
     }
     about = About("gateway", traces=Recorder("gateway", 8))
     cluster = Cluster(**settings | sections)  # type: ignore[arg-type]
-    parts = Parts(cluster, about, folder, keep_alive_s=0.1)
+    parts = Parts(cluster, about, folder, 0.1, away_s)
     about.started = True
     listener = http.listen("127.0.0.1", 0)
     scheme = cluster.http_url.partition(":")[0]
