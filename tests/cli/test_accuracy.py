@@ -4,7 +4,9 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from msgspec.structs import replace
 
+from sps2.cli.bench import accuracy as bench_accuracy
 from sps2.cli.bench.serve.reply import Reply
 from sps2.cli.simulator import live
 from sps2.cli.simulator.accuracy import accuracy
@@ -13,7 +15,7 @@ from sps2.cli.workload.requests import Turn, Workload
 from sps2.common.config import Cluster
 
 from .made_runs import run_of
-from .test_simulation import setup
+from .test_simulation import PROFILE, setup
 
 
 def answered(number: int, ttft_s: float, e2e_s: float, nbytes: float) -> Outcome:
@@ -115,3 +117,26 @@ async def test_runs_with_the_same_seed_find_nothing_of_each_other_cached(
     (first, one), (again, other) = sent[2], sent[-1]  # behind two that warm up
     assert first == again
     assert one != other
+
+
+@pytest.mark.parametrize(("lone_s", "slower"), [(0.1, 2.0), (0.0, 1.0)])
+def test_simulated_times_follow_the_speed_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch, lone_s: float, slower: float
+) -> None:
+    """By what a prompt alone takes now, and took when the cluster was profiled."""
+
+    async def now(_: Cluster) -> float:
+        return 0.2
+
+    async def run(*_: object) -> Run:
+        return run_of([])
+
+    monkeypatch.setattr(bench_accuracy, "lone_s", now)
+    monkeypatch.setattr(bench_accuracy, "run_live", run)
+    workload = Workload("one", [Turn(0.0, 40, 1)])
+    made = setup(profile=replace(PROFILE, lone_s=lone_s))
+    _, simulated, found = bench_accuracy.both(Cluster(), made, workload, 0)
+    _, usual, _ = bench_accuracy.both(Cluster(), setup(profile=PROFILE), workload, 0)
+    assert found == slower
+    ttft_s, before_s = (each.outcomes[0].ttft_s or 0.0 for each in (simulated, usual))
+    assert ttft_s == pytest.approx(slower * before_s, rel=0.01)
