@@ -27,6 +27,8 @@ FAR_GRACE_S = GRACE_S + 5.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 10.0
 HEALTHY_S = 30.0
 """A service that lived this long restarts after the first pause; quick deaths double the pause."""
+TOLD = "exited with status 0"
+"""How a service ends that was told to, as by `spsctl restart`: that is no death."""
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +64,8 @@ class Supervisor:
             since_s = time.monotonic()
             await self._live_together(names)
             lived_s = time.monotonic() - since_s
-            pause_s = FIRST_PAUSE_S if lived_s > HEALTHY_S else pause_s
+            told = all(self._state.services[name].last_exit == TOLD for name in names)
+            pause_s = FIRST_PAUSE_S if told or lived_s > HEALTHY_S else pause_s
             for name in names:
                 how = self._state.services[name].last_exit
                 logger.warning("%s %s after %.1f s; restart in %.2f s", name, how, lived_s, pause_s)

@@ -96,6 +96,20 @@ async def test_backs_off_from_a_service_that_cannot_start(folder: RunFolder) -> 
         assert state.services["broken"].last_exit == "exited with status 3"
 
 
+async def test_one_that_ends_because_it_was_told_is_back_soon(
+    folder: RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    stop = asyncio.Event()
+    with folder.owned():
+        supervisor = Supervisor(folder, {"told": python("raise SystemExit(0)")})
+        running = asyncio.create_task(supervisor.run(stop))
+        await until(lambda: exits(folder, "told") >= 3)
+        stop.set()
+        await running
+    said = [each.message for each in caplog.records if "after" in each.message]
+    assert {each.rpartition("; ")[2] for each in said} == {"restart in 0.25 s"}
+
+
 async def test_children_get_their_environment_and_the_run_folder(folder: RunFolder) -> None:
     code = "import os; print(os.environ['SPS2_SUPERVISOR_PID'], os.environ['X'], os.getcwd())"
     stop = asyncio.Event()
