@@ -62,6 +62,7 @@ class Server:
         self._clients: dict[bytes, Client] = {}
         self._calls = 0
         self._closing = False
+        self._retired: ServiceError | None = None
 
     @property
     def calls(self) -> int:
@@ -85,12 +86,19 @@ class Server:
         self._runner = vital(asyncio.create_task(self._run(), name=f"server {self.address}"))
         return self.address
 
+    def retire(self, error: ServiceError) -> None:
+        """Take no more connections, and answer new calls with `error`; those in work go on."""
+        if self._retired is None:
+            self._retired = error
+            self._listener.unbind()
+
     async def close(self) -> None:
         """Stop listening, cancel all handlers, wait until they have ended, notify their callers."""
         if self._closing or not self.address:
             return
         self._closing = True
-        self._listener.unbind()
+        if self._retired is None:
+            self._listener.unbind()
         tasks = set()
         for call in [call for client in self._clients.values() for call in client.calls.values()]:
             call.cancel(PeerLost(self.address, f"{self.address} is shutting down"))
@@ -171,6 +179,8 @@ class Server:
         try:
             if self._closing:
                 raise Refused("shutting down")
+            if self._retired is not None:
+                raise type(self._retired)(*self._retired.args)
             if route is None:
                 self.counters["unknown_methods"] += 1
                 raise Invalid(f"unknown method {header.method!r}")

@@ -35,6 +35,9 @@ ToolParser = Literal["auto", "hermes", "qwen3_coder", "llama3", "mistral", "pyth
 ReasoningParser = Literal["auto", "think", "mistral", "none"]
 
 
+MOST_GATEWAYS = 64
+
+
 class Gateway(Section, frozen=True):
     """The HTTP and ZeroMQ door of the cluster."""
 
@@ -43,6 +46,26 @@ class Gateway(Section, frozen=True):
     ] = ""
     port: Annotated[Port, Meta(description="HTTP port of the OpenAI-compatible API")] = 8000
     bus_port: Annotated[Port, Meta(description="ZeroMQ port of the SDK and spsctl")] = 8001
+    processes: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=MOST_GATEWAYS,
+            description="gateways that share the HTTP port, on one machine: while one is away, the "
+            "others answer",
+        ),
+    ] = 1
+    second_bus_port: Annotated[
+        Port,
+        Meta(description="ZeroMQ port of the second gateway of several; the others take the next"),
+    ] = 8016
+    drain_s: Annotated[
+        Seconds,
+        Meta(
+            description="seconds that running answers may still take after SIGTERM, while the "
+            "cluster serves; new requests go to the other gateways meanwhile"
+        ),
+    ] = 30.0
     max_body_bytes: Annotated[Positive, Meta(description="largest HTTP body accepted")] = 16 << 20
     max_bodies_bytes: Annotated[
         Positive,
@@ -148,6 +171,11 @@ class Gateway(Section, frozen=True):
     def __post_init__(self) -> None:
         if bool(self.tls_certificate) != bool(self.tls_key):
             raise ValueError("TLS needs both `tls_certificate` and `tls_key`")
+        if self.second_bus_port + self.processes - 2 > 65535:
+            raise ValueError(
+                f"`second_bus_port` {self.second_bus_port} leaves no ports for "
+                f"{self.processes} gateways"
+            )
         for each in self.cors_origins:
             if each != "*" and not re.fullmatch(r"https?://[^/\s]+", each):
                 raise ValueError(

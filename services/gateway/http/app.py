@@ -1,6 +1,5 @@
 """The HTTP routes: decode bodies to typed requests, and encode chunks as answers."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
 from functools import partial
 from importlib.resources import files
@@ -34,10 +33,10 @@ from sps2.services.gateway.keys.api_keys import Register
 from sps2.services.gateway.monitoring import request_metrics
 from sps2.services.gateway.protocols.anthropic import routes as anthropic
 from sps2.services.gateway.protocols.batches import routes as batch_routes
-from sps2.services.gateway.protocols.batches.runner import Batches
+from sps2.services.gateway.protocols.batches.anywhere import Anywhere as BatchesAnywhere
 from sps2.services.gateway.protocols.ollama import routes as ollama
 from sps2.services.gateway.protocols.responses import routes as response_routes
-from sps2.services.gateway.protocols.responses.store import Responses
+from sps2.services.gateway.protocols.responses.anywhere import Anywhere as ResponsesAnywhere
 
 T = TypeVar("T", CompletionChunk, ChatChunk)
 DOCS = (
@@ -61,11 +60,12 @@ def application(
     *,
     version: str,
     bodies: Bodies,
-    batches: Batches,
+    batches: BatchesAnywhere,
+    page: Callable[[], Awaitable[bytes]],
     keep_alive_s: float = KEEP_ALIVE_S,
     register: Register | None = None,
     names: Iterable[str] = (),
-    responses: Responses,
+    responses: ResponsesAnywhere,
     origins: Collection[str] = (),
     logged: Logged = "refused",
 ) -> ASGIApp:
@@ -74,6 +74,7 @@ def application(
     Args:
         bodies: the bodies in memory.
         batches: the batches of all clients.
+        page: the page of metrics.
         obstacle: why no requests are accepted, in words; empty when they are.
         missing: what is missing, in words, whether requests are accepted or not.
         keep_alive_s: silence on a stream after which a comment is sent.
@@ -87,7 +88,7 @@ def application(
     for kind in (HTTPException, ServiceError, TooLarge, Unsupported, NotReady, Exception):
         app.add_exception_handler(kind, _handler)
 
-    page = files(__package__).joinpath("docs.html").read_text("utf-8")
+    docs = files(__package__).joinpath("docs.html").read_text("utf-8")
 
     door = Door(gateway, bodies, obstacle, keep_alive_s)
 
@@ -180,7 +181,7 @@ def application(
 
     @app.get("/docs", include_in_schema=False)
     async def show_docs() -> Response:
-        return Response(page, media_type="text/html", headers={"content-security-policy": DOCS})
+        return Response(docs, media_type="text/html", headers={"content-security-policy": DOCS})
 
     @app.get("/health")
     async def health() -> Response:
@@ -197,8 +198,7 @@ def application(
 
     @app.get("/metrics")
     async def show_metrics() -> Response:
-        text = await asyncio.to_thread(gateway.metrics.page)
-        return Response(text, media_type=request_metrics.CONTENT_TYPE)
+        return Response(await page(), media_type=request_metrics.CONTENT_TYPE)
 
     ollama.add(app, door)
     response_routes.add(app, door, responses)
@@ -208,7 +208,9 @@ def application(
     app.openapi = lambda: document(app, open_paths, door.families)  # type: ignore[method-assign]
     inner: ASGIApp = Guard(app, names, origins) if register is None else Doorman(app, register)
     shaped = shared(ErrorShapes(inner, door.error_shapes), origins)
-    return RequestIds(Visits(shaped, app.routes, gateway.metrics, logged), door.id_headers)
+    return RequestIds(
+        Visits(shaped, app.routes, gateway.metrics, logged), door.id_headers, gateway.names
+    )
 
 
 async def _handler(request: Request, error: Exception) -> Response:
