@@ -28,6 +28,7 @@ from sps2.services.gateway.http.logprobs_json import Written
 from sps2.services.gateway.http.openapi import document, gives, takes
 from sps2.services.gateway.http.problems import NotReady, TooLarge, Unsupported
 from sps2.services.gateway.http.request_id import RequestIds, caller_of, name_of
+from sps2.services.gateway.http.resuming import Numbered, place_in, rest
 from sps2.services.gateway.http.sse import KEEP_ALIVE_S, Events, Json, Plain, Run, failed
 from sps2.services.gateway.keys.api_keys import Register
 from sps2.services.gateway.monitoring import request_metrics
@@ -37,6 +38,7 @@ from sps2.services.gateway.protocols.batches.anywhere import Anywhere as Batches
 from sps2.services.gateway.protocols.ollama import routes as ollama
 from sps2.services.gateway.protocols.responses import routes as response_routes
 from sps2.services.gateway.protocols.responses.anywhere import Anywhere as ResponsesAnywhere
+from sps2.services.gateway.repeats import HEADER, MOST_CHARS, Asked, Repeats, asked
 
 T = TypeVar("T", CompletionChunk, ChatChunk)
 DOCS = (
@@ -62,6 +64,7 @@ def application(
     bodies: Bodies,
     batches: BatchesAnywhere,
     page: Callable[[], Awaitable[bytes]],
+    repeats: Repeats,
     keep_alive_s: float = KEEP_ALIVE_S,
     register: Register | None = None,
     names: Iterable[str] = (),
@@ -75,6 +78,7 @@ def application(
         bodies: the bodies in memory.
         batches: the batches of all clients.
         page: the page of metrics.
+        repeats: answers that may be asked for again.
         obstacle: why no requests are accepted, in words; empty when they are.
         missing: what is missing, in words, whether requests are accepted or not.
         keep_alive_s: silence on a stream after which a comment is sent.
@@ -92,12 +96,29 @@ def application(
 
     door = Door(gateway, bodies, obstacle, keep_alive_s)
 
-    def given(
-        chunks: AsyncGenerator[T, None], request: R, collected: Callable[[], Awaitable[object]]
+    async def given(
+        request: Request,
+        body: CompletionRequest | ChatRequest,
+        chunks: AsyncGenerator[T, None],
+        kind: type[T],
+        collect: Callable[..., Awaitable[object]],
     ) -> Response:
-        if request.stream:
-            return Events(_streamed(chunks, request), keep_alive_s)
-        return Plain(collected)
+        repeated, place = _repeated(request, body), place_in(request.headers)
+        if place is not None and not (repeated and body.stream):
+            raise Invalid(
+                "`Last-Event-ID` goes on with a stream that had an `Idempotency-Key`: send the "
+                "same request with the same key",
+                None,
+                "invalid_value",
+            )
+        if repeated is not None:
+            chunks = await repeats.answer(repeated, chunks, kind, place is not None)
+        if not body.stream:
+            return Plain(partial(collect, chunks, Written))
+        sent = _streamed(chunks, body)
+        if repeated is None:
+            return Events(sent, keep_alive_s)
+        return Events(sent if place is None else rest(sent, place), keep_alive_s, Numbered(place))
 
     @app.get("/v1/models", **gives(api.Models, "List the model, by each of its names"))
     async def list_models() -> Response:
@@ -117,9 +138,9 @@ def application(
         async def run(scope: Scope, receive: Receive, send: Send) -> None:
             name, caller = name_of(request), caller_of(request)
             async with door.translated(request, COMPLETION, CompletionRequest, _checked) as body:
-                account = account_of(request)
-                chunks = gateway.complete(body.value, name, caller, account, body.release)
-                answer = given(chunks, body.value, partial(collect_completion, chunks, Written))
+                account, value = account_of(request), body.value
+                chunks = gateway.complete(value, name, caller, account, body.release)
+                answer = await given(request, value, chunks, CompletionChunk, collect_completion)
                 await answer(scope, receive, send)
 
         return Run(run)
@@ -132,9 +153,9 @@ def application(
         async def run(scope: Scope, receive: Receive, send: Send) -> None:
             name, caller = name_of(request), caller_of(request)
             async with door.translated(request, CHAT, ChatRequest, _checked) as body:
-                account = account_of(request)
-                chunks = gateway.chat(body.value, name, caller, account, body.release)
-                answer = given(chunks, body.value, partial(collect_chat, chunks, Written))
+                account, value = account_of(request), body.value
+                chunks = gateway.chat(value, name, caller, account, body.release)
+                answer = await given(request, value, chunks, ChatChunk, collect_chat)
                 await answer(scope, receive, send)
 
         return Run(run)
@@ -220,6 +241,20 @@ async def _handler(request: Request, error: Exception) -> Response:
     return failed(error)
 
 
+def _repeated(request: Request, body: CompletionRequest | ChatRequest) -> Asked | None:
+    """The request, if it has a key. Raises Invalid if that is malformed."""
+    key, account = request.headers.get(HEADER), account_of(request)
+    if key is None:
+        return None
+    if not (key.isascii() and key.isprintable() and 0 < len(key) <= MOST_CHARS):
+        raise Invalid(
+            f"the header `Idempotency-Key` may have 1 to {MOST_CHARS} printable characters",
+            None,
+            "invalid_value",
+        )
+    return asked("" if account is None else account.name, key, request.url.path, body)
+
+
 def _checked(request: R) -> R:
     if request.sps2 is not None and request.sps2.progress and not request.stream:
         raise Invalid("`sps2.progress` needs `stream` to be true", "sps2.progress", "invalid_value")
@@ -228,7 +263,7 @@ def _checked(request: R) -> R:
 
 async def _streamed(
     chunks: AsyncGenerator[T, None], request: CompletionRequest | ChatRequest
-) -> AsyncGenerator[object, None]:
+) -> AsyncGenerator[T, None]:
     """The chunks for an HTTP client: with usage only if it requested usage."""
     wanted = request.stream_options is not None and request.stream_options.include_usage
     try:
