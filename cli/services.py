@@ -16,7 +16,9 @@ def service_names(cluster: Cluster) -> list[str]:
 
 def units(services: Iterable[str]) -> list[list[str]]:
     """Groups of processes that are restarted together: those of one shard; others are single."""
-    grouped = itertools.groupby(services, lambda name: shard_of(name) if "-" in name else name)
+    grouped = itertools.groupby(
+        services, lambda name: name if role_of(name) == "gateway" else shard_of(name)
+    )
     return [list(names) for _, names in grouped]
 
 

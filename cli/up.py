@@ -18,7 +18,8 @@ from sps2.cli.hosts import load
 from sps2.cli.launch import Launch, ServiceDied
 from sps2.cli.pull import obtained
 from sps2.common.config import Cluster, DeviceName, Dtype, Quantize, Transport, is_loopback
-from sps2.common.config.sections import MOST_GATEWAYS, AccessLog, Policy
+from sps2.common.config.gateway import MOST_GATEWAYS, AccessLog
+from sps2.common.config.sections import Policy
 from sps2.common.keys import API_KEYS, beside
 from sps2.common.keys.keyring import Keyring
 from sps2.common.messages import ClusterStatus, Role, Setting

@@ -87,18 +87,15 @@ class Server:
         return self.address
 
     def retire(self, error: ServiceError) -> None:
-        """Take no more connections, and answer new calls with `error`; those in work go on."""
-        if self._retired is None:
-            self._retired = error
-            self._listener.unbind()
+        """Answer new calls with `error`; those in work go on."""
+        self._retired = error
 
     async def close(self) -> None:
         """Stop listening, cancel all handlers, wait until they have ended, notify their callers."""
         if self._closing or not self.address:
             return
         self._closing = True
-        if self._retired is None:
-            self._listener.unbind()
+        self._listener.unbind()
         tasks = set()
         for call in [call for client in self._clients.values() for call in client.calls.values()]:
             call.cancel(PeerLost(self.address, f"{self.address} is shutting down"))

@@ -12,10 +12,10 @@ from msgspec.structs import replace
 
 from sps2.common import machine, places
 from sps2.common.config.explained import explained
+from sps2.common.config.gateway import Gateway
 from sps2.common.config.sections import (
     Bus,
     Directory,
-    Gateway,
     Joining,
     Kv,
     Log,

@@ -45,6 +45,7 @@ from sps2.services.gateway.protocols.batches.runner import Batches
 from sps2.services.gateway.protocols.batches.store import Store
 from sps2.services.gateway.protocols.responses.anywhere import Anywhere as ResponsesAnywhere
 from sps2.services.gateway.protocols.responses.store import Responses
+from sps2.services.gateway.repeats import Repeats
 from sps2.services.gateway.running import Running
 from sps2.services.gateway.served_model import Served
 from sps2.services.gateway.service import GatewayService
@@ -164,6 +165,9 @@ class Parts:
         stored = Responses(
             cluster.gateway.stored_responses_bytes, cluster.gateway.stored_responses_s
         )
+        self._repeats = Repeats(
+            cluster.gateway.repeatable_bytes, cluster.gateway.repeatable_s, self._others
+        )
         self._talk = Talk(self._others, register, self.gateway.turns)
         self._files = BatchesAnywhere(self.batches, self._others)
         self._responses = ResponsesAnywhere(stored, self._others)
@@ -177,6 +181,7 @@ class Parts:
             ),
             batches=self._files,
             page=Pages(self.metrics, self._federation, self._others).page,
+            repeats=self._repeats,
             keep_alive_s=keep_alive_s,
             register=register,
             names=(cluster.gateway.host, cluster.host, *cluster.gateway.allowed_hosts),
@@ -196,7 +201,10 @@ class Parts:
             send_s=self._send_s,
         )
         inside = Inside(self.gateway, self._traces)
-        inner = Server([inside, self._talk, self._files, self._responses, self._about], self._bus)
+        inner = Server(
+            [inside, self._talk, self._files, self._responses, self._repeats, self._about],
+            self._bus,
+        )
         tasks = [
             asyncio.create_task(self.readiness.watch()),
             asyncio.create_task(self._federation.listen(self._telemetry)),
@@ -214,6 +222,7 @@ class Parts:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.batches.close()
+            await self._repeats.close()
             await server.close()
             await inner.close()
             for peer in (
@@ -241,7 +250,8 @@ class Parts:
         await front.retire()
 
         def is_idle() -> bool:
-            return front.is_idle() and not self._service.answering
+            is_asked = self._service.answering or self._repeats.are_awaited
+            return front.is_idle() and not is_asked
 
         def serves() -> bool:
             return self.readiness.serves and self._scheduler.is_connected

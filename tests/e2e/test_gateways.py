@@ -49,13 +49,17 @@ class Stream:
 
     def __init__(self, cluster: Running) -> None:
         self._cluster = cluster
-        self.begun = asyncio.Event()
+        self._begun = asyncio.Event()
         self.number = -1
         """Of its gateway."""
-        self.lines = 0
+        self.said = asyncio.create_task(self._read())
+        """All of its events, but for what differs from answer to answer."""
 
-    async def read(self) -> str:
-        """All of its events but for what differs from answer to answer."""
+    async def begun(self) -> None:
+        """Wait for its first token."""
+        await self._begun.wait()
+
+    async def _read(self) -> str:
         said = []
         async with (
             client_of(self._cluster) as client,
@@ -63,22 +67,20 @@ class Stream:
         ):
             assert answer.status_code == 200
             async for line in answer.aiter_lines():
-                if not line.startswith("data: {"):
-                    continue
-                self.number = number_in(line.partition('"id":"')[2].partition('"')[0])
-                said.append(line.partition('"choices":')[2])
-                self.begun.set()
+                if line.startswith("data: {"):
+                    self.number = number_in(line.partition('"id":"')[2].partition('"')[0])
+                    said.append(line.partition('"choices":')[2])
+                    self._begun.set()
         return "".join(said)
 
 
-async def streams(cluster: Running) -> tuple[list[Stream], list["asyncio.Task[str]"]]:
+async def streams(cluster: Running) -> list[Stream]:
     """Streams that have begun, at both gateways."""
-    made, tasks = list[Stream](), list[asyncio.Task[str]]()
+    made = list[Stream]()
     while {each.number for each in made} != {0, 1}:
         made.append(Stream(cluster))
-        tasks.append(asyncio.create_task(made[-1].read()))
-        await made[-1].begun.wait()
-    return made, tasks
+        await made[-1].begun()
+    return made
 
 
 async def answered_by(cluster: Running) -> int:
@@ -99,28 +101,30 @@ async def back(cluster: Running, service: str, before: int) -> None:
 
 
 async def test_one_dies_and_the_others_go_on(cluster: Running) -> None:
-    alone = await Stream(cluster).read()
-    made, tasks = await streams(cluster)
+    alone = await Stream(cluster).said
+    running = await streams(cluster)
     killed = pid_of(cluster, "gateway.1")
     os.kill(killed, signal.SIGKILL)
-    for stream, task in zip(made, tasks, strict=True):
+    for stream in running:
         if stream.number == 1:
             with pytest.raises(httpx.TransportError):
-                await task
-            break
+                await stream.said
     assert {await answered_by(cluster) for _ in range(10)} == {0}
-    assert {await task for s, task in zip(made, tasks, strict=True) if s.number == 0} == {alone}
+    for stream in running:
+        if stream.number == 0:
+            assert await stream.said == alone
     await back(cluster, "gateway.1", killed)
 
 
 async def test_one_after_the_other_is_stopped_under_load(cluster: Running) -> None:
-    alone = await Stream(cluster).read()
+    alone = await Stream(cluster).said
     for service in ("gateway", "gateway.1"):
-        made, tasks = await streams(cluster)
+        running = await streams(cluster)
         stopped = pid_of(cluster, service)
         os.kill(stopped, signal.SIGTERM)
         await back(cluster, service, stopped)
-        assert {await task for task in tasks} == {alone}
+        for stream in running:
+            assert await stream.said == alone
 
 
 async def test_what_one_has_is_reached_through_the_other(cluster: Running) -> None:

@@ -113,10 +113,11 @@ async def serving(
     Args:
         dropped: called with the reason when the gateway ends a connection.
     """
+    kind = connection(affordable(settings), dropped)
     server = _Server(
         uvicorn.Config(
             app,
-            http=connection(affordable(settings), dropped),
+            http=kind,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -132,7 +133,7 @@ async def serving(
         async with asyncio.TaskGroup() as group:
             group.create_task(server.serve([listener]))
             try:
-                yield Front(server, listener)
+                yield Front(server, listener, kind)
             finally:
                 server.should_exit = True
 
@@ -140,9 +141,10 @@ async def serving(
 class Front:
     """The connections of a server."""
 
-    def __init__(self, server: _Server, listener: socket.socket) -> None:
+    def __init__(self, server: _Server, listener: socket.socket, kind: type[Connection]) -> None:
         self._server = server
         self._listener = listener
+        self._kind = kind
         self._arriving: list[asyncio.Task[None]] = []
         self._asked_by_s = 0.0
 
@@ -160,7 +162,7 @@ class Front:
         for server in self._server.servers:
             server.close()
         self._arriving = [asyncio.create_task(self._receive(each)) for each in taken]
-        self._server.config.http_protocol_class.is_retired = True  # type: ignore[union-attr]
+        self._kind.is_retired = True
         for each in self._connections():
             each.retire()
         self._asked_by_s = asyncio.get_running_loop().time() + FIRST_REQUEST_S
@@ -179,10 +181,8 @@ class Front:
     async def _receive(self, connected: socket.socket) -> None:
         config = self._server.config
 
-        def protocol() -> asyncio.Protocol:
-            kind: Any = config.http_protocol_class
-            made: asyncio.Protocol = kind(config, self._server.server_state, {})
-            return made
+        def protocol() -> Connection:
+            return self._kind(config, self._server.server_state, {})
 
         connected.setblocking(False)
         with suppress(OSError):

@@ -79,22 +79,24 @@ async def test_a_call_goes_to_one_that_answers(doors: list[Door]) -> None:
     await gateways.close()
 
 
-@pytest.mark.parametrize("how", ["close", "retire"])
-async def test_a_call_without_an_answer_goes_to_another(
-    doors: list[Door], gateways: Gateways, how: str
-) -> None:
-    await gateways.call(Describe())
+async def test_a_call_that_is_lost_goes_to_another(doors: list[Door], gateways: Gateways) -> None:
+    for door in doors:
+        door.goes_on.clear()
+    calling = asyncio.create_task(gateways.call(Describe()))
     first, second = await asked(doors)
-    if how == "retire":
-        first.server.retire(PeerLost(GATEWAY, "it is shutting down"))
-        assert (await gateways.call(Describe())).service == second.name
-    else:
-        first.goes_on.clear()
-        calling = asyncio.create_task(gateways.call(Describe()))
-        while first.calls < 2:
-            await asyncio.sleep(0.002)
-        await first.server.close()
-        assert (await calling).service == second.name
+    second.goes_on.set()
+    await first.server.close()
+    assert (await calling).service == second.name
+
+
+async def test_a_gateway_that_retires_takes_no_calls(doors: list[Door], gateways: Gateways) -> None:
+    for door in doors:
+        await gateways.call(Describe())
+        door.server.retire(PeerLost(GATEWAY, "it is shutting down"))
+        if door is doors[0]:
+            assert (await gateways.call(Describe())).service == doors[1].name
+    with pytest.raises(PeerLost, match="it is shutting down"):
+        await gateways.call(Describe())
 
 
 async def test_calls_in_work_end_while_a_gateway_retires(
