@@ -9,8 +9,8 @@ their own environment; every time is taken here, as tokens come in. SPS2 is two 
 decode shards (`sps2`; `sps2-int4` with weights in 4 bits), or two that do both (`sps2-mixed`), each
 with half of the threads (a request's prefill and its decoding take turns).
 
-A table of medians is printed as Markdown, with the ratio of SPS2's to each other in brackets, and
-all samples are written as JSON under benchmarks/results/. Parts are
+A table of medians is printed as Markdown, with the ratio of the first peer's to each other's in
+brackets, and all samples are written as JSON under benchmarks/results/. Parts are
 
     ttft     time to first token of one request, for each of --lengths
     tbt      time between tokens of one request after a prompt of --context tokens
@@ -19,6 +19,8 @@ all samples are written as JSON under benchmarks/results/. Parts are
     beside   time to first token of short prompts, two a second, alone and beside a long one; of the
              long one alone and beside them; and whether a prompt of middle length overtakes it
     turns    time to first token of a conversation's second turn; of vLLM with prefix caching
+    agents   the first eight of --conversations, an agents' trace with lengths / 16 and a tenth of
+             the pauses, as `spsctl bench serve` sends them; of vLLM with prefix caching
     start    from the start of the process until requests are served, and until a first token
     memory   most memory of all processes (proportional set size) while --memory-context tokens
              and an answer are computed
@@ -41,8 +43,6 @@ from sps2.common.errors import Invalid
 from sps2.common.model.config import read
 from sps2.common.models import locate
 from sps2.common.text.tokens import Tokenizer
-
-BASELINE = next(iter(KINDS))
 
 
 async def measure(run: Run) -> None:
@@ -91,6 +91,12 @@ def _options() -> argparse.Namespace:
         help="tokens of beside's prompts",
     )
     parser.add_argument("--conversation", type=int, default=6000, help="tokens of the first turn")
+    parser.add_argument(
+        "--conversations",
+        type=Path,
+        metavar="FILE",
+        help="of agents; without it no agents are sent",
+    )
     parser.add_argument("--memory-context", type=int, default=8000, help="of memory")
     parser.add_argument("--repeat", type=int, default=3, help="of which medians are taken")
     parser.add_argument("--threads", type=int, default=2, help="in all, for each peer")
@@ -137,6 +143,8 @@ def main() -> None:
         logs,
         options.start_timeout,
     )
+    if options.conversations is None:
+        options.parts = [part for part in options.parts if part != "agents"]
     run = Run(setup, options, prompts)
     try:
         asyncio.run(measure(run))
@@ -144,8 +152,9 @@ def main() -> None:
         run.problems.append(str(error))
     except asyncio.CancelledError:
         run.problems.append("interrupted")
-    if found := cells(run.samples, BASELINE):
-        print(f"\n{table(found, BASELINE)}")
+    baseline = options.peers[0]
+    if found := cells(run.samples, baseline):
+        print(f"\n{table(found, baseline)}")
         kept = {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()}
         print(f"written to {write(run.samples, found, kept, run.versions, run.problems)}")
     if run.problems:

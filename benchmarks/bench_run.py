@@ -10,15 +10,19 @@ from dataclasses import dataclass, field
 
 import measures
 import psutil
+from agents import Conversations
 from bench_report import Sample
 from machine import busy_s
 from measures import Values
 from peers.known import KINDS, Setup
 from peers.peer import NO_FIELDS, Fields, Missing, Peer, PeerFailed, Reply
+from peers.server import Server
 from prompts import Prompts
 
 TOGETHER = ("ttft", "tbt", "streams", "beside")
 """Parts that are measured interleaved, of all peers that are up."""
+APART = ("agents",)
+"""Measured of one peer at a time, each time started anew: with nothing cached."""
 VARIANTS: dict[str, Fields] = {
     "sps2 balanced": {"sps2": {"attention": "balanced"}, "cache_salt": "balanced"},
     "sps2 SP 1": {"sps2": {"sp_degree": 1}, "cache_salt": "SP 1"},
@@ -57,7 +61,7 @@ class Run:
     async def all(self) -> None:
         names, parts = self._installed(), self.options.parts
         tasks = [task for task in self._tasks() if task.part in parts]
-        for chosen in (TOGETHER, ("turns",)):
+        for chosen in (TOGETHER, ("turns",), APART):
             mine = [task for task in tasks if task.part in chosen]
             able = [name for name in names if {task.part for task in mine} & {*KINDS[name].parts}]
             await self._by_turns(able, mine)
@@ -102,6 +106,10 @@ class Run:
                 peer, self.prompts, options.conversation, options.tokens, number
             )
 
+        async def agents(peer: Peer, _: int, __: Fields) -> Values:
+            assert isinstance(peer, Server)
+            return await Conversations(options.conversations).measure(peer)
+
         return [
             *(
                 Task("ttft", f"{n} tokens", lambda p, r, f, n=n: ttft(p, r, f, n))  # type: ignore[misc]
@@ -111,12 +119,14 @@ class Run:
             Task("streams", f"{options.streams} streams at {context}", streams),
             Task("beside", "short beside long", beside),
             Task("turns", f"conversation of {options.conversation}", turns),
+            Task("agents", "agents' conversations / 16", agents),
         ]
 
     async def _by_turns(self, names: Sequence[str], tasks: Sequence[Task]) -> None:
         repeats = range(self.options.repeat)
         plan = [(list(names), list(repeats))]
-        if self.options.one_at_a_time or not _room_for(names):
+        apart = any(task.part in APART for task in tasks)
+        if apart or self.options.one_at_a_time or not _room_for(names):
             plan = [([name], [repeat]) for repeat in repeats for name in names]
         for group, numbers in plan if names else []:
             async with self._up(group) as peers:

@@ -27,20 +27,18 @@ from contextlib import contextmanager
 from statistics import median
 from typing import NamedTuple
 
-import httpx
 import msgspec
 import record
 from boxes_cpu import limits
 from interrupt import cancel_on_signals
 from links import text_of
-from links_cluster import CONTROL, Spread, spread
-from links_network import Network, Unavailable, inside, network
+from links_cluster import CONTROL, Spread, problem_of, spread
+from links_network import Network, inside, network
 
 from sps2.cli.effective import effective
 from sps2.common.api import Completion
 from sps2.common.api.usage import Sps2Usage
 from sps2.common.config import Cluster
-from sps2.common.errors import ServiceError
 
 WAYS = ("chosen", "one", "all")
 SHORT_TO_LONG = (64, 512, 2048, 7900)
@@ -230,15 +228,7 @@ def _options() -> argparse.Namespace:
 def main() -> None:
     options = _options()
     samples: list[Sample] = []
-    problem = ""
-    try:
-        asyncio.run(measure(options, samples))
-    except Unavailable as error:
-        problem = f"boxes cannot be made here: {error}"
-    except (ServiceError, httpx.HTTPError, TimeoutError) as error:
-        problem = str(error) or "the cluster was not ready in time"
-    except asyncio.CancelledError:
-        problem = "interrupted"
+    problem = problem_of(measure(options, samples))
     if samples:
         print(table(samples))
         found: dict[str, object] = {

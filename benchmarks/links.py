@@ -18,7 +18,6 @@ while there are cores for the shards.
 """
 
 import argparse
-import asyncio
 import doctest
 import inspect
 import itertools
@@ -29,8 +28,8 @@ from collections.abc import AsyncIterator
 import httpx
 import msgspec
 from interrupt import cancel_on_signals
-from links_cluster import CONTROL, Spread, host_names, spread
-from links_network import Unavailable, inside, network
+from links_cluster import CONTROL, Spread, host_names, problem_of, spread
+from links_network import inside, network
 from links_report import Sample, Setting, rows, table, write
 from machine import busy_s
 
@@ -38,7 +37,6 @@ from sps2.cli.effective import effective
 from sps2.common.api import Completion, ErrorBody
 from sps2.common.api.usage import Sps2Usage
 from sps2.common.config import Cluster
-from sps2.common.errors import ServiceError
 from sps2.common.models import locate
 from sps2.common.text.tokens import Tokenizer
 
@@ -167,15 +165,7 @@ def _options() -> argparse.Namespace:
 def main() -> None:
     options = _options()
     samples: list[Sample] = []
-    problem = ""
-    try:
-        asyncio.run(measure(options, samples))
-    except Unavailable as error:
-        problem = f"hosts cannot be made here, which needs root and iproute2: {error}"
-    except (ServiceError, httpx.HTTPError, TimeoutError) as error:
-        problem = str(error) or "the cluster was not ready in time"
-    except asyncio.CancelledError:
-        problem = "interrupted"
+    problem = problem_of(measure(options, samples))
     if found := rows(samples, options.baseline):
         print(table(found))
         print(f"written to {write(samples, found, vars(options))}")

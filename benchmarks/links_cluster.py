@@ -1,16 +1,17 @@
 """A cluster whose shards have a host each; gateway, scheduler and KV directory share one."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
+from typing import Any
 
 import httpx
 import msgspec
 import psutil
-from links_network import Host
+from links_network import Host, Unavailable
 
 from sps2.cli.commands import Command, commands
 from sps2.cli.runs import Child, RunFolder
@@ -30,6 +31,19 @@ GRACE_S = 30.0
 
 class Died(ServiceError):
     """A service ended; the message has the last of its log."""
+
+
+def problem_of(measuring: Coroutine[Any, Any, None]) -> str:
+    """Run a measurement; returns why it ended early, and nothing if it did not."""
+    try:
+        asyncio.run(measuring)
+    except Unavailable as error:
+        return str(error)
+    except (ServiceError, httpx.HTTPError, TimeoutError) as error:
+        return str(error) or "the cluster was not ready in time"
+    except asyncio.CancelledError:
+        return "interrupted"
+    return ""
 
 
 def host_names(prefill: int, decode: int) -> list[str]:

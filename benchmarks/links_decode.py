@@ -129,7 +129,7 @@ def main() -> None:
     try:
         found = asyncio.run(measure(options))
     except Unavailable as error:
-        sys.exit(f"hosts cannot be made here, which needs root and iproute2: {error}")
+        sys.exit(str(error))
     columns = list(found[0])
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for row in found:

@@ -141,4 +141,7 @@ def _remove_stale() -> None:
 def _run(command: str) -> None:
     done = subprocess.run(command.split(), capture_output=True, encoding="utf-8")
     if done.returncode:
-        raise Unavailable(f"`{command}` failed: {done.stderr.strip()}")
+        raise Unavailable(
+            f"hosts cannot be made here, which needs root and iproute2: `{command}` failed: "
+            f"{done.stderr.strip()}"
+        )

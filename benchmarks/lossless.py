@@ -174,7 +174,7 @@ def main() -> None:
     try:
         asyncio.run(over_links(kv, options))
     except Unavailable as error:
-        sys.exit(f"hosts cannot be made here, which needs root and iproute2: {error}")
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

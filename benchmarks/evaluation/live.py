@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from sps2.cli.workload import sources
 from sps2.cli.workload.requests import Workload
 from sps2.common import config
 
+SPSCTL = Path(sysconfig.get_path("scripts"), "spsctl")
 MODEL = "smollm2-135m"
 PORT = 18300
 REQUESTS = 60
@@ -198,4 +200,4 @@ def _up(file: Path) -> Iterator[None]:
 
 
 def _spsctl(*arguments: object) -> None:
-    subprocess.run(["spsctl", *map(str, arguments)], check=True, stdout=sys.stderr)
+    subprocess.run([str(SPSCTL), *map(str, arguments)], check=True, stdout=sys.stderr)

@@ -150,7 +150,7 @@ def _ports(name: str) -> int:
 
 SERVED = ("ttft", "tbt", "streams", "beside", "start", "memory")
 """Parts for those that take a request while others run."""
-EVERY = (*SERVED, "turns")
+EVERY = (*SERVED, "turns", "agents")
 
 KINDS: dict[str, Kind] = {
     "sps2": Kind(_sps2("--prefill=2", "--decode=2"), 4, EVERY),
@@ -158,10 +158,10 @@ KINDS: dict[str, Kind] = {
     "sps2-int4": Kind(_sps2("--prefill=2", "--decode=2", "--quantize=int4"), 4, ("tbt", "streams")),
     "vllm": Kind(_vllm(), 8, SERVED),
     "vllm-latency": Kind(_vllm("--max-num-batched-tokens=512"), 8, SERVED),
-    "vllm-prefix": Kind(_vllm(prefix_caching=True), 8, ("turns",)),
+    "vllm-prefix": Kind(_vllm(prefix_caching=True), 8, ("turns", "agents")),
     "llama.cpp-q4": Kind(_llama(widened=False), 1),
     "llama.cpp-bf16": Kind(_llama(widened=True), 1),
     "transformers": Kind(_transformers("bfloat16"), 3),
     "transformers-fp32": Kind(_transformers("float32"), 3),
 }
-"""By the names that `--peers` takes; the first is what the others are compared with."""
+"""By the names that `--peers` takes."""

@@ -34,6 +34,7 @@ class Server:
         start_s: float,
     ) -> None:
         self.process = process
+        self.url = url
         self.version = ""
         self._ready = ready
         self._extras = extras

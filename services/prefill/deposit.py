@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from sps2.common.messages import Peer, Target
 from sps2.common.model.share import Share
 from sps2.common.spans import Span
+from sps2.services import coded_kv
 from sps2.services.prefill.group import Attention, Group
 from sps2.services.prefill.local_pages import LocalPages
 
@@ -32,7 +34,8 @@ class Deposit:
     A frame holds consecutive positions and heads of one layer, from its `at` and `head` on. Each
     process of a decode shard gets the heads that it has. Frames of the group's own exchange go
     first: a deposit leaves when none of them is being sent. Layers wait for deposits that are too
-    far behind (`Backlog`). What this process keeps itself is not sent.
+    far behind (`Backlog`). What this process keeps itself is not sent. Where CSA's blocks are
+    coded, deposits are too.
 
     Args:
         attend: the attention itself.
@@ -57,6 +60,8 @@ class Deposit:
         self._attend = attend
         self._group = group
         self._tasks = tasks
+        selection = group.scheme.selection
+        self._is_coded = selection is not None and selection.steps is not None
         self._pieces: list[Piece] = []
         kv_heads = group.config.kv_heads * share.size
         first = 0
@@ -75,27 +80,48 @@ class Deposit:
 
     async def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         await self._group.backlog.catch_up(layer)
-        self.begin(layer, k, v)
+        self.begin(layer, k, v, q)
         return (await self._attend(layer, q, k, v)).out
 
-    def begin(self, layer: int, k: Tensor, v: Tensor) -> None:
-        """Keep a layer's keys and values, or begin to send them."""
+    def begin(self, layer: int, k: Tensor, v: Tensor, q: Tensor | None = None) -> None:
+        """Keep a layer's keys and values, or begin to send them.
+
+        Args:
+            q: the queries of their tokens, which coded keys need.
+        """
+        queries = q[-coded_kv.LAST_QUERIES :] if self._is_coded and q is not None else None
         for piece in self._pieces:
             parts = k[piece.rows, piece.heads], v[piece.rows, piece.heads]
             if piece.peer == self._group.name:
                 self._own.keep(self._group.key, layer, piece.start, piece.head, *parts)
                 continue
-            task = self._tasks.create_task(self._send(piece, layer, parts))
+            task = self._tasks.create_task(self._send(piece, layer, parts, queries))
             self._group.backlog.add(task, layer, sum(part.nbytes for part in parts))
 
-    async def _send(self, piece: Piece, layer: int, parts: tuple[Tensor, Tensor]) -> None:
-        carried, saved = await self._group.packed(layer, parts)
+    async def _send(
+        self, piece: Piece, layer: int, parts: tuple[Tensor, Tensor], queries: Tensor | None
+    ) -> None:
+        if queries is None:
+            carried, saved = await self._group.packed(layer, parts)
+        else:
+            carried, saved = await self._coded(piece, layer, parts, queries), 0
         await self._group.quiet()
         nbytes = await self._group.send_to(
             (piece.peer,), "deposit", layer, piece.start, carried, head=piece.head
         )
         self.sent_bytes += nbytes
         self.saved_bytes += saved
+
+    async def _coded(
+        self, piece: Piece, layer: int, parts: tuple[Tensor, Tensor], queries: Tensor
+    ) -> Sequence[Tensor]:
+        group = self._group
+        per_kv_head = group.config.heads // group.config.kv_heads
+        heads = slice(piece.heads.start * per_kv_head, piece.heads.stop * per_kv_head)
+        k, v, q = await group.down(*parts, queries[:, heads])
+        return await group.compute(
+            partial(coded_kv.pack, k, v, q, piece.start, group.config), layer
+        )
 
 
 def owners(peers: Sequence[Peer], share: Share, kv_heads: int) -> list[tuple[str, int, slice]]:

@@ -25,6 +25,8 @@ EXPECTED_FINE = 0.3
 """Share of the sent blocks that are in 8 bits, if they are packed."""
 EXPECTED_BITS = 2.5
 """Bits of a number of the sent blocks, if they are coded."""
+DEPOSIT_BITS = 6.5
+"""Bits of a number on its way to the shard that keeps it, if it is coded."""
 
 Spans = Sequence[tuple[Span, ...]]
 
@@ -293,6 +295,8 @@ def migration_pays_after(config: ModelConfig, itemsize: int, held: Sequence[int]
 
 def deposit_bytes(config: ModelConfig, itemsize: int, scheme: Scheme) -> float:
     """Bytes of a token's keys and values on their way to the shard that keeps them."""
+    if scheme.selection is not None and scheme.selection.steps is not None:
+        return config.kv_bytes(1) * DEPOSIT_BITS / 8
     return config.kv_bytes(itemsize) * (1.0 if scheme.lossless is None else PACKED)
 
 

@@ -84,9 +84,9 @@ def answered_as_transformers(cluster: Running, length: int, tokens: int, **more:
     return answer.usage.sps2
 
 
-async def answered_alike_alone_and_together(cluster: Running) -> None:
+async def answered_alike_alone_and_together(cluster: Running, requests: int = 32) -> None:
     """Long and short prompts in any order, by several methods: short ones preempt long ones."""
-    numbers = range(32)
+    numbers = range(requests)
 
     async with AsyncClient(cluster.bus) as client:
 

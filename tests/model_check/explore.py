@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .world import Broken, Step, World
+from .pool import Broken
+from .world import Step, World
 
 FAIR_STEPS = 400
 """More than any fair schedule takes to end all requests."""

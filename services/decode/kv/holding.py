@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Collection, Iterable, Sequence
+from functools import partial
 from typing import Self
 
 import torch
@@ -20,6 +21,7 @@ from sps2.common.transport import lossless
 from sps2.common.transport.expected import Like, check
 from sps2.common.transport.frame import Frame
 from sps2.common.transport.plane import Plane
+from sps2.services import coded_kv
 from sps2.services.decode.kv.cached import CachedPages
 from sps2.services.decode.kv.disk import DiskPages
 from sps2.services.decode.kv.page_store import used_at
@@ -253,9 +255,10 @@ class Holdings:
             self._take(source, frame, tensors)
 
     async def _unpack(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
-        """Take packed KV; it is unpacked on a thread, and decode steps go on meanwhile."""
+        """Take packed or coded KV, unpacked on a thread: decode steps go on meanwhile."""
+        work = partial(coded_kv.unpack, tensors, frame.at, self._config, self.dtype)
         try:
-            unpacked = await asyncio.to_thread(lossless.unpack, tensors, (self._wanted,) * 2)
+            unpacked = await asyncio.to_thread(work)
         except Invalid as error:
             self._fail(source, frame, error)
         else:

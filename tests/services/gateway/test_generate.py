@@ -1,7 +1,6 @@
 """A request against a scheduler and owners whose messages come early, late, twice or never."""
 
 import asyncio
-import struct
 import time
 from contextlib import aclosing, asynccontextmanager
 
@@ -9,7 +8,7 @@ import pytest
 
 from sps2.common.bus.peer import Peer, Server
 from sps2.common.config import Bus
-from sps2.common.errors import Cancelled, Internal, PeerLost, Preempted
+from sps2.common.errors import Cancelled, Internal, PeerLost
 from sps2.common.messages import (
     Displaced,
     Finished,
@@ -71,7 +70,7 @@ class Cast:
 
 
 @asynccontextmanager
-async def stage(cast, patience_s=0.3):
+async def stage(cast, patience_s=10.0):
     owner, scheduler = Server(cast, BUS), Server(cast, BUS)
     cast.owner = await owner.start("tcp://127.0.0.1:0")
     peer = Peer(await scheduler.start("tcp://127.0.0.1:0"), BUS, "scheduler")
@@ -208,67 +207,6 @@ async def test_tokens_before_a_failure_come_before_it():
     assert record.tokens == 3
 
 
-@pytest.mark.parametrize("told_by", ["scheduler", "owner"])
-async def test_goes_on_elsewhere_after_the_loss_of_a_shard(told_by):
-    cast, submitted, stopped = Cast(), [], asyncio.Event()
-
-    async def script(request):
-        submitted.append(request)
-        yield placed(cast.owner)
-        yield FirstToken(Token(request.sampling.answered, 10 + request.sampling.answered))
-        if len(submitted) == 2:
-            yield Finished(4, 5, 6, 7)
-            return
-        await stopped.wait()
-        raise PeerLost("decode-0")
-
-    async def tokens(request):
-        if len(submitted) == 1:
-            yield Token(1, 11)
-            if told_by == "owner":
-                raise PeerLost("decode-0")
-            await asyncio.sleep(0.05)
-            stopped.set()
-            await asyncio.Event().wait()
-        yield LAST
-
-    cast.script, cast.tokens = script, tokens
-    async with stage(cast) as (generation, record, _):
-        assert await all_of(generation) == [10, 11, 12, 13]
-    prompts = [struct.unpack(f"<{len(each.prompt) // 4}i", each.prompt) for each in submitted]
-    assert prompts == [(1, 2, 3), (1, 2, 3, 10, 11)]
-    assert [each.sampling.answered for each in submitted] == [0, 2]
-    assert len({each.request for each in submitted}) == 2
-    assert (record.tokens, record.placed.epoch, record.first.token.id) == (4, 2, 10)
-
-
-async def test_goes_on_as_often_as_its_pages_went_to_others():
-    """More often than after losses: nothing is wrong."""
-    cast, submitted = Cast(), []
-
-    async def script(request):
-        submitted.append(request)
-        answered = request.sampling.answered
-        yield placed(cast.owner)
-        last = answered == 7
-        yield FirstToken(Token(answered, 10 + answered, None, "length" if last else None))
-        if last:
-            yield Finished(8, 5, 6, 7)
-            return
-        raise Preempted(f"request {request.request} gave its KV up to others", 10)
-
-    async def tokens(request):
-        await asyncio.Event().wait()
-        yield LAST
-
-    cast.script, cast.tokens = script, tokens
-    async with stage(cast) as (generation, record, _):
-        assert await all_of(generation) == list(range(10, 18))
-    assert [each.sampling.answered for each in submitted] == list(range(8))
-    assert [each.room_tokens for each in submitted] == [0] + [20] * 7
-    assert (len({each.request for each in submitted}), record.tokens) == (8, 8)
-
-
 async def test_an_owner_that_dies_ends_it_in_time():
     cast, begun = Cast(), asyncio.Event()
 
@@ -283,7 +221,7 @@ async def test_an_owner_that_dies_ends_it_in_time():
         await asyncio.Event().wait()
 
     cast.script, cast.tokens = script, tokens
-    async with stage(cast) as (generation, _, owner):
+    async with stage(cast, 1.0) as (generation, _, owner):
         answer = asyncio.create_task(all_of(generation))
         await begun.wait()
         await owner.close()
@@ -302,7 +240,7 @@ async def test_totals_that_never_come_are_not_waited_for():
         await asyncio.Event().wait()
 
     cast.script = script
-    async with stage(cast) as (generation, record, _):
+    async with stage(cast, 1.0) as (generation, record, _):
         assert await all_of(generation) == [10, 11, 12, 13]
         assert record.finished is None
 
@@ -314,12 +252,12 @@ async def test_an_owner_that_tells_too_little():
         yield Token(1, 11)
 
     cast.tokens = tokens
-    async with stage(cast) as (generation, _, _):
+    async with stage(cast, 1.0) as (generation, _, _):
         with pytest.raises(PeerLost):
             await all_of(generation)
 
 
-PATIENCE_S = 0.1
+PATIENCE_S = 0.5
 
 
 @pytest.mark.parametrize("loss", [Cancelled("request a was ended"), PeerLost("decode-0"), None])
@@ -331,7 +269,7 @@ async def test_a_plan_that_was_lost_is_waited_for_as_long_as_the_scheduler_plans
         yield placed(cast.owner)
         await lost.wait()
         yield Displaced(1)
-        await asyncio.sleep(5 * PATIENCE_S)
+        await asyncio.sleep(2 * PATIENCE_S)
         yield placed(cast.second, epoch=2)
         yield first()
         yield Finished(4, 5, 6, 7)
@@ -389,7 +327,7 @@ async def test_tokens_that_are_late_are_waited_for():
 
     async def tokens(request):
         for token in (Token(1, 11), Token(2, 12), LAST):
-            await asyncio.sleep(5 * PATIENCE_S)
+            await asyncio.sleep(2 * PATIENCE_S)
             yield token
 
     cast.tokens = tokens

@@ -74,6 +74,7 @@ def prompt(name: str) -> Submit:
 async def waiting(play: Disk, peer: Peer, read_s: float) -> "tuple[asyncio.Task[Finished], ...]":
     """A request that is prefilled, and one behind it whose first pages are on disk."""
     await finished(peer, prompt("first"))
+    await until(lambda: not leased(play))
     directory = play._directory
     directory.drop("decode-0")
     news = OnDisk(play.hashes, (), read_s)
