@@ -64,7 +64,7 @@ class Observer:
         async with asyncio.TaskGroup() as group:
             fleet_call = group.create_task(self._fleet())
             leases_call = group.create_task(self._leases())
-            gateways = [group.create_task(self._gateway(each)) for each in self._others.peers]
+            gateways = {each: group.create_task(self._gateway(each)) for each in self._others.peers}
             named = [group.create_task(_describe(name, peer)) for name, peer in self._named.items()]
             fleet, leases = await fleet_call, await leases_call
             named += [
@@ -72,9 +72,10 @@ class Observer:
                 for shard in fleet.shards
                 for process, address in _processes(shard)
             ]
-        address = self._config.gateway_addresses[self._others.number]
-        services = [_status(own.service, address, own), *(each.result() for each in gateways)]
-        services.sort(key=lambda each: each.service)
+        number = self._others.number
+        found = {each: status.result() for each, status in gateways.items()}
+        found[number] = _status(own.service, self._config.gateway_addresses[number], own)
+        services = [found[each] for each in sorted(found)]
         described = [each.result() for each in named]
         services += [status for status, _ in described]
         return ClusterStatus(
