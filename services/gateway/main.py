@@ -246,6 +246,7 @@ class Parts:
 
     async def drained(self, front: Front, within_s: float) -> None:
         """Take no more requests, and wait for the answers in work, at most `within_s`."""
+        self._about.missing = lambda: "the end of its last answers"
         self._server.retire(ENDING)
         await front.retire()
 

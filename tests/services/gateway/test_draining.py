@@ -34,6 +34,7 @@ async def test_streams_go_on_and_connections_end(door):
                 await idle.get("/health")
             await idle.aclose()
             assert not draining.done()
+            assert door.parts._about.state == "waiting"
             play.gates["token 3"].set()
             rest = [line async for line in lines if line]
         said = [json.loads(line[6:]) for line in [first, *rest] if line != "data: [DONE]"]
