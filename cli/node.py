@@ -28,6 +28,7 @@ from sps2.common.config import Cluster
 from sps2.common.config import text as config_text
 from sps2.common.errors import Invalid, Refused, ServiceError
 from sps2.common.models.file_lock import locked
+from sps2.services.draining import longest_s
 
 MAX_ORDER_BYTES = 64 << 20
 """Largest order, which contains the cluster's API keys, of a few hundred bytes each."""
@@ -35,9 +36,7 @@ HEARTBEAT_S = 5.0
 """Seconds between two heartbeats of the launcher."""
 SILENT_HEARTBEATS = 24
 GRACE_S = 5.0
-"""Seconds from SIGTERM to SIGKILL."""
-TAKEOVER_S = 30.0
-"""Seconds for an earlier process of the service, whose launcher is gone, to end."""
+"""Seconds from SIGTERM to SIGKILL, besides those for which a shard finishes its requests."""
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -100,7 +99,7 @@ async def run(order: Order, heard: asyncio.StreamReader) -> int:
     folder = RunFolder(cluster.name)
     folder.path.mkdir(parents=True, exist_ok=True)
     file = folder.path / f"{service}.toml"
-    async with _alone(folder.path / f"{service}.lock"):
+    async with _alone(folder.path / f"{service}.lock", longest_s(cluster) + 2 * GRACE_S):
         if order.keys:
             cluster = replace(
                 cluster, bus=replace(cluster.bus, keys=str(_keep_keys(order, folder)))
@@ -128,7 +127,7 @@ async def run(order: Order, heard: asyncio.StreamReader) -> int:
             status = ended.result()
             return status if status >= 0 else 128 - status
         process.terminate()
-        await asyncio.wait({ended}, timeout=GRACE_S)
+        await asyncio.wait({ended}, timeout=longest_s(cluster) + GRACE_S)
         if not ended.done():
             process.kill()
         await ended
@@ -196,8 +195,11 @@ def _address_problems(order: Order) -> Iterator[str]:
 
 
 @asynccontextmanager
-async def _alone(lock: Path) -> AsyncIterator[None]:
+async def _alone(lock: Path, takeover_s: float) -> AsyncIterator[None]:
     """Hold the service's lock, so that it runs once; ends an earlier process that holds it.
+
+    Args:
+        takeover_s: for that process, whose launcher is gone, to end.
 
     Raises:
         Refused: the earlier process does not end.
@@ -205,7 +207,7 @@ async def _alone(lock: Path) -> AsyncIterator[None]:
     with lock.open("a+", encoding="utf-8") as file:
         since_s = time.monotonic()
         while not locked(file):
-            if time.monotonic() - since_s > TAKEOVER_S:
+            if time.monotonic() - since_s > takeover_s:
                 raise Refused(f"an earlier {lock.stem} does not end; see {lock}")
             file.seek(0)
             with suppress(ValueError, ProcessLookupError):

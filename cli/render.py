@@ -5,6 +5,14 @@ from io import StringIO
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+COLOURS = {
+    "ready": "green",
+    "busy": "green",
+    "waiting": "yellow",
+    "draining": "yellow",
+    "drained": "yellow",
+    "lost": "red",
+}
 UNBOUNDED = 1000
 """Columns of output that is not on a terminal."""
 
@@ -74,5 +82,5 @@ def width() -> int:
 
 def state(name: str) -> str:
     """A state with markup for its colour."""
-    colour = {"ready": "green", "busy": "green", "waiting": "yellow", "lost": "red"}.get(name)
+    colour = COLOURS.get(name)
     return f"[{colour}]{name}[/{colour}]" if colour else name

@@ -16,10 +16,12 @@ def service_names(cluster: Cluster) -> list[str]:
 
 def units(services: Iterable[str]) -> list[list[str]]:
     """Groups of processes that are restarted together: those of one shard; others are single."""
-    grouped = itertools.groupby(
-        services, lambda name: name if role_of(name) == "gateway" else shard_of(name)
-    )
-    return [list(names) for _, names in grouped]
+    return [list(names) for _, names in itertools.groupby(services, leader_of)]
+
+
+def leader_of(service: str) -> str:
+    """The first of the processes that are restarted together with one."""
+    return service if role_of(service) == "gateway" else shard_of(service)
 
 
 def start_of(service: str, config: Path, here: Iterable[str] = ()) -> list[str]:

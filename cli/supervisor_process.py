@@ -78,7 +78,7 @@ def stop(folder: RunFolder) -> bool:
             if time.monotonic() > deadline_s:
                 _kill(folder)
             else:
-                _signal(state.supervisor, signal.SIGTERM)
+                send_signal(state.supervisor, signal.SIGTERM)
         time.sleep(POLL_S)
     return True
 
@@ -88,10 +88,11 @@ def _kill(folder: RunFolder) -> None:
     state = folder.state()
     if state is not None and state.supervisor:
         for pid in (state.supervisor, *(child.pid for child in state.services.values())):
-            _signal(pid, signal.SIGKILL)
+            send_signal(pid, signal.SIGKILL)
 
 
-def _signal(pid: int, number: signal.Signals) -> None:
+def send_signal(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a process, unless it has ended."""
     if pid:
         with suppress(ProcessLookupError):
             os.kill(pid, number)

@@ -49,7 +49,8 @@ class PeerLost(ServiceError):
 
 
 class Preempted(ServiceError):
-    """A request gave its KV up to others in the middle of its answer: submit the rest again.
+    """A request gave its KV up in the middle of its answer, to others or because a shard is to end:
+    submit the rest again.
 
     It had room for `answer_tokens` tokens of answer.
     """

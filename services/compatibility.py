@@ -1,4 +1,4 @@
-"""Checks before services work together: same version, same messages, clocks that agree."""
+"""Checks before services work together: same messages, versions that fit, clocks that agree."""
 
 import logging
 import time
@@ -33,7 +33,7 @@ async def compare(peer: Peer, service: str, deadline_s: float) -> Clocks:
     """Introduce this service to a peer, and compare their clocks.
 
     Raises:
-        Invalid: the peer is of another version; the message names both.
+        Invalid: the peer's version does not fit; the message names both.
         ServiceError: see `Peer.call`.
     """
     sent_at_s, sent_s = time.time(), time.monotonic()
@@ -61,9 +61,22 @@ def apart(who: str, ahead_s: float, error_s: float) -> str:
     )
 
 
+def fits(version: str, schema: str) -> bool:
+    """Whether services of another version work together with those of this one.
+
+    They do if messages and the version's first two numbers are the same, so that a cluster can be
+    upgraded process by process.
+    """
+    return (_series(version), schema) == (_series(VERSION), schema_hash())
+
+
+def _series(version: str) -> list[str]:
+    return version.split(".")[:2]
+
+
 def greeted(service: str, request: Greet) -> Greeted:
-    """The answer of `service` to a greeting. Raises Invalid if the caller has another version."""
-    if (request.version, request.schema) != (VERSION, schema_hash()):
+    """The answer of `service` to a greeting. Raises Invalid if the caller does not fit."""
+    if not fits(request.version, request.schema):
         refusal = (
             f"{request.service} is SPS2 {request.version} (messages {request.schema or 'unknown'}) "
             f"and {service} is {VERSION} ({schema_hash()}): install one version on every host"

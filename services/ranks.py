@@ -20,9 +20,10 @@ from sps2.common import config, log
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid
 from sps2.common.messages import Role
+from sps2.services.draining import longest_s
 
 GRACE_S = 10.0
-"""How long processes may take to end before they are killed."""
+"""How long processes without work may take to end before they are killed."""
 POLL_S = 0.1
 
 logger = logging.getLogger(__name__)
@@ -80,10 +81,10 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(cluster.shard_threads))
     if len(argvs) == 1:
         os.execv(sys.executable, argvs[0])
-    sys.exit(_together(argvs))
+    sys.exit(_together(argvs, longest_s(cluster) + GRACE_S))
 
 
-def _together(argvs: Sequence[Sequence[str]]) -> int:
+def _together(argvs: Sequence[Sequence[str]], grace_s: float = GRACE_S) -> int:
     """Run processes until one ends or this one gets a signal; returns the exit status."""
     stopped = False
 
@@ -100,12 +101,12 @@ def _together(argvs: Sequence[Sequence[str]]) -> int:
     for rank in ranks:
         if rank.poll() is None:
             rank.terminate()
-    until_s = time.monotonic() + GRACE_S
+    until_s = time.monotonic() + grace_s
     for place, rank in enumerate(ranks):
         with suppress(subprocess.TimeoutExpired):
             rank.wait(max(0.0, until_s - time.monotonic()))
         if rank.poll() is None:
-            logger.warning("rank %d did not end in %.0f s; killed", place, GRACE_S)
+            logger.warning("rank %d did not end in %.0f s; killed", place, grace_s)
             rank.kill()
             rank.wait()
     return 0 if stopped else max(1, *(rank.returncode for rank in ranks))

@@ -45,6 +45,7 @@ from sps2.kernels import native
 from sps2.services import memory
 from sps2.services.compatibility import greet
 from sps2.services.data_loop import DataLoop
+from sps2.services.draining import Draining, longest_s, retire
 from sps2.services.measuring import MeasuringService
 from sps2.services.run import About, sending_heartbeats
 from sps2.services.tp_processes import Led, Loyalty, Team, connect, leading, meet
@@ -119,12 +120,14 @@ class Membership:
         directory: Peer,
         bus: Bus,
         inventory: Inventory | None,
+        drains: Callable[[], bool] = lambda: False,
     ) -> None:
         self._shard = shard
         self._scheduler = scheduler
         self._directory = directory
         self._bus = bus
         self._inventory = inventory
+        self._drains = drains
         self._deadline_s = bus.heartbeat_s * bus.missed_heartbeats
         self._missing = {"scheduler": ""} | ({"KV directory": ""} if inventory else {})
         self._ahead_s = 0.0
@@ -173,7 +176,7 @@ class Membership:
 
     async def _register(self) -> None:
         self._ahead_s = await greet(self._scheduler, self._shard.id, self._deadline_s)
-        async with self._scheduler.stream(Register(self._shard)) as accepted:
+        async with self._scheduler.stream(Register(self._shard, self._drains())) as accepted:
             async for _ in accepted:
                 self._missing.pop("scheduler", None)
 
@@ -236,19 +239,25 @@ class ReadyShard:
 
     @asynccontextmanager
     async def following(self, service: object, stop: asyncio.Event) -> AsyncIterator[None]:
-        """Serve `service` to the leader while the context is open; sets `stop` if that is lost."""
-        server = Server([service, Loyalty(stop.set), self.about], self.cluster.bus)
+        """Serve `service` to the leader while the context is open; sets `stop` if that is lost.
+
+        Then it goes on until the leader has ended.
+        """
+        loyalty = Loyalty(stop)
+        server = Server([service, loyalty, self.about], self.cluster.bus)
         address = await server.start(self.about.listen_at())
         self.team.present(Follower(address, self.plane.peer))
         self.about.started = True
         async with sending_heartbeats(self.about, self.cluster):
             yield
+            await loyalty.released(longest_s(self.cluster))
         await server.close()
 
     @asynccontextmanager
     async def member(
         self,
         services: Sequence[Counting],
+        stop: asyncio.Event,
         led: Sequence[Led],
         pages: int = 0,
         page_tokens: int = 0,
@@ -257,7 +266,10 @@ class ReadyShard:
     ) -> AsyncIterator[None]:
         """Serve `services` on the bus and be a member of the cluster while the context is open.
 
+        Then the shard finishes its requests, or hands them over; see `draining.retire`.
+
         Args:
+            stop: is set if another process of the shard is told to end.
             own_gflops: measures, on the data loop, how fast the shard computes prompts.
         """
         bus, gflops = self.cluster.bus, 0.0
@@ -265,7 +277,8 @@ class ReadyShard:
             gflops = await self.data.run(own_gflops())
             log.info("computes %.3g GFLOP/s", gflops)
         measuring = MeasuringService(Pings(self.plane), self.data, own_gflops)
-        server = Server([*services, measuring, self.about, self.about.traces], bus)
+        drains = Draining()
+        server = Server([*services, measuring, drains, self.about, self.about.traces], bus)
         address = await server.start(self.about.listen_at())
         followers = tuple(Follower(each.bus.address, each.plane) for each in led)
         peer = self.plane.peer
@@ -284,14 +297,19 @@ class ReadyShard:
         )
         scheduler = Peer(self.cluster.scheduler_address, bus, name="scheduler")
         directory = Peer(self.cluster.kvdir_address, bus, name="kvdir")
-        membership = Membership(shard, scheduler, directory, bus, inventory)
+        membership = Membership(shard, scheduler, directory, bus, inventory, drains)
         self.about.missing = membership.missing
         plane = self.about.counters
         counting = (*services, membership)
         self.about.counters = lambda: _summed(plane(), *(each.counters() for each in counting))
         self.about.started = True
-        async with sending_heartbeats(self.about, self.cluster), membership.kept(), leading(led):
+        async with (
+            sending_heartbeats(self.about, self.cluster),
+            membership.kept(),
+            leading(led, stop),
+        ):
             yield
+            await retire(self.id, self.cluster)
         await server.close()
         for each in (scheduler, directory, *(each.bus for each in led)):
             await each.close()

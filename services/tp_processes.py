@@ -4,8 +4,8 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from typing import NamedTuple, TypeVar
 
@@ -108,14 +108,20 @@ def connect(followers: Sequence[Follower], shard: str, bus: Bus) -> list[Led]:
 
 
 @asynccontextmanager
-async def leading(led: Sequence[Led]) -> AsyncIterator[None]:
-    """Lead while the block runs; this process ends when a follower is lost."""
+async def leading(led: Sequence[Led], stop: asyncio.Event) -> AsyncIterator[None]:
+    """Lead while the block runs; this process ends when a follower is lost.
+
+    `stop` is set when a follower is told to end.
+    """
 
     async def watch(follower: Peer) -> None:
         try:
-            async with follower.stream(Lead()) as accepted:
-                async for _ in accepted:
-                    pass
+            accepted = False
+            async with follower.stream(Lead()) as items:
+                async for _ in items:
+                    if accepted:
+                        stop.set()
+                    accepted = True
         except ServiceError as error:
             _end(error)
         _end(ServiceError(f"{follower.name} has left"))
@@ -130,17 +136,33 @@ async def leading(led: Sequence[Led]) -> AsyncIterator[None]:
 
 
 class Loyalty:
-    """A follower's handler of `Lead`: calls `stop` when its leader is gone."""
+    """A follower's handler of `Lead`: sets `stop` when its leader is gone.
 
-    def __init__(self, stop: Callable[[], None]) -> None:
+    If `stop` is set before, the leader is told.
+    """
+
+    def __init__(self, stop: asyncio.Event) -> None:
         self._stop = stop
+        self.is_led = False
+        self._left = asyncio.Event()
 
     async def lead(self, request: Lead) -> AsyncGenerator[Done, None]:
+        self.is_led = True
         try:
+            yield Done()
+            await self._stop.wait()
             yield Done()
             await forever()
         finally:
-            self._stop()
+            self._left.set()
+            self._stop.set()
+
+    async def released(self, within_s: float) -> None:
+        """Wait until the leader is gone, if there was one, but not longer than `within_s`."""
+        if self.is_led:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(within_s):
+                    await self._left.wait()
 
 
 @asynccontextmanager

@@ -14,7 +14,7 @@ from sps2.cli import render
 from sps2.cli.simulation_options import LongestOption, ScaleOption, WorkloadOption
 from sps2.cli.simulator.accuracy import Accuracy, accuracy
 from sps2.cli.simulator.clusters import check_fits
-from sps2.cli.simulator.live import live_setup, run_live, slowness
+from sps2.cli.simulator.live import live_setup, lone_s, run_live
 from sps2.cli.simulator.outcomes import Run
 from sps2.cli.simulator.setup import Setup
 from sps2.cli.simulator.simulation import Simulation
@@ -25,9 +25,6 @@ from sps2.common import places
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid
 
-BEFORE, AFTER = 1_000_003, 2_000_003
-"""Added to the seed of prompts that are sent alone, before and after a run."""
-
 
 def measure(
     workload: WorkloadOption = "azure-conv",
@@ -35,9 +32,7 @@ def measure(
     rate: Annotated[float, typer.Option(min=0.001, help="Requests per second.")] = 0.5,
     scale: ScaleOption = 1.0,
     longest: LongestOption = None,
-    seed: Annotated[
-        int, typer.Option(help="Of lengths, times and tokens; a used one finds its prompts cached.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(help="Of lengths, times and tokens.")] = 0,
     profile: Annotated[
         Path | None,
         typer.Option(
@@ -88,11 +83,12 @@ def both(cluster: Cluster, setup: Setup, workload: Workload, seed: int) -> tuple
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=render.err, transient=True) as bars:
         task = bars.add_task("live", total=len(workload.turns))
-        before = asyncio.run(slowness(cluster, setup, seed + BEFORE))
+        before_s = asyncio.run(lone_s(cluster))
         live = asyncio.run(
             run_live(cluster, setup, workload, seed, lambda n: bars.update(task, completed=n))
         )
-        slower = (before + asyncio.run(slowness(cluster, setup, seed + AFTER))) / 2
+        now_s = (before_s + asyncio.run(lone_s(cluster))) / 2
+    slower = now_s / setup.profile.lone_s if setup.profile.lone_s else 1.0
     now = replace(setup, profile=setup.profile.slowed(slower))
     return live, Simulation(now).run(workload), slower
 

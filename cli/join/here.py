@@ -24,11 +24,11 @@ from sps2.common.messages import (
     Admission,
     LeaveCluster,
     Request,
-    Retire,
     Role,
     ShowCluster,
 )
 from sps2.common.models.file_lock import locked
+from sps2.services.draining import retire
 
 R = TypeVar("R")
 
@@ -37,7 +37,7 @@ KEYS = "keys"
 POLL_S = 0.2
 ASK_S = 5.0
 DRAIN_S = 60.0
-"""How long a leaving machine waits for what its shards still do; then it is redone elsewhere."""
+"""How long a leaving machine waits for what its shards still do; then others go on with it."""
 
 
 @contextmanager
@@ -183,10 +183,8 @@ class Here:
         return status.waiting_for or status.missing
 
     async def retire(self) -> None:
-        """Wait until the shards have no work left, and get no more; not longer than `DRAIN_S`."""
-        scheduler = self.cluster.scheduler_address
-        calls = (ask(self.cluster, scheduler, Retire(shard), DRAIN_S) for shard in self.shards)
-        await asyncio.gather(*calls, return_exceptions=True)
+        """Wait until the shards have no work left, and get no more; see `DRAIN_S`."""
+        await asyncio.gather(*(retire(shard, self.cluster, DRAIN_S) for shard in self.shards))
 
     def stop(self) -> None:
         """End the shards; returns when they have ended."""

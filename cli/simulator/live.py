@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from math import inf
 from pathlib import Path
 from statistics import median
+from uuid import uuid4
 
 from sps2.cli.bench.serve.backends import Prompt, Sdk
 from sps2.cli.bench.serve.jobs import Job
 from sps2.cli.bench.serve.load import Load, warm_up
 from sps2.cli.bench.serve.prompts import Prompts
 from sps2.cli.bench.serve.reply import Reply
-from sps2.cli.simulator.alone import Alone
 from sps2.cli.simulator.clusters import Wanted, configured
 from sps2.cli.simulator.outcomes import Outcome, Run
 from sps2.cli.simulator.setup import Setup
@@ -24,7 +24,6 @@ from sps2.common.errors import Invalid, Refused
 POLL_S = 0.25
 LONE, LONE_TOKENS = 8, 64
 """Prompts that are sent one after another to see how fast a machine is, and their length."""
-FIELDS = {"temperature": 0, "ignore_eos": True}
 
 
 async def run_live(
@@ -38,7 +37,7 @@ async def run_live(
 
     Args:
         setup: as which the cluster is simulated.
-        seed: of the prompts' tokens: a cluster has those of an earlier run in its prefix cache.
+        seed: of the prompts' tokens.
         report: called now and then with how many requests have ended.
 
     Raises:
@@ -51,7 +50,7 @@ async def run_live(
         prompts = Prompts(seed)
         numbered = enumerate(workload.turns)
         jobs = [Job(turn, _prompt(prompts, turn, workload.block_tokens, n)) for n, turn in numbered]
-        backend = Sdk(client, FIELDS)
+        backend = Sdk(client, _fields())
         warm = Job(Turn(0.0, 64, 4), _prompt(prompts, Turn(0.0, 64, 4), 64, len(jobs)))
         if error := await warm_up(backend, warm, 2, None):
             raise Invalid(f"the cluster does not answer: {error}")
@@ -64,21 +63,21 @@ async def run_live(
     return _run_of(load, setup, workload, seed)
 
 
-async def slowness(cluster: Cluster, setup: Setup, seed: int) -> float:
-    """How much longer an idle cluster takes now for a short prompt than its profile says.
+async def lone_s(cluster: Cluster) -> float:
+    """TTFT of a short prompt on an idle cluster: the median of a few.
 
-    The speed of a shared machine changes from minute to minute.
+    It tells how fast a shared machine is, which changes from minute to minute.
     """
     turn = Turn(0.0, LONE_TOKENS, 1)
     async with AsyncClient(cluster.gateway_addresses, cluster.bus) as client:
-        prompts = Prompts(seed)
+        prompts = Prompts()
         jobs = [Job(turn, _prompt(prompts, turn, 64, number)) for number in range(LONE)]
-        load = Load(jobs, Sdk(client, FIELDS), max_concurrency=1)
+        load = Load(jobs, Sdk(client, _fields()), max_concurrency=1)
         await load.run()
     found = [reply.ttft_s for reply in load.replies if reply.stamps_s]
     if not found:
         raise Invalid(f"the cluster does not answer: {load.replies[0].error}")
-    return median(found) / Alone(setup)(LONE_TOKENS)
+    return median(found)
 
 
 async def live_setup(cluster: Cluster, profile: Path, model: str = "") -> Setup:
@@ -92,6 +91,11 @@ async def live_setup(cluster: Cluster, profile: Path, model: str = "") -> Setup:
     made = configured(Wanted(model or cluster.model, profile=profile), cluster)
     pages = min((shard.pages for shard in status.shards if shard.pages), default=0)
     return dataclasses.replace(made, pages=pages)
+
+
+def _fields() -> dict[str, object]:
+    """Of all requests of a run, which find nothing cached that an earlier run left."""
+    return {"temperature": 0, "ignore_eos": True, "cache_salt": uuid4().hex}
 
 
 def _prompt(

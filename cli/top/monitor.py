@@ -172,10 +172,15 @@ class Monitor:
             if shard_of(process) == name and (each := self._lives(process, now_s))
         ]
         works = any(pulse.gauge(each) for each in ("owned", "held", "prefilling"))
+        now: str = pulse.last.state
+        if now == "ready" and status and status.state in ("draining", "drained"):
+            now = status.state
+        elif now == "ready" and works:
+            now = "busy"
         return Shard(
             name,
             role,
-            "busy" if works and pulse.last.state == "ready" else pulse.last.state,
+            now,
             pulse.last.pid,
             address,
             None if (busy := pulse.rate("busy_s")) is None else min(1.0, busy),

@@ -25,6 +25,8 @@ STATES = {
     "busy": "bold green",
     "waiting": "yellow",
     "starting": "yellow",
+    "draining": "yellow",
+    "drained": "yellow",
     "lost": "bold red",
 }
 ROLES = {"prefill": "cyan", "decode": "green", "mixed": "blue"}

@@ -151,6 +151,9 @@ class Link:
                 theirs, ours = header.version, wire.VERSION
                 pending.fail(Invalid(f"{self._name} speaks bus version {theirs}, this is {ours}"))
             return
+        if header.kind is Kind.GOODBYE:
+            self.lose("it is shutting down")
+            return
         pending = self.calls.get(header.call)
         if pending is not None and pending.deliver(header.kind, body):
             del self.calls[header.call]

@@ -104,7 +104,7 @@ class Listener:
                 self._counters["bad_handshakes"] += 1
 
     def unbind(self) -> None:
-        """Accept no more connections; existing ones stay."""
+        """Accept no more connections; ZeroMQ may end those that there are."""
         self._socket.unbind(self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
 
     async def unbound(self) -> None:

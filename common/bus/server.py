@@ -91,14 +91,17 @@ class Server:
         self._retired = error
 
     async def close(self) -> None:
-        """Stop listening, cancel all handlers, wait until they have ended, notify their callers."""
+        """Notify the callers, stop listening, cancel all handlers, wait until they have ended."""
         if self._closing or not self.address:
             return
         self._closing = True
+        clients = list(self._clients.values())
+        for client in clients:
+            self._send(client.name, Kind.GOODBYE)
         self._listener.unbind()
         tasks = set()
-        for call in [call for client in self._clients.values() for call in client.calls.values()]:
-            call.cancel(PeerLost(self.address, f"{self.address} is shutting down"))
+        for call in [call for client in clients for call in client.calls.values()]:
+            call.cancel(None)
             tasks.add(call.task)
         await asyncio.gather(*(task for task in tasks if task), return_exceptions=True)
         await self._listener.unbound()
@@ -172,10 +175,11 @@ class Server:
                 self.counters["bad_frames"] += 1
 
     def _open(self, client: Client, header: Header, body: bytes) -> None:
+        if self._closing:
+            self._send(client.name, Kind.GOODBYE)
+            return
         route = self._routes.get(header.method)
         try:
-            if self._closing:
-                raise Refused("shutting down")
             if self._retired is not None:
                 raise type(self._retired)(*self._retired.args)
             if route is None:

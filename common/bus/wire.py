@@ -40,6 +40,8 @@ class Kind(IntEnum):
     """Sent by either side as a sign of life; a server answers a client's with PONG."""
     PONG = 8
     CREDIT = 9
+    GOODBYE = 10
+    """The server is about to close: this connection's calls are lost, and no more are taken."""
 
 
 class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

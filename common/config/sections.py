@@ -65,6 +65,13 @@ class Scheduler(Section, frozen=True):
             "is refused with 503"
         ),
     ] = 60.0
+    drain_s: Annotated[
+        Seconds,
+        Meta(
+            description="seconds for which a shard that is told to end (SIGTERM) finishes its "
+            "requests; then they go on on other shards"
+        ),
+    ] = 20.0
     prefill_span_tokens: Annotated[
         Positive,
         Meta(description="the SP degree is at most the prompt's length over this, rounded up"),

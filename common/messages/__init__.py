@@ -46,6 +46,14 @@ from sps2.common.messages.directory import (
     UnpinAll,
     Watch,
 )
+from sps2.common.messages.draining import (
+    Drain,
+    Forget,
+    KeepDraining,
+    Retire,
+    Undrain,
+    Unfinished,
+)
 from sps2.common.messages.fleet import Follower, Lead, Measure, Measures, Peer, Register, Shard
 from sps2.common.messages.joining import (
     Admission,
@@ -54,7 +62,6 @@ from sps2.common.messages.joining import (
     ModelFile,
     Piece,
     ReadModel,
-    Retire,
 )
 from sps2.common.messages.prefill import (
     Advanced,
@@ -140,6 +147,7 @@ __all__ = [
     "Describe",
     "Displaced",
     "Done",
+    "Drain",
     "DropCache",
     "Dropped",
     "Evict",
@@ -155,6 +163,7 @@ __all__ = [
     "FleetStatus",
     "Follow",
     "Follower",
+    "Forget",
     "Greet",
     "Greeted",
     "Grow",
@@ -165,6 +174,7 @@ __all__ = [
     "Item",
     "Join",
     "JoinCluster",
+    "KeepDraining",
     "KvTransferDtype",
     "Lead",
     "Lease",
@@ -233,6 +243,8 @@ __all__ = [
     "TraceSpan",
     "TraceSummary",
     "Traces",
+    "Undrain",
+    "Unfinished",
     "UnpinAll",
     "Urge",
     "Watch",

@@ -58,13 +58,16 @@ class Shard(Struct, frozen=True):
 
 
 class Lead(Stream[Done], frozen=True):
-    """Leader to follower: they form one shard while this is open. One item: accepted."""
+    """Leader to follower: they form one shard while this is open. The first item: accepted; the
+    second: the follower is told to end, and so is the shard."""
 
 
 class Register(Stream[Done], frozen=True):
     """Shard to scheduler: the shard is a member while this is open. One item: accepted."""
 
     shard: Shard
+    draining: bool = False
+    """Whether it gets no new work, as an earlier scheduler was told."""
 
 
 class Measures(Struct, frozen=True):

@@ -68,10 +68,3 @@ class ReadModel(Request[Piece], frozen=True):
     file: FileName
     offset: Annotated[int, Meta(ge=0)]
     size: Annotated[int, Meta(ge=1, le=8 << 20)]
-
-
-class Retire(Request[Done], frozen=True):
-    """A shard's machine to the scheduler: give the shard no new work. The answer comes when it has
-    none left, so that it can end without harm."""
-
-    shard: str

@@ -44,7 +44,7 @@ class Greeted(Struct, frozen=True):
 
 class Greet(Request[Greeted], frozen=True):
     """Any service to one that it works with, before anything else, and to compare clocks. It never
-    changes, so that services of all versions understand it. Invalid if the versions differ."""
+    changes, so that services of all versions understand it. Invalid if the versions do not fit."""
 
     service: str
     version: str
@@ -73,11 +73,12 @@ class RequestStatus(Struct, frozen=True):
 
 
 class ShardStatus(Struct, frozen=True):
-    """A shard as the scheduler sees it; `state` is "lost" until the shard is back."""
+    """A shard as the scheduler sees it; `state` is "lost" until the shard is back. One that gets no
+    new work is "draining", and "drained" once it has none."""
 
     id: str
     role: Role
-    state: Literal["ready", "busy", "lost"]
+    state: Literal["ready", "busy", "draining", "drained", "lost"]
     pid: int = 0
     address: str = ""
     peer: str = ""

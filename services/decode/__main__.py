@@ -27,7 +27,9 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
         service = DecodeService(model, plane, pool, data, led, about.traces, shard.grammars, disk)
         await service.start()
         about.tokens = service.tokens
-        async with shard.member([service], led, pool.pages, pool.page_tokens, service.reports):
+        async with shard.member(
+            [service], stop, led, pool.pages, pool.page_tokens, service.reports
+        ):
             await stop.wait()
         await service.close()
 

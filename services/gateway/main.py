@@ -33,7 +33,7 @@ from sps2.services.gateway.monitoring.cluster import Observer
 from sps2.services.gateway.monitoring.export import Export, sender
 from sps2.services.gateway.monitoring.federation import Federation
 from sps2.services.gateway.monitoring.pages import Pages
-from sps2.services.gateway.monitoring.readiness import Readiness
+from sps2.services.gateway.monitoring.readiness import AWAY_S, Readiness
 from sps2.services.gateway.monitoring.request_metrics import Build, Metrics
 from sps2.services.gateway.monitoring.traces import AnswerTraces
 from sps2.services.gateway.names import Names
@@ -88,10 +88,16 @@ class Parts:
     Args:
         folder: the model's folder.
         keep_alive_s: silence on a stream after which a comment is sent.
+        away_s: see `Readiness`.
     """
 
     def __init__(
-        self, cluster: Cluster, about: About, folder: Path, keep_alive_s: float = KEEP_ALIVE_S
+        self,
+        cluster: Cluster,
+        about: About,
+        folder: Path,
+        keep_alive_s: float = KEEP_ALIVE_S,
+        away_s: float = AWAY_S,
     ) -> None:
         tokenizer = Tokenizer(folder)
         self.grammars = tokenizer.grammars  # before anybody waits for them
@@ -129,7 +135,7 @@ class Parts:
             self._traces,
             Names(number),
         )
-        self.readiness = Readiness(self._scheduler, cluster.bus)
+        self.readiness = Readiness(self._scheduler, cluster.bus, away_s)
         self.metrics.ready.set_function(lambda: float(self.readiness.serves))
         self._federation = Federation(cluster.bus)
         about.missing, about.counters = self.readiness.waiting_for, self.metrics.gauges
@@ -174,6 +180,7 @@ class Parts:
         self.app = application(
             self.gateway,
             self.readiness.obstacle,
+            self.readiness.now,
             self.readiness.missing,
             version=version("sps2"),
             bodies=Bodies(

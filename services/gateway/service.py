@@ -26,6 +26,7 @@ from sps2.common.messages import (
     ClusterStatus,
     Describe,
     Done,
+    Drain,
     DropCache,
     Dropped,
     Info,
@@ -38,6 +39,8 @@ from sps2.common.messages import (
     ShowTrace,
     Trace,
     Traces,
+    Undrain,
+    Unfinished,
     UnpinAll,
 )
 from sps2.services.gateway.gateway import Gateway
@@ -129,6 +132,14 @@ class GatewayService:
                 yield item
 
     async def set_duty(self, request: SetDuty) -> Done:
+        return await self._scheduler.call(request)
+
+    async def drain(self, request: Drain) -> AsyncIterator[Unfinished]:
+        async with self._scheduler.stream(request) as items:
+            async for item in items:
+                yield item
+
+    async def undrain(self, request: Undrain) -> Done:
         return await self._scheduler.call(request)
 
     async def drop_cache(self, request: DropCache) -> Dropped:

@@ -14,11 +14,11 @@ from sps2.common.keys.invites import Invitations
 from sps2.common.messages import (
     Admission,
     Done,
+    Forget,
     JoinCluster,
     LeaveCluster,
     Piece,
     ReadModel,
-    Retire,
     Role,
     ShowFleet,
 )
@@ -79,7 +79,7 @@ class JoinedService:
     async def leave_cluster(self, request: LeaveCluster) -> Done:
         for shard in self._numbers.free(request.machine):
             with suppress(ServiceError):
-                await self._scheduler.call(Retire(shard), FLEET_S)  # it is not lost, but gone
+                await self._scheduler.call(Forget(shard), FLEET_S)
         return Done()
 
 

@@ -26,7 +26,7 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
         decode.share(prefill.passes)
         services: list[Counting] = [prefill, decode]
         pages = pool.pages, pool.page_tokens
-        async with shard.member(services, (), *pages, decode.reports, prefill.own_gflops):
+        async with shard.member(services, stop, (), *pages, decode.reports, prefill.own_gflops):
             await stop.wait()
         prefill.close()
         await decode.close()

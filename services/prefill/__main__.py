@@ -19,7 +19,7 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
             traces=about.traces,
             grammars=shard.grammars,
         )
-        leads = shard.member([service], led, own_gflops=service.own_gflops)
+        leads = shard.member([service], stop, led, own_gflops=service.own_gflops)
         async with shard.following(service, stop) if about.rank else leads:
             await stop.wait()
         service.close()

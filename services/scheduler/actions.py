@@ -56,7 +56,7 @@ class ChangeUrgency(_Action, frozen=True):
 
 
 class Preempt(_Action, frozen=True):
-    """Stop a request in the middle of its answer: others need its pages, and it resumes later."""
+    """Stop a request, which resumes later: others need its pages, or its shard is to end."""
 
     request: str
 

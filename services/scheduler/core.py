@@ -14,7 +14,6 @@ from sps2.services.scheduler.actions import (
     Fail,
     Find,
     Launch,
-    Preempt,
     Proceed,
     Reject,
 )
@@ -40,11 +39,13 @@ from sps2.services.scheduler.events import (
     Chunked,
     Computed,
     Decoded,
+    Employed,
     Ended,
     Event,
     Found,
     Granted,
     Grew,
+    HandedOver,
     Joined,
     Lost,
     Measured,
@@ -63,8 +64,9 @@ from sps2.services.scheduler.lateness import overdue
 from sps2.services.scheduler.learning import learn, learn_measures
 from sps2.services.scheduler.left_out import note
 from sps2.services.scheduler.plan import Work
+from sps2.services.scheduler.preempting import preempt, starve, to_move
 from sps2.services.scheduler.probing import next_at, next_probe
-from sps2.services.scheduler.request import Request, gives_way
+from sps2.services.scheduler.request import Request
 from sps2.services.scheduler.rules import broken_rule
 from sps2.services.scheduler.unreachable import APART_S
 from sps2.services.scheduler.view import Forecast, Policy, View
@@ -89,7 +91,7 @@ class Core:
         self.fleet = fleet
         self.broken_rules = 0
         """Decisions of the policy that were not carried out."""
-        self.preemptions = 0
+        self.preemptions = self.handovers = 0
         self.costs = Costs()
         self.policy = policy
         self.observe: Callable[[Decision, View], None] = lambda decision, view: None
@@ -135,9 +137,10 @@ class Core:
         self.fleet.reunite(now_s)
         self.fleet.changes += isinstance(event, CHANGES)
         self.fleet.shard_changes += isinstance(event, SHARD_CHANGES)
+        stopped: list[Request] = []
         match event:
-            case Joined(shard):
-                self.fleet.join(shard)
+            case Joined(shard, draining):
+                self.fleet.join(shard, draining)
             case Lost(shard_id, peer):
                 self.fleet.lose(shard_id, peer)
             case Parted(one, other):
@@ -146,6 +149,11 @@ class Core:
                 self.fleet.assign(shard_id, duty)
             case Retired(shard_id):
                 self.fleet.retire(shard_id)
+            case Employed(shard_id):
+                self.fleet.employ(shard_id)
+            case HandedOver(shard_id):
+                stopped = to_move(shard_id, self._requests)
+                self.handovers += len(stopped)
             case RoomSeen(room):
                 self.fleet.room = room
             case Submitted(work):
@@ -181,7 +189,8 @@ class Core:
                 self._requests[id].return_to_queue(now_s, rest_s)
                 self._queue.appendleft(id)
             case Starved(id, pages):
-                return [*self._starve(self._requests[id], pages), *self._decide(now_s)]
+                stopped = starve(self._requests[id], pages, self._requests, self.fleet)
+                self.preemptions += len(stopped)
             case Grew(id, room):
                 self._requests[id].has_grown = True
                 self.fleet.settle(id)
@@ -207,7 +216,7 @@ class Core:
                 self._end(id)
         if isinstance(event, TEACHES):
             self.policy.placing.adapt(self.fleet)
-        return self._decide(now_s, not isinstance(event, STARTS_NONE))
+        return [*map(preempt, stopped), *self._decide(now_s, not isinstance(event, STARTS_NONE))]
 
     def wakes_at(self) -> float | None:
         """The time at which the next `Tick` is due; None if none is."""
@@ -225,6 +234,10 @@ class Core:
         """
         request = Request(work, now_s, cached=cached)
         return self._view(now_s).forecast(request, self.policy)
+
+    def needing(self, shard: str) -> tuple[str, ...]:
+        """The requests that cannot go on without a shard."""
+        return tuple(id for id, request in self._requests.items() if request.needs(shard))
 
     def urgency(self, id: str) -> float:
         """How urgent the prefill of a launched request is."""
@@ -342,18 +355,6 @@ class Core:
         self.fleet.changes += 1
         self.fleet.shard_changes += 1
         return []
-
-    def _starve(self, request: Request, pages: int) -> list[Action]:
-        """Keep free pages of an owner for an answer that grows; preempt a request if need be."""
-        assert request.plan is not None
-        owner, request.has_grown = request.plan.owner, True
-        self.fleet.settle(request.id)
-        self.fleet.promise(request.id, {owner: pages})
-        last = gives_way(request, [other for other in self._requests.values() if other.uses(owner)])
-        if last is not None:
-            last.is_preempted = True
-            self.preemptions += 1
-        return [] if last is None else [Preempt(last.id)]
 
     def _break_rule(self, decision: Decision, why: str) -> list[Action]:
         self.broken_rules += 1

@@ -128,7 +128,7 @@ class EventLog:
 def line_of(entry: Entry) -> bytes:
     """An entry of a recording, without the secrets of shards."""
     if isinstance(entry.event, Joined):
-        joined = Joined(without_tokens(entry.event.shard))
+        joined = Joined(without_tokens(entry.event.shard), entry.event.draining)
         entry = Entry(entry.at_s, joined, entry.actions)
     return encoded(entry)
 

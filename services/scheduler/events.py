@@ -11,7 +11,10 @@ class _Event(msgspec.Struct, frozen=True, tag=True):
 
 
 class Joined(_Event, frozen=True):
+    """A shard is there; `draining`: it gets no new work, as it was told before."""
+
     shard: Shard
+    draining: bool = False
 
 
 class Lost(_Event, frozen=True):
@@ -36,7 +39,19 @@ class Assigned(_Event, frozen=True):
 
 
 class Retired(_Event, frozen=True):
-    """A shard is about to leave: it gets no new work."""
+    """A shard drains, or is about to leave: it gets no new work."""
+
+    shard: str
+
+
+class Employed(_Event, frozen=True):
+    """A shard that drained gets work again."""
+
+    shard: str
+
+
+class HandedOver(_Event, frozen=True):
+    """What a shard does is to go on on others."""
 
     shard: str
 
@@ -178,6 +193,8 @@ Event = (
     | Parted
     | Assigned
     | Retired
+    | Employed
+    | HandedOver
     | Measured
     | RoomSeen
     | Submitted
@@ -203,6 +220,7 @@ CHANGES = (
     | Lost
     | Parted
     | Assigned
+    | Employed
     | RoomSeen
     | Chunked
     | Returned
@@ -213,10 +231,10 @@ CHANGES = (
 """Events after which requests that wait may start."""
 STARTS_NONE = ReadingAhead | ReadAhead | Granted | Measured | Progressed | Computed | Decoded | Grew
 """Events after which no request that waits may start."""
-SHARD_CHANGES = Joined | Lost | Parted | Assigned | Chunked | Prefilled
+SHARD_CHANGES = Joined | Lost | Parted | Assigned | Employed | Chunked | Prefilled
 """Those after which requests that wait for shards may start; so they may when one leaves shards
 that prefill."""
-TEACHES = Joined | Lost | Assigned | Retired | Computed | Measured
+TEACHES = Joined | Lost | Assigned | Retired | Employed | Computed | Measured
 """Those from which it may be learned how fast the shards that prefill are, and their links."""
 FREES = TEACHES | Ended | Tick
 """Those after which a shard may be due to measure itself, and have nothing else to do."""

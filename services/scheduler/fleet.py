@@ -119,9 +119,9 @@ class Fleet:
         """The count of changes that matter to a request with this cause of waiting."""
         return self.shard_changes if cause == "shards" else self.changes
 
-    def join(self, shard: Shard) -> None:
+    def join(self, shard: Shard, draining: bool = False) -> None:
         self._forget(shard.id)
-        self.leaving.discard(shard.id)
+        (self.leaving.add if draining else self.leaving.discard)(shard.id)
         if shard.gflops and self.measures.speeds:
             self.speeds.claim(shard.id, shard.gflops, self.speeds.now_s)
         if any(self.measures):
@@ -136,16 +136,15 @@ class Fleet:
         if member is None or member.shard.peer.name != peer:
             return False
         gone = self.members.pop(shard_id).shard
-        if shard_id in self.leaving:
-            self.leaving.remove(shard_id)
-        else:
+        if shard_id not in self.leaving or self._is_configured(gone):
             self.lost[shard_id] = gone
+        self.leaving.discard(shard_id)
         self._forget(shard_id)
         self._index()
         return True
 
     def retire(self, shard_id: str) -> None:
-        """Give a shard no new work from now on; when it ends, it is not lost but gone.
+        """Give a shard no new work from now on. One that joined is gone when it ends, not lost.
 
         One that is lost is forgotten.
         """
@@ -153,6 +152,11 @@ class Fleet:
         if shard_id in self.members:
             self.leaving.add(shard_id)
             self._index()
+
+    def employ(self, shard_id: str) -> None:
+        """Give a shard work again."""
+        self.leaving.discard(shard_id)
+        self._index()
 
     def part(self, one: str, other: str, until_s: float) -> None:
         """Record that two processes, by their data-plane names, cannot reach each other."""
@@ -318,9 +322,12 @@ class Fleet:
 
     def _wanted(self, role: Role) -> int:
         """How many shards of a role are to be there: those configured, and those that joined."""
-        configured = self.expected[role]
-        joined = sum(_number(each.shard.id) >= configured for each in self.of(role))
-        return configured + joined
+        joined = sum(not self._is_configured(each.shard) for each in self.of(role))
+        return self.expected[role] + joined
+
+    def _is_configured(self, shard: Shard) -> bool:
+        """Whether a shard is one of those configured; others have joined."""
+        return _number(shard.id) < self.expected[shard.role]
 
     def answer_room(self, prompt_tokens: int, shards: int | None, parts: int = 1) -> int:
         """Most tokens of an answer without `max_tokens`; 0 while no pool is known.
@@ -376,6 +383,7 @@ class Fleet:
             for role in self.expected
             if len(self.of(role)) < (wanted := self._wanted(role))
         ]
+        missing += [f"{shard} is draining" for shard in sorted(self.leaving)]
         unknown = [
             member.shard.id for member in self.keepers() if member.shard.id not in self.room.total
         ]

@@ -1,7 +1,9 @@
 """The status of every shard, as the scheduler reports it."""
 
+from typing import Literal
+
 from sps2.common.messages import ShardStatus
-from sps2.services.scheduler.fleet import Fleet
+from sps2.services.scheduler.fleet import Fleet, Member
 
 
 def statuses(fleet: Fleet) -> tuple[ShardStatus, ...]:
@@ -11,7 +13,7 @@ def statuses(fleet: Fleet) -> tuple[ShardStatus, ...]:
         ShardStatus(
             shard.id,
             shard.role,
-            "busy" if member.requests else "ready",
+            _state(member, shard.id in fleet.leaving),
             shard.pid,
             shard.address,
             shard.peer.name,
@@ -33,3 +35,9 @@ def statuses(fleet: Fleet) -> tuple[ShardStatus, ...]:
         for shard in fleet.lost.values()
     ]
     return tuple(sorted(here + gone, key=lambda status: status.id))
+
+
+def _state(member: Member, leaving: bool) -> Literal["ready", "busy", "draining", "drained"]:
+    if leaving:
+        return "draining" if member.requests else "drained"
+    return "busy" if member.requests else "ready"

@@ -95,7 +95,7 @@ class Job:
 
     def preempt(self) -> None:
         """Have `run` end with `Preempted`."""
-        why = f"request {self._submit.request} gave its KV up to others"
+        why = f"request {self._submit.request} gave its KV up"
         self.fail(Preempted(why, self._growth.answer_tokens))
 
     def fail(self, error: ServiceError) -> None:

@@ -19,11 +19,11 @@ class Members:
     """Shards are members for as long as they stay registered, or until a call to them fails.
 
     Args:
-        joined, lost: called with the shard on every change.
+        joined, lost: called on every change.
     """
 
     def __init__(
-        self, bus: Bus, joined: Callable[[Shard], None], lost: Callable[[Shard], None]
+        self, bus: Bus, joined: Callable[[Register], None], lost: Callable[[Shard], None]
     ) -> None:
         self.peers: dict[str, Peer] = {}
         """The connections to shards, by id."""
@@ -54,7 +54,7 @@ class Members:
                 return
             log.info("%s joined (%s, pid %d)", shard.id, shard.peer.address, shard.pid)
             self._registered[shard.id] = shard, left
-            self._joined(shard)
+            self._joined(request)
             yield Done()
             await left.wait()
         finally:

@@ -1,7 +1,6 @@
 """One request as the scheduler's core knows it."""
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -138,6 +137,11 @@ class Request:
         """Whether it has KV on a shard, or room for it."""
         return self.plan is not None and any(place.shard == shard for place in self.plan.placements)
 
+    def needs(self, shard: str) -> bool:
+        """Whether it cannot go on without a shard, which may still send KV that it computed."""
+        computes = self.plan is not None and shard in self.plan.group and self.stage != "decode"
+        return computes or self.uses(shard)
+
     def return_to_queue(self, now_s: float, rest_s: float | None) -> None:
         """Forget the plan; see `Returned`."""
         if rest_s is None:
@@ -170,31 +174,6 @@ class Request:
             self.work.max_tokens,
             waits_for,
         )
-
-
-def gives_way(starving: Request, there: Sequence[Request]) -> Request | None:
-    """Which request is to give its pages up to one that finds none; None to wait for others.
-
-    It is one of the caller that has the most requests there: of the lowest priority, without an
-    answer before those that resumed one, the last that came. So the request that is first in this
-    order is never preempted, and all end. One that was preempted before is not as long as it has
-    not used up the room that it got then.
-
-    Args:
-        there: those that use the same shard, `starving` included.
-    """
-    if any(request.is_preempted for request in there):
-        return None
-    others = [
-        request for request in there if request.stage != "reserving" and not request.is_protected
-    ]
-    callers = Counter(request.work.caller for request in others)
-    last = max(
-        others,
-        key=lambda request: (callers[request.work.caller], *request.rank),
-        default=None,
-    )
-    return None if last is starving and len(others) < len(there) else last
 
 
 def held_back_by(request: Request, beside: Iterable[Request]) -> str:

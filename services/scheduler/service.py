@@ -130,17 +130,18 @@ class SchedulerService:
         """Handles `Record`."""
         self.pins = Pins(config, self._submissions, directory)
         """Handles `Pin`."""
-        self.retirement = Retirement(self._core, self._handle)
         self._tick: asyncio.TimerHandle | None = None
         self._replans = Counter[str]()
         self._launches: dict[str, asyncio.Future[Launched]] = {}
         self._jobs: dict[str, Job] = {}
         self._members = Members(
             config.bus,
-            lambda shard: self._handle(Joined(shard)),
+            lambda register: self._handle(Joined(register.shard, register.draining)),
             lambda shard: self._handle(Lost(shard.id, shard.peer.name)),
         )
         peers = self._members.peers
+        self.retirement = Retirement(self._core, peers, self._handle)
+        """Handles `Drain` and the like."""
         self._lookups = Lookups(directory, self._core, peers, self._handle)
         self._errands = Errands(self._lookups, self._members, self._handle)
 
@@ -224,6 +225,7 @@ class SchedulerService:
             "replans_refused": float(self._replans["refused"]),
             "replans_lost": float(self._replans["lost"]),
             "preemptions": float(self._core.preemptions),
+            "handovers": float(self._core.handovers),
             "broken_rules": float(self._core.broken_rules),
             **self._core.fleet.counters(),
         }

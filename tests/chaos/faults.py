@@ -12,6 +12,7 @@ from .cluster import ProxiedCluster
 from .proxy import Cut
 
 KINDS = ("kill", "stop", "bus", "link", "disk")
+"""Those that are drawn if nobody says otherwise: besides, there is `end`."""
 SECONDS = (0.3, 1.0, 2.5, 6.0)
 SERVICES = ("gateway", "scheduler", "kvdir")
 LINKS = ("cut", "refuse", "stall", "truncate", "duplicate", "reorder")
@@ -43,6 +44,9 @@ def drawn(number: int, services: Sequence[str], kinds: Sequence[str], most: int 
         after_s, lasts_s = 0.3 + 2.5 * seed.random(), seed.choice(SECONDS)
         if kind == "kill":
             faults.append(Fault(after_s, kind, seed.choice((*services, *shards))))
+        elif kind == "end":
+            others = [name for name in services if name != "gateway"]
+            faults.append(Fault(after_s, kind, seed.choice(others)))
         elif kind == "stop":
             faults.append(Fault(after_s, kind, seed.choice((*services, *shards)), lasts_s))
         elif kind == "bus":
@@ -61,7 +65,7 @@ async def happen(fault: Fault, cluster: ProxiedCluster) -> None:
     """Let a fault happen, and end."""
     await asyncio.sleep(fault.after_s)
     name, _, how = fault.kind.partition("-")
-    if fault.kind in ("kill", "stop"):
+    if fault.kind in ("kill", "stop", "end"):
         await _signal(fault, cluster.pid(fault.target))
     elif name == "disk":
         cluster.disk_pause.write_text("0.2")
@@ -85,8 +89,8 @@ async def _signal(fault: Fault, pid: int) -> None:
     if not pid:
         return  # it is dead already, from an earlier fault
     with suppress(ProcessLookupError):
-        if fault.kind == "kill":
-            os.kill(pid, signal.SIGKILL)
+        if fault.kind != "stop":
+            os.kill(pid, signal.SIGKILL if fault.kind == "kill" else signal.SIGTERM)
             return
         os.kill(pid, signal.SIGSTOP)
         try:

@@ -168,7 +168,7 @@ def main() -> int:
         "--seeds", type=_numbers, default=_numbers("1-20"), help="as 7, 1-200 or 3,5-9"
     )
     parser.add_argument(
-        "--kinds", default=",".join(faults.KINDS), help=f"of faults: {', '.join(faults.KINDS)}"
+        "--kinds", default=",".join(faults.KINDS), help=f"of faults: {', '.join(faults.KINDS)}, end"
     )
     parser.add_argument(
         "--apart", type=int, default=25, help="seeds on one cluster, then a new one"

@@ -21,6 +21,7 @@ ELSEWHERE = {
     r"hf:|FOLDER|model\S*\.gguf": "it needs a model that is not here",
     r"--invite|spsctl join": "it needs another machine; test_join.py has one",
     r"10\.0\.0\.1|cluster\.toml": "it needs an address that is not here",
+    r"spsctl restart": "it takes a minute; test_restart.py has it",
     r"spsctl down": "the cluster is needed until the last command",
 }
 """Commands that cannot run here, and why."""

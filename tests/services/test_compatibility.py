@@ -10,9 +10,9 @@ from sps2.common.bus.peer import Peer, Server
 from sps2.common.config import Bus
 from sps2.common.errors import Invalid
 from sps2.common.messages import Greet, Greeted
-from sps2.common.messages.schema import hash_of
+from sps2.common.messages.schema import hash_of, schema_hash
 from sps2.services import compatibility
-from sps2.services.compatibility import VERSION, greet
+from sps2.services.compatibility import VERSION, fits, greet
 from sps2.services.run import About
 
 BUS = Bus(heartbeat_s=20.0)
@@ -41,6 +41,14 @@ async def test_another_version_is_refused_by_name(
         await ask()
     assert f"scheduler is {VERSION} " in str(refused.value)
     assert "9.9.9" in caplog.text
+
+
+def test_versions_that_differ_in_the_third_number_work_together() -> None:
+    """A cluster is upgraded process by process."""
+    first, second, *_ = VERSION.split(".")
+    assert fits(f"{first}.{second}.99", schema_hash())
+    assert not fits(f"{first}.{second}.99", "0f")
+    assert not fits(f"{first}.{int(second) + 1}.0", schema_hash())
 
 
 async def test_other_messages_of_the_same_version_are_refused(

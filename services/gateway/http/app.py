@@ -21,7 +21,7 @@ from sps2.services.gateway.http.access_log import Logged, Visits
 from sps2.services.gateway.http.authorization import OPEN, Doorman, account_of
 from sps2.services.gateway.http.body import Bodies
 from sps2.services.gateway.http.cors import shared
-from sps2.services.gateway.http.door import Door
+from sps2.services.gateway.http.door import Door, unready
 from sps2.services.gateway.http.error_shapes import ErrorShapes
 from sps2.services.gateway.http.host_check import Guard
 from sps2.services.gateway.http.logprobs_json import Written
@@ -58,6 +58,7 @@ AN_INPUT = {"input": ["The capital of France is", "Paris"]}
 def application(
     gateway: Gateway,
     obstacle: Callable[[], Awaitable[str]],
+    obstacle_now: Callable[[], Awaitable[str]],
     missing: Callable[[], str],
     *,
     version: str,
@@ -79,7 +80,8 @@ def application(
         batches: the batches of all clients.
         page: the page of metrics.
         repeats: answers that may be asked for again.
-        obstacle: why no requests are accepted, in words; empty when they are.
+        obstacle: why no requests are accepted, in words; empty when they are. It may wait for that.
+        obstacle_now: the same, without waiting.
         missing: what is missing, in words, whether requests are accepted or not.
         keep_alive_s: silence on a stream after which a comment is sent.
         register: the API keys; None accepts every client.
@@ -210,7 +212,8 @@ def application(
 
     @app.get("/ready", **gives(api.Ready, "Say whether requests are accepted", 503))
     async def ready() -> Response:
-        await door.check_ready()
+        if reason := await obstacle_now():
+            raise unready(reason)
         return Json(api.Ready(missing()))
 
     @app.get("/version", **gives(Version, "Show the version"))

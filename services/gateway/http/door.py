@@ -27,6 +27,11 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+def unready(reason: str) -> NotReady:
+    """The error while no requests are accepted."""
+    return NotReady(f"the cluster is not ready: it waits for {reason}")
+
+
 class Door:
     """The way in for HTTP requests of any protocol.
 
@@ -62,7 +67,7 @@ class Door:
     async def check_ready(self) -> None:
         """Raise NotReady, saying what is missing, unless requests are accepted."""
         if reason := await self._obstacle():
-            raise NotReady(f"the cluster is not ready: it waits for {reason}")
+            raise unready(reason)
 
     @asynccontextmanager
     async def entered(self, request: Request, prefix: str, kind: type[T]) -> AsyncIterator[Body[T]]:

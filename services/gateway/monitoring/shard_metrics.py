@@ -120,6 +120,12 @@ FAMILIES: tuple[Family, ...] = (
         "preemptions",
     ),
     _one(
+        "sps2_handovers",
+        "counter",
+        "Requests that had to go on on other shards, since one that drained or ended was late",
+        "handovers",
+    ),
+    _one(
         "sps2_broken_rules",
         "counter",
         "Decisions of the scheduling policy that were not carried out; more than 0 is a bug in it",

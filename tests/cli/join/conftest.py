@@ -17,7 +17,7 @@ from sps2.common.config import Scheduler as Section
 from sps2.common.keys.invites import Invitations
 from sps2.common.keys.join_code import JoinCode, fingerprint
 from sps2.common.keys.keyring import Keyring
-from sps2.common.messages import Done, FleetStatus, Retire, ShardStatus, ShowFleet
+from sps2.common.messages import Done, FleetStatus, Forget, ShardStatus, ShowFleet
 from sps2.services.joining.__main__ import serve
 from sps2.services.run import About
 
@@ -28,14 +28,14 @@ class Scheduler:
     """Knows two configured mixed shards, and one that joined; notes which have left."""
 
     def __init__(self) -> None:
-        self.retired: list[str] = []
+        self.forgotten: list[str] = []
 
     async def show_fleet(self, request: ShowFleet) -> FleetStatus:
         shards = tuple(ShardStatus(f"mixed-{n}", "mixed", "ready") for n in (0, 1, 2))
         return FleetStatus(shards, (), "")
 
-    async def retire(self, request: Retire) -> Done:
-        self.retired.append(request.shard)
+    async def forget(self, request: Forget) -> Done:
+        self.forgotten.append(request.shard)
         return Done()
 
 

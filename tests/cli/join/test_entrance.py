@@ -60,7 +60,7 @@ async def test_who_leaves_is_not_missed_and_its_numbers_are_free(house: House) -
     async with house.open():
         await join(code, "machine-a", mixed=2)
         await here.leave(house.cluster, "machine-a")
-        assert house.scheduler.retired == ["mixed-3", "mixed-4"]
+        assert house.scheduler.forgotten == ["mixed-3", "mixed-4"]
         assert (await join(code, "machine-b")).shards == ("mixed-3",)
 
 

@@ -56,6 +56,17 @@ def test_a_row_for_each_shard() -> None:
     assert (other.in_bytes_s, other.out_bytes_s) == (2e3, 1e3)
 
 
+def test_a_shard_that_drains_says_so_for_as_long_as_it_lives() -> None:
+    monitor, known = watched(), status()
+    replaced = msgspec.structs.replace
+    for word in ("draining", "drained"):
+        shards = tuple(replaced(each, state=word) for each in known.shards)
+        monitor.take(replaced(known, shards=shards), 3.0)
+        assert {each.state for each in monitor.picture(3.0).shards} == {word}
+    monitor.hear(heartbeat("decode-0", 4, state="waiting"), 3.5)
+    assert {each.id: each.state for each in monitor.picture(3.5).shards}["decode-0"] == "waiting"
+
+
 def test_links_by_the_second() -> None:
     assert watched().picture(3.0).links == (
         Link("prefill-0", "decode-0", 9_000_000, 3e6),

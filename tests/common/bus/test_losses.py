@@ -228,6 +228,21 @@ async def test_closing_a_server_ends_its_handlers_and_their_callers() -> None:
             await call
 
 
+async def test_a_server_that_closes_is_lost_by_the_name_that_its_callers_know() -> None:
+    async with served() as (service, server):
+        service.may_end.clear()
+        peer = Peer(server.address, PATIENT, "scheduler")
+        async with background(peer.call(Hang("a"))) as call:
+            await until(lambda: service.started)
+            async with background(server.close()) as closing:
+                with pytest.raises(PeerLost, match="scheduler was lost") as caught:
+                    await call
+                service.may_end.set()
+                await closing
+        assert caught.value.peer == "scheduler"
+        await peer.close()
+
+
 async def test_closing_a_peer_ends_its_calls() -> None:
     async with served() as (service, server):
         peer = Peer(server.address, PATIENT)

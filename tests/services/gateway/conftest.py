@@ -299,14 +299,20 @@ class Door:
 
 
 @asynccontextmanager
-async def opened(folder: Path, **sections: object) -> AsyncIterator[Door]:
-    """The whole set-up; `sections` change the cluster's configuration."""
-    async with several_opened(folder, 1, **sections) as (door,):
+async def opened(folder: Path, away_s: float = 0.0, **sections: object) -> AsyncIterator[Door]:
+    """The whole set-up; `sections` change the cluster's configuration.
+
+    Args:
+        away_s: see `Readiness`.
+    """
+    async with several_opened(folder, 1, away_s, **sections) as (door,):
         yield door
 
 
 @asynccontextmanager
-async def several_opened(folder: Path, count: int, **sections: object) -> AsyncIterator[list[Door]]:
+async def several_opened(
+    folder: Path, count: int, away_s: float = 0.0, **sections: object
+) -> AsyncIterator[list[Door]]:
     """As `opened`, with several gateways, each with an HTTP port of its own here."""
     play = Play()
     scheduler = TestScheduler(play)
@@ -336,7 +342,7 @@ async def several_opened(folder: Path, count: int, **sections: object) -> AsyncI
         for number, listener in enumerate(listeners):
             name = cluster.gateway_names()[number]
             about = About(name, rank=number, traces=Recorder(name, 8))
-            parts = Parts(cluster, about, folder, keep_alive_s=0.1)
+            parts = Parts(cluster, about, folder, 0.1, away_s)
             about.started = True
             scheme = cluster.http_url.partition(":")[0]
             url = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"

@@ -127,7 +127,7 @@ async def test_a_scheduler_that_stays_away_ends_it():
         answer = asyncio.create_task(all_of(generation))
         await begun.wait()
         await cast.end()
-        with pytest.raises(PeerLost, match=r"scheduler was lost|shutting down"):
+        with pytest.raises(PeerLost, match="scheduler was lost: it "):
             await answer
 
 

@@ -92,8 +92,9 @@ def test_a_shard_that_retires_gets_nothing_new_and_is_gone_without_a_trace() -> 
         plan = launched(submit(core, request, 30)).plan
         assert plan.group == ("mixed-0",)
         assert {place.shard for place in plan.placements} == {"mixed-0"}
-    assert core.fleet.waiting_for() == ""
+    assert core.fleet.waiting_for() == "mixed-1 is draining"
     core.handle(Lost("mixed-1", "mixed-1/0"), 0)
+    assert core.fleet.waiting_for() == ""
     assert states(core) == {"mixed-0": "busy"}
     join(core, 1)
     assert len(core.fleet.prefillers()) == 2, "it may come back"
@@ -106,9 +107,9 @@ def test_a_shard_that_retires_keeps_what_it_has() -> None:
     (busy,) = plan.group
     core.handle(Retired(busy), 0)
     assert not core.fleet.members[busy].is_idle
-    assert states(core)[busy] == "busy"
+    assert states(core)[busy] == "draining"
     core.handle(Ended("r"), 0)
-    assert core.fleet.members[busy].is_idle
+    assert states(core)[busy] == "drained"
 
 
 def test_a_prompt_in_chunks_goes_on_where_a_shard_retires() -> None:
@@ -141,7 +142,7 @@ def test_with_only_retiring_shards_requests_wait() -> None:
     core.handle(Retired("mixed-0"), 0)
     assert submit(core, "r", 60) == []
     assert not core.fleet.serving()
-    assert core.fleet.waiting_for() == "1 of 1 mixed shard"
+    assert core.fleet.waiting_for() == "1 of 1 mixed shard; mixed-0 is draining"
 
 
 def test_one_that_is_lost_already_is_forgotten() -> None:

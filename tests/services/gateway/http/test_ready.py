@@ -1,6 +1,11 @@
 """/ready and what it says of a cluster that is not."""
 
+import asyncio
+
+import httpx
+
 from ....waiting import until
+from ..conftest import opened
 from .asked import COMPLETIONS
 
 
@@ -31,6 +36,21 @@ async def test_is_ready_with_fewer_shards_and_says_which_are_missing(http, door)
     assert (status.ready, status.waiting_for) == (True, "")
     assert status.missing == "1 of 2 decode shards"
     assert (status.services[0].state, status.services[0].waiting_for) == ("ready", "")
+
+
+async def test_requests_wait_for_a_cluster_that_is_back_soon(folder):
+    """As while the scheduler restarts: /ready says that nothing can be asked now."""
+    async with (
+        opened(folder, away_s=60.0) as door,
+        httpx.AsyncClient(base_url=door.url, timeout=60) as http,
+    ):
+        door.play.waiting_for = "the scheduler"
+        await until(door.parts.readiness.waiting_for)
+        answer = asyncio.create_task(http.post(COMPLETIONS, json={"prompt": "x"}))
+        assert (await http.get("/ready")).status_code == 503
+        assert not answer.done()
+        door.play.waiting_for = ""
+        assert (await answer).status_code == 200
 
 
 async def test_is_not_ready_without_the_scheduler(http, door):
