@@ -6,7 +6,7 @@ gateway is still tokenised as it was sampled.
 
 import asyncio
 from array import array
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 
 from sps2.common.bus.peer import Peer
@@ -73,7 +73,7 @@ class Talk:
         if register is not None:
             register.spent = self._spent
 
-    async def overhear(self, request: Overhear) -> AsyncIterator[Spent | Used | Turn]:
+    async def overhear(self, request: Overhear) -> AsyncGenerator[Spent | Used | Turn, None]:
         told: asyncio.Queue[Spent | Turn] = asyncio.Queue(UNHEARD)
         self._listeners.add(told)
         accounts = self._register.accounts() if self._register else ()
