@@ -78,7 +78,8 @@ def measure(
 def both(cluster: Cluster, setup: Setup, workload: Workload, seed: int) -> tuple[Run, Run, float]:
     """A workload on the live cluster, and simulated on a machine as fast as it is now.
 
-    The third value is how much longer a prompt alone took than the profile says, before and after.
+    The third value is how much longer a prompt alone took than when the profile was made: before or
+    after the run, whichever was less disturbed.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=render.err, transient=True) as bars:
@@ -87,7 +88,7 @@ def both(cluster: Cluster, setup: Setup, workload: Workload, seed: int) -> tuple
         live = asyncio.run(
             run_live(cluster, setup, workload, seed, lambda n: bars.update(task, completed=n))
         )
-        now_s = (before_s + asyncio.run(lone_s(cluster))) / 2
+        now_s = min(before_s, asyncio.run(lone_s(cluster)))
     slower = now_s / setup.profile.lone_s if setup.profile.lone_s else 1.0
     now = replace(setup, profile=setup.profile.slowed(slower))
     return live, Simulation(now).run(workload), slower

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 
 from sps2.common.bus.peer import Peer
 from sps2.common.errors import Invalid
@@ -41,13 +41,13 @@ class Retirement:
         self._shards = shards
         self._handle = handle
 
-    async def drain(self, request: Drain) -> AsyncIterator[Unfinished]:
+    async def drain(self, request: Drain) -> AsyncGenerator[Unfinished, None]:
         _check_spare(request.shard, self._core.fleet)
         await self._shards[request.shard].call(KeepDraining(True), REMEMBER_S)
         async for unfinished in self._retired(request.shard, request.finish_s):
             yield unfinished
 
-    async def retire(self, request: Retire) -> AsyncIterator[Unfinished]:
+    async def retire(self, request: Retire) -> AsyncGenerator[Unfinished, None]:
         async for unfinished in self._retired(request.shard, request.finish_s):
             yield unfinished
 
@@ -64,7 +64,7 @@ class Retirement:
         self._handle(Retired(request.shard))
         return Done()
 
-    async def _retired(self, shard: str, finish_s: float) -> AsyncIterator[Unfinished]:
+    async def _retired(self, shard: str, finish_s: float) -> AsyncGenerator[Unfinished, None]:
         """Give a shard no new work; what it still has, until that is nothing.
 
         It ends early if the shard does, or drains no more.
