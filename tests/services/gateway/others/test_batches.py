@@ -1,5 +1,7 @@
 """Files and batches are the same at every gateway."""
 
+import asyncio
+
 from ..protocols.batches.asked import begun, client_of, ended, lines, results
 
 
@@ -37,7 +39,7 @@ async def test_a_batch_is_anywhere(doors):
 
 
 async def test_a_batch_is_cancelled_from_anywhere(doors):
-    doors[0].play.waiting_for = "shards"
+    doors[0].play.gates["queue"] = asyncio.Event()
     async with client_of(doors[0]) as first, client_of(doors[1]) as second:
         await begun(first, lines({"prompt": "x"}))
         (batch,) = (await second.batches.list()).data
