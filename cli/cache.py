@@ -11,7 +11,7 @@ from sps2.cli import render
 from sps2.cli.target import ConfigOption, NameOption, reachable
 from sps2.common.api import EstimateRequest, parse
 from sps2.common.api.pins import PinPrompt
-from sps2.common.bus.peer import Peer
+from sps2.common.bus.gateways import Gateways
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid
 from sps2.common.messages import DropCache, Pinned, Reply, Request, ShowCluster, UnpinAll
@@ -163,7 +163,7 @@ def _pin(file: Path, body: bool, keep: bool, cluster: Cluster) -> Pinned:
 
 
 async def _ask(cluster: Cluster, request: Request[Reply], deadline_s: float = DEADLINE_S) -> Reply:
-    peer = Peer(cluster.gateway_address, cluster.bus, "gateway")
+    peer = Gateways(cluster.gateway_addresses, cluster.bus)
     try:
         return await peer.call(request, deadline_s)
     finally:

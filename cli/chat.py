@@ -69,7 +69,7 @@ def chat(
     cluster = reachable(name, config)
     settings = parameters(max_tokens, temperature, top_p, seed, sp_degree, attention)
     turns: list[Turn] = [{"role": "system", "content": system}] if system else []
-    with Client(cluster.gateway_address, cluster.bus) as client:
+    with Client(cluster.gateway_addresses, cluster.bus) as client:
         if question is not None:
             turns.append({"role": "user", "content": question})
             if not answer(client, turns, settings).whole:

@@ -17,6 +17,7 @@ from sps2.cli.node import Order
 from sps2.cli.runs import RunFolder
 from sps2.cli.services import environment, service_names, start_of
 from sps2.common import keys, places
+from sps2.common.bus.telemetry import role_of
 from sps2.common.config import Cluster
 from sps2.common.messages import Role
 
@@ -94,8 +95,9 @@ def _key_files(cluster: Cluster, services: list[str]) -> dict[str, str]:
     if not cluster.bus.keys:
         return {}
     names = [keys.CLUSTER]
-    names += [keys.CLIENTS] if {"gateway", "scheduler"} & {*services} else []
-    names += [keys.API_KEYS] if "gateway" in services else []
+    roles = {role_of(service) for service in services}
+    names += [keys.CLIENTS] if {"gateway", "scheduler"} & roles else []
+    names += [keys.API_KEYS] if "gateway" in roles else []
     files = {name: keys.beside(cluster.bus, name) for name in names}
     if (named := Path(cluster.bus.keys)).is_file():
         files[keys.CLUSTER] = named

@@ -106,7 +106,7 @@ def complete(
     text = read(prompt, file)
     settings = parameters(max_tokens, temperature, top_p, seed, sp_degree, attention)
     cluster = reachable(name, config)
-    with Client(cluster.gateway_address, cluster.bus) as client:
+    with Client(cluster.gateway_addresses, cluster.bus) as client:
         if as_json:
             print(msgspec.json.encode(client.complete(text, **settings)).decode())
             return

@@ -7,7 +7,7 @@ import typer
 
 from sps2.cli import render
 from sps2.cli.target import ConfigOption, NameOption, reachable
-from sps2.common.bus.peer import Peer
+from sps2.common.bus.gateways import Gateways
 from sps2.common.config import Cluster
 from sps2.common.errors import PeerLost
 from sps2.common.messages import Drain, Undrain
@@ -44,7 +44,7 @@ def drain(
 
 
 async def _undo(cluster: Cluster, shard: str) -> None:
-    gateway = Peer(cluster.gateway_address, cluster.bus, "gateway")
+    gateway = Gateways(cluster.gateway_addresses, cluster.bus)
     try:
         await gateway.call(Undrain(shard), DEADLINE_S)
     finally:
@@ -53,7 +53,7 @@ async def _undo(cluster: Cluster, shard: str) -> None:
 
 async def _drain(cluster: Cluster, shard: str, timeout_s: float) -> None:
     """Returns when the shard has no work. Raises PeerLost if that is never known."""
-    gateway = Peer(cluster.gateway_address, cluster.bus, "gateway")
+    gateway = Gateways(cluster.gateway_addresses, cluster.bus)
     left: tuple[str, ...] | None = None
     try:
         with render.err.status(f"draining {shard}") as line:

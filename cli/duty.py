@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from sps2.cli.target import ConfigOption, NameOption, reachable
-from sps2.common.bus.peer import Peer
+from sps2.common.bus.gateways import Gateways
 from sps2.common.config import Cluster
 from sps2.common.messages import Role, SetDuty
 
@@ -33,7 +33,7 @@ def duty(
 
 
 async def _set(cluster: Cluster, shard: str, duty: Role) -> None:
-    peer = Peer(cluster.gateway_address, cluster.bus, "gateway")
+    peer = Gateways(cluster.gateway_addresses, cluster.bus)
     try:
         await peer.call(SetDuty(shard, duty), DEADLINE_S)
     finally:

@@ -16,9 +16,15 @@ from sps2.common.model.config import read
 from sps2.common.model.share import require_quantisable, share_of
 from sps2.common.models import locate
 
-NESTED = {"policy": "scheduler", "access_log": "gateway", "disk_folder": "kv", "disk_gib": "kv"}
+NESTED = {
+    "policy": "scheduler",
+    "access_log": "gateway",
+    "processes": "gateway",
+    "disk_folder": "kv",
+    "disk_gib": "kv",
+}
 """Flags that set a key of a table, and the table's name."""
-KEYS = {"kv_disk": "disk_folder", "kv_disk_gib": "disk_gib"}
+KEYS = {"kv_disk": "disk_folder", "kv_disk_gib": "disk_gib", "gateways": "processes"}
 """Flags of `spsctl up` with another name than their key has."""
 
 

@@ -12,6 +12,7 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from sps2.cli.services import service_names
+from sps2.common.bus.telemetry import role_of, shard_of
 from sps2.common.config import Cluster
 from sps2.common.config.explained import explained
 from sps2.common.config.sections import NotNegative, Section
@@ -70,9 +71,8 @@ class Hosts(Section, frozen=True):
         """The host of each service of a cluster, by name; shards are assigned in order."""
         made = {}
         for name in service_names(cluster):
-            role, _, shard = name.partition("-")
-            index = int(shard.partition(".")[0] or 0)
-            made[name] = self._assigned(role)[index] if shard else self.has(role)
+            role, shard = role_of(name), shard_of(name).partition("-")[2]
+            made[name] = self._assigned(role)[int(shard)] if shard else self.has(role)
         return made
 
     def shards_at(self, host: Host, cluster: Cluster) -> tuple[str, ...]:

@@ -109,7 +109,7 @@ class Launch:
         """
         cluster = self.cluster
         doors = {
-            "gateway": cluster.gateway_address,
+            **dict(zip(cluster.gateway_names(), cluster.gateway_addresses, strict=True)),
             "scheduler": cluster.scheduler_address,
             "kvdir": cluster.kvdir_address,
         } | ({"joining": cluster.joining_address} if cluster.joining.first_port else {})

@@ -29,7 +29,7 @@ def running_cluster(
     started.start()
     try:
         asyncio.run(started.until_ready(timeout_s))
-        with Client(cluster.gateway_address, cluster.bus) as client:
+        with Client(cluster.gateway_addresses, cluster.bus) as client:
             yield client
     finally:
         started.stop()

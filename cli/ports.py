@@ -12,12 +12,13 @@ import psutil
 
 from sps2.cli import runs
 from sps2.common.bus.addresses import address_of
+from sps2.common.bus.telemetry import role_of
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, ServiceError
 from sps2.common.messages import Role
 
-PORTS = 16
-"""Fixed ports of a cluster of up to ten shards; all others are any free ports."""
+PORTS = 20
+"""Fixed ports of a cluster of up to ten shards and five gateways; all others are any free ports."""
 JOINING_PORTS, JOINING_OFFSET = 3, 13
 """The ports where machines join, and where they begin behind the HTTP port unless configured."""
 APART = 101
@@ -36,7 +37,14 @@ def uses(cluster: Cluster) -> list[Use]:
     """All ports of a configuration."""
     return [
         Use("gateway.port", cluster.gateway.port, "gateway"),
-        Use("gateway.bus_port", cluster.gateway.bus_port, "gateway"),
+        *(
+            Use(
+                "gateway.second_bus_port" if number else "gateway.bus_port",
+                cluster.gateway_port_of(number),
+                name,
+            )
+            for number, name in enumerate(cluster.gateway_names())
+        ),
         Use("scheduler.bus_port", cluster.scheduler.bus_port, "scheduler"),
         Use("kvdir.bus_port", cluster.kvdir.bus_port, "kvdir"),
         Use("telemetry.publish_port", cluster.telemetry.publish_port, "scheduler"),
@@ -82,7 +90,8 @@ def require_free(cluster: Cluster, services: Collection[str] | None = None, host
     for use in uses(cluster):
         if services is not None and use.service not in services:
             continue
-        address = host or (cluster.host if "-" in use.service else cluster.host_of(use.service))
+        named = role_of(use.service)
+        address = host or (cluster.host if "-" in use.service else cluster.host_of(named))
         address_of(address)
         problem = _problem(address, use.port)
         if problem == errno.EADDRINUSE:

@@ -108,7 +108,7 @@ async def _made(
     """The profile, and the longest prompt if shards share cores and are to be measured under load,
     or 0."""
     shape = read(folder)
-    async with AsyncClient(cluster.gateway_address, cluster.bus) as client:
+    async with AsyncClient(cluster.gateway_addresses, cluster.bus) as client:
         status = await client.status()
         longest = (await client.models())[0].max_model_len
         target = target_of(

@@ -12,7 +12,7 @@ import typer
 from sps2.cli import render
 from sps2.cli.simulator.replaying import DirectoryReplay
 from sps2.cli.target import ConfigOption, NameOption, reachable
-from sps2.common.bus.peer import Peer
+from sps2.common.bus.gateways import Gateways
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid
 from sps2.common.messages import Record
@@ -85,7 +85,7 @@ def replay(file: FileArgument) -> None:
 
 async def recorded(cluster: Cluster, follow: bool) -> AsyncIterator[bytes]:
     """The lines of a recording of a cluster's scheduler."""
-    peer = Peer(cluster.gateway_address, cluster.bus, "gateway")
+    peer = Gateways(cluster.gateway_addresses, cluster.bus)
     try:
         async with peer.stream(Record(follow)) as items:
             async for item in items:

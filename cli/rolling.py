@@ -8,18 +8,19 @@ from contextlib import asynccontextmanager, suppress
 
 from sps2.cli.node import GRACE_S
 from sps2.cli.runs import Child, RunFolder
-from sps2.cli.services import units
+from sps2.cli.services import leader_of, units
 from sps2.cli.supervisor_process import send_signal
-from sps2.common.bus.peer import Peer
+from sps2.common.bus.gateways import GATEWAY, Gateways
+from sps2.common.bus.telemetry import role_of
 from sps2.common.errors import Invalid, Refused, ServiceError
-from sps2.common.messages import ClusterStatus, ShowCluster
-from sps2.services.compatibility import greet
+from sps2.common.messages import ClusterStatus, Greet, ShowCluster
+from sps2.common.messages.schema import schema_hash
+from sps2.services.compatibility import VERSION
 from sps2.services.draining import longest_s
 
 POLL_S = 0.1
 ASK_S = 5.0
 FIRST = ("kvdir", "scheduler", "joining")
-GATEWAY = "gateway"
 
 
 def restarted_together(running: Sequence[str], wanted: Sequence[str]) -> list[str]:
@@ -36,8 +37,8 @@ def restarted_together(running: Sequence[str], wanted: Sequence[str]) -> list[st
     if odd := [name for name in wanted if name not in running]:
         raise Invalid(f"{odd[0]} does not run here; these do: {', '.join(running) or 'none'}")
     if wanted:
-        return list(dict.fromkeys(name.partition(".")[0] for name in wanted))
-    gateways = [name for name in leaders if name.startswith(GATEWAY)]
+        return list(dict.fromkeys(map(leader_of, wanted)))
+    gateways = [name for name in leaders if role_of(name) == GATEWAY]
     shards = [name for name in leaders if name not in (*FIRST, *gateways)]
     first = [name for name in FIRST if name in leaders]
     return [*first, *shards, *(gateways if len(gateways) > 1 else [])]
@@ -54,7 +55,7 @@ class Rolling:
         self._folder = folder
         self._cluster = folder.cluster()
         self._timeout_s = timeout_s
-        self._gateway = Peer(self._cluster.gateway_address, self._cluster.bus, "gateway")
+        self._gateway = Gateways(self._cluster.gateway_addresses, self._cluster.bus)
         self._before = ClusterStatus("", "", False, "", (), (), (), (), 0)
         """The status when all were there."""
 
@@ -67,7 +68,7 @@ class Rolling:
             Invalid: the version installed here does not fit what runs.
         """
         try:
-            await greet(self._gateway, "spsctl", ASK_S)
+            await self._gateway.call(Greet("spsctl", VERSION, schema_hash()), ASK_S)
             self._before = await self._gateway.call(ShowCluster(), ASK_S)
             away = [f"{each.service} is {each.state}" for each in self._before.services]
             away = [words for words in away if not words.endswith(" ready")]
@@ -82,8 +83,8 @@ class Rolling:
         """What stands still while a process restarts, in words; empty if nothing does."""
         duties = {shard.id: shard.duty or shard.role for shard in self._before.shards}
         others = {duty for shard, duty in duties.items() if shard != service}
-        if service == GATEWAY:
-            gateways = [name for name in self._children() if name.startswith(GATEWAY)]
+        if role_of(service) == GATEWAY:
+            gateways = [name for name in self._children() if role_of(name) == GATEWAY]
             return "" if len(gateways) > 1 else "the only gateway restarts: its clients are cut off"
         for duty, does in (("prefill", "prefills"), ("decode", "decodes")):
             if duties.get(service) in (duty, "mixed") and not others & {duty, "mixed"}:
@@ -112,7 +113,9 @@ class Rolling:
     async def _end(self, service: str) -> int:
         """End a process, by force if it takes too long; returns how often it has ended by then."""
         child = self._children()[service]
-        until_s = time.monotonic() + longest_s(self._cluster) + GRACE_S
+        is_gateway = role_of(service) == GATEWAY
+        drain_s = self._cluster.gateway.drain_s if is_gateway else longest_s(self._cluster)
+        until_s = time.monotonic() + drain_s + GRACE_S
         send_signal(child.pid, signal.SIGTERM)
         while self._children()[service].exits == child.exits:
             if time.monotonic() > until_s:

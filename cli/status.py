@@ -11,7 +11,7 @@ from sps2.cli import addresses, render, runs
 from sps2.cli.runs import Child, State
 from sps2.cli.target import ConfigOption, NameOption, cluster_of
 from sps2.cli.top.format import elapsed
-from sps2.common.bus.peer import Peer
+from sps2.common.bus.gateways import Gateways
 from sps2.common.config import Cluster
 from sps2.common.errors import ServiceError
 from sps2.common.messages import ClusterStatus, ServiceStatus, ShowCluster
@@ -47,7 +47,7 @@ def status(
 
 
 async def _ask(cluster: Cluster) -> ClusterStatus:
-    peer = Peer(cluster.gateway_address, cluster.bus, "gateway")
+    peer = Gateways(cluster.gateway_addresses, cluster.bus)
     try:
         return await peer.call(ShowCluster(), DEADLINE_S)
     finally:
@@ -60,7 +60,7 @@ def _from_supervisor(cluster: Cluster, state: State | None, why: str) -> Cluster
         ServiceStatus(service, "", "starting" if child.pid else "lost", child.pid)
         for service, child in (state.services if state else {}).items()
     )
-    waiting_for = f"the gateway at {cluster.gateway_address} ({why})"
+    waiting_for = f"the gateway at {cluster.gateway_place} ({why})"
     return ClusterStatus(cluster.model, "", False, waiting_for, services, (), (), (), 0)
 
 

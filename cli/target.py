@@ -34,12 +34,15 @@ def cluster_of(name: str | None, file: Path | None) -> Cluster:
 def reachable(name: str | None, file: Path | None) -> Cluster:
     """As `cluster_of`, but checks the gateway. Raises Refused if it does not answer."""
     cluster = cluster_of(name, file)
-    try:
-        gateway = (cluster.host_of("gateway"), cluster.gateway.bus_port)
-        socket.create_connection(gateway, timeout=2.0).close()
-    except OSError as error:
-        raise Refused(
-            f"the gateway at {cluster.gateway_address} does not answer ({error.strerror or error})"
-            "; see `spsctl status`"
-        ) from error
-    return cluster
+    problem = OSError("it has no address")
+    for number in range(cluster.gateway.processes):
+        try:
+            gateway = (cluster.host_of("gateway"), cluster.gateway_port_of(number))
+            socket.create_connection(gateway, timeout=2.0).close()
+            return cluster
+        except OSError as error:
+            problem = error
+    raise Refused(
+        f"the gateway at {cluster.gateway_place} does not answer ({problem.strerror or problem})"
+        "; see `spsctl status`"
+    )

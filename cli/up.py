@@ -18,7 +18,8 @@ from sps2.cli.hosts import load
 from sps2.cli.launch import Launch, ServiceDied
 from sps2.cli.pull import obtained
 from sps2.common.config import Cluster, DeviceName, Dtype, Quantize, Transport, is_loopback
-from sps2.common.config.sections import AccessLog, Policy
+from sps2.common.config.gateway import MOST_GATEWAYS, AccessLog
+from sps2.common.config.sections import Policy
 from sps2.common.keys import API_KEYS, beside
 from sps2.common.keys.keyring import Keyring
 from sps2.common.messages import ClusterStatus, Role, Setting
@@ -52,6 +53,12 @@ def up(
     mixed: Annotated[
         Number,
         typer.Option("--mixed", min=1, help="Number of shards that both prefill and decode."),
+    ] = None,
+    gateways: Annotated[
+        Number,
+        typer.Option(
+            min=1, max=MOST_GATEWAYS, help="Number of gateways, which share the HTTP port."
+        ),
     ] = None,
     device: Annotated[
         DeviceName | None,
@@ -101,7 +108,8 @@ def up(
         typer.Option(
             min=1,
             max=65529,
-            help="HTTP port; the next five are used too, and with --tp one more for each shard.",
+            help="HTTP port; the next five are used too, with --tp one more for each shard, and "
+            "with --gateways those from the sixteenth on.",
         ),
     ] = None,
     name: Annotated[
@@ -148,6 +156,7 @@ def up(
         attention=attention,
         policy=policy,
         access_log=access_log,
+        processes=gateways,
         disk_folder=kv_disk,
         disk_gib=kv_disk_gib,
         model=model,
@@ -206,7 +215,7 @@ def _welcome(cluster: Cluster, status: ClusterStatus, ready_s: float, detached: 
     rows = [
         ("OpenAI API", f"{first.http_url}/v1    (try it: {first.http_url}/docs)"),
         *(("", f"{other.http_url}/v1") for other in others),
-        ("SDK", first.gateway_address),
+        ("SDK", " ".join(first.gateway_addresses)),
         (
             "next",
             f"spsctl chat{option} | spsctl status{option} | "

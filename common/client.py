@@ -23,7 +23,7 @@ from sps2.common.api import (
     Tokenize,
 )
 from sps2.common.api.collect import collect_chat, collect_completion
-from sps2.common.bus.peer import Peer
+from sps2.common.bus.gateways import Gateways
 from sps2.common.client_parameters import (
     ChatParameters,
     CompletionParameters,
@@ -57,14 +57,14 @@ _OF_THE_CLIENT = {"timeout_s": "timeout_s", "timeout": "timeout_s", "connect_s":
 
 
 class AsyncClient:
-    """A client of the cluster whose gateway is at `address`. Close it, or use `async with`.
+    """A client of the cluster with a gateway at `address`. Close it, or use `async with`.
 
     All calls raise the errors of `sps2.common.errors`.
     """
 
     def __init__(
         self,
-        address: str = ADDRESS,
+        address: str | Sequence[str] = ADDRESS,
         bus: Bus | None = None,
         *,
         connect_s: float | None = CONNECT_S,
@@ -73,7 +73,8 @@ class AsyncClient:
         """The client connects at the first call.
 
         Args:
-            address: of the gateway on the bus; `spsctl up` prints it as SDK.
+            address: of the gateway on the bus; `spsctl up` prints it as SDK. Of several gateways
+                all: a call goes to one that answers.
             bus: names this client's keys if the cluster has keys: `Bus(keys="alice.key")`. None
                 uses the keys that SPS2_KEYS names.
             connect_s: how long a call waits for a gateway that does not answer before it raises
@@ -82,7 +83,8 @@ class AsyncClient:
                 from its start to its last chunk. None: no limit for completions and chats, 30 s
                 for all other calls.
         """
-        self._peer = Peer(address, bus or environment_bus(), "gateway", connect_s=connect_s)
+        addresses = [address] if isinstance(address, str) else address
+        self._peer = Gateways(addresses, bus or environment_bus(), connect_s=connect_s)
         self._timeout_s = timeout_s
 
     async def complete(
@@ -207,7 +209,7 @@ class Client:
 
     def __init__(
         self,
-        address: str = ADDRESS,
+        address: str | Sequence[str] = ADDRESS,
         bus: Bus | None = None,
         *,
         connect_s: float | None = CONNECT_S,
@@ -216,7 +218,8 @@ class Client:
         """Arguments are those of `AsyncClient`.
 
         Args:
-            address: of the gateway on the bus; `spsctl up` prints it as SDK.
+            address: of the gateway on the bus; `spsctl up` prints it as SDK. Of several gateways
+                all: a call goes to one that answers.
             bus: names this client's keys if the cluster has keys: `Bus(keys="alice.key")`. None
                 uses the keys that SPS2_KEYS names.
             connect_s: how long a call waits for a gateway that does not answer before it raises

@@ -144,7 +144,7 @@ class Recorder:
     """
 
     def __init__(self, service: str, kept: int) -> None:
-        self._service = service
+        self.service = service
         self._kept = kept
         self._pages: OrderedDict[str, Page] = OrderedDict()
         self._refused: OrderedDict[str, None] = OrderedDict()
@@ -177,7 +177,7 @@ class Recorder:
         """The spans of all requests whose ids begin with the answer's."""
         now_s = time.monotonic()
         found = [
-            note.span(self._service, now_s)
+            note.span(self.service, now_s)
             for name, page in list(self._pages.items())
             if name.startswith(request.answer)
             for entry in list(page)

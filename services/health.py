@@ -19,6 +19,7 @@ from pathlib import Path
 from sps2.common import config
 from sps2.common.bus.addresses import address_of
 from sps2.common.bus.peer import Peer
+from sps2.common.bus.telemetry import role_of
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, ServiceError
 from sps2.common.messages import Describe, Info
@@ -48,8 +49,9 @@ def address(cluster: Cluster, service: str, host: str | None) -> str:
                 "that are free"
             )
         return f"tcp://{address_of(host or cluster.host)}:{port}"
+    gateways = cluster.gateway_names()
     ports = {
-        "gateway": cluster.gateway.bus_port,
+        **{each: cluster.gateway_port_of(number) for number, each in enumerate(gateways)},
         "scheduler": cluster.scheduler.bus_port,
         "kvdir": cluster.kvdir.bus_port,
     }
@@ -57,7 +59,7 @@ def address(cluster: Cluster, service: str, host: str | None) -> str:
         ports["joining"] = cluster.joining.first_port + 2
     if service not in ports:
         raise Invalid(f"there is no service {service!r}; there are {', '.join(ports)} and shards")
-    return f"tcp://{address_of(host or cluster.host_of(service))}:{ports[service]}"
+    return f"tcp://{address_of(host or cluster.host_of(role_of(service)))}:{ports[service]}"
 
 
 async def drained(

@@ -46,7 +46,7 @@ class About:
     index: int = 0
     """The shard that this process belongs to."""
     rank: int = 0
-    """Which process of the shard; the first leads."""
+    """Which process of the shard, the first leads; or which of several gateways."""
     neighbours: Neighbours = ALONE
     missing: Callable[[], str] = lambda: ""
     """What the service waits for, in words; empty when it can work."""
@@ -153,7 +153,10 @@ def _arguments(name: str) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, help="TOML configuration of the cluster")
     if is_shard(name):
         parser.add_argument("--index", type=int, default=0, help="which shard this is")
-        parser.add_argument("--rank", type=int, default=0, help="which process of the shard")
+    if is_shard(name) or name == "gateway":
+        of = "of several gateways" if name == "gateway" else "process of the shard"
+        parser.add_argument("--rank", type=int, default=0, help=f"which {of}")
+    if is_shard(name):
         parser.add_argument(
             "--here",
             type=lambda names: names.split(","),

@@ -16,6 +16,7 @@ from sps2.cli.launch import SERVER, Progress, ServiceDied, Started
 from sps2.cli.runs import Joined, RunFolder
 from sps2.cli.supervisor_process import SupervisorProcess
 from sps2.common import config, keys, machine
+from sps2.common.bus.gateways import Gateways
 from sps2.common.bus.peer import Peer
 from sps2.common.config import Cluster, DeviceName, Joining
 from sps2.common.errors import Invalid, Refused, ServiceError
@@ -156,7 +157,7 @@ class Here:
             Refused: it took longer than `timeout_s`.
         """
         end_s = time.monotonic() + timeout_s
-        gateway = Peer(self.cluster.gateway_address, self.cluster.bus, "gateway", connect_s=ASK_S)
+        gateway = self._gateway()
         try:
             while not await self._are_in(gateway):
                 on_change(self.progress)
@@ -172,10 +173,13 @@ class Here:
 
     async def problem(self) -> str:
         """What keeps the cluster from using all of its shards, in words; empty if nothing does."""
+        gateway = self._gateway()
         try:
-            status = await ask(self.cluster, self.cluster.gateway_address, ShowCluster())
+            status = await gateway.call(ShowCluster(), ASK_S)
         except ServiceError as error:
             return f"the cluster does not answer, and is waited for ({error})"
+        finally:
+            await gateway.close()
         return status.waiting_for or status.missing
 
     async def retire(self) -> None:
@@ -186,7 +190,10 @@ class Here:
         """End the shards; returns when they have ended."""
         self._supervisor.stop()
 
-    async def _are_in(self, gateway: Peer) -> bool:
+    def _gateway(self) -> Gateways:
+        return Gateways(self.cluster.gateway_addresses, self.cluster.bus, connect_s=ASK_S)
+
+    async def _are_in(self, gateway: Gateways) -> bool:
         try:
             status = await gateway.call(ShowCluster(), ASK_S)
         except ServiceError:

@@ -43,7 +43,7 @@ async def run_live(
     Raises:
         Refused, PeerLost: the cluster is not ready, or serves others.
     """
-    async with AsyncClient(cluster.gateway_address, cluster.bus) as client:
+    async with AsyncClient(cluster.gateway_addresses, cluster.bus) as client:
         status = await client.status()
         if status.requests:
             raise Refused("the cluster is serving others: try again when it is idle")
@@ -69,7 +69,7 @@ async def lone_s(cluster: Cluster) -> float:
     It tells how fast a shared machine is, which changes from minute to minute.
     """
     turn = Turn(0.0, LONE_TOKENS, 1)
-    async with AsyncClient(cluster.gateway_address, cluster.bus) as client:
+    async with AsyncClient(cluster.gateway_addresses, cluster.bus) as client:
         prompts = Prompts()
         jobs = [Job(turn, _prompt(prompts, turn, 64, number)) for number in range(LONE)]
         load = Load(jobs, Sdk(client, _fields()), max_concurrency=1)
@@ -86,7 +86,7 @@ async def live_setup(cluster: Cluster, profile: Path, model: str = "") -> Setup:
     Args:
         model: as for `models.shape_of`; by default the cluster's.
     """
-    async with AsyncClient(cluster.gateway_address, cluster.bus) as client:
+    async with AsyncClient(cluster.gateway_addresses, cluster.bus) as client:
         status = await client.status()
     made = configured(Wanted(model or cluster.model, profile=profile), cluster)
     pages = min((shard.pages for shard in status.shards if shard.pages), default=0)

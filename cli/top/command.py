@@ -15,7 +15,7 @@ from sps2.cli.top.controls import Controls
 from sps2.cli.top.monitor import Monitor
 from sps2.cli.top.snapshot import Picture
 from sps2.cli.top.view import view
-from sps2.common.bus.peer import Peer
+from sps2.common.bus.gateways import Gateways
 from sps2.common.bus.telemetry import Subscriber
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, ServiceError
@@ -70,7 +70,7 @@ async def _watch(cluster: Cluster, once: bool, as_json: bool) -> None:
 async def _informed(monitor: Monitor, cluster: Cluster) -> AsyncIterator[asyncio.Event]:
     """Feed the monitor within the block; the yielded event is set whenever something comes."""
     news = asyncio.Event()
-    gateway = Peer(cluster.gateway_address, cluster.bus, "gateway")
+    gateway = Gateways(cluster.gateway_addresses, cluster.bus)
 
     async def ask() -> None:
         while True:
@@ -78,7 +78,7 @@ async def _informed(monitor: Monitor, cluster: Cluster) -> AsyncIterator[asyncio
                 status = await gateway.call(ShowCluster(), DEADLINE_S)
                 monitor.take(status, time.monotonic())
             except ServiceError:
-                monitor.miss(f"the gateway at {cluster.gateway_address}")
+                monitor.miss(f"the gateway at {cluster.gateway_place}")
             news.set()
             await asyncio.sleep(ASK_S)
 

@@ -96,9 +96,13 @@ class Monitor:
         pulse = self._pulses.get(name)
         return pulse if pulse and now_s - pulse.heard_s <= self._silent_s else None
 
+    def _gateways(self, now_s: float) -> list[Pulse]:
+        names = [name for name in self._pulses if role_of(name) == "gateway"]
+        return [pulse for each in names if (pulse := self._lives(each, now_s))]
+
     def _totals(self, now_s: float, shards: tuple[Shard, ...]) -> Totals:
         known = self._known
-        gateway = self._lives("gateway", now_s) or _SILENCE
+        gateways = self._gateways(now_s)
         scheduler = self._lives("scheduler", now_s) or _SILENCE
         pulses = [pulse for each in shards if (pulse := self._lives(each.id, now_s))]
         rates = [rate for pulse in pulses if (rate := pulse.rate("prefill_tokens")) is not None]
@@ -110,13 +114,13 @@ class Monitor:
             state,
             waiting_for,
             known.missing if known and not self._problem else "",
-            gateway.rate("sps2_requests_total"),
+            _sum(each.rate("sps2_requests_total") for each in gateways),
             sum(rates) if rates else None,
-            gateway.rate("sps2_generation_tokens_total"),
-            gateway.gauge("ttft_p50_s"),
-            gateway.gauge("ttft_p99_s"),
-            gateway.gauge("tbt_p50_s"),
-            gateway.gauge("tbt_p99_s"),
+            _sum(each.rate("sps2_generation_tokens_total") for each in gateways),
+            _longest(each.gauge("ttft_p50_s") for each in gateways),
+            _longest(each.gauge("ttft_p99_s") for each in gateways),
+            _longest(each.gauge("tbt_p50_s") for each in gateways),
+            _longest(each.gauge("tbt_p99_s") for each in gateways),
             scheduler.count("requests_waiting"),
             scheduler.count("requests_running"),
             _hidden(*pulses),
@@ -216,6 +220,10 @@ def _place(shard: str) -> tuple[int, int, str]:
 def _sum(parts: Iterable[float | None]) -> float | None:
     known = [part for part in parts if part is not None]
     return sum(known) if known else None
+
+
+def _longest(parts: Iterable[float | None]) -> float | None:
+    return max((part for part in parts if part is not None), default=None)
 
 
 def _hidden(*pulses: Pulse) -> float | None:

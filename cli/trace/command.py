@@ -15,7 +15,7 @@ from sps2.cli.target import ConfigOption, NameOption, reachable
 from sps2.cli.top.format import count, elapsed, latency
 from sps2.cli.trace.drawing import draw
 from sps2.cli.trace.perfetto import events
-from sps2.common.bus.peer import Peer
+from sps2.common.bus.gateways import Gateways
 from sps2.common.config import Cluster
 from sps2.common.messages import ListTraces, Request, ShowTrace, Traces
 
@@ -84,7 +84,7 @@ def trace(
 
 
 async def _ask(cluster: Cluster, request: Request[Reply]) -> Reply:
-    peer = Peer(cluster.gateway_address, cluster.bus, "gateway")
+    peer = Gateways(cluster.gateway_addresses, cluster.bus)
     try:
         return await peer.call(request, DEADLINE_S)
     finally:

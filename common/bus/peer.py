@@ -89,9 +89,18 @@ class Peer:
         return self._calls
 
     @property
+    def is_connected(self) -> bool:
+        """Whether a call would be sent at once."""
+        return self._link is not None and not self._link.is_lost
+
+    @property
     def is_turned_away(self) -> bool:
         """Whether the service refuses this side's key."""
         return isinstance(self._refusal, Invalid)
+
+    async def connect(self) -> None:
+        """Wait until the service is connected. Raises as `call` does where it cannot be."""
+        await self._connected()
 
     async def call(self, request: Request[R], deadline_s: float | None = None) -> R:
         """Send a request and wait for the reply. Cancelling the caller's task cancels the handler.
@@ -160,7 +169,7 @@ class Peer:
             self._calls -= 1
 
     async def _connected(self) -> Link:
-        if self._connect_s is None or (self._link is not None and not self._link.is_lost):
+        if self._connect_s is None or self.is_connected:
             return await self._found()
         await require_known(self.address, self.name)
         try:

@@ -62,6 +62,7 @@ class Server:
         self._clients: dict[bytes, Client] = {}
         self._calls = 0
         self._closing = False
+        self._retired: ServiceError | None = None
 
     @property
     def calls(self) -> int:
@@ -84,6 +85,10 @@ class Server:
         self.address = self._listener.bind(address)
         self._runner = vital(asyncio.create_task(self._run(), name=f"server {self.address}"))
         return self.address
+
+    def retire(self, error: ServiceError) -> None:
+        """Answer new calls with `error`; those in work go on."""
+        self._retired = error
 
     async def close(self) -> None:
         """Notify the callers, stop listening, cancel all handlers, wait until they have ended."""
@@ -175,6 +180,8 @@ class Server:
             return
         route = self._routes.get(header.method)
         try:
+            if self._retired is not None:
+                raise type(self._retired)(*self._retired.args)
             if route is None:
                 self.counters["unknown_methods"] += 1
                 raise Invalid(f"unknown method {header.method!r}")

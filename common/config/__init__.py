@@ -11,10 +11,10 @@ from sps2.common.config.cluster import (
     is_loopback,
     load,
 )
+from sps2.common.config.gateway import Gateway
 from sps2.common.config.sections import (
     Bus,
     Directory,
-    Gateway,
     Joining,
     Kv,
     Log,

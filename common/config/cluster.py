@@ -12,10 +12,10 @@ from msgspec.structs import replace
 
 from sps2.common import machine, places
 from sps2.common.config.explained import explained
+from sps2.common.config.gateway import Gateway
 from sps2.common.config.sections import (
     Bus,
     Directory,
-    Gateway,
     Joining,
     Kv,
     Log,
@@ -54,6 +54,9 @@ Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 DeviceName = Literal["cpu", "cuda", "auto"]
 Quantize = Literal["none", "int8", "int4"]
 Transport = Literal["auto", "ucx", "tcp"]
+
+SECOND_GATEWAY = 16
+"""The bus port of the second gateway is this far behind the HTTP port unless configured."""
 
 ENVIRONMENT = {
     "SPS2_HOME": "one folder for models, keys, run files and logs; where it is not set, models are "
@@ -269,9 +272,31 @@ class Cluster(Section, frozen=True):
         scheme = "https" if self.gateway.tls_key else "http"
         return f"{scheme}://{self.host_of('gateway')}:{self.gateway.port}"
 
+    def gateway_names(self) -> list[str]:
+        """The names of all gateways: from the second on they end in their number."""
+        return ["gateway", *(f"gateway.{number}" for number in range(1, self.gateway.processes))]
+
+    def gateway_port_of(self, number: int) -> int:
+        """The bus port of a gateway; the first has number 0."""
+        gateway = self.gateway
+        return gateway.second_bus_port + number - 1 if number else gateway.bus_port
+
+    @property
+    def gateway_addresses(self) -> tuple[str, ...]:
+        """Where the gateways are on the bus."""
+        host = self.host_of("gateway")
+        ports = map(self.gateway_port_of, range(self.gateway.processes))
+        return tuple(f"tcp://{host}:{port}" for port in ports)
+
+    @property
+    def gateway_place(self) -> str:
+        """Where the gateways are, in words."""
+        return " and ".join(self.gateway_addresses)
+
     @property
     def gateway_address(self) -> str:
-        return f"tcp://{self.host_of('gateway')}:{self.gateway.bus_port}"
+        """Where the first gateway is on the bus."""
+        return self.gateway_addresses[0]
 
     @property
     def scheduler_address(self) -> str:
@@ -365,4 +390,7 @@ def _with_ports(tables: dict[str, Any], port: int) -> dict[str, Any]:
         else:
             table.setdefault(key, port + offset)
     tables.setdefault("meeting_port", port + len(places))
+    gateway, second = tables["gateway"], port + SECOND_GATEWAY
+    if isinstance(gateway, dict) and second <= 65535:
+        gateway.setdefault("second_bus_port", second)
     return tables

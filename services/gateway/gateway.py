@@ -48,6 +48,7 @@ from sps2.services.gateway.limits import check_ids
 from sps2.services.gateway.logprobs import vocabulary_of
 from sps2.services.gateway.monitoring.request_metrics import Metrics
 from sps2.services.gateway.monitoring.traces import AnswerTraces
+from sps2.services.gateway.names import RANDOM, Names
 from sps2.services.gateway.progress import Prompts
 from sps2.services.gateway.prompt_tokens import prompt_tokens
 from sps2.services.gateway.running import Running
@@ -88,14 +89,16 @@ class Gateway:
         slots: Slots,
         metrics: Metrics,
         traces: AnswerTraces,
+        names: Names = RANDOM,
     ) -> None:
+        self.names = names
         self.served = served
         self.metrics = metrics
         self.running = running
         self._tokenizer = tokenizer
         self._slots = slots
         self._traces = traces
-        self._turns = TurnMemory(tokenizer)
+        self.turns = TurnMemory(tokenizer)
 
     async def complete(
         self,
@@ -168,7 +171,7 @@ class Gateway:
             since_s = time.monotonic()
             scope = _scope(request, account)
             with trail.during("tokenise"):
-                recall = self._turns.recall(scope)
+                recall = self.turns.recall(scope)
                 order = await order_chat(request, name, self.served, self._tokenizer, recall)
             ordered()
             if account is not None:
@@ -183,7 +186,7 @@ class Gateway:
             )
             prompts = Prompts(order.jobs)
             counted = UsageSoFar(request, order, records)
-            listener = self._turns.listener(request, scope, order.jobs)
+            listener = self.turns.listener(request, scope, order.jobs)
             writer = ChatWriter(request, order.reading, vocabulary_of(request, self._tokenizer))
             begun: set[int] = set()
             with _spending(account, order, records):
@@ -254,7 +257,7 @@ class Gateway:
         self, request: EstimateRequest, name: str, account: Account | None = None
     ) -> Estimate:
         """What is predicted of a request, without running it."""
-        recall = self._turns.recall(_scope(request, account))
+        recall = self.turns.recall(_scope(request, account))
         job = await order_estimate(request, name, self.served, self._tokenizer, recall)
         if account is not None:
             (job,) = account.own([job.prompt], [job])
@@ -273,7 +276,7 @@ class Gateway:
 
     async def pin(self, request: PinPrompt, name: str) -> Pinned:
         """Keep the cached pages of a prompt on disk, or do so no longer."""
-        recall = self._turns.recall(_scope(request.asked, None))
+        recall = self.turns.recall(_scope(request.asked, None))
         job = await order_estimate(request.asked, name, self.served, self._tokenizer, recall)
         return await self.running.pin(job, request.keep)
 
@@ -281,7 +284,7 @@ class Gateway:
         """How many tokens the prompt of a chat has."""
         self.served.check_model(request.model)
         most = TOKENIZED_CONTEXTS * self.served.max_context
-        recall = self._turns.recall(_scope(request, account))
+        recall = self.turns.recall(_scope(request, account))
         prompt, _ = await prompt_of_chat(request, self.served, self._tokenizer, most, recall)
         return len(prompt)
 

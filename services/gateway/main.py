@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,30 +11,41 @@ from pathlib import Path
 
 import zmq.asyncio
 
+from sps2.common.bus.gateways import GATEWAY
 from sps2.common.bus.peer import Peer, Server
 from sps2.common.config import Cluster
-from sps2.common.errors import PeerLost
+from sps2.common.errors import Invalid, PeerLost
 from sps2.common.keys import API_KEYS, beside
 from sps2.common.model.config import read
 from sps2.common.model.generation import SamplingDefaults, sampling_defaults
 from sps2.common.models import fingerprint, item_bytes, locate, model_id
 from sps2.common.text.tokens import Tokenizer
+from sps2.services.gateway.draining import drained
 from sps2.services.gateway.gateway import Gateway
 from sps2.services.gateway.http import server as http
 from sps2.services.gateway.http.app import application
 from sps2.services.gateway.http.body import Bodies
+from sps2.services.gateway.http.server import Front
 from sps2.services.gateway.http.sse import KEEP_ALIVE_S
 from sps2.services.gateway.keys.api_keys import Register
 from sps2.services.gateway.model_card import card_of
 from sps2.services.gateway.monitoring.cluster import Observer
 from sps2.services.gateway.monitoring.export import Export, sender
 from sps2.services.gateway.monitoring.federation import Federation
+from sps2.services.gateway.monitoring.pages import Pages
 from sps2.services.gateway.monitoring.readiness import AWAY_S, Readiness
 from sps2.services.gateway.monitoring.request_metrics import Build, Metrics
 from sps2.services.gateway.monitoring.traces import AnswerTraces
+from sps2.services.gateway.names import Names
+from sps2.services.gateway.others.gateways import Others, place_of
+from sps2.services.gateway.others.inside import Inside
+from sps2.services.gateway.others.talk import Talk
+from sps2.services.gateway.protocols.batches.anywhere import Anywhere as BatchesAnywhere
 from sps2.services.gateway.protocols.batches.runner import Batches
 from sps2.services.gateway.protocols.batches.store import Store
+from sps2.services.gateway.protocols.responses.anywhere import Anywhere as ResponsesAnywhere
 from sps2.services.gateway.protocols.responses.store import Responses
+from sps2.services.gateway.repeats import Repeats
 from sps2.services.gateway.running import Running
 from sps2.services.gateway.served_model import Served
 from sps2.services.gateway.service import GatewayService
@@ -45,23 +57,29 @@ from sps2.services.run import About, sending_heartbeats
 
 log = logging.getLogger(__name__)
 
+ENDING = PeerLost(GATEWAY, "the gateway is shutting down")
+
 
 async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
     """Run until `stop`. Raises Invalid if the model, a port or a key cannot be used."""
-    http.require_certificate(cluster.gateway)
-    listener = http.listen(about.host, cluster.gateway.port)
+    settings = cluster.gateway
+    if settings.processes > 1 and sys.platform != "linux":
+        raise Invalid("several gateways on one port need Linux: leave out gateway.processes")
+    http.require_certificate(settings)
+    listener = http.listen(about.host, settings.port, settings.processes > 1)
     with listener:
         folder = locate(cluster.model)
         parts = Parts(cluster, about, folder)
         give_back()
         async with (
             sending_heartbeats(about, cluster),
-            parts.running(about.listen_at(cluster.gateway.bus_port)),
-            http.serving(parts.app, listener, cluster.gateway, parts.metrics.connection_dropped),
+            parts.running(about.listen_at(cluster.gateway_port_of(about.rank))),
+            http.serving(parts.app, listener, settings, parts.metrics.connection_dropped) as front,
         ):
             about.started = True
             await stop.wait()
-            parts.end(PeerLost("gateway", "the gateway is shutting down"))
+            await parts.drained(front, settings.drain_s)
+            parts.end(ENDING)
 
 
 class Parts:
@@ -88,6 +106,9 @@ class Parts:
         self._send_s = cluster.gateway.send_s
         self._telemetry = cluster.subscribe_address
         self._context = zmq.asyncio.Context()
+        self._others = Others(cluster, about.rank)
+        self._place = place_of(cluster, about.rank)
+        number = about.rank if self._others else None
         self._scheduler = Peer(cluster.scheduler_address, cluster.bus, "scheduler", self._context)
         self._directory = Peer(cluster.kvdir_address, cluster.bus, "kvdir", self._context)
         self._shards = Shards(cluster.bus, self._context)
@@ -112,11 +133,11 @@ class Parts:
             Slots(cluster.gateway.max_requests),
             self.metrics,
             self._traces,
+            Names(number),
         )
         self.readiness = Readiness(self._scheduler, cluster.bus, away_s)
         self.metrics.ready.set_function(lambda: float(self.readiness.serves))
         self._federation = Federation(cluster.bus)
-        self.metrics.registry.register(self._federation)
         about.missing, about.counters = self.readiness.waiting_for, self.metrics.gauges
         self._joining = Peer(cluster.joining_address, cluster.bus, "joining", self._context)
         observer = Observer(
@@ -126,6 +147,7 @@ class Parts:
             self._directory,
             self._joining if cluster.joining.first_port else None,
             self._shards,
+            self._others,
         )
         self._service = GatewayService(
             self.gateway,
@@ -135,15 +157,26 @@ class Parts:
             about.describe,
             self._scheduler,
             self._directory,
+            self._others,
         )
         self._about = about
         self.batches = Batches(
             self.gateway,
-            Store(cluster.gateway.files_bytes),
+            Store(cluster.gateway.files_bytes, names=Names(number)),
             self.readiness.obstacle,
             cluster.gateway.batch_requests,
             cluster.gateway.max_body_bytes,
         )
+        register = _register(cluster)
+        stored = Responses(
+            cluster.gateway.stored_responses_bytes, cluster.gateway.stored_responses_s
+        )
+        self._repeats = Repeats(
+            cluster.gateway.repeatable_bytes, cluster.gateway.repeatable_s, self._others
+        )
+        self._talk = Talk(self._others, register, self.gateway.turns)
+        self._files = BatchesAnywhere(self.batches, self._others)
+        self._responses = ResponsesAnywhere(stored, self._others)
         self.app = application(
             self.gateway,
             self.readiness.obstacle,
@@ -153,34 +186,42 @@ class Parts:
             bodies=Bodies(
                 cluster.gateway.max_body_bytes, cluster.gateway.max_bodies_bytes, served.max_context
             ),
-            batches=self.batches,
+            batches=self._files,
+            page=Pages(self.metrics, self._federation, self._others).page,
+            repeats=self._repeats,
             keep_alive_s=keep_alive_s,
-            register=_register(cluster),
+            register=register,
             names=(cluster.gateway.host, cluster.host, *cluster.gateway.allowed_hosts),
             origins=cluster.gateway.cors_origins,
-            responses=Responses(
-                cluster.gateway.stored_responses_bytes, cluster.gateway.stored_responses_s
-            ),
+            responses=self._responses,
             logged=cluster.gateway.access_log,
         )
 
     @asynccontextmanager
     async def running(self, address: str) -> AsyncIterator[str]:
         """Serve on the bus at `address` while the block runs; yields the bound address."""
-        server = Server(
+        server = self._server = Server(
             [self._service, self._about],
             self._bus,
             self._context,
             audience="clients",
             send_s=self._send_s,
         )
+        inside = Inside(self.gateway, self._traces)
+        inner = Server(
+            [inside, self._talk, self._files, self._responses, self._repeats, self._about],
+            self._bus,
+        )
         tasks = [
             asyncio.create_task(self.readiness.watch()),
             asyncio.create_task(self._federation.listen(self._telemetry)),
+            asyncio.create_task(self._talk.run()),
         ]
         if self._export is not None:
             tasks.append(asyncio.create_task(self._export.run()))
         try:
+            if self._others:
+                await inner.start(self._place)
             bound = await server.start(address)
             yield bound
         finally:
@@ -188,8 +229,16 @@ class Parts:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.batches.close()
+            await self._repeats.close()
             await server.close()
-            for peer in (self._scheduler, self._directory, self._joining, self._shards):
+            await inner.close()
+            for peer in (
+                self._scheduler,
+                self._directory,
+                self._joining,
+                self._shards,
+                self._others,
+            ):
                 await peer.close()
             self._context.destroy(linger=0)
 
@@ -201,6 +250,21 @@ class Parts:
         export = Export(to, cluster.tracing.otlp_share, self._traces.show, self.metrics.traces)
         self._traces.ended = export.ended
         return export
+
+    async def drained(self, front: Front, within_s: float) -> None:
+        """Take no more requests, and wait for the answers in work, at most `within_s`."""
+        self._about.missing = lambda: "the end of its last answers"
+        self._server.retire(ENDING)
+        await front.retire()
+
+        def is_idle() -> bool:
+            is_asked = self._service.answering or self._repeats.are_awaited
+            return front.is_idle() and not is_asked
+
+        def serves() -> bool:
+            return self.readiness.serves and self._scheduler.is_connected
+
+        await drained(is_idle, serves, within_s)
 
     def end(self, error: PeerLost) -> None:
         """End every answer in work with `error`."""

@@ -1,8 +1,8 @@
 """The gateway on the bus: handlers for the SDK and spsctl."""
 
-import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, suppress
+from typing import TypeVar
 
 from sps2.common.api import (
     ChatChunk,
@@ -18,10 +18,9 @@ from sps2.common.api import (
     Tokenize,
     Tokens,
 )
-from sps2.common.api.answer_ids import NAME_CHARS
 from sps2.common.api.pins import PinPrompt
 from sps2.common.bus.peer import Peer
-from sps2.common.errors import Refused
+from sps2.common.errors import Invalid, PeerLost, Refused
 from sps2.common.messages import (
     CancelRequest,
     ClusterStatus,
@@ -48,11 +47,9 @@ from sps2.services.gateway.gateway import Gateway
 from sps2.services.gateway.monitoring.cluster import Observer
 from sps2.services.gateway.monitoring.readiness import Readiness
 from sps2.services.gateway.monitoring.traces import AnswerTraces
+from sps2.services.gateway.others.gateways import Others
 
-
-def new_name() -> str:
-    """A random name for an answer: 12 hexadecimal digits."""
-    return secrets.token_hex(NAME_CHARS // 2)
+T = TypeVar("T")
 
 
 class GatewayService:
@@ -61,6 +58,9 @@ class GatewayService:
     Args:
         describe: this process's description of itself.
         scheduler, directory: on the bus.
+
+    Attributes:
+        answering: how many answers are in work.
     """
 
     def __init__(
@@ -72,7 +72,9 @@ class GatewayService:
         describe: Callable[[Describe], Awaitable[Info]],
         scheduler: Peer,
         directory: Peer,
+        others: Others,
     ) -> None:
+        self.answering = 0
         self._gateway = gateway
         self._readiness = readiness
         self._observer = observer
@@ -80,24 +82,23 @@ class GatewayService:
         self._describe = describe
         self._scheduler = scheduler
         self._directory = directory
+        self._others = others
 
     async def complete(self, request: CompletionRequest) -> AsyncIterator[CompletionChunk]:
-        await self._check_ready()
-        chunks = self._gateway.complete(request, new_name())
-        async with aclosing(chunks):
-            async for chunk in chunks:
+        chunks = self._gateway.complete(request, self._gateway.names())
+        async with aclosing(self._answer(chunks)) as answer:
+            async for chunk in answer:
                 yield chunk
 
     async def chat(self, request: ChatRequest) -> AsyncIterator[ChatChunk]:
-        await self._check_ready()
-        chunks = self._gateway.chat(request, new_name())
-        async with aclosing(chunks):
-            async for chunk in chunks:
+        chunks = self._gateway.chat(request, self._gateway.names())
+        async with aclosing(self._answer(chunks)) as answer:
+            async for chunk in answer:
                 yield chunk
 
     async def estimate_request(self, request: EstimateRequest) -> Estimate:
         await self._check_ready()
-        return await self._gateway.estimate(request, new_name())
+        return await self._gateway.estimate(request, self._gateway.names())
 
     async def tokenize(self, request: Tokenize) -> Tokens:
         return await self._gateway.tokenize(request)
@@ -112,10 +113,18 @@ class GatewayService:
         return await self._observer.status(await self._describe(Describe()))
 
     async def show_trace(self, request: ShowTrace) -> Trace:
-        return await self._traces.show(request.request)
+        try:
+            return await self._traces.show(request.request)
+        except Invalid:
+            for peer in self._others.peers.values():
+                with suppress(Invalid, PeerLost):
+                    return await self._others.call(peer, request)
+            raise
 
     async def list_traces(self, request: ListTraces) -> Traces:
-        return self._traces.listed()
+        found = await self._others.all(self._traces.listed(), request)
+        traces = (trace for listed in found for trace in listed.traces)
+        return Traces(tuple(sorted(traces, key=lambda trace: trace.age_s)))
 
     async def record(self, request: Record) -> AsyncIterator[Recorded]:
         async with self._scheduler.stream(request) as items:
@@ -137,14 +146,26 @@ class GatewayService:
         return await self._directory.call(request)
 
     async def pin_prompt(self, request: PinPrompt) -> Pinned:
-        return await self._gateway.pin(request, new_name())
+        return await self._gateway.pin(request, self._gateway.names())
 
     async def unpin_all(self, request: UnpinAll) -> Pinned:
         return await self._directory.call(request)
 
     async def cancel_request(self, request: CancelRequest) -> Done:
+        if (holder := self._others.holder(request.request)) is not None:
+            return await self._others.call(holder, request)
         self._gateway.running.cancel(request.request)
         return Done()
+
+    async def _answer(self, chunks: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+        self.answering += 1
+        try:
+            async with aclosing(chunks):
+                await self._check_ready()
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            self.answering -= 1
 
     async def _check_ready(self) -> None:
         if reason := await self._readiness.obstacle():

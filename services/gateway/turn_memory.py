@@ -10,7 +10,7 @@ import json
 import threading
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -29,6 +29,9 @@ MOST_BYTES = 64 << 20
 """Bytes of their tokens at most."""
 TURN_BYTES = 256
 """Estimated bytes of an answer in the memory besides its tokens."""
+
+
+Remembered = Callable[[bytes, Sequence[int], str], None]
 
 
 class Scope(NamedTuple):
@@ -55,6 +58,9 @@ class TurnMemory:
     """The tokens of answers that may come back, within limits of number and bytes.
 
     Any thread may use it: long conversations are tokenised in threads.
+
+    Attributes:
+        remembered: called with every answer that is learnt.
     """
 
     def __init__(
@@ -66,6 +72,10 @@ class TurnMemory:
         self._turns: OrderedDict[bytes, _Turn] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
+        self.remembered: Remembered = lambda key, ids, opening: None
+
+    def __len__(self) -> int:
+        return len(self._turns)
 
     def recall(self, scope: Scope) -> Recall:
         """Finds what was sampled for messages of conversations of this scope."""
@@ -94,8 +104,18 @@ class TurnMemory:
         """Remembers the answers to a request, each as it ends."""
         return Listener(self, request, scope, jobs, self._tokenizer)
 
+    def turns(self) -> "list[tuple[bytes, array[int], str]]":
+        """All that is remembered, as `add` takes it, the least recently used first."""
+        with self._lock:
+            return [(key, *turn) for key, turn in self._turns.items()]
+
+    def learn(self, key: bytes, ids: Sequence[int], opening: str) -> None:
+        """Remember the tokens of an answer that was made here; see `_key`."""
+        self.add(key, ids, opening)
+        self.remembered(key, ids, opening)
+
     def add(self, key: bytes, ids: Sequence[int], opening: str) -> None:
-        """Remember the tokens of an answer; see `_key`."""
+        """Remember the tokens of an answer, wherever it was made."""
         turn = _Turn(array("i", ids), opening)
         with self._lock:
             if (before := self._turns.pop(key, None)) is not None:
@@ -190,7 +210,7 @@ class Listener:
             return
         opening = tokenizer.opening(bool(self._request.tools), variables_of(self._request))
         if opening:
-            self._memory.add(_key(self._scope, content, thoughts, calls), heard.ids, opening)
+            self._memory.learn(_key(self._scope, content, thoughts, calls), heard.ids, opening)
 
 
 def _key(scope: Scope, content: str, thoughts: str, calls: Sequence[Call]) -> bytes:

@@ -132,7 +132,7 @@ def drawn(number: int, bank: Sequence[Known], streams: int) -> list[Plan]:
     return plans
 
 
-async def run(plan: Plan, address: str, url: str) -> Seen:
+async def run(plan: Plan, address: str | Sequence[str], url: str) -> Seen:
     """Be the client of one stream, to its end."""
     seen = Seen(plan)
     await asyncio.sleep(plan.after_s)
@@ -157,7 +157,7 @@ def _request(plan: Plan) -> tuple[list[int], dict[str, Any]]:
     return prompt, {"max_tokens": plan.tokens, "temperature": 0, "logprobs": 0, "ignore_eos": True}
 
 
-async def _over_bus(plan: Plan, address: str, seen: Seen) -> None:
+async def _over_bus(plan: Plan, address: str | Sequence[str], seen: Seen) -> None:
     prompt, parameters = _request(plan)
     async with (
         AsyncClient(address, connect_s=60.0) as client,

@@ -41,7 +41,7 @@ async def spsctl(*arguments: str) -> tuple[int, str]:
 
 
 async def under_load(
-    address: str,
+    address: str | Sequence[str],
     url: str,
     bank: Sequence[load.Known],
     every_s: float,
@@ -83,10 +83,10 @@ def _told(seen: Sequence[load.Seen], since_s: float) -> str:
 
 
 async def _run(cluster: config.Cluster, rate: float, services: Sequence[str]) -> int:
-    async with AsyncClient(cluster.gateway_address) as client:
+    async with AsyncClient(cluster.gateway_addresses) as client:
         bank = await load.known(client, BANK)
     since_s = time.monotonic()
-    address, url = cluster.gateway_address, cluster.http_url
+    address, url = cluster.gateway_addresses, cluster.http_url
     status, output, seen = await under_load(
         address, url, bank, 1 / rate, lambda: spsctl("restart", *services)
     )
@@ -102,6 +102,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=4.0, help="streams a second")
     parser.add_argument("--prefill", type=int, default=2)
     parser.add_argument("--decode", type=int, default=3)
+    parser.add_argument("--gateways", type=int, default=1, help="one alone is not restarted")
     parser.add_argument(
         "--drain-s", type=float, default=20.0, help="after which a shard hands its answers over"
     )
@@ -110,6 +111,7 @@ def main() -> int:
         os.environ["SPS2_HOME"] = named
         write_checkpoint("smollm2", model := Path(named) / "checkpoint")
         port = ports.free_base()
+        gateways = {"processes": arguments.gateways}
         with running_cluster(
             name=f"rolling-{port}",
             port=port,
@@ -119,6 +121,7 @@ def main() -> int:
             transport="tcp",
             prefill=arguments.prefill,
             decode=arguments.decode,
+            gateway=gateways,
             scheduler={
                 "prefill_span_tokens": 16,
                 "decode_span_tokens": 64,
@@ -127,7 +130,9 @@ def main() -> int:
             sharing={"gflops": 1.0, "link_latency_s": 0.0},
             kv={"page_tokens": 16, "pool_tokens": 8192},
         ):
-            return asyncio.run(_run(config.load(port=port), arguments.rate, arguments.services))
+            return asyncio.run(
+                _run(config.load(port=port, gateway=gateways), arguments.rate, arguments.services)
+            )
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ def test_services_and_shards_are_dealt_in_order(tmp_path: Path) -> None:
     )
     with pytest.raises(Invalid, match="spsctl keys init"):
         effective(None, found)
+    several = load(gateway={"processes": 2}, **found.shards())
+    assert found.places(several)["gateway.1"].name == "alpha"
     cluster = found.addressed(load(tp=2, **found.shards()))
     assert {name: host.name for name, host in found.places(cluster).items()} == {
         **{"gateway": "alpha", "scheduler": "alpha", "kvdir": "beta"},

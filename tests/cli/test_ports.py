@@ -54,6 +54,16 @@ def test_one_port_for_two_keys_is_refused() -> None:
         ports.require_free(Cluster(gateway=Gateway(port=8001)))
 
 
+def test_each_gateway_has_a_port_on_the_bus(taken: int) -> None:
+    several = {"processes": 3, "second_bus_port": taken}
+    cluster = config.load(port=ports.free_base(), gateway=several)
+    found = {use.service: use.port for use in ports.uses(cluster) if "bus" in use.key}
+    assert [found["gateway.1"], found["gateway.2"]] == [taken, taken + 1]
+    with pytest.raises(Invalid, match=rf"port {taken} \(gateway.second_bus_port\)"):
+        ports.require_free(cluster)
+    ports.require_free(config.load(port=ports.free_base(), gateway={"processes": 5}))
+
+
 def test_an_ipv6_address_is_refused_before_anything_starts() -> None:
     with pytest.raises(Invalid, match=r"::1 has no IPv4 address here .* IPv6 is not supported"):
         ports.require_free(config.load(host="::1"))

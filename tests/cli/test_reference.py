@@ -33,6 +33,7 @@ VALUES = {
     "port": 9000,
     "policy": "fcfs",
     "access_log": "all",
+    "gateways": 3,
     "kv_disk": "/var/cache/kv",
     "kv_disk_gib": 2.5,
 }

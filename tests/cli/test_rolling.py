@@ -49,7 +49,8 @@ def test_directory_and_scheduler_come_first_and_the_only_gateway_stays() -> None
         "decode-0",
         "decode-1",
     ]
-    assert restarted_together(["gateway", "gateway-1", "kvdir"], [])[1:] == ["gateway", "gateway-1"]
+    assert restarted_together(["gateway", "gateway.1", "kvdir"], [])[1:] == ["gateway", "gateway.1"]
+    assert restarted_together(["gateway", "gateway.1"], ["gateway.1"]) == ["gateway.1"]
 
 
 def test_a_shard_of_several_processes_is_restarted_once() -> None:

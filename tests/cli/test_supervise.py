@@ -155,6 +155,16 @@ def test_a_shard_of_several_processes_is_one_unit(folder: RunFolder) -> None:
     assert commands(cluster, folder)["decode-0.2"].argv[-4:] == ("--index", "0", "--rank", "2")
 
 
+def test_gateways_are_units_of_their_own(folder: RunFolder) -> None:
+    cluster = load(gateway={"processes": 3})
+    names = service_names(cluster)
+    assert names[:4] == ["gateway", "gateway.1", "gateway.2", "scheduler"]
+    assert units(names)[:3] == [["gateway"], ["gateway.1"], ["gateway.2"]]
+    argv = commands(cluster, folder)["gateway.2"].argv
+    assert (argv[2], argv[-2:]) == ("sps2.services.gateway", ("--rank", "2"))
+    assert commands(cluster, folder)["gateway.2"].environment["OMP_NUM_THREADS"] == "1"
+
+
 def test_shards_that_do_both_are_services_of_their_own(folder: RunFolder) -> None:
     cluster = load(mixed=2)
     assert service_names(cluster)[3:] == ["mixed-0", "mixed-1"]

@@ -8,7 +8,7 @@ import pytest
 
 from sps2.cli import ports
 from sps2.common.bus.peer import Server
-from sps2.common.config import Cluster, load
+from sps2.common.config import Cluster, Gateway, load
 from sps2.common.config import text as config_text
 from sps2.common.errors import Invalid, ServiceError
 from sps2.common.messages import Describe, Info
@@ -65,6 +65,8 @@ def test_where_services_are() -> None:
     found = [health.address(cluster, name, None) for name in ("gateway", "prefill-1.1")]
     assert found == ["tcp://127.0.0.1:8001", "tcp://127.0.0.1:9006"]
     assert health.address(cluster, "decode-0", "localhost") == "tcp://127.0.0.1:9008"
+    several = Cluster(gateway=Gateway(processes=2))
+    assert health.address(several, "gateway.1", None) == "tcp://127.0.0.1:8016"
     for service, said in (("gatway", "no service"), ("prefill-x", "no shard")):
         with pytest.raises(Invalid, match=said):
             health.address(cluster, service, None)

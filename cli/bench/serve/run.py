@@ -54,7 +54,7 @@ class Target:
             client = AsyncClient(self.url, connect_s=CONNECT_S)
         else:
             cluster = reachable(self.name, self.config)
-            client = AsyncClient(cluster.gateway_address, cluster.bus, connect_s=CONNECT_S)
+            client = AsyncClient(cluster.gateway_addresses, cluster.bus, connect_s=CONNECT_S)
         return Sdk(client, self.fields, self.model or "")
 
 

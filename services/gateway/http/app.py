@@ -1,6 +1,5 @@
 """The HTTP routes: decode bodies to typed requests, and encode chunks as answers."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
 from functools import partial
 from importlib.resources import files
@@ -29,15 +28,17 @@ from sps2.services.gateway.http.logprobs_json import Written
 from sps2.services.gateway.http.openapi import document, gives, takes
 from sps2.services.gateway.http.problems import NotReady, TooLarge, Unsupported
 from sps2.services.gateway.http.request_id import RequestIds, caller_of, name_of
+from sps2.services.gateway.http.resuming import Numbered, place_in, rest
 from sps2.services.gateway.http.sse import KEEP_ALIVE_S, Events, Json, Plain, Run, failed
 from sps2.services.gateway.keys.api_keys import Register
 from sps2.services.gateway.monitoring import request_metrics
 from sps2.services.gateway.protocols.anthropic import routes as anthropic
 from sps2.services.gateway.protocols.batches import routes as batch_routes
-from sps2.services.gateway.protocols.batches.runner import Batches
+from sps2.services.gateway.protocols.batches.anywhere import Anywhere as BatchesAnywhere
 from sps2.services.gateway.protocols.ollama import routes as ollama
 from sps2.services.gateway.protocols.responses import routes as response_routes
-from sps2.services.gateway.protocols.responses.store import Responses
+from sps2.services.gateway.protocols.responses.anywhere import Anywhere as ResponsesAnywhere
+from sps2.services.gateway.repeats import HEADER, MOST_CHARS, Asked, Repeats, asked
 
 T = TypeVar("T", CompletionChunk, ChatChunk)
 DOCS = (
@@ -62,11 +63,13 @@ def application(
     *,
     version: str,
     bodies: Bodies,
-    batches: Batches,
+    batches: BatchesAnywhere,
+    page: Callable[[], Awaitable[bytes]],
+    repeats: Repeats,
     keep_alive_s: float = KEEP_ALIVE_S,
     register: Register | None = None,
     names: Iterable[str] = (),
-    responses: Responses,
+    responses: ResponsesAnywhere,
     origins: Collection[str] = (),
     logged: Logged = "refused",
 ) -> ASGIApp:
@@ -75,6 +78,8 @@ def application(
     Args:
         bodies: the bodies in memory.
         batches: the batches of all clients.
+        page: the page of metrics.
+        repeats: answers that may be asked for again.
         obstacle: why no requests are accepted, in words; empty when they are. It may wait for that.
         obstacle_now: the same, without waiting.
         missing: what is missing, in words, whether requests are accepted or not.
@@ -89,16 +94,33 @@ def application(
     for kind in (HTTPException, ServiceError, TooLarge, Unsupported, NotReady, Exception):
         app.add_exception_handler(kind, _handler)
 
-    page = files(__package__).joinpath("docs.html").read_text("utf-8")
+    docs = files(__package__).joinpath("docs.html").read_text("utf-8")
 
     door = Door(gateway, bodies, obstacle, keep_alive_s)
 
-    def given(
-        chunks: AsyncGenerator[T, None], request: R, collected: Callable[[], Awaitable[object]]
+    async def given(
+        request: Request,
+        body: CompletionRequest | ChatRequest,
+        chunks: AsyncGenerator[T, None],
+        kind: type[T],
+        collect: Callable[..., Awaitable[object]],
     ) -> Response:
-        if request.stream:
-            return Events(_streamed(chunks, request), keep_alive_s)
-        return Plain(collected)
+        repeated, place = _repeated(request, body), place_in(request.headers)
+        if place is not None and not (repeated and body.stream):
+            raise Invalid(
+                "`Last-Event-ID` goes on with a stream that had an `Idempotency-Key`: send the "
+                "same request with the same key",
+                None,
+                "invalid_value",
+            )
+        if repeated is not None:
+            chunks = await repeats.answer(repeated, chunks, kind, place is not None)
+        if not body.stream:
+            return Plain(partial(collect, chunks, Written))
+        sent = _streamed(chunks, body)
+        if repeated is None:
+            return Events(sent, keep_alive_s)
+        return Events(sent if place is None else rest(sent, place), keep_alive_s, Numbered(place))
 
     @app.get("/v1/models", **gives(api.Models, "List the model, by each of its names"))
     async def list_models() -> Response:
@@ -118,9 +140,9 @@ def application(
         async def run(scope: Scope, receive: Receive, send: Send) -> None:
             name, caller = name_of(request), caller_of(request)
             async with door.translated(request, COMPLETION, CompletionRequest, _checked) as body:
-                account = account_of(request)
-                chunks = gateway.complete(body.value, name, caller, account, body.release)
-                answer = given(chunks, body.value, partial(collect_completion, chunks, Written))
+                account, value = account_of(request), body.value
+                chunks = gateway.complete(value, name, caller, account, body.release)
+                answer = await given(request, value, chunks, CompletionChunk, collect_completion)
                 await answer(scope, receive, send)
 
         return Run(run)
@@ -133,9 +155,9 @@ def application(
         async def run(scope: Scope, receive: Receive, send: Send) -> None:
             name, caller = name_of(request), caller_of(request)
             async with door.translated(request, CHAT, ChatRequest, _checked) as body:
-                account = account_of(request)
-                chunks = gateway.chat(body.value, name, caller, account, body.release)
-                answer = given(chunks, body.value, partial(collect_chat, chunks, Written))
+                account, value = account_of(request), body.value
+                chunks = gateway.chat(value, name, caller, account, body.release)
+                answer = await given(request, value, chunks, ChatChunk, collect_chat)
                 await answer(scope, receive, send)
 
         return Run(run)
@@ -182,7 +204,7 @@ def application(
 
     @app.get("/docs", include_in_schema=False)
     async def show_docs() -> Response:
-        return Response(page, media_type="text/html", headers={"content-security-policy": DOCS})
+        return Response(docs, media_type="text/html", headers={"content-security-policy": DOCS})
 
     @app.get("/health")
     async def health() -> Response:
@@ -200,8 +222,7 @@ def application(
 
     @app.get("/metrics")
     async def show_metrics() -> Response:
-        text = await asyncio.to_thread(gateway.metrics.page)
-        return Response(text, media_type=request_metrics.CONTENT_TYPE)
+        return Response(await page(), media_type=request_metrics.CONTENT_TYPE)
 
     ollama.add(app, door)
     response_routes.add(app, door, responses)
@@ -211,7 +232,9 @@ def application(
     app.openapi = lambda: document(app, open_paths, door.families)  # type: ignore[method-assign]
     inner: ASGIApp = Guard(app, names, origins) if register is None else Doorman(app, register)
     shaped = shared(ErrorShapes(inner, door.error_shapes), origins)
-    return RequestIds(Visits(shaped, app.routes, gateway.metrics, logged), door.id_headers)
+    return RequestIds(
+        Visits(shaped, app.routes, gateway.metrics, logged), door.id_headers, gateway.names
+    )
 
 
 async def _handler(request: Request, error: Exception) -> Response:
@@ -219,6 +242,20 @@ async def _handler(request: Request, error: Exception) -> Response:
         what = f"{request.method} {request.url.path}"
         error = HTTPException(error.status_code, f"{error.detail}: {what}", error.headers)
     return failed(error)
+
+
+def _repeated(request: Request, body: CompletionRequest | ChatRequest) -> Asked | None:
+    """The request, if it has a key. Raises Invalid if that is malformed."""
+    key, account = request.headers.get(HEADER), account_of(request)
+    if key is None:
+        return None
+    if not (key.isascii() and key.isprintable() and 0 < len(key) <= MOST_CHARS):
+        raise Invalid(
+            f"the header `Idempotency-Key` may have 1 to {MOST_CHARS} printable characters",
+            None,
+            "invalid_value",
+        )
+    return asked("" if account is None else account.name, key, request.url.path, body)
 
 
 def _checked(request: R) -> R:
@@ -229,7 +266,7 @@ def _checked(request: R) -> R:
 
 async def _streamed(
     chunks: AsyncGenerator[T, None], request: CompletionRequest | ChatRequest
-) -> AsyncGenerator[object, None]:
+) -> AsyncGenerator[T, None]:
     """The chunks for an HTTP client: with usage only if it requested usage."""
     wanted = request.stream_options is not None and request.stream_options.include_usage
     try:

@@ -37,6 +37,8 @@ class Connection(HttpToolsProtocol):
     dropped: Dropped = staticmethod(lambda why: None)
     idle: dict["Connection", float]
     """Connections without a complete request head, and since when; longest first."""
+    is_retired = False
+    """Whether connections end with their next answer."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -49,6 +51,24 @@ class Connection(HttpToolsProtocol):
         self._is_refused = False
         self._ends_after: RequestResponseCycle | None = None
         self._ends_at_s: float | None = None
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether a request is in work."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    @property
+    def is_new(self) -> bool:
+        """Whether there was no request yet."""
+        return self.cycle is None
+
+    def retire(self) -> None:
+        """End with the answer to the last request that has come, or to the first that comes."""
+        if self.is_answering:
+            for cycle in (self.cycle, *(cycle for cycle, _ in self.pipeline)):
+                cycle.keep_alive = False
+        elif self.cycle is not None and not self._head_bytes:
+            self.transport.close()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -97,6 +117,8 @@ class Connection(HttpToolsProtocol):
         self.idle.pop(self, None)
         self._arm()
         super().on_headers_complete()
+        if self.is_retired:
+            self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
         if self.parser.is_offered:  # type: ignore[attr-defined]

@@ -91,6 +91,7 @@ class Door:
         kind: type[T],
         translate: Callable[[T], R],
         aside: bool = False,
+        before: Callable[[T], Awaitable[None]] | None = None,
     ) -> AsyncIterator[Body[R]]:
         """As `entered`; the body's value is what `translate` makes of it.
 
@@ -98,10 +99,13 @@ class Door:
             translate: may raise Invalid, which is counted and traced too. It runs in a thread if
                 the body is large.
             aside: whether it does so in any case: a small body may refer to much.
+            before: fetches what it needs.
         """
         async with AsyncExitStack() as stack:
             with self.gateway.entered(name_of(request), prefix, caller_of(request)):
                 body = await stack.enter_async_context(self.bodies.read(request, kind))
+                if before is not None:
+                    await before(body.value)
                 size = max(body.size, LONG_TEXT) if aside else body.size
                 value = await threaded(size, partial(translate, body.value))
                 made = Body(value, body.size, body.release)

@@ -46,9 +46,14 @@ class Unauthorised(Exception):
 
 
 _CLIENT = "invalid_request_error"
-_STATUS_BY_CODE = dict.fromkeys(
-    ("model_not_found", "file_not_found", "batch_not_found", "response_not_found"), 404
-)
+_STATUS_BY_CODE = {
+    "model_not_found": 404,
+    "file_not_found": 404,
+    "batch_not_found": 404,
+    "response_not_found": 404,
+    "answer_not_kept": 404,
+    "idempotency_key_reused": 422,
+}
 _HTTP = {404: "not_found", 405: "method_not_allowed"}
 
 

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sps2.services.gateway.correlation_ids import Caller
-from sps2.services.gateway.service import new_name
+from sps2.services.gateway.names import Names
 
 HEADER = "x-request-id"
 TRACE_HEADER = "traceparent"
@@ -20,17 +20,19 @@ class RequestIds:
 
     Args:
         others: further names of the header, by path; the paths below it have them too.
+        names: makes the names of answers.
     """
 
-    def __init__(self, app: ASGIApp, others: Mapping[str, str]) -> None:
+    def __init__(self, app: ASGIApp, others: Mapping[str, str], names: Names) -> None:
         self._app = app
         self._others = others
+        self._names = names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        name = new_name()
+        name = self._names()
         headers = Headers(scope=scope)
         given = headers.get(HEADER, "")
         given = given if _SANE.fullmatch(given) else ""

@@ -7,7 +7,7 @@ import resource
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ from starlette.types import ASGIApp
 from sps2.common.config import Gateway
 from sps2.common.errors import Invalid
 from sps2.common.keys import read_private
-from sps2.services.gateway.http.connection import LINGERING, Dropped, connection
+from sps2.services.gateway.http.connection import LINGERING, Connection, Dropped, connection
 
 GRACE_S = 3
 BACKLOG = 1024
+FIRST_REQUEST_S = 2.0
+"""How long a server that takes no more connections waits for the first request of the last ones."""
 OTHER_DESCRIPTORS = 256
 """Descriptors for links to other services, files and the like."""
 
@@ -31,17 +33,32 @@ log = logging.getLogger(__name__)
 class _Server(uvicorn.Server):
     """uvicorn's server, but the process handles signals itself."""
 
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listens = asyncio.Event()
+
     def capture_signals(self) -> Any:
         return nullcontext()
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listens.set()
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 picks a free one. Raises Invalid if binding it fails."""
+
+def listen(host: str, port: int, shared: bool = False) -> socket.socket:
+    """A listening socket; port 0 picks a free one. Raises Invalid if binding it fails.
+
+    Args:
+        shared: whether other gateways listen on the port too; the system chooses one for each
+            connection.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio switches Nagle's algorithm off only for sockets that name their protocol
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind((host, port))
         listener.listen(BACKLOG)
         return listener
@@ -90,16 +107,17 @@ async def serving(
     listener: socket.socket,
     settings: Gateway,
     dropped: Dropped = lambda why: None,
-) -> AsyncIterator[None]:
+) -> AsyncIterator["Front"]:
     """Serve HTTP on `listener` while the block runs; then end all requests and close it.
 
     Args:
         dropped: called with the reason when the gateway ends a connection.
     """
+    kind = connection(affordable(settings), dropped)
     server = _Server(
         uvicorn.Config(
             app,
-            http=connection(affordable(settings), dropped),
+            http=kind,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -115,6 +133,61 @@ async def serving(
         async with asyncio.TaskGroup() as group:
             group.create_task(server.serve([listener]))
             try:
-                yield
+                yield Front(server, listener, kind)
             finally:
                 server.should_exit = True
+
+
+class Front:
+    """The connections of a server."""
+
+    def __init__(self, server: _Server, listener: socket.socket, kind: type[Connection]) -> None:
+        self._server = server
+        self._listener = listener
+        self._kind = kind
+        self._arriving: list[asyncio.Task[None]] = []
+        self._asked_by_s = 0.0
+
+    async def retire(self) -> None:
+        """Take no more connections; those that are there end with their answers.
+
+        Connections that wait to be accepted are served too: the system would break them off.
+        """
+        await self._server.listens.wait()
+        taken = []
+        self._listener.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                taken.append(self._listener.accept()[0])
+        for server in self._server.servers:
+            server.close()
+        self._arriving = [asyncio.create_task(self._receive(each)) for each in taken]
+        self._kind.is_retired = True
+        for each in self._connections():
+            each.retire()
+        self._asked_by_s = asyncio.get_running_loop().time() + FIRST_REQUEST_S
+
+    def is_idle(self) -> bool:
+        """Whether nobody waits for an answer, and no first request is expected any more."""
+        connections = self._connections()
+        if any(each.is_answering for each in connections):
+            return False
+        is_late = asyncio.get_running_loop().time() > self._asked_by_s
+        comes = any(each.is_new for each in connections) or any(
+            not each.done() for each in self._arriving
+        )
+        return is_late or not comes
+
+    async def _receive(self, connected: socket.socket) -> None:
+        config = self._server.config
+
+        def protocol() -> Connection:
+            return self._kind(config, self._server.server_state, {})
+
+        connected.setblocking(False)
+        with suppress(OSError):
+            loop = asyncio.get_running_loop()
+            await loop.connect_accepted_socket(protocol, connected, ssl=config.ssl)
+
+    def _connections(self) -> list[Connection]:
+        return [*self._server.server_state.connections]  # type: ignore[list-item]

@@ -8,7 +8,7 @@ from pathlib import Path
 from sps2.common.keys import ApiKey, ApiKeys, api_digest
 from sps2.common.keys.reload import Reloaded
 from sps2.services.gateway.http.problems import Unauthorised
-from sps2.services.gateway.keys.quota import Account
+from sps2.services.gateway.keys.quota import Account, Spent
 
 
 class Register:
@@ -18,6 +18,9 @@ class Register:
         path: the file, written by `spsctl keys api`.
         now: seconds since the epoch, for keys that expire.
         clock: seconds since any fixed time, for quotas.
+
+    Attributes:
+        spent: told what keys use up.
 
     Raises:
         Invalid: the file is malformed, or others may read it.
@@ -35,6 +38,18 @@ class Register:
         self._seen: ApiKeys | None = None
         self._by_digest: dict[str, tuple[str, ApiKey]] = {}
         self._accounts: dict[str, Account] = {}
+        self._by_name: dict[str, Account] = {}
+        self.spent: Spent = lambda name, requests, tokens: None
+
+    def accounts(self) -> list[Account]:
+        """What all keys have used."""
+        self._refresh()
+        return [*self._accounts.values()]
+
+    def named(self, name: str) -> Account | None:
+        """The account of a key by its name; None if there is no such key."""
+        self._refresh()
+        return self._by_name.get(name)
 
     def account(self, authorization: str) -> Account:
         """The account for an `Authorization` header.
@@ -68,6 +83,9 @@ class Register:
         """Whether no key is left that is not revoked."""
         return all(key.revoked is not None for key in self._file.now().values())
 
+    def _tell(self, name: str, requests: int, tokens: int) -> None:
+        self.spent(name, requests, tokens)
+
     def _refresh(self) -> None:
         keys = self._file.now()
         if keys is self._seen:
@@ -77,9 +95,10 @@ class Register:
         old = self._accounts
         self._accounts = {}
         for name, key in keys.items():
-            account = old.get(key.digest) or Account(name, self._clock)
+            account = old.get(key.digest) or Account(name, self._clock, self._tell)
             account.limit(key.requests_per_minute, key.tokens_per_minute)
             self._accounts[key.digest] = account
+        self._by_name = {each.name: each for each in self._accounts.values()}
 
 
 def _text(when: datetime) -> str:

@@ -84,16 +84,35 @@ class Bucket:
         if self.per_minute:
             self._left = min(self.per_minute, self.left() + units)
 
+    def used(self) -> float:
+        """Units that are used up now."""
+        return self.per_minute - self.left()
+
+    def has_used(self, units: float) -> None:
+        """At least `units` units are used up now."""
+        self._left = min(self.left(), self.per_minute - units)
+
+
+Spent = Callable[[str, int, int], None]
+"""Called with the name of a key, and the requests and tokens that it used up or gave back."""
+
 
 class Account:
     """What one API key has used.
 
     Args:
         name: of the key.
+        spent: told what is used here.
     """
 
-    def __init__(self, name: str, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        name: str,
+        clock: Callable[[], float],
+        spent: Spent = lambda name, requests, tokens: None,
+    ) -> None:
         self.name = name
+        self._spent = spent
         self._requests = Bucket("request", clock)
         self._tokens = Bucket("token", clock)
 
@@ -105,6 +124,21 @@ class Account:
     def ask(self) -> None:
         """Count one more request. Raises Refused if there were too many."""
         self._requests.take(1)
+        self._spent(self.name, 1, 0)
+
+    def spend(self, requests: int, tokens: int) -> None:
+        """Count what was used at another gateway."""
+        self._requests.give(-requests)
+        self._tokens.give(-tokens)
+
+    def used(self) -> tuple[float, float]:
+        """Requests and tokens that are used up now."""
+        return self._requests.used(), self._tokens.used()
+
+    def has_used(self, requests: float, tokens: float) -> None:
+        """At least so many requests and tokens are used up now."""
+        self._requests.has_used(requests)
+        self._tokens.has_used(tokens)
 
     def own(self, prompts: Sequence[Sequence[int]], jobs: Sequence[Job]) -> tuple[Job, ...]:
         """The jobs in this key's name.
@@ -133,12 +167,14 @@ class Account:
         limits = [_cut(job, share) if job.open_ended else job for job in jobs]
         held = prompt + sum(job.sampling.max_tokens for job in limits)
         self._tokens.take(held)
+        self._spent(self.name, 0, held)
         try:
             yield
         finally:
             begun = any(record.placed for record in records)
             used = prompt * begun + sum(record.tokens for record in records)
             self._tokens.give(held - used)
+            self._spent(self.name, 0, used - held)
 
     def headers(self) -> dict[str, str]:
         """The rate limit headers of OpenAI's API."""

@@ -3,6 +3,8 @@
 import asyncio
 from importlib.metadata import version
 
+from msgspec.structs import replace
+
 from sps2.common.bus.peer import Peer
 from sps2.common.config import Cluster
 from sps2.common.errors import ServiceError
@@ -18,6 +20,7 @@ from sps2.common.messages import (
     ShardStatus,
     ShowFleet,
 )
+from sps2.services.gateway.others.gateways import Others
 from sps2.services.gateway.shards import Shards
 
 DEADLINE_S = 2.0
@@ -31,6 +34,7 @@ class Observer:
 
     Args:
         config: where the gateway itself can be reached.
+        others: the other gateways.
         joining: the service where machines join; None if the cluster has none.
         model: the id of the served model.
     """
@@ -43,12 +47,14 @@ class Observer:
         directory: Peer,
         joining: Peer | None,
         shards: Shards,
+        others: Others,
     ) -> None:
         self._config = config
         self._model = model
         self._scheduler = scheduler
         self._directory = directory
         self._shards = shards
+        self._others = others
         self._named = {"scheduler": scheduler, "kvdir": directory}
         if joining is not None:
             self._named["joining"] = joining
@@ -58,6 +64,7 @@ class Observer:
         async with asyncio.TaskGroup() as group:
             fleet_call = group.create_task(self._fleet())
             leases_call = group.create_task(self._leases())
+            gateways = {each: group.create_task(self._gateway(each)) for each in self._others.peers}
             named = [group.create_task(_describe(name, peer)) for name, peer in self._named.items()]
             fleet, leases = await fleet_call, await leases_call
             named += [
@@ -65,7 +72,10 @@ class Observer:
                 for shard in fleet.shards
                 for process, address in _processes(shard)
             ]
-        services = [_status(own.service, self._config.gateway_address, own)]
+        number = self._others.number
+        found = {each: status.result() for each, status in gateways.items()}
+        found[number] = _status(own.service, self._config.gateway_addresses[number], own)
+        services = [found[each] for each in sorted(found)]
         described = [each.result() for each in named]
         services += [status for status, _ in described]
         return ClusterStatus(
@@ -95,6 +105,11 @@ class Observer:
             return await self._directory.call(ListLeases(), DEADLINE_S)
         except ServiceError:
             return Leases((), {}, {}, 0)
+
+    async def _gateway(self, number: int) -> ServiceStatus:
+        peer = self._others.peers[number]
+        status, _ = await _describe(peer.name, peer)
+        return replace(status, address=self._config.gateway_addresses[number])
 
     async def _describe_shard(self, shard: str, address: str) -> Described:
         if not address:

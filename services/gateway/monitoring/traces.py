@@ -87,7 +87,7 @@ class AnswerTraces:
         name, whole = self._find(request)
         own = await self._recorder.recall(Recall(name))
         (services, parts), missing = await self._others(name), list[str]()
-        clocks = [Clock("gateway", 0.0, 0.0)]
+        clocks = [Clock(self._recorder.service, 0.0, 0.0)]
         spans = [*own.spans]
         for service, part in zip(services, parts, strict=True):
             if part is None:

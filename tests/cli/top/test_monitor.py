@@ -31,6 +31,21 @@ def test_rates_and_gauges_of_the_cluster() -> None:
     assert totals.hidden == pytest.approx(0.8)
 
 
+def test_several_gateways_are_added_up() -> None:
+    """Latencies are those of the slowest."""
+    monitor = watched()
+    for second in (1, 2, 3):
+        more = {"ttft_p99_s": 2.5, "sps2_requests_total": 3.0 * second}
+        heard = heartbeat("gateway", second)
+        told = msgspec.structs.replace(
+            heard, service="gateway.1", counters={**heard.counters, **more}
+        )
+        monitor.hear(told, float(second))
+    totals = monitor.picture(3.0).cluster
+    assert (totals.requests_s, totals.tokens_out_s) == (5.0, 180.0)
+    assert (totals.ttft_p50_s, totals.ttft_p99_s) == (0.42, 2.5)
+
+
 def test_a_row_for_each_shard() -> None:
     shards = {each.id: each for each in watched().picture(3.0).shards}
     assert list(shards) == ["prefill-0", "prefill-1", "decode-0", "decode-1"]

@@ -68,3 +68,15 @@ def test_pages_on_disk_are_pages_of_the_prefix_cache(tmp_path: Path) -> None:
     text = '[kv]\ndisk_folder = "/var/cache/kv"\nprefix_cache = false\n'
     with pytest.raises(Invalid, match="`disk_folder` keeps pages of the prefix cache: set"):
         loaded(tmp_path, text)
+
+
+def test_the_addresses_of_several_gateways() -> None:
+    one = config.load(port=9000)
+    assert one.gateway_names() == ["gateway"]
+    assert one.gateway_addresses == ("tcp://127.0.0.1:9001",)
+    several = config.load(port=9000, gateway={"processes": 3})
+    assert several.gateway_names() == ["gateway", "gateway.1", "gateway.2"]
+    ports = (9001, 9016, 9017)
+    assert several.gateway_addresses == tuple(f"tcp://127.0.0.1:{port}" for port in ports)
+    with pytest.raises(Invalid, match="`second_bus_port` 65535 leaves no ports for 3 gateways"):
+        config.load(gateway={"processes": 3, "second_bus_port": 65535})

@@ -5,7 +5,7 @@ import json
 import struct
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -292,6 +292,7 @@ class Door:
     parts: Parts
     owner: Server
     scheduler: Server
+    front: http.Front
 
     def client(self) -> AsyncClient:
         return AsyncClient(self.bus, BUS, timeout_s=60)
@@ -304,6 +305,15 @@ async def opened(folder: Path, away_s: float = 0.0, **sections: object) -> Async
     Args:
         away_s: see `Readiness`.
     """
+    async with several_opened(folder, 1, away_s, **sections) as (door,):
+        yield door
+
+
+@asynccontextmanager
+async def several_opened(
+    folder: Path, count: int, away_s: float = 0.0, **sections: object
+) -> AsyncIterator[list[Door]]:
+    """As `opened`, with several gateways, each with an HTTP port of its own here."""
     play = Play()
     scheduler = TestScheduler(play)
     keyed: Bus = sections.get("bus", BUS)  # type: ignore[assignment]
@@ -322,19 +332,28 @@ async def opened(folder: Path, away_s: float = 0.0, **sections: object) -> Async
         "kvdir": Directory(bus_port=ports[1]),
         "kv": Kv(),
     }
-    about = About("gateway", traces=Recorder("gateway", 8))
     cluster = Cluster(**settings | sections)  # type: ignore[arg-type]
-    parts = Parts(cluster, about, folder, 0.1, away_s)
-    about.started = True
-    listener = http.listen("127.0.0.1", 0)
-    scheme = cluster.http_url.partition(":")[0]
-    url = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
-    dropped = parts.metrics.connection_dropped
-    serving = http.serving(parts.app, listener, cluster.gateway, dropped)
-    async with parts.running("tcp://127.0.0.1:0") as bus, serving:
-        while parts.readiness.waiting_for():
-            await asyncio.sleep(0.01)
-        yield Door(url, bus, play, parts, owner, servers[0])
+    listeners = [http.listen("127.0.0.1", 0) for _ in range(count)]
+    shared = listeners[0].getsockname()[1]  # names the place where the gateways meet
+    gateway = replace(cluster.gateway, processes=count, port=shared)
+    cluster = replace(cluster, gateway=gateway)
+    async with AsyncExitStack() as stack:
+        doors = []
+        for number, listener in enumerate(listeners):
+            name = cluster.gateway_names()[number]
+            about = About(name, rank=number, traces=Recorder(name, 8))
+            parts = Parts(cluster, about, folder, 0.1, away_s)
+            about.started = True
+            scheme = cluster.http_url.partition(":")[0]
+            url = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
+            dropped = parts.metrics.connection_dropped
+            bus = await stack.enter_async_context(parts.running("tcp://127.0.0.1:0"))
+            serving = http.serving(parts.app, listener, cluster.gateway, dropped)
+            front = await stack.enter_async_context(serving)
+            while parts.readiness.waiting_for():
+                await asyncio.sleep(0.01)
+            doors.append(Door(url, bus, play, parts, owner, servers[0], front))
+        yield doors
     for server in (owner, *servers):
         await server.close()
 

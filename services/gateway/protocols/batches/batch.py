@@ -10,6 +10,7 @@ import msgspec
 from sps2.common.api import parse
 from sps2.common.errors import Invalid
 from sps2.services.gateway.keys.quota import Account
+from sps2.services.gateway.names import LONG
 from sps2.services.gateway.protocols.batches.shapes import (
     DAY_S,
     Batch,
@@ -61,7 +62,7 @@ class Job:
         self._store = store
         self._writers: dict[str, Writer] = {}
         self.shown = Batch(
-            id=f"batch_{secrets.token_hex(12)}",
+            id=f"batch_{store.names(LONG)}",
             endpoint=request.endpoint,
             input_file_id=request.input_file_id,
             status="validating",

@@ -7,7 +7,8 @@ from sps2.common.errors import Invalid
 from sps2.services.gateway.http.authorization import account_of
 from sps2.services.gateway.http.door import Door
 from sps2.services.gateway.http.sse import Json
-from sps2.services.gateway.protocols.batches.runner import Batches
+from sps2.services.gateway.protocols.batches.anywhere import Anywhere, DropFile, FindBatch
+from sps2.services.gateway.protocols.batches.batch import BAD
 from sps2.services.gateway.protocols.batches.shapes import BatchList, BatchRequest, Deleted, Files
 from sps2.services.gateway.protocols.batches.store import page
 from sps2.services.gateway.protocols.batches.upload import uploaded
@@ -16,9 +17,9 @@ MOST_FILES, MOST_BATCHES = 10_000, 100
 """Entries of one page."""
 
 
-def add(app: FastAPI, door: Door, batches: Batches) -> None:
+def add(app: FastAPI, door: Door, anywhere: Anywhere) -> None:
     """Add the routes below /v1/files and /v1/batches."""
-    store = batches.store
+    batches, store = anywhere.here, anywhere.here.store
     for path, answer in door.batched.items():
         batches.add(path, answer)
 
@@ -38,7 +39,7 @@ def add(app: FastAPI, door: Door, batches: Batches) -> None:
             raise Invalid("`order` must be `asc` or `desc`", "order", "invalid_value")
         files = {
             each.id: each
-            for each in store.files(owner_of(request))
+            for each in await anywhere.files(owner_of(request))
             if purpose in (None, each.purpose)
         }
         names = [*files] if order == "desc" else [*reversed(files)]
@@ -48,39 +49,44 @@ def add(app: FastAPI, door: Door, batches: Batches) -> None:
 
     @app.get("/v1/files/{name}", include_in_schema=False)
     async def show_file(request: Request, name: str) -> Response:
-        return Json(store.get(name, owner_of(request)).file)
+        return Json((await anywhere.file(name, owner_of(request))).file)
 
     @app.delete("/v1/files/{name}", include_in_schema=False)
     async def delete_file(request: Request, name: str) -> Response:
-        store.delete(name, owner_of(request))
+        await anywhere.drop_file(DropFile(name, owner_of(request)))
         return Json(Deleted(name))
 
     @app.get("/v1/files/{name}/content", include_in_schema=False)
     async def read_file(request: Request, name: str) -> Response:
-        stored = store.get(name, owner_of(request))
+        stored = await anywhere.file(name, owner_of(request))
         return FileResponse(stored.path, media_type="application/octet-stream")
 
     @app.post("/v1/batches", include_in_schema=False)
     async def create(request: Request) -> Response:
         async with door.bodies.read(request, BatchRequest) as body:
-            return Json(batches.create(body.value, owner_of(request), account_of(request)))
+            owner = owner_of(request)
+            try:
+                stored = await anywhere.file(body.value.input_file_id, owner)
+            except Invalid as error:
+                raise Invalid(str(error), "input_file_id", BAD) from None
+            return Json(batches.create(body.value, stored, owner, account_of(request)))
 
     @app.get("/v1/batches", include_in_schema=False)
     async def list_batches(
         request: Request, limit: str = "20", after: str | None = None
     ) -> Response:
-        found = {each.id: each for each in batches.batches(owner_of(request))}
+        found = {each.id: each for each in await anywhere.batches(owner_of(request))}
         names, more = page(found, after, _limit(limit, MOST_BATCHES))
         first, last = (names[0], names[-1]) if names else (None, None)
         return Json(BatchList([found[name] for name in names], first, last, more))
 
     @app.get("/v1/batches/{name}", include_in_schema=False)
     async def show_batch(request: Request, name: str) -> Response:
-        return Json(batches.job(name, owner_of(request)).shown)
+        return Json(await anywhere.batch(FindBatch(name, owner_of(request), False)))
 
     @app.post("/v1/batches/{name}/cancel", include_in_schema=False)
     async def cancel(request: Request, name: str) -> Response:
-        return Json(batches.cancel(name, owner_of(request)))
+        return Json(await anywhere.batch(FindBatch(name, owner_of(request), True)))
 
 
 def owner_of(request: Request) -> str:

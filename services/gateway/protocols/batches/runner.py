@@ -42,8 +42,7 @@ from sps2.services.gateway.protocols.batches.shapes import (
     Reason,
     Status,
 )
-from sps2.services.gateway.protocols.batches.store import Store
-from sps2.services.gateway.service import new_name
+from sps2.services.gateway.protocols.batches.store import Store, Stored
 from sps2.services.tasks import end as ended
 from sps2.services.tasks import root_cause
 
@@ -112,20 +111,21 @@ class Batches:
 
         self._endpoints[path] = parsed
 
-    def create(self, request: BatchRequest, owner: str, account: Account | None) -> Batch:
+    def create(
+        self, request: BatchRequest, stored: Stored, owner: str, account: Account | None
+    ) -> Batch:
         """Begin a batch.
 
+        Args:
+            stored: the file of its requests.
+
         Raises:
-            Invalid: there is no such file or endpoint.
+            Invalid: it is not such a file, or is no more, or there is no such endpoint.
             Refused: too many batches are in work.
         """
         if request.endpoint not in self._endpoints:
             known = listed([f"`{each}`" for each in self._endpoints], "or")
             raise Invalid(f"`endpoint` must be {known}", "endpoint", UNSUPPORTED)
-        try:
-            stored = self.store.get(request.input_file_id, owner)
-        except Invalid as error:
-            raise Invalid(str(error), "input_file_id", BAD) from None
         if stored.file.purpose != "batch":
             raise Invalid(
                 "`input_file_id` is an answer: upload a file of requests",
@@ -134,9 +134,13 @@ class Batches:
             )
         self._forget()
         job = Job(request, owner, account, self.store)
-        self._jobs[job.shown.id] = job
         # opened at once: the file may be deleted before its turn comes
-        file = stored.path.open("rb")
+        try:
+            file = stored.path.open("rb")
+        except FileNotFoundError:  # of another gateway, which may have ended
+            name = stored.file.id
+            raise Invalid(f"there is no file {name!r} any more", "input_file_id", BAD) from None
+        self._jobs[job.shown.id] = job
         task = asyncio.create_task(self._run(job, file))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -248,7 +252,7 @@ class Batches:
             raise root_cause(failures) from failures
 
     async def _line(self, job: Job, line: Line) -> None:
-        name, status = new_name(), 200
+        name, status = self._gateway.names(), 200
         try:
             answer = await self._answer(job, line, name)
         except Exception as error:

@@ -1,6 +1,5 @@
 """Keeps files of clients, within limits of size and time; they are lost with the process."""
 
-import secrets
 import tempfile
 import time
 from collections import Counter
@@ -12,6 +11,7 @@ from sps2.common.api.parsing import UNSUPPORTED
 from sps2.common.errors import Invalid, Refused
 from sps2.common.words import counted
 from sps2.services.gateway.http.problems import TooLarge
+from sps2.services.gateway.names import LONG, RANDOM, Names
 from sps2.services.gateway.protocols.batches.shapes import DAY_S, File, Purpose
 
 KEPT_S = 2 * DAY_S
@@ -45,11 +45,15 @@ class Store:
     Args:
         max_bytes: of all files together.
         now: seconds since the epoch.
+        names: makes the names in the ids of files and batches.
     """
 
-    def __init__(self, max_bytes: int, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, max_bytes: int, now: Callable[[], float] = time.time, names: Names = RANDOM
+    ) -> None:
         self.most = max_bytes // SHARE
         self.now = now
+        self.names = names
         self._max_bytes = max_bytes
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files: dict[str, Stored] = {}
@@ -67,7 +71,7 @@ class Store:
             )
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="sps2-files-")
-        name = f"file-{secrets.token_hex(12)}"
+        name = f"file-{self.names(LONG)}"
         return Writer(self, owner, name, Path(self._folder.name) / name)
 
     def get(self, name: str, owner: str) -> Stored:

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from functools import partial
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response as HttpResponse
@@ -20,11 +19,11 @@ from sps2.services.gateway.http.sse import Events, Json, Plain, Run
 from sps2.services.gateway.keys.quota import Account
 from sps2.services.gateway.protocols.renaming import renamed
 from sps2.services.gateway.protocols.responses.answers import Deleted, ItemList, Response
-from sps2.services.gateway.protocols.responses.background import Background
+from sps2.services.gateway.protocols.responses.anywhere import Anywhere
 from sps2.services.gateway.protocols.responses.items import Item
 from sps2.services.gateway.protocols.responses.requests import ResponsesRequest
 from sps2.services.gateway.protocols.responses.store import Responses, Stored
-from sps2.services.gateway.protocols.responses.translate import Asked, asked, begun
+from sps2.services.gateway.protocols.responses.translate import Asked, Earlier, asked, begun
 from sps2.services.gateway.protocols.responses.writer import ResponseFraming, ResponseWriter
 
 log = logging.getLogger(__name__)
@@ -44,23 +43,30 @@ PAGE = 20
 """Items that are listed if a client does not say how many."""
 
 
-def add(app: FastAPI, door: Door, stored: Responses) -> None:
+def add(app: FastAPI, door: Door, anywhere: Anywhere) -> None:
     """Add the routes to the application.
 
     Args:
-        stored: keeps responses.
+        anywhere: the responses that are stored, here or elsewhere.
     """
     door.families.append(FAMILY)
-    gateway = door.gateway
-    background = Background()
+    gateway, stored, background = door.gateway, anywhere.here, anywhere.background
 
     @app.post(PATH, **takes(ResponsesRequest, Response, "Respond to items", A_RESPONSE, FAMILY))
     async def respond(request: Request) -> HttpResponse:
         async def run(scope: Scope, receive: Receive, send: Send) -> None:
             name, owner = name_of(request), _owner(request)
-            translate = partial(asked, stored=stored, owner=owner)
+            earlier: Earlier = stored
+
+            async def find(value: ResponsesRequest) -> None:
+                nonlocal earlier
+                earlier = await anywhere.earlier(value, owner)
+
+            def translate(value: ResponsesRequest) -> Asked:
+                return asked(value, earlier, owner)
+
             kind = ResponsesRequest
-            async with door.translated(request, PREFIX, kind, translate, aside=True) as body:
+            async with door.translated(request, PREFIX, kind, translate, True, find) as body:
                 told = body.value
                 first = begun(told.request, f"{PREFIX}{name}", gateway.served.model)
                 writer = ResponseWriter(first, _keeping(stored, told, owner))
@@ -92,7 +98,9 @@ def add(app: FastAPI, door: Door, stored: Responses) -> None:
         body: bytes, name: str, account: Account | None, lowered: Lowered
     ) -> Response:
         owner = "" if account is None else account.name
-        told = await asyncio.to_thread(lambda: asked(parse(body, ResponsesRequest), stored, owner))
+        value = await asyncio.to_thread(parse, body, ResponsesRequest)
+        earlier = await anywhere.earlier(value, owner)
+        told = await asyncio.to_thread(asked, value, earlier, owner)
         for field in ("stream", "background"):
             if getattr(told.request, field):
                 raise Invalid(
@@ -118,13 +126,11 @@ def add(app: FastAPI, door: Door, stored: Responses) -> None:
                 "stream",
                 "unsupported_parameter",
             )
-        return Json(stored.get(response_id, _owner(request)).response)
+        return Json((await anywhere.get(response_id, _owner(request))).response)
 
     @app.delete(ONE, **gives(Deleted, "Delete a stored response", 404, family=FAMILY))
     async def delete(request: Request, response_id: str) -> HttpResponse:
-        stored.get(response_id, _owner(request))
-        await background.cancel(response_id)
-        stored.delete(response_id, _owner(request))
+        await anywhere.end(response_id, _owner(request), forget=True)
         return Json(Deleted(id=response_id))
 
     @app.post(
@@ -132,22 +138,21 @@ def add(app: FastAPI, door: Door, stored: Responses) -> None:
     )
     async def cancel(request: Request, response_id: str) -> HttpResponse:
         owner = _owner(request)
-        if not stored.get(response_id, owner).response.background:
+        if not (await anywhere.get(response_id, owner)).response.background:
             raise Invalid(
                 "only a response with `background` can be cancelled: another ends when its client "
                 "leaves",
                 None,
                 "invalid_value",
             )
-        await background.cancel(response_id)
-        return Json(stored.get(response_id, owner).response)
+        return Json((await anywhere.end(response_id, owner)).response)
 
     @app.get(
         f"{ONE}/input_items",
         **gives(ItemList, "List what a response answers", 400, 404, family=FAMILY),
     )
     async def input_items(request: Request, response_id: str) -> HttpResponse:
-        items = stored.get(response_id, _owner(request)).items
+        items = (await anywhere.get(response_id, _owner(request))).items
         return Json(_page(items, request.query_params))
 
 

@@ -4,7 +4,7 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -37,9 +37,16 @@ from sps2.services.gateway.protocols.responses.requests import (
     ResponsesRequest,
     Tool,
 )
-from sps2.services.gateway.protocols.responses.store import NOT_FOUND, Responses
+from sps2.services.gateway.protocols.responses.store import NOT_FOUND, Stored
 
 _PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco"}
+
+
+class Earlier(Protocol):
+    """Where earlier responses are found; see `Responses`."""
+
+    def get(self, response_id: str, owner: str, field: str | None = None) -> Stored: ...
+    def items(self, owner: str) -> dict[str, Item]: ...
 
 
 class Asked(NamedTuple):
@@ -54,7 +61,7 @@ class Asked(NamedTuple):
     request: ResponsesRequest
 
 
-def asked(request: ResponsesRequest, stored: Responses, owner: str) -> Asked:
+def asked(request: ResponsesRequest, stored: Earlier, owner: str) -> Asked:
     """Translate a request.
 
     Args:
@@ -126,7 +133,7 @@ def new_id(kind: str) -> str:
     return f"{_PREFIXES.get(kind, 'rs')}_{secrets.token_hex(12)}"
 
 
-def _items(request: ResponsesRequest, stored: Responses, owner: str) -> Iterator[Item]:
+def _items(request: ResponsesRequest, stored: Earlier, owner: str) -> Iterator[Item]:
     if request.previous_response_id is not None:
         previous = stored.get(request.previous_response_id, owner, "previous_response_id")
         if previous.response.status not in ("completed", "incomplete"):

@@ -302,7 +302,7 @@ async def test_a_batch_that_is_cancelled_before_it_runs_closes_its_input(open_do
         batches = door.parts.batches
         file = await client.files.create(file=("in.jsonl", lines({"prompt": "x"})), purpose="batch")
         request = BatchRequest(input_file_id=file.id, endpoint=COMPLETIONS, completion_window="24h")
-        batches.create(request, "", None)
+        batches.create(request, batches.store.get(file.id, ""), "", None)
         (task,) = batches._tasks
         reader = task.get_coro().cr_frame.f_locals["file"]
         task.cancel()

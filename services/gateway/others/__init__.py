@@ -1,0 +1,1 @@
+"""Several gateways behind one address: what each asks and tells the others."""
