@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sps2.cli import render
 from sps2.cli.simulator.fitting import Fitted, checked, fit, margin_of, split, step_s, ttft_s
-from sps2.cli.simulator.live import live_setup, run_live
+from sps2.cli.simulator.live import live_setup, lone_s, run_live
 from sps2.cli.simulator.machine_load import Load, machine_of, most_cores
 from sps2.cli.simulator.measuring import Measured, Measuring
 from sps2.cli.simulator.outcomes import Run
@@ -91,6 +91,7 @@ def profile(
             bars.update(task, description=what, completed=share)
 
         made, longest = asyncio.run(_made(cluster, folder, seconds, seed, report))
+        made = msgspec.structs.replace(made, lone_s=asyncio.run(lone_s(cluster)))
         _write(path, made)
         if longest:
             report("requests under load", 1 - LOADED_SHARE)

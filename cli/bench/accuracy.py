@@ -14,7 +14,7 @@ from sps2.cli import render
 from sps2.cli.simulation_options import LongestOption, ScaleOption, WorkloadOption
 from sps2.cli.simulator.accuracy import Accuracy, accuracy
 from sps2.cli.simulator.clusters import check_fits
-from sps2.cli.simulator.live import live_setup, run_live, slowness
+from sps2.cli.simulator.live import live_setup, lone_s, run_live
 from sps2.cli.simulator.outcomes import Run
 from sps2.cli.simulator.setup import Setup
 from sps2.cli.simulator.simulation import Simulation
@@ -78,16 +78,18 @@ def measure(
 def both(cluster: Cluster, setup: Setup, workload: Workload, seed: int) -> tuple[Run, Run, float]:
     """A workload on the live cluster, and simulated on a machine as fast as it is now.
 
-    The third value is how much longer a prompt alone took than the profile says, before and after.
+    The third value is how much longer a prompt alone took than when the profile was made: before or
+    after the run, whichever was less disturbed.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=render.err, transient=True) as bars:
         task = bars.add_task("live", total=len(workload.turns))
-        before = asyncio.run(slowness(cluster, setup))
+        before_s = asyncio.run(lone_s(cluster))
         live = asyncio.run(
             run_live(cluster, setup, workload, seed, lambda n: bars.update(task, completed=n))
         )
-        slower = (before + asyncio.run(slowness(cluster, setup))) / 2
+        now_s = min(before_s, asyncio.run(lone_s(cluster)))
+    slower = now_s / setup.profile.lone_s if setup.profile.lone_s else 1.0
     now = replace(setup, profile=setup.profile.slowed(slower))
     return live, Simulation(now).run(workload), slower
 

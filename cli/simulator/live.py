@@ -13,7 +13,6 @@ from sps2.cli.bench.serve.jobs import Job
 from sps2.cli.bench.serve.load import Load, warm_up
 from sps2.cli.bench.serve.prompts import Prompts
 from sps2.cli.bench.serve.reply import Reply
-from sps2.cli.simulator.alone import Alone
 from sps2.cli.simulator.clusters import Wanted, configured
 from sps2.cli.simulator.outcomes import Outcome, Run
 from sps2.cli.simulator.setup import Setup
@@ -64,10 +63,10 @@ async def run_live(
     return _run_of(load, setup, workload, seed)
 
 
-async def slowness(cluster: Cluster, setup: Setup) -> float:
-    """How much longer an idle cluster takes now for a short prompt than its profile says.
+async def lone_s(cluster: Cluster) -> float:
+    """TTFT of a short prompt on an idle cluster: the median of a few.
 
-    The speed of a shared machine changes from minute to minute.
+    It tells how fast a shared machine is, which changes from minute to minute.
     """
     turn = Turn(0.0, LONE_TOKENS, 1)
     async with AsyncClient(cluster.gateway_address, cluster.bus) as client:
@@ -78,7 +77,7 @@ async def slowness(cluster: Cluster, setup: Setup) -> float:
     found = [reply.ttft_s for reply in load.replies if reply.stamps_s]
     if not found:
         raise Invalid(f"the cluster does not answer: {load.replies[0].error}")
-    return median(found) / Alone(setup)(LONE_TOKENS)
+    return median(found)
 
 
 async def live_setup(cluster: Cluster, profile: Path, model: str = "") -> Setup:

@@ -82,6 +82,9 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     """What a thread that an idle shard lends adds to the speed of a prefill of one shard, as a
     share of that of its own thread. 0.15 to 0.47 were measured on two cores, for 8 to 250
     tokens."""
+    lone_s: float = 0.0
+    """TTFT of a short prompt alone, as measured: by it a machine that is faster or slower later is
+    known. 0: not measured."""
     checks: dict[str, Checked] = {}
     """By what was predicted: `ttft`, `tbt`."""
 

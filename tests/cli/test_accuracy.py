@@ -1,11 +1,21 @@
 """The comparison of a live run with its simulation."""
 
-import pytest
+import time
+from types import SimpleNamespace
 
+import pytest
+from msgspec.structs import replace
+
+from sps2.cli.bench import accuracy as bench_accuracy
+from sps2.cli.bench.serve.reply import Reply
+from sps2.cli.simulator import live
 from sps2.cli.simulator.accuracy import accuracy
 from sps2.cli.simulator.outcomes import Outcome, Run
+from sps2.cli.workload.requests import Turn, Workload
+from sps2.common.config import Cluster
 
 from .made_runs import run_of
+from .test_simulation import PROFILE, setup
 
 
 def answered(number: int, ttft_s: float, e2e_s: float, nbytes: float) -> Outcome:
@@ -69,3 +79,64 @@ def test_only_requests_that_both_answered_count() -> None:
 def test_nothing_in_common_has_no_figures() -> None:
     live, _ = runs(1.0)
     assert accuracy(live, run_of([])) == []
+
+
+async def test_runs_with_the_same_seed_find_nothing_of_each_other_cached(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first of six configurations seemed a fifth faster live: its prompts were cached."""
+    sent: list[tuple[tuple[int, ...], str]] = []
+
+    class Backend:
+        def __init__(self, _: object, fields: dict[str, str]) -> None:
+            self.salt = fields["cache_salt"]
+
+        async def ask(self, prompt: list[int], _: int, reply: Reply) -> None:
+            sent.append((tuple(prompt), self.salt))
+            reply.sent_s = time.perf_counter()
+            reply.stamps_s = [reply.sent_s]
+
+    class Client:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        async def __aenter__(self) -> "Client":
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            pass
+
+        async def status(self) -> object:
+            return SimpleNamespace(requests=())
+
+    monkeypatch.setattr(live, "Sdk", Backend)
+    monkeypatch.setattr(live, "AsyncClient", Client)
+    workload = Workload("one", [Turn(0.0, 40, 1)])
+    for _ in range(2):
+        await live.run_live(Cluster(), setup(), workload, 7)
+    (first, one), (again, other) = sent[2], sent[-1]  # behind two that warm up
+    assert first == again
+    assert one != other
+
+
+@pytest.mark.parametrize(("lone_s", "slower"), [(0.1, 2.0), (0.0, 1.0)])
+def test_simulated_times_follow_the_speed_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch, lone_s: float, slower: float
+) -> None:
+    """By what a prompt alone takes now, and took when the cluster was profiled."""
+
+    async def now(_: Cluster) -> float:
+        return 0.2
+
+    async def run(*_: object) -> Run:
+        return run_of([])
+
+    monkeypatch.setattr(bench_accuracy, "lone_s", now)
+    monkeypatch.setattr(bench_accuracy, "run_live", run)
+    workload = Workload("one", [Turn(0.0, 40, 1)])
+    made = setup(profile=replace(PROFILE, lone_s=lone_s))
+    _, simulated, found = bench_accuracy.both(Cluster(), made, workload, 0)
+    _, usual, _ = bench_accuracy.both(Cluster(), setup(profile=PROFILE), workload, 0)
+    assert found == slower
+    ttft_s, before_s = (each.outcomes[0].ttft_s or 0.0 for each in (simulated, usual))
+    assert ttft_s == pytest.approx(slower * before_s, rel=0.01)
