@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from .sources import tree_of
+
 ROOT = Path(__file__).parent.parent
 FOLDERS = ["cli", "common", "compose", "kernels", "services", "benchmarks", "docs", "examples"]
 """Not tests: what they write is plain ASCII, or read by what is tested here."""
@@ -48,7 +50,7 @@ def test_every_text_file_names_its_encoding() -> None:
     found = {
         str(path.relative_to(ROOT)): lines
         for path in SOURCES
-        if (lines := list(careless(ast.parse(path.read_text(encoding="utf-8")))))
+        if (lines := list(careless(tree_of(path))))
     }
     assert not found, "give encoding='utf-8' in these lines"
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from .sources import tree_of
+
 ROOT = Path(__file__).parent.parent
 SETUP = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 FOLDERS = {name: ROOT / folder for name, folder in SETUP["package-dir"].items()}
@@ -37,7 +39,7 @@ MAX_LINES = 400
 def imports(path: Path) -> set[str]:
     """Every module that a file names in an import, `from a import b` as both a and a.b."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
@@ -76,7 +78,7 @@ def test_every_package_says_what_it_is() -> None:
     silent = [
         path
         for path in SOURCES
-        if path.name == "__init__.py" and not ast.get_docstring(ast.parse(path.read_text()))
+        if path.name == "__init__.py" and not ast.get_docstring(tree_of(path))
     ]
     assert not silent
 
@@ -116,7 +118,7 @@ def test_imports_are_absolute_and_begin_with_sps2() -> None:
         for name in imports(path):
             assert name.split(".")[0] not in bare, f"{path}: write sps2.{name}"
     for path in SOURCES:
-        nodes = ast.walk(ast.parse(path.read_text()))
+        nodes = ast.walk(tree_of(path))
         assert not any(isinstance(node, ast.ImportFrom) and node.level for node in nodes), path
 
 

@@ -21,6 +21,8 @@ from sps2.common.api.requests import (
 )
 from sps2.common.api.usage import Part, Sps2Usage, Usage
 
+from ..sources import tree_of
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "api.md"
 
@@ -63,7 +65,7 @@ def codes() -> set[str]:
     found: set[str] = set()
     for folder in ("common/api", "services/gateway", "services/scheduler"):
         for path in (ROOT / folder).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text())):
+            for node in ast.walk(tree_of(path)):
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
                     name = getattr(node.func, "id", getattr(node.func, "attr", ""))
                     place = {"Invalid": 2, "Problem": 3, "Unauthorised": 1, "_refuse": 2}.get(name)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from ..sources import tree_of
+
 ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()
 
@@ -29,7 +31,7 @@ def texts() -> str:
     lines = []
     for folder in ("cli", "common", "services"):
         for path in (ROOT / folder).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text())):
+            for node in ast.walk(tree_of(path)):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
                     lines.append(node.value)
                 elif isinstance(node, ast.JoinedStr):

@@ -81,6 +81,8 @@ def _arguments(text: str) -> str | None:
         lines = [line.encode() for line in call.split("\n")]
         values = {each.arg or "": _value(each.value, lines) for each in parsed.keywords}
         return None if "" in values else _json(values)
+    except SystemError:  # CPython 3.11, where a finaliser parses at the same time (gh-106905)
+        return _arguments(text)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return None
 

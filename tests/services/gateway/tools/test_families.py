@@ -1,11 +1,14 @@
 """What models of each family write, cut at every place: always the same calls and texts."""
 
+import ast
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sps2.services.gateway.tools import python_call
 from sps2.services.gateway.tools.calls import Calls
 from sps2.services.gateway.tools.events import Arguments, Called, Parser, Text, Thought, merged
 from sps2.services.gateway.tools.families import FAMILIES, THOUGHTS
@@ -279,3 +282,15 @@ def test_any_arguments_arrive_whole(arguments):
 def test_plain_text_passes():
     assert Plain().add("x") == [Text("x")]
     assert Plain().add("") == Plain().close() == []
+
+
+def test_a_fault_of_the_interpreter_costs_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    parse, faults = ast.parse, [SystemError("AST constructor recursion depth mismatch")]
+
+    def parsing(*given: Any, **more: Any) -> Any:
+        if faults:
+            raise faults.pop()
+        return parse(*given, **more)
+
+    monkeypatch.setattr(ast, "parse", parsing)
+    assert python_call._arguments("a=1)") == '{"a": 1}'
