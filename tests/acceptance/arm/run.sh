@@ -17,20 +17,20 @@ if ! command -v aarch64-linux-gnu-g++ qemu-aarch64 >/dev/null; then
     apt-get update -qq
     apt-get install -y -qq g++-aarch64-linux-gnu qemu-user >/dev/null
 fi
-if [ ! -e "$to/ready" ]; then
+if [ ! -e "$to/unpacked" ]; then
     rm -rf "$to"
-    mkdir -p "$to"/{packages,root,wheels}
+    mkdir -p "$to"/{packages,system,wheels}
     dpkg --add-architecture arm64
     apt-get update -qq
     (cd "$to/packages" && apt-get download -qq "${libraries[@]/%/:arm64}" "${python[@]/%/:arm64}")
     dpkg --remove-architecture arm64
     apt-get update -qq
-    for package in "$to"/packages/*.deb; do dpkg -x "$package" "$to/root"; done
+    for package in "$to"/packages/*.deb; do dpkg -x "$package" "$to/system"; done
     # torch's later wheels for ARM need CUDA; `[dev]` has what is not in Python alone
     .venv/bin/python -m pip install --quiet --no-deps --target "$to/wheels" --only-binary=:all: \
         --python-version 3.11 --platform manylinux_2_28_aarch64 \
         --platform manylinux2014_aarch64 "${wheels[@]}"
-    touch "$to/ready"
+    touch "$to/unpacked"
 fi
 
 rm -rf "$to/tree"
@@ -44,7 +44,7 @@ aarch64-linux-gnu-g++ -O3 -g0 -std=c++17 -fPIC -shared "$native/attention.cpp" \
     -o "$native/_attention.so" -lpthread
 cd "$to/tree"
 export PYTHONPATH=$to/tree:$to/wheels
-run=(qemu-aarch64 -L "$to/root" "$to/root/usr/bin/python3.11")
+run=(qemu-aarch64 -L "$to/system" "$to/system/usr/bin/python3.11")
 "${run[@]}" -c 'from sps2.kernels import native; assert native.level, native.unfit; print("kernels:", native.LEVELS[native.level])'
 # A program that the emulated one starts would not be emulated.
 exec "${run[@]}" -m pytest -q -p no:cacheprovider -k "(neon or test_native) and not child_of_a_fork" \
