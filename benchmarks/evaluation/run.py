@@ -41,7 +41,7 @@ class Point(msgspec.Struct, frozen=True):
     """All policies at one load of a set. summaries: by policy, as `kept` makes them.
 
     arrangements: of the shards, by policy. losses: policies that are better than `sps2` beyond
-    doubt, by figure; wins: those that are worse.
+    doubt, by figure, and answer as many requests; wins: those that are worse.
     """
 
     hardware: str
@@ -157,6 +157,9 @@ def _point(
         for each in compared.differences:
             if each.is_distinct:
                 is_better = each.change.value * JUDGED[each.name] < 0
-                (losses if is_better else wins)[each.name].append(name)
+                if not is_better:
+                    wins[each.name].append(name)
+                elif summaries[name]["failed"] <= summaries["sps2"]["failed"]:
+                    losses[each.name].append(name)
     names = {policy: each.name for policy, each in chosen.items()}
     return Point(cards.name, kind.name, load, rate, names, summaries, losses, wins)

@@ -73,11 +73,10 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     ttft_s, slowdown: of all requests that got a first token; e2e_s: of those that completed;
         tbt_s: a request's mean, of those that completed with two tokens or more; itl_s: of single
         tokens. Failed requests are missing in them, but count against goodput.
-    prefill_tokens_per_s: prompt tokens that were computed, not found in the prefix cache, of
-        requests that got a first token, by the time from the first arrival to the last first
-        token. decode_tokens_per_s: tokens after the first of requests that completed, by the time
-        from the first first token to the last end. requests_per_s: that completed, by the time
-        from the first arrival to the last end.
+    prefill_tokens_per_s: prompt tokens, cached ones too, of requests that got a first token, by the
+        time from the first arrival to the last first token. decode_tokens_per_s: tokens after the
+        first of requests that completed, by the time from the first first token to the last end.
+        requests_per_s: that completed, by the time from the first arrival to the last end.
     goodput_share, goodput_per_s: of requests that met `objectives`.
     cached_share: of prompt tokens. degree: prefill shards of a request, of those that started.
     sent_bytes: by kind, in all; sent_bytes_per_request: by kind; `all` is their sum.
@@ -297,9 +296,7 @@ def _throughput(
 ) -> dict[str, Figure]:
     start = outcomes[0].arrived_s if outcomes else 0.0
     firsts = [
-        (each.first_s, float(each.prompt_tokens - each.cached_tokens))
-        for each in outcomes
-        if each.first_s is not None
+        (each.first_s, float(each.prompt_tokens)) for each in outcomes if each.first_s is not None
     ]
     ends = [(each.ended_s or 0.0, float(max(0, each.answer_tokens - 1))) for each in completed]
     failures = [each.ended_s or 0.0 for each in outcomes if each.error]

@@ -312,9 +312,8 @@ class Core:
                 self._callers.turns[request.work.caller] = now_s
                 self._queue.remove(id)
                 self.fleet.changes += 1
-                request.plan, request.urgency, request.stage = plan, urgency, "reserving"
-                request.wait = request.absent_since_s = None
-                request.launched_s, self._prefilling[id] = now_s, request
+                request.launch(plan, urgency, now_s, self.fleet.changes)
+                self._prefilling[id] = request
                 note(plan.group, self.fleet)
                 occupancy.enter(self.fleet, request, self._requests)
                 return [Launch(id, request.epoch, plan, urgency)]
@@ -332,8 +331,9 @@ class Core:
                     return []
                 request.is_finding = True
                 return [Find(id, request.work.hashes)]
-            case Hold(id, wait):
+            case Hold(id, wait, keeps_room):
                 request.wait, request.held_at = wait, self.fleet.changes_for(wait.cause)
+                request.keep_room(keeps_room, self.fleet.changes)
                 if wait.cause != "absent":
                     request.absent_since_s = None
                 elif request.absent_since_s is None:

@@ -44,10 +44,13 @@ class Hold:
     """A request, or the next chunk of its prompt, cannot start now, and why.
 
     One that waits for absent shards too long is refused.
+
+    keeps_room: whether others that start from now on leave it the room that it waits for.
     """
 
     request: str
     wait: Wait
+    keeps_room: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Placement: which shards prefill a prompt, and which keep its KV."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from sps2.common.config import Scheduler
@@ -28,6 +28,7 @@ from sps2.services.scheduler.plan import Plan, Wait, Work
 from sps2.services.scheduler.schemes import Schemes
 from sps2.services.scheduler.traffic import PrefixQuery
 from sps2.services.scheduler.unequal import least_rate, paces_of, pass_cost, slow_first, well_linked
+from sps2.services.scheduler.unplaceable import absent_of, grown, too_large
 from sps2.services.scheduler.unreachable import connected
 
 Ahead = Callable[[Member], float | None]
@@ -79,6 +80,18 @@ class Placing:
         """
         return connected(lambda reachable: self._plan(work, cached, reachable, ahead), fleet)
 
+    def has_room_beside(self, work: Work, plans: Iterable[Plan], fleet: Fleet) -> bool:
+        """Whether the KV of a request has room if the fleet keeps nothing but that of `plans`."""
+        taken = Counter[str]()
+        for plan in plans:
+            taken.update(plan.takes)
+        left = [(member, pages - taken[member.shard.id]) for member, pages in pools_of(fleet)]
+        nothing = Prefix((), fleet.page_tokens)
+        if fleet.in_place and not self._shrinks:
+            roomy, least = [each for each in left if each[1] > 0], work.options.sp_degree or 1
+            return bool(self._ranks(work, nothing, roomy, least, fleet.relative_speeds()))
+        return has_room(work, nothing, left)
+
     def _plan(
         self, work: Work, cached: Sequence[CachedRun], fleet: Fleet, ahead: Ahead
     ) -> Plan | Wait:
@@ -98,11 +111,11 @@ class Placing:
     def _separate(self, work: Work, prefix: Prefix, fleet: Fleet, ahead: Ahead) -> Plan | Wait:
         tokens = work.prompt_tokens - prefix.tokens
         choice = self.choice(work, tokens, fleet)
-        if absent := _absent(choice.degree, work, fleet):
+        if absent := absent_of(choice.degree, work, fleet):
             return absent
         pools = pools_of(fleet)
         if not has_room(grown(work), Prefix((), prefix.page_tokens), pools):
-            return _too_large(work, pools, fleet)
+            return too_large(work, pools, fleet)
         group = self._group(tokens, choice, fleet, ahead)
         if group is None:
             return Wait("shards")
@@ -248,7 +261,7 @@ class Placing:
         tokens = work.prompt_tokens - prefix.tokens
         choice = self.choice(work, tokens, fleet)
         wanted, speeds = choice.degree, fleet.relative_speeds()
-        if absent := _absent(wanted, work, fleet):
+        if absent := absent_of(wanted, work, fleet):
             return absent
         roomy = [each for each in room_of(prefix, fleet) if each[1] > 0]
         roomy = well_linked(choice, fleet, roomy, lambda each: each[0])
@@ -271,7 +284,7 @@ class Placing:
         if not ranks:
             pools = pools_of(fleet)
             if not self._ranks(grown(work), Prefix((), prefix.page_tokens), pools, wanted, speeds):
-                return _too_large(work, pools[: work.options.sp_degree], fleet)
+                return too_large(work, pools[: work.options.sp_degree], fleet)
             return Wait("shards" if self._ranks(work, prefix, roomy, wanted, speeds) else "room")
         group = [member.shard.id for member, _ in ranks]
         capacity = Capacity(tuple(room for _, room in ranks), prefix.page_tokens)
@@ -365,36 +378,3 @@ def _threads(member: Member, fleet: Fleet) -> int:
 
 def _named(rooms: list[tuple[Member, int]]) -> list[tuple[str, int]]:
     return [(member.shard.id, pages) for member, pages in rooms]
-
-
-def grown(work: Work) -> Work:
-    """A request that reserves room for its whole answer."""
-    return replace(work, reserved_tokens=None)
-
-
-def _absent(wanted: int, work: Work, fleet: Fleet) -> Wait | None:
-    """Why a request waits that wants more prefill shards than are present; None if it does not."""
-    present = len(fleet.prefillers())
-    if 0 < wanted <= present:
-        return None
-    what = f"sp_degree {work.options.sp_degree}" if work.options.sp_degree else "a request"
-    return Wait("absent", f"{what} needs more {fleet.prefilling} shards than the {present} there")
-
-
-def _too_large(work: Work, pools: list[tuple[Member, int]], fleet: Fleet) -> Wait:
-    """Why a request waits that does not fit even empty pools.
-
-    Raises:
-        Invalid: all shards are present, so that waiting cannot help.
-    """
-    tokens = sum(pages * member.shard.page_tokens for member, pages in pools)
-    prompt = counted(work.prompt_tokens, "token")
-    needs = f"{prompt} of prompt and up to {work.max_tokens} of answer"
-    if not fleet.keeps_all():
-        return Wait("absent", f"{needs} do not fit the {tokens} tokens of KV that are there")
-    raise Invalid(
-        f"{needs} do not fit the KV pools of the shards that may keep them, {tokens} tokens, with "
-        "the answer on one of them; ask for fewer tokens or enlarge kv.pool_tokens",
-        None,
-        "context_length_exceeded",
-    )

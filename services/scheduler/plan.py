@@ -115,7 +115,7 @@ class Wait:
     cause: "turn" if the policy lets others start first; "shards" if the shards that prefill are
         busy; "room" if there is too little room for its KV; "prefix" if another request computes
         most of it now; "absent" if it needs more than is present while a shard is absent.
-    reason: what it waits for, in words; only for "absent".
+    reason: what it waits for, if there is more to say than `WAITS` does.
     """
 
     cause: Literal["turn", "shards", "room", "prefix", "absent"]

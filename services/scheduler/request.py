@@ -42,6 +42,8 @@ class Request:
     awaits_chunk: bool = False
     """Whether a chunk of its prompt is computed, and the next one has not begun."""
     launched_s: float = 0.0
+    launched_at: int = 0
+    """The `Fleet.changes` at which it was launched."""
     since_s: float = 0.0
     """Since when it had waited when it was launched; see `turn_s`."""
     prefilled_s: float | None = None
@@ -68,6 +70,8 @@ class Request:
     """Whether its answer has used up the room that was reserved at first."""
     overtaken: int = 0
     """How many later requests ran before it while it waited for room."""
+    keeps_room_since: int | None = None
+    """The `Fleet.changes` since which those that start leave it the room it needs; see `Hold`."""
     rests_until_s: float = 0.0
     absent_since_s: float | None = None
     """Since when it waits for absent shards."""
@@ -132,6 +136,17 @@ class Request:
         if len(turns) < 2:
             return self.submitted_s
         return max(self.submitted_s, turns.get(self.work.caller, 0.0))
+
+    def launch(self, plan: Plan, urgency: float, now_s: float, changes: int) -> None:
+        """Begin to carry out a plan, at so many `Fleet.changes`."""
+        self.plan, self.urgency, self.stage = plan, urgency, "reserving"
+        self.wait = self.absent_since_s = None
+        self.launched_s, self.launched_at = now_s, changes
+
+    def keep_room(self, keeps: bool, changes: int) -> None:
+        """See `Hold`; at so many `Fleet.changes`."""
+        if not keeps or self.keeps_room_since is None:
+            self.keeps_room_since = changes if keeps else None
 
     def uses(self, shard: str) -> bool:
         """Whether it has KV on a shard, or room for it."""

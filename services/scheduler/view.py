@@ -139,6 +139,12 @@ class View:
             else:
                 heappop(heads)
 
+    def launched_since(self, changes: int) -> Iterator[Plan]:
+        """The plans of requests that were launched after so many `Fleet.changes` and run."""
+        for request in self._requests.values():
+            if request.plan is not None and request.launched_at > changes:
+                yield request.plan
+
     def cached(self, request: str) -> tuple[CachedRun, ...]:
         """The cached pages of a prompt, as far as they are known."""
         return self._requests[request].cached or ()

@@ -140,7 +140,7 @@ def test_a_summary_has_the_known_answers() -> None:
     assert found.tbt_s.all.p90.value == pytest.approx(0.1)
     assert found.itl_s.p50.value == 0.1
     assert found.e2e_s.all.mean.value == pytest.approx(4)
-    assert found.prefill_tokens_per_s.value == pytest.approx(9150 / 7)
+    assert found.prefill_tokens_per_s.value == pytest.approx(9200 / 7)
     assert found.decode_tokens_per_s.value == pytest.approx(30 / 7)
     assert found.requests_per_s.value == pytest.approx(3 / 8)
     assert found.goodput_share.value == pytest.approx(2 / 5)

@@ -21,7 +21,7 @@ class Fcfs:
 
     Three kinds of requests let later ones pass. One that shares a prefix with a request being
     prefilled waits for the pages of that request. One that waits for absent shards waits alone. One
-    that waits for room lets `OVERTAKINGS` pass.
+    that waits for room lets `OVERTAKINGS` pass; then all wait behind it.
     """
 
     def __init__(self, settings: Scheduler, schemes: Schemes) -> None:

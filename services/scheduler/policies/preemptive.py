@@ -3,13 +3,16 @@ most urgent prefill first (services/prefill/compute_queue.py)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
+from typing import TypeGuard
 
 from sps2.common.config import Scheduler
 from sps2.services.scheduler.chunks import Chunks, each
 from sps2.services.scheduler.decisions import Decision, Hold, LookUp, Start, Urge
 from sps2.services.scheduler.fleet_state import Member
 from sps2.services.scheduler.placing import Ahead, Placing
+from sps2.services.scheduler.plan import Plan, Wait
 from sps2.services.scheduler.policies.fcfs import LOOKAHEAD, OVERTAKINGS
 from sps2.services.scheduler.request import Request
 from sps2.services.scheduler.schemes import Schemes
@@ -17,6 +20,12 @@ from sps2.services.scheduler.view import View
 
 APART = 2.0
 """Two prefills share a shard only if one has at least this many times as much left as the other."""
+
+SMALL, LARGE = 1 / 32, 1 / 8
+"""A request that takes at most so much of all room is small; one that takes more than that, large.
+
+A large one leaves room for a small one while small ones run.
+"""
 
 
 class Preemptive(ABC):
@@ -28,7 +37,10 @@ class Preemptive(ABC):
     others, and counts as a single token: its caller has begun to read.
 
     A prefill that is held back gets a share of every shard's time. Once `OVERTAKINGS` requests have
-    passed one that waits for room, none behind it may start.
+    passed one that waits for room, those behind it may start only if it will have that room when
+    all have ended that were launched before (EASY backfilling: Lifka, "The ANL/IBM SP Scheduling
+    System", 1995; ends are not predicted here). Until so many have passed it, one that needs much
+    room does not take the last of it from those that need little.
     """
 
     OVERTAKES = True
@@ -67,24 +79,40 @@ class Preemptive(ABC):
             if abs(urgency - request.urgency) >= self.NOTICEABLE:
                 yield Urge(request.id, urgency)
         held, left_s = 0, dict[str, float]()
+        kept: Request | None = None
         for request in sorted(view.between_chunks(), key=lambda each: -each.urgency):
             yield view.proceed(request, self, self._ahead(view, request, left_s))
         for request in view.in_line(partial(self.urgency, view)):
             decision = view.consider(request, self, self._ahead(view, request, left_s))
             if isinstance(decision, Start):
-                decision = Start(request.id, decision.plan, self.urgency(view, request))
+                decision = self._with_room(view, request, decision.plan, kept)
+            elif kept is None and _waits_too_long(decision, request):
+                kept, decision = request, replace(decision, keeps_room=True)
             yield decision
             match decision:
                 case LookUp():
                     return
                 case Hold(_, wait) if wait.cause in ("room", "shards"):
                     held += 1
-                    if wait.cause == "room":
-                        keeps = request.overtaken >= OVERTAKINGS
-                    else:
-                        keeps = not self.OVERTAKES
-                    if held == LOOKAHEAD or keeps:
+                    if held == LOOKAHEAD or (wait.cause == "shards" and not self.OVERTAKES):
                         return
+
+    def _with_room(
+        self, view: View, request: Request, plan: Plan, kept: Request | None
+    ) -> Start | Hold:
+        """Starts a request, unless that would take room that is kept for others."""
+        if kept is not None and self._takes_room(view, plan, kept):
+            return Hold(request.id, Wait("room", f"room for its KV besides that of {kept.id}"))
+        may_wait = request.overtaken < OVERTAKINGS and not request.work.resumes
+        if may_wait and _takes_last(view, plan):
+            return Hold(request.id, Wait("room", "room for its KV besides that of short requests"))
+        return Start(request.id, plan, self.urgency(view, request))
+
+    def _takes_room(self, view: View, plan: Plan, kept: Request) -> bool:
+        """Whether a plan takes room that `kept` would have once others have left."""
+        assert kept.keeps_room_since is not None
+        beside = (plan, *view.launched_since(kept.keeps_room_since))
+        return not self.placing.has_room_beside(kept.work, beside, view.fleet)
 
     def work_s(self, view: View, request: Request) -> tuple[float, float]:
         """Predicted seconds of a prompt on one shard, and how many of them are left."""
@@ -129,3 +157,19 @@ class Preemptive(ABC):
             return before
 
         return ahead
+
+
+def _waits_too_long(decision: Decision, request: Request) -> TypeGuard[Hold]:
+    """Whether it is held for want of room, and too many have passed it."""
+    waits = isinstance(decision, Hold) and decision.wait.cause == "room"
+    return waits and request.overtaken >= OVERTAKINGS
+
+
+def _takes_last(view: View, plan: Plan) -> bool:
+    """Whether a large request would leave no room for a small one while small ones run."""
+    total, takes = sum(view.fleet.room.total.values()), sum(plan.takes.values())
+    left = sum(pages for _, pages in view.fleet.with_room()) - takes
+    if takes <= LARGE * total or left >= SMALL * total:
+        return False
+    running = (sum(each.takes.values()) for each in view.launched_since(0))
+    return any(pages <= SMALL * total for pages in running)
