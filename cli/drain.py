@@ -60,7 +60,10 @@ async def _drain(cluster: Cluster, shard: str, timeout_s: float) -> None:
             async with gateway.stream(Drain(shard, timeout_s)) as items:
                 async for unfinished in items:
                     left = unfinished.requests
-                    line.update(f"draining {shard}: {render.counted(len(left), 'request')} left")
+                    shown = f"draining {shard}: {render.counted(len(left), 'request')} left"
+                    line.update(shown)
+                    if left and not render.err.is_terminal:
+                        render.note(shown)
     except PeerLost as lost:
         if left is None:
             raise

@@ -26,8 +26,9 @@ def restart(
     """Restart processes one after the other, while the cluster serves.
 
     Each ends by SIGTERM, so that a shard finishes its requests or hands them over, is started
-    again by the supervisor, and is ready before the next one's turn. No request fails. Requests
-    wait while the scheduler restarts, or the only shard that prefills or decodes.
+    again by the supervisor, and is ready before the next one's turn. Requests wait while the
+    scheduler restarts, or the only shard that prefills or decodes. A gateway finishes its answers
+    for gateway.drain_s; those that take longer end with an error.
     """
     folder = runs.choose(name)
     state = folder.state()

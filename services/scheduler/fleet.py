@@ -8,7 +8,7 @@ from types import MappingProxyType
 from sps2.common.errors import Invalid
 from sps2.common.messages import Role, Room, Shard
 from sps2.common.words import counted
-from sps2.services.scheduler.fleet_state import FleetState, Member
+from sps2.services.scheduler.fleet_state import FleetState, Member, number_of
 from sps2.services.scheduler.hardware import UNKNOWN, Known, Wire
 from sps2.services.scheduler.links import Links
 from sps2.services.scheduler.measuring import NOTHING, Measuring, Probing
@@ -325,9 +325,15 @@ class Fleet:
         joined = sum(not self._is_configured(each.shard) for each in self.of(role))
         return self.expected[role] + joined
 
+    def _here(self, role: Role) -> int:
+        """How many of the shards that are to be there are; one that drains is."""
+        drain = (self.members[id].shard for id in self.leaving)
+        drain_here = sum(each.role == role and self._is_configured(each) for each in drain)
+        return len(self.of(role)) + drain_here
+
     def _is_configured(self, shard: Shard) -> bool:
         """Whether a shard is one of those configured; others have joined."""
-        return _number(shard.id) < self.expected[shard.role]
+        return number_of(shard.id) < self.expected[shard.role]
 
     def answer_room(self, prompt_tokens: int, shards: int | None, parts: int = 1) -> int:
         """Most tokens of an answer without `max_tokens`; 0 while no pool is known.
@@ -367,7 +373,7 @@ class Fleet:
         """Present and configured shards, for each role that the cluster has."""
         roles = [role for role, expected in self.expected.items() if expected]
         return {
-            **{f"{role}_shards": float(len(self.of(role))) for role in roles},
+            **{f"{role}_shards": float(self._here(role)) for role in roles},
             **{f"{role}_shards_expected": float(self._wanted(role)) for role in roles},
         }
 
@@ -379,9 +385,9 @@ class Fleet:
     def waiting_for(self) -> str:
         """What is missing, in words; empty when every shard is present."""
         missing = [
-            f"{wanted - len(self.of(role))} of {counted(wanted, f'{role} shard')}"
+            f"{wanted - here} of {counted(wanted, f'{role} shard')}"
             for role in self.expected
-            if len(self.of(role)) < (wanted := self._wanted(role))
+            if (here := self._here(role)) < (wanted := self._wanted(role))
         ]
         missing += [f"{shard} is draining" for shard in sorted(self.leaving)]
         unknown = [
@@ -390,9 +396,3 @@ class Fleet:
         if unknown:
             missing.append(f"pages of {', '.join(unknown)} in the KV directory")
         return "; ".join(missing)
-
-
-def _number(shard_id: str) -> int:
-    """The number in a shard's id."""
-    number = shard_id.rpartition("-")[2]
-    return int(number) if number.isdecimal() else 0

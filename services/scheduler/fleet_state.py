@@ -50,6 +50,12 @@ class Member:
         return short and sum(counts) <= pass_tokens and not self.shard.followers
 
 
+def number_of(shard_id: str) -> int:
+    """The number in a shard's id."""
+    number = shard_id.rpartition("-")[2]
+    return int(number) if number.isdecimal() else 0
+
+
 class FleetState(msgspec.Struct, frozen=True):
     """All that a fleet knows, as data; see `Fleet`."""
 

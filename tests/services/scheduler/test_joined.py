@@ -142,7 +142,7 @@ def test_with_only_retiring_shards_requests_wait() -> None:
     core.handle(Retired("mixed-0"), 0)
     assert submit(core, "r", 60) == []
     assert not core.fleet.serving()
-    assert core.fleet.waiting_for() == "1 of 1 mixed shard; mixed-0 is draining"
+    assert core.fleet.waiting_for() == "mixed-0 is draining"
 
 
 def test_one_that_is_lost_already_is_forgotten() -> None:
