@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from weakref import WeakValueDictionary
 
 from sps2.common.bus.peer import Peer
-from sps2.common.errors import Invalid, ServiceError
+from sps2.common.errors import Invalid, Refused, ServiceError
 from sps2.common.messages import (
     Done,
     Drain,
@@ -43,6 +43,8 @@ class Retirement:
         self._handle = handle
         self._noting = WeakValueDictionary[str, asyncio.Lock]()
         """Held while a shard notes whether it drains, by id."""
+        self._ending: dict[str, str] = {}
+        """The data-plane names of members that were told to end, by id."""
 
     async def drain(self, request: Drain) -> AsyncGenerator[Unfinished, None]:
         await self._begin(request.shard)
@@ -50,6 +52,8 @@ class Retirement:
             yield unfinished
 
     async def retire(self, request: Retire) -> AsyncGenerator[Unfinished, None]:
+        if member := self._core.fleet.members.get(request.shard):
+            self._ending[request.shard] = member.shard.peer.name
         self._handle(Retired(request.shard))
         async for unfinished in self._unfinished(request.shard, request.finish_s):
             yield unfinished
@@ -61,7 +65,9 @@ class Retirement:
             if shard not in leaving:
                 there = ", ".join(sorted(leaving)) or "no shard does"
                 raise Invalid(f"{shard} does not drain; these do: {there}", "shard")
+            self._check_stays(shard)
             await self._shards[shard].call(KeepDraining(False), REMEMBER_S)
+            self._check_stays(shard)
             self._handle(Employed(shard))
         return Done()
 
@@ -87,9 +93,19 @@ class Retirement:
             try:
                 await self._shards[shard].call(KeepDraining(True), REMEMBER_S)
             except ServiceError:
-                if not drained:
+                if not drained and not self._is_ending(shard):
                     self._handle(Employed(shard))
                 raise
+
+    def _is_ending(self, shard: str) -> bool:
+        """Whether a member was told to end since it joined."""
+        member = self._core.fleet.members.get(shard)
+        return member is not None and self._ending.get(shard) == member.shard.peer.name
+
+    def _check_stays(self, shard: str) -> None:
+        """Raise Refused if a shard is about to end."""
+        if self._is_ending(shard):
+            raise Refused(f"{shard} is ending; it gets work again when it is back")
 
     async def _unfinished(self, shard: str, finish_s: float) -> AsyncGenerator[Unfinished, None]:
         """What a shard that gets no new work still has, until that is nothing.

@@ -5,7 +5,7 @@ from contextlib import aclosing
 
 import pytest
 
-from sps2.common.errors import Cancelled, Invalid
+from sps2.common.errors import Cancelled, Invalid, Refused
 from sps2.common.messages import Done, Drain, Forget, KeepDraining, Retire, Undrain, Unfinished
 from sps2.services.scheduler import retirement
 from sps2.services.scheduler.actions import Action, Launch, Preempt
@@ -207,6 +207,36 @@ async def test_one_that_drained_gets_work_again() -> None:
     assert stage.state("decode-0") == "ready"
     with pytest.raises(Invalid, match="decode-0 does not drain; these do: no shard does"):
         await stage.retirement.undrain(Undrain("decode-0"))
+
+
+async def test_one_that_ends_gets_no_work_again_until_it_is_back() -> None:
+    stage = Stage()
+    owner = stage.decoding()
+    async with aclosing(stage.retirement.retire(Retire(owner, LONG_S))) as items:
+        assert await anext(items) == Unfinished(("r",))
+        with pytest.raises(Refused, match=f"{owner} is ending"):
+            await stage.retirement.undrain(Undrain(owner))
+        assert stage.state(owner) == "draining"
+        assert stage.shards[owner].kept == []
+    stage.handle(Lost(owner, f"{owner}/0"))
+    stage.handle(Joined(shard("decode", int(owner[-1]), 64, life=1)))
+    assert await anext(stage.retirement.drain(Drain(owner, LONG_S))) == Unfinished(())
+    await stage.retirement.undrain(Undrain(owner))
+    assert stage.state(owner) == "ready"
+
+
+async def test_one_that_is_told_to_end_while_it_notes_something_ends() -> None:
+    stage = Stage()
+    noting = stage.shards["decode-0"]
+    noting.awake.clear()
+    noting.is_late = True
+    draining = asyncio.create_task(anext(stage.retirement.drain(Drain("decode-0", LONG_S))))
+    await asyncio.sleep(0)
+    assert await anext(stage.retirement.retire(Retire("decode-0", LONG_S))) == Unfinished(())
+    noting.awake.set()
+    with pytest.raises(Cancelled):
+        await draining
+    assert stage.state("decode-0") == "drained"
 
 
 def test_requests_that_waited_for_it_begin_when_it_gets_work_again() -> None:
