@@ -111,13 +111,23 @@ class Rolling:
         return time.monotonic() - since_s
 
     async def _end(self, service: str) -> int:
-        """End a process, by force if it takes too long; returns how often it has ended by then."""
+        """End a process, by force if it takes too long; returns how often it has ended by then.
+
+        Nothing is to do if it has ended by itself, and the supervisor is about to start the next.
+
+        Raises:
+            Refused: it does not end even so, within the time for its return.
+        """
         child = self._children()[service]
+        if not child.pid:
+            return child.exits
         is_gateway = role_of(service) == GATEWAY
         drain_s = self._cluster.gateway.drain_s if is_gateway else longest_s(self._cluster)
         until_s = time.monotonic() + drain_s + GRACE_S
         send_signal(child.pid, signal.SIGTERM)
         while self._children()[service].exits == child.exits:
+            if time.monotonic() > until_s + self._timeout_s:
+                raise Refused(f"{service} (pid {child.pid}) does not end, even by SIGKILL")
             if time.monotonic() > until_s:
                 send_signal(child.pid, signal.SIGKILL)
             await asyncio.sleep(POLL_S)

@@ -1,6 +1,8 @@
 """Restarting process by process, with real children of a few lines and a gateway that follows."""
 
 import asyncio
+import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from sps2.cli import supervise
 from sps2.cli.commands import Command
 from sps2.cli.rolling import Rolling, restarted_together
 from sps2.cli.runs import RunFolder
@@ -142,6 +145,36 @@ async def test_one_that_ignores_the_signal_is_killed(
 async def test_one_that_ends_again_stops_it(tmp_path: Path) -> None:
     async with running(tmp_path, ONCE) as (_, rolling), rolling.watching():
         with pytest.raises(Refused, match="decode-0 exited with status 3 again"):
+            await rolling.restart("decode-0")
+
+
+@pytest.mark.parametrize("comes_back", [False, True])
+async def test_of_one_that_has_ended_by_itself_the_next_process_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comes_back: bool
+) -> None:
+    monkeypatch.setattr(supervise, "FIRST_PAUSE_S", 1.0 if comes_back else 600.0)
+    async with running(tmp_path) as (folder, rolling), rolling.watching():
+        before = pids(folder)
+        os.kill(before["decode-0"], signal.SIGKILL)
+        await until(lambda: pids(folder) != before)
+        if comes_back:
+            await rolling.restart("decode-0")
+            assert pids(folder)["decode-0"] not in (0, before["decode-0"])
+        else:
+            rolling._timeout_s = 0.2
+            with pytest.raises(Refused, match=r"decode-0 is not back after 0\.2 s"):
+                await rolling.restart("decode-0")
+        assert pids(folder)["kvdir"] == before["kvdir"]
+
+
+async def test_one_that_does_not_end_even_by_force_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sps2.cli.rolling.GRACE_S", -10.0)
+    monkeypatch.setattr("sps2.cli.rolling.send_signal", lambda pid, number: None)
+    async with running(tmp_path) as (_, rolling), rolling.watching():
+        rolling._timeout_s = 0.2
+        with pytest.raises(Refused, match=r"decode-0 \(pid \d+\) does not end"):
             await rolling.restart("decode-0")
 
 
