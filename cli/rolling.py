@@ -64,20 +64,21 @@ class Rolling:
         """Be able to restart within the block.
 
         Raises:
-            Refused: something is missing already.
+            Refused: something is missing already, or another restart is under way.
             Invalid: the version installed here does not fit what runs.
         """
-        try:
-            await self._gateway.call(Greet("spsctl", VERSION, schema_hash()), ASK_S)
-            self._before = await self._gateway.call(ShowCluster(), ASK_S)
-            away = [f"{each.service} is {each.state}" for each in self._before.services]
-            away = [words for words in away if not words.endswith(" ready")]
-            if away or not self._before.ready:
-                what = ", ".join(away) or f"it waits for {self._before.waiting_for}"
-                raise Refused(f"the cluster is not whole: {what}; see `spsctl status`")
-            yield
-        finally:
-            await self._gateway.close()
+        with self._folder.restarting():
+            try:
+                await self._gateway.call(Greet("spsctl", VERSION, schema_hash()), ASK_S)
+                self._before = await self._gateway.call(ShowCluster(), ASK_S)
+                away = [f"{each.service} is {each.state}" for each in self._before.services]
+                away = [words for words in away if not words.endswith(" ready")]
+                if away or not self._before.ready:
+                    what = ", ".join(away) or f"it waits for {self._before.waiting_for}"
+                    raise Refused(f"the cluster is not whole: {what}; see `spsctl status`")
+                yield
+            finally:
+                await self._gateway.close()
 
     def interrupts(self, service: str) -> str:
         """What stands still while a process restarts, in words; empty if nothing does."""

@@ -194,6 +194,18 @@ async def test_a_cluster_that_is_not_whole_is_left_alone(
                 pass
 
 
+async def test_a_second_restart_is_refused_while_the_first_is_under_way(tmp_path: Path) -> None:
+    async with running(tmp_path) as (folder, rolling):
+        before = pids(folder)
+        async with rolling.watching():
+            with pytest.raises(Refused, match="a restart of cluster 'test' is under way"):
+                async with Rolling(folder, 60.0).watching():
+                    pass
+            assert pids(folder) == before
+        async with Rolling(folder, 60.0).watching():
+            pass
+
+
 async def test_a_version_that_what_runs_would_refuse_restarts_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
