@@ -15,11 +15,18 @@ from sps2.common.bus.telemetry import role_of
 from sps2.common.errors import Invalid, Refused, ServiceError
 from sps2.common.messages import ClusterStatus, Greet, ShowCluster
 from sps2.common.messages.schema import schema_hash
+from sps2.common.words import counted, listed
 from sps2.services.compatibility import VERSION
 from sps2.services.draining import longest_s
 
 POLL_S = 0.1
 ASK_S = 5.0
+HELD = {
+    "batches_running": "running batch job",
+    "files_kept": "file",
+    "responses_stored": "stored response",
+}
+"""What a gateway alone has of its clients, by its counters."""
 FIRST = ("kvdir", "scheduler", "joining")
 
 
@@ -81,16 +88,25 @@ class Rolling:
                 await self._gateway.close()
 
     def interrupts(self, service: str) -> str:
-        """What stands still while a process restarts, in words; empty if nothing does."""
+        """What stands still or is lost when a process restarts, in words; empty if nothing is."""
         duties = {shard.id: shard.duty or shard.role for shard in self._before.shards}
         others = {duty for shard, duty in duties.items() if shard != service}
         if role_of(service) == GATEWAY:
             gateways = [name for name in self._children() if role_of(name) == GATEWAY]
-            return "" if len(gateways) > 1 else "the only gateway restarts: its clients are cut off"
+            alone = "the only gateway restarts: its clients are cut off"
+            held = self.held(service)
+            lost = [alone] * (len(gateways) == 1) + [f"{service} loses {held}"] * bool(held)
+            return "; ".join(lost)
         for duty, does in (("prefill", "prefills"), ("decode", "decodes")):
             if duties.get(service) in (duty, "mixed") and not others & {duty, "mixed"}:
                 return f"{service} is the only shard that {does}: requests wait until it is back"
         return ""
+
+    def held(self, service: str) -> str:
+        """What only this process has of its clients and would lose, in words; empty if nothing."""
+        counters = {each.service: each.counters for each in self._before.services}.get(service, {})
+        counts = {what: int(counters.get(name, 0)) for name, what in HELD.items()}
+        return listed([counted(count, what) for what, count in counts.items() if count], "and")
 
     async def restart(self, service: str) -> float:
         """End a process, and wait until the cluster has it again; returns the seconds it took.

@@ -4,15 +4,17 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from msgspec.structs import replace
 
 from sps2.cli import supervise
 from sps2.cli.commands import Command
+from sps2.cli.restart import _restart
 from sps2.cli.rolling import Rolling, restarted_together
 from sps2.cli.runs import RunFolder
 from sps2.cli.supervise import Supervisor
@@ -67,7 +69,13 @@ def test_what_does_not_run_here_is_refused() -> None:
 
 
 class Following:
-    """A gateway: each child is ready as soon as it runs, but `broken` if it has ended once."""
+    """A gateway: each child is ready as soon as it runs, but `broken` if it has ended once.
+
+    Attributes:
+        counters: of what the child gateway.1 has.
+    """
+
+    counters: ClassVar[dict[str, float]] = {}
 
     def __init__(self, folder: RunFolder, broken: str) -> None:
         self._folder = folder
@@ -80,7 +88,13 @@ class Following:
         state = self._folder.state()
         children = state.services if state else {}
         services = tuple(
-            ServiceStatus(name, "", "ready", child.pid)
+            ServiceStatus(
+                name,
+                "",
+                "ready",
+                child.pid,
+                counters=self.counters if name == "gateway.1" else {},
+            )
             for name, child in children.items()
             if child.pid and not (child.exits and name == self._broken)
         )
@@ -92,7 +106,11 @@ class Following:
 
 
 @asynccontextmanager
-async def running(tmp_path: Path, code: str = SLEEPER) -> AsyncIterator[tuple[RunFolder, Rolling]]:
+async def running(
+    tmp_path: Path,
+    code: str = SLEEPER,
+    names: Sequence[str] = ("kvdir", "decode-0", "decode-1"),
+) -> AsyncIterator[tuple[RunFolder, Rolling]]:
     """Three services, of which decode-0 runs `code`."""
     folder, stop = RunFolder("test", tmp_path), asyncio.Event()
     server = Server(Following(folder, "decode-0" if code == ONCE else ""), Bus())
@@ -103,7 +121,7 @@ async def running(tmp_path: Path, code: str = SLEEPER) -> AsyncIterator[tuple[Ru
     folder.prepare(cluster)
     services = {
         name: Command((sys.executable, "-c", code if name == "decode-0" else SLEEPER))
-        for name in ("kvdir", "decode-0", "decode-1")
+        for name in names
     }
     with folder.owned():
         supervising = asyncio.create_task(Supervisor(folder, services, 0.1).run(stop))
@@ -214,6 +232,25 @@ async def test_a_version_that_what_runs_would_refuse_restarts_nothing(
         with pytest.raises(Invalid, match=r"spsctl is SPS2 .* and gateway is .*: install one"):
             async with rolling.watching():
                 pass
+
+
+async def test_a_gateway_that_would_lose_something_is_restarted_only_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counters = {"batches_running": 2.0, "files_kept": 1.0, "responses_stored": 0.0, "ttft_p50": 1.0}
+    monkeypatch.setattr(Following, "counters", counters)
+    gateways = ["gateway", "gateway.1"]
+    async with running(tmp_path, names=gateways) as (folder, rolling):
+        before = pids(folder)
+        await _restart(rolling, gateways, are_named=False)
+        first = pids(folder)
+        assert first["gateway"] not in (0, before["gateway"])
+        assert first["gateway.1"] == before["gateway.1"]
+        said = " ".join(capsys.readouterr().err.split())
+        assert "gateway.1 is not restarted, since it would lose 2 running batch jobs and 1" in said
+        await _restart(Rolling(folder, 60.0), ["gateway.1"], are_named=True)
+        assert pids(folder)["gateway.1"] not in (0, first["gateway.1"])
+        assert "gateway.1 loses 2 running batch jobs and 1 file" in capsys.readouterr().err
 
 
 async def test_what_stands_still_is_said(tmp_path: Path) -> None:
