@@ -90,7 +90,8 @@ class Rolling:
     def interrupts(self, service: str) -> str:
         """What stands still or is lost when a process restarts, in words; empty if nothing is."""
         duties = {shard.id: shard.duty or shard.role for shard in self._before.shards}
-        others = {duty for shard, duty in duties.items() if shard != service}
+        working = [shard.id for shard in self._before.shards if shard.state in ("ready", "busy")]
+        others = {duties[shard] for shard in working if shard != service}
         if role_of(service) == GATEWAY:
             gateways = [name for name in self._children() if role_of(name) == GATEWAY]
             alone = "the only gateway restarts: its clients are cut off"

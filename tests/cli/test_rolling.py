@@ -258,5 +258,12 @@ async def test_what_stands_still_is_said(tmp_path: Path) -> None:
         assert rolling.interrupts("decode-0") == ""
         assert rolling.interrupts("kvdir") == ""
         assert rolling.interrupts("gateway").startswith("the only gateway restarts")
-        rolling._before = replace(rolling._before, shards=rolling._before.shards[:1])
+        first, second = rolling._before.shards
+        for state in ("drained", "draining"):
+            shards = first, replace(second, state=state)
+            rolling._before = replace(rolling._before, shards=shards)
+            wait = "decode-0 is the only shard that decodes: requests wait until it is back"
+            assert rolling.interrupts("decode-0") == wait
+            assert rolling.interrupts("decode-1") == ""
+        rolling._before = replace(rolling._before, shards=(first,))
         assert rolling.interrupts("decode-0").startswith("decode-0 is the only shard that decodes")
