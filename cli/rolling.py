@@ -15,11 +15,18 @@ from sps2.common.bus.telemetry import role_of
 from sps2.common.errors import Invalid, Refused, ServiceError
 from sps2.common.messages import ClusterStatus, Greet, ShowCluster
 from sps2.common.messages.schema import schema_hash
+from sps2.common.words import counted, listed
 from sps2.services.compatibility import VERSION
 from sps2.services.draining import longest_s
 
 POLL_S = 0.1
 ASK_S = 5.0
+HELD = {
+    "batches_running": "running batch job",
+    "files_kept": "file",
+    "responses_stored": "stored response",
+}
+"""What a gateway alone has of its clients, by its counters."""
 FIRST = ("kvdir", "scheduler", "joining")
 
 
@@ -64,32 +71,43 @@ class Rolling:
         """Be able to restart within the block.
 
         Raises:
-            Refused: something is missing already.
+            Refused: something is missing already, or another restart is under way.
             Invalid: the version installed here does not fit what runs.
         """
-        try:
-            await self._gateway.call(Greet("spsctl", VERSION, schema_hash()), ASK_S)
-            self._before = await self._gateway.call(ShowCluster(), ASK_S)
-            away = [f"{each.service} is {each.state}" for each in self._before.services]
-            away = [words for words in away if not words.endswith(" ready")]
-            if away or not self._before.ready:
-                what = ", ".join(away) or f"it waits for {self._before.waiting_for}"
-                raise Refused(f"the cluster is not whole: {what}; see `spsctl status`")
-            yield
-        finally:
-            await self._gateway.close()
+        with self._folder.restarting():
+            try:
+                await self._gateway.call(Greet("spsctl", VERSION, schema_hash()), ASK_S)
+                self._before = await self._gateway.call(ShowCluster(), ASK_S)
+                away = [f"{each.service} is {each.state}" for each in self._before.services]
+                away = [words for words in away if not words.endswith(" ready")]
+                if away or not self._before.ready:
+                    what = ", ".join(away) or f"it waits for {self._before.waiting_for}"
+                    raise Refused(f"the cluster is not whole: {what}; see `spsctl status`")
+                yield
+            finally:
+                await self._gateway.close()
 
     def interrupts(self, service: str) -> str:
-        """What stands still while a process restarts, in words; empty if nothing does."""
+        """What stands still or is lost when a process restarts, in words; empty if nothing is."""
         duties = {shard.id: shard.duty or shard.role for shard in self._before.shards}
-        others = {duty for shard, duty in duties.items() if shard != service}
+        working = [shard.id for shard in self._before.shards if shard.state in ("ready", "busy")]
+        others = {duties[shard] for shard in working if shard != service}
         if role_of(service) == GATEWAY:
             gateways = [name for name in self._children() if role_of(name) == GATEWAY]
-            return "" if len(gateways) > 1 else "the only gateway restarts: its clients are cut off"
+            alone = "the only gateway restarts: its clients are cut off"
+            held = self.held(service)
+            lost = [alone] * (len(gateways) == 1) + [f"{service} loses {held}"] * bool(held)
+            return "; ".join(lost)
         for duty, does in (("prefill", "prefills"), ("decode", "decodes")):
             if duties.get(service) in (duty, "mixed") and not others & {duty, "mixed"}:
                 return f"{service} is the only shard that {does}: requests wait until it is back"
         return ""
+
+    def held(self, service: str) -> str:
+        """What only this process has of its clients and would lose, in words; empty if nothing."""
+        counters = {each.service: each.counters for each in self._before.services}.get(service, {})
+        counts = {what: int(counters.get(name, 0)) for name, what in HELD.items()}
+        return listed([counted(count, what) for what, count in counts.items() if count], "and")
 
     async def restart(self, service: str) -> float:
         """End a process, and wait until the cluster has it again; returns the seconds it took.
@@ -111,13 +129,23 @@ class Rolling:
         return time.monotonic() - since_s
 
     async def _end(self, service: str) -> int:
-        """End a process, by force if it takes too long; returns how often it has ended by then."""
+        """End a process, by force if it takes too long; returns how often it has ended by then.
+
+        Nothing is to do if it has ended by itself, and the supervisor is about to start the next.
+
+        Raises:
+            Refused: it does not end even so, within the time for its return.
+        """
         child = self._children()[service]
+        if not child.pid:
+            return child.exits
         is_gateway = role_of(service) == GATEWAY
         drain_s = self._cluster.gateway.drain_s if is_gateway else longest_s(self._cluster)
         until_s = time.monotonic() + drain_s + GRACE_S
         send_signal(child.pid, signal.SIGTERM)
         while self._children()[service].exits == child.exits:
+            if time.monotonic() > until_s + self._timeout_s:
+                raise Refused(f"{service} (pid {child.pid}) does not end, even by SIGKILL")
             if time.monotonic() > until_s:
                 send_signal(child.pid, signal.SIGKILL)
             await asyncio.sleep(POLL_S)

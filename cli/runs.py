@@ -60,6 +60,7 @@ class RunFolder:
         self._joined = self.path / "joined.json"
         self._state = self.path / "state.json"
         self._lock = self.path / "lock"
+        self._restart_lock = self.path / "restart.lock"
 
     def prepare(
         self, cluster: Cluster, hosts: Hosts | None = None, joined: Joined | None = None
@@ -150,6 +151,17 @@ class RunFolder:
                     time.sleep(0.02)
             else:
                 raise Refused(f"cluster '{self.name}' is already up")
+            yield
+
+    @contextmanager
+    def restarting(self) -> Iterator[None]:
+        """Be the only one within the block that restarts services. Raises Refused if another is."""
+        with self._restart_lock.open("ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                under_way = f"a restart of cluster '{self.name}' is under way"
+                raise Refused(f"{under_way}: wait until that `spsctl restart` has ended") from None
             yield
 
 

@@ -62,9 +62,9 @@ class Supervisor:
         await asyncio.sleep(max(self._services[name].delay_s for name in names))
         while True:
             since_s = time.monotonic()
-            await self._live_together(names)
+            first = await self._live_together(names)
             lived_s = time.monotonic() - since_s
-            told = all(self._state.services[name].last_exit == TOLD for name in names)
+            told = all(self._state.services[name].last_exit == TOLD for name in first)
             pause_s = FIRST_PAUSE_S if told or lived_s > HEALTHY_S else pause_s
             for name in names:
                 how = self._state.services[name].last_exit
@@ -72,11 +72,16 @@ class Supervisor:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-    async def _live_together(self, names: list[str]) -> None:
-        """Run each service of a group once; when the first ends, end the others."""
-        lives = [asyncio.create_task(self._live(name)) for name in names]
+    async def _live_together(self, names: list[str]) -> list[str]:
+        """Run each service of a group once; when the first ends, end the others.
+
+        Returns:
+            those that ended by themselves.
+        """
+        lives = {asyncio.create_task(self._live(name)): name for name in names}
         try:
-            await asyncio.wait(lives, return_when=asyncio.FIRST_COMPLETED)
+            first, _ = await asyncio.wait(lives, return_when=asyncio.FIRST_COMPLETED)
+            return [lives[life] for life in first]
         finally:
             for life in lives:
                 life.cancel()

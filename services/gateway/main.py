@@ -138,7 +138,7 @@ class Parts:
         self.readiness = Readiness(self._scheduler, cluster.bus, away_s)
         self.metrics.ready.set_function(lambda: float(self.readiness.serves))
         self._federation = Federation(cluster.bus)
-        about.missing, about.counters = self.readiness.waiting_for, self.metrics.gauges
+        about.missing = self.readiness.waiting_for
         self._joining = Peer(cluster.joining_address, cluster.bus, "joining", self._context)
         observer = Observer(
             cluster,
@@ -171,6 +171,8 @@ class Parts:
         stored = Responses(
             cluster.gateway.stored_responses_bytes, cluster.gateway.stored_responses_s
         )
+        counting = self.metrics.gauges, self.batches.counters, stored.counters
+        about.counters = lambda: {name: n for each in counting for name, n in each().items()}
         self._repeats = Repeats(
             cluster.gateway.repeatable_bytes, cluster.gateway.repeatable_s, self._others
         )

@@ -3,9 +3,10 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
+from weakref import WeakValueDictionary
 
 from sps2.common.bus.peer import Peer
-from sps2.common.errors import Invalid
+from sps2.common.errors import Invalid, Refused, ServiceError
 from sps2.common.messages import (
     Done,
     Drain,
@@ -40,37 +41,78 @@ class Retirement:
         self._core = core
         self._shards = shards
         self._handle = handle
+        self._noting = WeakValueDictionary[str, asyncio.Lock]()
+        """Held while a shard notes whether it drains, by id."""
+        self._ending: dict[str, str] = {}
+        """The data-plane names of members that were told to end, by id."""
 
     async def drain(self, request: Drain) -> AsyncGenerator[Unfinished, None]:
-        _check_spare(request.shard, self._core.fleet)
-        await self._shards[request.shard].call(KeepDraining(True), REMEMBER_S)
-        async for unfinished in self._retired(request.shard, request.finish_s):
+        await self._begin(request.shard)
+        async for unfinished in self._unfinished(request.shard, request.finish_s):
             yield unfinished
 
     async def retire(self, request: Retire) -> AsyncGenerator[Unfinished, None]:
-        async for unfinished in self._retired(request.shard, request.finish_s):
+        if member := self._core.fleet.members.get(request.shard):
+            self._ending[request.shard] = member.shard.peer.name
+        self._handle(Retired(request.shard))
+        async for unfinished in self._unfinished(request.shard, request.finish_s):
             yield unfinished
 
     async def undrain(self, request: Undrain) -> Done:
-        leaving = self._core.fleet.leaving
-        if request.shard not in leaving:
-            there = ", ".join(sorted(leaving)) or "no shard does"
-            raise Invalid(f"{request.shard} does not drain; these do: {there}", "shard")
-        await self._shards[request.shard].call(KeepDraining(False), REMEMBER_S)
-        self._handle(Employed(request.shard))
+        shard = request.shard
+        async with self._noting.setdefault(shard, asyncio.Lock()):
+            leaving = self._core.fleet.leaving
+            if shard not in leaving:
+                there = ", ".join(sorted(leaving)) or "no shard does"
+                raise Invalid(f"{shard} does not drain; these do: {there}", "shard")
+            self._check_stays(shard)
+            await self._shards[shard].call(KeepDraining(False), REMEMBER_S)
+            self._check_stays(shard)
+            self._handle(Employed(shard))
         return Done()
 
     async def forget(self, request: Forget) -> Done:
         self._handle(Retired(request.shard))
         return Done()
 
-    async def _retired(self, shard: str, finish_s: float) -> AsyncGenerator[Unfinished, None]:
-        """Give a shard no new work; what it still has, until that is nothing.
+    async def _begin(self, shard: str) -> None:
+        """Let a shard drain, and note that it does.
+
+        It counts as draining from the check on, so that a second drain cannot take what is left
+        while the first shard notes it.
+
+        Raises:
+            Invalid: it cannot be spared.
+            ServiceError: it could not note that it drains, and works on.
+        """
+        async with self._noting.setdefault(shard, asyncio.Lock()):
+            fleet = self._core.fleet
+            _check_spare(shard, fleet)
+            drained = shard in fleet.leaving
+            self._handle(Retired(shard))
+            try:
+                await self._shards[shard].call(KeepDraining(True), REMEMBER_S)
+            except ServiceError:
+                if not drained and not self._is_ending(shard):
+                    self._handle(Employed(shard))
+                raise
+
+    def _is_ending(self, shard: str) -> bool:
+        """Whether a member was told to end since it joined."""
+        member = self._core.fleet.members.get(shard)
+        return member is not None and self._ending.get(shard) == member.shard.peer.name
+
+    def _check_stays(self, shard: str) -> None:
+        """Raise Refused if a shard is about to end."""
+        if self._is_ending(shard):
+            raise Refused(f"{shard} is ending; it gets work again when it is back")
+
+    async def _unfinished(self, shard: str, finish_s: float) -> AsyncGenerator[Unfinished, None]:
+        """What a shard that gets no new work still has, until that is nothing.
 
         It ends early if the shard does, or drains no more.
         """
         core, until_s = self._core, time.monotonic() + finish_s
-        self._handle(Retired(shard))
         reported: tuple[str, ...] | None = None
         while shard in core.fleet.leaving:
             requests = core.needing(shard)

@@ -78,7 +78,7 @@ async def kill(client: AsyncClient, other: bool) -> str:
     seen = await client.status()
     for request in seen.requests:
         for shard in seen.shards:
-            if (shard.id == request.owner) is not other and shard.pid is not None:
+            if (shard.id == request.owner) is not other and shard.pid:
                 os.kill(shard.pid, signal.SIGKILL)
                 return shard.id
     return ""

@@ -1,15 +1,20 @@
 """Restarting process by process, with real children of a few lines and a gateway that follows."""
 
 import asyncio
+import os
+import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from msgspec.structs import replace
 
+from sps2.cli import supervise
 from sps2.cli.commands import Command
+from sps2.cli.restart import _restart
 from sps2.cli.rolling import Rolling, restarted_together
 from sps2.cli.runs import RunFolder
 from sps2.cli.supervise import Supervisor
@@ -64,7 +69,13 @@ def test_what_does_not_run_here_is_refused() -> None:
 
 
 class Following:
-    """A gateway: each child is ready as soon as it runs, but `broken` if it has ended once."""
+    """A gateway: each child is ready as soon as it runs, but `broken` if it has ended once.
+
+    Attributes:
+        counters: of what the child gateway.1 has.
+    """
+
+    counters: ClassVar[dict[str, float]] = {}
 
     def __init__(self, folder: RunFolder, broken: str) -> None:
         self._folder = folder
@@ -77,7 +88,13 @@ class Following:
         state = self._folder.state()
         children = state.services if state else {}
         services = tuple(
-            ServiceStatus(name, "", "ready", child.pid)
+            ServiceStatus(
+                name,
+                "",
+                "ready",
+                child.pid,
+                counters=self.counters if name == "gateway.1" else {},
+            )
             for name, child in children.items()
             if child.pid and not (child.exits and name == self._broken)
         )
@@ -89,7 +106,11 @@ class Following:
 
 
 @asynccontextmanager
-async def running(tmp_path: Path, code: str = SLEEPER) -> AsyncIterator[tuple[RunFolder, Rolling]]:
+async def running(
+    tmp_path: Path,
+    code: str = SLEEPER,
+    names: Sequence[str] = ("kvdir", "decode-0", "decode-1"),
+) -> AsyncIterator[tuple[RunFolder, Rolling]]:
     """Three services, of which decode-0 runs `code`."""
     folder, stop = RunFolder("test", tmp_path), asyncio.Event()
     server = Server(Following(folder, "decode-0" if code == ONCE else ""), Bus())
@@ -100,7 +121,7 @@ async def running(tmp_path: Path, code: str = SLEEPER) -> AsyncIterator[tuple[Ru
     folder.prepare(cluster)
     services = {
         name: Command((sys.executable, "-c", code if name == "decode-0" else SLEEPER))
-        for name in ("kvdir", "decode-0", "decode-1")
+        for name in names
     }
     with folder.owned():
         supervising = asyncio.create_task(Supervisor(folder, services, 0.1).run(stop))
@@ -145,6 +166,36 @@ async def test_one_that_ends_again_stops_it(tmp_path: Path) -> None:
             await rolling.restart("decode-0")
 
 
+@pytest.mark.parametrize("comes_back", [False, True])
+async def test_of_one_that_has_ended_by_itself_the_next_process_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comes_back: bool
+) -> None:
+    monkeypatch.setattr(supervise, "FIRST_PAUSE_S", 1.0 if comes_back else 600.0)
+    async with running(tmp_path) as (folder, rolling), rolling.watching():
+        before = pids(folder)
+        os.kill(before["decode-0"], signal.SIGKILL)
+        await until(lambda: pids(folder) != before)
+        if comes_back:
+            await rolling.restart("decode-0")
+            assert pids(folder)["decode-0"] not in (0, before["decode-0"])
+        else:
+            rolling._timeout_s = 0.2
+            with pytest.raises(Refused, match=r"decode-0 is not back after 0\.2 s"):
+                await rolling.restart("decode-0")
+        assert pids(folder)["kvdir"] == before["kvdir"]
+
+
+async def test_one_that_does_not_end_even_by_force_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sps2.cli.rolling.GRACE_S", -10.0)
+    monkeypatch.setattr("sps2.cli.rolling.send_signal", lambda pid, number: None)
+    async with running(tmp_path) as (_, rolling), rolling.watching():
+        rolling._timeout_s = 0.2
+        with pytest.raises(Refused, match=r"decode-0 \(pid \d+\) does not end"):
+            await rolling.restart("decode-0")
+
+
 async def test_a_cluster_that_is_not_whole_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +212,18 @@ async def test_a_cluster_that_is_not_whole_is_left_alone(
                 pass
 
 
+async def test_a_second_restart_is_refused_while_the_first_is_under_way(tmp_path: Path) -> None:
+    async with running(tmp_path) as (folder, rolling):
+        before = pids(folder)
+        async with rolling.watching():
+            with pytest.raises(Refused, match="a restart of cluster 'test' is under way"):
+                async with Rolling(folder, 60.0).watching():
+                    pass
+            assert pids(folder) == before
+        async with Rolling(folder, 60.0).watching():
+            pass
+
+
 async def test_a_version_that_what_runs_would_refuse_restarts_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,10 +234,36 @@ async def test_a_version_that_what_runs_would_refuse_restarts_nothing(
                 pass
 
 
+async def test_a_gateway_that_would_lose_something_is_restarted_only_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counters = {"batches_running": 2.0, "files_kept": 1.0, "responses_stored": 0.0, "ttft_p50": 1.0}
+    monkeypatch.setattr(Following, "counters", counters)
+    gateways = ["gateway", "gateway.1"]
+    async with running(tmp_path, names=gateways) as (folder, rolling):
+        before = pids(folder)
+        await _restart(rolling, gateways, are_named=False)
+        first = pids(folder)
+        assert first["gateway"] not in (0, before["gateway"])
+        assert first["gateway.1"] == before["gateway.1"]
+        said = " ".join(capsys.readouterr().err.split())
+        assert "gateway.1 is not restarted, since it would lose 2 running batch jobs and 1" in said
+        await _restart(Rolling(folder, 60.0), ["gateway.1"], are_named=True)
+        assert pids(folder)["gateway.1"] not in (0, first["gateway.1"])
+        assert "gateway.1 loses 2 running batch jobs and 1 file" in capsys.readouterr().err
+
+
 async def test_what_stands_still_is_said(tmp_path: Path) -> None:
     async with running(tmp_path) as (_, rolling), rolling.watching():
         assert rolling.interrupts("decode-0") == ""
         assert rolling.interrupts("kvdir") == ""
         assert rolling.interrupts("gateway").startswith("the only gateway restarts")
-        rolling._before = replace(rolling._before, shards=rolling._before.shards[:1])
+        first, second = rolling._before.shards
+        for state in ("drained", "draining"):
+            shards = first, replace(second, state=state)
+            rolling._before = replace(rolling._before, shards=shards)
+            wait = "decode-0 is the only shard that decodes: requests wait until it is back"
+            assert rolling.interrupts("decode-0") == wait
+            assert rolling.interrupts("decode-1") == ""
+        rolling._before = replace(rolling._before, shards=(first,))
         assert rolling.interrupts("decode-0").startswith("decode-0 is the only shard that decodes")

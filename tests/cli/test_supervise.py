@@ -110,6 +110,28 @@ async def test_one_that_ends_because_it_was_told_is_back_soon(
     assert {each.rpartition("; ")[2] for each in said} == {"restart in 0.25 s"}
 
 
+@pytest.mark.parametrize(
+    ("first", "pauses"), [("shard", ["0.25", "0.25"]), ("shard.1", ["0.25", "0.50"])]
+)
+async def test_how_the_first_process_of_a_unit_ends_says_whether_it_was_told_to(
+    folder: RunFolder, caplog: pytest.LogCaptureFixture, first: str, pauses: list[str]
+) -> None:
+    """The leader ends when it is told to, the other process by a fault; the rest is ended then."""
+    codes = {"shard": "raise SystemExit(0)", "shard.1": "raise SystemExit(3)"}
+    services = {name: python(codes[name] if name == first else SLEEPER) for name in codes}
+    stop = asyncio.Event()
+
+    def said() -> list[str]:
+        return [each.message for each in caplog.records if f"{first} exited" in each.message]
+
+    with folder.owned():
+        running = asyncio.create_task(Supervisor(folder, services).run(stop))
+        await until(lambda: len(said()) >= 2)
+        stop.set()
+        await running
+    assert [each.rpartition("restart in ")[2].removesuffix(" s") for each in said()[:2]] == pauses
+
+
 async def test_children_get_their_environment_and_the_run_folder(folder: RunFolder) -> None:
     code = "import os; print(os.environ['SPS2_SUPERVISOR_PID'], os.environ['X'], os.getcwd())"
     stop = asyncio.Event()

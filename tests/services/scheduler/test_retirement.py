@@ -5,7 +5,7 @@ from contextlib import aclosing
 
 import pytest
 
-from sps2.common.errors import Invalid
+from sps2.common.errors import Cancelled, Invalid, Refused
 from sps2.common.messages import Done, Drain, Forget, KeepDraining, Retire, Undrain, Unfinished
 from sps2.services.scheduler import retirement
 from sps2.services.scheduler.actions import Action, Launch, Preempt
@@ -33,8 +33,16 @@ class Asked:
 
     def __init__(self) -> None:
         self.kept: list[bool] = []
+        self.awake = asyncio.Event()
+        """Until it is set, the shard notes nothing."""
+        self.awake.set()
+        self.is_late = False
+        """Whether it takes longer to note something than it may."""
 
     async def call(self, request: KeepDraining, deadline_s: float) -> Done:
+        await self.awake.wait()
+        if self.is_late:
+            raise Cancelled("late")
         self.kept.append(request.draining)
         return Done()
 
@@ -134,6 +142,49 @@ async def test_one_that_is_not_there_or_cannot_be_spared_is_refused(shard: str, 
     assert stage.core.fleet.leaving == set()
 
 
+async def test_drains_at_once_leave_one_that_does_the_same() -> None:
+    stage = Stage()
+    stage.shards["decode-0"].awake.clear()
+    first = asyncio.create_task(anext(stage.retirement.drain(Drain("decode-0", LONG_S))))
+    await asyncio.sleep(0)
+    with pytest.raises(Invalid, match="without decode-1 no shard would decode"):
+        await anext(stage.retirement.drain(Drain("decode-1", LONG_S)))
+    stage.shards["decode-0"].awake.set()
+    assert await first == Unfinished(())
+    assert stage.core.fleet.leaving == {"decode-0"}
+
+
+async def test_one_that_cannot_note_that_it_drains_works_on() -> None:
+    stage = Stage()
+    stage.shards["decode-0"].is_late = True
+    with pytest.raises(Cancelled):
+        await anext(stage.retirement.drain(Drain("decode-0", LONG_S)))
+    assert stage.state("decode-0") == "ready"
+    assert await anext(stage.retirement.drain(Drain("decode-1", LONG_S))) == Unfinished(())
+
+
+async def test_a_second_drain_that_is_not_noted_leaves_the_first() -> None:
+    stage = Stage()
+    assert await anext(stage.retirement.drain(Drain("decode-0", LONG_S))) == Unfinished(())
+    stage.shards["decode-0"].is_late = True
+    with pytest.raises(Cancelled):
+        await anext(stage.retirement.drain(Drain("decode-0", LONG_S)))
+    assert stage.state("decode-0") == "drained"
+
+
+async def test_undoing_a_drain_waits_until_it_is_noted() -> None:
+    stage = Stage()
+    shard = stage.shards["decode-0"]
+    shard.awake.clear()
+    draining = asyncio.create_task(anext(stage.retirement.drain(Drain("decode-0", LONG_S))))
+    undoing = asyncio.create_task(stage.retirement.undrain(Undrain("decode-0")))
+    await asyncio.sleep(0)
+    shard.awake.set()
+    await asyncio.gather(draining, undoing, return_exceptions=True)
+    assert shard.kept == [True, False]
+    assert stage.state("decode-0") == "ready"
+
+
 async def test_the_last_one_may_end_and_what_it_did_waits_for_its_return() -> None:
     stage = Stage(decode=1)
     assert [item async for item in stage.retirement.retire(Retire("decode-0", LONG_S))] == [
@@ -156,6 +207,36 @@ async def test_one_that_drained_gets_work_again() -> None:
     assert stage.state("decode-0") == "ready"
     with pytest.raises(Invalid, match="decode-0 does not drain; these do: no shard does"):
         await stage.retirement.undrain(Undrain("decode-0"))
+
+
+async def test_one_that_ends_gets_no_work_again_until_it_is_back() -> None:
+    stage = Stage()
+    owner = stage.decoding()
+    async with aclosing(stage.retirement.retire(Retire(owner, LONG_S))) as items:
+        assert await anext(items) == Unfinished(("r",))
+        with pytest.raises(Refused, match=f"{owner} is ending"):
+            await stage.retirement.undrain(Undrain(owner))
+        assert stage.state(owner) == "draining"
+        assert stage.shards[owner].kept == []
+    stage.handle(Lost(owner, f"{owner}/0"))
+    stage.handle(Joined(shard("decode", int(owner[-1]), 64, life=1)))
+    assert await anext(stage.retirement.drain(Drain(owner, LONG_S))) == Unfinished(())
+    await stage.retirement.undrain(Undrain(owner))
+    assert stage.state(owner) == "ready"
+
+
+async def test_one_that_is_told_to_end_while_it_notes_something_ends() -> None:
+    stage = Stage()
+    noting = stage.shards["decode-0"]
+    noting.awake.clear()
+    noting.is_late = True
+    draining = asyncio.create_task(anext(stage.retirement.drain(Drain("decode-0", LONG_S))))
+    await asyncio.sleep(0)
+    assert await anext(stage.retirement.retire(Retire("decode-0", LONG_S))) == Unfinished(())
+    noting.awake.set()
+    with pytest.raises(Cancelled):
+        await draining
+    assert stage.state("decode-0") == "drained"
 
 
 def test_requests_that_waited_for_it_begin_when_it_gets_work_again() -> None:

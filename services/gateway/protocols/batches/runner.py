@@ -172,6 +172,11 @@ class Batches:
             job.becomes("cancelling")
         return job.shown
 
+    def counters(self) -> dict[str, float]:
+        """For heartbeats: what is here, and is lost with this process."""
+        running = sum(not job.ended.is_set() for job in self._jobs.values())
+        return {"batches_running": float(running), "files_kept": float(self.store.count())}
+
     async def close(self) -> None:
         """End all batches, and remove all files."""
         tasks = [*self._tasks]

@@ -87,6 +87,11 @@ class Store:
         self._sweep()
         return [each.file for each in reversed(self._files.values()) if each.owner == owner]
 
+    def count(self) -> int:
+        """How many files of all clients are kept."""
+        self._sweep()
+        return len(self._files)
+
     def delete(self, name: str, owner: str) -> None:
         """Remove a file; who reads it can go on. Raises Invalid as `get` does."""
         self.get(name, owner)

@@ -94,6 +94,12 @@ class Responses:
             if item.id is not None
         }
 
+    def counters(self) -> dict[str, float]:
+        """For heartbeats: what is here, and is lost with this process."""
+        with self._lock:
+            self._trim()
+            return {"responses_stored": float(len(self._by_id))}
+
     def delete(self, response_id: str, owner: str) -> None:
         """Remove a response. Raises Invalid as `get` does."""
         with self._lock:

@@ -1,10 +1,30 @@
 """OpenAI's client, with files."""
 
+import asyncio
+
 import httpx
 import openai
 import pytest
 
-from .asked import client_of
+from .asked import begun, client_of, ended, lines
+
+
+async def test_the_gateway_counts_what_it_alone_has(client, door):
+    async def held():
+        async with door.client() as bus:
+            status = await bus.status()
+        counters = status.services[0].counters
+        names = ("batches_running", "files_kept", "responses_stored")
+        return [counters[name] for name in names]
+
+    assert await held() == [0, 0, 0]
+    door.play.gates["decode"] = asyncio.Event()
+    batch = await begun(client, lines({"prompt": "abc"}))
+    assert await held() == [1, 1, 0]
+    door.play.gates["decode"].set()
+    await ended(client, batch)
+    await client.responses.create(model="tiny", input="hi")
+    assert await held() == [0, 2, 1]
 
 
 async def test_keeps_files(client):
