@@ -39,7 +39,7 @@ def restart(
 
 
 async def _restart(rolling: Rolling, chosen: list[str], are_named: bool) -> None:
-    async with rolling.watching():
+    async with rolling.watching(are_named):
         for number, service in enumerate(chosen, 1):
             if not are_named and (held := rolling.held(service)):
                 stays = f"{service} is not restarted, since it would lose {held}"

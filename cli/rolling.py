@@ -64,11 +64,15 @@ class Rolling:
         self._timeout_s = timeout_s
         self._gateway = Gateways(self._cluster.gateway_addresses, self._cluster.bus)
         self._before = ClusterStatus("", "", False, "", (), (), (), (), 0)
-        """The status when all were there."""
+        """The status before the last restart."""
 
     @asynccontextmanager
-    async def watching(self) -> AsyncIterator[None]:
+    async def watching(self, are_named: bool = False) -> AsyncIterator[None]:
         """Be able to restart within the block.
+
+        Args:
+            are_named: whether somebody chose what restarts, who may want it though something is
+                missing, or because it is.
 
         Raises:
             Refused: something is missing already, or another restart is under way.
@@ -80,9 +84,10 @@ class Rolling:
                 self._before = await self._gateway.call(ShowCluster(), ASK_S)
                 away = [f"{each.service} is {each.state}" for each in self._before.services]
                 away = [words for words in away if not words.endswith(" ready")]
-                if away or not self._before.ready:
+                if not are_named and (away or not self._before.ready):
                     what = ", ".join(away) or f"it waits for {self._before.waiting_for}"
-                    raise Refused(f"the cluster is not whole: {what}; see `spsctl status`")
+                    one = "`spsctl restart SERVICE` restarts one all the same"
+                    raise Refused(f"the cluster is not whole: {what}; {one}")
                 yield
             finally:
                 await self._gateway.close()
@@ -96,7 +101,7 @@ class Rolling:
             gateways = [name for name in self._children() if role_of(name) == GATEWAY]
             alone = "the only gateway restarts: its clients are cut off"
             held = self.held(service)
-            lost = [alone] * (len(gateways) == 1) + [f"{service} loses {held}"] * bool(held)
+            lost = [alone] * (len(gateways) < 2) + [f"{service} loses {held}"] * bool(held)
             return "; ".join(lost)
         for duty, does in (("prefill", "prefills"), ("decode", "decodes")):
             if duties.get(service) in (duty, "mixed") and not others & {duty, "mixed"}:
@@ -165,11 +170,15 @@ class Rolling:
 
     def _is_back(self, status: ClusterStatus | None, service: str, pid: int) -> bool:
         """Whether all are there that were, the restarted one as a process other than `pid`."""
-        if status is None or not status.ready:
+        if status is None or status.ready < self._before.ready:
             return False
-        ready = {each.service: each.pid for each in status.services if each.state == "ready"}
-        before = {each.service for each in self._before.services}
-        if not before <= ready.keys() or ready[service] == pid:
+        ready = _ready(status)
+        if not {*_ready(self._before), service} <= ready.keys() or ready[service] == pid:
             return False
         self._before = status
         return True
+
+
+def _ready(status: ClusterStatus) -> dict[str, int]:
+    """The services that are ready, with their process ids."""
+    return {each.service: each.pid for each in status.services if each.state == "ready"}

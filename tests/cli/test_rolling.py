@@ -196,20 +196,32 @@ async def test_one_that_does_not_end_even_by_force_is_given_up(
             await rolling.restart("decode-0")
 
 
-async def test_a_cluster_that_is_not_whole_is_left_alone(
+async def test_a_cluster_that_is_not_whole_is_restarted_only_by_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Such as the name of what stands still."""
+    still = set[int]()
+
     async def lost(self: Following, request: ShowCluster) -> ClusterStatus:
         status = await show(self, request)
         first, *others = status.services
-        return replace(status, services=(replace(first, state="lost"), *others))
+        still.update([first.pid] * (not still))
+        state = "lost" if first.pid in still else first.state
+        return replace(status, services=(replace(first, state=state), *others))
 
     show = Following.show_cluster
     monkeypatch.setattr(Following, "show_cluster", lost)
-    async with running(tmp_path) as (_, rolling):
+    async with running(tmp_path) as (folder, rolling):
         with pytest.raises(Refused, match="the cluster is not whole: kvdir is lost"):
             async with rolling.watching():
                 pass
+        before = pids(folder)
+        for services in (["decode-0"], ["kvdir"]):
+            await _restart(Rolling(folder, 60.0), services, True)
+        assert {name for name, pid in pids(folder).items() if pid != before[name]} == {
+            "decode-0",
+            "kvdir",
+        }
 
 
 async def test_a_second_restart_is_refused_while_the_first_is_under_way(tmp_path: Path) -> None:
