@@ -219,6 +219,7 @@ async def test_one_that_ends_gets_no_work_again_until_it_is_back() -> None:
         assert stage.state(owner) == "draining"
         assert stage.shards[owner].kept == []
     stage.handle(Lost(owner, f"{owner}/0"))
+    stage.handle(Ended("r"))
     stage.handle(Joined(shard("decode", int(owner[-1]), 64, life=1)))
     assert await anext(stage.retirement.drain(Drain(owner, LONG_S))) == Unfinished(())
     await stage.retirement.undrain(Undrain(owner))
