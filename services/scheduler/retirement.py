@@ -1,6 +1,7 @@
 """Lets shards leave without harm: they get no new work, and are idle once they have none."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from weakref import WeakValueDictionary
@@ -16,6 +17,7 @@ from sps2.common.messages import (
     Undrain,
     Unfinished,
 )
+from sps2.common.words import counted
 from sps2.services.scheduler.core import Core
 from sps2.services.scheduler.events import Employed, Event, HandedOver, Retired
 from sps2.services.scheduler.fleet import Fleet
@@ -25,6 +27,8 @@ AGAIN_S = 0.5
 """Pause before what a shard still has is told again to go on elsewhere."""
 REMEMBER_S = 5.0
 """How long a shard may take to note that it drains."""
+
+log = logging.getLogger(__name__)
 
 
 class Retirement:
@@ -63,12 +67,13 @@ class Retirement:
         async with self._noting.setdefault(shard, asyncio.Lock()):
             leaving = self._core.fleet.leaving
             if shard not in leaving:
-                there = ", ".join(sorted(leaving)) or "no shard does"
-                raise Invalid(f"{shard} does not drain; these do: {there}", "shard")
+                there = ", ".join(sorted(leaving)) or "none"
+                raise Invalid(f"{shard} does not drain: nothing to undo; drained: {there}", "shard")
             self._check_stays(shard)
             await self._shards[shard].call(KeepDraining(False), REMEMBER_S)
             self._check_stays(shard)
             self._handle(Employed(shard))
+        log.info("%s gets work again", shard)
         return Done()
 
     async def forget(self, request: Forget) -> Done:
@@ -90,6 +95,7 @@ class Retirement:
             _check_spare(shard, fleet)
             drained = shard in fleet.leaving
             self._handle(Retired(shard))
+            log.info("%s drains; %s", shard, counted(len(self._core.needing(shard)), "request"))
             try:
                 await self._shards[shard].call(KeepDraining(True), REMEMBER_S)
             except ServiceError:
@@ -120,8 +126,10 @@ class Retirement:
                 yield Unfinished(requests)
                 reported = requests
             if not requests:
+                log.info("%s is drained", shard)
                 return
             if time.monotonic() >= until_s:
+                log.info("%s hands %s over", shard, counted(len(requests), "request"))
                 self._handle(HandedOver(shard))
                 until_s = time.monotonic() + AGAIN_S
             await asyncio.sleep(POLL_S)
@@ -136,4 +144,5 @@ def _check_spare(shard: str, fleet: Fleet) -> None:
     rest = fleet.without(shard)
     for members, does in ((rest.prefillers(), "prefill"), (rest.keepers(), "decode")):
         if not members:
-            raise Invalid(f"without {shard} no shard would {does}", "shard")
+            end = f"to restart it, `spsctl restart {shard}`; to end all, `spsctl down`"
+            raise Invalid(f"without {shard} no shard would {does}; {end}", "shard")

@@ -42,7 +42,8 @@ async def test_a_drained_shard_hands_over_and_stays_drained(cluster: Running) ->
         assert states(await client.status())[request.owner] == "drained"
 
         status, output = await spsctl("drain", other)
-        assert (status, output) == (1, f"error: without {other} no shard would decode\n")
+        assert status == 1
+        assert output.startswith(f"error: without {other} no shard would decode; to restart it")
         assert (await spsctl("restart", "scheduler"))[0] == 0
         assert states(await client.status())[request.owner] == "drained"
         again = await client.complete(prompt, cache_salt="again", **LONG)

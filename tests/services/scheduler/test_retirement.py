@@ -200,12 +200,14 @@ async def test_one_that_drained_gets_work_again() -> None:
     stage = Stage()
     async for _ in stage.retirement.drain(Drain("decode-0", LONG_S)):
         pass
-    with pytest.raises(Invalid, match="decode-1 does not drain; these do: decode-0"):
+    with pytest.raises(
+        Invalid, match="nothing to undo; drained: decode-0"
+    ):
         await stage.retirement.undrain(Undrain("decode-1"))
     await stage.retirement.undrain(Undrain("decode-0"))
     assert stage.shards["decode-0"].kept == [True, False]
     assert stage.state("decode-0") == "ready"
-    with pytest.raises(Invalid, match="decode-0 does not drain; these do: no shard does"):
+    with pytest.raises(Invalid, match="decode-0 does not drain: nothing to undo; drained: none"):
         await stage.retirement.undrain(Undrain("decode-0"))
 
 
