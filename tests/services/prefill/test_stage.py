@@ -41,9 +41,10 @@ def test_a_stage_works_with_the_same_stage_of_other_shards() -> None:
         (Source(peers("d"), (Span(0, 4),)),),
     )
     own = of_stage(whole, SECOND)
-    asked = [*own.group, *own.targets, *own.prefix]
-    assert [each.peers[0].name for each in asked] == ["a.1", "b.1", "c.1", "d.1"]
-    assert {len(each.peers) for each in asked} == {1}
+    asked = [each.peers for each in own.group]
+    asked += [each.peers for each in own.targets]
+    asked += [each.peers for each in own.prefix]
+    assert [[peer.name for peer in each] for each in asked] == [["a.1"], ["b.1"], ["c.1"], ["d.1"]]
     selection = own.scheme.selection
     assert selection is not None
     assert (selection.drop, selection.fine) == ((3.0, 4.0, 5.0), (8.0, 9.0, 0.0))
