@@ -14,8 +14,9 @@ from gpu_timing import DTYPE, Row, milliseconds
 from torch import Tensor
 
 from sps2.common.model.config import ModelConfig, Rope
-from sps2.common.model.llama import Llama, shapes
+from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool
+from sps2.common.model.tensor_names import shapes
 from sps2.kernels import PagedRows, Run, attention, paged_attention
 from sps2.kernels.gpu import launches
 from sps2.kernels.gpu.graphs import Graphs

@@ -14,6 +14,7 @@ from sps2.common.errors import Invalid
 from sps2.common.messages import Role
 from sps2.common.model.config import read
 from sps2.common.model.share import require_quantisable, share_of
+from sps2.common.model.stage import stage_of
 from sps2.common.models import locate
 
 NESTED = {
@@ -49,7 +50,7 @@ def effective(
     """
     nested = {key: flags.pop(key, None) for key in NESTED}
     cluster = config.load(path, **(flags | (hosts.shards() if hosts else {})))
-    tables = msgspec.to_builtins(cluster)
+    tables = msgspec.to_builtins(cluster) | (hosts.shards(cluster.pp) if hosts else {})
     for key, value in nested.items():
         if value is not None:
             tables[NESTED[key]][key] = value
@@ -91,5 +92,7 @@ def require_fit(cluster: Cluster, folder: Path) -> None:
     for tp in {cluster.tp_of(role) for role in roles}:
         if tp > 1:
             share_of(model, tp)
+        if cluster.pp > 1:
+            stage_of(model, 0, cluster.pp)
         if cluster.quantize != "none":
             require_quantisable(model, cluster.quantize, tp)

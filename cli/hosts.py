@@ -12,7 +12,7 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from sps2.cli.services import service_names
-from sps2.common.bus.telemetry import role_of, shard_of
+from sps2.common.bus.telemetry import role_of
 from sps2.common.config import Cluster
 from sps2.common.config.explained import explained
 from sps2.common.config.sections import NotNegative, Section
@@ -47,7 +47,7 @@ class Host(Section, frozen=True):
     """Environment variables of its services, for example UCX_NET_DEVICES."""
 
     def shards_of(self, role: Role) -> int:
-        """How many shards of a role run here."""
+        """How many shards of a role run here; of a pipeline-parallel cluster, how many stages."""
         return {"prefill": self.prefill, "decode": self.decode, "mixed": self.mixed}[role]
 
 
@@ -60,32 +60,47 @@ class Hosts(Section, frozen=True):
     python: str = "python3"
     home: str = ""
 
-    def shards(self) -> dict[str, int | None]:
-        """The number of shards by role, on all hosts; None for a role without any."""
-        return {
-            role: sum(host.shards_of(role) for host in self.hosts) or None
-            for role in get_args(Role)
-        }
+    def shards(self, pp: int = 1) -> dict[str, int]:
+        """The number of shards by role, on all hosts, without roles that have none.
+
+        Args:
+            pp: stages of each shard.
+
+        Raises:
+            Invalid: a shard lacks stages; the message says how many.
+        """
+        counts = {}
+        for role in get_args(Role):
+            stages = sum(host.shards_of(role) for host in self.hosts)
+            if stages % pp:
+                raise Invalid(
+                    f"the hosts have {stages} {role} stages, and each shard takes {pp} (`pp`): "
+                    f"list {pp - stages % pp} more, or {stages % pp} fewer"
+                )
+            if stages:
+                counts[role] = stages // pp
+        return counts
 
     def places(self, cluster: Cluster) -> dict[str, Host]:
         """The host of each service of a cluster, by name; shards are assigned in order."""
         made = {}
         for name in service_names(cluster):
-            role, shard = role_of(name), shard_of(name).partition("-")[2]
-            made[name] = self._assigned(role)[int(shard)] if shard else self.has(role)
+            role = role_of(name)
+            made[name] = (
+                self._assigned(role)[_place(name, cluster)] if "-" in name else self.has(role)
+            )
         return made
 
     def shards_at(self, host: Host, cluster: Cluster) -> tuple[str, ...]:
         """The processes of shards that are to run on a host."""
         found = []
         for name in cluster.shard_names():
-            role, _, shard = name.partition("-")
-            place = int(shard.partition(".")[0])
-            found += [name] if self._assigned(role)[place : place + 1] == [host] else []
+            place = _place(name, cluster)
+            found += [name] if self._assigned(role_of(name))[place : place + 1] == [host] else []
         return tuple(found)
 
     def _assigned(self, role: str) -> list[Host]:
-        """The host of each shard of a role."""
+        """The host of each shard of a role, or of each stage."""
         return [host for host in self.hosts for _ in range(getattr(host, role))]
 
     def has(self, service: str) -> Host:
@@ -126,6 +141,12 @@ def load(path: Path) -> Hosts:
     if problem := _problem(hosts):
         raise Invalid(f"{path}: {problem}")
     return hosts
+
+
+def _place(process: str, cluster: Cluster) -> int:
+    """The number of a process's shard among those of its role, or of its stage."""
+    shard, _, rank = process.partition("-")[2].partition(".")
+    return int(shard) * cluster.pp + (int(rank or 0) if cluster.pp > 1 else 0)
 
 
 def _problem(hosts: Hosts) -> str:

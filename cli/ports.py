@@ -64,7 +64,7 @@ def uses(cluster: Cluster) -> list[Use]:
             Use("shard_port", port, f"{role}-{index}")
             for role in get_args(Role)
             for index in range(cluster.shards_of(role))
-            for rank in range(cluster.tp_of(role))
+            for rank in range(cluster.processes_of(role))
             for port in cluster.shard_ports_of(role, index, rank)
             if port
         ),

@@ -84,6 +84,14 @@ def up(
     tp: Annotated[
         Number, typer.Option(min=1, help="Tensor-parallel processes of one shard.")
     ] = None,
+    pp: Annotated[
+        Number,
+        typer.Option(
+            min=1,
+            help="Pipeline-parallel processes of one shard: they split layers, and may be on "
+            "several hosts.",
+        ),
+    ] = None,
     decode_tp: Annotated[
         Number,
         typer.Option(min=1, help="Tensor-parallel processes of one decode shard, if not as --tp."),
@@ -166,6 +174,7 @@ def up(
         quantize=quantize,
         transport=transport,
         tp=tp,
+        pp=pp,
         decode_tp=decode_tp,
         threads=threads,
         port=port,
@@ -257,6 +266,7 @@ def _shards(cluster: Cluster) -> str:
     return " and ".join(
         render.counted(cluster.shards_of(role), f"{role} shard")
         + (f" (TP {cluster.tp_of(role)})" if cluster.tp_of(role) > 1 else "")
+        + (f" (PP {cluster.pp})" if cluster.pp > 1 else "")
         for role in get_args(Role)
         if cluster.shards_of(role)
     )

@@ -38,8 +38,14 @@ def commands(
         here: names of the shards on this machine, separated by commas; None: all of the cluster.
 
     Raises:
-        Invalid: the configuration has no shard of this role and index.
+        Invalid: the configuration has no shard of this role and index, or its shards are pipelines.
     """
+    if cluster.pp > 1:
+        raise Invalid(
+            f"shards with `pp` run on several machines: start each stage by itself, with "
+            f"`python -m sps2.services.{role} --index {index} --rank STAGE` and the other options, "
+            f"for stages 0 to {cluster.pp - 1}"
+        )
     if not 0 <= index < cluster.shards_of(role):
         raise Invalid(
             f"the configuration has {cluster.shards_of(role)} {role} shards: there is no "

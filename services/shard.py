@@ -34,6 +34,7 @@ from sps2.common.messages import (
 from sps2.common.model.config import block_types, read
 from sps2.common.model.llama import Llama
 from sps2.common.model.share import Share, share_of
+from sps2.common.model.stage import stage_of
 from sps2.common.model.weights import load as load_model
 from sps2.common.models import locate
 from sps2.common.text.tokens import Tokenizer
@@ -48,6 +49,7 @@ from sps2.services.data_loop import DataLoop
 from sps2.services.draining import Draining, longest_s, retire
 from sps2.services.measuring import MeasuringService
 from sps2.services.run import About, sending_heartbeats
+from sps2.services.stage_meeting import StageTeam
 from sps2.services.tp_processes import Led, Loyalty, Team, connect, leading, meet
 
 Result = TypeVar("Result")
@@ -220,13 +222,13 @@ class Membership:
 
 @dataclass(frozen=True)
 class ReadyShard:
-    """A shard process whose model, or share of it, is loaded and whose data plane listens."""
+    """A shard process with its model, or share or stage of it, and a data plane that listens."""
 
     id: str
     role: Role
     cluster: Cluster
     about: About
-    team: Team
+    team: Team | StageTeam
     model: Llama
     plane: Plane
     data: DataLoop
@@ -238,13 +240,15 @@ class ReadyShard:
         return connect(await self.team.followers(), self.id, self.cluster.bus)
 
     @asynccontextmanager
-    async def following(self, service: object, stop: asyncio.Event) -> AsyncIterator[None]:
-        """Serve `service` to the leader while the context is open; sets `stop` if that is lost.
+    async def following(
+        self, services: Sequence[object], stop: asyncio.Event
+    ) -> AsyncIterator[None]:
+        """Serve `services` to the leader while the context is open; sets `stop` if that is lost.
 
         Then it goes on until the leader has ended.
         """
         loyalty = Loyalty(stop)
-        server = Server([service, loyalty, self.about], self.cluster.bus)
+        server = Server([*services, loyalty, self.about], self.cluster.bus)
         address = await server.start(self.about.listen_at())
         self.team.present(Follower(address, self.plane.peer))
         self.about.started = True
@@ -320,20 +324,27 @@ async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterat
     """Meet the shard's other processes, load the model, open the data plane; close them later."""
     torch.set_num_threads(cluster.shard_threads)
     memory.keep()
-    folder, share = locate(cluster.model), Share(about.rank, cluster.tp_of(role))
-    share_of(read(folder), share.size)
+    folder, tp = locate(cluster.model), cluster.tp_of(role)
+    config = read(folder)
+    stage = None if cluster.pp == 1 else stage_of(config, about.rank, cluster.pp)
+    share_of(config, tp)
     device, where = choose_device(cluster.device, about.neighbours.card)
-    if device.place.type == "cuda" and share.size > torch.cuda.device_count():
+    if device.place.type == "cuda" and tp > torch.cuda.device_count():
         raise Invalid(
-            f"tp {share.size} takes as many GPUs of one machine; here are "
+            f"tp {tp} takes as many GPUs of one machine; here are "
             f"{torch.cuda.device_count()}: take a smaller tp, and more shards instead"
         )
-    team = await meet(share, cluster.meeting_port_of(role, about.index), device.place)
-    log.info("loading %s", folder)
+    team: Team | StageTeam
+    if stage is None:
+        port = cluster.meeting_port_of(role, about.index)
+        team = await meet(Share(about.rank, tp), port, device.place)
+        log.info("loading %s", folder)
+    else:
+        team = StageTeam(cluster, f"{role}-{about.index}", *stage[:2])
+        log.info("loading layers %d to %d of %s", *stage.layers, folder)
     grammars = None if about.rank else Tokenizer(folder).grammars
-    model = load_model(
-        folder, cluster.dtype, device.place, cluster.quantize, collectives=team.collectives
-    )
+    form = cluster.dtype, device.place, cluster.quantize
+    model = load_model(folder, *form, collectives=team.collectives, stage=stage)
     if device.place.type == "cuda":
         from sps2.services.gpu_start import warm_up  # Triton may not be installed
 
@@ -363,7 +374,7 @@ async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterat
         watching.cancel()
         await data.run(plane.close())
         await data.close()
-        team.close()
+        await team.close()
 
 
 def _summed(*parts: Mapping[str, float]) -> dict[str, float]:

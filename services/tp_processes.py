@@ -50,7 +50,7 @@ class Team:
         self.collectives = collectives
         self._store = store
 
-    def close(self) -> None:
+    async def close(self) -> None:
         if self.collectives is not None:
             self.collectives.close()
 

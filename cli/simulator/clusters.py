@@ -80,6 +80,8 @@ def configured(wanted: Wanted, config: Cluster | None, policy: str | None = None
         wanted = dataclasses.replace(wanted, tp=None, cards_per_shard=wanted.tp)
     model = shape_of(wanted.model)
     base = config or Cluster()
+    if base.pp > 1:
+        raise Invalid("shards with `pp` cannot be simulated: leave it out of the configuration")
     try:
         base = replace(base, **_shards(wanted, base))
         profile = _profile(wanted, model, base)

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from sps2.common import machine, places
 from sps2.common.config.explained import explained
 from sps2.common.config.gateway import Gateway
+from sps2.common.config.ports import http_port, with_ports
 from sps2.common.config.sections import (
     Bus,
     Directory,
@@ -54,9 +55,6 @@ Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 DeviceName = Literal["cpu", "cuda", "auto"]
 Quantize = Literal["none", "int8", "int4"]
 Transport = Literal["auto", "ucx", "tcp"]
-
-SECOND_GATEWAY = 16
-"""The bus port of the second gateway is this far behind the HTTP port unless configured."""
 
 ENVIRONMENT = {
     "SPS2_HOME": "one folder for models, keys, run files and logs; where it is not set, models are "
@@ -142,6 +140,12 @@ class Cluster(Section, frozen=True):
     decode_tp: Annotated[
         NotNegative, Meta(description="the same for decode shards alone; 0 takes tp")
     ] = 0
+    pp: Annotated[
+        Positive,
+        Meta(
+            description="processes of one shard, which split layers and may be on several machines"
+        ),
+    ] = 1
     meeting_port: Annotated[
         Port,
         Meta(description="where the processes of the first shard meet; others take those after it"),
@@ -181,6 +185,7 @@ class Cluster(Section, frozen=True):
 
     def __post_init__(self) -> None:
         self._check_duties()
+        self._check_stages()
         if not self.mixed:
             if not (self.prefill and self.decode):
                 raise ValueError("there must be prefill and decode shards, or shards that do both")
@@ -210,10 +215,25 @@ class Cluster(Section, frozen=True):
             if mixed and all(duties.get(shard) == duty for shard in mixed):
                 raise ValueError(f"[scheduler] has all mixed shards only {duty}")
 
+    def _check_stages(self) -> None:
+        if self.pp == 1:
+            return
+        if self.tp > 1 or self.decode_tp > 1:
+            raise ValueError("a shard splits layers (`pp`) or heads (`tp`): leave one of them out")
+        if self.device != "cpu":
+            raise ValueError("shards with `pp` compute on CPUs: set `device` to cpu, or take `tp`")
+        if self.kv.disk_folder:
+            raise ValueError("shards with `pp` keep no KV on disk: leave out `disk_folder` in [kv]")
+        if self.joining.first_port:
+            raise ValueError(
+                "machines that join with a code run whole shards: with `pp`, name the machines in "
+                "a list of hosts (`spsctl up --hosts`)"
+            )
+
     @property
     def shard_threads(self) -> int:
         """Threads of one process. Prefill and decode shards use the same cores alternately."""
-        processes = max(self.shards_of(role) * self.tp_of(role) for role in get_args(Role))
+        processes = max(self.shards_of(role) * self.processes_of(role) for role in get_args(Role))
         return self.threads or max(1, machine.cores() // processes)
 
     def shards_of(self, role: Role) -> int:
@@ -221,8 +241,12 @@ class Cluster(Section, frozen=True):
         return {"prefill": self.prefill, "decode": self.decode, "mixed": self.mixed}[role]
 
     def tp_of(self, role: Role) -> int:
-        """Processes of one shard."""
+        """Processes of one shard that split heads."""
         return self.decode_tp or self.tp if role == "decode" else self.tp
+
+    def processes_of(self, role: Role) -> int:
+        """Processes of one shard: they split heads or layers."""
+        return self.pp * self.tp_of(role)
 
     def meeting_port_of(self, role: Role, index: int) -> int:
         """The port where the processes of one shard meet."""
@@ -234,13 +258,13 @@ class Cluster(Section, frozen=True):
             f"{role}-{index}" + (f".{rank}" if rank else "")
             for role in get_args(Role)
             for index in range(self.shards_of(role))
-            for rank in range(self.tp_of(role))
+            for rank in range(self.processes_of(role))
         ]
 
     def number_of(self, role: Role, index: int, rank: int) -> int:
         """The number of a shard process among all of them, in the order of `spsctl status`."""
-        before = self.prefill * self.tp_of("prefill") if role == "decode" else 0
-        return before + index * self.tp_of(role) + rank
+        before = self.prefill * self.processes_of("prefill") if role == "decode" else 0
+        return before + index * self.processes_of(role) + rank
 
     def shard_ports_of(self, role: Role, index: int, rank: int) -> tuple[int, int]:
         """The ports that a shard process binds, for bus and data plane; 0 is any free port."""
@@ -338,11 +362,11 @@ def load(path: Path | None = None, **flags: Any) -> Cluster:
             raise Invalid(f"cannot read the configuration {path}: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise Invalid(f"{path} is not valid TOML: {error}") from error
-    port, keys = flags.pop("port", None) or _http_port(tables), flags.pop("keys", None)
+    port, keys = flags.pop("port", None) or http_port(tables), flags.pop("keys", None)
     tables |= {name: value for name, value in flags.items() if value is not None}
     tables = _with_keys(tables, keys)
     if port is not None:
-        tables = _with_ports(tables, port)
+        tables = with_ports(tables, port)
     if tables.get("mixed"):
         tables = {"prefill": 0, "decode": 0} | tables
     try:
@@ -361,36 +385,3 @@ def _with_keys(tables: dict[str, Any], keys: str | None) -> dict[str, Any]:
         return tables
     found = keys or bus.get("keys", environment_bus().keys)
     return tables | {"bus": bus | {"keys": found}} if found else tables
-
-
-def _http_port(tables: dict[str, Any]) -> int | None:
-    gateway = tables.get("gateway")
-    port = gateway.get("port") if isinstance(gateway, dict) else None
-    return port if isinstance(port, int) else None
-
-
-def _with_ports(tables: dict[str, Any], port: int) -> dict[str, Any]:
-    places = [
-        ("gateway", "port"),
-        ("gateway", "bus_port"),
-        ("scheduler", "bus_port"),
-        ("kvdir", "bus_port"),
-        ("telemetry", "publish_port"),
-        ("telemetry", "subscribe_port"),
-    ]
-    tables = {
-        name: dict(value) if isinstance(value, dict) else value for name, value in tables.items()
-    }
-    for offset, (section, key) in enumerate(places):
-        table = tables.setdefault(section, {})
-        if not isinstance(table, dict):
-            continue
-        if (section, key) == ("gateway", "port"):
-            table[key] = port
-        else:
-            table.setdefault(key, port + offset)
-    tables.setdefault("meeting_port", port + len(places))
-    gateway, second = tables["gateway"], port + SECOND_GATEWAY
-    if isinstance(gateway, dict) and second <= 65535:
-        gateway.setdefault("second_bus_port", second)
-    return tables

@@ -54,7 +54,17 @@ from sps2.common.messages.draining import (
     Undrain,
     Unfinished,
 )
-from sps2.common.messages.fleet import Follower, Lead, Measure, Measures, Peer, Register, Shard
+from sps2.common.messages.fleet import (
+    Follower,
+    Lead,
+    Measure,
+    Measures,
+    Meet,
+    Met,
+    Peer,
+    Register,
+    Shard,
+)
 from sps2.common.messages.joining import (
     Admission,
     JoinCluster,
@@ -186,6 +196,8 @@ __all__ = [
     "Lookup",
     "Measure",
     "Measures",
+    "Meet",
+    "Met",
     "Method",
     "ModelFile",
     "OnDisk",

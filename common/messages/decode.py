@@ -93,6 +93,8 @@ class Assist(Request[Done], frozen=True):
     prompt_tokens: int
     holders: tuple[Peer, ...]
     """The follower's counterparts in the other shards with KV of this request."""
+    stages: tuple[Peer, ...] = ()
+    """The data planes of the shard's processes, if they are stages of a pipeline."""
 
 
 class Evict(Request[Done], frozen=True):

@@ -1,5 +1,7 @@
 """Messages by which shards announce themselves."""
 
+from typing import Literal
+
 from sps2.common.messages.base import Done, Request, Role, Stream, Struct
 
 
@@ -38,7 +40,7 @@ class Shard(Struct, frozen=True):
     """Size of its KV pool; 0 on prefill shards, which keep no KV."""
     page_tokens: int = 0
     followers: tuple[Follower, ...] = ()
-    """The other processes of a tensor-parallel shard, in order of their TP rank."""
+    """The other processes of the shard, in order of their rank."""
     threads: int = 1
     """Compute threads of one process."""
     cores: int = 1
@@ -53,13 +55,32 @@ class Shard(Struct, frozen=True):
 
     @property
     def peers(self) -> tuple[Peer, ...]:
-        """The data planes of its processes, by TP rank."""
+        """The data planes of its processes, by rank."""
         return (self.peer, *(follower.peer for follower in self.followers))
 
 
 class Lead(Stream[Done], frozen=True):
     """Leader to follower: they form one shard while this is open. The first item: accepted; the
     second: the follower is told to end, and so is the shard."""
+
+
+class Met(Struct, frozen=True, tag=True):
+    """The numbers of all stages, in order, and the addresses of those that follow."""
+
+    numbers: tuple[int, ...]
+    followers: tuple[Follower, ...]
+
+
+class Meet(Stream[Met], frozen=True):
+    """Stage of a pipeline-parallel shard to scheduler: answer once all stages are there."""
+
+    shard: str
+    rank: int
+    size: int
+    about: Literal["pages", "addresses"]
+    """What they meet for: `number` has a stage's pages of KV, `follower` its addresses."""
+    number: int = 0
+    follower: Follower | None = None
 
 
 class Register(Stream[Done], frozen=True):

@@ -16,6 +16,8 @@ from sps2.common.model.graph_steps import MOST_ROWS, Record, Recorded
 from sps2.common.model.linear import Linear, embedded
 from sps2.common.model.rope import Rotary
 from sps2.common.model.share import WHOLE, Share
+from sps2.common.model.stage import Stage
+from sps2.common.model.tensor_names import EMBEDDING, FINAL_NORM, HEAD, NAMES
 from sps2.kernels.native import MOST_DIM
 from sps2.kernels.native import layer as native
 from sps2.kernels.native.layer import Weight
@@ -26,33 +28,9 @@ QKV = tuple[Tensor, ...]
 """q, k and v; empty after the last layer."""
 Table = tuple[Tensor, Tensor]
 
-EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
-
 MOST_ROWS_AT_ONCE = 512, 8192
 """How many tokens pass through a layer at once, on the CPU and on a GPU: their temporaries are all
 that it takes besides the states of all tokens, and one queries, keys and values of each."""
-
-NAMES = {
-    "input_norm": "input_layernorm.weight",
-    "q": "self_attn.q_proj.weight",
-    "q_bias": "self_attn.q_proj.bias",
-    "k": "self_attn.k_proj.weight",
-    "k_bias": "self_attn.k_proj.bias",
-    "v": "self_attn.v_proj.weight",
-    "v_bias": "self_attn.v_proj.bias",
-    "q_norm": "self_attn.q_norm.weight",
-    "k_norm": "self_attn.k_norm.weight",
-    "o": "self_attn.o_proj.weight",
-    "o_bias": "self_attn.o_proj.bias",
-    "mlp_norm": "post_attention_layernorm.weight",
-    "gate": "mlp.gate_proj.weight",
-    "gate_bias": "mlp.gate_proj.bias",
-    "up": "mlp.up_proj.weight",
-    "up_bias": "mlp.up_proj.bias",
-    "down": "mlp.down_proj.weight",
-    "down_bias": "mlp.down_proj.bias",
-}
-"""Parts of a layer, with their names in checkpoints after `model.layers.N.`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +56,7 @@ class Llama:
         tensors: Mapping[str, Tensor],
         collectives: Collectives | None = None,
         quantised: Mapping[str, QuantisedWeight] = MappingProxyType({}),
+        stage: Stage | None = None,
     ) -> None:
         """Build the model from weights, which are named as in `shapes(config)`.
 
@@ -87,15 +66,18 @@ class Llama:
                 1909.08053). `config` and weights are then those of the share.
             quantised: weights of products and the embedding, as far as they are quantised; also of
                 a head that is tied to an embedding in `tensors`.
+            stage: of a pipeline. `config` and weights are then those of the stage; only the first
+                has an embedding and a head.
         """
         self.config = config
+        self.stage = stage
         self._collectives = collectives
-        self._embedding = quantised.get(EMBEDDING) or tensors[EMBEDDING]
+        self._embedding: Weight | None = quantised.get(EMBEDDING) or tensors.get(EMBEDDING)
         self._final_norm = tensors[FINAL_NORM]
         head = quantised.get(HEAD) or tensors.get(HEAD)
-        if head is None:
+        if head is None and self._embedding is not None:
             head = _rows(self._embedding, *self.share.of(config.vocab_size))
-        self._head = Linear([head], [None])
+        self._head = None if head is None else Linear([head], [None])
         self._rotary = Rotary(config.rope, config.head_dim)
         self._layers = [_layer(tensors, quantised, index) for index in range(config.layers)]
         self._native = self._fused()
@@ -115,6 +97,11 @@ class Llama:
     def share(self) -> Share:
         """The share of the whole model that this is."""
         return WHOLE if self._collectives is None else self._collectives.share
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is a whole model, or the share or stage that has the results."""
+        return not self.share.rank and (self.stage is None or self.stage.is_first)
 
     def shallow(self, layers: int) -> "Llama":
         """A model of the first layers, which shares their weights, and needs no other process."""
@@ -144,7 +131,9 @@ class Llama:
         """Run all layers over tokens at any positions of their sequences.
 
         Args:
-            ids, positions: [tokens] int64; there may be no tokens.
+            ids: [tokens] int64; there may be no tokens. Of a later stage of a pipeline: what the
+                stage before returned.
+            positions: [tokens] int64.
             attend: called once per layer, in order.
             run: runs the work between two calls of `attend`.
             turn: of `turn`, for a share.
@@ -152,8 +141,11 @@ class Llama:
                 are left out after the last attention.
 
         Returns:
-            [rows or tokens, hidden_size], after the final norm.
+            [rows or tokens, hidden_size], after the final norm. Of a stage before the last:
+            [tokens, hidden_size], the sums that the next stage continues.
         """
+        if not self._is_last:
+            selected = None
         if turn is None and len(ids) > self.most_rows:
             return await self._many(ids, positions, attend, run, selected)
         if turn is None and (layers := self._native_for(len(ids))):
@@ -197,14 +189,14 @@ class Llama:
         self, layers: native.Layers, ids: Tensor, positions: Tensor, attend: Attend, run: Run
     ) -> Tensor:
         """`forward` for a few tokens: the C++ kernels compute everything between two attentions."""
-        x = embedded(ids, self._embedding)
+        x = self._entered(ids)
         table = self._rotary.table(positions, self.dtype)
         qkv = await run(partial(layers.queries, 0, x, None, table))
         for index in range(1, self.config.layers):
             attended = await attend(index - 1, *qkv)
             qkv = await run(partial(layers.queries, index, x, attended, table))
         attended = await attend(self.config.layers - 1, *qkv)
-        return await run(partial(layers.finish, x, attended))
+        return self._left(x, await run(partial(layers.finish, x, attended)))
 
     async def _many(
         self, ids: Tensor, positions: Tensor, attend: Attend, run: Run, selected: Tensor | None
@@ -227,7 +219,7 @@ class Llama:
             if layers is None:
                 x[rows], table, computed = self._begin(ids[rows], positions[rows])
             else:
-                x[rows] = embedded(ids[rows], self._embedding)
+                x[rows] = self._entered(ids[rows])
                 table = self._rotary.table(positions[rows], self.dtype)
                 computed = layers.queries(0, x[rows], None, table)
             tables.append(table)
@@ -242,9 +234,10 @@ class Llama:
             take(rows, computed)
 
         def finish(rows: Tensor, attended: Tensor) -> Tensor:
+            last = x[rows]
             if layers is None:
-                return self._advance(self._layers[-1], None, x[rows], attended[rows], tables[0])[0]
-            return layers.finish(x[rows], attended[rows])
+                return self._advance(self._layers[-1], None, last, attended[rows], tables[0])[0]
+            return self._left(last, layers.finish(last, attended[rows]))
 
         for rows in blocks:
             await run(partial(begin, rows))
@@ -288,19 +281,34 @@ class Llama:
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of the next token. hidden: [tokens, hidden_size] -> [tokens, vocab] float32, or of
         a share its part of the vocabulary."""
+        assert self._head is not None, "only the first stage has a head"
         return self._head.wide(hidden)
 
     async def scores(
         self, hidden: Tensor, run: Run = inline, turn: Turn | None = None
     ) -> Tensor | None:
-        """`logits` for the whole vocabulary; None on shares other than rank 0."""
+        """`logits` for the whole vocabulary; None on shares and stages that do not lead."""
+        if self._head is None:
+            return None
         logits = await run(partial(self.logits, hidden))
         if turn is not None:
             logits = await turn.gather(logits)
-        return None if self.share.rank else logits
+        return logits if self.leads else None
+
+    @property
+    def _is_last(self) -> bool:
+        return self.stage is None or self.stage.is_last
+
+    def _entered(self, ids: Tensor) -> Tensor:
+        """The sums that the first layer continues, which are updated in place."""
+        return ids if self._embedding is None else embedded(ids, self._embedding)
+
+    def _left(self, x: Tensor, normed: Tensor) -> Tensor:
+        """What the last layer here returns: normed, or the sums if a stage follows."""
+        return normed if self._is_last else x
 
     def _begin(self, ids: Tensor, positions: Tensor) -> tuple[Tensor, Table, QKV]:
-        x = embedded(ids, self._embedding)
+        x = self._entered(ids)
         table = self._rotary.table(positions, self.dtype)
         return x, table, self._project(self._layers[0], x, table)
 
@@ -322,7 +330,7 @@ class Llama:
         self, following: Layer | None, x: Tensor, fed: Tensor, table: Table
     ) -> tuple[Tensor, QKV]:
         if following is None:
-            return self._norm(x, self._final_norm, fed), ()
+            return self._left(x, self._norm(x, self._final_norm, fed)), ()
         return x, self._project(following, x, table, fed)
 
     def _project(self, layer: Layer, x: Tensor, table: Table, fed: Tensor | None = None) -> QKV:
@@ -337,37 +345,6 @@ class Llama:
 
     def _norm(self, x: Tensor, weight: Tensor, plus: Tensor | None = None) -> Tensor:
         return add_norm(x, plus, weight, self.config.norm_eps)
-
-
-def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The shapes of all tensors of a checkpoint, by name."""
-    hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
-    queries, keys = config.heads * dim, config.kv_heads * dim
-    parts: dict[str, tuple[int, ...]] = {
-        "input_norm": (hidden,),
-        "mlp_norm": (hidden,),
-        "q": (queries, hidden),
-        "k": (keys, hidden),
-        "v": (keys, hidden),
-        "o": (hidden, queries),
-        "gate": (inner, hidden),
-        "up": (inner, hidden),
-        "down": (hidden, inner),
-    }
-    if config.qkv_bias:
-        parts |= {"q_bias": (queries,), "k_bias": (keys,), "v_bias": (keys,)}
-    if config.output_bias:
-        parts |= {"o_bias": (hidden,)}
-    if config.mlp_bias:
-        parts |= {"gate_bias": (inner,), "up_bias": (inner,), "down_bias": (hidden,)}
-    if config.qk_norm:
-        parts |= {"q_norm": (dim,), "k_norm": (dim,)}
-    found = {EMBEDDING: (config.vocab_size, hidden), FINAL_NORM: (hidden,)}
-    if not config.tied:
-        found[HEAD] = (config.vocab_size, hidden)
-    for index in range(config.layers):
-        found |= {f"model.layers.{index}.{NAMES[part]}": shape for part, shape in parts.items()}
-    return found
 
 
 def _rows(weight: Weight, start: int, stop: int) -> Weight:

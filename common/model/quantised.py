@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from sps2.common.errors import Invalid
 from sps2.common.model.config import ModelConfig
-from sps2.common.model.llama import EMBEDDING, HEAD, shapes
 from sps2.common.model.share import COLUMNS, GROUP, ROWS, SIDE, Quantize, Share
+from sps2.common.model.tensor_names import EMBEDDING, HEAD, shapes
 from sps2.common.models import fingerprint, weight_files
 from sps2.common.models.file_lock import alone
 from sps2.kernels import weight_forms as kernel

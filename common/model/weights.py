@@ -13,7 +13,7 @@ from sps2.common.errors import Invalid
 from sps2.common.model import quantised
 from sps2.common.model.collectives import Collectives
 from sps2.common.model.config import DTYPES, ModelConfig, block_types, read
-from sps2.common.model.llama import EMBEDDING, FINAL_NORM, HEAD, Llama, shapes
+from sps2.common.model.llama import Llama
 from sps2.common.model.share import (
     COLUMNS,
     ROWS,
@@ -23,6 +23,8 @@ from sps2.common.model.share import (
     require_quantisable,
     share_of,
 )
+from sps2.common.model.stage import Stage
+from sps2.common.model.tensor_names import EMBEDDING, FINAL_NORM, HEAD, shapes
 from sps2.common.models import weight_files
 from sps2.kernels.native.layer import serves
 from sps2.kernels.weight_forms import BESIDE, FORMS, QuantisedWeight
@@ -37,8 +39,9 @@ def load(
     quantize: Quantize = "none",
     *,
     collectives: Collectives | None = None,
+    stage: Stage | None = None,
 ) -> Llama:
-    """Load the model in a Hugging Face folder, or one share of it.
+    """Load the model in a Hugging Face folder, or one share or stage of it.
 
     On the CPU, weights that keep the file's dtype or blocks stay mapped; others are converted
     copies.
@@ -49,6 +52,7 @@ def load(
             model; "none" leaves them as they are stored. Where the C++ kernels do not support
             quantised weights, they are dequantised to `dtype`.
         collectives: of a share; then only its part of the file is read.
+        stage: of a pipeline; then only its layers are read.
 
     Raises:
         Invalid: a file is missing or corrupt, a tensor missing, unknown or of the wrong shape, or
@@ -69,11 +73,13 @@ def load(
     if quantize != "none":
         require_quantisable(config, quantize, share.size)
         kept |= quantised.load(folder, config, {**stored, **kept}, quantize)
+    if stage is not None:
+        config, stored, kept = stage.of(config), stage.weights(stored), stage.weights(kept)
     if share.size > 1 and config.tied and EMBEDDING in kept:
         kept.setdefault(HEAD, kept[EMBEDDING])  # which is split, and the embedding is not
     tensors = {
         key: part_of(stored.pop(key), key, share).to(device, wanted).requires_grad_(False)
-        for key in expected
+        for key in list(stored)
         if key not in kept
     }
     levels = {key: quantised.part_of(weight, key, share) for key, weight in kept.items()}
@@ -86,7 +92,7 @@ def load(
         why = "a share ends within a block" if whole else "no kernel multiplies from blocks here"
         lost = len(kept) - len(served)
         log.info("%d of %d weights become %s: %s", lost, len(kept), name, why)
-    return Llama(share_of(config, share.size), tensors, collectives, served)
+    return Llama(share_of(config, share.size), tensors, collectives, served, stage)
 
 
 def part_of(tensor: Tensor, name: str, share: Share) -> Tensor:

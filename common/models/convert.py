@@ -11,7 +11,7 @@ import numpy as np
 
 from sps2.common.errors import Invalid
 from sps2.common.model.config import BLOCKS, read
-from sps2.common.model.llama import shapes
+from sps2.common.model.tensor_names import shapes
 from sps2.common.models import Progress, gguf_tokens, gguf_weights
 from sps2.common.models.gguf_files import GgufModel, open_model
 

@@ -17,6 +17,7 @@ Purpose = Literal[
     "probe",
     "prefix_q",
     "prefix_state",
+    "hidden",
     "deposit",
     "question",
     "answer",
@@ -25,8 +26,9 @@ Purpose = Literal[
     "pong",
 ]
 """The first four go between the ranks of a prefill, the next two between ranks and the shards that
-hold the prefix. Deposits go to the shards that keep the KV; the next three are of decoding, and the
-last two measure links. A shard may send and receive all kinds at once."""
+hold the prefix, hidden states between the stages of a shard. Deposits go to the shards that keep
+the KV; the next three are of decoding, and the last two measure links. A shard may send and receive
+all kinds at once."""
 Dtype = Literal["bfloat16", "float16", "float32", "int8", "uint8", "int32", "int64"]
 
 _DTYPES: dict[Dtype, torch.dtype] = {name: getattr(torch, name) for name in get_args(Dtype)}

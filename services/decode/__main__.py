@@ -19,7 +19,7 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
         if about.rank:
             follower = FollowerService(model, plane, pool, data, disk)
             await follower.start()
-            async with shard.following(follower, stop):
+            async with shard.following([follower], stop):
                 await stop.wait()
             await follower.close()
             return

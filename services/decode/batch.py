@@ -149,6 +149,7 @@ class Batch:
                 hidden = await self.passes.step(ids, positions, attend)
             else:
                 hidden = await self._model.step(ids, positions, attend, turn)
+            hidden = await self._leading.rest(hidden)
             logits = await self._model.scores(hidden, turn=turn)
         assert logits is not None, "only a leader has a batch"
         return logits

@@ -1,7 +1,9 @@
-"""A follower process of a decode shard: runs its leader's steps on its own heads."""
+"""A follower process of a decode shard: runs its leader's steps on its own heads or layers."""
 
 import asyncio
 from collections.abc import AsyncGenerator
+
+from torch import Tensor
 
 from sps2.common.errors import PeerLost
 from sps2.common.messages import Assist, Cache, Done, Evict, Expect, Filled, Grow, Held, Hold, Token
@@ -9,12 +11,14 @@ from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool
 from sps2.common.transport.plane import Plane
 from sps2.common.vital import vital
+from sps2.kernels import State
 from sps2.services.data_loop import DataLoop
 from sps2.services.decode.kv.disk import DiskPages
 from sps2.services.decode.kv.holding import Holdings, Key
 from sps2.services.decode.remote.exchange import Exchange
 from sps2.services.decode.remote.prefix import Prefixes
 from sps2.services.decode.sequence import Sequence
+from sps2.services.decode.stage_steps import LaterStage
 from sps2.services.decode.steps import Following
 from sps2.services.tasks import end, forever
 
@@ -51,7 +55,8 @@ class FollowerService:
         config = self._model.config
         self._prefixes = Prefixes(config, self._plane, self._pool, self._holdings)
         exchange = Exchange(config, self._plane, self._pool, self._holdings)
-        self._following = Following(self._model, self._plane, self._pool, exchange)
+        kind = Following if self._model.stage is None else LaterStage
+        self._following = kind(self._model, self._plane, self._pool, exchange)
         stepping = asyncio.get_running_loop().create_task(self._following.run(), name="stepping")
         self._stepping = vital(stepping)
 
@@ -102,11 +107,25 @@ class FollowerService:
         if holding is None:
             why = f"request {request.request} is not held in epoch {request.epoch}"
             raise PeerLost(self._plane.name, f"{self._plane.name}: {why}")
-        for peer in request.holders:
+        for peer in (*request.holders, *request.stages):
             self._plane.introduce(peer)
+        if isinstance(self._following, LaterStage):
+            self._following.stages = [peer.name for peer in request.stages]
         holders = tuple(peer.name for peer in request.holders)
         none_yet = Token(0, 0)
         self._following.sequences[key] = Sequence(holding, holders, request.prompt_tokens, none_yet)
+
+    def keep(self, key: Key, layer: int, at: int, head: int, k: Tensor, v: Tensor) -> None:
+        """See `Holdings.keep`; call it on the data loop."""
+        self._holdings.keep(key, layer, at, head, k, v)
+
+    def attend(self, key: Key, layer: int, at: int, head: int, q: Tensor, stop: int) -> State:
+        """See `Prefixes.attend`; may be called on any thread."""
+        return self._prefixes.attend(key, layer, at, head, q, stop)
+
+    def decoding(self) -> bool:
+        """No prefill here shares its passes with steps."""
+        return False
 
     def _release(self, key: Key) -> None:
         self._following.leave(key)

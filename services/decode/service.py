@@ -44,6 +44,7 @@ from sps2.services.decode.remote.exchange import Exchange
 from sps2.services.decode.remote.prefix import Prefixes
 from sps2.services.decode.reports import Reports
 from sps2.services.decode.sequence import Owned
+from sps2.services.decode.stage_steps import FirstStage
 from sps2.services.decode.steps import Leading
 from sps2.services.decode.token_paces import token_paces
 from sps2.services.decode.tokens import TokenLog
@@ -106,7 +107,10 @@ class DecodeService:
         self._holdings.prepare()
         exchange = Exchange(config, self._plane, self._pool, self._holdings)
         self._prefixes = Prefixes(config, self._plane, self._pool, self._holdings)
-        leading = Leading(self._plane, self._planes)
+        if self._model.stage is None:
+            leading = Leading(self._plane, self._planes)
+        else:
+            leading = FirstStage(self._model, self._plane, self._planes)
         self._batch = Batch(self._model, self._pool, exchange, leading, self._emit)
         stepping = asyncio.get_running_loop().create_task(self._batch.run(), name="stepping")
         self._stepping = vital(stepping)
@@ -204,8 +208,11 @@ class DecodeService:
             raise
         last = sequence.last
         assert last.finish is not None
-        processes = 1 + len(self._followers)  # each moves the same number of bytes
-        q_bytes, state_bytes = sequence.q_bytes * processes, sequence.state_bytes * processes
+        stage = self._model.stage  # all layers move the same number of bytes, and all processes
+        parts, own = (stage.whole, stage.layers.tokens) if stage else (1 + len(self._followers), 1)
+        q_bytes, state_bytes = (
+            nbytes * parts // own for nbytes in (sequence.q_bytes, sequence.state_bytes)
+        )
         return Decoded(last.index + 1, last.finish, q_bytes, state_bytes, hashes)
 
     async def follow(self, request: Follow) -> AsyncIterator[Token]:
@@ -255,6 +262,7 @@ class DecodeService:
 
     async def _prepare(self, request: Decode) -> None:
         """Give the followers what they need for the steps of a request."""
+        stages = () if self._model.stage is None else (self._plane.peer, *self._planes)
         await gather_all(
             *(
                 follower.call(
@@ -263,6 +271,7 @@ class DecodeService:
                         request.epoch,
                         len(request.prompt) // 4 - request.sampling.answered,
                         tuple(peers[rank] for peers in request.holders),
+                        stages,
                     )
                 )
                 for rank, follower in enumerate(self._followers, 1)

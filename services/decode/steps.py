@@ -53,7 +53,7 @@ class Leading:
         for peer in followers:
             plane.introduce(peer)
         if followers:
-            plane.serve("step", self._on_failed)
+            plane.serve("step", self._on_answer)
 
     async def begin(self, step: int, keys: Sequence[Key], ids: Tensor, positions: Tensor) -> None:
         """Have the followers run a step."""
@@ -62,6 +62,11 @@ class Leading:
         tensors = (ids, positions, pack(keys))
         frame = frame_for("step", (), (), 0, step, tensors)
         await self._plane.send_all(self._names, frame, tensors)
+
+    async def rest(self, hidden: Tensor) -> Tensor:
+        """The hidden states of a step after all layers of the model, from those after the layers of
+        this process."""
+        return hidden
 
     async def failed(self) -> list[Key]:
         """The requests that followers cannot go on with, after a step whose layers failed."""
@@ -73,7 +78,7 @@ class Leading:
             return []
         return [key for report in reports for key in report]
 
-    def _on_failed(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
+    def _on_answer(self, source: str, frame: Frame, tensors: tuple[Tensor, ...]) -> None:
         report = self._failed.get((source, frame.at))
         if report is not None and not report.done():
             report.set_result(unpack_keys(tensors[0]))
@@ -100,27 +105,43 @@ class Following:
     async def run(self) -> None:
         """Run the leader's steps in order; never returns."""
         while True:
-            leader, frame, (ids, positions, keys) = await self._steps.get()
-            turn = self._model.turn(len(ids), 1)
-            assert turn is not None
+            source, frame, tensors = await self._steps.get()
             batch: list[Running] = []
             try:
-                with turn:
-                    batch = [self.sequences[key] for key in unpack_keys(keys)]
-                    for each, *token in zip(batch, ids.tolist(), positions.tolist(), strict=True):
-                        each.last = Token(token[1] - each.prompt_tokens, token[0])
-                    attend = SplitAttention(
-                        self._model.config, self._pool, self._exchange, batch, frame.at
-                    )
-                    ids, positions = self._exchange.device.up((ids, positions))
-                    hidden = await self._model.step(ids, positions, attend, turn)
-                    await self._model.scores(hidden, turn=turn)
+                await self.step(frame, tensors, batch)
             except Exception as failure:
                 end_if_poisoned(failure)
                 error = root_cause(failure)
                 if not isinstance(error, Cancelled | PeerLost):
                     log.error("a decode step failed", exc_info=error)
-                await self._report(leader, frame.at, lost_by(batch, error))
+                await self._report(self.leader(source), frame.at, lost_by(batch, error))
+
+    async def step(self, frame: Frame, tensors: tuple[Tensor, ...], batch: list[Running]) -> None:
+        """Run a step.
+
+        Args:
+            tensors: the newest tokens, their positions, and their packed requests.
+            batch: is filled with these requests.
+        """
+        ids, positions, _ = tensors
+        turn = self._model.turn(len(ids), 1)
+        assert turn is not None
+        with turn:
+            self.begin(batch, *tensors)
+            attend = SplitAttention(self._model.config, self._pool, self._exchange, batch, frame.at)
+            ids, positions = self._exchange.device.up((ids, positions))
+            hidden = await self._model.step(ids, positions, attend, turn)
+            await self._model.scores(hidden, turn=turn)
+
+    def begin(self, batch: list[Running], ids: Tensor, positions: Tensor, keys: Tensor) -> None:
+        """Fill a step's batch, whose requests get their newest tokens."""
+        batch += [self.sequences[key] for key in unpack_keys(keys)]
+        for each, *token in zip(batch, ids.tolist(), positions.tolist(), strict=True):
+            each.last = Token(token[1] - each.prompt_tokens, token[0])
+
+    def leader(self, source: str) -> str:
+        """The leader, by the process that a step came from."""
+        return source
 
     async def _report(self, leader: str, step: int, lost: list[Key]) -> None:
         tensors = (pack(lost),)

@@ -1,8 +1,9 @@
-"""Runs a mixed shard: `python -m sps2.services.mixed --config FILE --index I`."""
+"""Runs a process of a mixed shard: `python -m sps2.services.mixed --config FILE --index I`."""
 
 import asyncio
 
 from sps2.common.config import Cluster
+from sps2.services.decode.follower import FollowerService
 from sps2.services.decode.kv.disk import disk_for
 from sps2.services.decode.kv.pool_size import pool_for
 from sps2.services.decode.service import DecodeService
@@ -17,16 +18,25 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
         disk = await disk_for(shard, pool)
         parts = shard.model, shard.plane
         traces, grammars = about.traces, shard.grammars
-        decode = DecodeService(
-            *parts, pool, shard.data, traces=traces, grammars=grammars, disk=disk
-        )
+        if about.rank:
+            follower = FollowerService(*parts, pool, shard.data)
+            await follower.start()
+            part = PrefillService(*parts, shard.data, pages=follower, traces=traces)
+            async with shard.following([follower, part], stop):
+                await stop.wait()
+            part.close()
+            await follower.close()
+            return
+        led = await shard.led()
+        decode = DecodeService(*parts, pool, shard.data, led, traces, grammars, disk)
         await decode.start()
         about.tokens = decode.tokens
-        prefill = PrefillService(*parts, shard.data, pages=decode, traces=traces, grammars=grammars)
-        decode.share(prefill.passes)
+        prefill = PrefillService(*parts, shard.data, led, decode, traces, grammars)
+        if not led:
+            decode.share(prefill.passes)
         services: list[Counting] = [prefill, decode]
         pages = pool.pages, pool.page_tokens
-        async with shard.member(services, stop, (), *pages, decode.reports, prefill.own_gflops):
+        async with shard.member(services, stop, led, *pages, decode.reports, prefill.own_gflops):
             await stop.wait()
         prefill.close()
         await decode.close()

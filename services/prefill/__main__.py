@@ -20,7 +20,7 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
             grammars=shard.grammars,
         )
         leads = shard.member([service], stop, led, own_gflops=service.own_gflops)
-        async with shard.following(service, stop) if about.rank else leads:
+        async with shard.following([service], stop) if about.rank else leads:
             await stop.wait()
         service.close()
 

@@ -34,6 +34,7 @@ from sps2.services.prefill.methods.registry import attend_by
 from sps2.services.prefill.passes import Passes
 from sps2.services.prefill.pooling import pooled
 from sps2.services.prefill.prefix import Prefix
+from sps2.services.prefill.stage import of_stage, through
 from sps2.services.prefill.timeline import Timeline
 from sps2.services.tasks import root_cause
 
@@ -93,6 +94,9 @@ async def run_prompt(
         *(source.peers for source in request.prefix),
     ):
         plane.introduce(peer)
+    stages = request.group[request.rank].peers
+    if model.stage is not None:
+        request = of_stage(request, model.stage)
 
     try:
         async with asyncio.TaskGroup() as deposits:
@@ -101,7 +105,7 @@ async def run_prompt(
                 draws = spans[-1].stop == len(prompt)
                 number, grammar = request.sampling.answered, request.sampling.grammar
                 matching = None
-                if draws and grammar and grammars is not None and tp_rank == 0:
+                if draws and grammar and grammars is not None and model.leads:
                     answer = prompt[len(prompt) - number :].tolist()
                     matching = deposits.create_task(grammars.begin(grammar, answer))
                 group = Group(model.config, plane, inbox, request, run, sends, tp_rank, timeline)
@@ -141,7 +145,19 @@ async def run_prompt(
                         not is_alone,
                     )
                 else:
-                    hidden = await model.forward(ids, at, attend_layer, group.compute, turn, wanted)
+                    layers = partial(
+                        model.forward,
+                        positions=at,
+                        attend=attend_layer,
+                        run=group.compute,
+                        turn=turn,
+                        selected=wanted,
+                    )
+                    if model.stage is None:
+                        hidden = await layers(ids)
+                    else:
+                        line = model, plane, inbox, request, stages
+                        hidden = await through(*line, ids, len(rows), layers)
                 for each in computed:
                     deposit.begin(*each)
                 advanced(model.config.layers)
@@ -156,11 +172,16 @@ async def run_prompt(
                         sampler = Sampler(request.sampling, prompt, matcher)
                         token = await compute(partial(sampler.next, logits[0], number))
                 part = b""
-                if not tp_rank:
+                if model.leads:
                     pooling = request.sampling.pooling
                     part = await pooled(pooling, hidden, draws, plane.device, compute)
             took_s = time.monotonic() - started
-            came = tuple(itertools.starmap(_received, plane.meter.since(before).items()))
+            here = {peer.name for peer in stages}
+            came = tuple(
+                Received(peer, *took)
+                for peer, took in plane.meter.since(before).items()
+                if peer not in here
+            )
             prefilled(Prefilled(token, scored, took_s, exchanged(group, attend), part, came))
     except BaseExceptionGroup as failures:
         raise root_cause(failures) from failures
@@ -182,10 +203,6 @@ def exchanged(group: Group, attend: Attention) -> Exchanged:
         lost,
         group.saved_bytes,
     )
-
-
-def _received(peer: str, came: tuple[int, float]) -> Received:
-    return Received(peer, *came)
 
 
 def _scored_rows(request: Prefill, positions: Tensor, tokens: int) -> Tensor:

@@ -23,7 +23,7 @@ from sps2.services.prefill.prompt import run_prompt, turn_of
 from sps2.services.prefill.threads import with_threads
 from sps2.services.prefill.timeline import Timeline
 from sps2.services.prefill.tp_answers import Emit, Followers, Parts
-from sps2.services.tasks import emitted_by, forever, root_cause
+from sps2.services.tasks import emitted_by, forever, gather_all, root_cause
 from sps2.services.tp_processes import Led, opened
 
 
@@ -79,15 +79,17 @@ class PrefillService:
 
     async def prefill(self, request: Prefill) -> AsyncIterator[Advanced | Prefilled | Deposited]:
         async def job(emit: Emit) -> None:
-            parts = Parts(1 + len(self._followers.peers), emit)
+            parts = Parts(1 + len(self._followers.peers), emit, self._model.stage)
             turn = turn_of(self._model, request)  # no await before the followers get the request
-            others = self._followers.prefill(request, parts)
+            others = self._followers.prefill(request, parts, turn is not None)
+            own = self._part(request, turn, parts)
+            if turn is None:
+                await gather_all(own, *others)
+                return
             try:
-                own = self._part(request, turn, parts)
                 ends = await asyncio.gather(own, *others, return_exceptions=True)
             finally:
-                if turn is not None:
-                    self._data.post(turn.stop)
+                self._data.post(turn.stop)
             failures = [end for end in ends if isinstance(end, Exception)]
             if failures:
                 raise root_cause(ExceptionGroup("prefill", failures))
@@ -96,7 +98,7 @@ class PrefillService:
             yield item
 
     async def urge(self, request: Urge) -> Done:
-        if not self._followers.peers:  # their processes run prefills in the order of their turns
+        if not self._followers.peers:  # their processes compute what comes first
             self._data.post(lambda: self._urge(request))
         return Done()
 
@@ -170,7 +172,8 @@ class PrefillService:
         def urgency() -> float:
             return self.passes.urgency(own)
 
-        self._urgencies[key] = 0.0 if turn else request.urgency
+        alone = turn is None and self._model.stage is None
+        self._urgencies[key] = request.urgency if alone else 0.0
         try:
             with self._compute.prefill(urgency) as compute:
                 return await run_prompt(
@@ -182,7 +185,7 @@ class PrefillService:
                     prefilled,
                     turn,
                     self._pages,
-                    self.passes,
+                    self.passes if self._model.stage is None else None,
                     progress,
                     timeline,
                     own,

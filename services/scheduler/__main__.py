@@ -9,6 +9,7 @@ from sps2.common.model.config import read
 from sps2.common.models import fingerprint, item_bytes, locate
 from sps2.services.run import About, run, sending_heartbeats
 from sps2.services.scheduler.csa_thresholds import load
+from sps2.services.scheduler.meetings import Meetings
 from sps2.services.scheduler.schemes import Schemes
 from sps2.services.scheduler.service import SchedulerService
 
@@ -25,10 +26,8 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
             cluster, _schemes(cluster), model, directory, telemetry, about.traces
         )
         about.missing, about.counters = service.obstacle, service.counters
-        server = Server(
-            [service, service.log, service.pins, service.retirement, about, about.traces],
-            cluster.bus,
-        )
+        handlers = [service, service.log, service.pins, service.retirement, Meetings()]
+        server = Server([*handlers, about, about.traces], cluster.bus)
         await server.start(about.listen_at(cluster.scheduler.bus_port))
         about.started = True
         watching = asyncio.create_task(service.watch_room())

@@ -40,6 +40,20 @@ def test_services_and_shards_are_dealt_in_order(tmp_path: Path) -> None:
     assert cluster.kvdir_address == "tcp://10.0.0.2:8003"
 
 
+def test_stages_of_pipelines_are_dealt_in_order(tmp_path: Path) -> None:
+    found = listed(tmp_path, ALPHA + "mixed = 3\n" + BETA + "mixed = 1\n")
+    cluster = found.addressed(load(pp=2, **found.shards(2)))
+    hosts = {"mixed-0": "alpha", "mixed-0.1": "alpha", "mixed-1": "alpha", "mixed-1.1": "beta"}
+    places = found.places(cluster)
+    assert {name: places[name].name for name in hosts} == hosts
+    assert found.shards_at(found.hosts[1], cluster) == ("mixed-1.1",)
+    with pytest.raises(Invalid, match=r"4 mixed stages, and each .* takes 3.*2 more, or 1 fewer"):
+        found.shards(3)
+    alone = listed(tmp_path, ALPHA.replace("10.0.0.1", "127.0.0.1") + "mixed = 4\n")
+    configured = effective(None, alone, pp=2)
+    assert (configured.mixed, configured.pp) == (2, 2)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

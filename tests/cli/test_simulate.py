@@ -92,6 +92,14 @@ def test_what_cannot_be_is_refused_with_what_to_do(
     assert message in result.output
 
 
+def test_pipelines_are_not_simulated(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.toml"
+    file.write_text("pp = 2\n")
+    result = simulate("--hardware", "H100-SXM", *SMALL, "--config", str(file))
+    assert result.exit_code == 1, result.output
+    assert "`pp` cannot be simulated" in result.output
+
+
 def test_a_profile_of_other_weights_is_refused(tmp_path: Path) -> None:
     made = hardware.roofline(models.named("llama-3.1-8b"), "H100-SXM")
     profile = tmp_path / "profile.json"

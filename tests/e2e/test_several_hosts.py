@@ -1,7 +1,7 @@
 """A cluster over hosts with addresses of their own: brought up over SSH, with keys."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +20,12 @@ ROLES: dict[str, dict[str, object]] = {
     "beta": {"prefill": 1},
     "gamma": {"prefill": 1, "decode": 1},
     "delta": {"decode": 1},
+}
+STAGES: dict[str, dict[str, object]] = {
+    "alpha": {"services": ["gateway", "scheduler", "kvdir"], "mixed": 1},
+    "beta": {"mixed": 1},
+    "gamma": {"mixed": 1},
+    "delta": {"mixed": 1},
 }
 GATEWAY = "tcp://10.77.0.1:8001"
 
@@ -43,16 +49,27 @@ def answers(client: Client) -> list[list[str]]:
 
 
 @contextmanager
-def spread(hosts: Machines, model: Path, transport: str = "ucx") -> Iterator[Bus]:
-    """A cluster on all hosts; with what its clients reach it."""
+def spread(
+    hosts: Machines,
+    model: Path,
+    transport: str = "ucx",
+    roles: Mapping[str, Mapping[str, object]] = ROLES,
+    *more: object,
+) -> Iterator[Bus]:
+    """A cluster on all hosts; with what its clients reach it.
+
+    Args:
+        more: arguments of `spsctl up`.
+    """
     config, keys = hosts.folder / "cluster.toml", hosts.folder / "home-launcher" / "keys"
     config.write_text(
         f'name = "far"\nmodel = "{model}"\ndtype = "float32"\nthreads = 1\n'
         f'transport = "{transport}"\n[scheduler]\nprefill_span_tokens = 16\n'
         "decode_span_tokens = 64\n"
     )
-    listed = hosts.write_list(ROLES)
-    up = hosts.spsctl("up", "--detach", "--config", config, "--hosts", listed, "--keys", keys)
+    listed = hosts.write_list(roles)
+    arguments = "--config", config, "--hosts", listed, "--keys", keys
+    up = hosts.spsctl("up", "--detach", *arguments, *more)
     try:
         assert up.returncode == 0, up.stderr
         yield Bus(keys=str(keys))
@@ -81,3 +98,17 @@ def test_answers_are_those_of_transformers(hosts: Machines, model: Path) -> None
         with Client(GATEWAY, bus) as client:
             assert answers(client) == [list(map(tokenizer.token_text, each)) for each in wanted]
         assert "decode-1" in hosts.spsctl("logs", "decode-1").stdout
+
+
+def test_a_shard_whose_stages_are_on_two_hosts(hosts: Machines, model: Path) -> None:
+    tokenizer = Tokenizer(model)
+    wanted = [expected(model, prompt_of(length), 12) for length in LENGTHS]
+    with spread(hosts, model, "tcp", STAGES, "--pp", 2) as bus:
+        status = json.loads(hosts.spsctl("status", "--json").stdout)
+        assert [each["id"] for each in status["shards"]] == ["mixed-0", "mixed-1"]
+        addresses = {name: host.address for name, host in hosts.network.hosts.items()}
+        followers = [each["followers"][0] for each in status["shards"]]
+        for name, follower in zip(("beta", "delta"), followers, strict=True):
+            assert follower.startswith(f"tcp://{addresses[name]}:")
+        with Client(GATEWAY, bus) as client:
+            assert answers(client) == [list(map(tokenizer.token_text, each)) for each in wanted]

@@ -26,10 +26,12 @@ from sps2.common.messages import (
 from sps2.common.model.attend import inline
 from sps2.common.model.collectives import Collectives
 from sps2.common.model.config import ModelConfig
-from sps2.common.model.llama import Llama, shapes
+from sps2.common.model.llama import Llama
 from sps2.common.model.pages import PagePool
 from sps2.common.model.sampler import Sampler
 from sps2.common.model.share import Share, share_of
+from sps2.common.model.stage import stage_of
+from sps2.common.model.tensor_names import shapes
 from sps2.common.model.weights import part_of
 from sps2.common.spans import Span, paged_split
 from sps2.common.transport.plane import Plane
@@ -38,6 +40,7 @@ from sps2.services.decode.kv.holding import Holding, Holdings, Key
 from sps2.services.decode.remote.exchange import Exchange
 from sps2.services.decode.remote.prefix import Prefixes
 from sps2.services.decode.sequence import Owned, Sequence
+from sps2.services.decode.stage_steps import FirstStage, LaterStage
 from sps2.services.decode.steps import Following, Leading
 from sps2.services.prefill.prompt import run_prompt, turn_of
 from sps2.services.tasks import gather_all
@@ -73,6 +76,14 @@ def shared_out(config: ModelConfig, tensors: dict[str, torch.Tensor], size: int)
 
     with ThreadPoolExecutor(size) as threads:
         return list(threads.map(make, range(size)))
+
+
+def in_stages(config: ModelConfig, tensors: dict[str, torch.Tensor], size: int) -> list[Llama]:
+    """The processes' models of one shard that is a pipeline."""
+    if size == 1:
+        return [Llama(config, tensors)]
+    stages = [stage_of(config, rank, size) for rank in range(size)]
+    return [Llama(each.of(config), each.weights(tensors), stage=each) for each in stages]
 
 
 @dataclass
@@ -303,12 +314,22 @@ async def teams_of(
                 prefixes = Prefixes(model.config, here, pool, holdings)
                 each = Process(here, pool, holdings, prefixes)
                 made.decode[-1].append(each)
-                if rank:
+                if rank and model.stage is not None:
+                    for peer in peers:
+                        here.introduce(peer)
+                    each.following = LaterStage(model, here, pool, exchange)
+                    each.following.stages = [peer.name for peer in peers]
+                    stepping = asyncio.create_task(each.following.run())
+                elif rank:
                     here.introduce(peers[0])
                     each.following = Following(model, here, pool, exchange)
                     stepping = asyncio.create_task(each.following.run())
                 else:
-                    leading = Leading(here, peers[1:])
+                    leading = (
+                        Leading(here, peers[1:])
+                        if model.stage is None
+                        else FirstStage(model, here, peers[1:])
+                    )
                     each.batch = Batch(model, pool, exchange, leading, made.tokens.extend)
                     stepping = asyncio.create_task(each.batch.run())
                 stack.push_async_callback(partial(_cancel, stepping))

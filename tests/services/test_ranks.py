@@ -38,6 +38,11 @@ def test_a_shard_that_the_configuration_lacks(index: int) -> None:
         ranks.commands(Cluster(), "decode", None, index, None, None)
 
 
+def test_stages_of_a_pipeline_are_started_one_by_one() -> None:
+    with pytest.raises(Invalid, match=r"--index 0 --rank STAGE.*stages 0 to 2"):
+        ranks.commands(Cluster(pp=3), "decode", None, 0, None, None)
+
+
 def children(pid: int) -> list[int]:
     text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     return [int(child) for child in text.split()]

@@ -25,10 +25,11 @@ from sps2.common.messages import (
 )
 from sps2.common.model.attend import inline
 from sps2.common.model.config import ModelConfig, Rope
-from sps2.common.model.llama import Llama, shapes
+from sps2.common.model.llama import Llama
 from sps2.common.model.local import LocalAttention
 from sps2.common.model.pages import PagePool
 from sps2.common.model.sampler import Sampler
+from sps2.common.model.tensor_names import shapes
 from sps2.common.page_hashes import page_hashes
 from sps2.common.spans import Span, consecutive, paged_split, zigzag
 from sps2.common.transport.plane import Plane

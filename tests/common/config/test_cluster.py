@@ -80,3 +80,28 @@ def test_the_addresses_of_several_gateways() -> None:
     assert several.gateway_addresses == tuple(f"tcp://127.0.0.1:{port}" for port in ports)
     with pytest.raises(Invalid, match="`second_bus_port` 65535 leaves no ports for 3 gateways"):
         config.load(gateway={"processes": 3, "second_bus_port": 65535})
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"tp": 2}, "`pp`.*`tp`.*leave one of them out"),
+        ({"decode_tp": 2}, "leave one of them out"),
+        ({"device": "auto"}, "set `device` to cpu"),
+        ({"kv": {"disk_folder": "/kv"}}, "leave out `disk_folder`"),
+        ({"joining": {"first_port": 9000}}, "list of hosts"),
+    ],
+)
+def test_what_pipelines_cannot_have_is_refused(more: dict[str, Any], said: str) -> None:
+    with pytest.raises(Invalid, match=said):
+        config.load(pp=2, **more)
+    assert config.load(**more).pp == 1
+
+
+def test_the_processes_of_pipelines_have_names_and_ports() -> None:
+    cluster = config.load(pp=2, prefill=2, decode=1, shard_port=9000)
+    assert cluster.shard_names() == [
+        *("prefill-0", "prefill-0.1", "prefill-1", "prefill-1.1"),
+        *("decode-0", "decode-0.1"),
+    ]
+    assert cluster.shard_ports_of("decode", 0, 1) == (9010, 9011)

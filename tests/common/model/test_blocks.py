@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from sps2.common.errors import Invalid
 from sps2.common.model.config import block_types, read, stored_as
-from sps2.common.model.llama import EMBEDDING, HEAD, Llama, shapes
+from sps2.common.model.llama import Llama
 from sps2.common.model.local import LocalAttention
 from sps2.common.model.share import Share
+from sps2.common.model.tensor_names import EMBEDDING, HEAD, shapes
 from sps2.common.model.weights import load
 from sps2.common.models import validate
 from sps2.common.models.convert import convert

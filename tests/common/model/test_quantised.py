@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from sps2.common.errors import Invalid
 from sps2.common.model.config import read
-from sps2.common.model.llama import EMBEDDING, HEAD, Llama
+from sps2.common.model.llama import Llama
 from sps2.common.model.local import LocalAttention
 from sps2.common.model.quantised import load as load_levels
 from sps2.common.model.quantised import part_of
 from sps2.common.model.share import Quantize, Share
+from sps2.common.model.tensor_names import EMBEDDING, HEAD
 from sps2.common.model.weights import load
 from sps2.common.models.convert import convert
 from sps2.kernels import native

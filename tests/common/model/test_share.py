@@ -7,8 +7,8 @@ import torch
 
 from sps2.common.errors import Invalid
 from sps2.common.model.config import ModelConfig, Rope
-from sps2.common.model.llama import shapes
 from sps2.common.model.share import Share, require_quantisable, share_of
+from sps2.common.model.tensor_names import shapes
 from sps2.common.model.weights import part_of
 from sps2.common.spans import Span
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from sps2.common.errors import Invalid
-from sps2.common.model.llama import EMBEDDING, FINAL_NORM, HEAD, shapes
 from sps2.common.model.share import Quantize
+from sps2.common.model.tensor_names import EMBEDDING, FINAL_NORM, HEAD, shapes
 from sps2.common.model.weights import load
 
 Checkpoint = Callable[[str], Path]

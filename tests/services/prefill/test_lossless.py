@@ -5,7 +5,8 @@ import torch
 
 from sps2.common.errors import Internal
 from sps2.common.messages import ExactMethod, KvTransferDtype, Scheme, Selection
-from sps2.common.model.llama import Llama, shapes
+from sps2.common.model.llama import Llama
+from sps2.common.model.tensor_names import shapes
 from sps2.common.spans import Span, consecutive, zigzag
 from sps2.common.transport import lossless
 from sps2.kernels import native
