@@ -160,8 +160,10 @@ class RunFolder:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                under_way = f"a restart of cluster '{self.name}' is under way"
-                raise Refused(f"{under_way}: wait until that `spsctl restart` has ended") from None
+                raise Refused(
+                    f"a restart of cluster '{self.name}' is under way: wait until that `spsctl "
+                    "restart` has ended"
+                ) from None
             yield
 
 
