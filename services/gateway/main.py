@@ -66,7 +66,7 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
     if settings.processes > 1 and sys.platform != "linux":
         raise Invalid("several gateways on one port need Linux: leave out gateway.processes")
     http.require_certificate(settings)
-    listener = http.listen(about.host, settings.port, settings.processes > 1)
+    listener = http.bind(about.host, settings.port, settings.processes > 1)
     with listener:
         folder = locate(cluster.model)
         parts = Parts(cluster, about, folder)

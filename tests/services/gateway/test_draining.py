@@ -8,7 +8,7 @@ import pytest
 
 from sps2.common.errors import PeerLost
 from sps2.services.gateway.draining import drained
-from sps2.services.gateway.http.server import listen
+from sps2.services.gateway.http.server import bind
 
 from ...waiting import until
 
@@ -91,7 +91,7 @@ async def test_it_does_not_wait_where_nothing_is_served():
 
 
 def test_several_gateways_listen_on_one_port():
-    with listen("127.0.0.1", 0, shared=True) as one:
+    with bind("127.0.0.1", 0, shared=True) as one:
         port = one.getsockname()[1]
-        with listen("127.0.0.1", port, shared=True) as two:
+        with bind("127.0.0.1", port, shared=True) as two:
             assert two.getsockname() == one.getsockname()

@@ -154,7 +154,7 @@ async def test_who_takes_nothing_of_an_answer_is_disconnected(events: bool) -> N
 
     dropped: list[str] = []
     answer = Events(endless()) if events else Json("y" * 10_000_000)
-    listener = http.listen("127.0.0.1", 0)
+    listener = http.bind("127.0.0.1", 0)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -170,7 +170,7 @@ async def test_who_takes_nothing_of_an_answer_is_disconnected(events: bool) -> N
 
 async def test_who_reads_slowly_but_steadily_has_all() -> None:
     size = 400_000
-    listener = http.listen("127.0.0.1", 0)
+    listener = http.bind("127.0.0.1", 0)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     async with http.serving(Json("y" * size), listener, Gateway(send_s=1.0)):
         with socket.socket() as client:
