@@ -108,7 +108,10 @@ class Observer:
 
     async def _gateway(self, number: int) -> ServiceStatus:
         peer = self._others.peers[number]
-        status, _ = await _describe(peer.name, peer)
+        if await self._others.has_ended(peer):
+            status = _lost(peer.name, peer.address)
+        else:
+            status, _ = await _describe(peer.name, peer)
         return replace(status, address=self._config.gateway_addresses[number])
 
     async def _describe_shard(self, shard: str, address: str) -> Described:
@@ -131,8 +134,12 @@ async def _describe(service: str, peer: Peer) -> Described:
     try:
         info = await peer.call(Describe(), DEADLINE_S)
     except ServiceError:
-        return ServiceStatus(service, peer.address, "lost", waiting_for="no answer"), ()
+        return _lost(service, peer.address), ()
     return _status(service, peer.address, info), info.links
+
+
+def _lost(service: str, address: str) -> ServiceStatus:
+    return ServiceStatus(service, address, "lost", waiting_for="no answer")
 
 
 def _status(service: str, address: str, info: Info) -> ServiceStatus:
