@@ -16,6 +16,7 @@ from sps2.common.bus.peer import Peer, Server
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, PeerLost
 from sps2.common.keys import API_KEYS, beside
+from sps2.common.messages import CancelRequest, Describe, ListTraces, ShowCluster, ShowTrace
 from sps2.common.model.config import read
 from sps2.common.model.generation import SamplingDefaults, sampling_defaults
 from sps2.common.models import fingerprint, item_bytes, locate, model_id
@@ -58,6 +59,8 @@ from sps2.services.run import About, sending_heartbeats
 log = logging.getLogger(__name__)
 
 ENDING = PeerLost(GATEWAY, "the gateway is shutting down")
+ASKED_TO_THE_END = (CancelRequest, Describe, ListTraces, ShowCluster, ShowTrace)
+"""What a gateway that drains still answers: these are about the answers that it finishes."""
 
 
 async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
@@ -254,7 +257,7 @@ class Parts:
     async def drained(self, front: Front, within_s: float) -> None:
         """Take no more requests, and wait for the answers in work, at most `within_s`."""
         self._about.missing = lambda: "the end of its last answers"
-        self._server.retire(ENDING)
+        self._server.retire(ENDING, ASKED_TO_THE_END)
         await front.retire()
 
         def is_idle() -> bool:

@@ -72,6 +72,9 @@ class Observer:
                 for shard in fleet.shards
                 for process, address in _processes(shard)
             ]
+        waiting_for = "" if fleet.serving else fleet.waiting_for
+        if fleet.serving and own.waiting_for and not self._others:
+            waiting_for = f"the gateway, which waits for {own.waiting_for}"
         number = self._others.number
         found = {each: status.result() for each, status in gateways.items()}
         found[number] = _status(own.service, self._config.gateway_addresses[number], own)
@@ -82,8 +85,8 @@ class Observer:
             model=self._model,
             quantize=self._config.quantize,
             version=version("sps2"),
-            ready=fleet.serving,
-            waiting_for="" if fleet.serving else fleet.waiting_for,
+            ready=not waiting_for,
+            waiting_for=waiting_for,
             missing=fleet.waiting_for if fleet.serving else "",
             services=tuple(services),
             shards=fleet.shards,
