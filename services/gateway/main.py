@@ -42,6 +42,7 @@ from sps2.services.gateway.others.gateways import Others, place_of
 from sps2.services.gateway.others.inside import Inside
 from sps2.services.gateway.others.talk import Talk
 from sps2.services.gateway.protocols.batches.anywhere import Anywhere as BatchesAnywhere
+from sps2.services.gateway.protocols.batches.folder import remove_leftovers
 from sps2.services.gateway.protocols.batches.runner import Batches
 from sps2.services.gateway.protocols.batches.store import Store
 from sps2.services.gateway.protocols.responses.anywhere import Anywhere as ResponsesAnywhere
@@ -71,6 +72,7 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
     http.require_certificate(settings)
     listener = http.bind(about.host, settings.port, settings.processes > 1)
     with listener:
+        remove_leftovers()
         folder = locate(cluster.model)
         parts = Parts(cluster, about, folder)
         give_back()

@@ -125,7 +125,9 @@ async def test_a_bus_port_in_use_is_named(door, folder):
             pass
 
 
-async def test_runs_as_a_process_until_it_is_told_to_end(folder, tmp_path):
+async def test_runs_as_a_process_until_it_is_told_to_end(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    (left := tmp_path / "sps2-gateway-killed").mkdir()
     ports = free_ports(6)
     sections = ["gateway", "gateway", "scheduler", "kvdir", "telemetry", "telemetry"]
     keys = ["port", "bus_port", "bus_port", "bus_port", "publish_port", "subscribe_port"]
@@ -148,6 +150,7 @@ async def test_runs_as_a_process_until_it_is_told_to_end(folder, tmp_path):
                         break
                     except httpx.ConnectError:
                         await asyncio.sleep(0.02)
+            assert not left.exists()
             assert answer.status_code == 503
             assert "scheduler" in answer.json()["error"]["message"]
             second = await asyncio.create_subprocess_exec(
