@@ -15,9 +15,10 @@ ZMTP = b"\xff"
 
 
 async def knock(address: str) -> Found:
-    """Connect to a bus address over plain TCP, and see what answers."""
+    """Connect to a bus address over plain TCP, and see what answers; for a socket of this machine,
+    whether a process listens, even if it stands still."""
     if not address.startswith("tcp://"):
-        return "service"
+        return "service" if _is_local_there(address) else "nobody"
     host, port = _parts(address)
     try:
         async with asyncio.timeout(WAIT_S):
@@ -80,6 +81,19 @@ def unanswered(address: str, name: str, found: Found, waited_s: float) -> PeerLo
             "up, that address and port are right, and that no firewall is between",
         )
     return PeerLost(name, f"the {name} at {address} did not answer within {waited_s:g} s")
+
+
+def _is_local_there(address: str) -> bool:
+    path = address.removeprefix("ipc://")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(f"\0{path[1:]}" if path.startswith("@") else path)
+        except BlockingIOError:
+            return True  # too many connections wait for it to accept them
+        except OSError:
+            return False
+    return True
 
 
 async def _heard(reader: asyncio.StreamReader) -> bytes:

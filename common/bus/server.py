@@ -4,6 +4,7 @@ import asyncio
 import errno
 import logging
 from collections import Counter
+from collections.abc import Collection
 from contextlib import aclosing
 from functools import partial
 
@@ -63,6 +64,7 @@ class Server:
         self._calls = 0
         self._closing = False
         self._retired: ServiceError | None = None
+        self._answered: Collection[type] = ()
 
     @property
     def calls(self) -> int:
@@ -86,9 +88,11 @@ class Server:
         self._runner = vital(asyncio.create_task(self._run(), name=f"server {self.address}"))
         return self.address
 
-    def retire(self, error: ServiceError) -> None:
-        """Answer new calls with `error`; those in work go on."""
+    def retire(self, error: ServiceError, answered: Collection[type] = ()) -> None:
+        """Answer new calls with `error`, but for messages of the types `answered`; those in work
+        go on."""
         self._retired = error
+        self._answered = answered
 
     async def close(self) -> None:
         """Notify the callers, stop listening, cancel all handlers, wait until they have ended."""
@@ -180,11 +184,11 @@ class Server:
             return
         route = self._routes.get(header.method)
         try:
-            if self._retired is not None:
-                raise type(self._retired)(*self._retired.args)
             if route is None:
                 self.counters["unknown_methods"] += 1
                 raise Invalid(f"unknown method {header.method!r}")
+            if self._retired is not None and route.message not in self._answered:
+                raise type(self._retired)(*self._retired.args)
             if len(body) > self._bus.max_message_bytes:
                 self.counters["oversize"] += 1
                 raise Invalid(

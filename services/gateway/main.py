@@ -16,6 +16,7 @@ from sps2.common.bus.peer import Peer, Server
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid, PeerLost
 from sps2.common.keys import API_KEYS, beside
+from sps2.common.messages import CancelRequest, Describe, ListTraces, ShowCluster, ShowTrace
 from sps2.common.model.config import read
 from sps2.common.model.generation import SamplingDefaults, sampling_defaults
 from sps2.common.models import fingerprint, item_bytes, locate, model_id
@@ -41,6 +42,7 @@ from sps2.services.gateway.others.gateways import Others, place_of
 from sps2.services.gateway.others.inside import Inside
 from sps2.services.gateway.others.talk import Talk
 from sps2.services.gateway.protocols.batches.anywhere import Anywhere as BatchesAnywhere
+from sps2.services.gateway.protocols.batches.folder import remove_leftovers
 from sps2.services.gateway.protocols.batches.runner import Batches
 from sps2.services.gateway.protocols.batches.store import Store
 from sps2.services.gateway.protocols.responses.anywhere import Anywhere as ResponsesAnywhere
@@ -58,6 +60,8 @@ from sps2.services.run import About, sending_heartbeats
 log = logging.getLogger(__name__)
 
 ENDING = PeerLost(GATEWAY, "the gateway is shutting down")
+ASKED_TO_THE_END = (CancelRequest, Describe, ListTraces, ShowCluster, ShowTrace)
+"""What a gateway that drains still answers: these are about the answers that it finishes."""
 
 
 async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
@@ -66,8 +70,9 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
     if settings.processes > 1 and sys.platform != "linux":
         raise Invalid("several gateways on one port need Linux: leave out gateway.processes")
     http.require_certificate(settings)
-    listener = http.listen(about.host, settings.port, settings.processes > 1)
+    listener = http.bind(about.host, settings.port, settings.processes > 1)
     with listener:
+        remove_leftovers()
         folder = locate(cluster.model)
         parts = Parts(cluster, about, folder)
         give_back()
@@ -256,7 +261,7 @@ class Parts:
     async def drained(self, front: Front, within_s: float) -> None:
         """Take no more requests, and wait for the answers in work, at most `within_s`."""
         self._about.missing = lambda: "the end of its last answers"
-        self._server.retire(ENDING)
+        self._server.retire(ENDING, ASKED_TO_THE_END)
         await front.retire()
 
         def is_idle() -> bool:

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from sps2.common.bus.peer import Peer
-from sps2.common.errors import Invalid, PeerLost, Refused
+from sps2.common.errors import Invalid, Refused
 from sps2.common.messages import Request, Stream, Struct
 from sps2.services.gateway.http.resuming import not_kept
 from sps2.services.gateway.kept_answer import Answer
@@ -119,22 +119,23 @@ class Repeats:
         request: Asked,
         chunks: AsyncGenerator[T, None],
         kind: type[T],
-        must_be_kept: bool = False,
+        continued: str | None = None,
     ) -> AsyncGenerator[T, None]:
         """The answer to a request: `chunks`, or what there is of the same request before it.
 
         Args:
-            must_be_kept: whether `chunks` will not do.
+            continued: id of the answer that is to go on; `chunks` will not do for it.
 
         Raises:
-            Invalid: the key was used for another request, or nothing is kept and that will not do.
+            Invalid: the key was used for another request, or the answer to go on is not kept.
+            PeerLost: a gateway that may have the answer stands still.
         """
-        if not self._max_bytes and not must_be_kept:
+        if not self._max_bytes and continued is None:
             return chunks
-        holder = None if self._find(request) else await self._elsewhere(request)
+        holder = None if self._find(request) else await self._elsewhere(request, continued)
         found = self._find(request)
         if holder is None and found is None:
-            if must_be_kept:
+            if continued is not None:
                 await chunks.aclose()
                 raise not_kept()
             return _decoded(self._begin(request, chunks), kind)
@@ -172,15 +173,19 @@ class Repeats:
             )
         return kept.answer
 
-    async def _elsewhere(self, request: Asked) -> Peer | None:
-        """The other gateway that has the answer. One that is away has lost its answers."""
+    async def _elsewhere(self, request: Asked, continued: str | None) -> Peer | None:
+        """The other gateway that has the answer. One that has ended has lost its answers."""
         peers = [*self._others.peers.values()]
-        calls = (self._others.call(peer, FindAnswer(*request)) for peer in peers)
+        if continued is not None:
+            named = self._others.holder(continued)
+            peers = [] if named is None else [named]
+        calls = (self._others.ask(peer, FindAnswer(*request)) for peer in peers)
         found = await asyncio.gather(*calls, return_exceptions=True)
         for peer, known in zip(peers, found, strict=True):
             if isinstance(known, Known) and known.is_here:
                 return peer
-            if isinstance(known, BaseException) and not isinstance(known, PeerLost):
+        for known in found:
+            if isinstance(known, BaseException):
                 raise known
         return None
 

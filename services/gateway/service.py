@@ -1,7 +1,7 @@
 """The gateway on the bus: handlers for the SDK and spsctl."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import TypeVar
 
 from sps2.common.api import (
@@ -115,11 +115,17 @@ class GatewayService:
     async def show_trace(self, request: ShowTrace) -> Trace:
         try:
             return await self._traces.show(request.request)
-        except Invalid:
+        except Invalid as unknown:
+            error: Invalid | PeerLost = unknown
             for peer in self._others.peers.values():
-                with suppress(Invalid, PeerLost):
-                    return await self._others.call(peer, request)
-            raise
+                try:
+                    if (trace := await self._others.ask(peer, request)) is not None:
+                        return trace
+                except Invalid:
+                    continue
+                except PeerLost as silent:
+                    error = silent
+            raise error from None
 
     async def list_traces(self, request: ListTraces) -> Traces:
         found = await self._others.all(self._traces.listed(), request)

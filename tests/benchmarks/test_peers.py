@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sps2.common.config import Gateway
-from sps2.services.gateway.http.server import listen, serving
+from sps2.services.gateway.http.server import bind, serving
 
 PROGRAM = f"""
 import sys
@@ -96,7 +96,7 @@ async def test_tokens_of_a_stream_are_counted(
         version = scope["path"] == "/version"
         await Response('{"version": "1.2"}' if version else body)(scope, receive, send)
 
-    listener = listen("127.0.0.1", 0)
+    listener = bind("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     server = Server(process(tmp_path, CHILD, piped=False), url, "/ready", {}, start_s=60)
     async with serving(app, listener, Gateway()):

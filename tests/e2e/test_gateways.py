@@ -128,6 +128,39 @@ async def test_one_after_the_other_is_stopped_under_load(cluster: Running) -> No
             assert await stream.said == alone
 
 
+async def at(cluster: Running, number: int) -> httpx.AsyncClient:
+    """A client of one of the gateways."""
+    while True:
+        client = client_of(cluster)
+        answer = await client.post("/v1/completions", json={"prompt": "x", "max_tokens": 1})
+        if number_in(answer.json()["id"]) == number:
+            return client
+        await client.aclose()
+
+
+async def test_what_one_runs_that_stands_still_is_not_run_again(cluster: Running) -> None:
+    path, key = "/v1/completions", {"idempotency-key": "still"}
+    async with await at(cluster, 0) as here, await at(cluster, 1) as there:
+        async with there.stream("POST", path, json=ASKED, headers=key) as answer:
+            lines = [line async for line in answer.aiter_lines() if line.startswith("id: ")]
+        place = {"last-event-id": lines[0].removeprefix("id: ")}
+        stopped = pid_of(cluster, "gateway.1")
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            for more in (dict[str, str](), place):
+                silent = await here.post(path, json=ASKED, headers=key | more)
+                assert (silent.status_code, silent.json()["error"]["code"]) == (503, "peer_lost")
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        while True:
+            again = await here.post(path, json=ASKED, headers=key)
+            if again.status_code != 503:
+                break
+            await asyncio.sleep(0.1)
+        assert again.text.count("id: ") == len(lines)
+        assert lines[-1] in again.text, "it is the same answer"
+
+
 async def test_what_one_has_is_reached_through_the_other(cluster: Running) -> None:
     async with client_of(cluster) as client:
         answer = await client.post("/v1/responses", json={"input": "x", "max_output_tokens": 4})

@@ -114,7 +114,8 @@ def application(
                 "invalid_value",
             )
         if repeated is not None:
-            chunks = await repeats.answer(repeated, chunks, kind, place is not None)
+            continued = None if place is None else place.answer
+            chunks = await repeats.answer(repeated, chunks, kind, continued)
         if not body.stream:
             return Plain(partial(collect, chunks, Written))
         sent = _streamed(chunks, body)

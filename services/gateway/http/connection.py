@@ -2,6 +2,7 @@
 time that a client may take to read."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -25,6 +26,8 @@ LINGERING = 256
 """Connections over the limit that get an error response; more are just closed."""
 IDLE_S = 1.0
 """A connection without a request for this long is closed if another needs its place."""
+
+log = logging.getLogger(__name__)
 
 Dropped = Callable[[str], None]
 """Called with the reason when the gateway ends a connection because of its client."""
@@ -162,7 +165,15 @@ class Connection(HttpToolsProtocol):
                 cycle.keep_alive, self._ends_after = True, cycle
             await send(message)
 
-        await app(scope, receive, framed)
+        try:
+            await app(scope, receive, framed)
+        except asyncio.CancelledError:  # the server ends, after its last wait for its clients
+            log.warning(
+                "%s %s ends unfinished with the gateway: its client sends or reads too slowly",
+                scope["method"],
+                scope["path"],
+            )
+            self._refuse(503, "the gateway is shutting down", "peer_lost")
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

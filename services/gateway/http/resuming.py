@@ -64,7 +64,11 @@ class Numbered(Framing):
 
 
 async def rest(chunks: AsyncGenerator[T, None], place: Place) -> AsyncGenerator[T, None]:
-    """The chunks that a client does not have. Raises Invalid if they are of another answer."""
+    """The chunks that a client does not have.
+
+    Raises:
+        Invalid: they are of another answer, or the client cannot have as many as it says.
+    """
     events = 0
     async with aclosing(chunks):
         async for chunk in chunks:
@@ -72,3 +76,10 @@ async def rest(chunks: AsyncGenerator[T, None], place: Place) -> AsyncGenerator[
                 raise not_kept()
             if (events := events + 1) > place.events:
                 yield chunk
+    if events < place.events:
+        raise Invalid(
+            f"`Last-Event-ID` names event {place.events} of an answer that has {events}: send the "
+            "id of the last event that came, or leave the header out to have the answer again",
+            None,
+            "invalid_value",
+        )

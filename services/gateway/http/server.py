@@ -45,12 +45,15 @@ class _Server(uvicorn.Server):
         self.listens.set()
 
 
-def listen(host: str, port: int, shared: bool = False) -> socket.socket:
-    """A listening socket; port 0 picks a free one. Raises Invalid if binding it fails.
+def bind(host: str, port: int, shared: bool = False) -> socket.socket:
+    """A bound socket; port 0 picks a free one. Raises Invalid if the port is taken.
+
+    It gets no connections before `serving` listens on it: a gateway that still starts would let
+    them wait, or break them if it cannot start.
 
     Args:
-        shared: whether other gateways listen on the port too; the system chooses one for each
-            connection.
+        shared: whether other gateways bind the port too; the system chooses one that listens for
+            each connection.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio switches Nagle's algorithm off only for sockets that name their protocol
@@ -60,13 +63,16 @@ def listen(host: str, port: int, shared: bool = False) -> socket.socket:
         if shared:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind((host, port))
-        listener.listen(BACKLOG)
         return listener
     except OSError as error:
         listener.close()
-        in_use = error.errno == errno.EADDRINUSE
-        why = "the port is in use" if in_use else error.strerror or str(error)
-        raise Invalid(f"cannot listen on http://{host}:{port}: {why}") from error
+        raise _unusable(host, port, error) from error
+
+
+def _unusable(host: str, port: int, error: OSError) -> Invalid:
+    in_use = error.errno == errno.EADDRINUSE
+    why = "the port is in use" if in_use else error.strerror or str(error)
+    return Invalid(f"cannot listen on http://{host}:{port}: {why}")
 
 
 def affordable(settings: Gateway) -> Gateway:
@@ -108,10 +114,14 @@ async def serving(
     settings: Gateway,
     dropped: Dropped = lambda why: None,
 ) -> AsyncIterator["Front"]:
-    """Serve HTTP on `listener` while the block runs; then end all requests and close it.
+    """Serve HTTP on `listener`, a bound socket, while the block runs; then end all requests and
+    close it.
 
     Args:
         dropped: called with the reason when the gateway ends a connection.
+
+    Raises:
+        Invalid: another process listens on the port since it was bound.
     """
     kind = connection(affordable(settings), dropped)
     server = _Server(
@@ -130,6 +140,10 @@ async def serving(
         )
     )
     with listener:
+        try:
+            listener.listen(BACKLOG)
+        except OSError as error:
+            raise _unusable(*listener.getsockname()[:2], error) from error
         async with asyncio.TaskGroup() as group:
             group.create_task(server.serve([listener]))
             try:

@@ -72,6 +72,9 @@ class Observer:
                 for shard in fleet.shards
                 for process, address in _processes(shard)
             ]
+        waiting_for = "" if fleet.serving else fleet.waiting_for
+        if fleet.serving and own.waiting_for and not self._others:
+            waiting_for = f"the gateway, which waits for {own.waiting_for}"
         number = self._others.number
         found = {each: status.result() for each, status in gateways.items()}
         found[number] = _status(own.service, self._config.gateway_addresses[number], own)
@@ -82,8 +85,8 @@ class Observer:
             model=self._model,
             quantize=self._config.quantize,
             version=version("sps2"),
-            ready=fleet.serving,
-            waiting_for="" if fleet.serving else fleet.waiting_for,
+            ready=not waiting_for,
+            waiting_for=waiting_for,
             missing=fleet.waiting_for if fleet.serving else "",
             services=tuple(services),
             shards=fleet.shards,
@@ -108,7 +111,10 @@ class Observer:
 
     async def _gateway(self, number: int) -> ServiceStatus:
         peer = self._others.peers[number]
-        status, _ = await _describe(peer.name, peer)
+        if await self._others.has_ended(peer):
+            status = _lost(peer.name, peer.address)
+        else:
+            status, _ = await _describe(peer.name, peer)
         return replace(status, address=self._config.gateway_addresses[number])
 
     async def _describe_shard(self, shard: str, address: str) -> Described:
@@ -131,8 +137,12 @@ async def _describe(service: str, peer: Peer) -> Described:
     try:
         info = await peer.call(Describe(), DEADLINE_S)
     except ServiceError:
-        return ServiceStatus(service, peer.address, "lost", waiting_for="no answer"), ()
+        return _lost(service, peer.address), ()
     return _status(service, peer.address, info), info.links
+
+
+def _lost(service: str, address: str) -> ServiceStatus:
+    return ServiceStatus(service, address, "lost", waiting_for="no answer")
 
 
 def _status(service: str, address: str, info: Info) -> ServiceStatus:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from sps2.common.bus.peer import Peer
+from sps2.common.bus.probe import knock
 from sps2.common.config import Cluster
 from sps2.common.errors import Cancelled, PeerLost
 from sps2.common.messages import Request
@@ -43,14 +44,28 @@ class Others:
         """The other gateway that gave an id; None if this one did, or none that there is."""
         return self.peers.get(number_in(answer_id)) if self.peers else None
 
-    async def call(self, peer: Peer, request: Request[R]) -> R:
-        """Ask one of them. Raises PeerLost, for a client, if it does not answer."""
+    async def has_ended(self, peer: Peer) -> bool:
+        """Whether one of them has ended, with all that it had, and is not started again yet. One
+        that stands still has not."""
+        return not peer.is_connected and await knock(peer.address) == "nobody"
+
+    async def ask(self, peer: Peer, request: Request[R]) -> R | None:
+        """Ask one of them; None if it has ended. Raises PeerLost as `call` does."""
+        if await self.has_ended(peer):
+            return None
         try:
             return await peer.call(request, DEADLINE_S)
         except (Cancelled, PeerLost):
-            raise PeerLost(
-                peer.name, f"{peer.name}, which may have what is asked for, is away: try again"
-            ) from None
+            if await self.has_ended(peer):
+                return None
+            raise _away(peer) from None
+
+    async def call(self, peer: Peer, request: Request[R]) -> R:
+        """Ask one of them. Raises PeerLost, for a client, if it does not answer."""
+        answer = await self.ask(peer, request)
+        if answer is None:
+            raise _away(peer)
+        return answer
 
     async def all(self, own: R, request: Request[R]) -> Sequence[R]:
         """The answers of all gateways in the order of their numbers, `own` among them.
@@ -66,3 +81,7 @@ class Others:
     async def close(self) -> None:
         """Disconnect."""
         await asyncio.gather(*(peer.close() for peer in self.peers.values()))
+
+
+def _away(peer: Peer) -> PeerLost:
+    return PeerLost(peer.name, f"{peer.name}, which may have what is asked for, is away: try again")

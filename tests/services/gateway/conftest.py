@@ -333,7 +333,7 @@ async def several_opened(
         "kv": Kv(),
     }
     cluster = Cluster(**settings | sections)  # type: ignore[arg-type]
-    listeners = [http.listen("127.0.0.1", 0) for _ in range(count)]
+    listeners = [http.bind("127.0.0.1", 0) for _ in range(count)]
     shared = listeners[0].getsockname()[1]  # names the place where the gateways meet
     gateway = replace(cluster.gateway, processes=count, port=shared)
     cluster = replace(cluster, gateway=gateway)

@@ -6,9 +6,9 @@ import json
 import httpx
 import pytest
 
-from sps2.common.errors import PeerLost
+from sps2.common.errors import Cancelled, PeerLost
 from sps2.services.gateway.draining import drained
-from sps2.services.gateway.http.server import listen
+from sps2.services.gateway.http.server import bind
 
 from ...waiting import until
 
@@ -74,6 +74,29 @@ async def test_answers_on_the_bus_go_on(door):
         await draining
 
 
+async def test_the_status_is_shown_to_the_end(door):
+    """The only gateway refused it, so that all services seemed to start."""
+    play = door.play
+    play.gates["token 3"] = asyncio.Event()
+    async with door.client() as client:
+        stream = client.complete_stream("abc")
+        chunk = await anext(stream)
+        assert (await client.status()).ready
+        draining = drain(door)
+        await until(lambda: door.front._asked_by_s)
+        status = await client.status()
+        states = {each.service: (each.state, each.waiting_for) for each in status.services}
+        assert states["gateway"] == ("waiting", "the end of its last answers")
+        assert states["kvdir"][0] == "ready"
+        assert not status.ready
+        assert status.waiting_for == "the gateway, which waits for the end of its last answers"
+        await client.cancel(chunk.id)
+        with pytest.raises(Cancelled):
+            async for _ in stream:
+                pass
+        await draining
+
+
 async def test_it_waits_only_so_long(door):
     door.play.gates["token 3"] = asyncio.Event()
     async with (
@@ -91,7 +114,7 @@ async def test_it_does_not_wait_where_nothing_is_served():
 
 
 def test_several_gateways_listen_on_one_port():
-    with listen("127.0.0.1", 0, shared=True) as one:
+    with bind("127.0.0.1", 0, shared=True) as one:
         port = one.getsockname()[1]
-        with listen("127.0.0.1", port, shared=True) as two:
+        with bind("127.0.0.1", port, shared=True) as two:
             assert two.getsockname() == one.getsockname()

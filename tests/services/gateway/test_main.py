@@ -5,16 +5,20 @@ import json
 import shutil
 import socket
 import sys
+import threading
+import time
+from contextlib import suppress
 
 import httpx
 import pytest
+from starlette.responses import Response
 
-from sps2.common.config import Cluster, Gateway
+from sps2.common.config import Cluster, Gateway, Telemetry
 from sps2.common.errors import Invalid
 from sps2.common.models import model_id
 from sps2.common.text.tokens import Tokenizer
 from sps2.services.gateway.http import server as http
-from sps2.services.gateway.main import Parts, served_by
+from sps2.services.gateway.main import Parts, serve, served_by
 from sps2.services.run import About
 
 from .conftest import opened
@@ -56,10 +60,54 @@ def test_a_wrong_model_is_told_every_name(folder):
 
 
 def test_a_port_in_use_is_named():
-    with http.listen("127.0.0.1", 0) as taken:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(Invalid, match=f"{port}: the port is in use"):
-            http.listen("127.0.0.1", port)
+            http.bind("127.0.0.1", port)
+
+
+async def test_a_port_that_another_took_since_it_was_bound_is_named():
+    listener = http.bind("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(Invalid, match=f"{port}: the po"):
+        async with http.serving(None, listener, Gateway()):
+            pass
+
+
+async def test_a_gateway_that_cannot_start_gets_no_connections(door, folder):
+    """The system gave it those that came while it loaded its tokenizer, and broke them then."""
+    port, publish, subscribe = free_ports(3)
+    settings = Gateway(port=port, bus_port=int(door.bus.rpartition(":")[2]))
+    telemetry = Telemetry(publish_port=publish, subscribe_port=subscribe)
+    cluster = Cluster(model=str(folder), gateway=settings, telemetry=telemetry)
+    connected, ended = [], threading.Event()
+
+    def connect():
+        while not ended.is_set():
+            with suppress(ConnectionRefusedError):
+                connected.append(socket.create_connection(("127.0.0.1", port)))
+            time.sleep(0.001)
+
+    client = asyncio.create_task(asyncio.to_thread(connect))
+    with pytest.raises(Invalid, match="the port is in use"):
+        await serve(cluster, About("gateway"), asyncio.Event())
+    ended.set()
+    await client
+    assert connected == []
+
+
+async def test_a_gateway_that_starts_gets_no_connections_yet():
+    """Of several on one port; each that came waited until it had started."""
+    first = http.bind("127.0.0.1", 0, shared=True)
+    port = first.getsockname()[1]
+    async with http.serving(Response("x"), first, Gateway()):
+        with http.bind("127.0.0.1", port, shared=True):
+            for _ in range(40):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(b"GET / HTTP/1.0\r\n\r\n")
+                async with asyncio.timeout(60):
+                    assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+                writer.close()
 
 
 def free_ports(count):
@@ -77,7 +125,9 @@ async def test_a_bus_port_in_use_is_named(door, folder):
             pass
 
 
-async def test_runs_as_a_process_until_it_is_told_to_end(folder, tmp_path):
+async def test_runs_as_a_process_until_it_is_told_to_end(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    (left := tmp_path / "sps2-gateway-killed").mkdir()
     ports = free_ports(6)
     sections = ["gateway", "gateway", "scheduler", "kvdir", "telemetry", "telemetry"]
     keys = ["port", "bus_port", "bus_port", "bus_port", "publish_port", "subscribe_port"]
@@ -100,6 +150,7 @@ async def test_runs_as_a_process_until_it_is_told_to_end(folder, tmp_path):
                         break
                     except httpx.ConnectError:
                         await asyncio.sleep(0.02)
+            assert not left.exists()
             assert answer.status_code == 503
             assert "scheduler" in answer.json()["error"]["message"]
             second = await asyncio.create_subprocess_exec(

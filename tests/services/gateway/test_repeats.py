@@ -96,6 +96,7 @@ async def test_a_stream_goes_on_where_it_was_lost(client, door):
         ({"last-event-id": ids[3]}, CHAT | {"stream": True}, 400),
         ({"idempotency-key": "three", "last-event-id": ids[3]}, CHAT, 400),
         ({**KEY, "last-event-id": "3"}, CHAT | {"stream": True}, 400),
+        ({**KEY, "last-event-id": f"{ids[0][:-1]}{len(ids)}"}, CHAT | {"stream": True}, 400),
     ]
     for headers, body, status in refused:
         answer = await client.post(PATH, json=body, headers=headers)

@@ -1,6 +1,5 @@
 """Keeps files of clients, within limits of size and time; they are lost with the process."""
 
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -12,6 +11,7 @@ from sps2.common.errors import Invalid, Refused
 from sps2.common.words import counted
 from sps2.services.gateway.http.problems import TooLarge
 from sps2.services.gateway.names import LONG, RANDOM, Names
+from sps2.services.gateway.protocols.batches.folder import Folder
 from sps2.services.gateway.protocols.batches.shapes import DAY_S, File, Purpose
 
 KEPT_S = 2 * DAY_S
@@ -55,7 +55,7 @@ class Store:
         self.now = now
         self.names = names
         self._max_bytes = max_bytes
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Folder | None = None
         self._files: dict[str, Stored] = {}
         self._used: Counter[str] = Counter()
 
@@ -70,9 +70,9 @@ class Store:
                 "this gateway keeps no files: set `files_bytes` of [gateway]", None, UNSUPPORTED
             )
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="sps2-files-")
+            self._folder = Folder()
         name = f"file-{self.names(LONG)}"
-        return Writer(self, owner, name, Path(self._folder.name) / name)
+        return Writer(self, owner, name, self._folder.path / name)
 
     def get(self, name: str, owner: str) -> Stored:
         """A file by its id. Raises Invalid if this client has none of that name."""
@@ -100,7 +100,7 @@ class Store:
     def close(self) -> None:
         """Remove all files."""
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.remove()
 
     def claim(self, writer: "Writer", size: int) -> None:
         """Take room for a file that is written and may get `size` bytes.

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 import trustme
+from starlette.types import Receive, Scope, Send
 
 from sps2.common.config import Gateway
 from sps2.common.errors import Invalid
@@ -17,6 +18,7 @@ from sps2.services.gateway.http import connection
 from sps2.services.gateway.http import server as http
 from sps2.services.gateway.http.sse import Events, Json
 
+from ....waiting import until
 from ..conftest import opened
 
 PATIENCE_S = 60.0
@@ -154,7 +156,7 @@ async def test_who_takes_nothing_of_an_answer_is_disconnected(events: bool) -> N
 
     dropped: list[str] = []
     answer = Events(endless()) if events else Json("y" * 10_000_000)
-    listener = http.listen("127.0.0.1", 0)
+    listener = http.bind("127.0.0.1", 0)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -168,9 +170,39 @@ async def test_who_takes_nothing_of_an_answer_is_disconnected(events: bool) -> N
     assert dropped == ["slow_reader"]
 
 
+@pytest.mark.parametrize("reads", [False, True])
+async def test_who_is_too_slow_for_the_end_leaves_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, reads: bool
+) -> None:
+    """A traceback was logged for each client that did not send its body, or read its answer."""
+    monkeypatch.setattr(http, "GRACE_S", 0.1)
+    working = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        working.set()
+        if reads:
+            while (await receive())["more_body"]:
+                pass
+        await Json("y" * 10_000_000)(scope, receive, send)
+
+    listener = http.bind("127.0.0.1", 0)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        async with http.serving(app, listener, Gateway()):
+            client.connect(listener.getsockname())
+            client.sendall(POST + b"content-length: 10\r\n\r\n[")
+            await working.wait()
+        await until(lambda: "ends unfinished" in caplog.text)
+        client.settimeout(PATIENCE_S)
+        assert client.recv(12) == (b"HTTP/1.1 503" if reads else b"HTTP/1.1 200")
+    assert caplog.text.count("POST /v1/completions ends unfinished with the gateway") == 1
+    assert not any(each.exc_info for each in caplog.records)
+
+
 async def test_who_reads_slowly_but_steadily_has_all() -> None:
     size = 400_000
-    listener = http.listen("127.0.0.1", 0)
+    listener = http.bind("127.0.0.1", 0)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     async with http.serving(Json("y" * size), listener, Gateway(send_s=1.0)):
         with socket.socket() as client:
