@@ -200,9 +200,7 @@ async def test_one_that_drained_gets_work_again() -> None:
     stage = Stage()
     async for _ in stage.retirement.drain(Drain("decode-0", LONG_S)):
         pass
-    with pytest.raises(
-        Invalid, match="nothing to undo; drained: decode-0"
-    ):
+    with pytest.raises(Invalid, match="nothing to undo; drained: decode-0"):
         await stage.retirement.undrain(Undrain("decode-1"))
     await stage.retirement.undrain(Undrain("decode-0"))
     assert stage.shards["decode-0"].kept == [True, False]
