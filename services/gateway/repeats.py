@@ -179,15 +179,19 @@ class Repeats:
         if continued is not None:
             named = self._others.holder(continued)
             peers = [] if named is None else [named]
-        calls = (self._others.ask(peer, FindAnswer(*request)) for peer in peers)
+        calls = (self._is_at(peer, request) for peer in peers)
         found = await asyncio.gather(*calls, return_exceptions=True)
-        for peer, known in zip(peers, found, strict=True):
-            if isinstance(known, Known) and known.is_here:
+        for peer, is_there in zip(peers, found, strict=True):
+            if is_there is True:
                 return peer
-        for known in found:
-            if isinstance(known, BaseException):
-                raise known
+        for error in found:
+            if isinstance(error, BaseException):
+                raise error
         return None
+
+    async def _is_at(self, peer: Peer, request: Asked) -> bool:
+        known = await self._others.ask(peer, FindAnswer(*request))
+        return known is not None and known.is_here
 
     def _begin(
         self, request: Asked, chunks: AsyncGenerator[T, None]

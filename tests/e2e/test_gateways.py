@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import aclosing
 from urllib.parse import urlsplit
 
 import httpx
@@ -140,7 +141,7 @@ async def at(cluster: Running, number: int) -> httpx.AsyncClient:
 
 async def test_what_one_runs_that_stands_still_is_not_run_again(cluster: Running) -> None:
     path, key = "/v1/completions", {"idempotency-key": "still"}
-    async with await at(cluster, 0) as here, await at(cluster, 1) as there:
+    async with aclosing(await at(cluster, 0)) as here, aclosing(await at(cluster, 1)) as there:
         async with there.stream("POST", path, json=ASKED, headers=key) as answer:
             lines = [line async for line in answer.aiter_lines() if line.startswith("id: ")]
         place = {"last-event-id": lines[0].removeprefix("id: ")}

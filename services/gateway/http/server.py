@@ -143,7 +143,8 @@ async def serving(
         try:
             listener.listen(BACKLOG)
         except OSError as error:
-            raise _unusable(*listener.getsockname()[:2], error) from error
+            host, port = listener.getsockname()[:2]
+            raise _unusable(host, port, error) from error
         async with asyncio.TaskGroup() as group:
             group.create_task(server.serve([listener]))
             try:

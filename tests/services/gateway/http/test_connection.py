@@ -183,7 +183,12 @@ async def test_who_is_too_slow_for_the_end_leaves_one_line(
         if reads:
             while (await receive())["more_body"]:
                 pass
-        await Json("y" * 10_000_000)(scope, receive, send)
+        await Events(endless())(scope, receive, send)
+
+    async def endless() -> AsyncGenerator[object, None]:
+        while True:
+            yield "y" * 10_000
+            await asyncio.sleep(0)
 
     listener = http.bind("127.0.0.1", 0)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)

@@ -259,8 +259,8 @@ async def test_every_key_has_its_own(folder, tmp_path):
                 await two.files.create(file=("a", b"x" * 5_000), purpose="batch")
             with pytest.raises(openai.RateLimitError, match="half of the room"):
                 await two.files.create(file=("a", b"x" * 6_000), purpose="batch")
-        folder_of_files = door.parts.batches.store._folder.name
-    assert not (tmp_path / folder_of_files).exists()
+        folder_of_files = door.parts.batches.store._folder.path
+    assert not folder_of_files.exists()
 
 
 async def test_the_input_may_be_deleted_while_it_is_read(client, door):
