@@ -35,7 +35,6 @@ async def test_a_drained_shard_hands_over_and_stays_drained(cluster: Running) ->
         other = {"decode-0": "decode-1", "decode-1": "decode-0"}[request.owner]
         status, output = await spsctl("drain", request.owner, "--timeout", "0")
         assert (status, f"{request.owner} is drained" in output) == (0, True), output
-        assert f"draining {request.owner}: 1 request left" in output
         async for chunk in stream:
             tokens += said(chunk) if chunk.choices else []
         assert tokens == calm
