@@ -26,6 +26,7 @@ VALUES = {
     "decode": 6,
     "mixed": 2,
     "tp": 2,
+    "pp": 2,
     "decode_tp": 2,
     "threads": 3,
     "transport": "tcp",
