@@ -80,6 +80,8 @@ REPLANS = 2
 BACKOFF_S = 0.05
 """Time before a request without a lease is planned again; doubles with every refusal."""
 LONGEST_BACKOFF_S = 2.0
+AGAIN_LOST_S = 1.0
+"""Time before one that lost a shard again is planned again: the first may not count as lost yet."""
 SHORTEST_TICK_S = 0.05
 WATCH_AGAIN_S = 0.2
 
@@ -287,6 +289,7 @@ class SchedulerService:
                     again, replans = Returned(work.request), replans + 1
                     self._replans["lost"] += 1
                     log.warning("request %s: %s; planning anew", work.request, lost)
+                    await asyncio.sleep(AGAIN_LOST_S * (replans - 1))
                 else:
                     error = ""
                     return
