@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from sps2.common.api.requests import Extension, Prompt
+from sps2.common.api.requests import CacheSalt, Extension, Prompt
+from sps2.common.api.token_fields import TruncatePromptTokens
 from sps2.common.api.unsupported_fields import Tolerant, ignored, only
 from sps2.common.api.usage import Sps2Usage
 from sps2.common.messages import Pooling, Struct
@@ -58,10 +59,8 @@ class EmbeddingRequest(Tolerant, frozen=True, kw_only=True):
         Literal["float", "base64"] | None,
         Meta(description="numbers, the default, or 32-bit floats, little-endian, as base64"),
     ] = None
-    cache_salt: Annotated[
-        Annotated[str, Meta(min_length=1, max_length=1024)] | None,
-        Meta(description="cached KV is shared only with requests of the same salt"),
-    ] = None
+    truncate_prompt_tokens: TruncatePromptTokens = None
+    cache_salt: CacheSalt = None
     sps2: Annotated[EmbeddingExtension | None, Meta(description="SPS2's own parameters")] = None
     dimensions: Annotated[int | None, only(why="a vector is as long as the hidden state")] = None
     user: Annotated[str | None, ignored("nothing is kept of who asks")] = None

@@ -3,12 +3,13 @@
 from typing import Annotated, Any
 
 from sps2.common.api.conversation import OLD_FUNCTIONS, TEXT_ALONE
-from sps2.common.api.unsupported_fields import Tolerant, ignored, only
+from sps2.common.api.drawing import Drawing
+from sps2.common.api.unsupported_fields import ignored, only
 
 NO_BEAMS = "there is no beam search here"
 
 
-class Harmless(Tolerant, frozen=True, kw_only=True):
+class Harmless(Drawing, frozen=True, kw_only=True):
     """Fields that clients of OpenAI's API and of vLLM send and that are not supported here."""
 
     user: Annotated[str | None, ignored("nothing is kept of who asks")] = None

@@ -6,6 +6,7 @@ from msgspec import Meta
 
 from sps2.common.api.answers import ChatChunk, CompletionChunk, Estimate, Models, Text, Tokens
 from sps2.common.api.conversation import TEXT_ALONE, Message
+from sps2.common.api.drawing import TokenId
 from sps2.common.api.template_fields import (
     AddGenerationPrompt,
     ContinueFinalMessage,
@@ -13,18 +14,18 @@ from sps2.common.api.template_fields import (
     OtherTemplate,
     TemplateVariables,
 )
-from sps2.common.api.token_fields import TokenFields, TokenId
+from sps2.common.api.token_fields import TokenFields
 from sps2.common.api.tools import ToolChoice, Tools
 from sps2.common.api.unsupported_fields import Tolerant, ignored, only
 from sps2.common.messages import ExactMethod, KvTransferDtype, Request, Setting, Stream, Struct
 
 Prompt = str | list[str | TokenId | list[TokenId]]
-Penalty = Annotated[float, Meta(ge=-2, le=2)]
-Bias = Annotated[float, Meta(ge=-100, le=100)]
-Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
-StopString = Annotated[str, Meta(max_length=1024)]
 Alternatives = Annotated[int, Meta(ge=0, le=20)]
+CacheSalt = Annotated[
+    Annotated[str, Meta(min_length=1, max_length=1024)] | None,
+    Meta(description="cached KV is shared only with requests of the same salt"),
+]
 TRACEPARENT = "^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
 
 WHOLE_TURNS = "an answer has no part of its prompt"
@@ -146,25 +147,6 @@ class Parameters(TokenFields, frozen=True, kw_only=True, omit_defaults=True):
     """Parameters of both kinds of completion; null is the same as absent."""
 
     model: Annotated[str | None, Meta(description="a name of the served model, if given")] = None
-    temperature: Annotated[float, Meta(ge=0, le=2, description="0 is greedy")] | None = None
-    top_p: Annotated[float, Meta(ge=0, le=1, description="0 is greedy")] | None = None
-    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1, description="-1 and 0 are off")] | None = None
-    min_p: Annotated[float, Meta(ge=0, le=1, description="0 is off")] | None = None
-    seed: (
-        Annotated[
-            int,
-            Meta(ge=-(2**63), le=2**63 - 1, description="the same draws again; random if absent"),
-        ]
-        | None
-    ) = None
-    stop: Annotated[
-        StopString | Annotated[list[StopString], Meta(max_length=32)] | None,
-        Meta(description="one that is a special token of the model ends answers by its id"),
-    ] = None
-    stop_token_ids: (
-        Annotated[list[TokenId], Meta(max_length=64, description="as well as the model's own")]
-        | None
-    ) = None
     n: (
         Annotated[
             Positive,
@@ -176,37 +158,9 @@ class Parameters(TokenFields, frozen=True, kw_only=True, omit_defaults=True):
         ]
         | None
     ) = None
-    presence_penalty: (
-        Annotated[Penalty, Meta(description="of tokens that the answer has")] | None
-    ) = None
-    frequency_penalty: (
-        Annotated[Penalty, Meta(description="the same, for each time that it has them")] | None
-    ) = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=100, description="1 is off")] | None = None
-    logit_bias: (
-        Annotated[dict[str, Bias], Meta(max_length=1024, description="by token id, as a string")]
-        | None
-    ) = None
     stream: Annotated[bool | None, Meta(description="server-sent events, as tokens come")] = None
     stream_options: Annotated[StreamOptions | None, Meta(description="needs `stream`")] = None
-    ignore_eos: Annotated[
-        bool | None, Meta(description="the model's own tokens do not end an answer")
-    ] = None
-    min_tokens: (
-        Annotated[Count, Meta(description="nothing ends an answer before; at most `max_tokens`")]
-        | None
-    ) = None
-    cache_salt: (
-        Annotated[
-            str,
-            Meta(
-                min_length=1,
-                max_length=1024,
-                description="cached KV is shared only with requests of the same salt",
-            ),
-        ]
-        | None
-    ) = None
+    cache_salt: CacheSalt = None
     sps2: Annotated[Extension | None, Meta(description="SPS2's own parameters, below")] = None
 
 

@@ -4,9 +4,21 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from sps2.common.api.drawing import TokenId
 from sps2.common.api.structured import GrammarFields
 
-TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1, extra={"noun": "token id"})]
+TruncatePromptTokens = (
+    Annotated[
+        int,
+        Meta(
+            ge=-1,
+            le=2**31 - 1,
+            description="the prompt is cut to its last tokens, this many; -1 is as many as the "
+            "context has beside `max_tokens`",
+        ),
+    ]
+    | None
+)
 BadWord = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
@@ -25,18 +37,7 @@ class TokenFields(GrammarFields, frozen=True, kw_only=True, omit_defaults=True):
         ]
         | None
     ) = None
-    truncate_prompt_tokens: (
-        Annotated[
-            int,
-            Meta(
-                ge=-1,
-                le=2**31 - 1,
-                description="the prompt is cut to its last tokens, this many; -1 is as many as the "
-                "context has beside `max_tokens`",
-            ),
-        ]
-        | None
-    ) = None
+    truncate_prompt_tokens: TruncatePromptTokens = None
     allowed_token_ids: (
         Annotated[
             list[TokenId],

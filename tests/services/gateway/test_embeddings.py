@@ -60,6 +60,17 @@ async def test_sps2s_own_parameters(client, door):
 
 
 @pytest.mark.parametrize(
+    ("given", "truncated", "tokens"), [("abcd", 2, b"cd"), ("x" * 300, -1, b"x" * 200)]
+)
+async def test_inputs_are_cut_to_their_last_tokens(client, door, given, truncated, tokens):
+    await client.embeddings.create(
+        model="tiny", input=given, extra_body={"truncate_prompt_tokens": truncated}
+    )
+    (submitted,) = door.play.submitted
+    assert [*memoryview(submitted.prompt).cast("I")] == [*tokens]
+
+
+@pytest.mark.parametrize(
     ("more", "field"),
     [
         ({"input": ""}, "input"),
@@ -69,6 +80,7 @@ async def test_sps2s_own_parameters(client, door):
         ({"input": "x" * 300}, "input"),
         ({"input": ["x"] * 600}, "input"),
         ({"dimensions": 8}, "dimensions"),
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
         ({"sps2": {"pooling": "max"}}, "sps2.pooling"),
         ({"sps2": {"progress": True}}, "sps2.progress"),
         ({"colour": 1}, "colour"),

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from sps2.common.api.conversation import TEXT_ALONE
-from sps2.common.api.requests import Positive, StopString
+from sps2.common.api.drawing import StopString
+from sps2.common.api.requests import Positive
 from sps2.common.api.unsupported_fields import Tolerant, ignored, only
 from sps2.common.messages import Struct
 

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from sps2.common.api.conversation import TEXT_ALONE
-from sps2.common.api.requests import Alternatives, Penalty, StopString
+from sps2.common.api.drawing import Penalty, StopString
+from sps2.common.api.requests import Alternatives
 from sps2.common.api.tools import Tool
 from sps2.common.api.unsupported_fields import Tolerant, ignored, only
 

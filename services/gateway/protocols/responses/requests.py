@@ -4,7 +4,9 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
 
-from sps2.common.api.requests import Alternatives, Positive
+from sps2.common.api.drawing import Drawing
+from sps2.common.api.requests import Alternatives, CacheSalt, Positive
+from sps2.common.api.template_fields import TemplateVariables
 from sps2.common.api.tools import MOST_TOOLS, FunctionName
 from sps2.common.api.unsupported_fields import Tolerant, ignored, only
 from sps2.common.messages import Struct
@@ -120,8 +122,8 @@ class StreamOptions(Tolerant, frozen=True):
     include_obfuscation: Annotated[Any, ignored("events are never padded; TLS is for that")] = None
 
 
-class ResponsesRequest(Tolerant, frozen=True, kw_only=True):
-    """`POST /v1/responses`."""
+class ResponsesRequest(Drawing, frozen=True, kw_only=True):
+    """`POST /v1/responses`: OpenAI's fields, and a chat's of how tokens are drawn."""
 
     model: Annotated[str | None, Meta(description="a name of the served model, if given")] = None
     input: Annotated[
@@ -148,8 +150,6 @@ class ResponsesRequest(Tolerant, frozen=True, kw_only=True):
         Positive | None,
         Meta(description="tokens of the answer, thoughts included; as `max_tokens` of a chat"),
     ] = None
-    temperature: Annotated[float, Meta(ge=0, le=2, description="0 is greedy")] | None = None
-    top_p: Annotated[float, Meta(ge=0, le=1, description="0 is greedy")] | None = None
     text: Annotated[TextConfig | None, Meta(description="the form of the answer")] = None
     tools: Annotated[
         Annotated[list[Tool], Meta(max_length=MOST_TOOLS)] | None,
@@ -181,6 +181,8 @@ class ResponsesRequest(Tolerant, frozen=True, kw_only=True):
             extra={"unsupported": {"auto": "prompts are never cut; leave items out instead"}},
         ),
     ] = None
+    cache_salt: CacheSalt = None
+    chat_template_kwargs: TemplateVariables = None
     max_tool_calls: Annotated[Any, ignored("it limits tools that run at the server")] = None
     user: Annotated[Any, ignored("nothing is kept of who asks")] = None
     safety_identifier: Annotated[Any, ignored("as `user`")] = None

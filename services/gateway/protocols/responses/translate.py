@@ -21,6 +21,7 @@ from sps2.common.api import (
     ToolCall,
     ToolChoice,
 )
+from sps2.common.api.drawing import Drawing
 from sps2.common.api.structured import JsonSchema, ResponseFormat
 from sps2.common.api.tools import AllowedTools, ToolReference
 from sps2.common.errors import Invalid
@@ -89,16 +90,17 @@ def asked(request: ResponsesRequest, stored: Earlier, owner: str) -> Asked:
         model=request.model,
         messages=_messages(request.instructions, items),
         max_tokens=request.max_output_tokens,
-        temperature=request.temperature,
-        top_p=request.top_p,
         tools=[_tool(each) for each in request.tools] if request.tools else None,
         tool_choice=_choice(request.tool_choice),
         parallel_tool_calls=request.parallel_tool_calls,
         response_format=_response_format(_format(request)),
         logprobs=listed or None,
         top_logprobs=request.top_logprobs if listed else None,
+        cache_salt=request.cache_salt,
+        chat_template_kwargs=request.chat_template_kwargs,
         stream=True,
         stream_options=StreamOptions(include_usage=True),
+        **{name: getattr(request, name) for name in Drawing.__struct_fields__},
     )
     return Asked(chat, items, request)
 

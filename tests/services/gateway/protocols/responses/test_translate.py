@@ -4,6 +4,7 @@ import pytest
 
 from sps2.common import api
 from sps2.common.api import FunctionCall, Message, NamedTool, TextPart, ToolCall
+from sps2.common.api.drawing import Drawing
 from sps2.common.errors import Invalid
 from sps2.services.gateway.protocols.responses.items import Item
 from sps2.services.gateway.protocols.responses.requests import ResponsesRequest
@@ -142,3 +143,25 @@ def test_an_item_is_referred_to_once():
     with pytest.raises(Invalid, match="earlier reference") as caught:
         asked(ResponsesRequest(input=[reference, reference]), stored, "")
     assert (caught.value.field, caught.value.code) == ("input[1].id", "response_not_found")
+
+
+def test_what_a_chat_has_beyond_openais_fields():
+    given = {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 20,
+        "min_p": 0.1,
+        "seed": 7,
+        "stop": ["."],
+        "stop_token_ids": [3],
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.25,
+        "repetition_penalty": 1.1,
+        "logit_bias": {"5": 1.0},
+        "ignore_eos": True,
+        "min_tokens": 2,
+    }
+    assert set(given) == set(Drawing.__struct_fields__)
+    others = {"cache_salt": "a", "chat_template_kwargs": {"enable_thinking": False}}
+    chat = translated(**given, **others).chat
+    assert {name: getattr(chat, name) for name in given | others} == given | others
