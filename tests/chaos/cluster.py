@@ -3,8 +3,9 @@
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -13,6 +14,7 @@ import psutil
 
 from sps2.cli import ports
 from sps2.cli.commands import Command, commands
+from sps2.cli.local import running_cluster
 from sps2.cli.runs import RunFolder
 from sps2.cli.supervise import Supervisor
 from sps2.common import config
@@ -21,10 +23,20 @@ from sps2.common.config import Cluster
 from sps2.common.errors import ServiceError
 from sps2.common.messages import ClusterStatus, Role
 
+from ..checkpoints import write_checkpoint
 from .proxy import Proxy
 
 WRAPPER = Path(__file__).with_name("behind_proxy.py")
 GRACE_S = 30.0
+SPANS = {"prefill_span_tokens": 16, "decode_span_tokens": 64}
+"""So that tiny prompts are shared by prefill shards, and their KV by decode shards."""
+USUAL: dict[str, Any] = {
+    "dtype": "float32",
+    "threads": 1,
+    "transport": "tcp",
+    "scheduler": SPANS,
+    "sharing": {"gflops": 1.0, "link_latency_s": 0.0},
+}
 FIXED_PORTS = 6
 """Ports of a cluster before those of its shards."""
 
@@ -138,7 +150,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "chunks": {
         "prefill": 2,
         "decode": 3,
-        "scheduler": {"prefill_span_tokens": 16, "decode_span_tokens": 64, "chunk_tokens": 64},
+        "scheduler": SPANS | {"chunk_tokens": 64},
     },
     "crowded": {
         "prefill": 2,
@@ -153,17 +165,29 @@ SHAPES: dict[str, dict[str, Any]] = {
 def described(folder: Path, model: Path, shape: str = "apart") -> Cluster:
     """The configuration of a cluster for chaos: small pages, fixed ports, pages on disk."""
     port = ports.free_base()
-    usual = {
-        "dtype": "float32",
-        "threads": 1,
-        "transport": "tcp",
-        "scheduler": {"prefill_span_tokens": 16, "decode_span_tokens": 64},
-        "sharing": {"gflops": 1.0, "link_latency_s": 0.0},
+    usual = USUAL | {
         "kv": {"page_tokens": 16, "pool_tokens": 2048, "disk_folder": str(folder / "disk")},
         "name": f"chaos-{port}",
         "shard_port": port + FIXED_PORTS,
     }
     return config.load(port=port, model=str(model), **(usual | SHAPES[shape]))
+
+
+@contextmanager
+def tiny(*, pool_tokens: int = 8192, **flags: Any) -> Iterator[Cluster]:
+    """A cluster of a tiny random model, started as `spsctl up` does, while the block runs."""
+    with tempfile.TemporaryDirectory(prefix="tiny") as named:
+        os.environ["SPS2_HOME"] = named
+        write_checkpoint("smollm2", model := Path(named) / "checkpoint")
+        port = ports.free_base()
+        with running_cluster(
+            name=f"tiny-{port}",
+            port=port,
+            model=str(copied(model, Path(named))),
+            kv={"page_tokens": 16, "pool_tokens": pool_tokens},
+            **(USUAL | flags),
+        ):
+            yield config.load(port=port, gateway=flags.get("gateway", {}))
 
 
 def left_behind(before: set[Path]) -> list[str]:

@@ -6,23 +6,17 @@ must have its whole answer, with the tokens of a run in peace.
 
 import argparse
 import asyncio
-import os
 import statistics
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 
-from sps2.cli import ports
-from sps2.cli.local import running_cluster
 from sps2.common import config
 from sps2.common.client import AsyncClient
 
-from ..checkpoints import write_checkpoint
 from . import load
-from .cluster import copied
+from .cluster import SPANS, tiny
 
 BANK = 16
 
@@ -107,32 +101,13 @@ def main() -> int:
         "--drain-s", type=float, default=20.0, help="after which a shard hands its answers over"
     )
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="rolling") as named:
-        os.environ["SPS2_HOME"] = named
-        write_checkpoint("smollm2", model := Path(named) / "checkpoint")
-        port = ports.free_base()
-        gateways = {"processes": arguments.gateways}
-        with running_cluster(
-            name=f"rolling-{port}",
-            port=port,
-            model=str(copied(model, Path(named))),
-            dtype="float32",
-            threads=1,
-            transport="tcp",
-            prefill=arguments.prefill,
-            decode=arguments.decode,
-            gateway=gateways,
-            scheduler={
-                "prefill_span_tokens": 16,
-                "decode_span_tokens": 64,
-                "drain_s": arguments.drain_s,
-            },
-            sharing={"gflops": 1.0, "link_latency_s": 0.0},
-            kv={"page_tokens": 16, "pool_tokens": 8192},
-        ):
-            return asyncio.run(
-                _run(config.load(port=port, gateway=gateways), arguments.rate, arguments.services)
-            )
+    with tiny(
+        prefill=arguments.prefill,
+        decode=arguments.decode,
+        gateway={"processes": arguments.gateways},
+        scheduler=SPANS | {"drain_s": arguments.drain_s},
+    ) as cluster:
+        return asyncio.run(_run(cluster, arguments.rate, arguments.services))
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ async def many(
     results: list[Result] = []
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(cluster.running())
-        bank = await _prepared(cluster)
+        bank = await prepared(cluster)
         for seed in seeds:
             result = await one(seed, cluster, bank, choice)
             results.append(result)
@@ -141,7 +141,7 @@ async def many(
     return results
 
 
-async def _prepared(cluster: ProxiedCluster) -> list[load.Known]:
+async def prepared(cluster: ProxiedCluster) -> list[load.Known]:
     """What a new cluster answers without faults."""
     try:
         async with asyncio.timeout(STARTS_S):
