@@ -1,7 +1,8 @@
 """Runs all processes of one shard: `python -m sps2.services.ranks ROLE --config FILE --index I`.
 
 Containers start a shard with it. The configuration's `tp` says how many processes (ranks) a shard
-has; they start and end together. If it has only one, that process replaces this one.
+has; they start and end together. Of a pipeline (`pp`), whose stages may be on several machines, it
+starts the one stage that `--rank` names. A single process replaces this one.
 """
 
 import argparse
@@ -30,21 +31,29 @@ logger = logging.getLogger(__name__)
 
 
 def commands(
-    cluster: Cluster, role: Role, file: Path | None, index: int, host: str | None, here: str | None
+    cluster: Cluster,
+    role: Role,
+    file: Path | None,
+    index: int,
+    host: str | None,
+    here: str | None,
+    stage: int = 0,
 ) -> list[list[str]]:
-    """The command of each process of a shard.
+    """The command of each process of a shard, or of one stage of it.
 
     Args:
-        here: names of the shards on this machine, separated by commas; None: all of the cluster.
+        here: names of the shards on this machine, separated by commas, or of stages; None: all of
+            the cluster.
 
     Raises:
-        Invalid: the configuration has no shard of this role and index, or its shards are pipelines.
+        Invalid: the configuration has no shard of this role and index, or no such stage.
     """
-    if cluster.pp > 1:
+    if not 0 <= stage < cluster.pp:
         raise Invalid(
-            f"shards with `pp` run on several machines: start each stage by itself, with "
-            f"`python -m sps2.services.{role} --index {index} --rank STAGE` and the other options, "
-            f"for stages 0 to {cluster.pp - 1}"
+            f"a shard has {cluster.pp} stages (`pp`): `--rank` must be 0 to {cluster.pp - 1}"
+            if cluster.pp > 1
+            else "shards have no stages (`pp` is 1), so that all their processes start here: leave "
+            "`--rank` out"
         )
     if not 0 <= index < cluster.shards_of(role):
         raise Invalid(
@@ -56,12 +65,15 @@ def commands(
     shared += ["--host", host] if host else []
     shared += ["--here", ",".join(processes(cluster, here.split(",")))] if here else []
     start = [sys.executable, "-m", f"sps2.services.{role}"]
-    ranks = range(cluster.tp_of(role))
+    ranks = [stage] if cluster.pp > 1 else range(cluster.tp_of(role))
     return [[*start, *shared, *(["--rank", str(rank)] if rank else [])] for rank in ranks]
 
 
 def processes(cluster: Cluster, shards: Sequence[str]) -> list[str]:
-    """The names of all processes of some shards, in the order of `spsctl status`."""
+    """The names of all processes of some shards, in the order of `spsctl status`; of a pipeline,
+    whose stages may be elsewhere, of those that are named."""
+    if cluster.pp > 1:
+        return [name for name in cluster.shard_names() if name in shards]
     return [name for name in cluster.shard_names() if {name, name.partition(".")[0]} & {*shards}]
 
 
@@ -74,11 +86,12 @@ def main() -> None:
     parser.add_argument(
         "--here", help="names of the shards on this machine, such as prefill-0,decode-0"
     )
+    parser.add_argument("--rank", type=int, default=0, help="which stage of the shard, with `pp`")
     arguments = parser.parse_args()
     log.setup(f"{arguments.role}-{arguments.index}")
     try:
         cluster = config.load(arguments.config)
-        place = arguments.index, arguments.host, arguments.here
+        place = arguments.index, arguments.host, arguments.here, arguments.rank
         argvs = commands(cluster, arguments.role, arguments.config, *place)
     except Invalid as error:
         logger.error("%s-%d cannot run: %s", arguments.role, arguments.index, error)

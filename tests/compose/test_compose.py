@@ -27,6 +27,8 @@ ONE, HOSTS, MIXED, GPU, RDMA = (
 )
 ELSEWHERE = {"prometheus", "grafana"}
 """Images of others."""
+STAGES = {"mixed-0.1"}
+"""Of pipelines, which compute on CPUs."""
 TOGETHER = [
     (ONE,),
     (ONE, GPU),
@@ -103,13 +105,15 @@ def test_services_name_what_there_is(name: str) -> None:
         assert stated["restart"] == "unless-stopped"
         if service in ELSEWHERE:
             continue
-        role, _, index = service.partition("-")
+        role, _, place = service.partition("-")
+        index, _, stage = place.partition(".")
         command = stated["command"]
         assert importlib.util.find_spec(f"sps2.services.{role}")
         assert command[2:4] == (
             ["sps2.services.ranks", role] if index else [f"sps2.services.{role}", "--config"]
         )
         assert not index or command[command.index("--index") + 1] == index
+        assert not stage or command[command.index("--rank") + 1] == stage
         probe = stated["healthcheck"]["test"]
         assert importlib.util.find_spec(probe[3])
         assert probe[4] == service
@@ -171,6 +175,22 @@ def test_mixed_shards_on_several_hosts(tmp_path: Path) -> None:
     assert set(cluster.shard_names()) < shards_of(HOSTS).keys()
 
 
+def test_a_pipeline_on_two_hosts(tmp_path: Path) -> None:
+    counts = {"SPS2_PREFILL": "0", "SPS2_DECODE": "0", "SPS2_MIXED": "1"}
+    counts |= {"SPS2_PP": "2", "SPS2_DEVICE": "cpu"}
+    known = variables() | counts
+    cluster = cluster_of(HOSTS, tmp_path, **known)
+    services = yaml.safe_load(filled(yaml.safe_dump(load(HOSTS)["services"]), known))
+    for stage, name in enumerate(cluster.shard_names()):
+        command = services[name]["command"]
+        assert command[-3:] == [name, "--host", known[f"SPS2_{re.sub('[-.]', '_', name).upper()}"]]
+        (only,) = ranks.commands(cluster, "mixed", None, 0, None, name, stage)
+        told = ["--here", name, *(["--rank", "1"] if stage else [])]
+        assert only[-len(told) :] == told
+        assert services[name]["profiles"] == [name]
+        assert name in services["setup"]["profiles"]
+
+
 @pytest.mark.parametrize("name", [ONE, HOSTS])
 def test_tensor_parallel_shards_have_all_their_processes(name: str, tmp_path: Path) -> None:
     told = variables() | {"SPS2_TP": "2", "SPS2_DECODE_TP": "4"}
@@ -184,7 +204,7 @@ def test_gpus_are_used(name: str, tmp_path: Path) -> None:
     """All services are of the CUDA image, `setup` too; shards have GPUs, and compute on them."""
     assert cluster_of(name, tmp_path, **variables()).device == "auto"
     override = load(GPU)["services"]
-    assert override.keys() == load(name)["services"].keys() - ELSEWHERE
+    assert override.keys() == load(name)["services"].keys() - ELSEWHERE - STAGES
     for service, stated in override.items():
         assert stated["image"] == "${SPS2_GPU_IMAGE:-sps2:cuda}", service
         assert stated["build"]["dockerfile"] == "compose/Dockerfile.cuda", service
@@ -206,7 +226,11 @@ def test_docker_compose_puts_them_together(files: tuple[str, ...]) -> None:
     if plugin is None:
         pytest.skip("there is no `docker compose` here, which is version 2")
     argv = [*plugin, "--env-file", "hosts.env", *(word for name in files for word in ("-f", name))]
-    profiles = [f"--profile={name}" for name in ("control", "mixed", *shards_of(HOSTS))]
+    profiles = [
+        f"--profile={name}"
+        for name in ("control", "mixed", *shards_of(HOSTS))
+        if name not in STAGES
+    ]
     done = subprocess.run(
         [*argv, *profiles, "config"], cwd=FOLDER, capture_output=True, text=True, check=True
     )

@@ -39,8 +39,17 @@ def test_a_shard_that_the_configuration_lacks(index: int) -> None:
 
 
 def test_stages_of_a_pipeline_are_started_one_by_one() -> None:
-    with pytest.raises(Invalid, match=r"--index 0 --rank STAGE.*stages 0 to 2"):
-        ranks.commands(Cluster(pp=3), "decode", None, 0, None, None)
+    cluster = Cluster(pp=3)
+    (first,) = ranks.commands(cluster, "decode", None, 0, None, None)
+    assert first[1:] == ["-m", "sps2.services.decode", "--index", "0"]
+    (last,) = ranks.commands(cluster, "decode", None, 0, None, "decode-0.2", 2)
+    assert last == [*first, "--here", "decode-0.2", "--rank", "2"]
+
+
+@pytest.mark.parametrize(("pp", "told"), [(3, "0 to 2"), (1, "leave `--rank` out")])
+def test_a_stage_that_the_configuration_lacks(pp: int, told: str) -> None:
+    with pytest.raises(Invalid, match=told):
+        ranks.commands(Cluster(pp=pp), "decode", None, 0, None, None, 3)
 
 
 def children(pid: int) -> list[int]:
