@@ -158,8 +158,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         "kv": {"page_tokens": 16, "pool_tokens": 576, "growth_tokens": 16},
     },
     "forgetful": {"prefill": 2, "decode": 3, "kv": {"page_tokens": 16, "prefix_cache": False}},
+    "ucx": {"prefill": 2, "decode": 3, "transport": "ucx"},
 }
-"""Kinds of clusters: `crowded` preempts answers, `forgetful` caches nothing."""
+"""Kinds of clusters: `crowded` preempts answers, `forgetful` caches nothing. Of links over UCX the
+proxies see handshakes and receipts, and no frames."""
 
 
 def described(folder: Path, model: Path, shape: str = "apart") -> Cluster:
