@@ -108,9 +108,7 @@ async def test_an_answer_that_lost_a_follower_finds_its_shard_gone() -> None:
     play.ends_decode = True
     async with stage(play, 1, followers=await play.followers()) as peer:
         with pytest.raises(PeerLost, match="another process"):
-            async with peer.stream(submit("a")) as items:
-                async for _ in items:
-                    pass
+            await finished(peer, submit("a"))
         assert (await states(peer))["decode-0"] == "lost"
     assert len(play.decoding) == 1
     await play.end()
