@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
+import msgspec
 import typer
 
 from sps2.cli import addresses, ports, render
@@ -21,6 +22,7 @@ from sps2.common.keys.invites import Invitations
 from sps2.common.keys.join_code import JoinCode, encode, fingerprint
 from sps2.common.keys.keyring import Keyring
 from sps2.common.messages import Role
+from sps2.services.joining import mdns
 
 LIFETIME, JOINS = timedelta(hours=1), 16
 """Of the code that `spsctl up --invite` prints."""
@@ -94,7 +96,8 @@ def settings(
         **counts,
         "host": host,
         "keys": base.bus.keys or _made_keys(base.name),
-        "joining": {"first_port": base.joining.first_port or beside},
+        "joining": msgspec.to_builtins(base.joining)
+        | {"first_port": base.joining.first_port or beside},
     }
 
 
@@ -108,10 +111,16 @@ def show(cluster: Cluster, lifetime: timedelta = LIFETIME, joins: int = JOINS) -
     until = (datetime.now(UTC) + lifetime).astimezone()
     render.out.print(f"\n  spsctl join {code}\n", style="bold", markup=False, soft_wrap=True)
     machines = render.counted(joins, "machine")
+    why = "`announce` is false in [joining]" if not cluster.joining.announce else mdns.missing()
+    found = (
+        f"The cluster is not announced by mDNS: {why}."
+        if why
+        else "It is announced on this network by mDNS, should its address change."
+    )
     render.out.print(
         f"on any other machine that has this version of SPS2. The code is for {machines}, until "
         f"{until:%Y-%m-%d %H:%M}. Whoever has it can read and answer everything here: keep it "
-        f"secret (`spsctl invite --revoke {name}` ends it).",
+        f"secret (`spsctl invite --revoke {name}` ends it). {found}",
         markup=False,
         soft_wrap=True,
     )

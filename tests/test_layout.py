@@ -147,6 +147,7 @@ def test_files_stay_small() -> None:
 EXTRAS = (
     *("fastapi", "gguf", "httptools", "huggingface_hub", "jinja2", "prometheus_client"),
     *("safetensors", "starlette", "tokenizers", "torch", "uvicorn", "uvloop"),
+    *("ifaddr", "zeroconf"),
 )
 """Packages that only `sps2[server]` installs."""
 

@@ -16,10 +16,12 @@ from sps2.cli.join.here import Here
 from sps2.cli.launch import ServiceDied
 from sps2.cli.pull import shown
 from sps2.common.config import DeviceName
-from sps2.common.errors import Invalid
+from sps2.common.errors import Invalid, Refused
 from sps2.common.keys import join_code
 from sps2.common.messages import Admission, JoinCluster
-from sps2.services.compatibility import apart
+from sps2.common.messages.schema import schema_hash
+from sps2.services.compatibility import VERSION, apart
+from sps2.services.joining import mdns
 
 WATCH_S = 4.0
 WAY_BACK_S = 1.0
@@ -29,8 +31,9 @@ def join(
     text: Annotated[
         str | None,
         typer.Argument(
-            help="The code that `spsctl up --invite` or `spsctl invite` printed; asked for if left "
-            "out, so that it is not in the list of processes.",
+            help="The code that `spsctl up --invite` or `spsctl invite` printed. If left out, the "
+            "clusters found by mDNS are listed, and the code is asked for: so it is in no list of "
+            "processes.",
             metavar="CODE",
         ),
     ] = None,
@@ -58,6 +61,7 @@ def join(
 ) -> None:
     """Run shards of a cluster that was started on another machine, until Ctrl-C.
 
+    Where nobody answers at the code's address, the cluster is looked for on this network by mDNS.
     The cluster gives its configuration, its key and, unless it is here, its model. Without counts
     this machine runs one shard, of the role that the cluster has less of. On Ctrl-C the shards
     finish what they do, or, after a second Ctrl-C, leave it to others.
@@ -70,7 +74,7 @@ def join(
     with here.claimed(name or found.hello.name) as folder:
         machine = here.machine_id(folder)
         request = JoinCluster(code.secret, machine, socket.gethostname(), prefill, decode, mixed)
-        admission = asyncio.run(entrance.admitted(code, found.hello, request))
+        admission = asyncio.run(entrance.admitted(found, request))
         cluster = here.received(folder, admission)
         try:
             _note_clock(admission)
@@ -85,9 +89,25 @@ def join(
 
 
 def _asked() -> str:
+    _show_clusters()
     if sys.stdin.isatty():
         return str(typer.prompt("Code", err=True))
     return sys.stdin.readline()
+
+
+def _show_clusters() -> None:
+    """Say which clusters are announced on this network."""
+    try:
+        found = asyncio.run(mdns.heard(entrance.SEARCH_S))
+    except Refused as why:
+        render.note(f"clusters of this network cannot be listed: {why}")
+        return
+    for hello, address, port in found:
+        same = (hello.sps2, hello.schema) == (VERSION, schema_hash())
+        other = "" if same else f"; this machine has {VERSION}, and needs the cluster's"
+        render.note(f"found by mDNS: {hello.name} at {address}:{port}, SPS2 {hello.sps2}{other}")
+    if not found:
+        render.note("found no cluster on this network by mDNS; a code says where its cluster is")
 
 
 def _note_clock(admission: Admission) -> None:

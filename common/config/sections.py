@@ -126,6 +126,9 @@ class Joining(Section, frozen=True):
     """Where other machines join the cluster, with a code of `spsctl invite`."""
 
     first_port: Annotated[int, Meta(ge=0, le=65533, description="of three; 0: none can join")] = 0
+    announce: Annotated[
+        bool, Meta(description="by mDNS, so that machines on its network find it where it is now")
+    ] = True
 
 
 class Telemetry(Section, frozen=True):

@@ -8,6 +8,7 @@ has no letters that look like digits: https://www.crockford.com/base32.html
 
 import hashlib
 import socket
+import struct
 
 import msgspec
 import zmq
@@ -41,10 +42,12 @@ class JoinCode(msgspec.Struct, frozen=True):
 
 
 def fingerprint(public: str) -> bytes:
-    """The fingerprint of a public CURVE key in Z85."""
-    return hashlib.blake2b(
-        z85.decode(public.encode()), digest_size=PRINT_BYTES, person=b"sps2 cluster"
-    ).digest()
+    """The fingerprint of a public CURVE key in Z85. Raises Invalid if it is none."""
+    try:
+        key = z85.decode(public.encode())
+    except (KeyError, ValueError, struct.error):
+        raise Invalid(f"{public!r} is no CURVE key in Z85") from None
+    return hashlib.blake2b(key, digest_size=PRINT_BYTES, person=b"sps2 cluster").digest()
 
 
 def pair_of(secret: bytes) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """Runs the joining service: `python -m sps2.services.joining --config FILE`."""
 
 import asyncio
+from contextlib import nullcontext
 
 from sps2.common import keys
 from sps2.common.bus.peer import Peer, Server
@@ -10,6 +11,7 @@ from sps2.common.messages.schema import schema_hash
 from sps2.common.models import locate
 from sps2.services.compatibility import VERSION
 from sps2.services.joining.hello import Hello, listen
+from sps2.services.joining.mdns import announced
 from sps2.services.joining.model_files import ModelFiles
 from sps2.services.joining.numbers import Numbers
 from sps2.services.joining.service import InvitedService, JoinedService
@@ -36,8 +38,10 @@ async def serve(cluster: Cluster, about: About, stop: asyncio.Event) -> None:
         await joined.start(about.listen_at(port + 2))
         word = Hello(cluster.name, VERSION, schema_hash(), key.public)
         hello = await listen(about.host, port, word)
-        about.started = True
-        await stop.wait()
+        is_announced = cluster.joining.announce
+        async with announced(about.host, port, word) if is_announced else nullcontext():
+            about.started = True
+            await stop.wait()
         hello.close()
         await invited.close()
         await joined.close()

@@ -6,8 +6,10 @@ It is said in the clear. The joining machine compares the key with the fingerpri
 import asyncio
 import logging
 from contextlib import suppress
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from sps2.common.errors import Invalid
 from sps2.common.keys.files import Text
@@ -17,17 +19,20 @@ MAX_BYTES = 4096
 CONNECTIONS = 64
 """At once; more are closed unheard."""
 
+Word = Annotated[str, Meta(pattern=r"^[\x21-\x7e]{1,100}$")]
+"""It is shown to users before anything proves where it is from."""
+
 log = logging.getLogger(__name__)
 
 
 class Hello(msgspec.Struct, frozen=True):
     """One line of JSON, in which later versions may say more."""
 
-    name: str
+    name: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]+$")]
     """The cluster's name."""
-    sps2: str
+    sps2: Word
     """The version."""
-    schema: str
+    schema: Word
     """The hash of its messages."""
     key: Text
     """The cluster's public key."""

@@ -1,6 +1,6 @@
 """How a job reaches the shards of its request."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from sps2.common.bus.peer import Peer
@@ -29,6 +29,11 @@ class Contacts:
         """The request has more shards; those that it had stay as they were."""
         self._peers = {**peers, **self._peers}
         self._shards = {**shards, **self._shards}
+
+    @property
+    def shards(self) -> Collection[str]:
+        """The ids of the request's shards."""
+        return self._shards.keys()
 
     def bus(self, shard: str) -> Peer:
         return self._peers[shard]

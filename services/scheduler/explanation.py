@@ -19,6 +19,7 @@ from sps2.services.scheduler.events import (
     Ended,
     Found,
     Grew,
+    Lost,
     Prefilled,
     ReadingAhead,
     Returned,
@@ -112,6 +113,10 @@ class _Account:
         self.steps = [Step(0.0, _arrival(work, core))]
         self._held = ""
         self._gave_way = False
+        self._shards: set[str] = set()
+        """Of its plans since it was queued."""
+        self._lost: list[str] = []
+        """Those that were lost meanwhile."""
 
     def _add(self, at_s: float, what: str, options: tuple[Option, ...] = ()) -> None:
         self.steps.append(Step(at_s - self._since_s, what, options))
@@ -128,10 +133,12 @@ class _Account:
                 self._add(now_s, f"its urgency becomes {urgency:.1f}")
             case NextChunk(_, plan):
                 self._held = ""
+                self._shards |= plan.shards
                 self._add(now_s, f"goes on with {_chunk(plan)} on {', '.join(plan.group)}")
             case Start(_, plan, urgency):
                 options = tuple(_options(self._work, plan, view, core))
                 self._launched_s, self._expected_s = now_s, options[0].seconds
+                self._shards, self._lost = plan.shards, []
                 self._add(now_s, _start(plan, urgency, view), options)
 
     def gave_way(self, entry: Entry) -> None:
@@ -141,6 +148,8 @@ class _Account:
 
     def happened(self, entry: Entry) -> None:
         event = entry.event
+        if isinstance(event, Lost) and event.shard in self._shards - {*self._lost}:
+            self._lost.append(event.shard)
         if getattr(event, "request", None) != self._work.request:
             return
         match event:
@@ -155,7 +164,8 @@ class _Account:
                 self._add(entry.at_s, f"reads {read} from disk while it waits")
             case Returned(_, rest_s):
                 self._held = ""
-                why = "a shard was lost" if rest_s is None else "there was no room after all"
+                lost = " and ".join(self._lost) or "a link between shards, or its KV"
+                why = f"it lost {lost}" if rest_s is None else "there was no room after all"
                 why = "its pages went to others" if self._gave_way else why
                 self._gave_way = False
                 self._add(entry.at_s, f"back to the queue: {why}")

@@ -83,7 +83,7 @@ class Job:
         self._own: dict[str, tuple[bytes, ...]] = {}
         """Hashes of the pages that this request has cached, by shard."""
         self._directory = directory
-        self._contacts = contacts
+        self.contacts = contacts
         self._listener = listener
         self._queued_s = queued_s
         self._trail = trail
@@ -105,7 +105,7 @@ class Job:
 
     def proceed(self, plan: Plan, peers: Mapping[str, Peer], shards: Mapping[str, Shard]) -> None:
         """Compute the next chunk as planned; see `Contacts` for the plan's shards."""
-        self._contacts.add(peers, shards)
+        self.contacts.add(peers, shards)
         self._next.set_result(plan)
 
     async def run(self, emit: Emit) -> None:
@@ -139,7 +139,7 @@ class Job:
                     self._submit,
                     self._epoch,
                     plan.prefix.tokens,
-                    self._contacts,
+                    self.contacts,
                     self._listener,
                     group,
                     self._urgency,
@@ -176,7 +176,7 @@ class Job:
             Placed(
                 self._epoch,
                 plan.owner,
-                self._contacts.address(plan.owner),
+                self.contacts.address(plan.owner),
                 len(plan.group),
                 plan.placements,
                 plan.partition.attention,
@@ -243,7 +243,7 @@ class Job:
                 await asyncio.wait({committing}, timeout=COMMIT_S)
                 emit(Finished(1, 0, 0, deposited.deposit_bytes, deposited.saved_bytes))
                 return
-            holders = tuple(self._contacts.planes(each.shard) for each in plan.placements[:-1])
+            holders = tuple(self.contacts.planes(each.shard) for each in plan.placements[:-1])
             with self._trail.during("decode") as trail:
                 decode = Decode(
                     submit.request,
@@ -268,8 +268,8 @@ class Job:
     async def _decoded(self, group: asyncio.TaskGroup, decode: Decode) -> Decoded:
         """Have the owner decode, and give it more pages as often as it needs some."""
         owner, growing = self._plan.owner, None
-        with self._contacts.reporting(owner):
-            async with self._contacts.bus(owner).stream(decode) as items:
+        with self.contacts.reporting(owner):
+            async with self.contacts.bus(owner).stream(decode) as items:
                 async for item in items:
                     match item:
                         case Short():
@@ -281,7 +281,7 @@ class Job:
         raise Internal(f"{owner} ended request {self._submit.request} early")
 
     async def _grow(self) -> None:
-        with self._contacts.reporting(self._plan.owner):
+        with self.contacts.reporting(self._plan.owner):
             await self._growth.grow()
 
     async def _end_if_stopped(self) -> None:
@@ -371,13 +371,13 @@ class Job:
             max(place.span.tokens, place.pages * plan.prefix.page_tokens),
             self._hashes.hashes,
             place.shared,
-            sources=self._contacts.planes(*plan.group) if has_kv else (),
+            sources=self.contacts.planes(*plan.group) if has_kv else (),
             traceparent=self._trail.traceparent,
             from_disk=place.from_disk,
             stop=plan.chunk.stop,
         )
-        with self._contacts.reporting(place.shard):
-            async with self._contacts.bus(place.shard).stream(hold) as items:
+        with self.contacts.reporting(place.shard):
+            async with self.contacts.bus(place.shard).stream(hold) as items:
                 await _note(items, held, filled)
         raise Internal(f"{place.shard} let go of request {self._submit.request}")
 
@@ -386,10 +386,10 @@ class Job:
     ) -> None:
         """Have a keeper take the KV of the chunk."""
         plan = self._plan
-        sources = self._contacts.planes(*plan.group)
+        sources = self.contacts.planes(*plan.group)
         expect = Expect(self._submit.request, self._epoch, plan.chunk.stop, sources)
-        with self._contacts.reporting(place.shard):
-            async with self._contacts.bus(place.shard).stream(expect) as items:
+        with self.contacts.reporting(place.shard):
+            async with self.contacts.bus(place.shard).stream(expect) as items:
                 await _note(items, accepted, filled)
 
 

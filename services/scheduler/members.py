@@ -2,15 +2,18 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 
 from sps2.common.bus.peer import Peer
 from sps2.common.config import Bus
-from sps2.common.errors import Cancelled, Invalid
+from sps2.common.errors import Cancelled, Invalid, ServiceError
 from sps2.common.messages import Describe, Done, Register, Shard
+from sps2.services.tasks import gather_all
 
 REACH_S = 5.0
 """How long it may take to connect to a shard that registers."""
+ASK_S = 1.0
+"""How long a process of a shard may take to say that it is there, if its connection is lost."""
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +30,8 @@ class Members:
     ) -> None:
         self.peers: dict[str, Peer] = {}
         """The connections to shards, by id."""
+        self._followers: dict[str, list[Peer]] = {}
+        """The connections to the other processes of shards that have several, by shard."""
         self.unfit: dict[str, str] = {}
         """Why shards that tried to register are not members, by id."""
         self._bus = bus
@@ -43,13 +48,18 @@ class Members:
         """
         shard = request.shard
         peer = Peer(shard.address, self._bus, name=shard.id)
+        followers = [
+            Peer(follower.address, self._bus, name=f"{shard.id}.{rank}")
+            for rank, follower in enumerate(shard.followers, 1)
+        ]
         previous, self.peers[shard.id] = self.peers.get(shard.id), peer
+        self._followers[shard.id] = followers
         self._leave(shard.id)
         if previous is not None:
             await previous.close()  # calls from before its restart end now
         left = asyncio.Event()
         try:
-            await self._check(shard, peer)
+            await self._check(shard, [peer, *followers])
             if self.peers[shard.id] is not peer:
                 return
             log.info("%s joined (%s, pid %d)", shard.id, shard.peer.address, shard.pid)
@@ -59,13 +69,21 @@ class Members:
             await left.wait()
         finally:
             self.lose(shard, peer)
-            await peer.close()
+            await gather_all(*(each.close() for each in (peer, *followers)))
 
     def lose(self, shard: Shard, peer: Peer) -> None:
         """Remove a shard: a call over this connection failed, or the shard stopped registering."""
         if self.peers.get(shard.id) is peer and shard.id in self._registered:  # not registered anew
             log.warning("%s was lost (%s)", shard.id, shard.peer.name)
             self._leave(shard.id)
+
+    async def ask(self, shards: Collection[str]) -> None:
+        """Ask every process of some shards whether it is there: if one is gone, its shard is lost.
+
+        Others may report that a follower is gone before its leader has ended. A process that is
+        slow to answer counts as there for as long as it stays connected.
+        """
+        await gather_all(*(self._ask(id) for id in shards if id in self._registered))
 
     def shard(self, id: str) -> Shard | None:
         """A shard that is registered."""
@@ -74,8 +92,8 @@ class Members:
 
     async def close(self) -> None:
         """Disconnect from all shards."""
-        for peer in self.peers.values():
-            await peer.close()
+        followers = (each for led in self._followers.values() for each in led)
+        await gather_all(*(each.close() for each in (*self.peers.values(), *followers)))
 
     def _leave(self, shard_id: str) -> None:
         if shard_id in self._registered:
@@ -83,13 +101,28 @@ class Members:
             left.set()
             self._lost(shard)
 
-    async def _check(self, shard: Shard, peer: Peer) -> None:
+    async def _ask(self, shard_id: str) -> None:
+        async def is_there(process: Peer) -> bool:
+            try:
+                await process.call(Describe(), ASK_S)
+            except ServiceError:
+                return process.is_connected
+            return True
+
+        shard, _ = self._registered[shard_id]
+        peer = self.peers[shard_id]
+        processes = (peer, *self._followers[shard_id])
+        if not all(await gather_all(*map(is_there, processes))):
+            self.lose(shard, peer)
+
+    async def _check(self, shard: Shard, processes: Collection[Peer]) -> None:
         self.unfit.pop(shard.id, None)
-        try:
-            await peer.call(Describe(), REACH_S)
-        except Cancelled:
-            self.unfit[shard.id] = (
-                f"the scheduler cannot reach {shard.id} at {shard.address}: is that its address, "
-                "and are its ports open to the scheduler's host?"
-            )
-            raise Invalid(self.unfit[shard.id]) from None
+        for process in processes:
+            try:
+                await process.call(Describe(), REACH_S)
+            except Cancelled:
+                self.unfit[shard.id] = (
+                    f"the scheduler cannot reach {process.name} at {process.address}: is that its "
+                    "address, and are its ports open to the scheduler's host?"
+                )
+                raise Invalid(self.unfit[shard.id]) from None

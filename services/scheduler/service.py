@@ -80,8 +80,6 @@ REPLANS = 2
 BACKOFF_S = 0.05
 """Time before a request without a lease is planned again; doubles with every refusal."""
 LONGEST_BACKOFF_S = 2.0
-AGAIN_LOST_S = 1.0
-"""Time before one that lost a shard again is planned again: the first may not count as lost yet."""
 SHORTEST_TICK_S = 0.05
 WATCH_AGAIN_S = 0.2
 
@@ -248,6 +246,7 @@ class SchedulerService:
         replans = refusals = 0
         queued_s = 0.0
         answering = False
+        job: Job | None = None
 
         def watch(item: Item) -> None:
             nonlocal answering
@@ -284,12 +283,13 @@ class SchedulerService:
                     rest_s = min(LONGEST_BACKOFF_S, BACKOFF_S * 2**refusals)
                     again, refusals = Returned(work.request, rest_s), refusals + 1
                 except PeerLost as lost:
+                    if job is not None:
+                        await self._members.ask(job.contacts.shards)
                     if answering or replans == REPLANS or lost.peer == self._directory.name:
                         raise
                     again, replans = Returned(work.request), replans + 1
                     self._replans["lost"] += 1
                     log.warning("request %s: %s; planning anew", work.request, lost)
-                    await asyncio.sleep(AGAIN_LOST_S * (replans - 1))
                 else:
                     error = ""
                     return

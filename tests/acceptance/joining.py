@@ -24,7 +24,14 @@ from sps2.common.api import Extension  # noqa: E402
 from sps2.common.client import AsyncClient  # noqa: E402
 from sps2.common.config import Bus  # noqa: E402
 from sps2.common.models.pull import pull  # noqa: E402
-from tests.e2e.joining import JOINED, Process, code_in, released, states  # noqa: E402
+from tests.e2e.joining import (  # noqa: E402
+    JOINED,
+    Process,
+    code_in,
+    outdated,
+    released,
+    states,
+)
 
 HOSTS = ("alpha", "beta", "gamma", "delta")
 GATEWAY = "tcp://10.77.0.1:8001"
@@ -82,8 +89,9 @@ async def main() -> None:
             took(f"the first answer is there: {whole[:40]!r}")
             assert await answered(client, "unplugged", (net, "beta")) == whole
             took("beta was unplugged while a prompt was computed: the same answer")
-            start(net, folder, stack, "delta", *join).until(JOINED)
-            took("delta has joined")
+            moved = ("join", outdated(code), "--threads", 1)
+            start(net, folder, stack, "delta", *moved).until(JOINED)
+            took("delta has joined, with a code of another address: it found the cluster by mDNS")
             assert await answered(client, "delta") == whole
             print(states(await released(client)))
 

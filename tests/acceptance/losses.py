@@ -66,6 +66,10 @@ async def everything_free() -> bool:
     )
 
 
+async def pid_of(service: str) -> int:
+    return next((each.pid for each in (await status()).services if each.service == service), 0)
+
+
 async def kill_each(text: list[int]) -> bool:
     good = True
     for service in (
@@ -77,8 +81,8 @@ async def kill_each(text: list[int]) -> bool:
         "gateway",
         "prefill-0",
     ):
-        before = await status()
-        pid = next(each.pid for each in before.services if each.service == service)
+        while not (pid := await pid_of(service)):  # it is about to report itself
+            await asyncio.sleep(0.1)
         sizes = [(3000, 60), (600, 150), (5000, 30), (40, 200)]
         running_now = [asyncio.create_task(request(text[:size], tokens)) for size, tokens in sizes]
         await asyncio.sleep(1.5)

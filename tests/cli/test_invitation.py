@@ -14,6 +14,7 @@ from sps2.common.config import Bus, Cluster, Joining
 from sps2.common.errors import Invalid
 from sps2.common.keys import join_code
 from sps2.common.keys.keyring import Keyring
+from sps2.services.joining import mdns
 
 NONE: dict[str, Any] = dict.fromkeys(("prefill", "decode", "mixed", "host", "keys"))
 
@@ -34,7 +35,7 @@ def test_with_nothing_said_all_is_chosen_and_keys_are_made(
         "mixed": 1,
         "host": "192.168.1.17",
         "keys": str(tmp_path / "keys"),
-        "joining": {"first_port": 8013},
+        "joining": {"first_port": 8013, "announce": True},
     }
     assert (tmp_path / "keys" / "cluster.key").exists()
     assert "--host takes 10.0.0.5" in capsys.readouterr().err
@@ -50,17 +51,19 @@ def test_keys_that_are_there_are_kept(tmp_path: Path) -> None:
 
 def test_what_is_said_stays(tmp_path: Path) -> None:
     file = tmp_path / "cluster.toml"
-    file.write_text('prefill = 2\nhost = "10.0.0.5"\n[joining]\nfirst_port = 7000\n')
+    file.write_text(
+        'prefill = 2\nhost = "10.0.0.5"\n[joining]\nfirst_port = 7000\nannounce = false\n'
+    )
     Keyring(tmp_path / "mine").make("mine")
     made = invitation.settings(file, None, NONE | {"keys": str(tmp_path / "mine")}, 9000)
     assert made == {
         "host": "10.0.0.5",
         "keys": str(tmp_path / "mine"),
-        "joining": {"first_port": 7000},
+        "joining": {"first_port": 7000, "announce": False},
     }
     flags = NONE | {"decode": 2, "host": "127.0.0.1"}
     made = invitation.settings(None, None, flags, 9000)
-    assert (made["host"], made["joining"]) == ("127.0.0.1", {"first_port": 9013})
+    assert (made["host"], made["joining"]) == ("127.0.0.1", {"first_port": 9013, "announce": True})
     assert "mixed" not in made
 
 
@@ -99,6 +102,23 @@ def test_the_printed_code_leads_to_this_cluster(
     assert (code.address, code.port) == ("10.0.0.5", 8013)
     assert code.fingerprint == join_code.fingerprint(key.public)
     assert "The code is for 1 machine, until" in printed
+
+
+def test_it_is_said_whether_the_cluster_is_announced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Keyring(tmp_path / "keys").make("here")
+
+    def printed(**joining: bool) -> str:
+        place = Joining(first_port=8013, **joining)
+        bus = Bus(keys=str(tmp_path / "keys"))
+        invitation.show(Cluster(host="10.0.0.5", joining=place, bus=bus))
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "It is announced on this network by mDNS" in printed()
+    assert "not announced by mDNS: `announce` is false in [joining]" in printed(announce=False)
+    monkeypatch.setattr(mdns, "find_spec", lambda name: None)
+    assert "not announced by mDNS: zeroconf is not installed here" in printed()
 
 
 def test_codes_are_made_where_the_cluster_was_started() -> None:

@@ -23,6 +23,8 @@ class Running:
 
 
 Launch = Callable[..., AbstractContextManager[Running]]
+PROCESSES = "several-processes"
+"""The name of a cluster of `launch_processes`."""
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +64,31 @@ def cluster(request: pytest.FixtureRequest, launch: Launch) -> Iterator[Running]
     """A cluster over each transport."""
     with launch("smollm2", request.param) as running:
         yield running
+
+
+@pytest.fixture
+def launch_processes(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Launch:
+    """Brings up a cluster whose shards are several processes each.
+
+    Prompts of more than 128 tokens are computed in chunks.
+    """
+    monkeypatch.setenv("SPS2_HOME", str(tmp_path))
+    folder = checkpoint("llama3")
+
+    @contextmanager
+    def running(**shards: int) -> Iterator[Running]:
+        flags = {
+            "scheduler": {"prefill_span_tokens": 16, "decode_span_tokens": 64, "chunk_tokens": 64},
+            "dtype": "float32",
+            "threads": 1,
+            "kv": {"growth_tokens": 16},
+            **shards,
+        }
+        port = ports.free_base()
+        with running_cluster(name=PROCESSES, port=port, model=str(folder), **flags):
+            cluster = config.load(port=port)
+            yield Running(folder, cluster.gateway_address, cluster.http_url)
+
+    return running

@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+from msgspec.structs import replace
 
 from sps2.common.client import AsyncClient
+from sps2.common.keys import join_code
 from sps2.common.messages import ClusterStatus
 
 CODE = re.compile(r"spsctl join (\S+)")
@@ -97,6 +99,11 @@ def code_in(output: str) -> str:
     found = CODE.search(output)
     assert found is not None, output
     return found[1]
+
+
+def outdated(code: str) -> str:
+    """The same code from when the first machine had another address."""
+    return join_code.encode(replace(join_code.decode(code), address="10.77.0.99"))
 
 
 def states(status: ClusterStatus) -> dict[str, str]:

@@ -16,7 +16,7 @@ from .test_cluster import (
     prompt_of,
     released,
 )
-from .test_prefix_cache import pid_of
+from .test_prefix_cache import running_pid
 
 CHUNK = 64
 SCHEDULER = {"prefill_span_tokens": 16, "decode_span_tokens": 64, "chunk_tokens": CHUNK}
@@ -81,7 +81,7 @@ def doomed(launch: Launch) -> Iterator[Running]:
 async def test_a_prefill_that_lost_a_shard_goes_on_behind_its_last_chunk(doomed: Running) -> None:
     """The chunks that were computed are cached, and are not computed again."""
     async with AsyncClient(doomed.bus) as client:
-        pid = pid_of(await client.status(), "prefill-1")
+        pid = await running_pid(client, "prefill-1")
         stream = client.complete_stream(
             prompt_of(4000),
             max_tokens=8,

@@ -26,7 +26,7 @@ from .test_cluster import (
     released,
     said,
 )
-from .test_prefix_cache import cached, joined, pid_of
+from .test_prefix_cache import cached, joined, running_pid
 
 PAGE = 2
 KV = {"page_tokens": PAGE}
@@ -256,7 +256,7 @@ async def test_a_prefix_that_is_lost_at_any_moment_changes_no_answer(doomed: Run
     async with AsyncClient(doomed.bus) as client:
         for pause_s in (0.0, 0.02, 0.05):
             await ask(client, prompt_of(300), "alike", sp_degree=3)
-            pid = pid_of(await client.status(), "mixed-1")
+            pid = await running_pid(client, "mixed-1")
             asking = [asyncio.create_task(ask(client, each, "alike")) for each in prompts]
             await asyncio.sleep(pause_s)
             os.kill(pid, signal.SIGKILL)

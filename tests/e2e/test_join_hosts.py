@@ -1,4 +1,7 @@
-"""Machines join over a network: four hosts, one code, no list (Linux, root)."""
+"""Machines join over a network: four hosts, one code, no list (Linux, root).
+
+The code of the last one has an address at which nobody is: it finds the cluster by mDNS.
+"""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -11,7 +14,7 @@ from links_network import Network, Unavailable, inside, network
 from sps2.common.client import AsyncClient
 from sps2.common.config import Bus
 
-from .joining import JOINED, Process, code_in, released, states
+from .joining import JOINED, Process, code_in, outdated, released, states
 from .test_cluster import prompt_of, said
 from .test_join import CONFIG, on
 
@@ -74,7 +77,8 @@ async def test_hosts_come_with_a_code_and_one_is_unplugged(
         while [*states(await client.status()).values()].count("lost") != 1:
             await asyncio.sleep(0.1)
 
-        village.start("delta", "join", code, "--threads", 1).until(JOINED)
+        delta = village.start("delta", "join", outdated(code), "--threads", 1)
+        assert "found the cluster at 10.77.0.1:8013, by mDNS" in delta.until(JOINED)
         again = await client.complete(prompt_of(300), cache_salt="delta", **on(3))
         assert said(again) == whole, "delta takes the place of beta"
 

@@ -148,7 +148,7 @@ async def test_a_restarted_directory_knows_the_cache_again(cluster: Running) -> 
     async with AsyncClient(cluster.bus) as client:
         before = await _ask(client, prompt)
         pages = _cached_pages(await client.status())
-        pid = pid_of(await client.status(), "kvdir")
+        pid = await running_pid(client, "kvdir")
         os.kill(pid, signal.SIGKILL)
         async with asyncio.timeout(60):
             assert said(await _ask(client, prompt)) == said(before), "asked while it is down"
@@ -166,7 +166,7 @@ async def test_a_prefix_that_is_lost_at_any_moment_changes_no_answer(cluster: Ru
     async with AsyncClient(cluster.bus) as client:
         wanted = said(await _ask(client, prompt_of(350)))
         for pause_s in (0.0, 0.01, 0.03):
-            pid = pid_of(await client.status(), "decode-1")
+            pid = await running_pid(client, "decode-1")
             asking = [asyncio.create_task(_ask(client, prompt_of(350))) for _ in range(3)]
             await asyncio.sleep(pause_s)
             os.kill(pid, signal.SIGKILL)
@@ -228,7 +228,7 @@ async def _ask(client: AsyncClient, prompt: list[int]) -> Completion:
 
 async def _kill(service: str, client: AsyncClient) -> None:
     """End a process, and wait until the supervisor's next one has joined."""
-    pid = pid_of(await client.status(), service)
+    pid = await running_pid(client, service)
     os.kill(pid, signal.SIGKILL)
     await joined(client, service, pid)
 
@@ -249,6 +249,14 @@ def _cached_pages(status: ClusterStatus) -> float:
         for each in status.services
         if each.service == "kvdir"
     )
+
+
+async def running_pid(client: AsyncClient, service: str) -> int:
+    """The process of a service, once it has reported: a signal to 0 would end the tests."""
+    async with asyncio.timeout(60):
+        while not (pid := pid_of(await client.status(), service)):
+            await asyncio.sleep(0.1)
+    return pid
 
 
 def pid_of(status: ClusterStatus, service: str) -> int:

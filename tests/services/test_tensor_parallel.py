@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sps2.common.errors import PeerLost
 from sps2.common.messages import ExactMethod, Scheme, Selection
 from sps2.common.model.collectives import Collectives
 from sps2.common.model.llama import Llama
@@ -17,6 +16,7 @@ from sps2.common.model.share import Share
 from sps2.common.model.weights import load
 from sps2.common.spans import Span
 
+from .losses import a_failed_prefill_ends_in_all, a_lost_process_fails_what_it_held
 from .teams import PAGES, even_config, random_tensors, teams, teams_of
 from .world import greedy, oracle
 
@@ -145,51 +145,13 @@ async def test_requests_join_and_leave_at_any_step() -> None:
 
 @pytest.mark.parametrize("rank", [0, 1])
 async def test_a_holder_lost_by_one_process_fails_its_requests_and_no_others(rank: int) -> None:
-    local = [4]
-    _, answer = await oracle(WHOLE, local, 100)
     async with teams(CONFIG, TENSORS, (1, 1), (2, 2), "tcp") as cluster:
-
-        async def lose() -> None:
-            while len(cluster.tokens) < 20:
-                await asyncio.sleep(0.001)
-            await cluster.decode[0][rank].plane.close()
-
-        results = await asyncio.gather(
-            cluster.run("spread", PROMPT, greedy(400)),
-            cluster.run("local", local, greedy(100)),
-            lose(),
-            return_exceptions=True,
-        )
-    assert isinstance(results[0], PeerLost)
-    assert not isinstance(results[1], BaseException)
-    assert [token.id for token in results[1]] == answer
+        await a_lost_process_fails_what_it_held(cluster, rank, WHOLE, PROMPT)
 
 
 async def test_a_prefill_that_fails_in_one_process_ends_in_all_and_the_next_one_runs() -> None:
-    _, answer = await oracle(WHOLE, PROMPT, 4)
     async with teams(CONFIG, TENSORS, (2, 2), (1, 2), "tcp") as cluster:
-        for _ in range(3):
-            running = asyncio.create_task(cluster.run("r", PROMPT, greedy(4)))
-            while not any(
-                plane.counters["kv_sent"] + plane.counters["deposit_sent"]
-                for plane, _ in cluster.prefill[1]
-            ):
-                await asyncio.sleep(0)
-            running.cancel()
-            await asyncio.wait({running})
-        tokens = await cluster.run("s", PROMPT, greedy(4))
-        assert [token.id for token in tokens] == answer
-        await cluster.prefill[1][1][0].close()
-        with pytest.raises(PeerLost):
-            await cluster.run("t", PROMPT, greedy(4))
-
-
-@pytest.fixture
-def linked(smollm2: Path, tmp_path: Path) -> Path:
-    """The real model where files may be made beside it."""
-    for path in smollm2.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    return tmp_path
+        await a_failed_prefill_ends_in_all(cluster, ["kv_sent", "deposit_sent"], WHOLE, PROMPT)
 
 
 @pytest.mark.model

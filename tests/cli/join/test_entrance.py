@@ -27,7 +27,7 @@ def request(code: JoinCode, machine: str = MACHINE, **counts: int) -> JoinCluste
 
 async def join(code: JoinCode, machine: str = MACHINE, **counts: int) -> Admission:
     found = await asyncio.to_thread(entrance.find, code)
-    return await entrance.admitted(code, found.hello, request(code, machine, **counts))
+    return await entrance.admitted(found, request(code, machine, **counts))
 
 
 async def test_a_machine_gets_all_that_it_needs(house: House) -> None:
@@ -97,7 +97,7 @@ async def test_a_code_is_no_key_of_the_cluster(house: House, tmp_path: Path) -> 
         found = await asyncio.to_thread(entrance.find, code)
         elsewhere = JoinCode(code.address, code.port + 1, code.secret, code.fingerprint)
         with pytest.raises(Invalid, match="not known there"):
-            await entrance.admitted(elsewhere, found.hello, request(code))
+            await entrance.admitted(found._replace(code=elsewhere), request(code))
 
 
 async def test_another_cluster_at_the_address_is_not_trusted(house: House, tmp_path: Path) -> None:
@@ -155,4 +155,4 @@ async def test_the_cluster_ends_between_hello_and_code(house: House) -> None:
     async with house.open():
         found = await asyncio.to_thread(entrance.find, code)
     with pytest.raises(Refused, match=rf"tried tcp://127\.0\.0\.1:{code.port + 1}"):
-        await entrance.admitted(code, found.hello, request(code))
+        await entrance.admitted(found, request(code))

@@ -14,6 +14,7 @@ from sps2.services.scheduler.events import (
     Found,
     Granted,
     Joined,
+    Lost,
     Prefilled,
     Returned,
     RoomSeen,
@@ -70,6 +71,23 @@ def test_the_life_of_a_request() -> None:
     assert "started on prefill-0, prefill-1, urgency" in found.steps[4].what
     assert found.steps[4].options[0].cached_tokens in (0, 32)
     assert lines(found)[-1] == "2: back to the queue: there was no room after all"
+
+
+def test_what_was_lost_is_named() -> None:
+    (found,) = explained(
+        [
+            (0.0, Submitted(Work("r", 1000, 16))),
+            (1.0, Lost("prefill-1", shard("prefill", 1).peer.name)),
+            (1.0, Returned("r")),
+            (2.0, Returned("r")),
+        ]
+    )
+    back = [step.what for step in found.steps if step.what.startswith("back")]
+    assert back == [
+        "back to the queue: it lost prefill-1",
+        "back to the queue: it lost a link between shards, or its KV",
+    ]
+    assert "started on prefill-0, urgency" in found.steps[-1].what
 
 
 def test_the_options_of_a_start() -> None:

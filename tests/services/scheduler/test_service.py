@@ -2,8 +2,9 @@
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from types import MappingProxyType
 
 import pytest
 
@@ -24,6 +25,7 @@ from sps2.common.messages import (
     Exchanged,
     Filled,
     Finished,
+    Follower,
     Grow,
     Held,
     Hold,
@@ -117,9 +119,17 @@ class Play(DirectoryService):
 
 @asynccontextmanager
 async def stage(
-    play: Play, prefill: int = 1, growth_tokens: int = 256, **scheduler: object
+    play: Play,
+    prefill: int = 1,
+    growth_tokens: int = 256,
+    followers: Mapping[str, tuple[Follower, ...]] = MappingProxyType({}),
+    **scheduler: object,
 ) -> AsyncIterator[Peer]:
-    """A scheduler with prefill shards and one decode shard; yields a connection to it."""
+    """A scheduler with prefill shards and one decode shard; yields a connection to it.
+
+    Args:
+        followers: the other processes of shards that have several.
+    """
     async with AsyncExitStack() as stack:
         actors = Server(play, BUS)
         address = await actors.start("tcp://127.0.0.1:0")
@@ -145,7 +155,8 @@ async def stage(
         for name, pages in [*shards, ("decode-0", PAGES)]:
             plane = messages.Peer(f"{name}/1", "tcp://127.0.0.1:9", bytes(16))
             role = name.partition("-")[0]
-            shard = Shard(name, role, 1, address, plane, pages, PAGE if pages else 0)  # type: ignore[arg-type]
+            led = followers.get(name, ())
+            shard = Shard(name, role, 1, address, plane, pages, PAGE if pages else 0, led)  # type: ignore[arg-type]
             registered = await stack.enter_async_context(peer.stream(Register(shard)))
             await anext(registered)
             if pages:
