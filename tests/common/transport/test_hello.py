@@ -11,6 +11,7 @@ from sps2.common.errors import Invalid, PeerLost
 from sps2.common.messages import Peer
 from sps2.common.transport import hello
 from sps2.common.transport.backends import BackendName
+from sps2.common.transport.connection import Connection
 from sps2.common.transport.frame import frame_for
 from sps2.common.transport.plane import Plane
 
@@ -148,9 +149,10 @@ async def test_an_impostor_is_sent_nothing() -> None:
 
     async def pretend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         loop = asyncio.get_running_loop()
-        inside, outside = socket.socketpair()
-        for end in (inside, outside):
+        inner, outside = socket.socketpair()
+        for end in (inner, outside):
             end.setblocking(False)
+        inside = Connection(inner)
         challenge = hello.Challenge(bytes(16))
         await hello._write(inside, challenge)
         writer.write(await loop.sock_recv(outside, 1000))
@@ -158,7 +160,7 @@ async def test_an_impostor_is_sent_nothing() -> None:
         await hello._write(inside, hello.Welcome("b/1"))
         writer.write(await loop.sock_recv(outside, 1000) + bytes(32))
         heard.extend(await reader.read())
-        for end in (inside, outside):
+        for end in (inner, outside):
             end.close()
         writer.close()
 
