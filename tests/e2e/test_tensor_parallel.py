@@ -16,6 +16,7 @@ from sps2.cli.runs import RunFolder
 from sps2.common import config
 from sps2.common.client import AsyncClient
 from sps2.common.errors import Invalid
+from sps2.common.keys.keyring import Keyring
 from sps2.common.text.tokens import Tokenizer
 
 from .conftest import Running
@@ -34,7 +35,9 @@ def launch(
     folder = checkpoint("llama3")
 
     @contextmanager
-    def running(prefill: tuple[int, int], decode: tuple[int, int]) -> Iterator[Running]:
+    def running(
+        prefill: tuple[int, int], decode: tuple[int, int], **more: object
+    ) -> Iterator[Running]:
         flags = {
             "scheduler": {
                 "prefill_span_tokens": 16,
@@ -48,6 +51,7 @@ def launch(
             "decode": decode[0],
             "decode_tp": decode[1],
             "kv": {"growth_tokens": 16},
+            **more,
         }
         port = ports.free_base()
         with running_cluster(name=NAME, port=port, model=str(folder), **flags):
@@ -115,6 +119,25 @@ def pids(*services: str) -> list[int]:
     state = RunFolder(NAME).state()
     assert state is not None
     return [state.services[name].pid for name in services]
+
+
+def test_links_may_be_encrypted(
+    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for any shards; the processes of one meet on loopback."""
+    ring = Keyring(tmp_path / "keys")
+    ring.make("here")
+    monkeypatch.setenv("SPS2_KEYS", str(ring.folder))
+
+    async def ask(cluster: Running) -> None:
+        async with AsyncClient(cluster.bus) as client:
+            shards = (await client.status()).shards
+            assert {shard.transport for shard in shards} == {"tcp+tls"}
+            for length in (17, 200):
+                assert await greedy(client, length) == texts(cluster.folder, length)
+
+    with launch((2, 2), (2, 2), encryption="on", keys=str(ring.folder)) as cluster:
+        asyncio.run(ask(cluster))
 
 
 def test_a_model_that_cannot_be_split_so_is_refused(launch: Launch) -> None:
