@@ -15,9 +15,11 @@ from sps2.cli import key_checks, ports, render, runs
 from sps2.cli.doctor_findings import Finding, Verdict
 from sps2.cli.effective import require_fit
 from sps2.common import machine, models, places
-from sps2.common.config import Cluster
+from sps2.common.config import Cluster, is_loopback
 from sps2.common.errors import Invalid, ServiceError
 from sps2.common.messages import Role
+from sps2.common.transport import BackendName
+from sps2.common.transport.encryption import decide
 
 GIB = 1 << 30
 
@@ -189,6 +191,18 @@ def _data_plane(cluster: Cluster) -> Iterator[Finding]:
         chosen, reason = answer["backend"], answer["reason"]
         detail = f"takes {chosen}: {reason.removeprefix(f'{chosen}, since ')}"
         yield Finding("data plane, auto", "ok", detail)
+        yield _links(cluster, chosen if cluster.transport == "auto" else cluster.transport)
+
+
+def _links(cluster: Cluster, backend: BackendName) -> Finding:
+    if cluster.encryption == "on":
+        backend = "tcp"
+    try:
+        key, reason = decide(cluster, cluster.host, backend)
+    except Invalid as error:
+        return Finding("links", "broken", str(error))
+    exposed = not is_loopback(cluster.host) and (key is None or backend == "ucx")
+    return Finding("links", "warning" if exposed else "ok", reason)
 
 
 def _loopback(backend: str) -> dict[str, Any]:

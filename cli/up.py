@@ -24,6 +24,7 @@ from sps2.common.keys import API_KEYS, beside
 from sps2.common.keys.keyring import Keyring
 from sps2.common.messages import ClusterStatus, Role, Setting
 from sps2.common.models import model_id
+from sps2.common.transport.encryption import UCX_IN_THE_CLEAR
 
 Text = str | None
 Number = int | None
@@ -218,7 +219,7 @@ def _welcome(cluster: Cluster, status: ClusterStatus, ready_s: float, detached: 
         f"{f' over {transports}' if transports else ''}",
         soft_wrap=True,
     )
-    for warning in _warnings(cluster):
+    for warning in _warnings(cluster, status):
         render.out.print(warning, style="yellow", markup=False, soft_wrap=True)
     first, *others = [cluster.at(address) for address in addresses.of(cluster.host_of("gateway"))]
     rows = [
@@ -237,7 +238,7 @@ def _welcome(cluster: Cluster, status: ClusterStatus, ready_s: float, detached: 
         render.out.print("Ctrl-C stops it.")
 
 
-def _warnings(cluster: Cluster) -> Iterator[str]:
+def _warnings(cluster: Cluster, status: ClusterStatus) -> Iterator[str]:
     """What the operator still has to do for the cluster to be usable and safe."""
     if not (is_loopback(cluster.host_of("gateway")) or cluster.gateway.tls_key):
         yield (
@@ -246,6 +247,11 @@ def _warnings(cluster: Cluster) -> Iterator[str]:
         )
     if not cluster.bus.keys:
         return
+    exposed = {each.transport for each in status.shards if not is_loopback(_host(each.address))}
+    if "ucx" in exposed:
+        yield UCX_IN_THE_CLEAR
+    elif "tcp" in exposed:
+        yield 'Tensors travel in the clear between hosts: `encryption = "off"` in the configuration'
     folder = beside(cluster.bus, API_KEYS).parent
     now = datetime.now(UTC)
     if not any(key.state(now) == "valid" for key in Keyring(folder).api_keys().values()):
@@ -253,6 +259,10 @@ def _warnings(cluster: Cluster) -> Iterator[str]:
             "No HTTP request is answered yet: the cluster has keys, and no valid API key. "
             f"`spsctl keys api add NAME --keys {folder}` makes one, which works at once"
         )
+
+
+def _host(address: str) -> str:
+    return address.partition("://")[2].rpartition(":")[0]
 
 
 def _model(cluster: Cluster) -> str:

@@ -39,6 +39,7 @@ from sps2.common.model.weights import load as load_model
 from sps2.common.models import locate
 from sps2.common.text.tokens import Tokenizer
 from sps2.common.transport import choose
+from sps2.common.transport.encryption import decide
 from sps2.common.transport.ping import Pings
 from sps2.common.transport.plane import Plane
 from sps2.common.vital import vital
@@ -349,7 +350,8 @@ async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterat
         from sps2.services.gpu_start import warm_up  # Triton may not be installed
 
         warm_up(model, cluster.kv.dtype == "int8")
-    backend, reason = choose(cluster.transport)
+    backend, reason = choose(cluster.transport, cluster.encryption)
+    key, protection = decide(cluster, about.host, backend)
     weights = str(model.dtype).removeprefix("torch.")
     if cluster.quantize != "none":
         weights = f"{cluster.quantize}, else {weights}"
@@ -359,12 +361,13 @@ async def ready_shard(cluster: Cluster, about: About, role: Role) -> AsyncIterat
     if native.unfit:
         log.warning("%s; torch does their work, slower: see `spsctl doctor`", native.unfit)
     log.info(
-        "data plane: %s; device: %s; kernels: %s; weights: %s", reason, where, kernels, weights
+        "data plane: %s; %s; device: %s; kernels: %s; weights: %s",
+        *(reason, protection, where, kernels, weights),
     )
     data = DataLoop()
     data.start()
     watching = vital(asyncio.create_task(data.watch(), name="watching the data loop"))
-    plane = Plane(peer_name(about.service), backend, device)
+    plane = Plane(peer_name(about.service), backend, device, key)
     await data.run(plane.start(about.host, about.ports[1]))
     about.counters = lambda: {name: float(count) for name, count in dict(plane.counters).items()}
     about.links = lambda: _links(about.service, plane)

@@ -55,6 +55,7 @@ Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 DeviceName = Literal["cpu", "cuda", "auto"]
 Quantize = Literal["none", "int8", "int4"]
 Transport = Literal["auto", "ucx", "tcp"]
+Encryption = Literal["auto", "on", "off"]
 
 ENVIRONMENT = {
     "SPS2_HOME": "one folder for models, keys, run files and logs; where it is not set, models are "
@@ -168,6 +169,13 @@ class Cluster(Section, frozen=True):
         Transport,
         Meta(description="data plane; auto takes UCX where it has RDMA to use"),
     ] = "auto"
+    encryption: Annotated[
+        Encryption,
+        Meta(
+            description="of the data plane, by TLS: auto encrypts where there are keys and the "
+            "address is not loopback; on encrypts everywhere, and needs keys; UCX cannot"
+        ),
+    ] = "auto"
     attention: Annotated[
         Setting,
         Meta(description="exact, or how much CSA may leave out, unless a request says"),
@@ -186,6 +194,8 @@ class Cluster(Section, frozen=True):
     def __post_init__(self) -> None:
         self._check_duties()
         self._check_stages()
+        if self.encryption == "on" and self.transport == "ucx":
+            raise ValueError("UCX cannot encrypt: set `transport` to tcp, or `encryption` to auto")
         if not self.mixed:
             if not (self.prefill and self.decode):
                 raise ValueError("there must be prefill and decode shards, or shards that do both")
@@ -274,7 +284,9 @@ class Cluster(Section, frozen=True):
         return first, first + 1
 
     def require_keys(self, host: str) -> None:
-        """Check that a service may bind `host`. Raises Invalid if that exposes it without keys."""
+        """Raise Invalid if binding `host`, or `encryption`, needs keys, and there are none."""
+        if not self.bus.keys and self.encryption == "on":
+            raise Invalid("`encryption` is on and needs keys: `spsctl keys init`, then `up --keys`")
         if not self.bus.keys and not is_loopback(host):
             raise Invalid(
                 f"{host} can be reached from other machines, and the cluster has no keys: run "

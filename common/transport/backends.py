@@ -24,17 +24,22 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(configured: Literal["auto", "ucx", "tcp"]) -> Choice:
+def choose(
+    configured: Literal["auto", "ucx", "tcp"], encryption: Literal["auto", "on", "off"] = "auto"
+) -> Choice:
     """Choose UCX if there is RDMA and UCX works; else TCP.
 
     Without RDMA, UCX would itself use TCP, more slowly than the TCP backend (docs/benchmarks.md).
-    A choice other than "auto" is followed, or refused.
+    A choice other than "auto" is followed, or refused. Links that are to be encrypted, whatever it
+    costs, take TCP.
 
     Raises:
         Invalid: UCX is configured and does not work here.
     """
     if configured == "tcp":
         return Choice("tcp", "tcp, as configured")
+    if configured == "auto" and encryption == "on":
+        return Choice("tcp", "tcp, since ucx cannot encrypt")
     if configured == "auto" and not (RDMA.is_dir() and any(RDMA.iterdir())):
         return Choice("tcp", "tcp, since there is no RDMA here for ucx to use")
     from sps2.common.transport import ucx

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
@@ -11,6 +11,9 @@ from sps2.common.errors import Invalid, PeerLost
 from sps2.common.transport.credit import Consumed
 from sps2.common.transport.frame import Frame
 from sps2.common.transport.meter import Meter
+
+if TYPE_CHECKING:
+    from sps2.common.transport.identity import Identity
 
 
 class Stale(Invalid):
@@ -54,6 +57,8 @@ class Sink(Protocol):
 
     name: str
     token: bytes
+    identity: "Identity | None"
+    """This side's certificate, if links are to be encrypted."""
     counters: Counter[str]
     meter: Meter
     """Backends with links of limited rate call its `begin` for each frame that comes."""

@@ -3,7 +3,8 @@
 import asyncio
 import struct
 from collections.abc import Callable
-from socket import socket
+
+from sps2.common.transport.connection import Connection
 
 _RECORD = struct.Struct("<BQ")  # kind, number of a frame
 _GOODBYE, _CONSUMED = 1, 2
@@ -28,7 +29,7 @@ def no_receipts(number: int) -> bool:
 
 
 class Lifeline:
-    """Watches a connected non-blocking socket.
+    """Watches a connection.
 
     Args:
         ended: called once when the other side closes or breaks the connection, with the reason and
@@ -38,11 +39,11 @@ class Lifeline:
 
     def __init__(
         self,
-        connection: socket,
+        connection: Connection,
         ended: Callable[[str, bool], None],
         received: Received = no_receipts,
     ) -> None:
-        self._socket = connection
+        self._connection = connection
         self._ended = ended
         self._received = received
         self._loop = asyncio.get_running_loop()
@@ -60,7 +61,7 @@ class Lifeline:
         if idle:
             self._write()
             if self._leaving and not self._closed:
-                self._loop.add_writer(self._socket.fileno(), self._writable)
+                self._loop.add_writer(self._connection.fileno(), self._writable)
 
     def goodbye(self) -> None:
         """Announce to the other side that this side will close."""
@@ -70,13 +71,13 @@ class Lifeline:
         """Close the connection; `ended` is not called any more."""
         if not self._closed:
             self._closed = True
-            self._loop.remove_reader(self._socket.fileno())
-            self._loop.remove_writer(self._socket.fileno())
-            self._socket.close()
+            self._loop.remove_reader(self._connection.fileno())
+            self._loop.remove_writer(self._connection.fileno())
+            self._connection.close()
 
     def _write(self) -> None:
         try:
-            del self._leaving[: self._socket.send(self._leaving)]
+            del self._leaving[: self._connection.send(self._leaving)]
         except BlockingIOError:
             return
         except OSError:
@@ -85,11 +86,11 @@ class Lifeline:
     def _writable(self) -> None:
         self._write()
         if not self._leaving:
-            self._loop.remove_writer(self._socket.fileno())
+            self._loop.remove_writer(self._connection.fileno())
 
     def _readable(self) -> None:
         try:
-            data = self._socket.recv(READ_BYTES)
+            data = self._connection.recv(READ_BYTES)
         except BlockingIOError:
             return
         except OSError as error:

@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from socket import AF_INET, SO_REUSEADDR, SOCK_STREAM, SOL_SOCKET, socket
 
 from sps2.common.errors import Invalid
 from sps2.common.transport import hello
-from sps2.common.transport.interfaces import Stale
+from sps2.common.transport.connection import Connection
+from sps2.common.transport.interfaces import Sink, Stale
 
 HANDSHAKE_S = 5.0
 HALF_OPEN = 64
@@ -24,17 +24,16 @@ class Listener:
     """Performs the handshake with every process that connects.
 
     Args:
-        token: of this plane; diallers that do not know it are refused.
+        sink: the plane, whose token diallers must know. Its counter "bad_hellos" counts connections
+            without a valid handshake, or refused ones.
         admit: called with every guest; it owns the connection once it returns.
-        counters: "bad_hellos" counts connections without a valid handshake, or refused ones.
     """
 
-    def __init__(self, token: bytes, admit: Admit, counters: Counter[str]) -> None:
-        self._token = token
+    def __init__(self, sink: Sink, admit: Admit) -> None:
+        self._sink = sink
         self._admit = admit
-        self._counters = counters
         self._server: socket | None = None
-        self._half_open: dict[asyncio.Task[None], socket] = {}
+        self._half_open: dict[asyncio.Task[None], Connection] = {}
         self._accepting: asyncio.Task[None] | None = None
 
     async def start(self, host: str, port: int = 0) -> str:
@@ -64,20 +63,21 @@ class Listener:
             try:
                 link, _ = await loop.sock_accept(server)
             except OSError as error:  # out of file descriptors, or the dialler has left already
-                self._counters["accept_errors"] += 1
+                self._sink.counters["accept_errors"] += 1
                 _logger.warning("cannot accept a link: %s", error)
                 await asyncio.sleep(0.1)
                 continue
             if len(self._half_open) >= HALF_OPEN:
                 next(iter(self._half_open)).cancel()
-            task = asyncio.create_task(self._shake(link), name="handshake")
-            self._half_open[task] = link
+            connection = Connection(link)
+            task = asyncio.create_task(self._shake(connection), name="handshake")
+            self._half_open[task] = connection
             task.add_done_callback(self._finish)
 
-    async def _shake(self, link: socket) -> None:
-        hello.prepare(link)
+    async def _shake(self, link: Connection) -> None:
+        hello.prepare(link.plain)
         async with asyncio.timeout(HANDSHAKE_S):
-            guest = await hello.accept(link, self._token)
+            guest = await hello.accept(link, self._sink.token, self._sink.identity)
             try:
                 await self._admit(guest)
             except Invalid as error:
@@ -91,7 +91,7 @@ class Listener:
         if not task.cancelled() and error is None:
             return
         link.close()
-        self._counters["bad_hellos"] += 1
+        self._sink.counters["bad_hellos"] += 1
         expected = error is None or isinstance(error, OSError | Invalid)
         level = logging.INFO if expected else logging.ERROR
         _logger.log(level, "a connection to the data plane was closed: %r", error)

@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
 from sps2.common import messages
 from sps2.common.device import HOST, Device
 from sps2.common.errors import Invalid, PeerLost
+from sps2.common.keys import Key
 from sps2.common.transport import frame as frames
 from sps2.common.transport.backends import BackendName, make_backend
 from sps2.common.transport.credit import Consumed, lane_of
@@ -24,6 +25,9 @@ from sps2.common.transport.meter import Meter
 from sps2.common.transport.once import Once, retrieve
 from sps2.common.transport.peer_state import PeerState
 from sps2.common.transport.proof import new_token
+
+if TYPE_CHECKING:
+    from sps2.common.transport.identity import Identity
 
 MAX_PEERS = 4096
 """Maximum of peers that are remembered; beyond that the oldest lost ones are forgotten."""
@@ -53,13 +57,18 @@ class Plane:
         name: unique to this run of this process, e.g. "prefill-0/3f2a91".
         backend: how bytes move; see `backends.choose`.
         device: of this process. Frames may be sent from it; they arrive on the host.
+        key: of the cluster, if links are to be encrypted: those of all its planes, or of none. Over
+            UCX only handshakes and receipts are. None: nothing is.
     """
 
-    def __init__(self, name: str, backend: BackendName, device: Device = HOST) -> None:
+    def __init__(
+        self, name: str, backend: BackendName, device: Device = HOST, key: Key | None = None
+    ) -> None:
         self.name = name
         self.backend = backend
         self.device = device
         self.token = new_token()
+        self.identity = _identity(name, key)
         self.address = ""
         """The address for others to dial; known after `start`."""
         self.counters: Counter[str] = Counter(dict.fromkeys(FAULTS, 0))
@@ -360,3 +369,11 @@ class Plane:
                 totals = self.links[peer] = Counter()
             totals[way] += nbytes
             totals[f"frames_{way}"] += 1
+
+
+def _identity(name: str, key: Key | None) -> "Identity | None":
+    if key is None:
+        return None
+    from sps2.common.transport.identity import Identity  # 50 ms, for most clusters in vain
+
+    return Identity(name, key)

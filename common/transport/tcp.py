@@ -1,4 +1,7 @@
-"""The TCP backend: tensors are sent from their memory and received into it, without copies."""
+"""The TCP backend: tensors are sent from their memory and received into it, without copies.
+
+Encrypted links are TLS over the same connections, with the same frames in it.
+"""
 
 import asyncio
 
@@ -9,6 +12,7 @@ from sps2.common.transport.interfaces import Link, Sink
 from sps2.common.transport.listener import Listener
 from sps2.common.transport.tcp_link import TcpLink
 from sps2.common.transport.tcp_receiver import TcpReceiver
+from sps2.common.transport.tls_transport import TlsTransport
 
 GOODBYE_S = 1.0
 
@@ -22,20 +26,21 @@ class TcpBackend:
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
-        self._listener = Listener(sink.token, self._admit, sink.counters)
+        self._listener = Listener(sink, self._admit)
         self._address = ""
         self._links: dict[str, TcpLink] = {}
         self._receivers: dict[str, TcpReceiver] = {}
         self._dropped = asyncio.Event()
 
     async def start(self, host: str, port: int) -> str:
-        self._address = f"tcp://{await self._listener.start(host, port)}"
+        scheme = "tcp+tls" if self._sink.identity else "tcp"
+        self._address = f"{scheme}://{await self._listener.start(host, port)}"
         return self._address
 
     async def dial(self, peer: messages.Peer, generation: int) -> Link:
         own, token = (self._sink.name, self._address), self._sink.token
         greeting = hello.Hello(*own, "tcp", token, generation=generation)
-        connection, _ = await hello.dial(peer, greeting)
+        connection, _ = await hello.dial(peer, greeting, self._sink.identity)
         link = self._links[peer.name] = TcpLink(peer.name, connection, self._sink)
         return link
 
@@ -47,8 +52,11 @@ class TcpBackend:
         receiver = self._receivers[peer] = TcpReceiver(peer, self._sink)
         try:
             await guest.welcome(hello.Welcome(self._sink.name))
-            loop = asyncio.get_running_loop()
-            await loop.connect_accepted_socket(lambda: receiver, guest.connection)
+            if guest.connection.is_encrypted:
+                TlsTransport(guest.connection, receiver)
+            else:
+                loop = asyncio.get_running_loop()
+                await loop.connect_accepted_socket(lambda: receiver, guest.connection.plain)
         except BaseException:
             if self._receivers.get(peer) is receiver:  # there may be a later link already
                 self._sink.gone(peer, "its handshake broke off")

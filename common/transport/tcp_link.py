@@ -4,9 +4,9 @@ import asyncio
 import struct
 from collections import deque
 from collections.abc import Sequence
-from socket import socket
 
 from sps2.common.errors import PeerLost
+from sps2.common.transport.connection import Connection
 from sps2.common.transport.credit import Consumed
 from sps2.common.transport.interfaces import Sink
 from sps2.common.transport.lifeline import Lifeline
@@ -35,11 +35,11 @@ class _Job:
 
 
 class TcpLink:
-    """Owns a connected non-blocking socket; frames leave in the order of `send`."""
+    """Owns a connection; frames leave in the order of `send`."""
 
-    def __init__(self, peer: str, connection: socket, sink: Sink) -> None:
+    def __init__(self, peer: str, connection: Connection, sink: Sink) -> None:
         self._peer = peer
-        self._socket = connection
+        self._connection = connection
         self._sink = sink
         self._loop = asyncio.get_running_loop()
         self._jobs: deque[_Job] = deque()
@@ -77,7 +77,7 @@ class TcpLink:
             return
         self._closed = True
         if self._writing:
-            self._loop.remove_writer(self._socket.fileno())
+            self._loop.remove_writer(self._connection.fileno())
         self._lifeline.close()
         for job in self._jobs:
             if not job.done.done():
@@ -115,12 +115,12 @@ class TcpLink:
         if bool(self._jobs) != self._writing:
             self._writing = bool(self._jobs)
             if self._writing:
-                self._loop.add_writer(self._socket.fileno(), self._pump)
+                self._loop.add_writer(self._connection.fileno(), self._pump)
             else:
-                self._loop.remove_writer(self._socket.fileno())
+                self._loop.remove_writer(self._connection.fileno())
 
     def _write(self, job: _Job) -> int:
-        written = left = self._socket.sendmsg(job.views)
+        written = left = self._connection.sendmsg(job.views)
         while left:
             view = job.views[0]
             if left < len(view):

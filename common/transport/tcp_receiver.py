@@ -8,6 +8,7 @@ from torch import Tensor
 from sps2.common.errors import Invalid
 from sps2.common.transport import frame as frames
 from sps2.common.transport import lifeline
+from sps2.common.transport.connection import Tampered
 from sps2.common.transport.frame import Frame
 from sps2.common.transport.interfaces import Sink
 from sps2.common.transport.receipts import Receipts
@@ -59,6 +60,8 @@ class TcpReceiver(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        if isinstance(exc, Tampered):
+            self._sink.counters["bad_frames"] += 1
         if not self._closed:
             self._sink.gone(self._peer, f"the connection broke: {exc or 'no goodbye'}")
 

@@ -5,11 +5,11 @@ import secrets
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from socket import socket
 
 from sps2.common import messages
 from sps2.common.errors import Invalid, PeerLost
 from sps2.common.transport import hello
+from sps2.common.transport.connection import Connection
 from sps2.common.transport.interfaces import Link, Sink
 from sps2.common.transport.lifeline import Lifeline, Received, no_receipts
 from sps2.common.transport.listener import Listener
@@ -31,7 +31,7 @@ class UcxBackend:
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
-        self._listener = Listener(sink.token, self._admit, sink.counters)
+        self._listener = Listener(sink, self._admit)
         self._address = ""
         self._driver: Driver | None = None
         self._endpoints: dict[str, Endpoint] = {}
@@ -50,7 +50,7 @@ class UcxBackend:
         own, worker = (self._sink.name, self._address), self._driver.address
         token = self._sink.token
         greeting = hello.Hello(*own, "ucx", token, worker, generation=generation)
-        connection, welcome = await hello.dial(peer, greeting)
+        connection, welcome = await hello.dial(peer, greeting, self._sink.identity)
         name = peer.name
         try:
             endpoint = self._endpoint(name, welcome.worker)
@@ -120,7 +120,9 @@ class UcxBackend:
             self._endpoints[peer] = self._driver.connect(worker, lost)
         return self._endpoints[peer]
 
-    def _watch(self, peer: str, connection: socket, received: Received = no_receipts) -> Lifeline:
+    def _watch(
+        self, peer: str, connection: Connection, received: Received = no_receipts
+    ) -> Lifeline:
         def ended(why: str, goodbye: bool) -> None:
             self._sink.gone(peer, why, goodbye=goodbye)
 

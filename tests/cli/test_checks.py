@@ -5,6 +5,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from sps2.cli import checks
@@ -13,6 +14,8 @@ from sps2.cli.effective import effective
 from sps2.common import machine
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid
+from sps2.common.keys.keyring import Keyring
+from sps2.common.transport import BackendName
 from sps2.kernels import native
 
 
@@ -93,3 +96,32 @@ def test_kernels_of_no_use_here(
     monkeypatch.setattr(machine, "cpu_flags", lambda: flags)
     finding = found("kernels")
     assert (finding.verdict, said in finding.detail) == (verdict, True)
+
+
+@pytest.mark.parametrize(
+    ("host", "transport", "encryption", "verdict", "said"),
+    [
+        ("127.0.0.1", "tcp", "auto", "ok", "in the clear, since it is on loopback"),
+        ("10.0.0.1", "tcp", "auto", "ok", "encrypted by TLS 1.3"),
+        ("10.0.0.1", "ucx", "auto", "warning", "UCX sends tensors in the clear"),
+        ("10.0.0.1", "auto", "on", "ok", "encrypted by TLS 1.3"),
+        ("10.0.0.1", "tcp", "off", "warning", "in the clear, as configured"),
+    ],
+)
+def test_whether_links_are_encrypted(
+    host: str, transport: str, encryption: str, verdict: str, said: str, tmp_path: Path
+) -> None:
+    ring = Keyring(tmp_path / "keys")
+    ring.make("here")
+    tables = {"host": host, "transport": transport, "encryption": encryption}
+    cluster = msgspec.convert(tables | {"bus": {"keys": str(ring.folder)}}, Cluster)
+    backend: BackendName = "ucx" if transport == "ucx" else "tcp"
+    found = checks._links(cluster, backend)
+    assert (found.check, found.verdict) == ("links", verdict)
+    assert said in found.detail
+
+
+def test_encryption_without_keys_is_told() -> None:
+    found = checks._links(Cluster(encryption="on"), "tcp")
+    assert found.verdict == "broken"
+    assert "spsctl keys init" in found.detail

@@ -1,11 +1,15 @@
 """What `spsctl up` says of a cluster that is ready: its model, and how many shards it has."""
 
+from pathlib import Path
+
+import msgspec
 import pytest
 
 from sps2.cli import render
 from sps2.cli.up import _welcome
-from sps2.common.config import Cluster
-from sps2.common.messages import ClusterStatus
+from sps2.common.config import Bus, Cluster
+from sps2.common.keys.keyring import Keyring
+from sps2.common.messages import ClusterStatus, ShardStatus
 
 STATUS = ClusterStatus("gpt-4", "", True, "", (), (), (), (), 0)
 
@@ -38,6 +42,30 @@ def test_one_shard_is_no_shards(
     cluster: Cluster, shards: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert first_line(cluster, capsys).endswith(shards)
+
+
+@pytest.mark.parametrize(
+    ("address", "transport", "said"),
+    [
+        ("tcp://127.0.0.1:1", "ucx", ""),
+        ("tcp://10.0.0.1:1", "ucx", "UCX sends tensors in the clear"),
+        ("tcp://127.0.0.1:1", "tcp", ""),
+        ("tcp://10.0.0.1:1", "tcp", "Tensors travel in the clear"),
+        ("tcp://10.0.0.1:1", "tcp+tls", ""),
+    ],
+)
+def test_tensors_in_the_clear_between_hosts_are_told(
+    address: str, transport: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ring = Keyring(tmp_path / "keys")
+    ring.make("here")
+    shard = ShardStatus("mixed-0", "mixed", "ready", 1, address, transport=transport)
+    status = msgspec.structs.replace(STATUS, shards=(shard,))
+    _welcome(Cluster(bus=Bus(keys=str(ring.folder))), status, 1.0, detached=True)
+    told = capsys.readouterr().out
+    assert f"over {transport}" in told
+    assert ("in the clear" in told) is bool(said)
+    assert said in told
 
 
 def test_counted() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,16 +79,15 @@ def launch_processes(
     folder = checkpoint("llama3")
 
     @contextmanager
-    def running(**shards: int) -> Iterator[Running]:
-        flags = {
+    def running(**flags: Any) -> Iterator[Running]:
+        usual = {
             "scheduler": {"prefill_span_tokens": 16, "decode_span_tokens": 64, "chunk_tokens": 64},
             "dtype": "float32",
             "threads": 1,
             "kv": {"growth_tokens": 16},
-            **shards,
         }
         port = ports.free_base()
-        with running_cluster(name=PROCESSES, port=port, model=str(folder), **flags):
+        with running_cluster(name=PROCESSES, port=port, model=str(folder), **(usual | flags)):
             cluster = config.load(port=port)
             yield Running(folder, cluster.gateway_address, cluster.http_url)
 

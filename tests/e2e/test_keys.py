@@ -18,6 +18,7 @@ from sps2.common.errors import Invalid, PeerLost
 from sps2.common.keys.keyring import Keyring
 from sps2.common.messages import ClusterStatus, Peer, Register, Shard, ShowCluster, ShowFleet
 from sps2.common.transport import hello
+from sps2.common.transport.identity import Identity
 
 from .conftest import Launch, Running
 from .test_cluster import answered_as_transformers
@@ -30,7 +31,7 @@ class Keyed(NamedTuple):
     api_key: str
 
 
-@pytest.fixture(scope="module", params=["tcp", "ucx"])
+@pytest.fixture(scope="module", params=["tcp", "tcp+tls", "ucx"])
 def keyed(
     request: pytest.FixtureRequest, launch: Launch, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Keyed]:
@@ -39,8 +40,10 @@ def keyed(
     ring.make("test")
     ring.add_client("alice", folder / "alice.key")
     api_key = ring.add_api_key("bob")
+    transport, _, tls = request.param.partition("+")
+    more = {"mixed": 2, "keys": str(ring.folder), "encryption": "on" if tls else "auto"}
     with (
-        launch("smollm2", request.param, mixed=2, keys=str(ring.folder)) as cluster,
+        launch("smollm2", transport, **more) as cluster,
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("SPS2_KEYS", str(folder / "alice.key"))
@@ -125,16 +128,24 @@ async def _planes(status: ClusterStatus) -> list[Peer]:
     return found
 
 
-async def test_strangers_get_nothing_of_the_data_plane(keyed: Keyed) -> None:
+async def test_strangers_get_nothing_of_the_data_plane(keyed: Keyed, tmp_path: Path) -> None:
     with Client(keyed.cluster.bus) as client:
         status = client.status()
-    backend = status.shards[0].transport
-    assert backend in ("tcp", "ucx")
+    (transport,) = {shard.transport for shard in status.shards}
+    backend, _, tls = transport.partition("+")
     greeting = hello.Hello("decode-1/1", "tcp://127.0.0.1:1", backend, bytes(16), b"x")  # type: ignore[arg-type]
+    other = Keyring(tmp_path / "other").make("other")
+    attempts = [
+        (None, "links to it are encrypted" if tls else "not introduced by the control plane"),
+        (Identity("decode-1/1", other), "certificate" if tls else "those to the other are not"),
+    ]
     for plane in await _planes(status):
         for token in (bytes(16), b"", os.urandom(16)):
-            with pytest.raises(PeerLost, match="not introduced by the control plane"):
-                await hello.dial(msgspec.structs.replace(plane, token=token), greeting)
+            for identity, why in attempts:
+                with pytest.raises(PeerLost, match=why):
+                    await hello.dial(
+                        msgspec.structs.replace(plane, token=token), greeting, identity
+                    )
     _still_well(keyed)
 
 

@@ -52,7 +52,7 @@ def answers(client: Client) -> list[list[str]]:
 def spread(
     hosts: Machines,
     model: Path,
-    transport: str = "ucx",
+    transport: str,
     roles: Mapping[str, Mapping[str, object]] = ROLES,
     *more: object,
 ) -> Iterator[Bus]:
@@ -85,15 +85,19 @@ def test_no_keys_no_cluster(hosts: Machines) -> None:
     assert "spsctl keys init" in up.stderr
 
 
-def test_answers_are_those_of_transformers(hosts: Machines, model: Path) -> None:
-    """Over UCX, which dials and announces as TCP does, and chooses an interface besides."""
+@pytest.mark.parametrize(("transport", "shown"), [("ucx", "ucx"), ("tcp", "tcp+tls")])
+def test_answers_are_those_of_transformers(
+    hosts: Machines, model: Path, transport: str, shown: str
+) -> None:
+    """Over UCX, which chooses an interface besides, and over TCP, which is encrypted."""
     tokenizer = Tokenizer(model)
     wanted = [expected(model, prompt_of(length), 12) for length in LENGTHS]
-    with spread(hosts, model) as bus:
+    with spread(hosts, model, transport) as bus:
         status = json.loads(hosts.spsctl("status", "--json").stdout)
         addresses = {each["id"]: each["address"] for each in status["shards"]}
         assert addresses["prefill-0"].startswith(f"tcp://{hosts.network.hosts['beta'].address}:")
-        assert {each["transport"] for each in status["shards"]} == {"ucx"}
+        assert {each["transport"] for each in status["shards"]} == {shown}
+        assert shown in hosts.spsctl("status").stdout
         assert {each["service"] for each in status["services"]} >= {"gateway", "decode-1"}
         with Client(GATEWAY, bus) as client:
             assert answers(client) == [list(map(tokenizer.token_text, each)) for each in wanted]
@@ -106,6 +110,7 @@ def test_a_shard_whose_stages_are_on_two_hosts(hosts: Machines, model: Path) -> 
     with spread(hosts, model, "tcp", STAGES, "--pp", 2) as bus:
         status = json.loads(hosts.spsctl("status", "--json").stdout)
         assert [each["id"] for each in status["shards"]] == ["mixed-0", "mixed-1"]
+        assert {each["transport"] for each in status["shards"]} == {"tcp+tls"}
         addresses = {name: host.address for name, host in hosts.network.hosts.items()}
         followers = [each["followers"][0] for each in status["shards"]]
         for name, follower in zip(("beta", "delta"), followers, strict=True):

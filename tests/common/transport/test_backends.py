@@ -9,6 +9,7 @@ import torch
 import uvloop
 
 from sps2.common.errors import Invalid
+from sps2.common.keys import Key
 from sps2.common.messages import Peer
 from sps2.common.transport import backends, choose, ucx
 from sps2.common.transport.backends import BackendName
@@ -37,6 +38,11 @@ def test_auto_takes_tcp_where_ucx_would_use_tcp(
     assert choose("tcp") == ("tcp", "tcp, as configured")
 
 
+@pytest.mark.usefixtures("with_rdma")
+def test_auto_takes_tcp_where_links_must_be_encrypted() -> None:
+    assert choose("auto", "on") == ("tcp", "tcp, since ucx cannot encrypt")
+
+
 async def test_the_check_works_beside_a_running_loop() -> None:
     assert choose("ucx").backend == "ucx"
 
@@ -60,14 +66,14 @@ def test_choosing_needs_neither_torch_nor_ucx_before_it_is_asked() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_planes_on_the_loops_of_two_threads(backend: BackendName) -> None:
+def test_planes_on_the_loops_of_two_threads(backend: BackendName, key: Key | None) -> None:
     """Each thread's plane sends 200 frames to the other, on different kinds of loop."""
     peers: dict[str, Peer] = {}
     meeting = threading.Barrier(2, timeout=60)
     failures: list[BaseException] = []
 
     async def life(name: str, other: str) -> None:
-        plane = Plane(name, backend)
+        plane = Plane(name, backend, key=key)
         await plane.start()
         peers[name] = plane.peer
         inbox = plane.open("r", 0)

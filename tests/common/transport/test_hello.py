@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from sps2.common.errors import Invalid, PeerLost
+from sps2.common.keys import Key
 from sps2.common.messages import Peer
 from sps2.common.transport import hello
 from sps2.common.transport.backends import BackendName
+from sps2.common.transport.connection import Connection
 from sps2.common.transport.frame import frame_for
 from sps2.common.transport.plane import Plane
 
@@ -18,8 +20,10 @@ GREETING = hello.Hello("a/1", "tcp://127.0.0.1:1", "tcp", bytes(16))
 
 
 @asynccontextmanager
-async def planes(backend: BackendName, *names: str) -> AsyncIterator[list[Plane]]:
-    made = [Plane(name, backend) for name in names]
+async def planes(
+    backend: BackendName, *names: str, key: Key | None = None
+) -> AsyncIterator[list[Plane]]:
+    made = [Plane(name, backend, key=key) for name in names]
     async with asyncio.timeout(60):
         for plane in made:
             await plane.start()
@@ -68,7 +72,7 @@ def test_a_token_is_not_shown() -> None:
     assert "secrets" not in f"{peer} {peer!r}"
 
 
-@pytest.mark.parametrize("backend", ["tcp", "ucx"])
+@pytest.mark.parametrize("scheme", ["tcp", "tcp+tls", "ucx", "ucx+tls"])
 @pytest.mark.parametrize(
     "forge",
     [
@@ -78,9 +82,9 @@ def test_a_token_is_not_shown() -> None:
     ],
 )
 async def test_who_was_not_introduced_gets_nothing(
-    backend: BackendName, forge: Callable[[Peer, Peer], Peer]
+    backend: BackendName, key: Key | None, forge: Callable[[Peer, Peer], Peer]
 ) -> None:
-    async with planes(backend, "a/1", "b/1", "c/1") as (a, b, c):
+    async with planes(backend, "a/1", "b/1", "c/1", key=key) as (a, b, c):
         c.introduce(forge(b.peer, a.peer))
         with pytest.raises(PeerLost, match="not introduced by the control plane"):
             await talk_to(c, b)
@@ -93,8 +97,10 @@ async def talk_to(stranger: Plane, b: Plane) -> None:
     await stranger.send(b.name, frame_for("kv", ("r",), (0,), 0, 0, tensors), tensors)
 
 
-@pytest.mark.parametrize("backend", ["tcp", "ucx"])
-async def test_a_recorded_handshake_said_again_gets_nothing(backend: BackendName) -> None:
+@pytest.mark.parametrize("scheme", ["tcp", "tcp+tls", "ucx", "ucx+tls"])
+async def test_a_recorded_handshake_said_again_gets_nothing(
+    backend: BackendName, key: Key | None
+) -> None:
     recorded = bytearray()
     answered = bytearray()
 
@@ -106,7 +112,7 @@ async def test_a_recorded_handshake_said_again_gets_nothing(backend: BackendName
             sink.write(data)
         sink.close()
 
-    async with planes(backend, "a/1", "b/1") as (a, b), asyncio.TaskGroup() as group:
+    async with planes(backend, "a/1", "b/1", key=key) as (a, b), asyncio.TaskGroup() as group:
         host, port = hello.parse(b.address)
 
         async def tap(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -138,7 +144,7 @@ async def test_a_recorded_handshake_said_again_gets_nothing(backend: BackendName
             while b.counters["bad_hellos"] == before.get("bad_hellos", 0):
                 await asyncio.sleep(0.01)
             assert b.counters["kv_received"] == before["kv_received"]
-        async with planes(backend, "c/1") as (c,):
+        async with planes(backend, "c/1", key=key) as (c,):
             await talk(c, b, 1)
 
 
@@ -148,9 +154,10 @@ async def test_an_impostor_is_sent_nothing() -> None:
 
     async def pretend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         loop = asyncio.get_running_loop()
-        inside, outside = socket.socketpair()
-        for end in (inside, outside):
+        inner, outside = socket.socketpair()
+        for end in (inner, outside):
             end.setblocking(False)
+        inside = Connection(inner)
         challenge = hello.Challenge(bytes(16))
         await hello._write(inside, challenge)
         writer.write(await loop.sock_recv(outside, 1000))
@@ -158,7 +165,7 @@ async def test_an_impostor_is_sent_nothing() -> None:
         await hello._write(inside, hello.Welcome("b/1"))
         writer.write(await loop.sock_recv(outside, 1000) + bytes(32))
         heard.extend(await reader.read())
-        for end in (inside, outside):
+        for end in (inner, outside):
             end.close()
         writer.close()
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sps2.common.errors import PeerLost
+from sps2.common.keys import Key
 from sps2.common.transport import hello, listener
 from sps2.common.transport.backends import BackendName
 from sps2.common.transport.frame import frame_for
@@ -15,8 +16,8 @@ from sps2.common.transport.interfaces import Behind
 from sps2.common.transport.plane import Plane
 
 
-@pytest.fixture(params=["tcp", "ucx"])
-def backend(request: pytest.FixtureRequest) -> BackendName:
+@pytest.fixture(params=["tcp", "tcp+tls", "ucx", "ucx+tls"])
+def scheme(request: pytest.FixtureRequest) -> str:
     return request.param  # type: ignore[no-any-return]
 
 
@@ -30,11 +31,11 @@ async def talk(a: Plane, b: Plane) -> None:
 
 
 async def test_garbage_is_closed_and_counted(
-    backend: BackendName, monkeypatch: pytest.MonkeyPatch
+    backend: BackendName, key: Key | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listener, "HANDSHAKE_S", 0.2)
     monkeypatch.setattr(listener, "HALF_OPEN", 8)
-    a, b = Plane("a/1", backend), Plane("b/1", backend)
+    a, b = (Plane(name, backend, key=key) for name in ("a/1", "b/1"))
     await a.start()
     await b.start()
     fds = len(os.listdir("/proc/self/fd"))
@@ -108,8 +109,8 @@ async def test_a_loss_that_this_side_has_not_noticed() -> None:
     await b.close()
 
 
-async def test_the_side_that_has_not_noticed_dials(backend: BackendName) -> None:
-    a, b = Plane("a/1", backend), Plane("b/1", backend)
+async def test_the_side_that_has_not_noticed_dials(backend: BackendName, key: Key | None) -> None:
+    a, b = (Plane(name, backend, key=key) for name in ("a/1", "b/1"))
     await a.start()
     await b.start()
     await talk(a, b)

@@ -20,12 +20,11 @@ async def stranger_sends(data: bytes, piece: int, taken: list[tuple[Tensor, ...]
     plane = Plane("b/1", "tcp")
     plane.serve("kv", lambda source, frame, tensors: taken.append(tensors))
     await plane.start()
-    loop = asyncio.get_running_loop()
     greeting = hello.Hello("a/1", "tcp://x:1", "tcp", bytes(16))
     connection, _ = await hello.dial(plane.peer, greeting)
     for start in range(0, len(data), piece):
         try:
-            await loop.sock_sendall(connection, data[start : start + piece])
+            await connection.write(data[start : start + piece])
         except OSError:
             break
         await asyncio.sleep(0)
