@@ -240,7 +240,7 @@ class Telemetry(Target):
         await self._hub.close()
 
     def case(self, dice: random.Random) -> Pieces:
-        beat: dict[str, Any] = {
+        heartbeat: dict[str, Any] = {
             "type": "Heartbeat",
             "service": "mixed-0",
             "pid": 1,
@@ -251,7 +251,7 @@ class Telemetry(Target):
             "tokens": {"r": 1},
         }
         event = {"type": "RequestEvent", "request": "r", "stage": "decode", "at_s": 1.0}
-        plain = dice.choice((beat, beat, event | {"detail": {"a": 1.0, "b": "c"}}))
+        plain = dice.choice((heartbeat, heartbeat, event | {"detail": {"a": 1.0, "b": "c"}}))
         if dice.random() < 0.15:
             return [b"bytes", mutate.changed(dice, GREETING + b"\x00\x02\x01a" + wire.pack(plain))]
         body = mutate.packed(mutate.changed_value(dice, plain, binary=True))

@@ -1,7 +1,7 @@
 """What frames carry, decoded in this process: messages of the bus, and coded tensors."""
 
 import random
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 import msgspec
 import torch
@@ -87,10 +87,10 @@ class Messages(Target):
             ]
             data = mutate.packed(mutate.changed_value(dice, given, binary=True))
         elif kind == "event":
-            beat: object = {"type": "Heartbeat", "service": "mixed-0", "pid": 1, "at_s": 1.0}
+            heartbeat: object = {"type": "Heartbeat", "service": "mixed-0", "pid": 1, "at_s": 1.0}
             data = mutate.packed(
                 mutate.changed_value(
-                    dice, {**beat, "rss_bytes": 1, "counters": {"a": 1.0}}, binary=True
+                    dice, {**heartbeat, "rss_bytes": 1, "counters": {"a": 1.0}}, binary=True
                 )
             )  # type: ignore[dict-item]
         else:
@@ -124,7 +124,7 @@ class Tensors(Target):
         "llama", 300, 64, 96, 2, 4, 2, 16, 4096, 1e-6, Rope(), (None, None), dtype="bfloat16"
     )
 
-    async def __aenter__(self) -> "Tensors":
+    async def __aenter__(self) -> Self:
         dice = torch.Generator().manual_seed(1)
 
         def drawn(*shape: int) -> torch.Tensor:
