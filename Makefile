@@ -14,7 +14,7 @@ FAST := $(wildcard tests/test_*.py) tests/cli/keys tests/cli/trace tests/common/
 	tests/common/config tests/common/text tests/docs tests/services/gateway tests/services/kvdir tests/services/scheduler
 TYPED := cli common kernels services
 
-.PHONY: help setup demo test test-fast test-arm chaos chaos-ci coverage lint format docs bench bench-links bench-boxes evaluate bench-gpu lock peers clean
+.PHONY: help setup demo test test-fast test-arm chaos chaos-ci fuzz coverage lint format docs bench bench-links bench-boxes evaluate bench-gpu lock peers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -51,6 +51,9 @@ chaos: $(READY)  ## break clusters on purpose, by 200 seeds: about an hour
 
 chaos-ci: $(READY)  ## the same by 20 seeds: some minutes
 	$(BIN)/python -m tests.chaos.run --seeds 1-20 $(ARGS)
+
+fuzz: $(READY)  ## feed changed inputs to every parser, 10 minutes each: about 3 hours
+	$(BIN)/python -m tests.fuzz.run $(ARGS)
 
 coverage: $(READY)  ## run all tests, and list the files with lines that no test runs
 	@$(BIN)/spsctl pull $(MODEL)

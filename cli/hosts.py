@@ -132,7 +132,7 @@ def load(path: Path) -> Hosts:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise Invalid(f"cannot read the host list {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise Invalid(f"{path} is not valid TOML: {error}") from error
     try:
         hosts = msgspec.convert(tables, Hosts)

@@ -78,7 +78,7 @@ async def _ask(cluster: Cluster, hosts: Hosts, host: Host) -> Answer:
         return f"no answer in {CHECK_S:.0f} s", 0.0
     try:
         report = msgspec.json.decode(said.splitlines()[-1], type=Report)  # a login may greet
-    except (IndexError, msgspec.MsgspecError):
+    except (IndexError, ValueError, RecursionError):
         return _why(complained.decode(errors="replace"), process.returncode, hosts, host), 0.0
     return report, report.now_s - time.time()
 

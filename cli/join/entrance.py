@@ -112,7 +112,7 @@ def _ask(code: JoinCode) -> Entrance:
         ) from None
     try:
         hello = msgspec.json.decode(line, type=Hello)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         raise Invalid(f"what answers at {place} is not SPS2; ask for a new code") from None
     if not _is_of(code, hello):
         raise Invalid(

@@ -140,7 +140,7 @@ def read_profile(path: Path) -> Profile:
     """
     try:
         found = msgspec.json.decode(path.read_bytes(), type=Profile)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise Invalid(f"{path}: not a profile of `spsctl profile`: {error}") from error
     for name in ("pass_s", "step_s"):
         check_curve(getattr(found, name), f"{path}: {name}")

@@ -40,7 +40,7 @@ def read_agents(path: Path) -> Iterator[list[Turn]]:
                 if seen.setdefault(name, number) != number:
                     raise ValueError(f"conversation {name!r} is in row {seen[name]} too")
                 yield _session(conversation, ids)
-            except (ValueError, msgspec.MsgspecError) as error:
+            except (ValueError, RecursionError) as error:
                 raise broken(path, number, str(error)) from error
 
 

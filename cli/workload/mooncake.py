@@ -34,7 +34,7 @@ def read_mooncake(path: Path) -> Iterator[Turn]:
                     answer_tokens(row.output_length),
                     row.hash_ids,
                 )
-            except (ValueError, msgspec.MsgspecError) as error:
+            except (ValueError, RecursionError) as error:
                 raise broken(path, number, str(error)) from error
             wanted = -(-turn.prompt_tokens // BLOCK_TOKENS)
             if turn.blocks and len(turn.blocks) != wanted:

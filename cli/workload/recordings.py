@@ -33,7 +33,7 @@ def read_head(path: Path) -> Head | None:
         head = msgspec.json.decode(first, type=Head)
         if head.block_tokens < 1:
             raise ValueError(f"blocks of {head.block_tokens} tokens")
-    except (ValueError, msgspec.MsgspecError) as error:
+    except (ValueError, RecursionError) as error:
         raise broken(path, 1, str(error)) from error
     return head
 
@@ -61,7 +61,7 @@ def read_recording(path: Path) -> Iterator[Turn]:
                         f"{len(turn.blocks)} blocks; {turn.prompt_tokens} tokens are {wanted}"
                     )
                 answer = answer_tokens(turn.answer_tokens)
-            except (ValueError, msgspec.MsgspecError) as error:
+            except (ValueError, RecursionError) as error:
                 raise broken(path, number, str(error)) from error
             yield (
                 turn

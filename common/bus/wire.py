@@ -25,6 +25,7 @@ MAX_ID = (1 << 63) - 1
 
 T = TypeVar("T")
 Id = Annotated[int, Meta(ge=0, le=MAX_ID)]
+Finite = Annotated[float, Meta(ge=-1e300, le=1e300)]
 
 
 class Kind(IntEnum):
@@ -76,7 +77,7 @@ def unpack_header(data: bytes) -> Header:
         raise Invalid(f"a header of {len(data)} bytes is over {MAX_HEADER_BYTES}")
     match raw := _unpack(data):
         case [int(version), _, int(call), *_] if version != VERSION and 0 <= call <= MAX_ID:
-            return Header(version, Kind.ERROR, call)
+            return Header(version, Kind.ERROR, int(call))  # True is an int, but no id
         case [int(version), *_] if version != VERSION:
             return Header(version, Kind.ERROR)
     return _convert(raw, Header)
@@ -114,11 +115,21 @@ def unpack_error(data: bytes) -> ServiceError:
         kind = getattr(errors, name, None)
         if not (isinstance(kind, type) and issubclass(kind, ServiceError)):
             return Internal(f"unknown error {name[:MAX_ERROR_CHARS]}")
+        for argument, wanted in zip(arguments, _arguments(kind), strict=False):
+            _convert(argument, wanted)
         error: ServiceError = kind(*arguments)
         str(error)  # raises TypeError now, not later in a log, if an argument has a wrong type
     except (Invalid, TypeError):
         return Internal("malformed error")
     return error
+
+
+@cache
+def _arguments(kind: type[ServiceError]) -> tuple[Any, ...]:
+    """The types of an error's arguments: what comes of another type would fail only when used."""
+    given = get_type_hints(kind.__init__)
+    given.pop("return", None)
+    return tuple(Finite if each is float else each for each in given.values())
 
 
 @cache
@@ -149,5 +160,5 @@ def _unpack(data: bytes) -> Any:
 def _convert(raw: Any, kind: type[T]) -> T:
     try:
         return msgspec.convert(raw, kind, builtin_types=(bytes,))
-    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
+    except (ValueError, OverflowError, RecursionError) as error:
         raise Invalid(str(error)) from error

@@ -372,7 +372,7 @@ def load(path: Path | None = None, **flags: Any) -> Cluster:
             tables = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise Invalid(f"cannot read the configuration {path}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise Invalid(f"{path} is not valid TOML: {error}") from error
     port, keys = flags.pop("port", None) or http_port(tables), flags.pop("keys", None)
     tables |= {name: value for name, value in flags.items() if value is not None}

@@ -23,6 +23,8 @@ INVITES = "invites.json"
 Text = Annotated[str, Meta(pattern=r"^[\x21-\x7e]{40}$")]
 """A CURVE key in Z85."""
 Name = Annotated[str, Meta(pattern="^[A-Za-z0-9._@-]{1,64}$")]
+Time = Annotated[datetime, Meta(tz=True)]
+"""A time with its zone: others cannot be compared with now."""
 NAME = "a name has 1 to 64 letters, digits and . _ @ -"
 """The error message about a malformed name."""
 
@@ -61,9 +63,9 @@ class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
     """SHA-256 of the key. The key is random and long, so no slower hash is needed."""
-    created: datetime
-    expires: datetime | None = None
-    revoked: datetime | None = None
+    created: Time
+    expires: Time | None = None
+    revoked: Time | None = None
     requests_per_minute: Annotated[int, Meta(ge=0)] = 0
     tokens_per_minute: Annotated[int, Meta(ge=0)] = 0
     """Prompts and answers together; 0 is no limit."""
@@ -121,7 +123,7 @@ def read(path: Path) -> Key:
             f"there is no key at {path}: `spsctl keys init` makes a cluster's, "
             "`spsctl keys client add NAME` a client's"
         ) from None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise Invalid(f"{path} is no key file of SPS2: {error}") from error
     if zmq.curve_public(key.secret.encode()).decode() != key.public:
         raise Invalid(f"{path} is damaged: its secret and its public key do not belong together")

@@ -15,6 +15,7 @@ from sps2.common.keys.files import (
     CLUSTER,
     INVITES,
     Text,
+    Time,
     read,
     read_private,
     write_private,
@@ -31,14 +32,14 @@ class Invite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     public: Text
     """The key by which a joining machine proves that it has the code."""
-    created: datetime
-    expires: datetime
+    created: Time
+    expires: Time
     """By the clock of the machine that invites; that of the joining one does not matter."""
     joins: Annotated[int, Meta(ge=1)]
     """How many machines may join."""
     machines: tuple[str, ...] = ()
     """The ids of those that did; they may come again with the code."""
-    revoked: datetime | None = None
+    revoked: Time | None = None
 
     def obstacle(self, now: datetime, machine: str = "") -> str:
         """Why `machine` cannot join with it, in words; empty if it can."""
@@ -68,7 +69,7 @@ class Invitations:
             return msgspec.json.decode(read_private(self.path), type=Invites)
         except FileNotFoundError:
             return {}
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise Invalid(f"{self.path} is malformed: {error}") from error
 
     def add(self, lifetime: timedelta, joins: int) -> tuple[str, bytes]:

@@ -161,7 +161,7 @@ class Keyring:
             return msgspec.json.decode(read_private(path), type=kind)
         except FileNotFoundError:
             return None
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise Invalid(f"{path} is malformed: {error}") from error
 
 

@@ -57,5 +57,5 @@ class Reloaded(Generic[T]):
             return msgspec.json.decode(read_private(self.path), type=self._kind)
         except FileNotFoundError:
             return self._empty
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise Invalid(f"{self.path} is malformed: {error}") from error

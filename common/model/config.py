@@ -121,7 +121,7 @@ def read_json(path: Path) -> dict[str, Any]:
         table = json.loads(path.read_bytes())
     except OSError as error:
         raise Invalid(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Invalid(f"{path} is not valid JSON: {error}") from error
     if not isinstance(table, dict):
         raise Invalid(f"{path} is not a JSON object")

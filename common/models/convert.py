@@ -54,8 +54,8 @@ def convert(
             tokeniser is unsupported.
         OSError: the folder cannot be written.
     """
-    model = open_model(source)
     try:
+        model = open_model(source)
         _require_supported(model)
         fields = model.fields
         kept = gguf_weights.kept_types(model.tensors) if keep_blocks else {}
@@ -73,7 +73,14 @@ def convert(
         raise Invalid(f"{source}: {error}") from error
     except KeyError as error:
         raise Invalid(f"{source} lacks {error.args[0]!r}") from error
-    except (ValueError, TypeError, IndexError, NotImplementedError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        IndexError,
+        NotImplementedError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise Invalid(f"{source} cannot be converted: {error}") from error
 
 

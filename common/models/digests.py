@@ -75,7 +75,7 @@ def _all(paths: Sequence[Path], place: Path | None) -> list[str]:
 def _read(place: Path | None) -> dict[str, Known]:
     try:
         return msgspec.json.decode(place.read_bytes(), type=dict[str, Known]) if place else {}
-    except (FileNotFoundError, msgspec.MsgspecError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
 
 

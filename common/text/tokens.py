@@ -31,8 +31,10 @@ class Tokenizer:
         path = require_tokenizer(folder)
         try:
             text = path.read_text(encoding="utf-8")
+            table = json.loads(text)
+            _require_prefixes(table["model"])
             self._tokenizer = tokenizers.Tokenizer.from_str(text)
-            self._spelling = spelling(json.loads(text).get("decoder"))
+            self._spelling = spelling(table.get("decoder"))
         except Exception as error:  # the library raises bare Exception
             raise Invalid(f"{path} is not a usable tokeniser: {error}") from error
         self._tokenizer.no_truncation()
@@ -175,7 +177,11 @@ class Tokenizer:
         other = self.folder / "additional_chat_templates" / f"{name}.jinja"
         source: object
         if other.exists() or file.exists():
-            source = (other if other.exists() else file).read_text(encoding="utf-8")
+            path = other if other.exists() else file
+            try:
+                source = path.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise Invalid(f"{path} is no text in UTF-8: {error}", field="messages") from error
         else:
             source = added.optional(self.folder / added.TABLE).get("chat_template")
         if isinstance(source, list):
@@ -255,6 +261,21 @@ class Detokenizer:
             self._strip = False
             return text.removeprefix(" ")
         return text
+
+
+def _require_prefixes(model: Mapping[str, Any]) -> None:
+    """Raise ValueError if the right part of a merge lacks the prefix that all such parts have.
+
+    The library cuts off the prefix's length without a look, within a character too, and then ends
+    the process.
+    """
+    prefix = model.get("continuing_subword_prefix")
+    if not prefix or model.get("type", "BPE") != "BPE":
+        return
+    for merge in model.get("merges", ()):
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not pair[-1].startswith(prefix):
+            raise ValueError(f"the merge {merge!r} lacks the prefix {prefix!r}")
 
 
 def _encode(

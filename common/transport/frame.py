@@ -127,7 +127,7 @@ def decode(data: bytes | memoryview) -> Frame:
     """
     try:
         frame = _decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise Invalid(f"malformed frame header: {error}") from error
     if len(frame.requests) != len(frame.epochs) or frame.nbytes > MAX_PAYLOAD_BYTES:
         raise Invalid("frame header out of limits")

@@ -241,7 +241,7 @@ async def _body(link: Connection) -> bytes:
 def _decode(body: bytes, kind: type[Message]) -> Message:
     try:
         return msgspec.msgpack.decode(body, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise Invalid(f"malformed handshake: {error}") from error
 
 

@@ -44,5 +44,5 @@ def _unpack(what: str, packed: Tensor, decoder: msgspec.msgpack.Decoder[Content]
     check(what, (packed,), (Like(torch.uint8, (None,)),))
     try:
         return decoder.decode(packed.numpy().data)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise Invalid(f"{what} cannot be read: {error}") from error

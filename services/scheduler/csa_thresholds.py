@@ -78,7 +78,7 @@ def load(folder: Path, fingerprint: str) -> Calibration | None:
         return None
     try:
         found = msgspec.json.decode(data, type=Calibration)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise Invalid(f"{path} is not a calibration: {error}; remove it or make it anew") from error
     if found.model != fingerprint:
         raise Invalid(

@@ -44,7 +44,7 @@ class Recording:
                 else:
                     self.entries.append(_decoded(line, Entry))
                     self._numbers.append(number)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 raise Invalid(
                     f"{name}, line {number}: not a recording of `spsctl scheduler record`: {error}"
                 ) from error

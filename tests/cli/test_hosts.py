@@ -58,6 +58,7 @@ def test_stages_of_pipelines_are_dealt_in_order(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("[[hosts]\n", "not valid TOML"),
+        ("a = " + "[" * 5000, "not valid TOML"),
         ("", "missing required field `hosts`"),
         ("hosts = []\n", r"no \[\[hosts\]\]"),
         (ALPHA + "prefil = 1\n", r"host 'alpha': .*`prefil`.*did you mean prefill\?"),

@@ -330,3 +330,17 @@ def test_no_row_raises_anything_but_invalid(
     path.write_text(f"{head}\n{','.join(cells)}\n")
     with suppress(Invalid):
         assert find(str(path)).turns
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        '{"timestamp": 1, "input_length": 1, "x": ',
+        '{"at_s": 1, "x": ',
+        '{"workload": "a", "x": ',
+        '{"id": "a", "rows": ',
+    ],
+)
+def test_a_row_that_nests_too_deeply_is_named(write: Write, start: str) -> None:
+    with pytest.raises(Invalid, match="row 1: "):
+        find(write(start + "[" * 20_000 + "\n", "trace.jsonl"))

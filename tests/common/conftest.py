@@ -31,11 +31,11 @@ def pytest_asyncio_loop_factories(
 
 @pytest.fixture(scope="session")
 def write_gguf() -> WriteGguf:
-    """Writes a Hugging Face folder as GGUF; see `_write`."""
-    return _write
+    """Writes a Hugging Face folder as GGUF; see `write_gguf_file`."""
+    return write_gguf_file
 
 
-def _write(
+def write_gguf_file(
     source: Path,
     path: Path,
     architecture: str,

@@ -91,7 +91,7 @@ class OpenAI:
         try:
             found: list[dict[str, str]] = msgspec.json.decode(body)["data"]
             return [each["id"] for each in found]
-        except (msgspec.MsgspecError, KeyError, TypeError) as error:
+        except (ValueError, RecursionError, KeyError, TypeError) as error:
             raise Refused(f"{self._http.url}/v1/models lists no models; give --model") from error
 
     async def ask(self, prompt: Prompt, answer_tokens: int, reply: Reply) -> None:
@@ -126,7 +126,7 @@ class OpenAI:
             now_s = time.perf_counter()
             try:
                 event = self._decode(data)
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            except (ValueError, RecursionError) as error:
                 reply.error = f"an event that is none of OpenAI's: {error}"
                 return
             if event.error is not None:
@@ -212,7 +212,7 @@ def _message(body: bytes, reason: str) -> str:
     """What the body of an error says, however it says it."""
     try:
         found = msgspec.json.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         return body.decode("utf-8", "replace").strip()[:MESSAGE_CHARACTERS] or reason
     return _text(found.get("error", found) if isinstance(found, dict) else found)
 

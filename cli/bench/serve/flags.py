@@ -86,7 +86,7 @@ def object_of(text: str | None) -> Mapping[str, Any]:
     """A JSON object."""
     try:
         return msgspec.json.decode(text or "{}", type=dict[str, Any])
-    except msgspec.MsgspecError as error:
+    except (ValueError, RecursionError) as error:
         raise typer.BadParameter(
             f"it is no JSON object ({error})", param_hint="--extra-body"
         ) from error

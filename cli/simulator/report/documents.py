@@ -58,7 +58,7 @@ def read(data: bytes) -> Document:
                 "simulate again"
             )
         return msgspec.convert(_with_infinities(found), Document)
-    except msgspec.MsgspecError as error:
+    except (ValueError, RecursionError) as error:
         raise Invalid(f"no results of a simulation: {error}") from error
 
 

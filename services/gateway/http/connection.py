@@ -89,6 +89,7 @@ class Connection(HttpToolsProtocol):
         self.idle.pop(self, None)
         self._disarm()
         self._watch_no_more()
+        self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -219,6 +220,8 @@ class Connection(HttpToolsProtocol):
 
     def _watch(self) -> None:
         self._watch_no_more()
+        if self not in self.connections:  # it is lost: a clock would keep it from being forgotten
+            return
         self._unsent = self.transport.get_write_buffer_size()
         self._stuck = self.loop.call_later(self.limits.send_s, self._look)
 

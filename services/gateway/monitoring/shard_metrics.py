@@ -311,7 +311,8 @@ FAMILIES: tuple[Family, ...] = (
 def values(heartbeat: Heartbeat) -> dict[str, float]:
     """The counters of a heartbeat and values derived from them, by the names that `series` uses."""
     found = heartbeat.counters | {"up": 1.0, "rss_bytes": float(heartbeat.rss_bytes)}
-    if pages := found.get("kv_pages"):
-        used = pages - found["kv_pages_free"] - found["kv_pages_idle"]
+    free, idle = found.get("kv_pages_free"), found.get("kv_pages_idle")
+    if (pages := found.get("kv_pages")) and free is not None and idle is not None:
+        used = pages - free - idle
         found |= {"kv_pages_used": used, "kv_usage": used / pages}
     return found

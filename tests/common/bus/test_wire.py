@@ -170,3 +170,28 @@ def test_odd_errors_are_contained() -> None:
     assert len(wire.pack_error(Invalid("x" * 100_000))) < 2 * wire.MAX_ERROR_CHARS
     for raw in (["SystemExit", []], ["Any", []], ["Invalid", []], ["Invalid", [1]], ["Port", [1]]):
         assert type(wire.unpack_error(msgpack.packb(raw))) is Internal
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("Refused", ["why", "soon"]),
+        ("Refused", ["why", float("nan")]),
+        ("Refused", ["why", float("inf")]),
+        ("Refused", ["why", None]),
+        ("Preempted", ["why", "many"]),
+        ("PeerLost", [3, "why"]),
+        ("Invalid", ["why", 3, None]),
+    ],
+    ids=str,
+)
+def test_an_error_with_arguments_of_other_types_is_malformed(given: tuple[str, Any]) -> None:
+    """They would fail where they are used: in a header of HTTP, for one."""
+    error = wire.unpack_error(msgpack.packb(given))
+    assert (type(error), str(error)) == (Internal, "malformed error")
+
+
+def test_the_id_of_another_version_is_a_number() -> None:
+    """Else the answer's header is malformed itself."""
+    header = wire.unpack_header(msgpack.packb([9, 1, True]))
+    assert wire.unpack_header(wire.pack_header(Kind.ERROR, header.call)).call == 1

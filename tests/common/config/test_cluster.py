@@ -105,3 +105,11 @@ def test_the_processes_of_pipelines_have_names_and_ports() -> None:
         *("decode-0", "decode-0.1"),
     ]
     assert cluster.shard_ports_of("decode", 0, 1) == (9010, 9011)
+
+
+@pytest.mark.parametrize(
+    "text", ["a = " + "[" * 5000, "a = " + "{a=" * 3000, "mixed = " + "1" * 5000], ids=len
+)
+def test_a_file_that_the_parser_cannot_follow_is_no_toml(tmp_path: Path, text: str) -> None:
+    with pytest.raises(Invalid, match=r"cluster\.toml is not valid TOML"):
+        loaded(tmp_path, text)

@@ -88,3 +88,19 @@ def test_what_ended_a_day_ago_is_forgotten(invitations: Invitations) -> None:
 def test_without_a_clusters_key_nobody_is_invited(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="spsctl keys init"):
         Invitations(tmp_path / "none").add(HOUR, 1)
+
+
+def test_a_time_without_a_zone_is_malformed(invitations: Invitations) -> None:
+    """It cannot be compared with now."""
+    _, secret = invitations.add(HOUR, 1)
+    text = invitations.path.read_text()
+    invitations.path.write_text(text.replace('Z"', '"').replace("+00:00", ""))
+    with pytest.raises(Invalid, match="is malformed"):
+        invitations.require(secret, "one")
+
+
+def test_what_nests_too_deeply_is_malformed(invitations: Invitations) -> None:
+    invitations.add(HOUR, 1)
+    invitations.path.write_text('{"a": {"b": ' + "[" * 20_000)
+    with pytest.raises(Invalid, match="is malformed"):
+        invitations.all()

@@ -156,3 +156,9 @@ def test_broken_files(tmp_path: Path) -> None:
         read(tmp_path)
     with pytest.raises(Invalid, match="not a JSON object"):
         parse(tmp_path, [1])
+
+
+def test_json_that_nests_too_deeply_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(Invalid, match=r"config\.json is not valid JSON"):
+        read(tmp_path)

@@ -222,3 +222,20 @@ def test_truncated_anywhere_is_invalid(
             convert(broken, target, silent)
     with pytest.raises(Invalid, match="cannot read"):
         convert(tmp_path / "none.gguf", target, silent)
+
+
+@pytest.mark.parametrize("fault", ["split.no", "head_count"])
+def test_fields_that_make_no_sense_are_refused(
+    write_gguf: WriteGguf, checkpoint: Checkpoint, tmp_path: Path, target: Path, fault: str
+) -> None:
+    def spoil(writer: Any) -> None:
+        if fault == "split.no":
+            writer.add_string("split.no", "first")
+        else:
+            (table,) = writer.kv_data
+            table["llama.attention.head_count"].value = 0
+            del table["llama.attention.key_length"]
+
+    path = write_gguf(checkpoint("llama2"), tmp_path / "m.gguf", "llama", spoil)
+    with pytest.raises(Invalid, match=r"m\.gguf cannot be converted"):
+        convert(path, target, silent)

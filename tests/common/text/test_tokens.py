@@ -260,3 +260,22 @@ def test_a_text_that_is_far_too_long_is_refused(name: str, request: pytest.Fixtu
     assert tokenizer.encode(text, most=len(ids) - 1) == ids, "the caller counts"
     with pytest.raises(Invalid, match="too long"):
         tokenizer.encode(text, most=1_000)
+
+
+def test_merges_without_the_prefix_of_their_model_are_refused(folder: Path, tmp_path: Path) -> None:
+    """The library cuts within a character, and ends the process by its error message."""
+    table = json.loads((folder / "tokenizer.json").read_text())
+    table["model"]["continuing_subword_prefix"] = "\0"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(table))
+    code = "from sps2.common.text.tokens import Tokenizer; from pathlib import Path; "
+    code += f"Tokenizer(Path({str(tmp_path)!r}))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "lacks the prefix" in ended.stderr.splitlines()[-1]
+
+
+def test_a_chat_template_that_is_no_text_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xb6{{ messages }}")
+    with pytest.raises(Invalid, match=r"chat_template\.jinja is no text in UTF-8"):
+        Tokenizer(tmp_path).chat([{"role": "user", "content": "hi"}])

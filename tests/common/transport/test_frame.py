@@ -96,3 +96,10 @@ def test_the_bytes_of_a_tensor_are_its_own_memory(tensor: torch.Tensor) -> None:
 def test_a_tensor_that_no_frame_carries_is_refused() -> None:
     with pytest.raises(Invalid, match="float64"):
         frames.frame_for("kv", (), (), 0, 0, (torch.ones(1, dtype=torch.float64),))
+
+
+def test_a_header_that_nests_too_deeply_is_refused() -> None:
+    """Further fields are passed over, however deep."""
+    plain = msgspec.msgpack.encode(Frame("kv", ("a",), (0,), 0, 0, ()))
+    with pytest.raises(Invalid, match="malformed"):
+        frames.decode(bytes([0x98]) + plain[1:] + b"\x91" * 5000 + b"\xc0")

@@ -65,8 +65,14 @@ TEMPLATE = (
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder whose tokens are single bytes, and <|end|>, and <|begin|>."""
+    """See `write_tiny`."""
     path = tmp_path_factory.mktemp("model") / "tiny"
+    write_tiny(path)
+    return path
+
+
+def write_tiny(path: Path) -> None:
+    """Make a model folder whose tokens are single bytes, and <|end|>, and <|begin|>."""
     path.mkdir()
     alphabet = _byte_alphabet()
     tokenizer = Tokenizer(models.BPE({alphabet[byte]: byte for byte in range(256)}, []))
@@ -92,7 +98,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (path / "config.json").write_text(json.dumps(config))
     save_file({"a": numpy.zeros(2, numpy.float32)}, path / "model.safetensors")
-    return path
 
 
 KV_TOKEN_BYTES = 3 * 2 * 2 * 2 * 4

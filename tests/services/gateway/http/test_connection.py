@@ -1,9 +1,11 @@
 """Limits of connections, and TLS."""
 
 import asyncio
+import gc
 import resource
 import socket
 import ssl
+import struct
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -323,3 +325,27 @@ def test_certificates_that_cannot_be_used(tls: dict[str, str], tmp_path: Path) -
         check()
     with pytest.raises(ValueError, match="both"):
         Gateway(tls_key="key.pem")
+
+
+@pytest.mark.parametrize(
+    "sent", [b"garbage\r\n\r\n", b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"]
+)
+async def test_a_client_that_has_left_is_forgotten(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    """No clock goes on for it, such as the one for clients that do not read."""
+    monkeypatch.setattr(connection, "LINGER_S", 0.01)
+    async with opened(folder, gateway=Gateway(send_s=3600.0)) as door:
+        host, port = door.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(sent)
+        await reader.read(1)
+        linger = struct.pack("ii", 1, 0)  # a close resets the connection
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.close()
+
+        def is_forgotten() -> bool:
+            gc.collect()
+            return not any(type(each) is door.front._kind for each in gc.get_objects())
+
+        await until(is_forgotten)

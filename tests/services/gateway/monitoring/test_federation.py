@@ -102,3 +102,14 @@ def test_no_help_leans_on_another_metric() -> None:
         assert not words.lower().startswith(("of these", "of this")), words
         assert " these" not in words, words
         assert "their ratio" not in words, words
+
+
+def test_a_heartbeat_that_lacks_a_counter_costs_nobody_the_page() -> None:
+    """As of a service of another version."""
+    federation = Federation(Bus())
+    federation.hear(heartbeat("mixed-0", kv_pages=8.0))
+    federation.hear(heartbeat("mixed-1", kv_pages=8.0, kv_pages_free=2.0, kv_pages_idle=2.0))
+    assert samples(federation, "sps2_up").keys() == {
+        ("mixed", "mixed-0", "0", ""),
+        ("mixed", "mixed-1", "0", ""),
+    }
