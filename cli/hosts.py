@@ -18,6 +18,7 @@ from sps2.common.config.explained import explained
 from sps2.common.config.sections import NotNegative, Section
 from sps2.common.errors import Invalid
 from sps2.common.messages import Role
+from sps2.common.validation import MALFORMED
 
 Control = Literal["gateway", "scheduler", "kvdir"]
 
@@ -132,7 +133,7 @@ def load(path: Path) -> Hosts:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise Invalid(f"cannot read the host list {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except MALFORMED as error:
         raise Invalid(f"{path} is not valid TOML: {error}") from error
     try:
         hosts = msgspec.convert(tables, Hosts)

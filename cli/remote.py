@@ -13,6 +13,7 @@ from sps2.cli.hosts import Host, Hosts
 from sps2.cli.node import Report
 from sps2.common.config import Cluster
 from sps2.common.errors import Invalid
+from sps2.common.validation import MALFORMED
 from sps2.services.compatibility import apart
 
 CHECK_S = 300.0
@@ -78,7 +79,7 @@ async def _ask(cluster: Cluster, hosts: Hosts, host: Host) -> Answer:
         return f"no answer in {CHECK_S:.0f} s", 0.0
     try:
         report = msgspec.json.decode(said.splitlines()[-1], type=Report)  # a login may greet
-    except (IndexError, ValueError, RecursionError):
+    except (IndexError, *MALFORMED):
         return _why(complained.decode(errors="replace"), process.returncode, hosts, host), 0.0
     return report, report.now_s - time.time()
 

@@ -1,7 +1,11 @@
-"""Rewrites msgspec's validation errors in plain words."""
+"""What decoding raises, and msgspec's validation errors in plain words."""
 
 import re
 
+import msgspec
+
+MALFORMED = (msgspec.MsgspecError, ValueError, RecursionError)
+"""What decoding JSON, MessagePack or TOML raises: for its form, types, encoding, or depth."""
 KINDS = {
     "int": "a whole number",
     "float": "a number",

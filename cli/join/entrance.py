@@ -20,6 +20,7 @@ from sps2.common.keys import Key
 from sps2.common.keys.join_code import JoinCode, fingerprint, pair_of
 from sps2.common.messages import Admission, JoinCluster
 from sps2.common.messages.schema import schema_hash
+from sps2.common.validation import MALFORMED
 from sps2.services.compatibility import VERSION
 from sps2.services.joining import mdns
 from sps2.services.joining.hello import MAX_BYTES, Hello
@@ -112,7 +113,7 @@ def _ask(code: JoinCode) -> Entrance:
         ) from None
     try:
         hello = msgspec.json.decode(line, type=Hello)
-    except (ValueError, RecursionError):
+    except MALFORMED:
         raise Invalid(f"what answers at {place} is not SPS2; ask for a new code") from None
     if not _is_of(code, hello):
         raise Invalid(

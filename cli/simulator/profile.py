@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from sps2.common.errors import Invalid
+from sps2.common.validation import MALFORMED
 
 TIMES = ("launch_s", "pair_s", "share_s", "key_s", "remote_s", "link_latency_s")
 """Constants that are seconds."""
@@ -140,7 +141,7 @@ def read_profile(path: Path) -> Profile:
     """
     try:
         found = msgspec.json.decode(path.read_bytes(), type=Profile)
-    except (ValueError, RecursionError) as error:
+    except MALFORMED as error:
         raise Invalid(f"{path}: not a profile of `spsctl profile`: {error}") from error
     for name in ("pass_s", "step_s"):
         check_curve(getattr(found, name), f"{path}: {name}")

@@ -10,6 +10,7 @@ import msgspec
 
 from sps2.cli.workload.requests import Turn
 from sps2.cli.workload.rows import answer_tokens, broken, lines, prompt_tokens, seconds
+from sps2.common.validation import MALFORMED
 
 BLOCK_TOKENS = 512
 
@@ -40,7 +41,7 @@ def read_agents(path: Path) -> Iterator[list[Turn]]:
                 if seen.setdefault(name, number) != number:
                     raise ValueError(f"conversation {name!r} is in row {seen[name]} too")
                 yield _session(conversation, ids)
-            except (ValueError, RecursionError) as error:
+            except MALFORMED as error:
                 raise broken(path, number, str(error)) from error
 
 

@@ -8,6 +8,7 @@ import msgspec
 
 from sps2.cli.workload.requests import Turn
 from sps2.cli.workload.rows import answer_tokens, broken, lines, prompt_tokens, seconds
+from sps2.common.validation import MALFORMED
 
 BLOCK_TOKENS = 512
 
@@ -34,7 +35,7 @@ def read_mooncake(path: Path) -> Iterator[Turn]:
                     answer_tokens(row.output_length),
                     row.hash_ids,
                 )
-            except (ValueError, RecursionError) as error:
+            except MALFORMED as error:
                 raise broken(path, number, str(error)) from error
             wanted = -(-turn.prompt_tokens // BLOCK_TOKENS)
             if turn.blocks and len(turn.blocks) != wanted:

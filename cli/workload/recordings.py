@@ -8,6 +8,7 @@ import msgspec
 
 from sps2.cli.workload.requests import Turn, Workload
 from sps2.cli.workload.rows import answer_tokens, broken, first_line, lines, prompt_tokens, seconds
+from sps2.common.validation import MALFORMED
 
 
 class Head(msgspec.Struct):
@@ -33,7 +34,7 @@ def read_head(path: Path) -> Head | None:
         head = msgspec.json.decode(first, type=Head)
         if head.block_tokens < 1:
             raise ValueError(f"blocks of {head.block_tokens} tokens")
-    except (ValueError, RecursionError) as error:
+    except MALFORMED as error:
         raise broken(path, 1, str(error)) from error
     return head
 
@@ -61,7 +62,7 @@ def read_recording(path: Path) -> Iterator[Turn]:
                         f"{len(turn.blocks)} blocks; {turn.prompt_tokens} tokens are {wanted}"
                     )
                 answer = answer_tokens(turn.answer_tokens)
-            except (ValueError, RecursionError) as error:
+            except MALFORMED as error:
                 raise broken(path, number, str(error)) from error
             yield (
                 turn

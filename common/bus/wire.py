@@ -13,6 +13,7 @@ from msgspec import Meta
 from sps2.common import errors
 from sps2.common.errors import Internal, Invalid, ServiceError
 from sps2.common.messages import Request, Stream
+from sps2.common.validation import MALFORMED
 
 VERSION = 1
 WINDOW = 64
@@ -160,5 +161,5 @@ def _unpack(data: bytes) -> Any:
 def _convert(raw: Any, kind: type[T]) -> T:
     try:
         return msgspec.convert(raw, kind, builtin_types=(bytes,))
-    except (ValueError, OverflowError, RecursionError) as error:
+    except (OverflowError, *MALFORMED) as error:
         raise Invalid(str(error)) from error

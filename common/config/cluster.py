@@ -31,6 +31,7 @@ from sps2.common.config.sections import (
 from sps2.common.config.sharing import Sharing
 from sps2.common.errors import Invalid
 from sps2.common.messages import Role, Setting
+from sps2.common.validation import MALFORMED
 
 __all__ = [
     "ENVIRONMENT",
@@ -372,7 +373,7 @@ def load(path: Path | None = None, **flags: Any) -> Cluster:
             tables = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise Invalid(f"cannot read the configuration {path}: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
+        except MALFORMED as error:
             raise Invalid(f"{path} is not valid TOML: {error}") from error
     port, keys = flags.pop("port", None) or http_port(tables), flags.pop("keys", None)
     tables |= {name: value for name, value in flags.items() if value is not None}

@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from sps2.common.config import Bus
 from sps2.common.errors import Invalid
+from sps2.common.validation import MALFORMED
 
 CLUSTER = "cluster.key"
 CLIENTS = "clients.json"
@@ -123,7 +124,7 @@ def read(path: Path) -> Key:
             f"there is no key at {path}: `spsctl keys init` makes a cluster's, "
             "`spsctl keys client add NAME` a client's"
         ) from None
-    except (ValueError, RecursionError) as error:
+    except MALFORMED as error:
         raise Invalid(f"{path} is no key file of SPS2: {error}") from error
     if zmq.curve_public(key.secret.encode()).decode() != key.public:
         raise Invalid(f"{path} is damaged: its secret and its public key do not belong together")

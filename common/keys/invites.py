@@ -22,6 +22,7 @@ from sps2.common.keys.files import (
 )
 from sps2.common.keys.join_code import SECRET_BYTES, pair_of
 from sps2.common.models.file_lock import alone_in
+from sps2.common.validation import MALFORMED
 
 KEPT = timedelta(days=1)
 """How long an invitation is kept that is over, to say so to whoever still has its code."""
@@ -69,7 +70,7 @@ class Invitations:
             return msgspec.json.decode(read_private(self.path), type=Invites)
         except FileNotFoundError:
             return {}
-        except (ValueError, RecursionError) as error:
+        except MALFORMED as error:
             raise Invalid(f"{self.path} is malformed: {error}") from error
 
     def add(self, lifetime: timedelta, joins: int) -> tuple[str, bytes]:

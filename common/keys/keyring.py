@@ -29,6 +29,7 @@ from sps2.common.keys import (
 )
 from sps2.common.keys.files import NAME
 from sps2.common.models.file_lock import alone_in
+from sps2.common.validation import MALFORMED
 
 T = TypeVar("T")
 
@@ -161,7 +162,7 @@ class Keyring:
             return msgspec.json.decode(read_private(path), type=kind)
         except FileNotFoundError:
             return None
-        except (ValueError, RecursionError) as error:
+        except MALFORMED as error:
             raise Invalid(f"{path} is malformed: {error}") from error
 
 

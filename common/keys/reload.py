@@ -8,6 +8,7 @@ import msgspec
 
 from sps2.common.errors import Invalid
 from sps2.common.keys import read_private
+from sps2.common.validation import MALFORMED
 
 T = TypeVar("T")
 
@@ -57,5 +58,5 @@ class Reloaded(Generic[T]):
             return msgspec.json.decode(read_private(self.path), type=self._kind)
         except FileNotFoundError:
             return self._empty
-        except (ValueError, RecursionError) as error:
+        except MALFORMED as error:
             raise Invalid(f"{self.path} is malformed: {error}") from error

@@ -12,6 +12,7 @@ import msgspec
 
 from sps2.common import places
 from sps2.common.models.file_lock import alone
+from sps2.common.validation import MALFORMED
 
 SETTLED_S = 2.0
 """A file that changed more recently than this may change again with the same time stamp."""
@@ -75,7 +76,7 @@ def _all(paths: Sequence[Path], place: Path | None) -> list[str]:
 def _read(place: Path | None) -> dict[str, Known]:
     try:
         return msgspec.json.decode(place.read_bytes(), type=dict[str, Known]) if place else {}
-    except (FileNotFoundError, ValueError, RecursionError):
+    except (FileNotFoundError, *MALFORMED):
         return {}
 
 

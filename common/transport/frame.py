@@ -9,6 +9,7 @@ import torch
 from msgspec import Meta
 
 from sps2.common.errors import Invalid
+from sps2.common.validation import MALFORMED
 
 Purpose = Literal[
     "kv",
@@ -127,7 +128,7 @@ def decode(data: bytes | memoryview) -> Frame:
     """
     try:
         frame = _decoder.decode(data)
-    except (ValueError, RecursionError) as error:
+    except MALFORMED as error:
         raise Invalid(f"malformed frame header: {error}") from error
     if len(frame.requests) != len(frame.epochs) or frame.nbytes > MAX_PAYLOAD_BYTES:
         raise Invalid("frame header out of limits")

@@ -22,6 +22,7 @@ from sps2.common.errors import Invalid, PeerLost
 from sps2.common.transport.connection import Connection
 from sps2.common.transport.interfaces import Behind
 from sps2.common.transport.proof import MAC_BYTES, NONCE_BYTES, TOKEN_BYTES, Proof, new_nonce
+from sps2.common.validation import MALFORMED
 
 if TYPE_CHECKING:
     from sps2.common.transport.identity import Identity
@@ -241,7 +242,7 @@ async def _body(link: Connection) -> bytes:
 def _decode(body: bytes, kind: type[Message]) -> Message:
     try:
         return msgspec.msgpack.decode(body, type=kind)
-    except (ValueError, RecursionError) as error:
+    except MALFORMED as error:
         raise Invalid(f"malformed handshake: {error}") from error
 
 

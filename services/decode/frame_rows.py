@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sps2.common.errors import Invalid
 from sps2.common.transport.expected import Like, check
+from sps2.common.validation import MALFORMED
 from sps2.services.decode.kv.holding import Key
 
 Content = TypeVar("Content")
@@ -44,5 +45,5 @@ def _unpack(what: str, packed: Tensor, decoder: msgspec.msgpack.Decoder[Content]
     check(what, (packed,), (Like(torch.uint8, (None,)),))
     try:
         return decoder.decode(packed.numpy().data)
-    except (ValueError, RecursionError) as error:
+    except MALFORMED as error:
         raise Invalid(f"{what} cannot be read: {error}") from error

@@ -19,6 +19,7 @@ import msgspec
 from sps2.common.api import ChatDelta, ChatRequest, Message
 from sps2.common.text.sampled_turns import Sampled
 from sps2.common.text.tokens import Tokenizer
+from sps2.common.validation import MALFORMED
 from sps2.services.gateway.conversation import Recall, variables_of
 from sps2.services.gateway.generate import Job
 from sps2.services.gateway.text import Piece
@@ -224,7 +225,7 @@ def _key(scope: Scope, content: str, thoughts: str, calls: Sequence[Call]) -> by
 def _canonical(arguments: str) -> str:
     try:
         return json.dumps(json.loads(arguments), sort_keys=True)
-    except (ValueError, RecursionError):
+    except MALFORMED:
         return arguments
 
 

@@ -8,6 +8,7 @@ import msgspec
 
 from sps2.common.errors import Invalid
 from sps2.common.messages import Selection
+from sps2.common.validation import MALFORMED
 
 Sparse = Literal["balanced", "fast"]
 
@@ -78,7 +79,7 @@ def load(folder: Path, fingerprint: str) -> Calibration | None:
         return None
     try:
         found = msgspec.json.decode(data, type=Calibration)
-    except (ValueError, RecursionError) as error:
+    except MALFORMED as error:
         raise Invalid(f"{path} is not a calibration: {error}; remove it or make it anew") from error
     if found.model != fingerprint:
         raise Invalid(

@@ -8,6 +8,7 @@ import msgspec
 
 from sps2.common import errors
 from sps2.common.errors import Invalid, ServiceError
+from sps2.common.validation import MALFORMED
 from sps2.services.scheduler.core import Core
 from sps2.services.scheduler.event_log import Entry, Header, encoded, schema
 from sps2.services.scheduler.fleet import Fleet
@@ -44,7 +45,7 @@ class Recording:
                 else:
                     self.entries.append(_decoded(line, Entry))
                     self._numbers.append(number)
-            except (ValueError, RecursionError) as error:
+            except MALFORMED as error:
                 raise Invalid(
                     f"{name}, line {number}: not a recording of `spsctl scheduler record`: {error}"
                 ) from error

@@ -12,6 +12,7 @@ from sps2.cli.bench.serve.reply import Reply
 from sps2.common.api import Delta
 from sps2.common.client import AsyncClient
 from sps2.common.errors import Refused, ServiceError
+from sps2.common.validation import MALFORMED
 
 Prompt = list[int] | str | list[dict[str, str]]
 """Token ids, a text, or the messages of a chat."""
@@ -91,7 +92,7 @@ class OpenAI:
         try:
             found: list[dict[str, str]] = msgspec.json.decode(body)["data"]
             return [each["id"] for each in found]
-        except (ValueError, RecursionError, KeyError, TypeError) as error:
+        except (KeyError, TypeError, *MALFORMED) as error:
             raise Refused(f"{self._http.url}/v1/models lists no models; give --model") from error
 
     async def ask(self, prompt: Prompt, answer_tokens: int, reply: Reply) -> None:
@@ -126,7 +127,7 @@ class OpenAI:
             now_s = time.perf_counter()
             try:
                 event = self._decode(data)
-            except (ValueError, RecursionError) as error:
+            except MALFORMED as error:
                 reply.error = f"an event that is none of OpenAI's: {error}"
                 return
             if event.error is not None:
@@ -212,7 +213,7 @@ def _message(body: bytes, reason: str) -> str:
     """What the body of an error says, however it says it."""
     try:
         found = msgspec.json.decode(body)
-    except (ValueError, RecursionError):
+    except MALFORMED:
         return body.decode("utf-8", "replace").strip()[:MESSAGE_CHARACTERS] or reason
     return _text(found.get("error", found) if isinstance(found, dict) else found)
 

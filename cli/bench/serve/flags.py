@@ -10,6 +10,7 @@ import typer
 
 from sps2.cli.bench.serve.metrics import METRICS
 from sps2.cli.workload.arrivals import Arrivals, Strategy
+from sps2.common.validation import MALFORMED
 
 
 def metrics_of(text: str) -> list[str]:
@@ -86,7 +87,7 @@ def object_of(text: str | None) -> Mapping[str, Any]:
     """A JSON object."""
     try:
         return msgspec.json.decode(text or "{}", type=dict[str, Any])
-    except (ValueError, RecursionError) as error:
+    except MALFORMED as error:
         raise typer.BadParameter(
             f"it is no JSON object ({error})", param_hint="--extra-body"
         ) from error

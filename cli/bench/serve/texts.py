@@ -15,6 +15,7 @@ from sps2.cli.bench.serve.prompts import Prompts
 from sps2.cli.workload.requests import Turn
 from sps2.cli.workload.rows import broken, lines
 from sps2.common.errors import Invalid
+from sps2.common.validation import MALFORMED
 
 if TYPE_CHECKING:
     from sps2.common.text.tokens import Tokenizer
@@ -60,7 +61,7 @@ def custom(wanted: Wanted, _: Prompts, tokenizer: "Tokenizer | None") -> list[Jo
             continue
         try:
             row = msgspec.json.decode(line, type=_Prompt)
-        except (ValueError, RecursionError) as error:
+        except MALFORMED as error:
             raise broken(wanted.path, number, str(error)) from error
         if not row.prompt or (row.output_tokens is not None and row.output_tokens < 1):
             raise broken(wanted.path, number, "an empty prompt, or an answer of less than 1 token")
@@ -120,14 +121,14 @@ def _read_conversations(path: Path) -> list[_Conversation]:
     if text.lstrip().startswith("["):
         try:
             return msgspec.json.decode(text, type=list[_Conversation])
-        except (ValueError, RecursionError) as error:
+        except MALFORMED as error:
             raise Invalid(f"{path}: {error}") from error
     found = []
     for number, line in enumerate(text.splitlines(), 1):
         try:
             if line.strip():
                 found.append(msgspec.json.decode(line, type=_Conversation))
-        except (ValueError, RecursionError) as error:
+        except MALFORMED as error:
             raise broken(path, number, str(error)) from error
     return found
 

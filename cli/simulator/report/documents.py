@@ -10,6 +10,7 @@ from sps2.cli.simulator.comparison import Comparison
 from sps2.cli.simulator.outcomes import Outcome, Run
 from sps2.cli.simulator.statistics import Summary
 from sps2.common.errors import Invalid
+from sps2.common.validation import MALFORMED
 
 VERSION = 1
 FIGURE = {"value", "low", "high", "count"}
@@ -58,7 +59,7 @@ def read(data: bytes) -> Document:
                 "simulate again"
             )
         return msgspec.convert(_with_infinities(found), Document)
-    except (ValueError, RecursionError) as error:
+    except MALFORMED as error:
         raise Invalid(f"no results of a simulation: {error}") from error
 
 

@@ -3,6 +3,7 @@
 import json
 from typing import Literal
 
+from sps2.common.validation import MALFORMED
 from sps2.services.gateway.tools.events import Arguments, Called, Event
 from sps2.services.gateway.tools.json_value import SPACE, JsonValue
 from sps2.services.gateway.tools.reader import Functions, State
@@ -134,7 +135,7 @@ def loaded(text: str) -> object:
     """The value of a JSON text; None if it is none."""
     try:
         return json.loads(text)
-    except (ValueError, RecursionError):
+    except MALFORMED:
         return None
 
 
