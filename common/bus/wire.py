@@ -116,7 +116,7 @@ def unpack_error(data: bytes) -> ServiceError:
         kind = getattr(errors, name, None)
         if not (isinstance(kind, type) and issubclass(kind, ServiceError)):
             return Internal(f"unknown error {name[:MAX_ERROR_CHARS]}")
-        for argument, wanted in zip(arguments, _arguments(kind), strict=False):
+        for argument, wanted in zip(arguments, _arguments(name), strict=False):
             _convert(argument, wanted)
         error: ServiceError = kind(*arguments)
         str(error)  # raises TypeError now, not later in a log, if an argument has a wrong type
@@ -126,9 +126,9 @@ def unpack_error(data: bytes) -> ServiceError:
 
 
 @cache
-def _arguments(kind: type[ServiceError]) -> tuple[Any, ...]:
+def _arguments(name: str) -> tuple[Any, ...]:
     """The types of an error's arguments: what comes of another type would fail only when used."""
-    given = get_type_hints(kind.__init__)
+    given = get_type_hints(getattr(errors, name).__init__)
     given.pop("return", None)
     return tuple(Finite if each is float else each for each in given.values())
 
