@@ -42,14 +42,15 @@ async def uploaded(request: Request, store: Store, owner: str) -> File:
         parser = MultiPartParser(
             request.headers, _bounded(request, store, writer), max_files=1, max_fields=MOST_FIELDS
         )
-        form = await parser.parse()
         try:
-            fields = dict(form.multi_items())
-            file, lifetime = _checked(fields)
+            form = await parser.parse()
+            file, lifetime = _checked(dict(form.multi_items()))
             while data := await file.read(READ):
                 writer.write(data)
         finally:
-            await form.close()
+            # a form has no file whose part does not end, and none if the client leaves
+            for opened in getattr(parser, "_files_to_close_on_error", ()):
+                opened.close()
         name = (file.filename or "file").replace("\\", "/").rpartition("/")[2][:255]
         made = writer.keep(name, "batch", lifetime.seconds if lifetime else None)
         kept = True

@@ -5,6 +5,7 @@ import asyncio
 import httpx
 import openai
 import pytest
+from starlette import formparsers
 
 from .asked import begun, client_of, ended, lines
 
@@ -103,3 +104,19 @@ async def test_files_have_limits(open_door):
     async with open_door(files_bytes=0) as door, client_of(door) as client:
         with pytest.raises(openai.BadRequestError, match="files_bytes"):
             await client.files.create(file=("a", b"x"), purpose="batch")
+
+
+async def test_the_file_of_a_form_that_does_not_end_is_closed(door, monkeypatch):
+    made = []
+
+    class Spooled(formparsers.SpooledTemporaryFile):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            made.append(self)
+
+    monkeypatch.setattr(formparsers, "SpooledTemporaryFile", Spooled)
+    form = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nsome\r\nbytes'
+    kind = {"content-type": "multipart/form-data; boundary=b"}
+    async with httpx.AsyncClient(base_url=door.url) as http:
+        answer = await http.post("/v1/files", content=form, headers=kind)
+    assert (answer.status_code, [each.closed for each in made]) == (400, [True])
