@@ -32,8 +32,8 @@ from .run import IDLE_S, prepared
 AT_ONCE = 8
 """Streams at once while the sustained rate is measured."""
 SAMPLE_S = 5.0
-WARM_UP_S = 90.0
-"""Of a process, for which its memory is not part of the slope."""
+WARM_UP_S = 240.0
+"""Of a process, for which its memory is not part of the slope: its heap comes to its size."""
 LEAST_SAMPLES = 12
 MIB = 1 << 20
 
