@@ -124,7 +124,6 @@ def unpack_error(data: bytes) -> ServiceError:
     return error
 
 
-@cache
 def _arguments(kind: type[ServiceError]) -> tuple[Any, ...]:
     """The types of an error's arguments: what comes of another type would fail only when used."""
     given = get_type_hints(kind.__init__)

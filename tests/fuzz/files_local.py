@@ -131,8 +131,8 @@ class Keys(Target):
 
     def case(self, dice: random.Random) -> Pieces:
         if dice.random() < 0.5:
-            text = dice.choice((self._code, self._code.lower(), self._code.replace("-", "")))
-            return [b"", mutate.changed(dice, text.encode())]
+            code = dice.choice((self._code, self._code.lower(), self._code.replace("-", "")))
+            return [b"", mutate.changed(dice, code.encode())]
         name = dice.choice(self.FILES)
         text = self._texts[name]
         if dice.random() < 0.15:

@@ -1,6 +1,7 @@
 """OpenAI's client, with files."""
 
 import asyncio
+import tempfile
 
 import httpx
 import openai
@@ -109,7 +110,7 @@ async def test_files_have_limits(open_door):
 async def test_the_file_of_a_form_that_does_not_end_is_closed(door, monkeypatch):
     made = []
 
-    class Spooled(formparsers.SpooledTemporaryFile):
+    class Spooled(tempfile.SpooledTemporaryFile):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             made.append(self)
