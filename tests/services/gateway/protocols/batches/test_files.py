@@ -110,7 +110,7 @@ async def test_files_have_limits(open_door):
 async def test_the_file_of_a_form_that_does_not_end_is_closed(door, monkeypatch):
     made = []
 
-    class Spooled(tempfile.SpooledTemporaryFile):
+    class Spooled(tempfile.SpooledTemporaryFile[bytes]):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             made.append(self)
