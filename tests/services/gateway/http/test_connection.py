@@ -334,7 +334,7 @@ async def test_a_client_that_has_left_is_forgotten(
     folder: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
     """No clock goes on for it, such as the one for clients that do not read."""
-    monkeypatch.setattr(connection, "LINGER_S", 0.01)
+    monkeypatch.setattr(connection, "LINGER_S", 1.0)
     async with opened(folder, gateway=Gateway(send_s=3600.0)) as door:
         host, port = door.url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
