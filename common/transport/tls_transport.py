@@ -57,7 +57,7 @@ class TlsTransport(asyncio.Transport):
         left = TURN_BYTES
         while left > 0 and not self._closed:
             try:
-                nbytes = self._connection.recv_into(self._protocol.get_buffer(-1))
+                nbytes = self._connection.recv_into(memoryview(self._protocol.get_buffer(-1)))
             except BlockingIOError:
                 return
             except OSError as error:
