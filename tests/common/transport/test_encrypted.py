@@ -19,6 +19,7 @@ from sps2.common.transport.backends import BackendName
 from sps2.common.transport.frame import Frame, frame_for
 from sps2.common.transport.hello import Hello
 from sps2.common.transport.plane import Plane
+from sps2.common.transport.proof import NONCE_BYTES
 
 from .wire import HEADER_BYTES, Disturb, Wire
 
@@ -233,7 +234,7 @@ async def test_an_acceptor_of_an_older_version_is_refused(cluster_key: Key) -> N
     heard: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     async def older(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        body = msgspec.msgpack.encode(["Challenge", bytes(hello.NONCE_BYTES)])
+        body = msgspec.msgpack.encode(["Challenge", bytes(NONCE_BYTES)])
         writer.write(hello._PREFIX.pack(hello.MAGIC, hello.VERSION, len(body)) + body)
         heard.set_result(await reader.read())
         writer.close()
