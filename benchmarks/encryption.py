@@ -60,7 +60,7 @@ def _answer(plane: Plane, to: str) -> None:
     answering: set[asyncio.Task[None]] = set()
 
     def say(frame: Frame, tensors: tuple[Tensor, ...]) -> None:
-        answer = frame_for("answer", ("r",), (0,), 0, frame.at, tensors)
+        answer = frame_for("answer", ("round",), (0,), 0, frame.at, tensors)
         task = asyncio.create_task(plane.send(to, answer, tensors))
         answering.add(task)
         task.add_done_callback(answering.discard)
@@ -76,11 +76,11 @@ def _answer(plane: Plane, to: str) -> None:
 async def stream(plane: Plane, to: str, at: int) -> float:
     """Seconds of a round of frames, until the last was read."""
     tensors = (torch.empty(STREAMED, dtype=torch.uint8).fill_(at % 100),)
-    with plane.open("r", 0) as inbox:
+    with plane.open("round", 0) as inbox:
         since_s = time.perf_counter()
         async with asyncio.TaskGroup() as sends:
             for layer in range(FRAMES):
-                frame = frame_for("deposit", ("r",), (0,), layer, at, tensors)
+                frame = frame_for("deposit", ("round",), (0,), layer, at, tensors)
                 sends.create_task(plane.send(to, frame, tensors))
         await inbox.recv("answer", 0, at, to)
         return time.perf_counter() - since_s
@@ -90,10 +90,10 @@ async def echo(plane: Plane, to: str, nbytes: int) -> list[float]:
     """Seconds of each round trip."""
     tensors = (torch.empty(nbytes, dtype=torch.uint8).fill_(1),)
     times = []
-    with plane.open("r", 0) as inbox:
+    with plane.open("round", 0) as inbox:
         for at in range(CALLS):
             since_s = time.perf_counter()
-            await plane.send(to, frame_for("question", ("r",), (0,), 0, at, tensors), tensors)
+            await plane.send(to, frame_for("question", ("round",), (0,), 0, at, tensors), tensors)
             await inbox.recv("answer", 0, at, to)
             times.append(time.perf_counter() - since_s)
     return times
@@ -173,7 +173,7 @@ def main() -> None:
     flags = Path("/proc/cpuinfo")
     aes = "aes" in flags.read_text(encoding="utf-8").split() if flags.exists() else "unknown"
     print(machine(), f"AES in hardware: {aes}")
-    there = Popen([sys.executable, __file__, "--there"], stdin=PIPE, stdout=PIPE, text=True)
+    there = Popen([sys.executable, __file__, "--there"], stdin=PIPE, stdout=PIPE, encoding="utf-8")
     uvloop.run(measure(options.rounds, there))
     there.wait()
 
