@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from sps2.common.errors import Invalid
-from sps2.common.validation import MALFORMED
 
 RopeKind = Literal["default", "linear", "llama3", "yarn"]
 
@@ -122,7 +121,7 @@ def read_json(path: Path) -> dict[str, Any]:
         table = json.loads(path.read_bytes())
     except OSError as error:
         raise Invalid(f"cannot read {path}: {error.strerror}") from error
-    except MALFORMED as error:
+    except (ValueError, RecursionError) as error:
         raise Invalid(f"{path} is not valid JSON: {error}") from error
     if not isinstance(table, dict):
         raise Invalid(f"{path} is not a JSON object")

@@ -29,6 +29,7 @@ from sps2.common.api import (
     Tokens,
     Usage,
 )
+from sps2.common.api.drawing import Drawing
 from sps2.common.api.harmless import Harmless
 from sps2.common.api.unsupported_fields import only_of
 from sps2.common.bus.peer import Server
@@ -327,7 +328,8 @@ def test_parameters_are_those_of_the_requests():
         (client.CompletionParameters, CompletionRequest, "prompt"),
         (client.ChatParameters, ChatRequest, "messages"),
     ):
-        harmless = set(Harmless.__struct_fields__) | set(only_of(request)) | {"best_of"}
+        harmless = set(Harmless.__struct_fields__) - set(Drawing.__struct_fields__)
+        harmless |= {*only_of(request), "best_of"}
         fields = set(request.__struct_fields__) - {required, "stream", "stream_options"}
         fields -= {name for name in fields if name.startswith("guided_")}  # `structured_outputs`
         assert set(typing.get_type_hints(parameters)) == fields - harmless | {"user"}

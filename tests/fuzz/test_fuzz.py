@@ -1,6 +1,7 @@
 """Some hundred changed inputs for every parser, and a fuzzer that finds what was planted."""
 
 import logging
+import mmap
 import os
 import random
 from pathlib import Path
@@ -68,7 +69,9 @@ class Faulty(Target):
             case "objects":
                 self._kept += [[] for _ in range(1000)]
             case "memory":
-                self._kept.append(b"x" * (1 << 20))
+                more = mmap.mmap(-1, 1 << 20)  # not from the heap, which may have room
+                more.write(bytes(1 << 20))
+                self._kept.append(more)
             case "descriptors":
                 self._kept.append(os.open(os.devnull, os.O_RDONLY))
         raise Invalid("no")
