@@ -16,7 +16,8 @@ from sps2.common.errors import Invalid
 
 HEADER_ROOM_BYTES = 1 << 20
 """A message this far over the size limit still gets an error; a larger one cuts the connection."""
-LINGER_MS = 200
+LINGER_MS = 1000
+"""For what was sent, after the socket is closed: on a busy machine it takes its time."""
 UNBIND_S = 1.0
 
 EVENTS = (

@@ -8,6 +8,9 @@ from collections.abc import Callable
 log = logging.getLogger(__name__)
 
 POLL_S = 0.05
+LAST_WORDS_S = 0.5
+"""For the end of the last answers, which is on its way, to be read before connections close; and
+for requests on their way, which are told to go elsewhere."""
 
 
 async def drained(is_idle: Callable[[], bool], serves: Callable[[], bool], within_s: float) -> None:
@@ -24,3 +27,4 @@ async def drained(is_idle: Callable[[], bool], serves: Callable[[], bool], withi
             log.warning("answers are ended that still run: %s", why)
             return
         await asyncio.sleep(POLL_S)
+    await asyncio.sleep(LAST_WORDS_S)
