@@ -20,7 +20,7 @@ from sps2.common.errors import ServiceError
 from sps2.services.descriptors import allow_all
 
 from . import load
-from .cluster import tiny
+from .cluster import SPANS, tiny
 from .rolling import failed
 
 BANK = 64
@@ -113,6 +113,7 @@ def main() -> int:
         decode=options.decode,
         pool_tokens=options.pool_tokens,
         gateway={"max_requests": more, "max_connections": more},
+        scheduler=SPANS | {"max_queue": more},
     ) as cluster:
         return asyncio.run(_run(cluster, options.streams, options.within_s))
 
